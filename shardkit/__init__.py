@@ -1,0 +1,86 @@
+"""shardkit: a huge collection of files and one Python function become one clean dataset.
+
+Names are loaded when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from shardkit._version import __version__
+
+if TYPE_CHECKING:
+    from shardkit.errors import (
+        BudgetExceeded,
+        CombineError,
+        InputError,
+        LedgerError,
+        PipelineError,
+        PlanMismatch,
+        RunBusy,
+        RunFailed,
+        RunInterrupted,
+        RunNotFound,
+        SchemaConflict,
+        ShardkitError,
+        StorageError,
+    )
+    from shardkit.pipeline import Pipeline
+    from shardkit.record import Record
+    from shardkit.runs import Run, Summary, open_run, run
+
+_HOMES = {
+    "BudgetExceeded": "errors",
+    "CombineError": "errors",
+    "InputError": "errors",
+    "LedgerError": "errors",
+    "Pipeline": "pipeline",
+    "PipelineError": "errors",
+    "PlanMismatch": "errors",
+    "Record": "record",
+    "Run": "runs",
+    "RunBusy": "errors",
+    "RunFailed": "errors",
+    "RunInterrupted": "errors",
+    "RunNotFound": "errors",
+    "SchemaConflict": "errors",
+    "ShardkitError": "errors",
+    "StorageError": "errors",
+    "Summary": "runs",
+    "open_run": "runs",
+    "run": "runs",
+}
+
+__all__ = [
+    "BudgetExceeded",
+    "CombineError",
+    "InputError",
+    "LedgerError",
+    "Pipeline",
+    "PipelineError",
+    "PlanMismatch",
+    "Record",
+    "Run",
+    "RunBusy",
+    "RunFailed",
+    "RunInterrupted",
+    "RunNotFound",
+    "SchemaConflict",
+    "ShardkitError",
+    "StorageError",
+    "Summary",
+    "__version__",
+    "open_run",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shardkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"shardkit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,143 @@
+"""One attempt at a run, from its start to its end: heartbeat, display, orderly interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from shardkit.clock import now
+from shardkit.errors import RunInterrupted, ShardkitError
+from shardkit.progress import Meter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardkit.micro import Tally
+    from shardkit.pool import Stop
+    from shardkit.progress import Progress
+    from shardkit.runfolder import RunFolder
+
+TICK_S = 0.25
+HEARTBEAT_S = 5.0
+INTERRUPT_PATIENCE_S = 10.0
+
+
+class Attempt:
+    """Runs beside both passes; what it writes under ``progress/`` tells how the attempt went.
+
+    ``begun`` is when the attempt began, on the clock of ``time.monotonic``.
+    """
+
+    def __init__(self, folder: RunFolder, progress: Progress, *, begun: float) -> None:
+        self.number = folder.next_attempt()
+        self.progress = progress
+        self.started = now()
+        self._folder = folder
+        self._begun = begun
+        self._beat: dict[str, Any] = {"phase": "pass 1"}
+        self._tally: Tally | None = None
+        self._stop: Stop | None = None
+        self._meter: Meter | None = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="shardkit-heartbeat", daemon=True)
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def seconds(self) -> float:
+        """How long the attempt has taken so far."""
+        return time.monotonic() - self._begun
+
+    @contextlib.contextmanager
+    def pass1(self, tally: Tally, stop: Stop, meter: Meter) -> Iterator[None]:
+        """Watch over pass 1: its budget, its display, its end on a signal."""
+        self._stop, self._meter, self._tally = stop, meter, tally
+        self.progress.start(meter.total)
+        try:
+            yield
+        finally:
+            self._show()
+            self._tally = self._meter = self._stop = None
+            self.progress.finish()
+
+    @contextlib.contextmanager
+    def pass2(self, meter: Meter) -> Iterator[None]:
+        """Watch over pass 2."""
+        self._beat["phase"] = "pass 2"
+        self._meter = meter
+        self.progress.start(meter.total)
+        try:
+            yield
+        finally:
+            self._show()
+            self._meter = None
+            self.progress.finish()
+
+    def _live(self) -> None:
+        last = time.monotonic()
+        while not self._end.wait(TICK_S):
+            if (tally := self._tally) is not None:
+                tally.check_budget()
+            self._show()
+            if time.monotonic() - last > HEARTBEAT_S:
+                last = time.monotonic()
+                with contextlib.suppress(ShardkitError):  # a full disk shows where it matters, at the parts
+                    self._write("running")
+
+    def _show(self) -> None:
+        if (meter := self._meter) is not None:
+            done, line = meter.read()
+            self.progress.update(done, line)
+
+    def _write(self, state: str, message: str | None = None) -> None:
+        if (tally := self._tally) is not None:
+            counts = tally.counts()
+            self._beat |= {"records": counts.records, "bytes": counts.bytes, "quarantined": counts.quarantined}
+        self._folder.write_heartbeat(
+            {
+                "shard": "all",
+                "attempt": self.number,
+                "state": state,
+                "message": message,
+                **self._beat,
+                "started": self.started,
+                "at": now(),
+                "seconds": round(self.seconds, 3),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+            }
+        )
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        stop = self._stop
+        if stop is None:
+            raise RunInterrupted(f"Run {self._folder.run_id} was interrupted.", hint=resume_hint(self._folder))
+        patience = 0.0 if isinstance(stop.error, RunInterrupted) else INTERRUPT_PATIENCE_S
+        stop.ask(RunInterrupted(f"Run {self._folder.run_id} was interrupted.", hint=resume_hint(self._folder)), patience_s=patience)
+        if patience and number == signal.SIGINT:
+            self.progress.note("Interrupted: committing what is done (press Ctrl-C again to stop at once).")
+
+    def __enter__(self) -> Attempt:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._write("running")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._end.set()
+        self._thread.join()
+        state = "done" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(ShardkitError):
+            self._write(state, str(error) if error is not None else None)
+
+
+def resume_hint(folder: RunFolder) -> str:
+    """The command that goes on with a run."""
+    return f"What was committed is kept; go on with: shardkit resume {folder.output} --run-id {folder.run_id}"

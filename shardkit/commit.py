@@ -1,0 +1,114 @@
+"""The switch from one state of a dataset to the next.
+
+New files are written whole under the run folder first. ``commit.json`` then says what is to happen, which from that
+moment on will happen, if need be in a later process: the new files appear under their names, the result that lists
+them is written, and the files that the pipeline's earlier result lists go. Nobody else's file is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import PipelineError
+from shardkit.runfolder import STATE_DIR, RunFolder, lock_file, runs_of
+from shardkit.storage import place_file, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def staging(folder: RunFolder) -> Path:
+    """Where a run's dataset files are written before the switch."""
+    return folder.path / "dataset"
+
+
+@contextlib.contextmanager
+def dataset_lock(output: Path) -> Iterator[None]:
+    """Keep other processes of this machine from switching the same dataset, once any half-done switch is finished.
+
+    Raises:
+        RunBusy: another process is at it.
+    """
+    with lock_file(output / STATE_DIR / "lock", f"Another run is switching the dataset in {output}."):
+        for run in _unfinished(output):
+            _finish_switch(run)
+        yield
+
+
+def current_result(output: Path) -> dict[str, Any] | None:
+    """The result that describes the dataset as it is now: that of the run which finished last."""
+    results = [result for run in runs_of(output) if (result := run.result()) is not None]
+    return max(results, key=lambda result: result["switched"], default=None)
+
+
+def check_owner(output: Path, name: str) -> None:
+    """See that no other pipeline's dataset lies in ``output``.
+
+    Raises:
+        PipelineError: there is one.
+    """
+    current = current_result(output)
+    if current is not None and current["name"] != name:
+        raise PipelineError(
+            f"{output} holds the dataset of the pipeline {current['name']!r} (run {current['run_id']}), not of {name!r}.",
+            hint=f"Choose another output, or give this pipeline the name {current['name']!r} to replace that dataset.",
+        )
+
+
+def switch(folder: RunFolder, result: dict[str, Any]) -> None:
+    """Make the files in ``staging`` the dataset, and ``result`` its description. The caller holds the dataset lock.
+
+    Raises:
+        StorageError: the switch could not be finished; it will be when the run is resumed.
+    """
+    old = current_result(folder.output)
+    new = {file["path"] for file in result["files"]}
+    gone = [f["path"] for f in old["files"] if f["path"] not in new] if old else []
+    result["switched"] = (old["switched"] if old else 0) + 1
+    folder.write("commit.json", {"result": result, "gone": gone})
+    _finish_switch(folder)
+
+
+def _finish_switch(folder: RunFolder) -> None:
+    """Carry out what ``commit.json`` says, wherever an earlier process left off."""
+    commit = folder.read("commit.json")
+    for file in commit["result"]["files"]:
+        staged = staging(folder) / file["path"]
+        if staged.exists():
+            place_file(staged, folder.output / file["path"])
+    folder.write("result.json", commit["result"])
+    for name in commit["gone"]:
+        _remove(folder.output, name)
+    path = folder.path / "commit.json"
+    with writing(path):
+        path.unlink()
+    shutil.rmtree(staging(folder), ignore_errors=True)
+
+
+def finish_switches(output: Path) -> None:
+    """Finish any switch of this output that a process left half-way."""
+    if _unfinished(output):
+        with dataset_lock(output):
+            pass
+
+
+def _unfinished(output: Path) -> list[RunFolder]:
+    return [run for run in runs_of(output) if (run.path / "commit.json").exists()]
+
+
+def _remove(output: Path, name: str) -> None:
+    """Remove a file, and the partition folders that it leaves empty."""
+    target = output / name
+    with writing(target):
+        target.unlink(missing_ok=True)
+        for parent in list((output / name).parents):
+            if parent == output:
+                break
+            try:
+                os.rmdir(parent)
+            except OSError:
+                break

@@ -1,0 +1,206 @@
+"""Rows to the files of a dataset: cut by rows or bytes, and into Hive partitions."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardkit.errors import PipelineError
+from shardkit.formats import SUFFIXES, FileWriter, open_writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from shardkit.merging import Source
+
+ROW_GROUP_ROWS = 1 << 17
+ROW_GROUP_BYTES = 32 << 20
+# All partitions' rows that are not yet written, together; and how many partitions' files are open at once.
+PARTITIONS_BYTES = 128 << 20
+PARTITIONS_OPEN = 256
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a dataset is cut into files."""
+
+    format: str
+    rows_per_file: int
+    target_bytes: int | None
+    partition_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of the dataset; ``path`` is relative to its folder."""
+
+    path: str
+    rows: int
+    bytes: int
+
+
+class _Building:
+    """One file on its way: rows are held until they make a row group."""
+
+    def __init__(self, folder: Path, path: str, schema: pa.Schema, layout: Layout) -> None:
+        self.path = path
+        self.rows = 0
+        self.held_bytes = 0
+        self._file = folder / path
+        self._schema = schema
+        self._layout = layout
+        self._held: list[pa.Table] = []
+        self._held_rows = 0
+        self._writer: FileWriter | None = None
+        self._group_bytes = min(ROW_GROUP_BYTES, layout.target_bytes or ROW_GROUP_BYTES)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the file has reached its size."""
+        if self.rows >= self._layout.rows_per_file:
+            return True
+        target = self._layout.target_bytes
+        return target is not None and self._writer is not None and self._writer.tell() >= target
+
+    def append(self, table: pa.Table) -> pa.Table:
+        """Take as many rows as the file has room for; returns the others."""
+        taken = table.slice(0, self._layout.rows_per_file - self.rows)
+        self._held.append(taken)
+        self._held_rows += len(taken)
+        self.held_bytes += taken.nbytes
+        self.rows += len(taken)
+        if self._held_rows >= ROW_GROUP_ROWS or self.held_bytes >= self._group_bytes:
+            self.flush()
+        return table.slice(len(taken))
+
+    def flush(self) -> None:
+        """Write the rows held, in row groups of the right size."""
+        if not self._held:
+            return
+        if self._writer is None:
+            self._writer = open_writer(self._file, self._schema, self._layout.format)
+        table = pa.concat_tables(self._held)
+        groups = max(-(-self._held_rows // ROW_GROUP_ROWS), self.held_bytes // max(self._group_bytes, 1), 1)
+        step = -(-len(table) // min(groups, len(table) or 1))
+        for start in range(0, len(table), max(step, 1)):
+            self._writer.write(table.slice(start, step))
+        self._held, self._held_rows, self.held_bytes = [], 0, 0
+
+    def close(self) -> DataFile:
+        """Finish the file."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+        return DataFile(self.path, self.rows, os.path.getsize(self._file))
+
+
+def write_dataset(folder: Path, source: Source, layout: Layout, *, token: str, threads: int) -> list[DataFile]:
+    """Write all rows of ``source`` under ``folder``; file names carry ``token``.
+
+    Raises:
+        PipelineError: a partition column is not there, or the format cannot hold a column.
+        StorageError: a file cannot be written.
+    """
+    if layout.partition_by or layout.target_bytes:
+        return write_stream(folder, source.tables(), layout, token=token)
+    ranges = [(s, min(s + layout.rows_per_file, source.num_rows)) for s in range(0, source.num_rows, layout.rows_per_file)]
+
+    def write(number: int) -> DataFile:
+        file = _Building(folder, _name(number, token, layout), source.schema, layout)
+        for table in source.tables(*ranges[number]):
+            file.append(table)
+        return file.close()
+
+    # Where each file begins is known beforehand, so they are written side by side.
+    with ThreadPoolExecutor(min(threads, len(ranges)) or 1, thread_name_prefix="shardkit-write") as pool:
+        return list(pool.map(write, range(len(ranges))))
+
+
+def write_stream(folder: Path, tables: Iterable[pa.Table], layout: Layout, *, token: str) -> list[DataFile]:
+    """Write tables as they come, each partition's rows to files of its own."""
+    writer = _PartitionedWriter(folder, layout, token)
+    for table in tables:
+        for prefix, rows in _split(table, layout.partition_by):
+            writer.append(prefix, rows)
+    return writer.close()
+
+
+class _PartitionedWriter:
+    def __init__(self, folder: Path, layout: Layout, token: str) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._token = token
+        self._open: dict[str, _Building] = {}
+        self._numbers: dict[str, int] = {}
+        self._files: list[DataFile] = []
+
+    def append(self, prefix: str, rows: pa.Table) -> None:
+        while len(rows):
+            file = self._open.pop(prefix, None) or self._begin(prefix, rows.schema)
+            self._open[prefix] = file  # last in the dict: most recently used
+            rows = file.append(rows)
+            if file.is_full:
+                self._files.append(self._open.pop(prefix).close())
+        self._keep_bounds()
+
+    def _begin(self, prefix: str, schema: pa.Schema) -> _Building:
+        number = self._numbers[prefix] = self._numbers.get(prefix, -1) + 1
+        return _Building(self._folder, prefix + _name(number, self._token, self._layout), schema, self._layout)
+
+    def _keep_bounds(self) -> None:
+        if len(self._open) > PARTITIONS_OPEN:
+            oldest = next(iter(self._open))
+            self._files.append(self._open.pop(oldest).close())
+        while sum(file.held_bytes for file in self._open.values()) > PARTITIONS_BYTES:
+            max(self._open.values(), key=lambda file: file.held_bytes).flush()
+
+    def close(self) -> list[DataFile]:
+        self._files += [file.close() for file in self._open.values()]
+        return sorted(self._files, key=lambda file: file.path)
+
+
+def _name(number: int, token: str, layout: Layout) -> str:
+    return f"part-{number:05d}-{token}{SUFFIXES[layout.format]}"
+
+
+def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[str, pa.Table]]:
+    """Each partition's folder, with its trailing slash, and its rows in their order, without the partition columns."""
+    if not columns:
+        yield "", table
+        return
+    missing = next((c for c in columns if c not in table.column_names), None)
+    if missing is not None:
+        raise PipelineError(
+            f"output.partition_by: there is no column {missing!r}.", hint=f"There are {', '.join(table.column_names)}."
+        )
+    if len(columns) == table.num_columns:
+        raise PipelineError("output.partition_by: every column is a partition.", hint="Leave one for the files.")
+    code = np.zeros(len(table), np.int64)
+    for name in columns:
+        encoded = pc.dictionary_encode(table[name].combine_chunks(), null_encoding="encode")
+        code = code * (len(encoded.dictionary) + 1) + encoded.indices.to_numpy()
+    order = np.argsort(code, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(code[order]) != 0])
+    ordered = table.take(pa.array(order))
+    rest = ordered.drop_columns(list(columns))
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        values = [ordered[name][int(start)].as_py() for name in columns]
+        yield "".join(f"{quote(n, safe='')}={_folder(v)}/" for n, v in zip(columns, values, strict=True)), rest.slice(
+            int(start), int(stop - start)
+        )
+
+
+def _folder(value: object) -> str:
+    if value is None:
+        return NULL_PARTITION
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return quote(text, safe=" :,+@()") or NULL_PARTITION

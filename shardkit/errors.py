@@ -1,0 +1,89 @@
+"""What shardkit raises.
+
+    ShardkitError
+    ├── PipelineError        the pipeline, a command's arguments or the function cannot be used as given
+    │   ├── InputError       the input is empty, missing or cannot be read
+    │   └── PlanMismatch     a run is to be resumed with another plan than its own
+    ├── RunNotFound          no such run under that output
+    ├── RunBusy              another process works on the same run or dataset
+    ├── RunFailed            the run stopped before its dataset was complete
+    │   ├── BudgetExceeded   more records are quarantined than max_failures allows
+    │   ├── StorageError     a file could not be written (disk full, no permission)
+    │   ├── LedgerError      records are missing from the ledger
+    │   ├── CombineError     the user's combine function raised
+    │   └── SchemaConflict   two parts give one column types that cannot be unified
+    └── RunInterrupted       Ctrl-C or SIGTERM; `resume` goes on from there
+
+Every error is a sentence or two: what happened, to which run and file, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class ShardkitError(Exception):
+    """The base of all errors that shardkit raises on purpose.
+
+    ``exit_code`` is what the command line exits with; ``hint`` is what to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class PipelineError(ShardkitError):
+    """The pipeline, a command's arguments or the function cannot be used as given."""
+
+    exit_code = 2
+
+
+class InputError(PipelineError):
+    """The input is empty, missing or cannot be read."""
+
+
+class PlanMismatch(PipelineError):
+    """A run is to be resumed with another plan than its own."""
+
+
+class RunNotFound(PipelineError):
+    """There is no such run under that output."""
+
+
+class RunBusy(ShardkitError):
+    """Another process works on the same run or dataset."""
+
+
+class RunFailed(ShardkitError):
+    """The run stopped before its dataset was complete; what was committed is kept."""
+
+
+class BudgetExceeded(RunFailed):
+    """More records are quarantined than ``max_failures`` allows."""
+
+
+class StorageError(RunFailed):
+    """A file could not be written or read back: disk full, no permission, a lost mount."""
+
+
+class LedgerError(RunFailed):
+    """Records listed are not the sum of records done, quarantined and skipped."""
+
+
+class CombineError(RunFailed):
+    """The user's ``combine`` raised; the message holds its traceback."""
+
+
+class SchemaConflict(RunFailed):
+    """Two parts give one column types that cannot be unified."""
+
+
+class RunInterrupted(ShardkitError, KeyboardInterrupt):
+    """The run was interrupted by Ctrl-C or SIGTERM; it can be resumed."""
+
+    exit_code = 130

@@ -1,0 +1,185 @@
+"""Pipelines from YAML, and errors that name the field, the line, what was expected and the nearest known name."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from shardkit.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shardkit.pipeline import Pipeline
+
+P = TypeVar("P", bound="Pipeline")
+PATH_FIELDS = (("input", "uri"), ("output", "uri"), ("source_dir",))
+
+
+def load_yaml(kind: type[P], path: Path, overrides: dict[str, Any]) -> P:
+    """Read and validate a YAML file.
+
+    Raises:
+        PipelineError: it cannot be read, is not YAML, or a field is unknown, mistyped or missing.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise PipelineError(
+            f"Cannot read the pipeline {path}: {reason}.", hint="shardkit init blank DIR writes one to begin with."
+        ) from None
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise PipelineError(f"{path}{where}: this is not YAML: {getattr(error, 'problem', error)}.") from None
+    if not isinstance(content, dict):
+        raise PipelineError(f"{path}: a pipeline is a mapping of fields, such as input:, function:, output:.")
+    lines = _lines(node)
+    _anchor_paths(content, path.resolve().parent)
+    for name, value in overrides.items():
+        _override(content, name, value)
+        lines.pop(tuple(name.split(".")), None)
+    try:
+        return kind(**{str(name): value for name, value in content.items()})
+    except PipelineError as error:
+        if not isinstance(error.__cause__, ValidationError):
+            raise
+        raise PipelineError(explain(error.__cause__, kind, file=str(path), lines=lines)) from None
+
+
+def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
+    """Relative paths count from the YAML file's folder; so do modules, unless source_dir says otherwise."""
+    content.setdefault("source_dir", ".")
+    for section in ("input", "output"):
+        if isinstance(content.get(section), str):
+            content[section] = {"uri": content[section]}
+    for names in PATH_FIELDS:
+        home: Any = content
+        for name in names[:-1]:
+            home = home.get(name) if isinstance(home, dict) else None
+        if isinstance(home, dict) and isinstance(value := home.get(names[-1]), str) and "://" not in value:
+            home[names[-1]] = str(folder / os.path.expanduser(value))
+
+
+def _override(content: dict[str, Any], name: str, value: Any) -> None:
+    *sections, last = name.split(".")
+    home = content
+    if name in {"input", "output"} and isinstance(value, str):
+        sections, last = [name], "uri"
+    for section in sections:
+        if not isinstance(home.get(section), dict):
+            home[section] = {}
+        home = home[section]
+    home[last] = value
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``field=value`` from the command line; the value is read as YAML.
+
+    Raises:
+        PipelineError: it has no ``=``, or the value is not YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise PipelineError(f"--set {text}: expected FIELD=VALUE, such as input.uri=data/ or timeout=60.")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        return name.strip(), value
+
+
+def _lines(node: Any, at: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], int]:
+    """The line of each field, by its path."""
+    found: dict[tuple[str | int, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            found[(*at, key.value)] = key.start_mark.line + 1
+            found.update(_lines(value, (*at, key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            found[(*at, i)] = item.start_mark.line + 1
+            found.update(_lines(item, (*at, i)))
+    return found
+
+
+def explain(
+    error: ValidationError,
+    kind: type[BaseModel],
+    *,
+    file: str | None = None,
+    lines: dict[tuple[str | int, ...], int] | None = None,
+) -> str:
+    """A validation error as a sentence a field."""
+    told: dict[tuple[str | int, ...], str] = {}
+    for problem in error.errors():
+        at = _field_path(problem["loc"], kind)
+        line = next((n for i in range(len(at), 0, -1) if (n := (lines or {}).get(at[:i]))), None)
+        where = f"{file}, line {line}: " if file and line else f"{file}: " if file else ""
+        name = ".".join(map(str, at))
+        told.setdefault(at, f"{where}{name}: {_reason(problem, at, kind)}")
+    return "\n".join(told.values())
+
+
+def _field_path(loc: tuple[str | int, ...], kind: type[BaseModel]) -> tuple[str | int, ...]:
+    """The location without the names that pydantic gives the members of a union."""
+    path: list[str | int] = []
+    model: Any = kind
+    for step in loc:
+        fields = _fields(model) if model is not None else {}
+        if step in fields:
+            path.append(step)
+            model = _model_in(fields[str(step)])
+        elif model is not None and (not path or _is_model(model)):
+            path.append(step)
+            model = None
+        elif isinstance(step, int):
+            path.append(step)
+    return tuple(path)
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _model_in(annotation: Any) -> Any:
+    return annotation if _is_model(annotation) else next((a for a in get_args(annotation) if _is_model(a)), None)
+
+
+def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> str:
+    given = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        model: Any = kind
+        for step in at[:-1]:
+            model = _model_in(_fields(model)[str(step)])
+        known = list(_fields(model))
+        near = difflib.get_close_matches(str(at[-1]), known, n=1)
+        return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; known are {', '.join(known)}"
+    if problem["type"] == "missing":
+        return "this field is missing"
+    if problem["type"] == "literal_error":
+        expected = problem["ctx"]["expected"]
+        near = difflib.get_close_matches(str(given), [e.strip("' ") for e in expected.replace(" or ", ",").split(",")], n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        return f"expected {expected}, not {_shown(given)}{guess}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}, not {_shown(given)}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)[:80]
+    except TypeError:
+        return repr(value)[:80]

@@ -1,0 +1,148 @@
+"""The file formats that a dataset can have. A file is written table by table, and closed durably."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from shardkit.errors import PipelineError
+from shardkit.storage import sync_file, writing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SUFFIXES = {"parquet": ".parquet", "jsonl": ".jsonl", "csv": ".csv", "arrow": ".arrow"}
+
+
+class FileWriter(Protocol):
+    """A file on its way."""
+
+    def write(self, table: pa.Table) -> None:
+        """Append a table, as one row group where the format has these."""
+
+    def tell(self) -> int:
+        """How many bytes are written."""
+
+    def close(self) -> None:
+        """Finish the file and flush it to the disk."""
+
+
+def open_writer(path: Path, schema: pa.Schema, format: str) -> FileWriter:
+    """Begin a file.
+
+    Raises:
+        PipelineError: the format cannot hold a column of ``schema``.
+        StorageError: the file cannot be written.
+    """
+    kinds = {"parquet": _Parquet, "jsonl": _JsonLines, "csv": _Csv, "arrow": _ArrowIpc}
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer: FileWriter = kinds[format](path, schema)
+        return writer
+
+
+class _Base:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = open(path, "wb")  # noqa: SIM115  closed in close()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        with writing(self._path):
+            self._end()
+            self._file.close()
+        sync_file(self._path)
+
+    def _end(self) -> None:
+        """Write what the format has at its end."""
+
+
+class _Parquet(_Base):
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        import pyarrow.parquet as pq
+
+        super().__init__(path)
+        self._writer = pq.ParquetWriter(
+            self._file, schema, compression="zstd", compression_level=1, write_page_index=True
+        )
+
+    def write(self, table: pa.Table) -> None:
+        with writing(self._path):
+            self._writer.write_table(table, row_group_size=max(len(table), 1))
+
+    def _end(self) -> None:
+        self._writer.close()
+
+
+class _ArrowIpc(_Base):
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        super().__init__(path)
+        self._writer = pa.ipc.new_file(self._file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd"))
+
+    def write(self, table: pa.Table) -> None:
+        with writing(self._path):
+            self._writer.write_table(table.combine_chunks())
+
+    def _end(self) -> None:
+        self._writer.close()
+
+
+class _Csv(_Base):
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        import pyarrow.csv as csv
+
+        nested = next((f for f in schema if pt.is_nested(f.type) or pt.is_binary(f.type)), None)
+        if nested is not None:
+            raise PipelineError(
+                f"output.format: CSV cannot hold column {nested.name!r} ({nested.type}).",
+                hint="Use parquet, arrow or jsonl.",
+            )
+        super().__init__(path)
+        self._writer = csv.CSVWriter(self._file, schema)
+
+    def write(self, table: pa.Table) -> None:
+        with writing(self._path):
+            self._writer.write_table(table)
+
+    def _end(self) -> None:
+        self._writer.close()
+
+
+class _JsonLines(_Base):
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        binary = next((f for f in schema if pt.is_binary(f.type) or pt.is_large_binary(f.type)), None)
+        if binary is not None:
+            raise PipelineError(
+                f"output.format: JSON Lines cannot hold column {binary.name!r} ({binary.type}).",
+                hint="Use parquet or arrow.",
+            )
+        super().__init__(path)
+
+    def write(self, table: pa.Table) -> None:
+        with writing(self._path):
+            for batch in table.to_batches(max_chunksize=4096):
+                lines = [json.dumps(_jsonable(row), ensure_ascii=False, separators=(",", ":")) for row in batch.to_pylist()]
+                self._file.write(("\n".join(lines) + "\n").encode())
+
+
+def _jsonable(value: Any) -> Any:
+    """``value`` in JSON's own terms: NaN and infinities are null, times are ISO 8601, decimals are strings."""
+    if isinstance(value, dict):
+        return {k: _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    return str(value) if isinstance(value, decimal.Decimal) else value

@@ -1,0 +1,252 @@
+"""The user's functions: how they are named, shipped to workers, told apart by their source, and loaded.
+
+A function travels by reference (``module:callable``, found in a source folder) or, where a worker could not
+import it (a notebook cell, ``__main__``, a lambda, something local), by value.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import pickle
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+@dataclass(frozen=True)
+class FunctionRef:
+    """A callable that another process can load.
+
+    ``name`` is ``module:callable``; ``source_dir`` the folder where the module is looked for first; ``pickled``
+    the callable itself where it travels by value; ``digest`` tells two versions of its source apart.
+    """
+
+    name: str
+    source_dir: str | None
+    digest: str
+    pickled: bytes | None = None
+
+    def load(self) -> Callable[..., Any]:
+        """The callable itself; a class is instantiated.
+
+        Raises:
+            PipelineError: it cannot be imported, or is not callable.
+        """
+        function = pickle.loads(self.pickled) if self.pickled is not None else _import(self.name, self.source_dir)
+        if inspect.isclass(function):
+            function = function()
+        if not callable(function):
+            raise PipelineError(f"{self.name} is {type(function).__name__}, which cannot be called.")
+        return function  # type: ignore[no-any-return]
+
+
+def reference(function: str | Callable[..., Any], *, source_dir: str | os.PathLike[str] | None = None) -> FunctionRef:
+    """Make a reference from ``module:callable`` or from the callable itself.
+
+    Nothing of the user's is imported: a named function is looked for in its module's source.
+
+    Raises:
+        PipelineError: there is no such module, or it defines no such name.
+    """
+    folder = os.path.abspath(source_dir) if source_dir is not None else None
+    if isinstance(function, str):
+        return _by_name(function, folder)
+    if not callable(function):
+        raise PipelineError(f"function: {function!r} cannot be called.", hint="Give a function, or 'module:callable'.")
+    return _by_value(function) if _only_by_value(function) else _from_module(function)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """``module:callable`` as its two halves."""
+    module, colon, attribute = name.partition(":")
+    if not (colon and module and attribute) or "/" in module or module.endswith(".py"):
+        raise PipelineError(
+            f"function: {name!r} is not of the form module:callable.",
+            hint="For a function rows in the file features.py write features:rows.",
+        )
+    return module, attribute
+
+
+def _by_name(name: str, source_dir: str | None) -> FunctionRef:
+    module, attribute = split_name(name)
+    file = _module_file(module, source_dir or os.getcwd())
+    if file is None:
+        if _installed(module):
+            return FunctionRef(name, source_dir, _sha256(name.encode()))
+        where = source_dir or os.getcwd()
+        near = difflib.get_close_matches(module, [p.stem for p in Path(where).glob("*.py")], n=1)
+        raise PipelineError(
+            f"function: no module {module!r} in {where}, nor among the installed packages.",
+            hint=f"Did you mean {near[0]}:{attribute}?" if near else "Set source_dir to the folder that holds it.",
+        )
+    _check_defines(file, attribute, name)
+    return FunctionRef(name, source_dir or os.getcwd(), source_digest(file, source_dir or os.getcwd()))
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _module_file(module: str, folder: str) -> Path | None:
+    path = Path(folder, *module.split("."))
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+
+
+def _check_defines(file: Path, attribute: str, name: str) -> None:
+    try:
+        tree = ast.parse(file.read_bytes(), str(file))
+    except SyntaxError as error:
+        raise PipelineError(f"function: {file} line {error.lineno} is not valid Python: {error.msg}.") from None
+    names, complete = _top_level_names(tree)
+    first = attribute.split(".")[0]
+    if complete and first not in names:
+        near = difflib.get_close_matches(first, sorted(names), n=1)
+        raise PipelineError(
+            f"function: {file} defines no {first!r} (asked for as {name}).",
+            hint=f"Did you mean {split_name(name)[0]}:{near[0]}?" if near else "",
+        )
+
+
+def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
+    """The names that a module binds, and whether these are all (no star import, no module ``__getattr__``)."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+    return names, not names & {"*", "__getattr__"}
+
+
+def source_digest(file: Path, source_dir: str) -> str:
+    """The sha256 of a module's source and of every module under ``source_dir`` that it imports, transitively."""
+    found: dict[str, bytes] = {}
+    queue = [file.resolve()]
+    while queue:
+        path = queue.pop()
+        name = os.path.relpath(path, Path(source_dir).resolve())
+        if name in found:
+            continue
+        found[name] = path.read_bytes()
+        queue.extend(_local_imports(path, found[name], source_dir))
+    return _sha256(*(part for name in sorted(found) for part in (name.encode(), found[name])))
+
+
+def _local_imports(path: Path, source: bytes, source_dir: str) -> list[Path]:
+    modules: set[str] = set()
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return []
+    package = os.path.relpath(path.parent, Path(source_dir).resolve()).replace(os.sep, ".").strip(".")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join(filter(None, [*parents, base]))
+            modules.add(base)
+            modules.update(f"{base}.{alias.name}".strip(".") for alias in node.names)
+    parts = {".".join(m.split(".")[:n]) for m in modules if m for n in range(1, m.count(".") + 2)}
+    return [file.resolve() for m in parts if (file := _module_file(m, source_dir))]
+
+
+def _only_by_value(function: Callable[..., Any]) -> bool:
+    """Whether a fresh process could not import ``function`` by its name."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if not module or module == "__main__" or not name or "<" in name or module not in sys.modules:
+        return True
+    value: Any = sys.modules[module]
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value is not function or getattr(sys.modules[module], "__file__", None) is None
+
+
+def _by_value(function: Callable[..., Any]) -> FunctionRef:
+    import cloudpickle
+
+    name = f"{getattr(function, '__module__', '__main__')}:{getattr(function, '__qualname__', repr(function))}"
+    try:
+        pickled = cloudpickle.dumps(function)
+    except Exception as error:
+        raise PipelineError(
+            f"function: {name} cannot be sent to the workers by value: {type(error).__name__}: {error}.",
+            hint="It refers to something that cannot be pickled (an open file, a lock, a connection): make that "
+            "inside the function, or use a class, which is instantiated once per worker.",
+        ) from error
+    try:
+        source = inspect.getsource(function).encode()
+    except (OSError, TypeError):
+        source = pickled
+    return FunctionRef(name, None, _sha256(source), pickled)
+
+
+def _from_module(function: Callable[..., Any]) -> FunctionRef:
+    module, name = function.__module__, function.__qualname__
+    file = Path(sys.modules[module].__file__ or "")
+    folder = file.parent.parent if file.name == "__init__.py" else file.parent
+    for _ in range(module.count(".")):
+        folder = folder.parent
+    return FunctionRef(f"{module}:{name}", str(folder), source_digest(file, str(folder)))
+
+
+def _import(name: str, source_dir: str | None) -> Any:
+    module, attribute = split_name(name)
+    if source_dir and source_dir not in sys.path:
+        sys.path.insert(0, source_dir)
+    try:
+        value: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+    except Exception as error:
+        raise PipelineError(
+            f"function: {name} cannot be loaded: {type(error).__name__}: {error}.\n{user_traceback(error)}".rstrip(),
+            hint="Mend the module, or install what it imports.",
+        ) from error
+    return value
+
+
+def user_traceback(error: BaseException, *, limit_chars: int = 8000) -> str:
+    """The traceback of ``error`` without this package's and the import system's own frames; its end if too long."""
+    told = traceback.TracebackException.from_exception(error, compact=True)
+    link: traceback.TracebackException | None = told
+    while link:
+        link.stack = traceback.StackSummary.from_list([f for f in link.stack if not _is_ours(f.filename)])
+        link = link.__cause__ or link.__context__
+    text = "".join(told.format())
+    return text if len(text) <= limit_chars else "[...]\n" + text[-limit_chars:]
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith((_HERE, "<frozen importlib")) or os.path.dirname(filename).endswith("/importlib")
+
+
+def _sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,159 @@
+"""The ledger of a run: what became of every record, as the markers tell it.
+
+    records listed = done + quarantined + skipped        (once the run is complete)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardkit.errors import LedgerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shardkit.runfolder import RunFolder
+
+OPEN, DONE, QUARANTINED = range(3)
+
+
+@dataclass(frozen=True)
+class CommittedPart:
+    """A part whose chunk is committed."""
+
+    path: Path
+    rows: int
+    bytes: int
+
+
+class Ledger:
+    """What the markers of a run say, put together.
+
+    A record's last word is its latest marker's: a retry overrules the chunk that quarantined it. Two markers for the
+    same planned records (a duplicate attempt) count once.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        table = folder.records(["shard", "chunk", "bytes"])
+        self.shard = table["shard"].to_numpy()
+        self.chunk = table["chunk"].to_numpy()
+        self.bytes = table["bytes"].to_numpy()
+        self.state = np.full(len(table), OPEN, np.int8)
+        self.listed = len(table)
+        self.markers: list[dict[str, Any]] = []
+        self._entries: dict[int, dict[str, Any]] = {}
+        self._members = _members(self.shard, self.chunk)
+        self._next_chunk: dict[int, int] = {}
+        self._take(folder.markers())
+
+    def _take(self, markers: list[dict[str, Any]]) -> None:
+        covered = np.zeros(self.listed, bool)
+        # Of markers that overlap, the one that covers most is taken, and of equals the first attempt's.
+        for marker in sorted(markers, key=lambda m: (m["shard"], m["chunk"], -m["records"]["listed"], m["attempt"])):
+            shard, chunk = marker["shard"], marker["chunk"]
+            planned = self._members.get((shard, chunk))
+            self._next_chunk[shard] = max(self._next_chunk.get(shard, 0), chunk + 1)
+            ids = planned if marker["ids"] is None else np.array(marker["ids"], np.int64)
+            if ids is None or not len(ids):
+                continue
+            if planned is not None:
+                if covered[ids].any():
+                    continue
+                covered[ids] = True
+            self._settle(ids, marker)
+            self.markers.append(marker)
+        self.markers.sort(key=lambda m: (m["shard"], m["chunk"], m["ids"][0] if m["ids"] else -1))
+
+    def _settle(self, ids: np.ndarray, marker: dict[str, Any]) -> None:
+        self.state[ids] = DONE
+        for entry in marker["quarantine"]:
+            self._entries[entry["record"]] = {"shard": marker["shard"], "chunk": marker["chunk"]} | entry
+            self.state[entry["record"]] = QUARANTINED
+
+    @property
+    def done(self) -> int:
+        """How many records are done."""
+        return int((self.state == DONE).sum())
+
+    @property
+    def quarantined(self) -> int:
+        """How many records failed for good."""
+        return int((self.state == QUARANTINED).sum())
+
+    @property
+    def open(self) -> int:
+        """How many records are neither."""
+        return int((self.state == OPEN).sum())
+
+    @property
+    def rows(self) -> int:
+        """How many rows the committed parts hold."""
+        return sum(marker["rows"] for marker in self.markers)
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """The entries of the quarantined records, in the order of the records."""
+        ids = np.flatnonzero(self.state == QUARANTINED).tolist()
+        return [self._entries[i] for i in ids]
+
+    def counts(self) -> dict[str, int]:
+        """The ledger in numbers."""
+        return {"listed": self.listed, "done": self.done, "quarantined": self.quarantined, "skipped": 0}
+
+    def parts(self) -> list[CommittedPart]:
+        """All committed parts, in the order of their rows in the dataset."""
+        return [
+            CommittedPart(self.folder.parts_of(marker["shard"]) / part["name"], part["rows"], part["bytes"])
+            for marker in self.markers
+            for part in marker["parts"]
+        ]
+
+    def to_do(self) -> list[tuple[int, int, np.ndarray, bool]]:
+        """What is open: (shard, chunk, record ids, whether these are only some of the planned chunk's)."""
+        found = []
+        for (shard, chunk), ids in self._members.items():
+            rest = ids[self.state[ids] == OPEN]
+            if len(rest):
+                found.append((shard, chunk, rest, len(rest) < len(ids)))
+        return found
+
+    def retry_chunk(self, shard: int) -> int:
+        """A chunk number that the shard has not used, for a retry."""
+        planned = max((c for s, c in self._members if s == shard), default=-1) + 1
+        number = max(planned, self._next_chunk.get(shard, 0))
+        self._next_chunk[shard] = number + 1
+        return number
+
+    def check(self) -> None:
+        """See that the ledger balances and that every part it counts on is there.
+
+        Raises:
+            LedgerError: naming what is missing.
+        """
+        if self.open:
+            first = int(np.flatnonzero(self.state == OPEN)[0])
+            key = self.folder.records(["key"])["key"][first].as_py()
+            raise LedgerError(
+                f"Run {self.folder.run_id}: {self.open:,} of {self.listed:,} records are neither done nor quarantined; "
+                f"the first is {key} (shard {self.shard[first]}, chunk {self.chunk[first]}).",
+                hint="Resume the run.",
+            )
+        for part in self.parts():
+            if not part.path.is_file() or part.path.stat().st_size != part.bytes:
+                raise LedgerError(
+                    f"Run {self.folder.run_id}: the committed part {part.path} is missing or not of its "
+                    f"{part.bytes:,} bytes.",
+                    hint=f"Delete the marker {part.path.parent.name}/{part.path.stem} under "
+                    f"{self.folder.path / 'markers'}, then resume the run.",
+                )
+
+
+def _members(shard: np.ndarray, chunk: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    """The record ids of each planned chunk, in key order."""
+    order = np.lexsort((np.arange(len(shard)), chunk, shard))
+    changes = (np.diff(shard[order]) != 0) | (np.diff(chunk[order]) != 0)
+    pieces = np.split(order, np.flatnonzero(changes) + 1)
+    return {(int(shard[p[0]]), int(chunk[p[0]])): p for p in pieces if len(p)}

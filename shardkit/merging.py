@@ -1,0 +1,233 @@
+"""Parts read back as one stream: their schemas unified, their rows in order, a few megabytes at a time."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardkit.errors import SchemaConflict, StorageError
+from shardkit.parts import ORIGINS_KEY
+from shardkit.schema import TypeMismatch, conform, parse_type, unify_types
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+# Small parts are read whole, larger ones row group by row group.
+READ_ROWS = 1 << 16
+READ_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """Parts in the order of their rows, and the schema that all of them fit; ``read`` counts rows as they are read."""
+
+    paths: tuple[Path, ...]
+    rows: tuple[int, ...]
+    schema: pa.Schema
+    read: list[int] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of all parts together."""
+        return sum(self.rows)
+
+    def tables(self, start: int = 0, stop: int | None = None) -> Iterator[pa.Table]:
+        """The rows from ``start`` up to ``stop``, read ahead by another thread.
+
+        Raises:
+            SchemaConflict: a value does not fit its column.
+            StorageError: a part cannot be read.
+        """
+        stop = self.num_rows if stop is None else stop
+        with ThreadPoolExecutor(1, thread_name_prefix="shardkit-read") as reader:
+            ahead: list[Future[pa.Table]] = []
+            for read in self._reads(start, stop):
+                ahead.append(reader.submit(read))
+                if len(ahead) > READ_AHEAD:
+                    yield ahead.pop(0).result()
+            for future in ahead:
+                yield future.result()
+
+    def _reads(self, start: int, stop: int) -> Iterator[Callable[[], pa.Table]]:
+        """One callable for each piece of a part; called later, and in order."""
+        ends = np.cumsum(self.rows, dtype=np.int64)
+        first = int(np.searchsorted(ends, start, "right"))
+        for i in range(first, len(self.paths)):
+            begin = int(ends[i]) - self.rows[i]
+            if begin >= stop:
+                return
+            yield from self._pieces(i, max(start - begin, 0), min(stop - begin, self.rows[i]))
+
+    def _pieces(self, i: int, start: int, stop: int) -> Iterator[Callable[[], pa.Table]]:
+        if self.rows[i] <= READ_ROWS:
+            yield lambda: self._fit(i, pq.ParquetFile(self.paths[i]).read(use_threads=False).slice(start, stop - start))
+            return
+        file = pq.ParquetFile(self.paths[i])
+        begin = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            low, high = max(start - begin, 0), min(stop - begin, rows)
+            if low < high:
+                yield lambda group=group, low=low, high=high: self._fit(
+                    i, file.read_row_group(group, use_threads=False).slice(low, high - low)
+                )
+            begin += rows
+
+    def _fit(self, i: int, table: pa.Table) -> pa.Table:
+        self.read.append(len(table))
+        try:
+            return conform(table.replace_schema_metadata(None), self.schema)
+        except pa.ArrowException as error:
+            raise SchemaConflict(
+                f"The rows of {_origin(self.paths[i])} do not fit the dataset's schema: {error}.",
+                hint="Correct the type in output.schema, then resume the run.",
+            ) from error
+
+
+def read_source(paths: Iterable[Path], *, schema: dict[str, str] | None, widen_ints: bool) -> Source:
+    """Read the footers of parts and unify their schemas; ``schema`` (column: type), if given, is taken instead.
+
+    Raises:
+        SchemaConflict: two parts give a column types that have nothing in common.
+        StorageError: a part cannot be read.
+    """
+    paths = tuple(paths)
+    unifier = _Unifier(widen_ints=widen_ints)
+    rows = []
+    for path in paths:
+        try:
+            footer = pq.read_metadata(path)
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(f"Cannot read the part {path}: {error}.", hint="Is it a whole Parquet file?") from error
+        rows.append(footer.num_rows)
+        if schema is None:
+            unifier.add(path, footer)
+        else:
+            _check_covered(path, footer, schema)
+    fields = unifier.fields() if schema is None else [pa.field(n, parse_type(t)) for n, t in schema.items()]
+    return Source(paths, tuple(rows), pa.schema(fields))
+
+
+class _Unifier:
+    def __init__(self, *, widen_ints: bool) -> None:
+        self._widen_ints = widen_ints
+        self._types: dict[str, pa.DataType] = {}
+        self._seen: dict[tuple[str, str], str] = {}
+        self._known: set[pa.Schema] = set()
+
+    def add(self, path: Path, footer: pq.FileMetaData) -> None:
+        """Take in one part's columns."""
+        schema = footer.schema.to_arrow_schema().remove_metadata()
+        origins = _origins_of(footer)
+        if schema in self._known and not any("int64" in seen and len(seen) > 1 for seen in origins.values()):
+            return
+        self._known.add(schema)
+        for field in schema:
+            seen = origins.get(field.name) or {str(field.type): f"{path.parent.name}/{path.name}"}
+            for kind, record in seen.items():
+                # A float column may hold records that, alone, would have made it one of integers.
+                observed = pa.int64() if kind == "int64" and pa.types.is_floating(field.type) else field.type
+                self._merge(field.name, observed, record)
+
+    def _merge(self, name: str, kind: pa.DataType, record: str) -> None:
+        known = self._types.get(name)
+        try:
+            self._types[name] = kind if known is None else unify_types(known, kind, widen_ints=self._widen_ints, column=name)
+        except TypeMismatch as mismatch:
+            other = self._seen.get((name, str(known)), "another record")
+            raise SchemaConflict(
+                f"Column {mismatch.column!r} is {mismatch.left} in {other} and {mismatch.right} in {record}.",
+                hint=_cure(mismatch),
+            ) from None
+        self._seen.setdefault((name, str(self._types[name])), record)
+
+    def fields(self) -> list[pa.Field]:
+        return [pa.field(name, kind) for name, kind in self._types.items()]
+
+
+def _cure(mismatch: TypeMismatch) -> str:
+    kinds = {mismatch.left, mismatch.right}
+    column = mismatch.column.split(".")[0].removesuffix("[]")
+    if any(map(pa.types.is_integer, kinds)) and any(map(pa.types.is_floating, kinds)):
+        return "To make it a float everywhere, resume with --set output.widen_ints=true."
+    return (
+        f"Have the function return one type, and start a new run; or say which with "
+        f"--set output.schema='{{{column}: string, ...}}' (all columns), and resume."
+    )
+
+
+def _check_covered(path: Path, footer: pq.FileMetaData, schema: dict[str, str]) -> None:
+    extra = [name for name in footer.schema.to_arrow_schema().names if name not in schema]
+    if extra:
+        raise SchemaConflict(
+            f"The rows of {_origin(path)} have the column {extra[0]!r}, which is not in output.schema.",
+            hint="Add it there, then resume the run.",
+        )
+
+
+def _origins_of(footer: pq.FileMetaData) -> dict[str, dict[str, str]]:
+    text = (footer.metadata or {}).get(ORIGINS_KEY)
+    origins: dict[str, dict[str, str]] = json.loads(text) if text else {}
+    return origins
+
+
+def _origin(path: Path) -> str:
+    """A record whose rows a part holds, or the part itself."""
+    for seen in _origins_of(pq.read_metadata(path)).values():
+        return f"the part that begins with {next(iter(seen.values()))}"
+    return str(path)
+
+
+class Batches:
+    """What ``combine`` is given: all rows as record batches, which may be gone through more than once.
+
+    >>> def combine(batches):
+    ...     total = sum(batch.num_rows for batch in batches)    # a first time, for what must be known beforehand
+    ...     for batch in batches:                               # and again, for the rows
+    ...         yield batch.append_column("share", pa.array([1 / total] * batch.num_rows))
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of all batches."""
+        return self._source.schema
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of all batches together."""
+        return self._source.num_rows
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for table in self._source.tables():
+            yield from table.to_batches()
+
+
+def combined(source: Source, function: Callable[[Batches], Any], name: str) -> Iterator[pa.Table]:
+    """What the user's ``combine`` yields, as tables of one schema."""
+    from shardkit.errors import PipelineError
+    from shardkit.rows import as_table
+
+    schema: pa.Schema | None = None
+    produced = function(Batches(source))
+    for item in [produced] if as_table(produced) is not None else produced:
+        table = as_table(item)
+        if table is None:
+            raise PipelineError(
+                f"combine: {name} yielded {type(item).__name__}.", hint="It must yield record batches, Tables or DataFrames."
+            )
+        if schema is None:
+            schema = table.schema
+        try:
+            yield conform(table, schema)
+        except pa.ArrowException as error:
+            raise SchemaConflict(f"combine: {name} yielded batches that differ: {error}.") from error

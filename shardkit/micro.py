@@ -1,0 +1,237 @@
+"""Micro-sharding: a shard's records to chunks, and chunks to workers.
+
+joblib hands the chunks out as workers come free; each of its threads watches over one worker process. When that
+process dies, only its own chunk is begun again: the record that it was at is run by itself first, and quarantined
+if it brings that process down too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardkit.errors import BudgetExceeded, RunFailed
+from shardkit.pool import Stop, Stopped, WorkerDied, WorkerPool
+from shardkit.worker import ChunkTask, Settled, failure_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from shardkit.board import Slot
+
+# What a record costs beside its bytes (opening it, calling the function), in bytes of reading.
+RECORD_COST_BYTES = 1 << 14
+LARGEST_SHARE = 1 / 16  # of a worker's share of the work: the first dynamic chunks
+SMALLEST_SHARE = 1 / 128  # the last ones
+CHUNK_RECORDS = 5_000  # an upper bound, so that a crash never costs more than that
+CHUNK_BYTES = 1 << 30
+DEATHS_BETWEEN_RECORDS = 3
+
+
+def assign_chunks(sizes: np.ndarray, *, how: str, workers: int) -> np.ndarray:
+    """The chunk number, from 0 on, of each of a shard's records.
+
+    Args:
+        sizes: bytes of each record, in key order, int64.
+        how: ``even`` (as many contiguous chunks as workers, of record counts differing by one at most), ``balanced``
+            (as many chunks as workers, packed by bytes, the longest first) or ``dynamic`` (many contiguous chunks,
+            large ones and then ever smaller ones).
+        workers: how many vCPUs the shard has.
+    """
+    count = len(sizes)
+    if how == "even":
+        chunks = min(workers, count)
+        return (np.arange(count, dtype=np.int64) * chunks // max(count, 1)).astype(np.int32)
+    costs = sizes.astype(np.float64) + RECORD_COST_BYTES
+    if how == "balanced":
+        return _longest_first(costs, bins=min(workers, count))
+    return _ever_smaller(costs, workers=workers)
+
+
+def _longest_first(costs: np.ndarray, *, bins: int) -> np.ndarray:
+    """Longest processing time first: each record to the bin that has least so far."""
+    import heapq
+
+    loads = [(0.0, number) for number in range(bins)]
+    chunk = np.empty(len(costs), np.int32)
+    for i in np.argsort(-costs, kind="stable"):
+        load, number = loads[0]
+        chunk[i] = number
+        heapq.heapreplace(loads, (load + float(costs[i]), number))
+    return chunk
+
+
+def _ever_smaller(costs: np.ndarray, *, workers: int) -> np.ndarray:
+    """Contiguous chunks whose cost falls with what remains, as guided self-scheduling has them."""
+    ends = np.cumsum(costs)
+    total = float(ends[-1]) if len(ends) else 0.0
+    chunk = np.empty(len(costs), np.int32)
+    start = number = 0
+    while start < len(costs):
+        done = float(ends[start - 1]) if start else 0.0
+        target = max((total - done) * LARGEST_SHARE, total * SMALLEST_SHARE) / workers
+        stop = int(np.searchsorted(ends, done + min(target, CHUNK_BYTES), "right"))
+        stop = min(max(stop, start + 1), start + CHUNK_RECORDS)
+        chunk[start:stop] = number
+        start, number = stop, number + 1
+    return chunk
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far the work is: records and bytes handled, and how many of the records were quarantined."""
+
+    records: int
+    bytes: int
+    quarantined: int
+
+
+class Tally:
+    """Counts what is committed and what the workers are at, and stops the work when too much has failed."""
+
+    def __init__(self, pool: WorkerPool, stop: Stop, *, before: Counts, max_quarantined: int) -> None:
+        self._pool = pool
+        self._stop = stop
+        self._committed = before
+        self._max_quarantined = max_quarantined
+        self._lock = threading.Lock()
+
+    def add(self, marker: dict[str, Any], slot: Slot) -> None:
+        """Count a chunk's marker instead of what the board says of the chunk."""
+        with self._lock:
+            slot.begin_chunk()
+            known, records = self._committed, marker["records"]
+            self._committed = Counts(
+                known.records + records["listed"],
+                known.bytes + marker["bytes_in"],
+                known.quarantined + records["quarantined"],
+            )
+
+    def counts(self) -> Counts:
+        """The counts as of now."""
+        with self._lock:
+            known = self._committed
+            live = [slot.read() for slot in self._pool.slots()]
+        return Counts(
+            known.records + sum(r.done for r in live),
+            known.bytes + sum(r.bytes for r in live),
+            known.quarantined + sum(r.failed for r in live),
+        )
+
+    def check_budget(self) -> None:
+        """Ask for the end when more records are quarantined than allowed."""
+        quarantined = self.counts().quarantined
+        if quarantined > self._max_quarantined and not self._stop.asked:
+            # Patience without end: what failed is only known for good once its chunk is committed.
+            self._stop.ask(BudgetExceeded(f"{quarantined} records are quarantined."), patience_s=None)
+
+
+class Supervisor:
+    """Sees chunks through to their markers, whatever happens to the workers."""
+
+    def __init__(self, pool: WorkerPool, stop: Stop, tally: Tally, *, timeout_s: float | None) -> None:
+        self._pool = pool
+        self._stop = stop
+        self._tally = tally
+        self._timeout_s = timeout_s
+
+    def run(self, tasks: Iterable[ChunkTask]) -> Iterator[dict[str, Any]]:
+        """Yield the markers of ``tasks`` as they are committed; ends early when a stop is asked for."""
+        from joblib import Parallel, delayed
+
+        parallel = Parallel(
+            n_jobs=self._pool.size,
+            backend="threading",
+            batch_size=1,
+            pre_dispatch=2 * self._pool.size,
+            return_as="generator_unordered",
+        )
+        todo = itertools.takewhile(lambda _: not self._stop.asked, tasks)
+        for marker in parallel(delayed(self._chunk)(task) for task in todo):
+            if marker is not None:
+                yield marker
+
+    def _chunk(self, task: ChunkTask) -> dict[str, Any] | None:
+        """One chunk's marker, or None if it was stopped before its first record was done."""
+        deaths_between = 0
+        while not self._stop.asked:
+            try:
+                return self._ask(task)
+            except Stopped:
+                break
+            except WorkerDied as death:
+                if death.position < 0:
+                    deaths_between += 1
+                    if deaths_between == DEATHS_BETWEEN_RECORDS:
+                        raise self._hopeless(task, death) from None
+                    continue
+                settled = self._settle(task, death)
+                if settled is None:
+                    break
+                task = dataclasses.replace(task, settled=task.settled | {death.position: settled})
+        return None
+
+    def _ask(self, task: ChunkTask) -> dict[str, Any]:
+        with self._pool.worker() as worker:
+            marker = worker.ask(task, timeout_s=self._timeout_s, stop=self._stop)
+            if task.alone is None:
+                self._tally.add(marker, worker.slot)
+            else:
+                worker.slot.begin_chunk()
+        self._tally.check_budget()
+        return marker
+
+    def _settle(self, task: ChunkTask, death: WorkerDied) -> Settled | None:
+        """What becomes of the record that a worker died at; None if there is no time left to find out."""
+        if death.timed_out:
+            return Settled(failure=self._obituary(task, death))
+        try:
+            outcome = self._ask(dataclasses.replace(task, alone=death.position, settled={}))
+        except Stopped:
+            return None
+        except WorkerDied as again:
+            return Settled(failure=self._obituary(task, dataclasses.replace(again, position=death.position)))
+        if outcome["quarantine"]:
+            return Settled(failure=outcome["quarantine"][0])
+        return Settled(parts=outcome["parts"])
+
+    def _obituary(self, task: ChunkTask, death: WorkerDied) -> dict[str, Any]:
+        import pyarrow as pa
+
+        row = pa.ipc.open_stream(task.records).read_all().slice(death.position, 1).to_pylist()[0]
+        error, message = describe_death(death, self._timeout_s)
+        return failure_entry(
+            record=task.ids[death.position],
+            key=row["key"],
+            bytes=row["bytes"],
+            error=error,
+            message=message,
+            seconds=round(death.seconds, 3),
+            signal=death.signal_name,
+            peak_memory_bytes=death.peak_memory_bytes,
+            attempt=task.attempt,
+        )
+
+    def _hopeless(self, task: ChunkTask, death: WorkerDied) -> RunFailed:
+        how = describe_death(death, self._timeout_s)[1]
+        return RunFailed(
+            f"A worker died {DEATHS_BETWEEN_RECORDS} times outside any record, at chunk {task.chunk} of shard "
+            f"{task.shard}: {how}.",
+            hint="See the messages above; if memory is short, use fewer workers. Then resume the run.",
+        )
+
+
+def describe_death(death: WorkerDied, timeout_s: float | None) -> tuple[str, str]:
+    """The kind and the story of a worker's end, as the quarantine tells them."""
+    if death.timed_out:
+        return "TimeoutError", f"took longer than {timeout_s:g} s (the pipeline's timeout) and was killed"
+    peak = "" if death.peak_memory_bytes is None else f"; its peak memory was {death.peak_memory_bytes / 1e6:,.0f} MB"
+    if death.signal_name is None:
+        return "WorkerDied", f"the worker process exited with code {death.exit_code}{peak}"
+    guess = " (usually: out of memory)" if death.signal_name == "SIGKILL" else ""
+    return "WorkerDied", f"the worker process was ended by {death.signal_name}{guess}{peak}"

@@ -1,0 +1,200 @@
+"""The parts that a chunk writes: its records' rows, in order, as they come.
+
+A part holds one schema. Where a later record's rows widen it (a new column, a type for an all-null one), the next
+part begins; where they contradict it, they go to a part of their own, and pass 2 judges. A writer holds one row
+group in memory, never a chunk's rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardkit.rows import Batch, Result, fit, to_batches
+from shardkit.schema import TypeMismatch, conform, unify_fields
+from shardkit.storage import sync_file, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ROW_GROUP_BYTES = 32 << 20
+ROW_GROUP_ROWS = 1 << 17
+CONVERT_ROWS = 1 << 13
+ORIGINS_KEY = b"shardkit.origins"
+
+
+@dataclass
+class Part:
+    """A part that is whole on the disk."""
+
+    name: str
+    rows: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, object]:
+        """As a marker holds it."""
+        return {"name": self.name, "rows": self.rows, "bytes": self.bytes}
+
+
+@dataclass
+class _Stream:
+    """The rows of one schema that are on their way to a part."""
+
+    schema: pa.Schema
+    position: int
+    tables: list[pa.Table] = field(default_factory=list)
+    rows: int = 0
+    bytes: int = 0
+    written: int = 0
+    writer: pq.ParquetWriter | None = None
+    path: Path | None = None
+    origins: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+class PartsWriter:
+    """Writes the rows of one chunk's records to the parts ``<base>.parquet``, ``<base>.1.parquet``, ..."""
+
+    def __init__(
+        self, folder: Path, base: str, *, schema: pa.Schema | None, give_up: Callable[[Result, Exception], None]
+    ) -> None:
+        self._folder = folder
+        self._base = base
+        self._schema = schema
+        self._give_up = give_up
+        self._pending: list[Result] = []
+        self._pending_rows = 0
+        self._streams: list[_Stream] = []
+        self._opened = 0
+        self._positions = 0
+        self._parts: list[tuple[int, Part]] = []
+        self.rows = 0
+
+    def add(self, result: Result) -> None:
+        """Take one record's rows.
+
+        Raises:
+            StorageError: a row group could not be written.
+        """
+        if result.rows:
+            self._pending.append(result)
+            self._pending_rows += len(result.rows)
+            if self._pending_rows >= CONVERT_ROWS:
+                self._convert()
+        elif result.tables:
+            self._convert()
+            self._add_tables(result)
+
+    def adopt(self, parts: list[Part]) -> None:
+        """Put parts that exist already after the rows taken so far."""
+        self._convert()
+        self._finish_all()
+        for part in parts:
+            self._parts.append((self._next_position(), part))
+            self.rows += part.rows
+
+    def close(self) -> list[Part]:
+        """Finish what is open, and return all parts in the order of their rows.
+
+        Raises:
+            StorageError: a part could not be written.
+        """
+        self._convert()
+        self._finish_all()
+        return [part for _, part in sorted(self._parts, key=lambda item: item[0])]
+
+    def _convert(self) -> None:
+        pending, self._pending, self._pending_rows = self._pending, [], 0
+        if pending:
+            for batch in to_batches(pending, self._schema, self._give_up):
+                self._put(batch)
+
+    def _add_tables(self, result: Result) -> None:
+        try:
+            tables = [fit(t, self._schema) for t in result.tables] if self._schema is not None else result.tables
+        except TypeError as error:
+            self._give_up(result, error)
+            return
+        for table in tables:
+            origins = {f.name: {str(f.type): result.key} for f in table.schema if not pa.types.is_null(f.type)}
+            self._put(Batch(table, {} if self._schema is not None else origins))
+
+    def _put(self, batch: Batch) -> None:
+        if not len(batch.table) or not batch.table.num_columns:
+            return
+        stream = self._stream_for(batch.table.schema)
+        for column, seen in batch.origins.items():
+            known = stream.origins.setdefault(column, {})
+            for kind, record in seen.items():
+                known.setdefault(kind, record)
+        table = conform(batch.table, stream.schema)
+        stream.tables.append(table)
+        stream.rows += len(table)
+        stream.bytes += table.nbytes
+        self.rows += len(table)
+        if stream.bytes >= ROW_GROUP_BYTES or stream.rows >= ROW_GROUP_ROWS:
+            self._flush(stream)
+
+    def _stream_for(self, schema: pa.Schema) -> _Stream:
+        for i, stream in enumerate(self._streams):
+            if stream.schema.equals(schema):
+                return stream
+            try:
+                wider = pa.schema(unify_fields([stream.schema, schema], widen_ints=False))
+            except TypeMismatch:
+                continue
+            if wider.equals(stream.schema):
+                return stream
+            if stream.writer is None:
+                stream.tables = [conform(table, wider) for table in stream.tables]
+                stream.schema = wider
+                return stream
+            self._finish(stream)
+            self._streams[i] = _Stream(wider, self._next_position())
+            return self._streams[i]
+        self._streams.append(_Stream(schema, self._next_position()))
+        return self._streams[-1]
+
+    def _next_position(self) -> int:
+        self._positions += 1
+        return self._positions
+
+    def _flush(self, stream: _Stream) -> None:
+        if not stream.tables:
+            return
+        if stream.writer is None:
+            suffix = f".{self._opened}" if self._opened else ""
+            self._opened += 1
+            stream.path = self._folder / f"{self._base}{suffix}.parquet"
+            with writing(stream.path):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                stream.writer = pq.ParquetWriter(
+                    stream.path, stream.schema, compression="zstd", compression_level=1, write_statistics=False
+                )
+        table = pa.concat_tables(stream.tables)
+        per_group = max(1, min(ROW_GROUP_ROWS, len(table) * ROW_GROUP_BYTES // max(1, stream.bytes)))
+        with writing(stream.path or self._folder):
+            stream.writer.write_table(table, row_group_size=per_group)
+        stream.written += len(table)
+        stream.tables, stream.rows, stream.bytes = [], 0, 0
+
+    def _finish(self, stream: _Stream) -> None:
+        self._flush(stream)
+        if stream.writer is None or stream.path is None:
+            return
+        with writing(stream.path):
+            stream.writer.add_key_value_metadata({ORIGINS_KEY: json.dumps(stream.origins).encode()})
+            stream.writer.close()
+        sync_file(stream.path)
+        part = Part(stream.path.name, stream.written, os.path.getsize(stream.path))
+        self._parts.append((stream.position, part))
+
+    def _finish_all(self) -> None:
+        for stream in self._streams:
+            self._finish(stream)
+        self._streams = []

@@ -1,0 +1,123 @@
+"""Pass 1: records to parts.
+
+As a program it works alone on a plain directory, as the macro/micro-sharding pattern's first script does:
+
+    python -m shardkit.pass1_preprocessing --input GROUP_DIR --output OUT --function module:callable
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shardkit.errors import BudgetExceeded, RunInterrupted
+from shardkit.ledger import OPEN, QUARANTINED, Ledger
+from shardkit.micro import RECORD_COST_BYTES, Counts, Supervisor, Tally, assign_chunks
+from shardkit.pool import Stop, WorkerPool
+from shardkit.progress import RecordMeter
+from shardkit.worker import ChunkTask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+
+    from shardkit.attempt import Attempt
+    from shardkit.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class WorkLimits:
+    """How fast pass 1 may go and how much may fail; none of it changes what is computed.
+
+    ``timeout_s`` is for one record; ``max_failures`` a count, or a share such as ``"1%"``, rounded up.
+    """
+
+    workers: int
+    timeout_s: float | None
+    max_failures: int | str
+
+    def max_quarantined(self, listed: int) -> int:
+        """How many of ``listed`` records may fail."""
+        if isinstance(self.max_failures, str):
+            share = float(self.max_failures.rstrip("% ")) / 100
+            return math.ceil(listed * share - 1e-9)
+        return self.max_failures
+
+
+def run_pass1(folder: RunFolder, pool: WorkerPool, limits: WorkLimits, attempt: Attempt, *, retry: bool = False) -> Ledger:
+    """Work on all records that are open, and with ``retry`` on those in quarantine too; returns the ledger then.
+
+    Raises:
+        BudgetExceeded: more records failed than ``limits`` allow.
+        RunInterrupted: by Ctrl-C or SIGTERM.
+        StorageError, RunFailed: the run cannot go on; what is committed is kept.
+    """
+    ledger = Ledger(folder)
+    again = np.flatnonzero(ledger.state == QUARANTINED) if retry else np.zeros(0, np.int64)
+    work = _work(ledger, again, workers=pool.size)
+    if work:
+        stop = Stop()
+        before = _before(ledger, again)
+        tally = Tally(pool, stop, before=before, max_quarantined=limits.max_quarantined(ledger.listed))
+        meter = RecordMeter(ledger.listed, int(ledger.bytes.sum()), before, tally.counts)
+        records = folder.records(["key", "main", "bytes", "objects"])
+        with attempt.pass1(tally, stop, meter):
+            for _ in Supervisor(pool, stop, tally, timeout_s=limits.timeout_s).run(_tasks(work, records, attempt.number)):
+                pass
+        if isinstance(stop.error, RunInterrupted):
+            raise stop.error
+        ledger = Ledger(folder)
+    if ledger.quarantined > limits.max_quarantined(ledger.listed):
+        message, hint = over_budget(ledger, limits)
+        raise BudgetExceeded(message, hint=hint)
+    return ledger
+
+
+def over_budget(ledger: Ledger, limits: WorkLimits) -> tuple[str, str]:
+    """The message and the hint for a run with too much in quarantine."""
+    folder, entry = ledger.folder, ledger.quarantine()[0]
+    allowed = limits.max_quarantined(ledger.listed)
+    share = f"{limits.max_failures} = {allowed:,}" if isinstance(limits.max_failures, str) else f"{allowed:,}"
+    where = f"{folder.output} --run-id {folder.run_id}"
+    message = (
+        f"Run {folder.run_id}: {ledger.quarantined:,} of {ledger.listed:,} records are quarantined, more than "
+        f"max_failures ({share}) allows. The first is {entry['key']}: {entry['error']}: {entry['message'][:200]}"
+    )
+    hint = (
+        f"\nSee them all: shardkit failures {where}\nMend the function, then: shardkit retry {where}\n"
+        f"Or go on as it is: shardkit resume {where} --set max_failures=100%"
+    )
+    return message, hint
+
+
+def _before(ledger: Ledger, again: np.ndarray) -> Counts:
+    settled = ledger.state != OPEN
+    settled[again] = False
+    return Counts(int(settled.sum()), int(ledger.bytes[settled].sum()), ledger.quarantined - len(again))
+
+
+def _work(ledger: Ledger, again: np.ndarray, *, workers: int) -> list[tuple[int, int, np.ndarray, bool]]:
+    """What is to be done, the costliest first: (shard, chunk, record ids, not a whole planned chunk)."""
+    work = ledger.to_do()
+    for shard in np.unique(ledger.shard[again]).tolist():
+        ids = again[ledger.shard[again] == shard]
+        chunk = assign_chunks(ledger.bytes[ids], how="dynamic", workers=workers)
+        work += [(shard, ledger.retry_chunk(shard), ids[chunk == c], True) for c in np.unique(chunk)]
+    cost = {id(ids): float(ledger.bytes[ids].sum()) + len(ids) * RECORD_COST_BYTES for _, _, ids, _ in work}
+    return sorted(work, key=lambda item: -cost[id(item[2])])
+
+
+def _tasks(work: list[tuple[int, int, np.ndarray, bool]], records: pa.Table, attempt: int) -> Iterator[ChunkTask]:
+    import pyarrow as pa
+
+    for shard, chunk, ids, explicit in work:
+        rows = records.take(pa.array(ids)).combine_chunks()
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        yield ChunkTask(shard, chunk, attempt, ids.tolist(), sink.getvalue(), explicit)

@@ -1,0 +1,256 @@
+"""The pipeline: one job described in Python or in YAML, the same thing twice."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from shardkit.errors import PipelineError
+from shardkit.functions import FunctionRef, reference
+from shardkit.storage import local_root
+
+if TYPE_CHECKING:
+    from shardkit.estimate import Estimate
+    from shardkit.macro import Plan
+    from shardkit.pass1_preprocessing import WorkLimits
+    from shardkit.pass2_combine import Merge
+    from shardkit.runs import Run
+
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(value: Any) -> Any:
+    """``"128MB"`` or ``"1 GiB"`` as a number of bytes; a number stays one."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", value)
+    if not match or match[2].lower() not in UNITS:
+        raise ValueError("expected a number of bytes, or one with a unit such as 128MB")
+    return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _path_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
+Globs = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Uri = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
+
+
+class Input(_Model):
+    """Where the files are, and which of them count."""
+
+    uri: Uri
+    pattern: Globs = ("*",)
+    exclude: Globs = ()
+
+
+class Shards(_Model):
+    """What must stay in one job: the records of a group."""
+
+    by: Literal["directory"] = "directory"
+    depth: int = Field(1, ge=1)
+
+
+class Output(_Model):
+    """Where the dataset goes, and how it is cut into files."""
+
+    uri: Uri
+    format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
+    rows_per_file: int = Field(1 << 20, ge=1)
+    target_bytes: Bytes | None = None
+    partition_by: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    columns: dict[str, str] | None = Field(None, alias="schema")
+    widen_ints: bool = False
+
+    @field_validator("columns")
+    @classmethod
+    def _known_types(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        from shardkit.schema import parse_schema
+
+        if value:
+            try:
+                parse_schema(value)
+            except PipelineError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+
+class Pipeline(_Model):
+    """One job: an input, a function and an output, with all that is to be said about them.
+
+    >>> pipeline = Pipeline.from_yaml("pipeline.yaml")                              # doctest: +SKIP
+    >>> pipeline = Pipeline(function=features, input="data/", output="out/")        # doctest: +SKIP
+    >>> run = pipeline.run()                                                        # doctest: +SKIP
+
+    ``input`` and ``output`` are folders, or mappings with a ``uri``. See docs/pipeline.md for every field.
+
+    Raises:
+        PipelineError: a field is unknown, mistyped or missing.
+    """
+
+    name: str = ""
+    input: Input
+    function: str | Callable[..., Any]
+    source_dir: Annotated[str | None, BeforeValidator(_path_text)] = None
+    records: str | Callable[[str], str | None] = "file"
+    shards: Shards | None = None
+    workers: int | Literal["auto"] = "auto"
+    chunks: Literal["dynamic", "balanced", "even"] = "dynamic"
+    timeout: float | None = Field(3600.0, gt=0)
+    max_failures: int | str = "1%"
+    output: Output
+    combine: str | Callable[..., Any] | None = None
+
+    def __init__(self, **fields: Any) -> None:
+        for section in ("input", "output"):
+            if isinstance(fields.get(section), str | os.PathLike):
+                fields[section] = {"uri": fields[section]}
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            from shardkit.fields import explain
+
+            raise PipelineError(explain(error, Pipeline)) from error
+
+    @field_validator("max_failures")
+    @classmethod
+    def _share_or_count(cls, value: int | str) -> int | str:
+        if isinstance(value, str):
+            if value.strip().isdigit():
+                return int(value)
+            if not re.fullmatch(r"\s*\d+(\.\d+)?\s*%\s*", value) or float(value.strip("% ")) > 100:
+                raise ValueError("expected a count such as 10, or a share such as 1%")
+        elif value < 0:
+            raise ValueError("expected a count of 0 or more, or a share such as 1%")
+        return value
+
+    @field_validator("workers")
+    @classmethod
+    def _some_workers(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("expected 'auto' or a number of 1 or more")
+        return value
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], *, overrides: Mapping[str, Any] | None = None) -> Pipeline:
+        """Read a pipeline from a YAML file; relative paths count from its folder.
+
+        ``overrides`` are fields by their dotted names, for instance ``{"input.uri": "other/"}``; relative paths in
+        these count from the current directory.
+        """
+        from shardkit.fields import load_yaml
+
+        return load_yaml(cls, Path(path), dict(overrides or {}))
+
+    def replace(self, **fields: Any) -> Pipeline:
+        """A copy with other values; ``input`` and ``output`` may be given in part."""
+        content: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        for name, value in fields.items():
+            if name in {"input", "output"} and isinstance(value, Mapping):
+                value = content[name].model_dump(by_alias=True) | dict(value)  # noqa: PLW2901
+            content[name] = value
+        for name in ("input", "output", "shards"):
+            if isinstance(content[name], BaseModel):
+                content[name] = content[name].model_dump(by_alias=True)
+        return Pipeline(**content)
+
+    def run(self, *, run_id: str | None = None, quiet: bool = False) -> Run:
+        """Run both passes on this machine. With the id of an unfinished run of the same plan, go on with that one.
+
+        Raises:
+            InputError: the input is empty or cannot be read.
+            PlanMismatch: the run with that id has another plan.
+            RunFailed: the dataset could not be made; what is committed is kept.
+            RunInterrupted: by Ctrl-C or SIGTERM; it can be resumed.
+        """
+        from shardkit.runs import start_run
+
+        return start_run(self, run_id=run_id, quiet=quiet)
+
+    def plan(self, *, run_id: str | None = None) -> Plan:
+        """List the input and plan a run, without writing or running anything."""
+        from shardkit.clock import new_run_id
+        from shardkit.runs import make_run_plan
+
+        return make_run_plan(self, function_ref=self.function_ref(), run_id=run_id or new_run_id())
+
+    def sample(self, records: int, *, quiet: bool = True) -> Estimate:
+        """Run some records, and tell what the whole will take; nothing is left behind."""
+        from shardkit.estimate import estimate
+
+        return estimate(self, records, quiet=quiet)
+
+    def function_ref(self) -> FunctionRef:
+        """The function as workers get it."""
+        return reference(self.function, source_dir=self.source_dir)
+
+    def pipeline_name(self) -> str:
+        """The name given, else the function's."""
+        return self.name or _function_name(self.function).rpartition(":")[2]
+
+    def input_root(self) -> Path:
+        """The input's folder."""
+        return local_root(self.input.uri)
+
+    def output_root(self) -> Path:
+        """The output's folder."""
+        return local_root(self.output.uri)
+
+    def worker_count(self) -> int:
+        """The workers asked for; by default as many as this process may use CPUs."""
+        if self.workers != "auto":
+            return int(self.workers)
+        import joblib
+
+        return int(joblib.cpu_count())
+
+    def limits(self) -> WorkLimits:
+        """What pass 1 has to keep to."""
+        from shardkit.pass1_preprocessing import WorkLimits
+
+        return WorkLimits(self.worker_count(), self.timeout, self.max_failures)
+
+    def merge(self) -> Merge:
+        """What pass 2 has to do."""
+        from shardkit.dataset import Layout
+        from shardkit.pass2_combine import Merge
+
+        out = self.output
+        combine = reference(self.combine, source_dir=self.source_dir) if self.combine is not None else None
+        layout = Layout(out.format, out.rows_per_file, out.target_bytes, out.partition_by)
+        return Merge(layout, out.columns, out.widen_ints, combine)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The pipeline as plain data, with absolute paths and named functions."""
+        content = self.model_dump(mode="python", by_alias=True)
+        content["name"] = self.pipeline_name()
+        content["input"]["uri"] = str(self.input_root())
+        content["output"]["uri"] = str(self.output_root())
+        content["source_dir"] = os.path.abspath(self.source_dir) if self.source_dir else None
+        for name in ("function", "records", "combine"):
+            value = getattr(self, name)
+            content[name] = _function_name(value) if callable(value) else value
+        content["input"] |= {k: list(content["input"][k]) for k in ("pattern", "exclude")}
+        content["output"]["partition_by"] = list(self.output.partition_by)
+        return content
+
+
+def _function_name(function: str | Callable[..., Any]) -> str:
+    if isinstance(function, str):
+        return function
+    return f"{getattr(function, '__module__', '__main__')}:{getattr(function, '__qualname__', type(function).__name__)}"

@@ -1,0 +1,199 @@
+"""Objects to records to groups, on Arrow tables: no Python object a file.
+
+A listing (``key``, ``bytes``, ``etag``; in key order) becomes a table of records in the order of their main
+objects' keys:
+
+    key       string         the record's name in the input
+    main      int32          which of its objects is the main one, the one that ``open(record)`` opens
+    group     string         what must stay in one job
+    bytes     int64          of all its objects
+    objects   list<string>   the keys of all its objects, in key order
+    etags     list<string>   theirs
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardkit.errors import InputError, PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+RECORD_KINDS = ("file", "stem", "directory")
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of an input, and what of it belongs to none."""
+
+    table: pa.Table
+    objects_listed: int
+    objects_left_out: int
+    left_out_sample: tuple[str, ...]
+
+
+def glob_to_re2(pattern: str) -> str:
+    """A glob as an RE2 expression over whole keys.
+
+    ``*`` and ``?`` stop at a ``/``, ``**`` does not; a pattern without a ``/`` is matched against the file's name.
+    """
+    out, i = [], 0
+    while i < len(pattern):
+        if pattern.startswith("**/", i):
+            out.append("(?:.*/)?")
+            i += 3
+        elif pattern.startswith("**", i):
+            out.append(".*")
+            i += 2
+        elif pattern[i] == "*":
+            out.append("[^/]*")
+            i += 1
+        elif pattern[i] == "?":
+            out.append("[^/]")
+            i += 1
+        elif pattern[i] == "[" and (end := pattern.find("]", i + 2)) > 0:
+            inside = pattern[i + 1 : end].replace("\\", "\\\\")
+            out.append(f"[^{inside[1:]}]" if inside[0] in "!^" else f"[{inside}]")
+            i = end + 1
+        else:
+            out.append(re.escape(pattern[i]))
+            i += 1
+    anywhere = "" if "/" in pattern else "(?:.*/)?"
+    return f"(?s)^{anywhere}{''.join(out)}$"
+
+
+def matches(keys: pa.Array, patterns: Sequence[str]) -> pa.Array:
+    """Which of ``keys`` match any of the globs, as a boolean array."""
+    found = pa.array(np.zeros(len(keys), bool))
+    for pattern in patterns:
+        if pattern in {"*", "**"}:
+            return pa.array(np.ones(len(keys), bool))
+        found = pc.or_(found, pc.match_substring_regex(keys, glob_to_re2(pattern)))
+    return found
+
+
+def folder_of(keys: pa.Array) -> pa.Array:
+    """The folder part of each key; ``.`` for a key at the root."""
+    folder = pc.replace_substring_regex(keys, r"(?s)/[^/]*$", "")
+    return pc.if_else(pc.match_substring(keys, "/"), folder, ".")
+
+
+def group_by_directory(keys: pa.Array, *, depth: int) -> pa.Array:
+    """The first ``depth`` folders of each key; ``.`` for a key at the root."""
+    folder = folder_of(keys)
+    extra = rf"(?s)^([^/]*(?:/[^/]*){{{depth - 1}}})/.*$"
+    return pc.replace_substring_regex(folder, extra, r"\1")
+
+
+def record_keys(keys: pa.Array, records: str | Callable[[str], str | None]) -> pa.Array:
+    """The key of the record that each object belongs to; null for an object of none."""
+    if records == "file":
+        return keys
+    if records == "stem":
+        return pc.replace_substring_regex(keys, r"(?s)(.)\.[^./]*$", r"\1")
+    if records == "directory":
+        return folder_of(keys)
+    if callable(records):
+        return _named_by(records, keys)
+    near = difflib.get_close_matches(records, RECORD_KINDS, n=1)
+    raise PipelineError(
+        f"records: {records!r} is none of {', '.join(RECORD_KINDS)} or module:callable.",
+        hint=f"Did you mean {near[0]!r}?" if near else "",
+    )
+
+
+def _named_by(function: Callable[[str], str | None], keys: pa.Array) -> pa.Array:
+    names = []
+    for key in keys:
+        name = function(key.as_py())
+        if name is not None and not isinstance(name, str):
+            raise PipelineError(
+                f"The records function returned {type(name).__name__} for {key.as_py()!r}.",
+                hint="It must return the record's key, a str, or None for an object that is in no record.",
+            )
+        names.append(name)
+    return pa.array(names, type=pa.large_string())
+
+
+def build_records(
+    objects: pa.Table,
+    *,
+    records: str | Callable[[str], str | None] = "file",
+    pattern: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    depth: int = 1,
+) -> Records:
+    """Turn a listing, in key order, into records.
+
+    Objects that match ``exclude`` are no input. Of the others, those that share a record key make one record, if
+    one of them matches ``pattern``: the first that does, in key order, is its main object.
+
+    Raises:
+        InputError: no object matches ``pattern``.
+        PipelineError: ``records`` is not known, or returned something else than a key.
+    """
+    listed = len(objects)
+    if exclude:
+        objects = objects.filter(pc.invert(matches(objects["key"].combine_chunks(), exclude)))
+    keys = _one_chunk(objects["key"])
+    is_main = matches(keys, pattern)
+    names = record_keys(keys, records)
+    is_main = pc.and_(is_main, pc.is_valid(names))
+    codes = pc.dictionary_encode(names).indices
+    mains = np.flatnonzero(is_main.to_numpy(zero_copy_only=False))
+    if not len(mains):
+        raise InputError(_nothing_found(listed, len(objects), pattern, exclude, keys))
+    code = pc.fill_null(codes, -1).to_numpy()
+    # The first main object of each record, in key order; objects of records without one are left out.
+    first_main = np.full(int(code.max()) + 1, -1, np.int64)
+    first_main[code[mains][::-1]] = mains[::-1]
+    kept = np.flatnonzero((code >= 0) & (first_main[code] >= 0))
+    order = kept[np.lexsort((kept, first_main[code[kept]]))]
+    table = _assemble(objects, names, order, first_main[code[order]], depth)
+    left = np.setdiff1d(np.arange(len(keys)), kept, assume_unique=True)
+    sample = tuple(keys.take(pa.array(left[:5])).to_pylist())
+    return Records(table, listed, listed - len(kept), sample)
+
+
+def _assemble(objects: pa.Table, names: pa.Array, order: np.ndarray, main: np.ndarray, depth: int) -> pa.Table:
+    """One row a record, from objects put in ``order``, with each object's record told by its ``main`` object."""
+    starts = np.flatnonzero(np.r_[True, main[1:] != main[:-1]])
+    offsets = pa.array(np.r_[starts, len(order)].astype(np.int32))
+    main_index = main[starts]
+    position = np.empty(len(objects), np.int64)
+    position[order] = np.arange(len(order))
+    rows = objects.take(pa.array(order))
+    sizes = np.r_[0, np.cumsum(rows["bytes"].to_numpy())]
+    main_keys = _one_chunk(objects["key"]).take(pa.array(main_index))
+    return pa.table(
+        {
+            "key": names.take(pa.array(main_index)).cast(pa.string()),
+            "main": pa.array((position[main_index] - starts).astype(np.int32)),
+            "group": group_by_directory(main_keys, depth=depth).dictionary_encode(),
+            "bytes": pa.array(np.diff(sizes[np.r_[starts, len(order)]])),
+            "objects": pa.ListArray.from_arrays(offsets, _one_chunk(rows["key"]).cast(pa.string())),
+            "etags": pa.ListArray.from_arrays(offsets, _one_chunk(rows["etag"]).cast(pa.string())),
+        }
+    )
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _nothing_found(listed: int, kept: int, pattern: Sequence[str], exclude: Sequence[str], keys: pa.Array) -> str:
+    wanted = " or ".join(repr(p) for p in pattern)
+    if not listed:
+        return f"The input holds no files (looked for {wanted}; names starting with '_' or '.' are not input)."
+    if not kept:
+        return f"All {listed:,} files of the input are excluded by {', '.join(map(repr, exclude))}."
+    sample = ", ".join(keys.slice(0, 3).to_pylist())
+    return f"None of the input's {kept:,} files matches {wanted}; it holds, for example, {sample}."

@@ -1,0 +1,262 @@
+"""What the user's function returned, as Arrow tables.
+
+Rows given as dicts are converted many records at once, which is several times faster than one by one; where that
+fails, the batch is halved until the records that cannot be converted are alone, and only these are given up.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from shardkit.schema import conform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Result:
+    """One record's rows: dicts that are still to be converted, or tables."""
+
+    index: int
+    key: str
+    rows: list[Row] = field(default_factory=list)
+    tables: list[pa.Table] = field(default_factory=list)
+
+
+@dataclass
+class Batch:
+    """A table of the rows of one or more records, and the record that gave each column its type first."""
+
+    table: pa.Table
+    origins: dict[str, dict[str, str]]
+
+
+def collect(result: Any, index: int, key: str) -> Result:
+    """Exhaust what the function returned for one record.
+
+    Raises:
+        TypeError: it is nothing that can become rows.
+        Exception: whatever the function raises while it yields.
+    """
+    if result is None:
+        return Result(index, key)
+    if type(result) is dict:
+        return Result(index, key, rows=[result])
+    table = as_table(result)
+    if table is not None:
+        return Result(index, key, tables=[table])
+    if isinstance(result, Mapping):
+        return Result(index, key, rows=[dict(result)])
+    if isinstance(result, str | bytes) or not isinstance(result, Iterable) or _is_pandas(result, "Series"):
+        raise TypeError(
+            f"the function returned {type(result).__name__}; it must return a DataFrame, a pyarrow Table, a dict, "
+            "an iterable of dicts, or None"
+        )
+    return _collect_items(result, index, key)
+
+
+def _collect_items(items: Iterable[Any], index: int, key: str) -> Result:
+    rows: list[Row] = []
+    tables: list[pa.Table] = []
+    for item in items:
+        if type(item) is dict:
+            rows.append(item)
+        elif isinstance(item, Mapping):
+            rows.append(dict(item))
+        elif (table := as_table(item)) is not None:
+            if rows:
+                tables.append(table_of(rows))
+                rows = []
+            tables.append(table)
+        elif item is not None:
+            raise TypeError(f"the function yielded {type(item).__name__}; it must yield dicts, DataFrames or Tables")
+    if tables and rows:
+        tables.append(table_of(rows))
+        rows = []
+    return Result(index, key, rows=rows, tables=tables)
+
+
+def as_table(value: Any) -> pa.Table | None:
+    """``value`` as a plain table, or None if it is no table, record batch or DataFrame."""
+    if isinstance(value, pa.RecordBatch):
+        value = pa.Table.from_batches([value])
+    elif _is_pandas(value, "DataFrame"):
+        value = _from_pandas(value)
+    if not isinstance(value, pa.Table):
+        return None
+    names = value.column_names
+    if len(set(names)) != len(names):
+        raise TypeError(f"two columns share the name {next(n for n in names if names.count(n) > 1)!r}")
+    columns = [c.cast(c.type.value_type) if pt.is_dictionary(c.type) else c for c in value.columns]
+    table = pa.table(columns, schema=pa.schema([pa.field(n, c.type) for n, c in zip(names, columns, strict=True)]))
+    _check_storable(table.schema)
+    return table
+
+
+def _is_pandas(value: Any, name: str) -> bool:
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, getattr(pandas, name, ()))
+
+
+def _from_pandas(frame: Any) -> pa.Table:
+    """A frame with its named index levels as columns; an index without a name is only a row number."""
+    named = [name for name in frame.index.names if name is not None]
+    if named:
+        frame = frame.reset_index(level=named)
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
+    except pa.ArrowException as error:
+        raise TypeError(f"the DataFrame cannot be stored: {'; '.join(map(str, error.args))}") from error
+
+
+_storable: dict[pa.Schema, bool] = {}
+
+
+def _check_storable(schema: pa.Schema) -> None:
+    """Refuse, while the record is still known, a type that a Parquet file cannot hold."""
+    if schema in _storable:
+        return
+    try:
+        pq.ParquetWriter(pa.MockOutputStream(), schema).close()
+    except pa.ArrowException as error:
+        raise TypeError(f"the rows cannot be stored: {error}") from error
+    _storable[schema] = True
+
+
+def table_of(rows: list[Row], hints: pa.Schema | None = None) -> pa.Table:
+    """Rows as a table: the union of their keys as columns, in order of appearance.
+
+    Raises:
+        TypeError: a column's values have no common type that Parquet can hold.
+    """
+    return _table(_columns(rows), hints)
+
+
+def _table(columns: dict[str, list[Any]], hints: pa.Schema | None) -> pa.Table:
+    arrays = {}
+    for name, values in columns.items():
+        if not isinstance(name, str):
+            raise TypeError(f"a row has the key {name!r}, which is {type(name).__name__}; column names must be str")
+        index = hints.get_field_index(name) if hints is not None else -1
+        arrays[name] = _array(name, values, hints.field(index).type if hints is not None and index >= 0 else None)
+    table = pa.table(arrays) if arrays else pa.table({}).slice(0, 0)
+    _check_storable(table.schema)
+    return table
+
+
+def _columns(rows: list[Row]) -> dict[str, list[Any]]:
+    names = list(rows[0])
+    try:  # Most functions give every row the same keys
+        columns = {name: [row[name] for row in rows] for name in names}
+        if sum(map(len, rows)) == len(names) * len(rows):
+            return columns
+    except KeyError:
+        pass
+    every: dict[str, None] = {}
+    for row in rows:
+        every.update(dict.fromkeys(row))
+    return {name: [row.get(name) for row in rows] for name in every}
+
+
+def _array(name: str, values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    try:
+        try:
+            array = pa.array(values, type=kind)
+        except pa.ArrowException:  # numpy's scalars do not mix with Python's
+            array = pa.array([v.item() if isinstance(v, np.generic) else v for v in values], type=kind)
+        if _has_empty_struct(array.type):  # {} alone tells no fields, and Parquet has no struct without
+            array = pa.array([_drop_empty(v) for v in values])
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise TypeError(f"column {name!r} cannot be stored: {error}") from error
+    return array
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    if pt.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_empty_struct(f.type) for f in kind)
+    return pt.is_list(kind) and _has_empty_struct(kind.value_type)
+
+
+def _drop_empty(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _drop_empty(v) for k, v in value.items()} or None
+    if isinstance(value, list | tuple):
+        return [_drop_empty(v) for v in value]
+    return value
+
+
+def to_batches(
+    results: list[Result], schema: pa.Schema | None, give_up: Callable[[Result, Exception], None]
+) -> Iterator[Batch]:
+    """Convert the dict rows of some records, giving up only those that cannot be converted."""
+    try:
+        yield _joint(results, schema)
+    except TypeError as error:
+        if len(results) == 1:
+            give_up(results[0], error)
+            return
+        half = len(results) // 2
+        yield from to_batches(results[:half], schema, give_up)
+        yield from to_batches(results[half:], schema, give_up)
+
+
+def _joint(results: list[Result], schema: pa.Schema | None) -> Batch:
+    rows = [row for result in results for row in result.rows] if len(results) > 1 else results[0].rows
+    columns = _columns(rows)
+    table = _table(columns, schema)
+    if schema is not None:
+        return Batch(fit(table, schema), {})
+    ends = np.cumsum([len(result.rows) for result in results])
+    origins: dict[str, dict[str, str]] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pt.is_null(column.type):
+            continue
+        values = columns[name]
+        first = next(i for i, value in enumerate(values) if value is not None)
+        seen = {str(column.type): results[int(np.searchsorted(ends, first, "right"))].key}
+        if pt.is_floating(column.type):
+            seen.update(_integers_only(values, ends, results))
+        origins[name] = seen
+    return Batch(table, origins)
+
+
+def _integers_only(values: list[Any], ends: np.ndarray, results: list[Result]) -> dict[str, str]:
+    """The first record that gave a column of floats nothing but integers.
+
+    Alone it would have made a column of integers, so the outcome must not hang on which records it was converted with.
+    """
+    if not any(type(value) is int for value in values):
+        return {}
+    start = 0
+    for end, result in zip(ends.tolist(), results, strict=True):
+        kinds = {type(value) for value in values[start:end]} - {type(None)}
+        if kinds and all(issubclass(kind, int | np.integer) for kind in kinds):
+            return {"int64": result.key}
+        start = end
+    return {}
+
+
+def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table`` with the columns and types of the pipeline's own schema.
+
+    Raises:
+        TypeError: it has a column that the schema does not name, or a value that does not fit.
+    """
+    extra = [name for name in table.column_names if schema.get_field_index(name) < 0]
+    if extra:
+        raise TypeError(f"column {extra[0]!r} is not in output.schema: add it there, or do not return it")
+    try:
+        return conform(table, schema)
+    except pa.ArrowException as error:
+        raise TypeError(f"the rows do not fit output.schema: {error}") from error

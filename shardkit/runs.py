@@ -1,0 +1,383 @@
+"""A run: started, looked at, resumed, retried."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardkit.attempt import Attempt, resume_hint
+from shardkit.clock import new_run_id, now
+from shardkit.commit import check_owner, finish_switches
+from shardkit.errors import PipelineError, PlanMismatch, RunNotFound
+from shardkit.functions import FunctionRef, reference
+from shardkit.ledger import Ledger
+from shardkit.macro import Plan, differences, make_plan
+from shardkit.records import build_records
+from shardkit.runfolder import RunFolder, find_run, run_folder
+from shardkit.storage import list_objects, local_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pandas as pd
+    import pyarrow.dataset as pads
+
+    from shardkit.pipeline import Pipeline
+    from shardkit.pool import WorkerPool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in numbers.
+
+    ``status`` is ``running``, ``interrupted`` (can be resumed), ``failed`` or ``done``; ``records`` counts listed,
+    done, quarantined and skipped; ``seconds`` is the wall time of the attempts together.
+    """
+
+    run_id: str
+    status: str
+    records: dict[str, int]
+    rows: int
+    files: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    output: str
+    run_folder: str
+    message: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``run --json`` prints it."""
+        content = asdict(self)
+        del content["message"]
+        return content
+
+    def __str__(self) -> str:
+        from shardkit.progress import human_bytes, human_seconds
+
+        n = self.records
+        lines = [
+            f"Run {self.run_id}: {self.status}.",
+            f"  records  {n['listed']:,} listed = {n['done']:,} done + {n['quarantined']:,} quarantined "
+            f"+ {n['skipped']:,} skipped" + (f" + {rest:,} open" if (rest := self._open()) else ""),
+            f"  dataset  {self.rows:,} rows in {self.files:,} files, {human_bytes(self.bytes_out)}, in {self.output}"
+            if self.status == "done"
+            else f"  so far   {self.rows:,} rows, {human_bytes(self.bytes_out)}",
+            f"  input    {human_bytes(self.bytes_in)} in {human_seconds(self.seconds)}",
+        ]
+        if self.message:
+            lines.append(f"  {self.message}")
+        return "\n".join(lines)
+
+    def _open(self) -> int:
+        n = self.records
+        return n["listed"] - n["done"] - n["quarantined"] - n["skipped"]
+
+
+class Run:
+    """One execution of a pipeline, as its run folder tells it; another process may look at it too."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self._folder.run_id
+
+    @property
+    def output(self) -> Path:
+        """The folder of the dataset."""
+        return self._folder.output
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self._folder.path
+
+    def __repr__(self) -> str:
+        return f"Run({self.run_id!r}, output={str(self.output)!r})"
+
+    def summary(self) -> Summary:
+        """The run in numbers."""
+        result = self._folder.result()
+        ledger = Ledger(self._folder)
+        beats = self._folder.heartbeats()
+        status, message = _status(self._folder, ledger, result, beats)
+        finished = status == "done" and result is not None
+        return Summary(
+            run_id=self.run_id,
+            status=status,
+            records=ledger.counts(),
+            rows=result["rows"] if finished and result else ledger.rows,
+            files=len(result["files"]) if finished and result else 0,
+            bytes_in=int(ledger.bytes.sum()),
+            bytes_out=result["bytes_out"] if finished and result else sum(m["bytes_out"] for m in ledger.markers),
+            seconds=round(sum(beat.get("seconds", 0.0) for beat in beats), 3),
+            output=str(self.output),
+            run_folder=str(self.path),
+            message=message,
+        )
+
+    def failures(self) -> pd.DataFrame:
+        """The quarantine: one row a record, with its key, error, message, traceback, seconds, bytes and signal."""
+        import pandas as pd
+
+        columns = ["key", "error", "message", "traceback", "seconds", "bytes", "signal", "peak_memory_bytes"]
+        return pd.DataFrame(self.quarantine(), columns=[*columns, "shard", "chunk", "attempt", "record"])
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """The same as plain data, without pandas."""
+        return Ledger(self._folder).quarantine()
+
+    def dataset(self) -> pads.Dataset:
+        """The dataset's files, exactly those that the run wrote.
+
+        Raises:
+            RunNotFound: the run has no dataset yet, or a later run has replaced it.
+        """
+        import pyarrow.dataset as pads
+
+        result = self._folder.result()
+        if result is None:
+            raise RunNotFound(f"Run {self.run_id} has no dataset yet.", hint="Resume it first.")
+        paths = [self.output / file["path"] for file in result["files"]]
+        gone = next((path for path in paths if not path.exists()), None)
+        if gone is not None:
+            raise RunNotFound(f"Run {self.run_id}: {gone} is gone.", hint="A later run has replaced this dataset.")
+        kind = {"jsonl": "json"}.get(result["format"], result["format"])
+        return pads.dataset(
+            [str(path) for path in paths],
+            format=kind,
+            partitioning="hive" if result["partition_by"] else None,
+            partition_base_dir=str(self.output) if result["partition_by"] else None,
+        )
+
+    def resume(self, *, quiet: bool = False, changed_function: bool = False, **settings: Any) -> Run:
+        """Go on with the run where its markers end.
+
+        ``settings`` are fields that do not change what is computed: workers, timeout, max_failures, combine, and
+        those of ``output`` other than its uri. A function whose source has changed is refused, unless
+        ``changed_function`` says that old and new results may be mixed.
+        """
+        return self._go_on(quiet=quiet, retry=False, any_source=changed_function, settings=settings)
+
+    def retry(self, *, function: str | Callable[..., Any] | None = None, quiet: bool = False, **settings: Any) -> Run:
+        """Run the quarantined records again, with the function as it is now, and make the dataset anew."""
+        return self._go_on(quiet=quiet, retry=True, any_source=True, settings=settings, function=function)
+
+    def _go_on(
+        self,
+        *,
+        quiet: bool,
+        retry: bool,
+        any_source: bool,
+        settings: Mapping[str, Any],
+        function: str | Callable[..., Any] | None = None,
+    ) -> Run:
+        from shardkit.progress import make_progress
+
+        plan = self._folder.plan()
+        pipeline = planned_pipeline(plan, settings)
+        if function is not None:
+            ref = reference(function, source_dir=pipeline.source_dir)
+        elif (pickled := self._folder.pickled_function()) is not None:
+            ref = FunctionRef(plan["pipeline"]["function"], None, plan["function_digest"], pickled)
+        else:
+            ref = pipeline.function_ref()
+        if ref.digest != plan["function_digest"] and not any_source:
+            raise PlanMismatch(
+                f"The source of {ref.name} has changed since run {self.run_id} was planned.",
+                hint="Start a new run; or, to keep what is done and use the new source for the rest, resume with "
+                "--changed-function.",
+            )
+        attempt = Attempt(self._folder, make_progress(quiet=quiet), begun=time.monotonic())
+        with self._folder.lock(), _pool(self._folder, pipeline, ref) as pool:
+            _both_passes(self._folder, pipeline, pool, attempt, retry=retry)
+        return self
+
+
+def _status(
+    folder: RunFolder, ledger: Ledger, result: dict[str, Any] | None, beats: list[dict[str, Any]]
+) -> tuple[str, str | None]:
+    if folder.is_locked():
+        return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None
+    last = beats[-1] if beats else {"state": "interrupted", "message": None}
+    if result is not None and last["state"] != "failed":
+        return "done", None
+    if last["state"] == "failed":
+        return "failed", last["message"]
+    return "interrupted", resume_hint(folder)
+
+
+# Sections of a pipeline that a resumption may change.
+SETTINGS = {"workers", "timeout", "max_failures", "combine", "output"}
+
+
+def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pipeline:
+    """The pipeline that a plan holds, with other settings where these are allowed.
+
+    Raises:
+        PlanMismatch: a setting would change what is computed.
+    """
+    from shardkit.pipeline import Pipeline
+
+    content = dict(plan["pipeline"])
+    for name, value in settings.items():
+        section, _, field = name.partition(".")
+        if section not in SETTINGS or name in {"output.uri", "output"}:
+            raise PlanMismatch(
+                f"{name} cannot change between a run and its resumption: it decides what is computed.",
+                hint="Start a new run instead; a resumption takes "
+                "workers, timeout, max_failures, combine and output.* (but not output.uri).",
+            )
+        content[section] = content[section] | {field: value} if field else value
+    return Pipeline(**content)
+
+
+def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str) -> Plan:
+    """List the input and plan a run; writes nothing.
+
+    Raises:
+        InputError: the input is empty or cannot be read.
+        PipelineError: the output lies around the input, or belongs to another pipeline.
+    """
+    source, output = pipeline.input_root(), pipeline.output_root()
+    if source == output or output in source.parents:
+        raise PipelineError(
+            f"The output {output} holds the input {source}.", hint="Choose an output beside the input, or inside it."
+        )
+    check_owner(output, pipeline.pipeline_name())
+    records = build_records(
+        list_objects(source, leave_out=output),
+        records=_records_rule(pipeline),
+        pattern=pipeline.input.pattern,
+        exclude=pipeline.input.exclude,
+        depth=pipeline.shards.depth if pipeline.shards else 1,
+    )
+    return make_plan(
+        records,
+        pipeline=pipeline.to_dict(),
+        function_digest=function_ref.digest,
+        by_group=pipeline.shards is not None,
+        chunks=pipeline.chunks,
+        workers=pipeline.worker_count(),
+        run_id=run_id,
+        created=now(),
+    )
+
+
+def _records_rule(pipeline: Pipeline) -> str | Callable[[str], str | None]:
+    rule = pipeline.records
+    if isinstance(rule, str) and ":" in rule:
+        named: Callable[[str], str | None] = reference(rule, source_dir=pipeline.source_dir).load()
+        return named
+    return rule
+
+
+@contextlib.contextmanager
+def _pool(folder: RunFolder, pipeline: Pipeline, ref: FunctionRef) -> Iterator[WorkerPool]:
+    from shardkit.pool import WorkerPool
+    from shardkit.worker import WorkerSettings
+
+    settings = WorkerSettings(
+        function=ref,
+        input_root=str(pipeline.input_root()),
+        run_folder=str(folder.path),
+        by_stem=pipeline.records == "stem",
+        schema=pipeline.output.columns,
+    )
+    with WorkerPool(settings, pipeline.worker_count()) as pool:
+        yield pool
+
+
+def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool) -> Run:
+    """Plan and run both passes; or go on with the run of that id, if its plan is the same."""
+    from shardkit.progress import make_progress
+
+    begun = time.monotonic()
+    progress = make_progress(quiet=quiet)
+    folder = run_folder(pipeline.output_root(), run_id or new_run_id())
+    ref = pipeline.function_ref()
+    with _pool(folder, pipeline, ref) as pool:  # the workers load the function while the input is listed
+        plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
+        with folder.lock():
+            if folder.exists():
+                _check_same_plan(folder, plan)
+                progress.note(f"Run {folder.run_id} exists; going on where it ended.")
+            else:
+                folder.write_plan(plan.content, plan.records, ref.pickled)
+            _both_passes(folder, pipeline, pool, Attempt(folder, progress, begun=begun), retry=False)
+    return Run(folder)
+
+
+def _check_same_plan(folder: RunFolder, plan: Plan) -> None:
+    known = folder.plan()
+    if known["digest"] != plan.digest:
+        raise PlanMismatch(
+            f"Run {folder.run_id} has another plan: {'; '.join(differences(known, plan.content))}.",
+            hint="Start a new run without --run-id, or undo the change.",
+        )
+
+
+def _both_passes(folder: RunFolder, pipeline: Pipeline, pool: WorkerPool, attempt: Attempt, *, retry: bool) -> None:
+    from shardkit.pass1_preprocessing import run_pass1
+    from shardkit.pass2_combine import run_pass2
+
+    with attempt:
+        ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=retry)
+        run_pass2(ledger, pipeline.merge(), attempt, name=pipeline.pipeline_name(), threads=pool.size)
+
+
+def open_run(output: str | os.PathLike[str], run_id: str | None = None) -> Run:
+    """The run with that id under an output, by default its latest.
+
+    Raises:
+        RunNotFound: there is none.
+    """
+    root = local_root(output)
+    finish_switches(root)
+    return Run(find_run(root, run_id))
+
+
+# Fields of a pipeline's input and output that `run` takes as they are.
+INPUT_FIELDS = ("pattern", "exclude")
+OUTPUT_FIELDS = ("format", "rows_per_file", "target_bytes", "partition_by", "schema", "widen_ints")
+
+
+def run(  # noqa: D417  the fields are the pipeline's
+    function: str | Callable[..., Any],
+    input: str | os.PathLike[str],  # noqa: A002
+    output: str | os.PathLike[str],
+    *,
+    run_id: str | None = None,
+    quiet: bool = False,
+    **fields: Any,
+) -> Run:
+    """Run a function over a folder of files into a dataset, and return the finished run.
+
+    >>> run = shardkit.run(features, "data/", "out/", records="stem", pattern="*.dat")     # doctest: +SKIP
+
+    Args:
+        function: takes a Record; returns a DataFrame, a pyarrow Table, a dict, an iterable of dicts, or None.
+        input: the folder with the files.
+        output: the folder of the dataset.
+        run_id: a name for the run; that of an unfinished one goes on with it.
+        quiet: show no progress.
+        fields: any other field of Pipeline; those of its input and output by their own names, such as ``pattern``.
+
+    Raises:
+        PipelineError: something cannot be used as given.
+        RunFailed: the dataset could not be made; what is committed is kept.
+        RunInterrupted: by Ctrl-C or SIGTERM; it can be resumed.
+    """
+    from shardkit.pipeline import Pipeline
+
+    inputs = {"uri": input} | {name: fields.pop(name) for name in INPUT_FIELDS if name in fields}
+    outputs = {"uri": output} | {name: fields.pop(name) for name in OUTPUT_FIELDS if name in fields}
+    return Pipeline(function=function, input=inputs, output=outputs, **fields).run(run_id=run_id, quiet=quiet)

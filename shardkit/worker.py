@@ -1,0 +1,261 @@
+"""What runs in a worker process: chunks in, parts and markers out.
+
+A worker loads the function once, then takes one chunk after another over a pipe. Before each record it notes on the
+board which one it begins, so that whoever watches knows what a dead or hanging worker was at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardkit.board import Slot
+from shardkit.errors import ShardkitError, StorageError
+from shardkit.functions import FunctionRef, user_traceback
+from shardkit.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from multiprocessing.connection import Connection
+
+    import pyarrow as pa
+
+    from shardkit.parts import Part
+    from shardkit.rows import Result
+
+MESSAGE_CHARS = 1000
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What stays the same for all chunks of a worker."""
+
+    function: FunctionRef
+    input_root: str
+    run_folder: str
+    by_stem: bool
+    schema: dict[str, str] | None
+
+
+@dataclass
+class Settled:
+    """What is known of a record before its chunk is worked on again: it failed for good, or its parts are there."""
+
+    failure: dict[str, Any] | None = None
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class ChunkTask:
+    """One chunk's records, or one of them alone.
+
+    ``records`` is an Arrow IPC stream with ``key``, ``main``, ``bytes`` and ``objects``; ``ids`` are the records'
+    row numbers in records.parquet, which the marker repeats where they are not a whole planned chunk (``explicit``).
+    ``settled`` tells, by position, what need not be run again. ``alone`` is the position of the only record to run, whose outcome is not committed.
+    """
+
+    shard: int
+    chunk: int
+    attempt: int
+    ids: list[int]
+    records: bytes
+    explicit: bool = False
+    settled: dict[int, Settled] = field(default_factory=dict)
+    alone: int | None = None
+
+
+@dataclass
+class Failure:
+    """A reply: the worker itself cannot go on (the function does not load, the disk is full)."""
+
+    error: ShardkitError
+
+
+def main(connection: Connection, settings: WorkerSettings, board: str, slot: int) -> None:
+    """Serve chunks until the other end of ``connection`` hangs up."""
+    _settle_in()
+    own = Slot(board, slot)
+    try:
+        function = settings.function.load()
+        worker = _Worker(function, settings, own)
+    except ShardkitError as error:
+        connection.send(Failure(error))
+        return
+    gc.collect()
+    gc.freeze()
+    # Rows are many small objects that live until their batch is converted: collecting garbage among them every
+    # 700 allocations is time spent on nothing.
+    gc.set_threshold(50_000, 20, 20)
+    connection.send(None)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while (task := connection.recv()) is not None:
+            try:
+                reply = worker.run(task)
+            except StorageError as error:
+                reply = Failure(error)
+            connection.send(reply)
+
+
+def _settle_in() -> None:
+    """Leave Ctrl-C to the parent, die with it, be the first to go when memory runs out, keep stdout clean."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.dup2(2, 1)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("800")
+    import pyarrow as pa
+
+    pa.set_cpu_count(1)
+
+
+class _Worker:
+    def __init__(self, function: Callable[[Record], Any], settings: WorkerSettings, slot: Slot) -> None:
+        from shardkit.schema import parse_schema
+
+        self._function = function
+        self._settings = settings
+        self._slot = slot
+        self._schema = parse_schema(settings.schema) if settings.schema else None
+
+    def run(self, task: ChunkTask) -> dict[str, Any]:
+        """Work on a chunk and commit it; returns its marker (of a record run alone: its outcome)."""
+        run = _ChunkRun(task, self._settings, self._schema)
+        started = time.perf_counter()
+        slot = self._slot
+        slot.begin_chunk()
+        for i in run.positions():
+            if slot.is_asked_to_stop():
+                run.cut(i)
+                break
+            if (settled := task.settled.get(i)) is not None:
+                run.take(i, settled)
+                slot.end_record(run.bytes[i], failed=settled.failure is not None)
+                continue
+            slot.begin_record(i)
+            record = run.record(i)
+            begun = time.perf_counter()
+            try:
+                result = run.collect(self._function(record), i, record.key)
+            except BaseException as error:  # noqa: BLE001  even SystemExit from a record's function costs only that record
+                run.fail(i, error, seconds=time.perf_counter() - begun)
+                slot.end_record(run.bytes[i], failed=True)
+                continue
+            run.writer.add(result)
+            slot.end_record(run.bytes[i], failed=False)
+        slot.finish_records()
+        return run.commit(seconds=time.perf_counter() - started)
+
+
+class _ChunkRun:
+    """One chunk on its way from records to a marker."""
+
+    def __init__(self, task: ChunkTask, settings: WorkerSettings, schema: pa.Schema | None) -> None:
+        import pyarrow as pa
+
+        from shardkit.parts import PartsWriter
+        from shardkit.rows import collect
+        from shardkit.runfolder import RunFolder, part_base
+
+        self.task = task
+        self.collect = collect
+        self._settings = settings
+        self._folder = RunFolder(Path(settings.run_folder))
+        table = pa.ipc.open_stream(task.records).read_all()
+        self.keys: list[str] = table["key"].to_pylist()
+        self.bytes: list[int] = table["bytes"].to_pylist()
+        self._mains: list[int] = table["main"].to_pylist()
+        self._objects: list[list[str]] = table["objects"].to_pylist()
+        self._failures: dict[int, dict[str, Any]] = {}
+        self._listed = len(self.keys)
+        self.writer = PartsWriter(
+            self._folder.parts_of(task.shard),
+            part_base(task.chunk, task.attempt, alone=task.alone),
+            schema=schema,
+            give_up=lambda result, error: self.fail(result.index, error),
+        )
+
+    def record(self, i: int) -> Record:
+        return Record(
+            self.keys[i],
+            tuple(self._objects[i]),
+            main=self._mains[i],
+            root=self._settings.input_root,
+            bytes=self.bytes[i],
+            by_stem=self._settings.by_stem,
+        )
+
+    def positions(self) -> Iterable[int]:
+        return range(len(self.keys)) if self.task.alone is None else (self.task.alone,)
+
+    def cut(self, i: int) -> None:
+        """Leave the records from position ``i`` on to a later attempt."""
+        self._listed = i
+
+    def take(self, i: int, settled: Settled) -> None:
+        from shardkit.parts import Part
+
+        if settled.failure is not None:
+            self._failures[i] = settled.failure
+        else:
+            self.writer.adopt([Part(**part) for part in settled.parts])
+
+    def fail(self, i: int, error: BaseException, *, seconds: float | None = None) -> None:
+        self._failures[i] = failure_entry(
+            record=self.task.ids[i],
+            key=self.keys[i],
+            bytes=self.bytes[i],
+            error=type(error).__name__,
+            message=str(error)[:MESSAGE_CHARS],
+            traceback=user_traceback(error),
+            seconds=seconds,
+            attempt=self.task.attempt,
+        )
+
+    def commit(self, *, seconds: float) -> dict[str, Any]:
+        parts: list[Part] = self.writer.close()
+        task = self.task
+        listed = 1 if task.alone is not None else self._listed
+        marker = {
+            "shard": task.shard,
+            "chunk": task.chunk,
+            "attempt": task.attempt,
+            "records": {"listed": listed, "done": listed - len(self._failures), "quarantined": len(self._failures)},
+            "ids": task.ids[:listed] if task.explicit or listed < len(self.keys) else None,
+            "rows": self.writer.rows,
+            "bytes_in": sum(self.bytes[:listed]),
+            "bytes_out": sum(part.bytes for part in parts),
+            "seconds": round(seconds, 6),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "function_digest": self._settings.function.digest,
+            "parts": [part.to_dict() for part in parts],
+            "quarantine": [self._failures[i] for i in sorted(self._failures)],
+        }
+        if task.alone is None and listed:
+            self._folder.write_marker(marker)
+        return marker
+
+
+def failure_entry(**known: Any) -> dict[str, Any]:
+    """One record's entry in the quarantine."""
+    entry: dict[str, Any] = dict.fromkeys(
+        ("record", "key", "error", "message", "traceback", "seconds", "bytes", "signal", "peak_memory_bytes", "attempt")
+    )
+    return entry | known
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size that this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
