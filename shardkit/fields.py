@@ -56,6 +56,18 @@ def load_yaml(kind: type[P], path: Path, overrides: dict[str, Any]) -> P:
         raise PipelineError(explain(error.__cause__, kind, file=str(path), lines=lines)) from None
 
 
+def from_settings(kind: type[P], settings: dict[str, Any]) -> P:
+    """A pipeline from fields by their dotted names.
+
+    Raises:
+        PipelineError: a field is unknown, mistyped or missing.
+    """
+    content: dict[str, Any] = {}
+    for name, value in settings.items():
+        _override(content, name, value)
+    return kind(**content)
+
+
 def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
     """Relative paths count from the YAML file's folder; so do modules, unless source_dir says otherwise."""
     content.setdefault("source_dir", ".")

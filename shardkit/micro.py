@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # What a record costs beside its bytes (opening it, calling the function), in bytes of reading.
 RECORD_COST_BYTES = 1 << 14
-LARGEST_SHARE = 1 / 16  # of a worker's share of the work: the first dynamic chunks
-SMALLEST_SHARE = 1 / 128  # the last ones
+LARGEST_SHARE = 1 / 8  # of a worker's share of the work: the first dynamic chunks
+SMALLEST_SHARE = 1 / 64  # the last ones
 CHUNK_RECORDS = 5_000  # an upper bound, so that a crash never costs more than that
 CHUNK_BYTES = 1 << 30
 DEATHS_BETWEEN_RECORDS = 3

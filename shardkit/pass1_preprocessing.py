@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from shardkit.attempt import Attempt
     from shardkit.runfolder import RunFolder
+    from shardkit.runs import Run
 
 
 @dataclass(frozen=True)
@@ -121,3 +124,28 @@ def _tasks(work: list[tuple[int, int, np.ndarray, bool]], records: pa.Table, att
         with pa.ipc.new_stream(sink, rows.schema) as stream:
             stream.write_table(rows)
         yield ChunkTask(shard, chunk, attempt, ids.tolist(), sink.getvalue(), explicit)
+
+
+def preprocess(function: str, group: str | os.PathLike[str], output: str | os.PathLike[str], **fields: Any) -> Run:
+    """Pass 1 alone: the files of one folder to parts, which lie in ``output`` as plain Parquet files.
+
+    Args:
+        function: ``module:callable``.
+        group: the folder with the files.
+        output: the folder of the parts; its ``_shardkit`` folder tells how the run went.
+        fields: any other field of Pipeline, and ``run_id`` and ``quiet``.
+
+    Raises:
+        PipelineError, RunFailed, RunInterrupted: as for `shardkit.run`.
+    """
+    from shardkit.runs import build_pipeline, start_run
+
+    run_id, quiet = fields.pop("run_id", None), fields.pop("quiet", False)
+    pipeline = build_pipeline(function, group, output, **fields)
+    return start_run(pipeline, run_id=run_id, quiet=quiet, merge=False)
+
+
+if __name__ == "__main__":
+    from shardkit.cli import main
+
+    main(["pass1", *sys.argv[1:]])

@@ -7,24 +7,36 @@ As a program it works alone on plain directories, as the macro/micro-sharding pa
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+from joblib import cpu_count
+
+from shardkit.attempt import resume_hint
 from shardkit.clock import now
-from shardkit.commit import dataset_lock, staging, switch
+from shardkit.commit import current_result, dataset_lock, staging, switch
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
-from shardkit.errors import CombineError, ShardkitError
+from shardkit.errors import CombineError, InputError, ShardkitError
 from shardkit.functions import FunctionRef, user_traceback
 from shardkit.merging import combined, read_source
 from shardkit.progress import RowMeter
+from shardkit.runfolder import RunFolder, run_folder, runs_of
+from shardkit.storage import list_objects, local_root, place_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from shardkit.attempt import Attempt
     from shardkit.ledger import Ledger
     from shardkit.merging import Source
+    from shardkit.runs import Run
 
 
 @dataclass(frozen=True)
@@ -67,32 +79,147 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
         SchemaConflict: parts give a column types that cannot be unified.
         RunBusy: another run is switching the same dataset.
     """
-    folder = ledger.folder
     ledger.check()
-    with dataset_lock(folder.output):
-        before = folder.result()
-        generation = (before["generation"] if before else 0) + 1
-        token = folder.run_id if generation == 1 else f"{folder.run_id}.{generation}"
-        shutil.rmtree(staging(folder), ignore_errors=True)
+    with _switching(ledger.folder, attempt, name=name) as build:
         source = read_source((p.path for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
         with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
-            files = write_merged(staging(folder), source, merge, token=token, threads=threads)
-        result = {
-            "run_id": folder.run_id,
-            "name": name,
+            build.files = write_merged(staging(ledger.folder), source, merge, token=build.token, threads=threads)
+        build.describe(merge.layout, records=ledger.counts(), bytes_in=int(ledger.bytes.sum()))
+    return build.result
+
+
+def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, Any]:
+    """Make a run's parts the dataset as they are, which is what pass 1 alone leaves; returns the result.
+
+    Raises:
+        LedgerError: records or parts are missing.
+    """
+    ledger.check()
+    with _switching(ledger.folder, attempt, name=name) as build:
+        for part in ledger.parts():
+            path = f"part-{part.path.parent.name}-{part.path.stem}-{build.token}.parquet"
+            place_file(part.path, staging(ledger.folder) / path)
+            build.files.append(DataFile(path, part.rows, part.bytes))
+        build.describe(Layout("parquet", 1, None, ()), records=ledger.counts(), bytes_in=int(ledger.bytes.sum()))
+    return build.result
+
+
+def combine_folders(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    merge: Merge,
+    *,
+    name: str = "pass2",
+    quiet: bool = False,
+) -> Run:
+    """Pass 2 alone: the Parquet files of some folders, in order of their names, to one dataset.
+
+    Args:
+        inputs: folders, for instance those that pass 1 wrote. Of one that holds runs, the latest must be finished.
+        output: the folder of the dataset.
+        merge: what to make of the parts.
+        name: only a pipeline of the same name may later replace the dataset.
+        quiet: show no progress.
+
+    Raises:
+        InputError: an input holds no Parquet files, or its run is not finished.
+        SchemaConflict, CombineError, StorageError: as for a run.
+    """
+    from shardkit.attempt import Attempt
+    from shardkit.clock import new_run_id
+    from shardkit.commit import check_owner
+    from shardkit.progress import make_progress
+    from shardkit.runs import Run
+
+    target = local_root(output)
+    check_owner(target, name)
+    roots = [local_root(folder) for folder in inputs]
+    parts = [path for root in roots for path in _parquet_files(root)]
+    folder = run_folder(target, new_run_id())
+    attempt = Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic())
+    with folder.lock(), attempt:
+        folder.write_plan({"created": now(), "merge_of": [str(root) for root in roots]}, EMPTY_RECORDS, None)
+        with _switching(folder, attempt, name=name) as build:
+            source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
+            with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
+                build.files = write_merged(staging(folder), source, merge, token=build.token, threads=cpu_count())
+            size = sum(path.stat().st_size for path in parts)
+            build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)
+    return Run(folder)
+
+
+EMPTY_RECORDS = pa.table({name: pa.array([], pa.int64()) for name in ("key", "shard", "chunk", "bytes")})
+
+
+def _parquet_files(root: Path) -> list[Path]:
+    """The parts in a folder, in order of their names.
+
+    Raises:
+        InputError: there are none, or they are not all there yet.
+    """
+    runs = runs_of(root)
+    if runs and runs[-1].result() is None:
+        raise InputError(f"Run {runs[-1].run_id} in {root} is not finished.", hint=resume_hint(runs[-1]))
+    keys = [key for key in list_objects(root)["key"].to_pylist() if key.endswith(".parquet")]
+    if not keys and not runs:
+        raise InputError(f"{root} holds no Parquet files.", hint="Give the folders that pass 1 wrote.")
+    return [root / key for key in keys]
+
+
+def _ledgers_of(roots: Sequence[Path]) -> dict[str, int]:
+    """The sum of the ledgers of the runs that wrote the inputs, where they tell."""
+    total = {"listed": 0, "done": 0, "quarantined": 0, "skipped": 0}
+    for root in roots:
+        if (result := current_result(root)) is not None:
+            total = {name: count + result["records"][name] for name, count in total.items()}
+    return total
+
+
+class _Build:
+    """A dataset on its way to the switch."""
+
+    def __init__(self, folder: RunFolder, attempt: Attempt, name: str) -> None:
+        before = folder.result()
+        self.generation = (before["generation"] if before else 0) + 1
+        self.token = folder.run_id if self.generation == 1 else f"{folder.run_id}.{self.generation}"
+        self.files: list[DataFile] = []
+        self.result: dict[str, Any] = {}
+        self._folder = folder
+        self._attempt = attempt
+        self._name = name
+
+    def describe(self, layout: Layout, *, records: dict[str, int], bytes_in: int) -> None:
+        """Make the result out of what was built."""
+        self.result = {
+            "run_id": self._folder.run_id,
+            "name": self._name,
             "status": "done",
-            "records": ledger.counts(),
-            "rows": sum(file.rows for file in files),
-            "files": [{"path": file.path, "rows": file.rows, "bytes": file.bytes} for file in files],
-            "bytes_in": int(ledger.bytes.sum()),
-            "bytes_out": sum(file.bytes for file in files),
-            "format": merge.layout.format,
-            "partition_by": list(merge.layout.partition_by),
-            "started": attempt.started,
+            "records": records,
+            "rows": sum(file.rows for file in self.files),
+            "files": [{"path": file.path, "rows": file.rows, "bytes": file.bytes} for file in self.files],
+            "bytes_in": bytes_in,
+            "bytes_out": sum(file.bytes for file in self.files),
+            "format": layout.format,
+            "partition_by": list(layout.partition_by),
+            "started": self._attempt.started,
             "finished": now(),
-            "seconds": round(attempt.seconds, 3),
-            "attempt": attempt.number,
-            "generation": generation,
+            "seconds": round(self._attempt.seconds, 3),
+            "attempt": self._attempt.number,
+            "generation": self.generation,
         }
-        switch(folder, result)
-    return result
+
+
+@contextlib.contextmanager
+def _switching(folder: RunFolder, attempt: Attempt, *, name: str) -> Iterator[_Build]:
+    """Hold the dataset while the block builds its next state, then switch to that."""
+    with dataset_lock(folder.output):
+        shutil.rmtree(staging(folder), ignore_errors=True)
+        build = _Build(folder, attempt, name)
+        yield build
+        switch(folder, build.result)
+
+
+if __name__ == "__main__":
+    from shardkit.cli import main
+
+    main(["pass2", *sys.argv[1:]])

@@ -1,7 +1,7 @@
 """Worker processes, each of which may die without harm to the others.
 
-joblib's loky starts them: fresh interpreters, not forks, that need no ``__main__`` guard and can be sent functions
-by value. They are not its executor's: that one takes all workers down when one of them dies.
+They are fresh interpreters, not forks: no ``__main__`` guard is needed, and no lock or thread of the parent's is copied.
+joblib's own executor is no choice here, for it takes all its workers down when one of them dies.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ import contextlib
 import os
 import queue
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from joblib.externals.loky.backend import get_context
-
 from shardkit.board import Board, Slot
-from shardkit.worker import ChunkTask, Failure, WorkerSettings, main
+from shardkit.worker import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardkit.worker import ChunkTask, WorkerSettings
+
 TICK_S = 0.1
+GOODBYE_S = 2.0
+BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.worker import main; main({fd}, {board!r}, {number})"
 ONE_THREAD = {
     name: "1"
     for name in (
@@ -71,14 +77,17 @@ class WorkerProcess:
     def __init__(self, settings: WorkerSettings, board: Board, number: int) -> None:
         self.slot = Slot(board.path, number)
         self.slot.begin_chunk()
-        context = get_context("loky")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=main, args=(theirs, settings, board.path, number), name=f"shardkit-worker-{number}", env=_limits()
-        )
-        self._process.start()
-        theirs.close()
-        self._greeted = False
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", BOOTSTRAP.format(path=sys.path, fd=theirs.fileno(), board=board.path, number=number)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=ONE_THREAD | dict(os.environ),
+            )
+        self._connection = Connection(ours.detach())
+        self._settings: WorkerSettings | None = settings
+        self._exit_code: int | None = None
         self._peak: int | None = None
 
     def ask(self, task: ChunkTask, *, timeout_s: float | None, stop: Stop) -> dict[str, Any]:
@@ -90,19 +99,23 @@ class WorkerProcess:
             ShardkitError: the worker cannot go on: the function does not load, the disk is full.
         """
         try:
-            if not self._greeted:
-                self._receive(None, stop)
-                self._greeted = True
+            self._introduce(stop)
             self._connection.send(task)
             reply: dict[str, Any] = self._receive(timeout_s, stop)
             return reply
         except (EOFError, ConnectionError):
-            self._process.join(timeout=10)
+            self._reap()
             raise self._death(timed_out=False) from None
+
+    def _introduce(self, stop: Stop) -> None:
+        """Send the settings to a new worker, and wait until it has loaded the function."""
+        if self._settings is not None:
+            self._connection.send(self._settings)
+            self._receive(None, stop)
+            self._settings = None
 
     def _receive(self, timeout_s: float | None, stop: Stop) -> Any:
         while not self._connection.poll(TICK_S):
-            self._note_peak()
             if stop.asked:
                 self.slot.ask_to_stop()
                 if stop.out_of_patience:
@@ -120,34 +133,39 @@ class WorkerProcess:
     def _death(self, *, timed_out: bool) -> WorkerDied:
         reading = self.slot.read()
         seconds = time.monotonic() - reading.started if reading.started else 0.0
-        return WorkerDied(reading.record, self._process.exitcode, seconds, timed_out, self._peak)
+        return WorkerDied(reading.record, self._exit_code, seconds, timed_out, self._peak)
 
-    def _note_peak(self) -> None:
-        """Remember the process's peak memory, for a dead process tells no more."""
-        with contextlib.suppress(OSError), open(f"/proc/{self._process.pid}/status") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    self._peak = int(line.split()[1]) * 1024
-                    return
+    def _reap(self, *, wait: bool = True) -> bool:
+        """Take note of the process's end: how it ended, and how much memory it had had. Says whether it has ended."""
+        if self._exit_code is None:
+            with contextlib.suppress(ChildProcessError):  # somebody else has waited for it
+                pid, status, usage = os.wait4(self._process.pid, 0 if wait else os.WNOHANG)
+                if pid == 0:
+                    return False
+                self._exit_code = os.waitstatus_to_exitcode(status)
+                self._peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+            self._process.returncode = self._exit_code if self._exit_code is not None else -signal.SIGKILL
+        return True
 
     def kill(self) -> None:
         """End the process at once."""
-        self._process.kill()
-        self._process.join(timeout=10)
+        if not self._reap(wait=False):
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._reap()
 
-    def close(self) -> None:
-        """Let the process end by itself if it is idle, else end it."""
+    def hang_up(self) -> None:
+        """Let the process end by itself."""
         with contextlib.suppress(OSError):
             self._connection.send(None)
         self._connection.close()
-        self._process.join(timeout=1)
-        if self._process.is_alive():
-            self.kill()
 
-
-def _limits() -> dict[str, str]:
-    """The environment that keeps the workers together from using more threads than the machine has."""
-    return {name: value for name, value in ONE_THREAD.items() if name not in os.environ}
+    def close(self) -> None:
+        """See that the process has ended."""
+        deadline = time.monotonic() + GOODBYE_S
+        while not self._reap(wait=False):
+            if time.monotonic() > deadline:
+                self.kill()
+            time.sleep(0.005)
 
 
 class Stop:
@@ -209,11 +227,19 @@ class WorkerPool:
         """All workers' lines on the board."""
         return self._slots
 
+    def hang_up(self) -> None:
+        """Let all workers end by themselves; nothing can be asked of them any more."""
+        for worker in self._workers:
+            if worker is not None:
+                worker.hang_up()
+
     def close(self) -> None:
         """End all workers."""
+        self.hang_up()
         for worker in self._workers:
             if worker is not None:
                 worker.close()
+        self._workers = [None] * self.size
         self._board.close()
 
     def __enter__(self) -> WorkerPool:

@@ -15,9 +15,6 @@ from shardkit.clock import new_run_id, now
 from shardkit.commit import check_owner, finish_switches
 from shardkit.errors import PipelineError, PlanMismatch, RunNotFound
 from shardkit.functions import FunctionRef, reference
-from shardkit.ledger import Ledger
-from shardkit.macro import Plan, differences, make_plan
-from shardkit.records import build_records
 from shardkit.runfolder import RunFolder, find_run, run_folder
 from shardkit.storage import list_objects, local_root
 
@@ -27,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow.dataset as pads
 
+    from shardkit.ledger import Ledger
+    from shardkit.macro import Plan
     from shardkit.pipeline import Pipeline
     from shardkit.pool import WorkerPool
 
@@ -105,6 +104,8 @@ class Run:
 
     def summary(self) -> Summary:
         """The run in numbers."""
+        from shardkit.ledger import Ledger
+
         result = self._folder.result()
         ledger = Ledger(self._folder)
         beats = self._folder.heartbeats()
@@ -113,7 +114,7 @@ class Run:
         return Summary(
             run_id=self.run_id,
             status=status,
-            records=ledger.counts(),
+            records=result["records"] if finished and result else ledger.counts(),
             rows=result["rows"] if finished and result else ledger.rows,
             files=len(result["files"]) if finished and result else 0,
             bytes_in=int(ledger.bytes.sum()),
@@ -133,6 +134,8 @@ class Run:
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The same as plain data, without pandas."""
+        from shardkit.ledger import Ledger
+
         return Ledger(self._folder).quarantine()
 
     def dataset(self) -> pads.Dataset:
@@ -197,7 +200,7 @@ class Run:
                 "--changed-function.",
             )
         attempt = Attempt(self._folder, make_progress(quiet=quiet), begun=time.monotonic())
-        with self._folder.lock(), _pool(self._folder, pipeline, ref) as pool:
+        with self._folder.lock(), worker_pool(self._folder, pipeline, ref) as pool:
             _both_passes(self._folder, pipeline, pool, attempt, retry=retry)
         return self
 
@@ -247,6 +250,9 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
         InputError: the input is empty or cannot be read.
         PipelineError: the output lies around the input, or belongs to another pipeline.
     """
+    from shardkit.macro import make_plan
+    from shardkit.records import build_records
+
     source, output = pipeline.input_root(), pipeline.output_root()
     if source == output or output in source.parents:
         raise PipelineError(
@@ -281,7 +287,8 @@ def _records_rule(pipeline: Pipeline) -> str | Callable[[str], str | None]:
 
 
 @contextlib.contextmanager
-def _pool(folder: RunFolder, pipeline: Pipeline, ref: FunctionRef) -> Iterator[WorkerPool]:
+def worker_pool(folder: RunFolder, pipeline: Pipeline, ref: FunctionRef) -> Iterator[WorkerPool]:
+    """The workers of a pipeline, starting to load its function."""
     from shardkit.pool import WorkerPool
     from shardkit.worker import WorkerSettings
 
@@ -296,27 +303,32 @@ def _pool(folder: RunFolder, pipeline: Pipeline, ref: FunctionRef) -> Iterator[W
         yield pool
 
 
-def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool) -> Run:
-    """Plan and run both passes; or go on with the run of that id, if its plan is the same."""
+def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: bool = True) -> Run:
+    """Plan and run both passes; or go on with the run of that id, if its plan is the same.
+
+    Without ``merge`` the dataset is pass 1's parts as they are.
+    """
     from shardkit.progress import make_progress
 
     begun = time.monotonic()
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_root(), run_id or new_run_id())
     ref = pipeline.function_ref()
-    with _pool(folder, pipeline, ref) as pool:  # the workers load the function while the input is listed
+    with worker_pool(folder, pipeline, ref) as pool:  # the workers load the function while the input is listed
         plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
         with folder.lock():
             if folder.exists():
                 _check_same_plan(folder, plan)
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
-                folder.write_plan(plan.content, plan.records, ref.pickled)
+                folder.write_plan(plan.content | {"merge": merge}, plan.records, ref.pickled)
             _both_passes(folder, pipeline, pool, Attempt(folder, progress, begun=begun), retry=False)
     return Run(folder)
 
 
 def _check_same_plan(folder: RunFolder, plan: Plan) -> None:
+    from shardkit.macro import differences
+
     known = folder.plan()
     if known["digest"] != plan.digest:
         raise PlanMismatch(
@@ -327,11 +339,15 @@ def _check_same_plan(folder: RunFolder, plan: Plan) -> None:
 
 def _both_passes(folder: RunFolder, pipeline: Pipeline, pool: WorkerPool, attempt: Attempt, *, retry: bool) -> None:
     from shardkit.pass1_preprocessing import run_pass1
-    from shardkit.pass2_combine import run_pass2
+    from shardkit.pass2_combine import publish_parts, run_pass2
 
     with attempt:
         ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=retry)
-        run_pass2(ledger, pipeline.merge(), attempt, name=pipeline.pipeline_name(), threads=pool.size)
+        pool.hang_up()  # the workers end while the parts are merged
+        if folder.plan()["merge"]:
+            run_pass2(ledger, pipeline.merge(), attempt, name=pipeline.pipeline_name(), threads=pool.size)
+        else:
+            publish_parts(ledger, attempt, name=pipeline.pipeline_name())
 
 
 def open_run(output: str | os.PathLike[str], run_id: str | None = None) -> Run:
@@ -376,8 +392,18 @@ def run(  # noqa: D417  the fields are the pipeline's
         RunFailed: the dataset could not be made; what is committed is kept.
         RunInterrupted: by Ctrl-C or SIGTERM; it can be resumed.
     """
+    return build_pipeline(function, input, output, **fields).run(run_id=run_id, quiet=quiet)
+
+
+def build_pipeline(
+    function: str | Callable[..., Any],
+    input: str | os.PathLike[str],  # noqa: A002
+    output: str | os.PathLike[str],
+    **fields: Any,
+) -> Pipeline:
+    """A pipeline from flat fields: those of its input and output are told by their names."""
     from shardkit.pipeline import Pipeline
 
     inputs = {"uri": input} | {name: fields.pop(name) for name in INPUT_FIELDS if name in fields}
     outputs = {"uri": output} | {name: fields.pop(name) for name in OUTPUT_FIELDS if name in fields}
-    return Pipeline(function=function, input=inputs, output=outputs, **fields).run(run_id=run_id, quiet=quiet)
+    return Pipeline(function=function, input=inputs, output=outputs, **fields)

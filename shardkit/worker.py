@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 import resource
 import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,6 @@ from shardkit.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from multiprocessing.connection import Connection
-
     import pyarrow as pa
 
     from shardkit.parts import Part
@@ -80,23 +78,19 @@ class Failure:
     error: ShardkitError
 
 
-def main(connection: Connection, settings: WorkerSettings, board: str, slot: int) -> None:
-    """Serve chunks until the other end of ``connection`` hangs up."""
+def main(descriptor: int, board: str, number: int) -> None:
+    """Serve chunks until the other end of the pipe hangs up."""
+    connection = Connection(descriptor)
     _settle_in()
-    own = Slot(board, slot)
-    try:
-        function = settings.function.load()
-        worker = _Worker(function, settings, own)
-    except ShardkitError as error:
-        connection.send(Failure(error))
-        return
-    gc.collect()
-    gc.freeze()
-    # Rows are many small objects that live until their batch is converted: collecting garbage among them every
-    # 700 allocations is time spent on nothing.
-    gc.set_threshold(50_000, 20, 20)
-    connection.send(None)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    slot = Slot(board, number)
+    with contextlib.suppress(EOFError, ConnectionError):
+        settings: WorkerSettings = connection.recv()
+        try:
+            worker = _Worker(settings.function.load(), settings, slot)
+        except ShardkitError as error:
+            connection.send(Failure(error))
+            return
+        connection.send(None)
         while (task := connection.recv()) is not None:
             try:
                 reply = worker.run(task)
@@ -115,7 +109,11 @@ def _settle_in() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("800")
+    # What every chunk needs is imported while the parent is still listing the input.
     import pyarrow as pa
+
+    import shardkit.parts
+    import shardkit.runfolder
 
     pa.set_cpu_count(1)
 

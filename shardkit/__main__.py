@@ -1,0 +1,5 @@
+"""``python -m shardkit`` is ``shardkit``."""
+
+from shardkit.cli import main
+
+main()

@@ -1,0 +1,375 @@
+"""The command line: parses, calls the library, prints.
+
+Everything for people goes to stderr; stdout holds what was asked for. Heavy imports wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shardkit._version import __version__
+from shardkit.errors import PipelineError, RunInterrupted, ShardkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shardkit.pipeline import Pipeline
+    from shardkit.runs import Run
+
+
+class _Command(click.Command):
+    """A command that keeps the line breaks of its examples, and turns the library's errors into one clean message."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the examples as they are written."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in self.epilog.strip().splitlines()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors exit with their own code."""
+        try:
+            return super().invoke(ctx)
+        except ShardkitError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(RunInterrupted.exit_code)
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which a user meets them."""
+        return list(self.commands)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="shardkit")
+def cli() -> None:
+    """Preprocess huge file collections with your own Python function.
+
+    A folder of files and one function become one dataset: planned, run on all CPUs, safe against crashes, merged.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The program."""
+    cli.main(args=args, prog_name="shardkit")
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def add(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+SET = click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override any field; may be repeated.")
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object last on stdout.")
+RUN_ID = click.option("--run-id", metavar="ID", help="Which run; by default the latest.")
+OUTPUT = click.argument("output", metavar="OUTPUT")
+WORK = _options(
+    click.option("--function", metavar="MODULE:NAME", help="The function that turns a record into rows."),
+    click.option("--source-dir", metavar="DIR", help="Where its module is; by default the current directory."),
+    click.option("--records", metavar="RULE", help="file (default), stem, directory, or MODULE:NAME."),
+    click.option("--pattern", multiple=True, metavar="GLOB", help="A record's main object; may be repeated."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Files that are no input; may be repeated."),
+    click.option("--workers", metavar="N", help="How many processes; by default one a CPU."),
+    click.option("--chunks", metavar="HOW", help="dynamic (default), balanced or even."),
+    click.option("--timeout", metavar="SECONDS", help="What a record may take (default 3600)."),
+    click.option("--max-failures", metavar="N|P%", help="How many records may fail (default 1%)."),
+)
+MERGE = _options(
+    click.option("--format", "format_", metavar="FORMAT", help="parquet (default), jsonl, csv or arrow."),
+    click.option("--rows-per-file", metavar="N", help="Rows of an output file (default 1048576)."),
+    click.option("--target-bytes", metavar="SIZE", help="About how large an output file may be, such as 128MB."),
+    click.option("--partition-by", multiple=True, metavar="COLUMN", help="Hive partition; may be repeated."),
+    click.option("--combine", metavar="MODULE:NAME", help="Your own computation on the merged rows."),
+)
+PIPELINE = _options(
+    click.argument("pipeline", required=False, metavar="[PIPELINE.yaml]"),
+    click.option("--input", "input_", metavar="DIR", help="The folder with the files, where there is no YAML file."),
+    click.option("--output", metavar="DIR", help="The folder of the dataset."),
+    click.option("--name", metavar="NAME", help="The pipeline's name."),
+    WORK,
+    MERGE,
+    SET,
+)
+
+
+def _read_pipeline(pipeline: str | None, given: dict[str, Any]) -> Pipeline:
+    """The pipeline of a YAML file, of options, or of both."""
+    from shardkit.fields import from_settings
+    from shardkit.pipeline import Pipeline
+
+    fields = _settings(given)
+    if pipeline is not None:
+        return Pipeline.from_yaml(pipeline, overrides=fields)
+    missing = [f"--{name}" for name in ("function", "input", "output") if name not in fields and f"{name}.uri" not in fields]
+    if missing:
+        raise click.UsageError(f"Give a PIPELINE.yaml, or {', '.join(missing)}.")
+    return from_settings(Pipeline, fields)
+
+
+SECTIONED = {
+    "pattern": "input.pattern",
+    "exclude": "input.exclude",
+    "format_": "output.format",
+    "rows_per_file": "output.rows_per_file",
+    "target_bytes": "output.target_bytes",
+    "partition_by": "output.partition_by",
+    "input_": "input.uri",
+    "output": "output.uri",
+}
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Fields by their dotted names, from options and from --set, which has the last word."""
+    from shardkit.fields import parse_setting
+
+    settings = given.pop("settings", ())
+    fields: dict[str, Any] = {}
+    for option, value in given.items():
+        if value not in (None, ()):
+            values = list(value) if isinstance(value, tuple) else value
+            fields[SECTIONED.get(option, option)] = int(values) if option == "workers" and values.isdigit() else values
+    fields |= dict(parse_setting(text) for text in settings)
+    return fields
+
+
+@cli.command(
+    epilog="""
+shardkit run pipeline.yaml
+shardkit run pipeline.yaml --set input.uri=/data/2020 --set max_failures=10
+shardkit run --function features:rows --input data/ --output out/ --pattern '*.jsonl'
+"""
+)
+@PIPELINE
+@click.option("--run-id", metavar="ID", help="A name for the run; that of an unfinished one goes on with it.")
+@QUIET
+@JSON
+def run(pipeline: str | None, run_id: str | None, *, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Run both passes on this machine: records to parts, parts to the dataset.
+
+    Exit codes: 0 done, 1 failed, 2 usage or pipeline error, 130 interrupted.
+    """
+    made = _read_pipeline(pipeline, given)
+    from shardkit.clock import new_run_id
+
+    known = run_id or new_run_id()
+    _report(made.output_root(), known, lambda: made.run(run_id=known, quiet=quiet), as_json=as_json)
+
+
+def _report(output: Path, run_id: str, work: Callable[[], Run], *, as_json: bool) -> None:
+    """Do the work; tell how it ended, also when it ended badly."""
+    from shardkit.runfolder import run_folder
+    from shardkit.runs import Run as RunHandle
+
+    try:
+        work()
+    except ShardkitError:
+        folder = run_folder(output, run_id)
+        if as_json and folder.exists():
+            click.echo(json.dumps(RunHandle(folder).summary().to_dict()))
+        raise
+    summary = RunHandle(run_folder(output, run_id)).summary()
+    click.echo(str(summary), err=True)
+    if count := summary.records["quarantined"]:
+        where = f"{summary.output} --run-id {summary.run_id}"
+        click.echo(
+            f"  {count:,} records failed and are not in the dataset, within max_failures.\n"
+            f"  See them: shardkit failures {where}\n  Mend the function, then: shardkit retry {where}",
+            err=True,
+        )
+    if as_json:
+        click.echo(json.dumps(summary.to_dict()))
+
+
+@cli.command(
+    epilog="""
+shardkit plan pipeline.yaml
+shardkit plan pipeline.yaml --sample 20
+shardkit plan pipeline.yaml --json | jq .totals
+"""
+)
+@PIPELINE
+@click.option("--sample", type=int, metavar="N", help="Run N records first, and say what the whole will take.")
+@JSON
+def plan(pipeline: str | None, sample: int | None, *, as_json: bool, **given: Any) -> None:
+    """Say what a run would do, without doing it."""
+    from shardkit.report import plan_text
+
+    made = _read_pipeline(pipeline, given)
+    planned = made.plan()
+    estimate = made.sample(sample) if sample is not None else None
+    if as_json:
+        from dataclasses import asdict
+
+        click.echo(json.dumps(planned.content | ({"estimate": asdict(estimate)} if estimate else {})))
+        return
+    click.echo(plan_text(planned, rows=estimate.rows if estimate else None))
+    if estimate:
+        click.echo(f"\n{estimate}")
+
+
+def _open(output: str, run_id: str | None) -> Run:
+    """The run under an output, or under that of a pipeline's YAML file."""
+    from shardkit.runs import open_run
+
+    if output.endswith((".yaml", ".yml")) and Path(output).is_file():
+        from shardkit.pipeline import Pipeline
+
+        output = Pipeline.from_yaml(output).output.uri
+    return open_run(output, run_id)
+
+
+@cli.command(epilog="shardkit status out/\nshardkit status out/ --run-id 20261121-184259-7f3a --json")
+@OUTPUT
+@RUN_ID
+@JSON
+def status(output: str, run_id: str | None, *, as_json: bool) -> None:
+    """Tell how far a run is, or how it ended."""
+    summary = _open(output, run_id).summary()
+    click.echo(json.dumps(summary.to_dict()) if as_json else str(summary))
+
+
+@cli.command(epilog="shardkit failures out/\nshardkit failures out/ --traceback\nshardkit failures out/ --json | jq .key")
+@OUTPUT
+@RUN_ID
+@click.option("--traceback", is_flag=True, help="Show where in your function each record failed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a record.")
+def failures(output: str, run_id: str | None, *, traceback: bool, as_json: bool) -> None:
+    """List the records in quarantine, and why they failed."""
+    from shardkit.report import failure_lines
+
+    found = _open(output, run_id)
+    entries = found.quarantine()
+    for entry in entries:
+        if as_json:
+            click.echo(json.dumps(entry))
+        else:
+            click.echo("\n".join(failure_lines(entry, traceback=traceback)))
+    click.echo(f"{len(entries):,} records of run {found.run_id} are in quarantine.", err=True)
+
+
+GO_ON = _options(OUTPUT, RUN_ID, SET, QUIET, JSON)
+
+
+@cli.command(
+    epilog="""
+shardkit retry out/
+shardkit retry out/ --run-id 20261121-184259-7f3a --set timeout=600
+"""
+)
+@GO_ON
+@click.option("--function", metavar="MODULE:NAME", help="Another function, where the first was sent by value.")
+def retry(output: str, run_id: str | None, function: str | None, *, settings: Any, quiet: bool, as_json: bool) -> None:
+    """Run the quarantined records again, with the function as it is now, and make the dataset anew."""
+    found, changes = _open(output, run_id), _settings({"settings": settings})
+    _report(
+        found.output, found.run_id, lambda: found.retry(function=function, quiet=quiet, **changes), as_json=as_json
+    )
+
+
+@cli.command(
+    epilog="""
+shardkit resume out/
+shardkit resume out/ --set max_failures=100% --set output.widen_ints=true
+"""
+)
+@GO_ON
+@click.option("--changed-function", is_flag=True, help="Go on although the function's source has changed.")
+def resume(
+    output: str, run_id: str | None, *, settings: Any, quiet: bool, as_json: bool, changed_function: bool
+) -> None:
+    """Go on with a run where it was interrupted or failed; what is committed is not done again."""
+    found, changes = _open(output, run_id), _settings({"settings": settings})
+    _report(
+        found.output,
+        found.run_id,
+        lambda: found.resume(quiet=quiet, changed_function=changed_function, **changes),
+        as_json=as_json,
+    )
+
+
+@cli.command(
+    epilog="""
+shardkit pass1 --input data/p00 --output parts/p00 --function waveforms:segment_features --pattern '*.hea'
+shardkit pass1 --input data/p01 --output parts/p01 --function waveforms:segment_features --pattern '*.hea'
+shardkit pass2 --input parts/p00 --input parts/p01 --output out/
+"""
+)
+@click.option("--input", "input_", required=True, metavar="DIR", help="The folder of one group.")
+@click.option("--output", required=True, metavar="DIR", help="The folder of the parts.")
+@WORK
+@click.option("--run-id", metavar="ID", help="A name for the run; that of an unfinished one goes on with it.")
+@QUIET
+@JSON
+def pass1(*, run_id: str | None, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Pass 1 alone: the files of one folder to parts, plain Parquet files."""
+    from shardkit.clock import new_run_id
+    from shardkit.runs import start_run
+
+    made = _read_pipeline(None, given)
+    known = run_id or new_run_id()
+    work = lambda: start_run(made, run_id=known, quiet=quiet, merge=False)  # noqa: E731
+    _report(made.output_root(), known, work, as_json=as_json)
+
+
+@cli.command(
+    epilog="""
+shardkit pass2 --input parts/p00 --input parts/p01 --output out/
+shardkit pass2 --input parts/p0* --output out/ --partition-by country --rows-per-file 500000
+"""
+)
+@click.option("--input", "inputs", multiple=True, metavar="DIR...", help="Folders of Parquet files, in order.")
+@click.argument("more", nargs=-1, metavar="[DIR...]")
+@click.option("--output", required=True, metavar="DIR", help="The folder of the dataset.")
+@MERGE
+@click.option("--source-dir", metavar="DIR", help="Where the module of --combine is.")
+@click.option("--name", default="pass2", metavar="NAME", help="The dataset's name; only the same name may replace it.")
+@SET
+@QUIET
+@JSON
+def pass2(
+    inputs: tuple[str, ...], more: tuple[str, ...], output: str, name: str, *, quiet: bool, as_json: bool, **given: Any
+) -> None:
+    """Pass 2 alone: the Parquet files of some folders to one dataset."""
+    from shardkit.fields import from_settings
+    from shardkit.pass2_combine import combine_folders
+    from shardkit.pipeline import Pipeline
+
+    if not inputs and not more:
+        raise click.UsageError("Missing option '--input'.")
+    fields = _settings(given) | {"function": "none:none", "input.uri": ".", "output.uri": output}
+    merge = from_settings(Pipeline, fields).merge()
+    summary = combine_folders([*inputs, *more], output, merge, name=name, quiet=quiet).summary()
+    click.echo(str(summary), err=True)
+    if as_json:
+        click.echo(json.dumps(summary.to_dict()))
+
+
+@cli.command(epilog="shardkit init blank my-pipeline\nshardkit init mimic waveforms && cd waveforms && shardkit run pipeline.yaml")
+@click.argument("kind", type=click.Choice(["mimic", "talent", "blank"]))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def init(kind: str, folder: Path) -> None:
+    """Write a pipeline that runs as it is, with made-up input, for you to change."""
+    from shardkit.templates import write_template
+
+    for line in write_template(kind, folder):
+        click.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

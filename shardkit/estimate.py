@@ -1,0 +1,118 @@
+"""What a run will take, told from a few of its records."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from shardkit.attempt import Attempt
+from shardkit.clock import new_run_id
+from shardkit.errors import BudgetExceeded, PipelineError
+from shardkit.ledger import Ledger
+from shardkit.micro import RECORD_COST_BYTES
+from shardkit.pass1_preprocessing import WorkLimits, run_pass1
+from shardkit.progress import human_bytes, human_seconds, make_progress
+from shardkit.runfolder import run_folder
+
+if TYPE_CHECKING:
+    from shardkit.macro import Plan
+    from shardkit.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sample of records took, and what all of them will.
+
+    ``seconds`` is the wall time of pass 1 with ``workers`` workers; ``memory_bytes`` the largest resident size that a
+    worker had; ``output_bytes`` and ``rows`` what the dataset will hold. ``failures`` are the sample's quarantine.
+    """
+
+    sampled: int
+    records: int
+    workers: int
+    seconds: float
+    memory_bytes: int
+    output_bytes: int
+    rows: int
+    failures: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        lines = [
+            f"From a sample of {self.sampled:,} of {self.records:,} records:",
+            f"  time    about {human_seconds(self.seconds)} for pass 1 with {self.workers} workers",
+            f"  memory  {human_bytes(self.memory_bytes)} a worker, at most",
+            f"  output  about {self.rows:,} rows, {human_bytes(self.output_bytes)}",
+        ]
+        if self.failures:
+            first = self.failures[0]
+            lines.append(f"  {len(self.failures)} of the sample failed; the first is {first['key']}: "
+                         f"{first['error']}: {first['message'][:200]}")
+        return "\n".join(lines)
+
+
+def estimate(pipeline: Pipeline, records: int, *, quiet: bool) -> Estimate:
+    """Run some records, spread over all sizes, and tell what the whole will take; nothing is left behind.
+
+    Raises:
+        PipelineError: ``records`` is not at least 1, or the function cannot be loaded.
+    """
+    if records < 1:
+        raise PipelineError(f"--sample {records}: expected 1 or more.")
+    from shardkit.runs import make_run_plan, worker_pool
+
+    scratch = Path(tempfile.mkdtemp(prefix="shardkit-sample-"))
+    folder = run_folder(scratch, new_run_id())
+    ref = pipeline.function_ref()
+    try:
+        with worker_pool(folder, pipeline, ref) as pool:
+            plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
+            chosen = _spread(plan.records["bytes"].to_numpy(), records)
+            folder.write_plan(plan.content, _each_a_chunk(plan, chosen), ref.pickled)
+            everything = WorkLimits(pool.size, pipeline.timeout, "100%")
+            with Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic()) as attempt:
+                try:
+                    ledger = run_pass1(folder, pool, everything, attempt)
+                except BudgetExceeded:
+                    ledger = Ledger(folder)
+        return _extrapolate(plan, ledger, workers=pool.size)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _spread(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Row numbers of ``count`` records, evenly spread over the records in order of size."""
+    order = np.argsort(sizes, kind="stable")
+    count = min(count, len(order))
+    return np.sort(order[((np.arange(count) + 0.5) * len(order) / count).astype(np.int64)])
+
+
+def _each_a_chunk(plan: Plan, chosen: np.ndarray) -> pa.Table:
+    rows = plan.records.take(pa.array(chosen))
+    for name, values in (("shard", np.zeros(len(rows))), ("chunk", np.arange(len(rows)))):
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values.astype(np.int32)))
+    return rows
+
+
+def _extrapolate(plan: Plan, ledger: Ledger, *, workers: int) -> Estimate:
+    sizes = plan.records["bytes"].to_numpy()
+    cost = float(sizes.sum()) + len(sizes) * RECORD_COST_BYTES
+    sampled = float(ledger.bytes.sum()) + ledger.listed * RECORD_COST_BYTES
+    scale = cost / sampled
+    markers = ledger.markers
+    return Estimate(
+        sampled=ledger.listed,
+        records=len(sizes),
+        workers=workers,
+        seconds=sum(m["seconds"] for m in markers) * scale / workers,
+        memory_bytes=max((m["peak_memory_bytes"] for m in markers), default=0),
+        output_bytes=int(sum(m["bytes_out"] for m in markers) * scale),
+        rows=int(ledger.rows * scale),
+        failures=ledger.quarantine(),
+    )

@@ -1,0 +1,68 @@
+"""Plans and failures as text for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardkit.progress import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardkit.macro import Plan
+
+SHARDS_SHOWN = 10
+
+
+def plan_text(plan: Plan, *, rows: int | None = None) -> str:
+    """What a run would do. ``rows`` are those expected, where a sample has told."""
+    content, totals = plan.content, plan.content["totals"]
+    pipeline = content["pipeline"]
+    source, output = pipeline["input"], pipeline["output"]
+    patterns = " ".join(source["pattern"])
+    lines = [
+        f"Pipeline {pipeline['name']}: {pipeline['function']} over {source['uri']} ({patterns}), one record a "
+        f"{pipeline['records']}",
+        f"  objects  {totals['objects_listed']:,} listed, {totals['objects_left_out']:,} in no record"
+        + (f", such as {totals['left_out_sample'][0]}" if totals["left_out_sample"] else ""),
+        f"  records  {totals['records']:,} of {human_bytes(totals['bytes'])} in {totals['groups']:,} groups",
+        f"  shards   {totals['shards']:,}, in {totals['chunks']:,} {pipeline['chunks']} chunks for "
+        f"{content['workers']} workers",
+        *_shard_lines(content["shards"]),
+        f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
+    ]
+    return "\n".join(lines)
+
+
+def _shard_lines(shards: list[dict[str, Any]]) -> Iterator[str]:
+    if len(shards) == 1 and shards[0]["group"] is None:
+        return
+    longest = max(shard["bytes"] for shard in shards)
+    for shard in sorted(shards, key=lambda s: -s["bytes"])[:SHARDS_SHOWN]:
+        share = shard["bytes"] / longest if longest else 1
+        yield (
+            f"    {shard['shard']:5d}  {shard['group']:<24} {shard['records']:9,} records  "
+            f"{human_bytes(shard['bytes']):>9}  {shard['chunks']:5,} chunks  {share:4.0%} of the longest"
+        )
+    if len(shards) > SHARDS_SHOWN:
+        yield f"    ... and {len(shards) - SHARDS_SHOWN:,} more, smaller ones"
+
+
+def _expected_files(output: dict[str, Any], rows: int | None) -> str:
+    per_file = output["rows_per_file"]
+    size = f"files of {per_file:,} rows" + (f" or about {human_bytes(output['target_bytes'])}" if output["target_bytes"] else "")
+    if output["partition_by"]:
+        size += f" in partitions by {', '.join(output['partition_by'])}"
+    if rows is None:
+        return f"{size} (how many, --sample tells)"
+    if output["target_bytes"] or output["partition_by"]:
+        return f"{size}: about {rows:,} rows in at least {-(-rows // per_file):,} files"
+    return f"{size}: about {-(-rows // per_file):,} files of about {rows:,} rows"
+
+
+def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
+    """One record of the quarantine."""
+    size = human_bytes(entry["bytes"])
+    yield f"{entry['key']} ({size}, shard {entry['shard']}): {entry['error']}: {entry['message']}"
+    if traceback and entry["traceback"]:
+        yield from (f"    {line}" for line in entry["traceback"].rstrip().splitlines())
