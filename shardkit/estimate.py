@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from shardkit.arrays import numpy
 from shardkit.attempt import Attempt
 from shardkit.clock import new_run_id
 from shardkit.errors import BudgetExceeded, PipelineError
 from shardkit.ledger import Ledger
-from shardkit.micro import RECORD_COST_BYTES
+from shardkit.merging import read_source
+from shardkit.micro import record_costs
 from shardkit.pass1_preprocessing import WorkLimits, run_pass1
+from shardkit.pass2_combine import write_merged
 from shardkit.progress import human_bytes, human_seconds, make_progress
 from shardkit.runfolder import run_folder
 
@@ -73,7 +77,7 @@ def estimate(pipeline: Pipeline, records: int, *, quiet: bool) -> Estimate:
     try:
         with worker_pool(folder, pipeline, ref) as pool:
             plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
-            chosen = _spread(plan.records["bytes"].to_numpy(), records)
+            chosen = _spread(numpy(plan.records["bytes"]), records)
             folder.write_plan(plan.content, _each_a_chunk(plan, chosen), ref.pickled)
             everything = WorkLimits(pool.size, pipeline.timeout, "100%")
             with Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic()) as attempt:
@@ -81,7 +85,8 @@ def estimate(pipeline: Pipeline, records: int, *, quiet: bool) -> Estimate:
                     ledger = run_pass1(folder, pool, everything, attempt)
                 except BudgetExceeded:
                     ledger = Ledger(folder)
-        return _extrapolate(plan, ledger, workers=pool.size)
+            output_bytes = _merged_bytes(pipeline, ledger, scratch)
+        return _extrapolate(plan, ledger, output_bytes, workers=pool.size)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -100,11 +105,25 @@ def _each_a_chunk(plan: Plan, chosen: np.ndarray) -> pa.Table:
     return rows
 
 
-def _extrapolate(plan: Plan, ledger: Ledger, *, workers: int) -> Estimate:
-    sizes = plan.records["bytes"].to_numpy()
-    cost = float(sizes.sum()) + len(sizes) * RECORD_COST_BYTES
-    sampled = float(ledger.bytes.sum()) + ledger.listed * RECORD_COST_BYTES
-    scale = cost / sampled
+def _merged_bytes(pipeline: Pipeline, ledger: Ledger, scratch: Path) -> int:
+    """What the sample's rows take in the dataset; of Parquet only the columns, for a footer does not grow with them."""
+    merge = pipeline.merge()
+    source = read_source((p.path for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
+    files = write_merged(scratch / "dataset", source, merge, token="sample", threads=1)
+    if merge.layout.format != "parquet":
+        return sum(file.bytes for file in files)
+    footers = [pq.read_metadata(scratch / "dataset" / file.path) for file in files]
+    return sum(
+        footer.row_group(group).column(column).total_compressed_size
+        for footer in footers
+        for group in range(footer.num_row_groups)
+        for column in range(footer.num_columns)
+    )
+
+
+def _extrapolate(plan: Plan, ledger: Ledger, output_bytes: int, *, workers: int) -> Estimate:
+    sizes = numpy(plan.records["bytes"])
+    scale = float(record_costs(sizes).sum() / record_costs(ledger.bytes).sum())
     markers = ledger.markers
     return Estimate(
         sampled=ledger.listed,
@@ -112,7 +131,7 @@ def _extrapolate(plan: Plan, ledger: Ledger, *, workers: int) -> Estimate:
         workers=workers,
         seconds=sum(m["seconds"] for m in markers) * scale / workers,
         memory_bytes=max((m["peak_memory_bytes"] for m in markers), default=0),
-        output_bytes=int(sum(m["bytes_out"] for m in markers) * scale),
+        output_bytes=int(output_bytes * scale),
         rows=int(ledger.rows * scale),
         failures=ledger.quarantine(),
     )

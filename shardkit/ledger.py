@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shardkit.arrays import numpy
 from shardkit.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ class Ledger:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         table = folder.records(["shard", "chunk", "bytes"])
-        self.shard = table["shard"].to_numpy()
-        self.chunk = table["chunk"].to_numpy()
-        self.bytes = table["bytes"].to_numpy()
+        self.shard = numpy(table["shard"])
+        self.chunk = numpy(table["chunk"])
+        self.bytes = numpy(table["bytes"])
         self.state = np.full(len(table), OPEN, np.int8)
         self.listed = len(table)
         self.markers: list[dict[str, Any]] = []

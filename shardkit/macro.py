@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from shardkit.micro import assign_chunks
+from shardkit.arrays import arrow, numpy
+from shardkit.micro import SMALLEST_SHARE, assign_chunks, record_costs
 
 if TYPE_CHECKING:
     from shardkit.records import Records
@@ -64,13 +65,15 @@ def make_plan(
     table = records.table
     shard = _number_shards(table, by_group=by_group)
     chunk = np.zeros(len(table), np.int32)
-    sizes = table["bytes"].to_numpy()
+    sizes = numpy(table["bytes"])
+    # One machine's workers do all shards, so a small shard need not be cut as finely as if it were alone.
+    least_cost = float(record_costs(sizes).sum()) * SMALLEST_SHARE / workers
     order = np.argsort(shard, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(shard[order]) > 0])
     shards = []
     for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
         rows = order[start:stop]
-        chunk[rows] = assign_chunks(sizes[rows], how=chunks, workers=workers)
+        chunk[rows] = assign_chunks(sizes[rows], how=chunks, workers=workers, least_cost=least_cost)
         first = int(rows[0])
         shards.append(
             {
@@ -81,7 +84,7 @@ def make_plan(
                 "chunks": int(chunk[rows].max()) + 1,
             }
         )
-    table = table.append_column("shard", pa.array(shard)).append_column("chunk", pa.array(chunk))
+    table = table.append_column("shard", arrow(shard)).append_column("chunk", arrow(chunk))
     input_digest = _digest_table(table)
     content = {
         "version": PLAN_VERSION,
@@ -112,7 +115,7 @@ def _number_shards(table: pa.Table, *, by_group: bool) -> np.ndarray:
         return np.zeros(len(table), np.int32)
     codes = table["group"].combine_chunks()
     codes = codes.indices if pa.types.is_dictionary(codes.type) else codes.dictionary_encode().indices
-    return codes.to_numpy().astype(np.int32)
+    return numpy(codes).astype(np.int32)
 
 
 # What decides which records there are and what is computed from each. The rest of a pipeline may change between a

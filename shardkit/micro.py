@@ -33,7 +33,7 @@ CHUNK_BYTES = 1 << 30
 DEATHS_BETWEEN_RECORDS = 3
 
 
-def assign_chunks(sizes: np.ndarray, *, how: str, workers: int) -> np.ndarray:
+def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: float = 0.0) -> np.ndarray:
     """The chunk number, from 0 on, of each of a shard's records.
 
     Args:
@@ -42,15 +42,21 @@ def assign_chunks(sizes: np.ndarray, *, how: str, workers: int) -> np.ndarray:
             (as many chunks as workers, packed by bytes, the longest first) or ``dynamic`` (many contiguous chunks,
             large ones and then ever smaller ones).
         workers: how many vCPUs the shard has.
+        least_cost: what a dynamic chunk costs at the least, where the workers have other shards to do as well.
     """
     count = len(sizes)
     if how == "even":
         chunks = min(workers, count)
         return (np.arange(count, dtype=np.int64) * chunks // max(count, 1)).astype(np.int32)
-    costs = sizes.astype(np.float64) + RECORD_COST_BYTES
+    costs = record_costs(sizes)
     if how == "balanced":
         return _longest_first(costs, bins=min(workers, count))
-    return _ever_smaller(costs, workers=workers)
+    return _ever_smaller(costs, workers=workers, least_cost=least_cost)
+
+
+def record_costs(sizes: np.ndarray) -> np.ndarray:
+    """What each record is expected to cost, in bytes of reading."""
+    return sizes.astype(np.float64) + RECORD_COST_BYTES
 
 
 def _longest_first(costs: np.ndarray, *, bins: int) -> np.ndarray:
@@ -66,7 +72,7 @@ def _longest_first(costs: np.ndarray, *, bins: int) -> np.ndarray:
     return chunk
 
 
-def _ever_smaller(costs: np.ndarray, *, workers: int) -> np.ndarray:
+def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float) -> np.ndarray:
     """Contiguous chunks whose cost falls with what remains, as guided self-scheduling has them."""
     ends = np.cumsum(costs)
     total = float(ends[-1]) if len(ends) else 0.0
@@ -74,7 +80,7 @@ def _ever_smaller(costs: np.ndarray, *, workers: int) -> np.ndarray:
     start = number = 0
     while start < len(costs):
         done = float(ends[start - 1]) if start else 0.0
-        target = max((total - done) * LARGEST_SHARE, total * SMALLEST_SHARE) / workers
+        target = max((total - done) * LARGEST_SHARE / workers, total * SMALLEST_SHARE / workers, least_cost)
         stop = int(np.searchsorted(ends, done + min(target, CHUNK_BYTES), "right"))
         stop = min(max(stop, start + 1), start + CHUNK_RECORDS)
         chunk[start:stop] = number

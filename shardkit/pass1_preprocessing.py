@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shardkit.arrays import arrow
 from shardkit.errors import BudgetExceeded, RunInterrupted
 from shardkit.ledger import OPEN, QUARANTINED, Ledger
-from shardkit.micro import RECORD_COST_BYTES, Counts, Supervisor, Tally, assign_chunks
+from shardkit.micro import Counts, Supervisor, Tally, assign_chunks, record_costs
 from shardkit.pool import Stop, WorkerPool
 from shardkit.progress import RecordMeter
 from shardkit.worker import ChunkTask
@@ -111,7 +112,7 @@ def _work(ledger: Ledger, again: np.ndarray, *, workers: int) -> list[tuple[int,
         ids = again[ledger.shard[again] == shard]
         chunk = assign_chunks(ledger.bytes[ids], how="dynamic", workers=workers)
         work += [(shard, ledger.retry_chunk(shard), ids[chunk == c], True) for c in np.unique(chunk)]
-    cost = {id(ids): float(ledger.bytes[ids].sum()) + len(ids) * RECORD_COST_BYTES for _, _, ids, _ in work}
+    cost = {id(ids): float(record_costs(ledger.bytes[ids]).sum()) for _, _, ids, _ in work}
     return sorted(work, key=lambda item: -cost[id(item[2])])
 
 
@@ -119,7 +120,7 @@ def _tasks(work: list[tuple[int, int, np.ndarray, bool]], records: pa.Table, att
     import pyarrow as pa
 
     for shard, chunk, ids, explicit in work:
-        rows = records.take(pa.array(ids)).combine_chunks()
+        rows = records.take(arrow(ids)).combine_chunks()
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, rows.schema) as stream:
             stream.write_table(rows)

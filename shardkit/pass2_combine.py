@@ -137,8 +137,9 @@ def combine_folders(
     parts = [path for root in roots for path in _parquet_files(root)]
     folder = run_folder(target, new_run_id())
     attempt = Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic())
+    no_records = pa.schema([(name, pa.int64()) for name in ("key", "shard", "chunk", "bytes")]).empty_table()
     with folder.lock(), attempt:
-        folder.write_plan({"created": now(), "merge_of": [str(root) for root in roots]}, EMPTY_RECORDS, None)
+        folder.write_plan({"created": now(), "merge_of": [str(root) for root in roots]}, no_records, None)
         with _switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
@@ -146,9 +147,6 @@ def combine_folders(
             size = sum(path.stat().st_size for path in parts)
             build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)
     return Run(folder)
-
-
-EMPTY_RECORDS = pa.table({name: pa.array([], pa.int64()) for name in ("key", "shard", "chunk", "bytes")})
 
 
 def _parquet_files(root: Path) -> list[Path]:

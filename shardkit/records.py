@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shardkit.arrays import arrow, numpy
 from shardkit.errors import InputError, PipelineError
 
 if TYPE_CHECKING:
@@ -72,18 +73,18 @@ def glob_to_re2(pattern: str) -> str:
 
 def matches(keys: pa.Array, patterns: Sequence[str]) -> pa.Array:
     """Which of ``keys`` match any of the globs, as a boolean array."""
-    found = pa.array(np.zeros(len(keys), bool))
+    found = arrow(np.zeros(len(keys), bool))
     for pattern in patterns:
         if pattern in {"*", "**"}:
-            return pa.array(np.ones(len(keys), bool))
+            return arrow(np.ones(len(keys), bool))
         found = pc.or_(found, pc.match_substring_regex(keys, glob_to_re2(pattern)))
     return found
 
 
 def folder_of(keys: pa.Array) -> pa.Array:
     """The folder part of each key; ``.`` for a key at the root."""
-    folder = pc.replace_substring_regex(keys, r"(?s)/[^/]*$", "")
-    return pc.if_else(pc.match_substring(keys, "/"), folder, ".")
+    nested = pc.replace_substring_regex(keys, r"(?s)^[^/]*$", ".")
+    return pc.replace_substring_regex(nested, r"(?s)/[^/]*$", "")
 
 
 def group_by_directory(keys: pa.Array, *, depth: int) -> pa.Array:
@@ -148,10 +149,10 @@ def build_records(
     names = record_keys(keys, records)
     is_main = pc.and_(is_main, pc.is_valid(names))
     codes = pc.dictionary_encode(names).indices
-    mains = np.flatnonzero(is_main.to_numpy(zero_copy_only=False))
+    mains = np.flatnonzero(numpy(is_main))
     if not len(mains):
         raise InputError(_nothing_found(listed, len(objects), pattern, exclude, keys))
-    code = pc.fill_null(codes, -1).to_numpy()
+    code = numpy(pc.fill_null(codes, -1) if codes.null_count else codes)
     # The first main object of each record, in key order; objects of records without one are left out.
     first_main = np.full(int(code.max()) + 1, -1, np.int64)
     first_main[code[mains][::-1]] = mains[::-1]
@@ -159,26 +160,26 @@ def build_records(
     order = kept[np.lexsort((kept, first_main[code[kept]]))]
     table = _assemble(objects, names, order, first_main[code[order]], depth)
     left = np.setdiff1d(np.arange(len(keys)), kept, assume_unique=True)
-    sample = tuple(keys.take(pa.array(left[:5])).to_pylist())
+    sample = tuple(keys.take(arrow(left[:5])).to_pylist())
     return Records(table, listed, listed - len(kept), sample)
 
 
 def _assemble(objects: pa.Table, names: pa.Array, order: np.ndarray, main: np.ndarray, depth: int) -> pa.Table:
     """One row a record, from objects put in ``order``, with each object's record told by its ``main`` object."""
     starts = np.flatnonzero(np.r_[True, main[1:] != main[:-1]])
-    offsets = pa.array(np.r_[starts, len(order)].astype(np.int32))
+    offsets = arrow(np.r_[starts, len(order)].astype(np.int32))
     main_index = main[starts]
     position = np.empty(len(objects), np.int64)
     position[order] = np.arange(len(order))
-    rows = objects.take(pa.array(order))
-    sizes = np.r_[0, np.cumsum(rows["bytes"].to_numpy())]
-    main_keys = _one_chunk(objects["key"]).take(pa.array(main_index))
+    rows = objects.take(arrow(order))
+    sizes = np.r_[0, np.cumsum(numpy(rows["bytes"]))]
+    main_keys = _one_chunk(objects["key"]).take(arrow(main_index))
     return pa.table(
         {
-            "key": names.take(pa.array(main_index)).cast(pa.string()),
-            "main": pa.array((position[main_index] - starts).astype(np.int32)),
+            "key": names.take(arrow(main_index)).cast(pa.string()),
+            "main": arrow((position[main_index] - starts).astype(np.int32)),
             "group": group_by_directory(main_keys, depth=depth).dictionary_encode(),
-            "bytes": pa.array(np.diff(sizes[np.r_[starts, len(order)]])),
+            "bytes": arrow(np.diff(sizes[np.r_[starts, len(order)]])),
             "objects": pa.ListArray.from_arrays(offsets, _one_chunk(rows["key"]).cast(pa.string())),
             "etags": pa.ListArray.from_arrays(offsets, _one_chunk(rows["etag"]).cast(pa.string())),
         }

@@ -124,6 +124,8 @@ def list_objects(root: Path, *, leave_out: Path | None = None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from shardkit.arrays import arrow
+
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise InputError(f"The input {root} {what}.", hint="Give the folder that holds the files.")
@@ -134,9 +136,9 @@ def list_objects(root: Path, *, leave_out: Path | None = None) -> pa.Table:
         sizes.append(np.array(folder_sizes, dtype=np.int64))
         times.append(np.array(folder_times, dtype=np.int64))
     key = pa.chunked_array(names, type=pa.large_string()).combine_chunks()
-    size = pa.array(np.concatenate(sizes) if sizes else np.zeros(0, np.int64))
-    time = pa.array(np.concatenate(times) if times else np.zeros(0, np.int64))
-    dash = pa.scalar("-", pa.large_string())
+    size = arrow(np.concatenate(sizes) if sizes else np.zeros(0, np.int64))
+    time = arrow(np.concatenate(times) if times else np.zeros(0, np.int64))
+    dash = _strings(["-"], root)[0]
     etag = pc.binary_join_element_wise(time.cast(pa.large_string()), size.cast(pa.large_string()), dash)
     table = pa.table({"key": key, "bytes": size, "etag": etag})
     return table.take(pc.sort_indices(key))

@@ -153,7 +153,7 @@ class _Worker:
             run.writer.add(result)
             slot.end_record(run.bytes[i], failed=False)
         slot.finish_records()
-        return run.commit(seconds=time.perf_counter() - started)
+        return run.commit(started)
 
 
 class _ChunkRun:
@@ -221,7 +221,7 @@ class _ChunkRun:
             attempt=self.task.attempt,
         )
 
-    def commit(self, *, seconds: float) -> dict[str, Any]:
+    def commit(self, started: float) -> dict[str, Any]:
         parts: list[Part] = self.writer.close()
         task = self.task
         listed = 1 if task.alone is not None else self._listed
@@ -234,7 +234,7 @@ class _ChunkRun:
             "rows": self.writer.rows,
             "bytes_in": sum(self.bytes[:listed]),
             "bytes_out": sum(part.bytes for part in parts),
-            "seconds": round(seconds, 6),
+            "seconds": round(time.perf_counter() - started, 6),
             "peak_memory_bytes": peak_memory_bytes(),
             "function_digest": self._settings.function.digest,
             "parts": [part.to_dict() for part in parts],

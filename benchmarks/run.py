@@ -1,0 +1,229 @@
+"""Benchmarks: whole commands with their start-up, side by side, as ratios of medians.
+
+    python benchmarks/run.py [NAME ...] [--runs 3] [--workers 2] [--scale 1.0]
+
+The contestants of a benchmark take turns (A B A B ...), so that a slow minute of the machine hits all of them; after
+each run the operating system tells its wall time, its CPU time and the peak memory of its largest process. Input is
+generated once under benchmarks/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE / "data"
+RESULTS = HERE / "results"
+EXAMPLES = HERE.parent / "examples"
+PYTHON = sys.executable
+SHARDKIT = [PYTHON, "-m", "shardkit"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One run of a command: seconds and bytes."""
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Commands by name, the first of which is shardkit's; what must be reached; and how many files they handle."""
+
+    commands: dict[str, list[str]]
+    goals: dict[str, float]
+    files: int = 0
+
+
+def measure(command: list[str], scratch: Path) -> Measure:
+    """Run a command in an empty folder."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    os.sync()
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    told = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} exited with {process.returncode}:\n{told.decode()[-2000:]}")
+    return Measure(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def run_benchmark(name: str, benchmark: Benchmark, *, runs: int) -> dict[str, object]:
+    """Run all contestants in turn, print what they took, and return it."""
+    measures: dict[str, list[Measure]] = {who: [] for who in benchmark.commands}
+    for turn in range(runs + 1):
+        for who, command in benchmark.commands.items():
+            taken = measure(command, DATA / "scratch")
+            if turn:  # the first turn only warms the file cache
+                measures[who].append(taken)
+    print(f"\n{name}")
+    first = statistics.median(m.wall_s for m in next(iter(measures.values())))
+    report: dict[str, object] = {}
+    for who, taken_by in measures.items():
+        walls = sorted(m.wall_s for m in taken_by)
+        wall = statistics.median(walls)
+        peak = max(m.peak_bytes for m in taken_by) / 1e6
+        goal = benchmark.goals.get(who)
+        ratio = f"shardkit takes {first / wall:.2f} of it" if who != "shardkit" else ""
+        verdict = f" (goal {goal}: {'reached' if first / wall <= goal else 'MISSED'})" if goal else ""
+        cpu = statistics.median(m.cpu_s for m in taken_by)
+        print(f"  {who:<12} {wall:7.2f} s [{walls[0]:.2f} .. {walls[-1]:.2f}]  cpu {cpu:6.2f} s  peak {peak:5.0f} MB  {ratio}{verdict}")
+        report[who] = {"wall_s": walls, "cpu_s": cpu, "peak_mb": peak, "ratio": first / wall, "goal": goal}
+    if benchmark.files:
+        print(f"  {first / benchmark.files * 1000:.3f} ms of wall time a file")
+    return report
+
+
+def generated(kind: str, **options: object) -> Path:
+    """Generated input of an example, made once."""
+    name = "-".join([kind, *(f"{k}{v}" for k, v in options.items())])
+    folder = DATA / name
+    if not folder.exists():
+        print(f"generating {name} ...", file=sys.stderr)
+        arguments = [a for k, v in options.items() for a in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
+        making = folder.with_name(f".{name}")
+        shutil.rmtree(making, ignore_errors=True)
+        subprocess.run([PYTHON, str(EXAMPLES / kind / "generate.py"), str(making), *arguments], check=True, stdout=2)
+        making.rename(folder)
+    return folder
+
+
+def tiny_files(count: int) -> Path:
+    """Files of one short line, a thousand a folder."""
+    folder = DATA / f"tiny{count}"
+    if not folder.exists():
+        making = folder.with_name(f".tiny{count}")
+        for i in range(count):
+            path = making / f"{i // 1000:03d}" / f"{i:06d}.txt"
+            if i % 1000 == 0:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"line {i}\n")
+        making.rename(folder)
+    return folder
+
+
+def parts(count: int, rows: int) -> Path:
+    """Parquet files as pass 1 leaves them."""
+    folder = DATA / f"parts{count}x{rows}"
+    if not folder.exists():
+        subprocess.run([PYTHON, str(HERE / "contestants" / "make_parts.py"), str(folder), str(count), str(rows)], check=True)
+    return folder
+
+
+def contestant(script: str, *arguments: object) -> list[str]:
+    """A script beside this one."""
+    return [PYTHON, str(HERE / "contestants" / script), *map(str, arguments)]
+
+
+def shardkit_ads(data: Path, workers: int) -> list[str]:
+    """The command that does the job ads."""
+    where = ["--input", str(data), "--output", "out", "--pattern", "*.jsonl", "--workers", str(workers)]
+    return [*SHARDKIT, "run", "--function", "ads:ad_features", "--source-dir", str(EXAMPLES / "talent_jsonl"), *where, "--quiet"]
+
+
+def ads(workers: int, scale: float, *, skew: bool) -> Benchmark:
+    """2,000 files of 100 job ads."""
+    options: dict[str, object] = {"files": int(2000 * scale), "ads": 100, "bad": 0} | ({"skew": True} if skew else {})
+    data = generated("talent_jsonl", **options)
+    return Benchmark(
+        {
+            "shardkit": shardkit_ads(data, workers),
+            "by hand": contestant("ads_by_hand.py", data, "tmp", "out", workers),
+            "floor": contestant("ads_floor.py", data, "out", workers),
+        },
+        {"by hand": 0.75, "floor": 1.15},
+    )
+
+
+def tiny(workers: int, scale: float) -> Benchmark:
+    """50,000 files of one line, and a function that returns one dict."""
+    count = int(50_000 * scale)
+    where = ["--input", str(tiny_files(count)), "--output", "out", "--workers", str(workers), "--quiet"]
+    function = ["--function", "one_line:one_row", "--source-dir", str(HERE / "contestants")]
+    return Benchmark({"shardkit": [*SHARDKIT, "run", *function, *where]}, {}, files=count)
+
+
+def memory(workers: int, scale: float) -> Benchmark:
+    """Ten times as many files, and the same peak memory."""
+    small = generated("talent_jsonl", files=int(2000 * scale), ads=20, bad=0)
+    large = generated("talent_jsonl", files=int(20_000 * scale), ads=20, bad=0)
+    return Benchmark({"shardkit": shardkit_ads(small, workers), "10 x files": shardkit_ads(large, workers)}, {})
+
+
+def waveforms(workers: int, scale: float) -> Benchmark:
+    """1,000 WFDB records of uneven sizes."""
+    data = generated("mimic_waveforms", records=int(1000 * scale), bad=0, skew=True)
+    where = ["--input", str(data), "--output", "out", "--pattern", "*.dat", "--records", "stem", "--workers", str(workers)]
+    function = ["--function", "signals:signal_rows", "--source-dir", str(HERE / "contestants")]
+    return Benchmark(
+        {
+            "shardkit": [*SHARDKIT, "run", *function, *where, "--quiet"],
+            "by hand": contestant("waveforms_by_hand.py", data, "out.json"),
+        },
+        {"by hand": 0.8},
+    )
+
+
+def merge(count: int, rows: int, goal: float) -> Benchmark:
+    """Pass 2 alone."""
+    data = parts(count, rows)
+    return Benchmark(
+        {
+            "shardkit": [*SHARDKIT, "pass2", "--input", str(data), "--output", "out", "--quiet"],
+            "pyarrow": contestant("merge_by_pyarrow.py", data, "out"),
+        },
+        {"pyarrow": goal},
+    )
+
+
+BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
+    "ads": lambda workers, scale: ads(workers, scale, skew=False),
+    "ads-skew": lambda workers, scale: ads(workers, scale, skew=True),
+    "tiny": tiny,
+    "memory": memory,
+    "waveforms": waveforms,
+    "merge-small": lambda _, scale: merge(int(2000 * scale), 100, 1.0),
+    "merge-large": lambda _, scale: merge(max(int(20 * scale), 1), 100_000, 1.1),
+}
+
+
+def main() -> None:
+    """Run the benchmarks named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each contestant that count (default 3)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (default 2)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the input's size (default 1.0)")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}")
+    DATA.mkdir(exist_ok=True)
+    results = {}
+    for name in arguments.names or BENCHMARKS:
+        results[name] = run_benchmark(name, BENCHMARKS[name](arguments.workers, arguments.scale), runs=arguments.runs)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
