@@ -171,7 +171,7 @@ def memory(workers: int, scale: float) -> Benchmark:
 
 def waveforms(workers: int, scale: float) -> Benchmark:
     """1,000 WFDB records of uneven sizes."""
-    data = generated("mimic_waveforms", records=int(1000 * scale), bad=0, skew=True)
+    data = generated("mimic_waveforms", records=int(1000 * scale), seconds=900, bad=0, skew=True)
     where = ["--input", str(data), "--output", "out", "--pattern", "*.dat", "--records", "stem", "--workers", str(workers)]
     function = ["--function", "signals:signal_rows", "--source-dir", str(HERE / "contestants")]
     return Benchmark(

@@ -30,10 +30,11 @@ INTERRUPT_PATIENCE_S = 10.0
 class Attempt:
     """Runs beside both passes; what it writes under ``progress/`` tells how the attempt went.
 
-    ``begun`` is when the attempt began, on the clock of ``time.monotonic``.
+    ``begun`` is when the attempt began, on the clock of ``time.monotonic``; ``command`` goes on with what it does.
     """
 
-    def __init__(self, folder: RunFolder, progress: Progress, *, begun: float) -> None:
+    def __init__(self, folder: RunFolder, progress: Progress, *, begun: float, command: str = "resume") -> None:
+        self._command = command
         self.number = folder.next_attempt()
         self.progress = progress
         self.started = now()
@@ -114,10 +115,12 @@ class Attempt:
 
     def _on_signal(self, number: int, _: Any) -> None:
         stop = self._stop
+        hint = resume_hint(self._folder, command=self._command)
+        interrupted = RunInterrupted(f"Run {self._folder.run_id} was interrupted.", hint=hint)
         if stop is None:
-            raise RunInterrupted(f"Run {self._folder.run_id} was interrupted.", hint=resume_hint(self._folder))
+            raise interrupted
         patience = 0.0 if isinstance(stop.error, RunInterrupted) else INTERRUPT_PATIENCE_S
-        stop.ask(RunInterrupted(f"Run {self._folder.run_id} was interrupted.", hint=resume_hint(self._folder)), patience_s=patience)
+        stop.ask(interrupted, patience_s=patience)
         if patience and number == signal.SIGINT:
             self.progress.note("Interrupted: committing what is done (press Ctrl-C again to stop at once).")
 
@@ -138,6 +141,8 @@ class Attempt:
             self._write(state, str(error) if error is not None else None)
 
 
-def resume_hint(folder: RunFolder) -> str:
+def resume_hint(folder: RunFolder, *, command: str = "resume") -> str:
     """The command that goes on with a run."""
-    return f"What was committed is kept; go on with: shardkit resume {folder.output} --run-id {folder.run_id}"
+    if command == "pass2":
+        return "Its inputs are as they were; give the pass2 command again."
+    return f"What was committed is kept; go on with: shardkit {command} {folder.arguments}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import tempfile
@@ -33,12 +32,8 @@ class Reading:
 class Slot:
     """One worker's line on the board."""
 
-    def __init__(self, path: str, number: int) -> None:
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            self._map = mmap.mmap(descriptor, 0)
-        finally:
-            os.close(descriptor)
+    def __init__(self, descriptor: int, number: int) -> None:
+        self._map = mmap.mmap(descriptor, 0)
         self._cells = memoryview(self._map).cast("q")[number * FIELDS : (number + 1) * FIELDS]
 
     def begin_chunk(self) -> None:
@@ -77,15 +72,21 @@ class Slot:
 
 
 class Board:
-    """The file behind the slots; it lies in memory where the system has such a place."""
+    """The file behind the slots; it lies in memory where the system has such a place.
+
+    It has no name, and workers inherit its descriptor: so nothing is left behind, however the processes end.
+    """
 
     def __init__(self, slots: int) -> None:
         folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        descriptor, self.path = tempfile.mkstemp(prefix="shardkit-board-", dir=folder)
-        os.truncate(descriptor, slots * SLOT_BYTES)
-        os.close(descriptor)
+        self._file = tempfile.TemporaryFile(prefix="shardkit-board-", dir=folder, buffering=0)  # noqa: SIM115
+        self._file.write(bytes(slots * SLOT_BYTES))  # not truncate(): a full disk shall show here, not as a SIGBUS
+
+    @property
+    def descriptor(self) -> int:
+        """The open file."""
+        return self._file.fileno()
 
     def close(self) -> None:
-        """Remove the file; mapped slots stay readable."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
+        """Let go of the file; mapped slots stay readable."""
+        self._file.close()

@@ -12,7 +12,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import PipelineError
+from shardkit.errors import PipelineError, RunBusy
 from shardkit.runfolder import STATE_DIR, RunFolder, lock_file, runs_of
 from shardkit.storage import place_file, writing
 
@@ -90,9 +90,9 @@ def _finish_switch(folder: RunFolder) -> None:
 
 
 def finish_switches(output: Path) -> None:
-    """Finish any switch of this output that a process left half-way."""
+    """Finish any switch of this output that a process left half-way; one that is under way is left to its process."""
     if _unfinished(output):
-        with dataset_lock(output):
+        with contextlib.suppress(RunBusy), dataset_lock(output):
             pass
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROW_GROUP_ROWS = 1 << 17
 ROW_GROUP_BYTES = 32 << 20
+WRITERS_AT_MOST = 8  # each holds a row group
 # All partitions' rows that are not yet written, together; and how many partitions' files are open at once.
 PARTITIONS_BYTES = 128 << 20
 PARTITIONS_OPEN = 256
@@ -103,8 +104,10 @@ class _Building:
         return DataFile(self.path, self.rows, os.path.getsize(self._file))
 
 
-def write_dataset(folder: Path, source: Source, layout: Layout, *, token: str, threads: int) -> list[DataFile]:
+def write_dataset(folder: Path, source: Source, layout: Layout, *, token: str, threads: int | None) -> list[DataFile]:
     """Write all rows of ``source`` under ``folder``; file names carry ``token``.
+
+    ``threads`` is how many files may be written at once; None: as many as this process may use CPUs.
 
     Raises:
         PipelineError: a partition column is not there, or the format cannot hold a column.
@@ -116,12 +119,17 @@ def write_dataset(folder: Path, source: Source, layout: Layout, *, token: str, t
 
     def write(number: int) -> DataFile:
         file = _Building(folder, _name(number, token, layout), source.schema, layout)
-        for table in source.tables(*ranges[number]):
+        for table in source.tables(*ranges[number], readers=threads or 1):
             file.append(table)
         return file.close()
 
+    if threads is None and len(ranges) > 1:
+        from joblib import cpu_count
+
+        threads = cpu_count()
+    threads = max(1, min(threads or 1, len(ranges), WRITERS_AT_MOST))
     # Where each file begins is known beforehand, so they are written side by side.
-    with ThreadPoolExecutor(min(threads, len(ranges)) or 1, thread_name_prefix="shardkit-write") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="shardkit-write") as pool:
         return list(pool.map(write, range(len(ranges))))
 
 

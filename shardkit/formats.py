@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from shardkit.errors import PipelineError
@@ -17,6 +18,7 @@ from shardkit.storage import sync_file, writing
 if TYPE_CHECKING:
     from pathlib import Path
 
+DICTIONARY_SAMPLE_ROWS = 10_000
 SUFFIXES = {"parquet": ".parquet", "jsonl": ".jsonl", "csv": ".csv", "arrow": ".arrow"}
 
 
@@ -67,19 +69,36 @@ class _Base:
 
 class _Parquet(_Base):
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        import pyarrow.parquet as pq
-
-        super().__init__(path)
-        self._writer = pq.ParquetWriter(
-            self._file, schema, compression="zstd", compression_level=1, write_page_index=True
-        )
+        self._path = path
+        self._schema = schema
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
         with writing(self._path):
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(
+                    self._file,
+                    self._schema,
+                    compression="zstd",
+                    compression_level=1,
+                    use_dictionary=_repetitive(table) or False,
+                )
             self._writer.write_table(table, row_group_size=max(len(table), 1))
 
     def _end(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _repetitive(table: pa.Table) -> list[str]:
+    """The columns that a dictionary makes smaller, judged by the first rows: all but texts that hardly repeat."""
+    import pyarrow.compute as pc
+
+    first = table.slice(0, DICTIONARY_SAMPLE_ROWS)
+    texts = [f.name for f in table.schema if pt.is_string(f.type) or pt.is_large_string(f.type)]
+    unique = {name for name in texts if pc.count_distinct(first[name]).as_py() > len(first) / 2}
+    return [name for name in table.column_names if name not in unique]
 
 
 class _ArrowIpc(_Base):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -48,9 +49,15 @@ class FunctionRef:
         Raises:
             PipelineError: it cannot be imported, or is not callable.
         """
-        function = pickle.loads(self.pickled) if self.pickled is not None else _import(self.name, self.source_dir)
-        if inspect.isclass(function):
-            function = function()
+        try:
+            function = pickle.loads(self.pickled) if self.pickled is not None else _import(self.name, self.source_dir)
+            if inspect.isclass(function):
+                function = function()
+        except (Exception, SystemExit) as error:
+            raise PipelineError(
+                f"function: {self.name} cannot be loaded: {type(error).__name__}: {error}.\n{user_traceback(error)}".rstrip(),
+                hint="Mend the module, or install what it imports.",
+            ) from error
         if not callable(function):
             raise PipelineError(f"{self.name} is {type(function).__name__}, which cannot be called.")
         return function  # type: ignore[no-any-return]
@@ -87,8 +94,8 @@ def _by_name(name: str, source_dir: str | None) -> FunctionRef:
     module, attribute = split_name(name)
     file = _module_file(module, source_dir or os.getcwd())
     if file is None:
-        if _installed(module):
-            return FunctionRef(name, source_dir, _sha256(name.encode()))
+        if (installed := _installed(module)) is not None:
+            return FunctionRef(name, source_dir, _sha256(name.encode(), installed))
         where = source_dir or os.getcwd()
         near = difflib.get_close_matches(module, [p.stem for p in Path(where).glob("*.py")], n=1)
         raise PipelineError(
@@ -99,11 +106,15 @@ def _by_name(name: str, source_dir: str | None) -> FunctionRef:
     return FunctionRef(name, source_dir or os.getcwd(), source_digest(file, source_dir or os.getcwd()))
 
 
-def _installed(module: str) -> bool:
+def _installed(module: str) -> bytes | None:
+    """The source of an installed module, as far as it has one; None if there is no such module."""
     try:
-        return importlib.util.find_spec(module) is not None
+        spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
-        return False
+        return None
+    if spec is None:
+        return None
+    return Path(spec.origin).read_bytes() if spec.origin and os.path.isfile(spec.origin) else b""
 
 
 def _module_file(module: str, folder: str) -> Path | None:
@@ -141,6 +152,12 @@ def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
 
 def source_digest(file: Path, source_dir: str) -> str:
     """The sha256 of a module's source and of every module under ``source_dir`` that it imports, transitively."""
+    found = _sources(file, source_dir)
+    return _sha256(*(part for name in sorted(found) for part in (name.encode(), found[name])))
+
+
+def _sources(file: Path, source_dir: str) -> dict[str, bytes]:
+    """A module's source and those of the modules that it imports from ``source_dir``, by their paths in there."""
     found: dict[str, bytes] = {}
     queue = [file.resolve()]
     while queue:
@@ -149,8 +166,14 @@ def source_digest(file: Path, source_dir: str) -> str:
         if name in found:
             continue
         found[name] = path.read_bytes()
-        queue.extend(_local_imports(path, found[name], source_dir))
-    return _sha256(*(part for name in sorted(found) for part in (name.encode(), found[name])))
+        if not _is_library(source_dir):
+            queue.extend(_local_imports(path, found[name], source_dir))
+    return found
+
+
+def _is_library(folder: str) -> bool:
+    """Whether what lies in ``folder`` is installed: it changes with its version, not under the user's hands."""
+    return os.path.basename(folder) in {"site-packages", "dist-packages"} or folder == os.path.dirname(os.__file__)
 
 
 def _local_imports(path: Path, source: bytes, source_dir: str) -> list[Path]:
@@ -188,7 +211,7 @@ def _only_by_value(function: Callable[..., Any]) -> bool:
 def _by_value(function: Callable[..., Any]) -> FunctionRef:
     import cloudpickle
 
-    name = f"{getattr(function, '__module__', '__main__')}:{getattr(function, '__qualname__', repr(function))}"
+    name = name_of(function)
     try:
         pickled = cloudpickle.dumps(function)
     except Exception as error:
@@ -197,11 +220,53 @@ def _by_value(function: Callable[..., Any]) -> FunctionRef:
             hint="It refers to something that cannot be pickled (an open file, a lock, a connection): make that "
             "inside the function, or use a class, which is instantiated once per worker.",
         ) from error
+    return FunctionRef(name, None, _sha256(*_traits(function, set())), pickled)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """``module:callable`` of a function, or of an object's class."""
+    return f"{getattr(function, '__module__', '__main__')}:{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def _traits(value: Any, seen: set[int]) -> Iterator[bytes]:
+    """What two versions of something that travels by value may differ in: its source, and the values that it uses.
+
+    Not its pickle, which is another one in every process.
+    """
+    if isinstance(value, str | bytes | int | float | complex | None):
+        yield repr(value).encode()
+    elif id(value) not in seen:
+        seen.add(id(value))
+        if isinstance(value, functools.partial):
+            parts: Any = [value.func, *value.args, *value.keywords.items()]
+        elif isinstance(value, list | tuple | dict):
+            parts = value.items() if isinstance(value, dict) else value
+        elif inspect.ismethod(value):
+            parts = [value.__self__, value.__func__]
+        elif inspect.isclass(value) or inspect.isfunction(value):
+            yield _source_of(value)
+            parts = _used_by(value) if inspect.isfunction(value) and _only_by_value(value) else []
+        else:
+            parts = [type(value), getattr(value, "__dict__", {})]
+        for part in parts:
+            yield from _traits(part, seen)
+
+
+def _source_of(value: Any) -> bytes:
     try:
-        source = inspect.getsource(function).encode()
+        return inspect.getsource(value).encode()
     except (OSError, TypeError):
-        source = pickled
-    return FunctionRef(name, None, _sha256(source), pickled)
+        return value.__code__.co_code if inspect.isfunction(value) else value.__qualname__.encode()
+
+
+def _used_by(function: Any) -> list[tuple[str, Any]]:
+    """The variables around a function that it refers to."""
+    try:
+        around = inspect.getclosurevars(function)
+    except (TypeError, ValueError):
+        return []
+    used = {**around.globals, **around.nonlocals}
+    return [(name, used[name]) for name in sorted(used) if not inspect.ismodule(used[name])]
 
 
 def _from_module(function: Callable[..., Any]) -> FunctionRef:
@@ -215,18 +280,30 @@ def _from_module(function: Callable[..., Any]) -> FunctionRef:
 
 def _import(name: str, source_dir: str | None) -> Any:
     module, attribute = split_name(name)
-    if source_dir and source_dir not in sys.path:
-        sys.path.insert(0, source_dir)
-    try:
-        value: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            value = getattr(value, part)
-    except Exception as error:
-        raise PipelineError(
-            f"function: {name} cannot be loaded: {type(error).__name__}: {error}.\n{user_traceback(error)}".rstrip(),
-            hint="Mend the module, or install what it imports.",
-        ) from error
+    if source_dir:
+        sys.path[:] = [source_dir, *(folder for folder in sys.path if folder != source_dir)]
+        _forget_stale(module, source_dir)
+    value: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        value = getattr(value, part)
     return value
+
+
+_imported: dict[str, str] = {}
+
+
+def _forget_stale(module: str, source_dir: str) -> None:
+    """See that ``module`` is imported as it is now: it may have been mended, or another run had one of that name."""
+    file = _module_file(module, source_dir)
+    if file is None:
+        return
+    known = getattr(sys.modules.get(module), "__file__", None)
+    digest = source_digest(file, source_dir)
+    if known is not None and (known != str(file) or _imported.get(module, digest) != digest):
+        for path in _sources(file, source_dir):
+            sys.modules.pop(path.removesuffix(".py").removesuffix("/__init__").replace(os.sep, "."), None)
+        importlib.invalidate_caches()
+    _imported[module] = digest
 
 
 def user_traceback(error: BaseException, *, limit_chars: int = 8000) -> str:
@@ -236,8 +313,21 @@ def user_traceback(error: BaseException, *, limit_chars: int = 8000) -> str:
     while link:
         link.stack = traceback.StackSummary.from_list([f for f in link.stack if not _is_ours(f.filename)])
         link = link.__cause__ or link.__context__
-    text = "".join(told.format())
+    text = _printable("".join(told.format()))
     return text if len(text) <= limit_chars else "[...]\n" + text[-limit_chars:]
+
+
+def error_message(error: BaseException, *, limit_chars: int = 1000) -> str:
+    """What ``error`` says; its beginning if that is too long."""
+    try:
+        return _printable(str(error)[:limit_chars])
+    except Exception:  # noqa: BLE001  the user's class may have a __str__ of its own
+        return "(the exception's message cannot be made: its __str__ raises)"
+
+
+def _printable(text: str) -> str:
+    """``text`` without the halves of characters that stand for undecodable bytes, which no file or terminal takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_ours(filename: str) -> bool:

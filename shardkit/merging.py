@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-# Small parts are read whole, larger ones row group by row group.
-READ_ROWS = 1 << 16
-READ_AHEAD = 2
+# Rows are read in pieces of about this size: small parts several at a time, large ones bit by bit.
+PIECE_ROWS = 1 << 15
+PIECE_BYTES = 8 << 20
+# Pieces read ahead by all readers together: memory is the same whether one file is written or several at once.
+READ_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -38,47 +42,65 @@ class Source:
         """The rows of all parts together."""
         return sum(self.rows)
 
-    def tables(self, start: int = 0, stop: int | None = None) -> Iterator[pa.Table]:
-        """The rows from ``start`` up to ``stop``, read ahead by another thread.
+    def tables(self, start: int = 0, stop: int | None = None, *, readers: int = 1) -> Iterator[pa.Table]:
+        """The rows from ``start`` up to ``stop``, read ahead by another thread; ``readers`` is how many do so at once.
 
         Raises:
             SchemaConflict: a value does not fit its column.
             StorageError: a part cannot be read.
         """
-        stop = self.num_rows if stop is None else stop
+        pieces = self._pieces(start, self.num_rows if stop is None else stop)
         with ThreadPoolExecutor(1, thread_name_prefix="shardkit-read") as reader:
-            ahead: list[Future[pa.Table]] = []
-            for read in self._reads(start, stop):
-                ahead.append(reader.submit(read))
-                if len(ahead) > READ_AHEAD:
-                    yield ahead.pop(0).result()
-            for future in ahead:
-                yield future.result()
+            ahead = deque(reader.submit(next, pieces, None) for _ in range(max(1, READ_AHEAD // readers)))
+            while (table := ahead.popleft().result()) is not None:
+                ahead.append(reader.submit(next, pieces, None))
+                yield table
 
-    def _reads(self, start: int, stop: int) -> Iterator[Callable[[], pa.Table]]:
-        """One callable for each piece of a part; called later, and in order."""
+    def _pieces(self, start: int, stop: int) -> Iterator[pa.Table]:
+        held: list[pa.Table] = []
+        rows = size = 0
+        for table in self._slices(start, stop):
+            held.append(table)
+            rows, size = rows + len(table), size + table.nbytes
+            if rows >= PIECE_ROWS or size >= PIECE_BYTES:
+                yield pa.concat_tables(held).combine_chunks()  # one chunk is written faster than a hundred
+                held, rows, size = [], 0, 0
+        if held:
+            yield pa.concat_tables(held).combine_chunks()
+
+    def _slices(self, start: int, stop: int) -> Iterator[pa.Table]:
+        """The rows from ``start`` up to ``stop``, part by part."""
         ends = np.cumsum(self.rows, dtype=np.int64)
-        first = int(np.searchsorted(ends, start, "right"))
-        for i in range(first, len(self.paths)):
+        for i in range(int(np.searchsorted(ends, start, "right")), len(self.paths)):
             begin = int(ends[i]) - self.rows[i]
             if begin >= stop:
                 return
-            yield from self._pieces(i, max(start - begin, 0), min(stop - begin, self.rows[i]))
+            yield from self._part(i, max(start - begin, 0), min(stop - begin, self.rows[i]))
 
-    def _pieces(self, i: int, start: int, stop: int) -> Iterator[Callable[[], pa.Table]]:
-        if self.rows[i] <= READ_ROWS:
-            yield lambda: self._fit(i, pq.ParquetFile(self.paths[i]).read(use_threads=False).slice(start, stop - start))
-            return
-        file = pq.ParquetFile(self.paths[i])
+    def _part(self, i: int, start: int, stop: int) -> Iterator[pa.Table]:
+        # An open file, not a path: resolving a path takes pyarrow longer than reading a small part.
+        with pa.OSFile(str(self.paths[i])) as opened:
+            file = pq.ParquetFile(opened)
+            if self.rows[i] <= PIECE_ROWS and os.path.getsize(self.paths[i]) <= PIECE_BYTES:
+                yield self._fit(i, file.read(use_threads=False).slice(start, stop - start))
+                return
+            begin = 0
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                low, high = max(start - begin, 0), min(stop - begin, rows)
+                if low < high:
+                    yield from self._group(i, file, group, low, high)
+                begin += rows
+
+    def _group(self, i: int, file: pq.ParquetFile, group: int, low: int, high: int) -> Iterator[pa.Table]:
+        footer = file.metadata.row_group(group)
+        step = max(1, min(PIECE_ROWS, PIECE_BYTES * footer.num_rows // max(footer.total_byte_size, 1)))
         begin = 0
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            low, high = max(start - begin, 0), min(stop - begin, rows)
-            if low < high:
-                yield lambda group=group, low=low, high=high: self._fit(
-                    i, file.read_row_group(group, use_threads=False).slice(low, high - low)
-                )
-            begin += rows
+        for batch in file.iter_batches(step, row_groups=[group], use_threads=False):
+            first, last = max(low - begin, 0), min(high - begin, len(batch))
+            if first < last:
+                yield self._fit(i, pa.Table.from_batches([batch.slice(first, last - first)]))
+            begin += len(batch)
 
     def _fit(self, i: int, table: pa.Table) -> pa.Table:
         self.read.append(len(table))
@@ -103,7 +125,8 @@ def read_source(paths: Iterable[Path], *, schema: dict[str, str] | None, widen_i
     rows = []
     for path in paths:
         try:
-            footer = pq.read_metadata(path)
+            with pa.OSFile(str(path)) as file:
+                footer = pq.read_metadata(file)
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"Cannot read the part {path}: {error}.", hint="Is it a whole Parquet file?") from error
         rows.append(footer.num_rows)

@@ -30,7 +30,7 @@ LARGEST_SHARE = 1 / 8  # of a worker's share of the work: the first dynamic chun
 SMALLEST_SHARE = 1 / 64  # the last ones
 CHUNK_RECORDS = 5_000  # an upper bound, so that a crash never costs more than that
 CHUNK_BYTES = 1 << 30
-DEATHS_BETWEEN_RECORDS = 3
+DEATHS_OUTSIDE_RECORDS = 3
 
 
 def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: float = 0.0) -> np.ndarray:
@@ -158,32 +158,41 @@ class Supervisor:
             return_as="generator_unordered",
         )
         todo = itertools.takewhile(lambda _: not self._stop.asked, tasks)
-        for marker in parallel(delayed(self._chunk)(task) for task in todo):
-            if marker is not None:
-                yield marker
+        try:
+            for marker in parallel(delayed(self._chunk)(task) for task in todo):
+                if marker is not None:
+                    yield marker
+        except BaseException as error:
+            self._stop.ask(error, patience_s=0.0)  # or joblib's other threads would go on unseen
+            raise
 
     def _chunk(self, task: ChunkTask) -> dict[str, Any] | None:
         """One chunk's marker, or None if it was stopped before its first record was done."""
-        deaths_between = 0
-        while not self._stop.asked:
+        deaths_outside, last = 0, -1
+        while True:
+            if self._stop.asked:
+                if self._stop.is_urgent or last < 0:
+                    return None
+                # What failed before the worker's death has been counted, so it must be put on record.
+                task = dataclasses.replace(task, until=last + 1)
             try:
                 return self._ask(task)
             except Stopped:
-                break
+                return None
             except WorkerDied as death:
-                if death.position < 0:
-                    deaths_between += 1
-                    if deaths_between == DEATHS_BETWEEN_RECORDS:
-                        raise self._hopeless(task, death) from None
-                    continue
-                settled = self._settle(task, death)
-                if settled is None:
-                    break
-                task = dataclasses.replace(task, settled=task.settled | {death.position: settled})
-        return None
+                deaths_outside += death.position < 0
+                suspects = [death.position] if death.position >= 0 else self._suspects(task, death, deaths_outside)
+                for position in suspects:
+                    settled = self._settle(task, position, death)
+                    if settled is None:
+                        return None
+                    last = max(last, position)
+                    task = dataclasses.replace(task, settled=task.settled | {position: settled})
+                    if self._stop.asked:
+                        break
 
-    def _ask(self, task: ChunkTask) -> dict[str, Any]:
-        with self._pool.worker() as worker:
+    def _ask(self, task: ChunkTask, *, fresh: bool = False) -> dict[str, Any]:
+        with self._pool.worker(fresh=fresh) as worker:
             marker = worker.ask(task, timeout_s=self._timeout_s, stop=self._stop)
             if task.alone is None:
                 self._tally.add(marker, worker.slot)
@@ -192,19 +201,40 @@ class Supervisor:
         self._tally.check_budget()
         return marker
 
-    def _settle(self, task: ChunkTask, death: WorkerDied) -> Settled | None:
-        """What becomes of the record that a worker died at; None if there is no time left to find out."""
+    def _suspects(self, task: ChunkTask, death: WorkerDied, deaths: int) -> list[int]:
+        """Which records may have caused a death that came outside any record, as converting their rows may have.
+
+        Raises:
+            RunFailed: none of them has, and the deaths do not end.
+        """
+        if deaths < DEATHS_OUTSIDE_RECORDS:
+            return []
+        if death.loading or deaths > DEATHS_OUTSIDE_RECORDS:
+            raise self._hopeless(task, death)
+        return [position for position in range(len(task.ids)) if position not in task.settled]
+
+    def _settle(self, task: ChunkTask, position: int, death: WorkerDied) -> Settled | None:
+        """What becomes of a record that a worker died at, or may have died of; None if it was stopped."""
         if death.timed_out:
             return Settled(failure=self._obituary(task, death))
-        try:
-            outcome = self._ask(dataclasses.replace(task, alone=death.position, settled={}))
-        except Stopped:
-            return None
-        except WorkerDied as again:
-            return Settled(failure=self._obituary(task, dataclasses.replace(again, position=death.position)))
-        if outcome["quarantine"]:
-            return Settled(failure=outcome["quarantine"][0])
-        return Settled(parts=outcome["parts"])
+        alone = dataclasses.replace(task, alone=position, settled={}, until=None)
+        # A worker that has worked before may die of what an earlier record left behind: only a fresh one is proof.
+        fresh = death.position == position
+        deaths_loading = 0
+        while True:
+            try:
+                outcome = self._ask(alone, fresh=fresh)
+            except Stopped:
+                return None
+            except WorkerDied as again:
+                deaths_loading += again.loading
+                if deaths_loading == DEATHS_OUTSIDE_RECORDS:
+                    raise self._hopeless(task, again) from None
+                if fresh and not again.loading:
+                    return Settled(failure=self._obituary(task, dataclasses.replace(again, position=position)))
+                fresh = True
+                continue
+            return Settled(failure=outcome["quarantine"][0]) if outcome["quarantine"] else Settled(parts=outcome["parts"])
 
     def _obituary(self, task: ChunkTask, death: WorkerDied) -> dict[str, Any]:
         import pyarrow as pa
@@ -225,9 +255,9 @@ class Supervisor:
 
     def _hopeless(self, task: ChunkTask, death: WorkerDied) -> RunFailed:
         how = describe_death(death, self._timeout_s)[1]
+        where = "while it loaded the function" if death.loading else "outside any record"
         return RunFailed(
-            f"A worker died {DEATHS_BETWEEN_RECORDS} times outside any record, at chunk {task.chunk} of shard "
-            f"{task.shard}: {how}.",
+            f"A worker died {DEATHS_OUTSIDE_RECORDS} times {where}, at chunk {task.chunk} of shard {task.shard}: {how}.",
             hint="See the messages above; if memory is short, use fewer workers. Then resume the run.",
         )
 

@@ -87,7 +87,7 @@ def over_budget(ledger: Ledger, limits: WorkLimits) -> tuple[str, str]:
     folder, entry = ledger.folder, ledger.quarantine()[0]
     allowed = limits.max_quarantined(ledger.listed)
     share = f"{limits.max_failures} = {allowed:,}" if isinstance(limits.max_failures, str) else f"{allowed:,}"
-    where = f"{folder.output} --run-id {folder.run_id}"
+    where = folder.arguments
     message = (
         f"Run {folder.run_id}: {ledger.quarantined:,} of {ledger.listed:,} records are quarantined, more than "
         f"max_failures ({share}) allows. The first is {entry['key']}: {entry['error']}: {entry['message'][:200]}"

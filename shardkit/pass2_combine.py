@@ -15,12 +15,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
-from joblib import cpu_count
 
+from shardkit.arrays import arrow
 from shardkit.attempt import resume_hint
 from shardkit.clock import now
-from shardkit.commit import current_result, dataset_lock, staging, switch
+from shardkit.commit import check_owner, current_result, dataset_lock, staging, switch
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.errors import CombineError, InputError, ShardkitError
 from shardkit.functions import FunctionRef, user_traceback
@@ -49,7 +50,7 @@ class Merge:
     combine: FunctionRef | None = None
 
 
-def write_merged(folder: Path, source: Source, merge: Merge, *, token: str, threads: int) -> list[DataFile]:
+def write_merged(folder: Path, source: Source, merge: Merge, *, token: str, threads: int | None) -> list[DataFile]:
     """Write the parts of ``source`` as dataset files under ``folder``, their names carrying ``token``.
 
     Raises:
@@ -127,7 +128,6 @@ def combine_folders(
     """
     from shardkit.attempt import Attempt
     from shardkit.clock import new_run_id
-    from shardkit.commit import check_owner
     from shardkit.progress import make_progress
     from shardkit.runs import Run
 
@@ -136,14 +136,14 @@ def combine_folders(
     roots = [local_root(folder) for folder in inputs]
     parts = [path for root in roots for path in _parquet_files(root)]
     folder = run_folder(target, new_run_id())
-    attempt = Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic())
-    no_records = pa.schema([(name, pa.int64()) for name in ("key", "shard", "chunk", "bytes")]).empty_table()
+    attempt = Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic(), command="pass2")
+    no_records = pa.table({name: arrow(np.zeros(0, np.int64)) for name in ("key", "shard", "chunk", "bytes")})
     with folder.lock(), attempt:
         folder.write_plan({"created": now(), "merge_of": [str(root) for root in roots]}, no_records, None)
         with _switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
-                build.files = write_merged(staging(folder), source, merge, token=build.token, threads=cpu_count())
+                build.files = write_merged(staging(folder), source, merge, token=build.token, threads=None)
             size = sum(path.stat().st_size for path in parts)
             build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)
     return Run(folder)
@@ -211,6 +211,7 @@ class _Build:
 def _switching(folder: RunFolder, attempt: Attempt, *, name: str) -> Iterator[_Build]:
     """Hold the dataset while the block builds its next state, then switch to that."""
     with dataset_lock(folder.output):
+        check_owner(folder.output, name)  # again: another pipeline's run may have ended there meanwhile
         shutil.rmtree(staging(folder), ignore_errors=True)
         build = _Build(folder, attempt, name)
         yield build

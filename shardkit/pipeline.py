@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from shardkit.errors import PipelineError
-from shardkit.functions import FunctionRef, reference
+from shardkit.functions import FunctionRef, name_of, reference
 from shardkit.storage import local_root
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Input(_Model):
     """Where the files are, and which of them count."""
 
     uri: Uri
-    pattern: Globs = ("*",)
+    pattern: Annotated[Globs, Field(min_length=1)] = ("*",)
     exclude: Globs = ()
 
 
@@ -251,6 +251,4 @@ class Pipeline(_Model):
 
 
 def _function_name(function: str | Callable[..., Any]) -> str:
-    if isinstance(function, str):
-        return function
-    return f"{getattr(function, '__module__', '__main__')}:{getattr(function, '__qualname__', type(function).__name__)}"
+    return function if isinstance(function, str) else name_of(function)

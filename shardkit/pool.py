@@ -13,13 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from shardkit.board import Board, Slot
+from shardkit.errors import RunInterrupted
 from shardkit.worker import Failure
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 TICK_S = 0.1
 GOODBYE_S = 2.0
-BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.worker import main; main({fd}, {board!r}, {number})"
-ONE_THREAD = {
+BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.worker import main; main({fd}, {board}, {number})"
+# One thread a worker, for there is a worker a CPU; and an allocator that gives back what is freed.
+WORKER_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system"} | {
     name: "1"
     for name in (
         "OMP_NUM_THREADS",
@@ -52,10 +53,12 @@ class Stopped(Exception):
 class WorkerDied(Exception):
     """A worker ended, or was ended, before its chunk did.
 
-    ``position`` is the record that it was at (-1: none), ``seconds`` how long it had been at it.
+    ``position`` is the record that it was at (-1: none), ``seconds`` how long it had been at it; ``loading`` says
+    that it had not even loaded the function.
     """
 
     position: int
+    loading: bool
     exit_code: int | None
     seconds: float
     timed_out: bool
@@ -75,18 +78,20 @@ class WorkerProcess:
     """One worker process and this end of its pipe."""
 
     def __init__(self, settings: WorkerSettings, board: Board, number: int) -> None:
-        self.slot = Slot(board.path, number)
+        self.slot = Slot(board.descriptor, number)
         self.slot.begin_chunk()
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, _no_interrupt():
+            fd, shared = theirs.fileno(), board.descriptor
             self._process = subprocess.Popen(
-                [sys.executable, "-c", BOOTSTRAP.format(path=sys.path, fd=theirs.fileno(), board=board.path, number=number)],
+                [sys.executable, "-c", BOOTSTRAP.format(path=sys.path, fd=fd, board=shared, number=number)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=ONE_THREAD | dict(os.environ),
+                pass_fds=[fd, shared],
+                env=WORKER_ENVIRONMENT | dict(os.environ),
             )
         self._connection = Connection(ours.detach())
         self._settings: WorkerSettings | None = settings
+        self.is_fresh = True
         self._exit_code: int | None = None
         self._peak: int | None = None
 
@@ -100,11 +105,12 @@ class WorkerProcess:
         """
         try:
             self._introduce(stop)
+            self.is_fresh = False
             self._connection.send(task)
             reply: dict[str, Any] = self._receive(timeout_s, stop)
             return reply
-        except (EOFError, ConnectionError):
-            self._reap()
+        except (EOFError, OSError):  # an OSError that is no ConnectionError: it died in the middle of its reply
+            self._wait()
             raise self._death(timed_out=False) from None
 
     def _introduce(self, stop: Stop) -> None:
@@ -116,6 +122,9 @@ class WorkerProcess:
 
     def _receive(self, timeout_s: float | None, stop: Stop) -> Any:
         while not self._connection.poll(TICK_S):
+            # Where the function has forked, its children keep the pipe open when the worker is dead.
+            if self._reap(wait=False) and not self._connection.poll(0):
+                raise EOFError
             if stop.asked:
                 self.slot.ask_to_stop()
                 if stop.out_of_patience:
@@ -124,7 +133,9 @@ class WorkerProcess:
             reading = self.slot.read()
             if timeout_s is not None and reading.record >= 0 and 0 < reading.started < time.monotonic() - timeout_s:
                 self.kill()
-                raise self._death(timed_out=True)
+                # It may have gone on to another record in the last moment, which is not to blame then.
+                now = self.slot.read()
+                raise self._death(timed_out=(now.record, now.started) == (reading.record, reading.started))
         reply = self._connection.recv()
         if isinstance(reply, Failure):
             raise reply.error
@@ -133,7 +144,8 @@ class WorkerProcess:
     def _death(self, *, timed_out: bool) -> WorkerDied:
         reading = self.slot.read()
         seconds = time.monotonic() - reading.started if reading.started else 0.0
-        return WorkerDied(reading.record, self._exit_code, seconds, timed_out, self._peak)
+        loading = self._settings is not None
+        return WorkerDied(reading.record, loading, self._exit_code, seconds, timed_out, self._peak)
 
     def _reap(self, *, wait: bool = True) -> bool:
         """Take note of the process's end: how it ended, and how much memory it had had. Says whether it has ended."""
@@ -150,7 +162,8 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the process at once."""
         if not self._reap(wait=False):
-            os.kill(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # another thread was faster
+                os.kill(self._process.pid, signal.SIGKILL)
             self._reap()
 
     def hang_up(self) -> None:
@@ -161,11 +174,25 @@ class WorkerProcess:
 
     def close(self) -> None:
         """See that the process has ended."""
+        self._wait()
+
+    def _wait(self) -> None:
+        """Wait for the process's end, which is near, but not for ever."""
         deadline = time.monotonic() + GOODBYE_S
         while not self._reap(wait=False):
             if time.monotonic() > deadline:
                 self.kill()
             time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Have processes that are started in the block begin deaf to Ctrl-C, which is the parent's to deal with."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Stop:
@@ -185,9 +212,15 @@ class Stop:
         """Whether the records in flight shall be given up."""
         return self._deadline is not None and time.monotonic() > self._deadline
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether there is a time by which all work must have stopped."""
+        return self._deadline is not None
+
     def ask(self, error: BaseException, *, patience_s: float | None) -> None:
         """Ask for the end: records in flight may take ``patience_s`` more (None: as long as they need)."""
-        self.error = self.error or error
+        if self.error is None or isinstance(error, RunInterrupted):
+            self.error = error
         if patience_s is not None:
             self._deadline = time.monotonic() + patience_s
 
@@ -201,24 +234,35 @@ class WorkerPool:
         self._board = Board(size)
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._workers: list[WorkerProcess | None] = [None] * size
-        self._slots = [Slot(self._board.path, number) for number in range(size)]
-        self._lock = threading.Lock()
+        self._slots = [Slot(self._board.descriptor, number) for number in range(size)]
+        self._closed = False
         for number in range(size):
             self._workers[number] = WorkerProcess(settings, self._board, number)
             self._idle.put(number)
 
     @contextlib.contextmanager
-    def worker(self) -> Iterator[WorkerProcess]:
-        """Borrow an idle worker; it is thrown away if the block raises."""
+    def worker(self, *, fresh: bool = False) -> Iterator[WorkerProcess]:
+        """Borrow an idle worker, or with ``fresh`` one that has not worked yet; it is thrown away if the block raises.
+
+        Raises:
+            Stopped: the pool is closed.
+        """
         number = self._idle.get()
         try:
-            worker = self._workers[number] or WorkerProcess(self._settings, self._board, number)
-            self._workers[number] = worker
+            if self._closed:
+                raise Stopped
+            worker = self._workers[number]
+            if worker is not None and fresh and not worker.is_fresh:
+                worker.kill()
+                worker = None
+            if worker is None:
+                worker = self._workers[number] = WorkerProcess(self._settings, self._board, number)
             try:
                 yield worker
             except BaseException:
                 self._workers[number] = None
                 worker.kill()
+                worker.slot.begin_chunk()  # what it had counted is lost with it
                 raise
         finally:
             self._idle.put(number)
@@ -234,7 +278,11 @@ class WorkerPool:
                 worker.hang_up()
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, once the threads that watch over some have let go of them."""
+        self._closed = True
+        for _ in range(self.size):
+            with contextlib.suppress(queue.Empty):
+                self._idle.get(timeout=GOODBYE_S)
         self.hang_up()
         for worker in self._workers:
             if worker is not None:

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from shardkit.arrays import arrow, numpy
 from shardkit.errors import InputError, PipelineError
+from shardkit.functions import user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ def glob_to_re2(pattern: str) -> str:
             out.append("(?:.*/)?")
             i += 3
         elif pattern.startswith("**", i):
-            out.append(".*")
+            out.append(".*" if "/" in pattern else "[^/]*")
             i += 2
         elif pattern[i] == "*":
             out.append("[^/]*")
@@ -60,9 +61,9 @@ def glob_to_re2(pattern: str) -> str:
         elif pattern[i] == "?":
             out.append("[^/]")
             i += 1
-        elif pattern[i] == "[" and (end := pattern.find("]", i + 2)) > 0:
+        elif pattern[i] == "[" and (end := pattern.find("]", i + 2 + pattern.startswith(("!", "^"), i + 1))) > 0:
             inside = pattern[i + 1 : end].replace("\\", "\\\\")
-            out.append(f"[^{inside[1:]}]" if inside[0] in "!^" else f"[{inside}]")
+            out.append(f"[^/{inside[1:]}]" if inside[0] in "!^" else f"[{inside}]")
             i = end + 1
         else:
             out.append(re.escape(pattern[i]))
@@ -77,7 +78,10 @@ def matches(keys: pa.Array, patterns: Sequence[str]) -> pa.Array:
     for pattern in patterns:
         if pattern in {"*", "**"}:
             return arrow(np.ones(len(keys), bool))
-        found = pc.or_(found, pc.match_substring_regex(keys, glob_to_re2(pattern)))
+        try:
+            found = pc.or_(found, pc.match_substring_regex(keys, glob_to_re2(pattern)))
+        except pa.ArrowInvalid as error:
+            raise PipelineError(f"{pattern!r} is no pattern for files: {error}.") from error
     return found
 
 
@@ -114,7 +118,13 @@ def record_keys(keys: pa.Array, records: str | Callable[[str], str | None]) -> p
 def _named_by(function: Callable[[str], str | None], keys: pa.Array) -> pa.Array:
     names = []
     for key in keys:
-        name = function(key.as_py())
+        try:
+            name = function(key.as_py())
+        except Exception as error:
+            raise PipelineError(
+                f"records: {getattr(function, '__qualname__', function)} raised {type(error).__name__} on {key.as_py()!r}: {error}\n"
+                f"{user_traceback(error)}"
+            ) from error
         if name is not None and not isinstance(name, str):
             raise PipelineError(
                 f"The records function returned {type(name).__name__} for {key.as_py()!r}.",
@@ -151,7 +161,7 @@ def build_records(
     codes = pc.dictionary_encode(names).indices
     mains = np.flatnonzero(numpy(is_main))
     if not len(mains):
-        raise InputError(_nothing_found(listed, len(objects), pattern, exclude, keys))
+        raise InputError(_nothing_found(listed, keys, names, pattern, exclude))
     code = numpy(pc.fill_null(codes, -1) if codes.null_count else codes)
     # The first main object of each record, in key order; objects of records without one are left out.
     first_main = np.full(int(code.max()) + 1, -1, np.int64)
@@ -190,11 +200,15 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def _nothing_found(listed: int, kept: int, pattern: Sequence[str], exclude: Sequence[str], keys: pa.Array) -> str:
+def _nothing_found(
+    listed: int, keys: pa.Array, names: pa.Array, pattern: Sequence[str], exclude: Sequence[str]
+) -> str:
     wanted = " or ".join(repr(p) for p in pattern)
     if not listed:
         return f"The input holds no files (looked for {wanted}; names starting with '_' or '.' are not input)."
-    if not kept:
+    if not len(keys):
         return f"All {listed:,} files of the input are excluded by {', '.join(map(repr, exclude))}."
     sample = ", ".join(keys.slice(0, 3).to_pylist())
-    return f"None of the input's {kept:,} files matches {wanted}; it holds, for example, {sample}."
+    if names.null_count == len(names):
+        return f"The records function names no record for any of the {len(keys):,} files, for example {sample}."
+    return f"None of the input's {len(keys):,} files matches {wanted}; it holds, for example, {sample}."

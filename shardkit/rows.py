@@ -177,7 +177,7 @@ def _array(name: str, values: list[Any], kind: pa.DataType | None) -> pa.Array:
             array = pa.array([v.item() if isinstance(v, np.generic) else v for v in values], type=kind)
         if _has_empty_struct(array.type):  # {} alone tells no fields, and Parquet has no struct without
             array = pa.array([_drop_empty(v) for v in values])
-    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+    except Exception as error:  # values of the user's own classes may raise anything
         raise TypeError(f"column {name!r} cannot be stored: {error}") from error
     return array
 
@@ -202,7 +202,7 @@ def to_batches(
     """Convert the dict rows of some records, giving up only those that cannot be converted."""
     try:
         yield _joint(results, schema)
-    except TypeError as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, it must cost no more than one record
         if len(results) == 1:
             give_up(results[0], error)
             return

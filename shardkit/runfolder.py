@@ -21,6 +21,8 @@ import fcntl
 import json
 import os
 import re
+import shlex
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,11 @@ class RunFolder:
     def output(self) -> Path:
         """The folder of the dataset."""
         return self.path.parent.parent.parent
+
+    @property
+    def arguments(self) -> str:
+        """How the run is named on the command line."""
+        return f"{shlex.quote(str(self.output))} --run-id {self.run_id}"
 
     def parts_of(self, shard: int) -> Path:
         """The folder of one shard's parts."""
@@ -169,13 +176,22 @@ def lock_file(path: Path, busy: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusy(busy, hint="Wait for it to end, or stop it first.") from None
+        _lock(descriptor, busy)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, busy: str) -> None:
+    # Whoever only looks whether it is locked holds it too, for a moment.
+    for patience_s in (0.02, 0.05, 0.1, 0.0):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(patience_s)
+        else:
+            return
+    raise RunBusy(busy, hint="Wait for it to end, or stop it first.")
 
 
 def runs_of(output: Path) -> list[RunFolder]:

@@ -186,7 +186,10 @@ class Run:
         from shardkit.progress import make_progress
 
         plan = self._folder.plan()
+        if "merge_of" in plan:
+            raise PipelineError(f"Run {self.run_id} was made by pass2 alone.", hint="Give the pass2 command again.")
         pipeline = planned_pipeline(plan, settings)
+        progress = make_progress(quiet=quiet)
         if function is not None:
             ref = reference(function, source_dir=pipeline.source_dir)
         elif (pickled := self._folder.pickled_function()) is not None:
@@ -199,9 +202,14 @@ class Run:
                 hint="Start a new run; or, to keep what is done and use the new source for the rest, resume with "
                 "--changed-function.",
             )
-        attempt = Attempt(self._folder, make_progress(quiet=quiet), begun=time.monotonic())
-        with self._folder.lock(), worker_pool(self._folder, pipeline, ref) as pool:
-            _both_passes(self._folder, pipeline, pool, attempt, retry=retry)
+        begun, command = time.monotonic(), "retry" if retry else "resume"
+        with self._folder.lock():
+            if not settings and not (retry and self.quarantine()) and _is_complete(self._folder):
+                progress.note(f"Run {self.run_id} is done; there is nothing to {command}.")
+                return self
+            with worker_pool(self._folder, pipeline, ref) as pool:
+                attempt = Attempt(self._folder, progress, begun=begun, command=command)
+                _both_passes(self._folder, pipeline, pool, attempt, retry=retry)
         return self
 
 
@@ -216,6 +224,17 @@ def _status(
     if last["state"] == "failed":
         return "failed", last["message"]
     return "interrupted", resume_hint(folder)
+
+
+def _is_complete(folder: RunFolder) -> bool:
+    """Whether the dataset was made of all that the markers hold, so that to make it anew would change nothing."""
+    from shardkit.ledger import Ledger
+
+    result, beats = folder.result(), folder.heartbeats()
+    if result is None or not beats or beats[-1]["state"] == "failed":
+        return False
+    # A combine function may have been changed since.
+    return result["records"] == Ledger(folder).counts() and folder.plan()["pipeline"]["combine"] is None
 
 
 # Sections of a pipeline that a resumption may change.
@@ -254,7 +273,8 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
     from shardkit.records import build_records
 
     source, output = pipeline.input_root(), pipeline.output_root()
-    if source == output or output in source.parents:
+    real = output.resolve()
+    if real in {source.resolve(), *source.resolve().parents}:
         raise PipelineError(
             f"The output {output} holds the input {source}.", hint="Choose an output beside the input, or inside it."
         )
@@ -266,9 +286,11 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
         exclude=pipeline.input.exclude,
         depth=pipeline.shards.depth if pipeline.shards else 1,
     )
+    content = pipeline.to_dict()
+    content["source_dir"] = content["source_dir"] or function_ref.source_dir  # for a resumption in another directory
     return make_plan(
         records,
-        pipeline=pipeline.to_dict(),
+        pipeline=content,
         function_digest=function_ref.digest,
         by_group=pipeline.shards is not None,
         chunks=pipeline.chunks,
@@ -319,6 +341,10 @@ def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: boo
         with folder.lock():
             if folder.exists():
                 _check_same_plan(folder, plan)
+                same = folder.plan()["pipeline"] == plan.content["pipeline"]
+                if same and _is_complete(folder):
+                    progress.note(f"Run {folder.run_id} is done; there is nothing to do.")
+                    return Run(folder)
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
                 folder.write_plan(plan.content | {"merge": merge}, plan.records, ref.pickled)

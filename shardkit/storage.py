@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from shardkit.errors import InputError, PipelineError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pyarrow as pa
 
@@ -114,8 +114,8 @@ def list_objects(root: Path, *, leave_out: Path | None = None) -> pa.Table:
     """Every file under ``root``: ``key`` (string), ``bytes`` (int64) and ``etag`` (string), in key order.
 
     Hidden files, and files and folders whose names start with ``_`` or ``.``, are not input; neither is what
-    lies under ``leave_out``. Links to folders are followed, unless they lead back to a folder that they lie in. The etag of a local file is made of its
-    modification time in nanoseconds and its size.
+    lies under ``leave_out``. Links to folders are followed, unless they lead back to a folder on the way to them.
+    The etag of a local file is made of its modification time in nanoseconds and its size.
 
     Raises:
         InputError: ``root`` is no folder, cannot be read, or holds a name that is not valid UTF-8.
@@ -180,6 +180,7 @@ def _walk(root: str, leave_out: str | None) -> Iterator[tuple[list[str], list[in
     times: list[int] = []
     cut = len(root.rstrip("/")) + 1
     folders = [root]
+    left_out = _sameness(leave_out)
     while folders:
         folder = folders.pop()
         try:
@@ -192,18 +193,20 @@ def _walk(root: str, leave_out: str | None) -> Iterator[tuple[list[str], list[in
         for entry in entries:
             if entry.name[0] in "._":
                 continue
-            if entry.is_dir():
-                if entry.path != leave_out and not (entry.is_symlink() and _leads_back(entry.path, folder)):
-                    folders.append(entry.path)
-                continue
             try:
+                if entry.is_dir():
+                    if not left_out(entry) and not (entry.is_symlink() and _leads_back(entry.path, folder, root)):
+                        folders.append(entry.path)
+                    continue
                 status = entry.stat()
-            except FileNotFoundError as error:
+            except OSError as error:
                 if entry.is_symlink():
                     raise InputError(
                         f"The input file {entry.path} is a link to nothing.", hint="Mend or remove the link."
                     ) from error
-                continue  # it vanished while the folder was read
+                if isinstance(error, FileNotFoundError):
+                    continue  # it vanished while the folder was read
+                raise InputError(f"Cannot look at the input file {entry.path}: {error.strerror}.") from error
             if not stat.S_ISREG(status.st_mode):
                 continue  # a pipe, a socket or a device
             names.append(entry.path[cut:])
@@ -215,7 +218,25 @@ def _walk(root: str, leave_out: str | None) -> Iterator[tuple[list[str], list[in
     yield names, sizes, times
 
 
-def _leads_back(link: str, folder: str) -> bool:
-    """Whether ``link``, which lies in ``folder``, points to ``folder`` itself or to one that holds it."""
-    target = os.path.realpath(link)
-    return f"{os.path.realpath(folder)}/".startswith(f"{target.rstrip('/')}/")
+def _sameness(folder: str | None) -> Callable[[os.DirEntry[str]], bool]:
+    """Tells whether an entry is ``folder``, by whatever path either was reached."""
+    try:
+        known = os.stat(folder) if folder is not None else None
+    except OSError:
+        known = None
+    if known is None:
+        return lambda _: False
+    # An entry's inode costs no system call, so only what may be the same is looked at.
+    return lambda entry: (
+        (entry.is_symlink() or entry.inode() == known.st_ino) and os.path.samestat(os.stat(entry.path), known)
+    )
+
+
+def _leads_back(link: str, folder: str, root: str) -> bool:
+    """Whether ``link``, which lies in ``folder``, points to a folder on the way from ``root``, or to one that holds it."""
+    target = os.path.realpath(link).rstrip("/") + "/"
+    while not f"{os.path.realpath(folder)}/".startswith(target):
+        if folder == root:
+            return False
+        folder = os.path.dirname(folder)
+    return True

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.board import Slot
 from shardkit.errors import ShardkitError, StorageError
-from shardkit.functions import FunctionRef, user_traceback
+from shardkit.functions import FunctionRef, error_message, user_traceback
 from shardkit.record import Record
 
 if TYPE_CHECKING:
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
     from shardkit.parts import Part
     from shardkit.rows import Result
-
-MESSAGE_CHARS = 1000
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class ChunkTask:
 
     ``records`` is an Arrow IPC stream with ``key``, ``main``, ``bytes`` and ``objects``; ``ids`` are the records'
     row numbers in records.parquet, which the marker repeats where they are not a whole planned chunk (``explicit``).
-    ``settled`` tells, by position, what need not be run again. ``alone`` is the position of the only record to run, whose outcome is not committed.
+    ``settled`` tells, by position, what need not be run again. The records from position ``until`` on are left to a
+    later attempt. ``alone`` is the position of the only record to run, whose outcome is not committed.
     """
 
     shard: int
@@ -68,6 +69,7 @@ class ChunkTask:
     records: bytes
     explicit: bool = False
     settled: dict[int, Settled] = field(default_factory=dict)
+    until: int | None = None
     alone: int | None = None
 
 
@@ -78,15 +80,20 @@ class Failure:
     error: ShardkitError
 
 
-def main(descriptor: int, board: str, number: int) -> None:
+def main(descriptor: int, board: int, number: int) -> None:
     """Serve chunks until the other end of the pipe hangs up."""
     connection = Connection(descriptor)
+    os.set_inheritable(descriptor, False)
+    output = _Output()
     _settle_in()
     slot = Slot(board, number)
+    os.close(board)
     with contextlib.suppress(EOFError, ConnectionError):
-        settings: WorkerSettings = connection.recv()
+        settings: WorkerSettings | None = connection.recv()
+        if settings is None:
+            return  # there was no work for this one
         try:
-            worker = _Worker(settings.function.load(), settings, slot)
+            worker = _Worker(settings.function.load(), settings, slot, output)
         except ShardkitError as error:
             connection.send(Failure(error))
             return
@@ -100,10 +107,10 @@ def main(descriptor: int, board: str, number: int) -> None:
 
 
 def _settle_in() -> None:
-    """Leave Ctrl-C to the parent, die with it, be the first to go when memory runs out, keep stdout clean."""
+    """Leave Ctrl-C to the parent, die with it, be the first to go when memory runs out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the parent had it blocked until here
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.dup2(2, 1)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -114,17 +121,46 @@ def _settle_in() -> None:
 
     import shardkit.parts
     import shardkit.runfolder
-
     pa.set_cpu_count(1)
 
 
+class _Output:
+    """Has stdout lead to the parent's stderr, and both stay open whatever the function closes.
+
+    Else the next function to print would fail; or the next file to be opened would get their numbers, and the prints.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._stderr = os.dup(2)
+        except OSError:  # the program was started without one
+            self._stderr = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(self._stderr, 1)
+        self.mend()
+
+    def mend(self) -> None:
+        """Open again what is closed."""
+        for number in (1, 2):
+            try:
+                fcntl.fcntl(number, fcntl.F_GETFD)
+            except OSError:
+                os.dup2(self._stderr, number)
+        if getattr(sys.stdout, "closed", False):
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        if getattr(sys.stderr, "closed", False):
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
 class _Worker:
-    def __init__(self, function: Callable[[Record], Any], settings: WorkerSettings, slot: Slot) -> None:
+    def __init__(
+        self, function: Callable[[Record], Any], settings: WorkerSettings, slot: Slot, output: _Output
+    ) -> None:
         from shardkit.schema import parse_schema
 
         self._function = function
         self._settings = settings
         self._slot = slot
+        self._output = output
         self._schema = parse_schema(settings.schema) if settings.schema else None
 
     def run(self, task: ChunkTask) -> dict[str, Any]:
@@ -134,7 +170,7 @@ class _Worker:
         slot = self._slot
         slot.begin_chunk()
         for i in run.positions():
-            if slot.is_asked_to_stop():
+            if self._ends_before(i, task):
                 run.cut(i)
                 break
             if (settled := task.settled.get(i)) is not None:
@@ -148,12 +184,20 @@ class _Worker:
                 result = run.collect(self._function(record), i, record.key)
             except BaseException as error:  # noqa: BLE001  even SystemExit from a record's function costs only that record
                 run.fail(i, error, seconds=time.perf_counter() - begun)
+                self._output.mend()
                 slot.end_record(run.bytes[i], failed=True)
                 continue
+            self._output.mend()
             run.writer.add(result)
             slot.end_record(run.bytes[i], failed=False)
         slot.finish_records()
         return run.commit(started)
+
+    def _ends_before(self, i: int, task: ChunkTask) -> bool:
+        """Whether the chunk shall be committed without the records from position ``i`` on."""
+        if task.alone is not None:
+            return False  # or its record would seem to be done
+        return i == task.until if task.until is not None else self._slot.is_asked_to_stop()
 
 
 class _ChunkRun:
@@ -210,12 +254,14 @@ class _ChunkRun:
             self.writer.adopt([Part(**part) for part in settled.parts])
 
     def fail(self, i: int, error: BaseException, *, seconds: float | None = None) -> None:
+        if isinstance(error, MemoryError):  # what the function holds in its variables is in the way of what follows
+            traceback.clear_frames(error.__traceback__)
         self._failures[i] = failure_entry(
             record=self.task.ids[i],
             key=self.keys[i],
             bytes=self.bytes[i],
             error=type(error).__name__,
-            message=str(error)[:MESSAGE_CHARS],
+            message=error_message(error),
             traceback=user_traceback(error),
             seconds=seconds,
             attempt=self.task.attempt,

@@ -1,0 +1,52 @@
+"""What many tests use: an input of made-up files, and the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+WriteFiles = Callable[..., Path]
+RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> WriteFiles:
+    """Write files under ``tmp_path / root``: names, or names with their content; returns that folder."""
+
+    def write(content: Iterable[str] | Mapping[str, str | bytes], root: str = "data") -> Path:
+        known = content if isinstance(content, Mapping) else dict.fromkeys(content, "x")
+        folder = tmp_path / root
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in known.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def shardkit(tmp_path: Path) -> RunCommand:
+    """Run ``python -m shardkit ...`` in ``tmp_path``; ``code`` is the exit code that is expected."""
+
+    def run(*arguments: str | Path, code: int = 0, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "shardkit", *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | {"COLUMNS": "120"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run

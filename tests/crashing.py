@@ -1,0 +1,219 @@
+"""What the tests of crash safety share: a user's project in a folder, its commands as processes, and their ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+import shardkit as sk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+TESTS = Path(__file__).resolve().parent
+PATIENCE_S = 60.0  # far more than anything here takes: it ends a test that would hang
+
+
+def wait_for(condition: Callable[[], Any], *, timeout_s: float = PATIENCE_S, what: str = "") -> Any:
+    """What ``condition`` returns as soon as that is true."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what or condition}"
+        time.sleep(0.005)
+    return value
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The JSON object, which must be all that stdout holds."""
+        assert len(self.stdout.splitlines()) == 1, self.stdout
+        loaded: dict[str, Any] = json.loads(self.stdout)
+        return loaded
+
+
+@dataclass
+class Command:
+    """A command that runs as a process group of its own, its output going to files."""
+
+    process: subprocess.Popen[bytes]
+    stdout: Path
+    stderr: Path
+    killed: list[int] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def family(self) -> list[int]:
+        """The process and all that descend from it."""
+        return [self.pid, *descendants(self.pid)]
+
+    def signal_group(self, number: int) -> None:
+        """As a terminal does with Ctrl-C: every process of the group gets it."""
+        os.killpg(self.pid, number)
+
+    def kill_all(self) -> None:
+        """kill -9 of the whole tree."""
+        for pid in self.family():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.wait()
+
+    def wait(self, *, timeout_s: float = PATIENCE_S) -> Done:
+        """Wait for its end."""
+        code = self.process.wait(timeout=timeout_s)
+        return Done(code, self.stdout.read_text(), self.stderr.read_text())
+
+
+class Project:
+    """A user's folder: ``data/`` with one small file a record, a module ``work.py``, and ``out/``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "data"
+        self.out = root / "out"
+        self.data.mkdir(parents=True)
+        self._commands = 0
+
+    def write_records(self, contents: Mapping[str, str] | Iterable[str]) -> None:
+        """Write the input: contents by key, or contents that are given keys in order."""
+        known = contents if hasattr(contents, "items") else {f"r{i:03d}.txt": text for i, text in enumerate(contents)}
+        for key, text in known.items():
+            (self.data / key).write_text(text)
+
+    def write_function(self, source: str) -> None:
+        """Write ``work.py``, which holds the user's function ``features``."""
+        (self.root / "work.py").write_text(source)
+
+    def run(self, *, function: str = "work:features", **fields: Any) -> sk.Run:
+        """Run the pipeline in this process."""
+        fields = {"quiet": True, "source_dir": self.root} | fields
+        return sk.run(function, self.data, self.out, **fields)
+
+    def run_arguments(self, **options: Any) -> list[str]:
+        """The command line that runs the pipeline."""
+        options = {"function": "work:features", "source_dir": self.root, "input": self.data, "output": self.out} | options
+        pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items()]
+        return ["run", *(text for pair in pairs for text in pair)]
+
+    def start(self, *arguments: object, code: str | None = None, **options: Any) -> Command:
+        """Start a command of the program, or with ``code`` Python code that has the arguments in ``sys.argv``."""
+        self._commands += 1
+        stdout, stderr = (self.root / f"{name}-{self._commands}" for name in ("stdout", "stderr"))
+        program = ["-m", "shardkit"] if code is None else ["-c", code]
+        with stdout.open("wb") as out, stderr.open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, *program, *map(str, arguments)],
+                cwd=self.root,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                **options,
+            )
+        return Command(process, stdout, stderr)
+
+    def command(self, *arguments: object, expect: int = 0, **options: Any) -> Done:
+        """Run a command of the program to its end, which must have the exit code ``expect``."""
+        done = self.start(*arguments, **options).wait()
+        assert done.code == expect, f"exit code {done.code}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def rows(self, run_id: str | None = None) -> list[dict[str, Any]]:
+        """The rows of a run's dataset, in order."""
+        return rows_of(sk.open_run(self.out, run_id))
+
+    def data_files(self) -> list[str]:
+        """The dataset's folder as any other program sees it: all files but shardkit's own."""
+        found = (p.relative_to(self.out) for p in self.out.rglob("*") if p.is_file())
+        return sorted(str(p) for p in found if p.parts[0] != "_shardkit")
+
+    def run_folder(self) -> Path:
+        """The folder of the only run."""
+        (folder,) = (self.out / "_shardkit" / "runs").iterdir()
+        return folder
+
+    def markers(self) -> list[Path]:
+        """The markers of the only run."""
+        return sorted(self.run_folder().glob("markers/*/*.json"))
+
+
+def rows_of(run: sk.Run) -> list[dict[str, Any]]:
+    """The rows of a run's dataset, in order."""
+    rows: list[dict[str, Any]] = run.dataset().to_table(use_threads=False).to_pylist()
+    return rows
+
+
+def folder_rows(output: Path) -> list[dict[str, Any]]:
+    """The rows of all Parquet files that lie in a dataset's folder, whoever wrote them."""
+    files = sorted(p for p in output.rglob("*.parquet") if "_shardkit" not in p.parts)
+    return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a command: nothing of the test runner's terminal."""
+    return os.environ | {"COLUMNS": "120", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | extra
+
+
+def check_ledger(run: sk.Run) -> sk.Summary:
+    """See that a finished run's ledger balances; returns its summary."""
+    summary = run.summary()
+    counts = summary.records
+    assert counts["listed"] == counts["done"] + counts["quarantined"] + counts["skipped"]
+    assert len(run.failures()) == counts["quarantined"]
+    return summary
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that descend from ``pid``, as /proc tells them."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (parent := _parent(entry)) is not None:
+            parents.setdefault(parent, []).append(int(entry.name))
+    found, queue = [], [pid]
+    while queue:
+        children = parents.get(queue.pop(), [])
+        found += children
+        queue += children
+    return found
+
+
+def _parent(entry: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+        return int(parent) if state != "Z" else None
+    return None
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    return _parent(Path(f"/proc/{pid}")) is not None
+
+
+@contextlib.contextmanager
+def dying(command: Command) -> Iterator[Command]:
+    """See that nothing of a command outlives the block."""
+    try:
+        yield command
+    finally:
+        if command.process.poll() is None:
+            command.kill_all()

@@ -1,0 +1,261 @@
+"""Functions that raise, die, hang and worse: they cost their own record, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crashing import TESTS, Project, check_ledger, rows_of
+from zoo import RECORD_BYTES, content
+
+import shardkit as sk
+
+Rows = list[dict[str, Any]]
+
+# What each of the zoo's functions that fail is quarantined with: error, signal, a part of the message.
+EXCEPTIONS = {
+    "raises": ("ValueError", "cannot make sense of"),
+    "exits": ("SystemExit", "the function wanted to leave"),
+    "recurses": ("RecursionError", "maximum recursion depth"),
+    "interrupts": ("KeyboardInterrupt", ""),
+    "raises_unprintable": ("Unprintable", ""),
+    "raises_bytes": ("ValueError", "caf"),
+    "returns_unusable": ("TypeError", "the function returned int; it must return a DataFrame"),
+    "returns_unstorable": ("TypeError", "column 'value' cannot be stored"),
+    "raises_when_converted": ("TypeError", "column 'time' cannot be stored: a tzinfo subclass must"),
+    "yields_then_raises": ("RuntimeError", "the second half is damaged"),
+    "runs_out_of_memory": ("MemoryError", ""),
+}
+UNSTORABLE = ("returns_unstorable", "raises_when_converted")  # which is found out together with other records' rows
+DEATHS = {
+    "leaves": (None, "exited with code 9"),
+    "segfaults": ("SIGSEGV", "SIGSEGV"),
+    "is_killed": ("SIGKILL", "out of memory"),
+}
+HANGS = ("sleeps", "hangs_in_c")
+RUDE = ("prints", "closes_stdout", "closes_descriptor")
+TIMEOUT_S = 1.5
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def run_zoo(project: Project, contents: list[str], **fields: Any) -> sk.Run:
+    project.write_records(contents)
+    fields = {"max_failures": "100%", "workers": 2} | fields
+    return project.run(function="zoo:features", source_dir=TESTS, **fields)
+
+
+def peaceful(folder: Path, count: int, **fields: Any) -> Rows:
+    """The rows of an undisturbed run over as many records, in as many chunks."""
+    return rows_of(run_zoo(Project(folder), [content()] * count, **fields))
+
+
+def without(rows: Rows, contents: list[str]) -> Rows:
+    """Those of a run's rows that are not of bad records."""
+    bad = {f"r{i:03d}.txt" for i, text in enumerate(contents) if text.strip() not in {"good", *RUDE}}
+    return [row for row in rows if row["key"] not in bad]
+
+
+def quarantine(run: sk.Run) -> dict[str, dict[str, Any]]:
+    return {entry["key"]: entry for entry in run.quarantine()}
+
+
+SLOW = pytest.mark.slow
+COMBINATIONS = [(chunks, workers) for chunks in ("dynamic", "balanced", "even") for workers in (1, 3)]
+
+
+@pytest.mark.parametrize(("chunks", "workers"), [pytest.param(*c, marks=SLOW) for c in COMBINATIONS])
+def test_the_dataset_is_that_of_an_undisturbed_run_without_the_bad_records(
+    project: Project, tmp_path: Path, chunks: str, workers: int
+) -> None:
+    contents = [content()] * 90
+    kinds = [*EXCEPTIONS, *DEATHS, *HANGS, *RUDE]
+    bad = [0, 1, 2, 9, 11, 30, 31, 45, 47, 49, 50, 60, 61, 62, 63, 64, 65, 88, 89]  # the first, the last, neighbours
+    assert len(kinds) == len(bad)
+    for position, kind in zip(bad, kinds, strict=True):
+        contents[position] = content(kind)
+    run = run_zoo(project, contents, chunks=chunks, workers=workers, timeout=TIMEOUT_S)
+    undisturbed = peaceful(tmp_path / "peace", len(contents), chunks=chunks, workers=workers)
+    assert rows_of(run) == without(undisturbed, contents)
+    summary = check_ledger(run)
+    assert summary.status == "done"
+    assert summary.records == {"listed": 90, "done": 74, "quarantined": 16, "skipped": 0}
+    entries = quarantine(run)
+    assert {contents[int(key[1:4])].strip() for key in entries} == {*EXCEPTIONS, *DEATHS, *HANGS}
+    for key, entry in entries.items():
+        check_entry(contents[int(key[1:4])].strip(), entry)
+
+
+def check_entry(kind: str, entry: dict[str, Any]) -> None:
+    assert entry["bytes"] == RECORD_BYTES
+    assert entry["seconds"] is None if kind in UNSTORABLE else entry["seconds"] >= 0
+    if kind in EXCEPTIONS:
+        assert (entry["error"], entry["signal"]) == (EXCEPTIONS[kind][0], None)
+        assert EXCEPTIONS[kind][1] in entry["message"]
+        assert "shardkit/" not in entry["traceback"]
+    elif kind in DEATHS:
+        assert (entry["error"], entry["signal"]) == ("WorkerDied", DEATHS[kind][0])
+        assert DEATHS[kind][1] in entry["message"]
+        assert entry["peak_memory_bytes"] > (300 << 20 if kind == "is_killed" else 10 << 20)
+    else:
+        assert (entry["error"], entry["signal"]) == ("TimeoutError", "SIGKILL")
+        assert f"longer than {TIMEOUT_S} s" in entry["message"]
+        assert TIMEOUT_S <= entry["seconds"] < 4 * TIMEOUT_S
+        assert entry["peak_memory_bytes"] > 10 << 20
+
+
+@pytest.mark.parametrize("kind", [*EXCEPTIONS, *DEATHS])
+def test_one_bad_record_among_good_ones_in_its_chunk(project: Project, kind: str) -> None:
+    contents = [content()] * 4 + [content(kind)] + [content()] * 4
+    run = run_zoo(project, contents, chunks="even", workers=1)
+    (entry,) = run.quarantine()
+    assert entry["key"] == "r004.txt"
+    check_entry(kind, entry)
+    assert {row["key"] for row in rows_of(run)} == {f"r00{i}.txt" for i in (1, 2, 3, 5, 6, 7)}  # 0 and 8 give no rows
+    check_ledger(run)
+
+
+@pytest.mark.parametrize("kind", HANGS)
+def test_a_record_that_hangs_is_ended_after_the_timeout(project: Project, kind: str) -> None:
+    run = run_zoo(project, [content(), content(), content(kind), content()], chunks="even", workers=1, timeout=TIMEOUT_S)
+    (entry,) = run.quarantine()
+    check_entry(kind, entry)
+    assert [row["key"] for row in rows_of(run)] == ["r001.txt"] + ["r003.txt"] * 3
+
+
+def test_a_traceback_shows_the_users_frames_only(project: Project) -> None:
+    run = run_zoo(project, [content("raises"), content()])
+    (entry,) = run.quarantine()
+    frames = [line for line in entry["traceback"].splitlines() if line.startswith("  File ")]
+    assert [frame.rpartition(" ")[2] for frame in frames] == ["features", "raises", "_deep_inside"]
+    assert all("zoo.py" in frame for frame in frames)
+    assert entry["traceback"].rstrip().endswith("ValueError: cannot make sense of r000.txt")
+
+
+@pytest.mark.parametrize("kind", ["raises", "segfaults"])
+def test_every_record_bad(project: Project, kind: str) -> None:
+    run = run_zoo(project, [content(kind)] * 4, chunks="even")
+    assert check_ledger(run).records == {"listed": 4, "done": 0, "quarantined": 4, "skipped": 0}
+    assert rows_of(run) == []
+
+
+def test_no_row_of_a_record_that_fails_half_way_remains(project: Project) -> None:
+    run = run_zoo(project, [content("yields_then_raises"), content()] * 3, chunks="even", workers=1)
+    assert len(run.quarantine()) == 3
+    assert not [row for row in rows_of(run) if row["value"] == -1.0]
+
+
+def test_a_record_whose_rows_kill_the_worker_only_when_they_are_converted(project: Project, tmp_path: Path) -> None:
+    contents = [content()] * 12
+    contents[5] = content("dies_when_converted")
+    run = run_zoo(project, contents, chunks="even", workers=1)
+    (entry,) = run.quarantine()
+    assert (entry["key"], entry["error"]) == ("r005.txt", "WorkerDied")
+    assert "exited with code 7" in entry["message"]
+    assert rows_of(run) == without(peaceful(tmp_path / "peace", 12, chunks="even", workers=1), contents)
+
+
+def test_a_worker_whose_child_lives_on_is_known_to_be_dead(project: Project) -> None:
+    try:
+        run = run_zoo(project, [content(), content("forks_and_dies"), content()])
+        children = list(project.root.glob("child-of-*"))
+        assert children
+        (entry,) = run.quarantine()
+        assert (entry["key"], entry["signal"]) == ("r001.txt", "SIGABRT")
+    finally:
+        for note in project.root.glob("child-of-*"):
+            note.unlink()
+
+
+def test_stdout_stays_clean_whatever_the_function_prints(project: Project) -> None:
+    kinds = [*RUDE, "good", "raises", *RUDE, "good", "prints"]
+    project.write_records([content(kind) for kind in kinds])
+    done = project.command(
+        *project.run_arguments(function="zoo:features", source_dir=TESTS, max_failures="100%", workers=1, chunks="even"),
+        "--json",
+    )
+    assert done.summary["records"] == {"listed": 10, "done": 9, "quarantined": 1, "skipped": 0}
+    assert "from the user's function, to stdout" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_no_traceback_of_the_program_itself_reaches_the_terminal(project: Project, workers: int) -> None:
+    project.write_records([content(kind) for kind in ("good", "raises", "leaves", "segfaults")])
+    arguments = project.run_arguments(function="zoo:features", source_dir=TESTS, max_failures="100%", workers=workers)
+    done = project.command(*arguments)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_failures_are_shown_whatever_bytes_their_messages_hold(project: Project) -> None:
+    run_zoo(project, [content("raises_bytes"), content("raises_unprintable"), content()])
+    shown = project.command("failures", project.out, "--traceback")
+    assert "caf" in shown.stdout
+    lines = project.command("failures", project.out, "--json").stdout.splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["r000.txt", "r001.txt"]
+
+
+LEAKY = """
+import os, signal
+calls = 0
+def features(record):
+    # The worker dies at every 4th record that it works on, whichever that is.
+    global calls
+    calls += 1
+    if calls % 4 == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"key": record.key}
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_record_is_not_to_blame_for_what_others_left_behind(project: Project, workers: int) -> None:
+    project.write_records([content()] * 12)
+    project.write_function(LEAKY)
+    run = project.run(workers=workers, chunks="even", max_failures=0)
+    assert [row["key"] for row in rows_of(run)] == [f"r{i:03d}.txt" for i in range(12)]
+    assert not run.quarantine()
+
+
+LOADING: dict[str, tuple[str, int, Callable[[str], bool]]] = {
+    "an import that raises": ("import no_such_module_anywhere", 2, lambda text: "no_such_module_anywhere" in text),
+    "an import that exits": ("raise SystemExit('no licence found')", 2, lambda text: "no licence found" in text),
+    "an import that kills": ("import os; os._exit(5)", 1, lambda text: "exited with code 5" in text),
+    "a class that raises": (
+        "class features:\n    def __init__(self):\n        raise OSError('no model file')",
+        2,
+        lambda text: "no model file" in text,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOADING)
+def test_a_function_that_cannot_be_loaded_ends_the_run_with_its_reason(project: Project, name: str) -> None:
+    source, code, tells = LOADING[name]
+    project.write_records([content()] * 3)
+    project.write_function(source if "features" in source else f"{source}\ndef features(record):\n    return None\n")
+    done = project.command(*project.run_arguments(workers=2), "--quiet", expect=code)
+    assert tells(done.stderr)
+    assert "shardkit/" not in done.stderr.replace(str(project.out), "")
+    # The function is mended, and the very same run goes on.
+    project.write_function("def features(record):\n    return {'key': record.key}\n")
+    project.command("resume", project.out, "--changed-function")
+    assert len(project.rows()) == 3
+
+
+@pytest.fixture
+def shared_memory() -> Iterator[Callable[[], set[str]]]:
+    yield lambda: {p.name for p in Path("/dev/shm").glob("shardkit-*")}
+
+
+def test_nothing_is_left_in_shared_memory(project: Project, shared_memory: Callable[[], set[str]]) -> None:
+    before = shared_memory()
+    run_zoo(project, [content(), content("segfaults")])
+    assert shared_memory() <= before

@@ -1,0 +1,259 @@
+"""The pages: every block of README.md and docs/ is run, every link leads somewhere, the scripts are whole.
+
+A page's blocks share one temporary folder and run from top to bottom:
+
+    python      is executed; all of a page in one namespace
+    console     lines that begin with "$ " are run, must exit with 0 and must print what is shown; in it, "..." stands
+                for anything, a run id for any run id, and a time, a rate or a size for any other
+    yaml        is a pipeline; fields that it leaves out and that have no default are filled in
+    json        is JSON
+    sh          is not run: commands for another machine state (installation, the scripts, which CI runs anyway)
+    text        is only shown
+
+A block whose first line is a comment with a file's name, such as "# features.py", is written to that file; Python in
+it is for import, and not executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from shardkit import Pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGES = {"python", "console", "yaml", "json", "sh", "text"}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE_NAME = re.compile(r"# ([\w./-]+\.(?:py|yaml|txt))(?: .*)?")
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+# What differs from run to run, in the order in which it is replaced.
+VARYING = (
+    (re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}"), "<run id>"),
+    (re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|\+00:00)"), "<time>"),
+    (re.compile(r"\d[\d,.]* (?:records|rows)/s"), "<rate>"),
+    (re.compile(r"\d[\d,.]* (?:[kMGT]?B)\b(?:/s)?"), "<size>"),
+    (re.compile(r"\b[\d.]+ (?:s|min)\b"), "<seconds>"),
+)
+
+SLOW = {"running.md"}  # it interrupts a run, which has to be slow for that
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+pages_to_run = pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in SLOW)) for page in PAGES]
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+    line: int
+    place: str
+
+    @property
+    def file_name(self) -> str | None:
+        match = FILE_NAME.fullmatch(self.text.split("\n", 1)[0])
+        return match[1] if match else None
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text("utf-8")
+    assert text.count("```") == 2 * len(BLOCK.findall(text)), f"{page.name} has a block that does not end"
+    found = []
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Block(match[1], match[2], line, f"{page.name}, line {line}"))
+    return found
+
+
+class PageRun:
+    """Runs the blocks of one page."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder
+        self.namespace: dict[str, Any] = {"__name__": "__main__"}
+
+    def run(self, block: Block) -> None:
+        assert block.language in LANGUAGES, f"{block.place}: unknown language {block.language!r}"
+        if block.file_name:
+            (self.folder / block.file_name).write_text(block.text)
+        if block.language == "python":
+            # Line numbers in a traceback are those of the page.
+            code = compile("\n" * block.line + block.text, block.place, "exec", dont_inherit=True)
+            if block.file_name:
+                return
+            os.chdir(self.folder)
+            exec(code, self.namespace)
+        elif block.language == "console":
+            self._console(block)
+        elif block.language == "yaml":
+            self._yaml(block)
+        elif block.language == "json":
+            json.loads(block.text)
+
+    def _console(self, block: Block) -> None:
+        for command, shown in commands_of(block):
+            note = self.home / ".working-folder"
+            script = f"cd {self.folder}\n{command}\nstatus=$?\npwd >{note}\nexit $status\n"
+            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            done = subprocess.run(
+                ["bash", "-c", script],
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=120,
+                env=os.environ | {"PATH": path, "COLUMNS": "120", "TERM": "dumb"},
+            )
+            said = f"{block.place}: $ {command}\n{done.stdout}"
+            assert done.returncode == 0, f"{said}exit code {done.returncode}"
+            if shown.strip() and not expected(shown).fullmatch(plain(done.stdout, self.home)):
+                pytest.fail(f"{said}\n-- is shown as --\n{shown}", pytrace=False)
+            self.folder = Path(note.read_text().strip())
+
+    def _yaml(self, block: Block) -> None:
+        if block.file_name:
+            Pipeline.from_yaml(self.folder / block.file_name)
+            return
+        content = yaml.safe_load(block.text)
+        assert isinstance(content, dict), block.place
+        whole = {"input": "data/", "function": "function:rows", "output": "out/"} | content
+        for section in ("input", "output"):
+            if isinstance(whole[section], dict):
+                whole[section].setdefault("uri", f"{section}/")
+        file = self.folder / ".block.yaml"
+        file.write_text(yaml.safe_dump(whole))
+        Pipeline.from_yaml(file)
+
+
+def commands_of(block: Block) -> list[tuple[str, str]]:
+    """The commands of a console block, each with the output that is shown below it."""
+    found: list[tuple[str, str]] = []
+    for line in block.text.splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], ""))
+        elif found and found[-1][0].endswith("\\"):
+            found[-1] = (f"{found[-1][0]}\n{line}", "")
+        else:
+            assert found, f"{block.place}: a console block begins with a command"
+            found[-1] = (found[-1][0], f"{found[-1][1]}{line}\n")
+    return found
+
+
+def plain(output: str, home: Path) -> str:
+    """Output without what differs from run to run; the page's folder is shown as /home/me."""
+    output = output.replace(str(home), "/home/me")
+    for pattern, name in VARYING:
+        output = pattern.sub(name, output)
+    return "".join(f"{line.rstrip()}\n" for line in output.splitlines())
+
+
+def expected(shown: str) -> re.Pattern[str]:
+    text = re.escape(plain(shown, Path("/home/me"))).replace(r"\.\.\.", "(?s:.*?)")
+    return re.compile(re.sub(r"(?:\\ )+", r"\\s+", text))
+
+
+@pages_to_run
+def test_blocks_run(page: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path = tmp_path_factory.mktemp("page")  # a name that no command of a page looks for
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")  # wherever the page goes
+    before = set(sys.modules)
+    run = PageRun(tmp_path.resolve())
+    try:
+        for block in blocks_of(page):
+            run.run(block)
+    finally:
+        for name in set(sys.modules) - before:  # what the page has imported from its own folder
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+                del sys.modules[name]
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text("utf-8"))
+    for link in LINK.findall(text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in anchors_of(target), f"{page.name}: {link}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_can_be_reached() -> None:
+    reached, queue = set(), [PAGES[0]]
+    while queue:
+        page = queue.pop()
+        reached.add(page)
+        links = [link.partition("#")[0] for link in LINK.findall(page.read_text("utf-8")) if "://" not in link]
+        queue += {(page.parent / link).resolve() for link in links if link.endswith(".md")} - reached
+    assert set(PAGES) <= reached
+
+
+def test_commands_that_are_not_run_exist() -> None:
+    for page in PAGES:
+        for block in blocks_of(page):
+            for line in block.text.splitlines() if block.language == "sh" else ():
+                for word in re.findall(r"(?:^|\s)(scripts/\w+)", line):
+                    assert os.access(ROOT / word, os.X_OK), f"{block.place}: {word}"
+
+
+def test_a_broken_block_fails(tmp_path: Path) -> None:
+    """What all the tests above rest on."""
+    for language, text, error in (
+        ("python", "1 / 0\n", ZeroDivisionError),
+        ("console", "$ false\n", AssertionError),
+        ("console", "$ echo one\ntwo\n", pytest.fail.Exception),
+        ("yaml", "tmeout: 3\n", Exception),
+        ("json", "{]\n", ValueError),
+        ("perl", "\n", AssertionError),
+    ):
+        with pytest.raises(error):
+            PageRun(tmp_path).run(Block(language, text, 1, "a page"))
+    PageRun(tmp_path).run(Block("console", "$ echo one two 3.4 s\none ... 17 s\n", 1, "a page"))
+
+
+def test_every_field_is_documented() -> None:
+    text = (ROOT / "docs" / "pipeline.md").read_text("utf-8")
+    fields = set(Pipeline.model_fields)
+    for section in ("input", "shards", "output"):
+        kind = section_of(section)
+        fields |= {f"{section}.{field.alias or name}" for name, field in kind.model_fields.items()}
+    missing = {field for field in fields if f"`{field}`" not in text}
+    assert not missing
+
+
+def section_of(name: str) -> Any:
+    from shardkit.pipeline import Input, Output, Shards
+
+    return {"input": Input, "shards": Shards, "output": Output}[name]
+
+
+def test_the_command_line_page_is_up_to_date() -> None:
+    subprocess.run([sys.executable, ROOT / "scripts" / "docs", "--check"], check=True)
+
+
+@pytest.mark.parametrize(
+    "script", ["scripts/setup", "scripts/demo", "scripts/test", "scripts/check", "scripts/bench", ".ci/run"]
+)
+def test_scripts_are_valid(script: str) -> None:
+    subprocess.run(["bash", "-n", ROOT / script], check=True)

@@ -1,0 +1,394 @@
+"""Planning: a pure function of listing and pipeline, fast, and without what it does not need."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import shardkit as sk
+
+if TYPE_CHECKING:
+    from conftest import WriteFiles
+
+PACKAGE = Path(sk.__file__).parent
+
+
+def nothing(record: sk.Record) -> None:
+    """A function for runs that are only planned."""
+
+
+def python(code: str, *arguments: str, cwd: Path | None = None) -> str:
+    """Run code in a fresh interpreter; what it prints."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---- a pure function -------------------------------------------------------------------------------------------
+
+MODULE = """
+import re
+import helpers_for_planning
+from package_for_planning.deep import inner
+
+def rows(record):
+    return {"key": record.key}
+
+def other(record):
+    return None
+"""
+CODE = {
+    "functions_for_planning.py": MODULE,
+    "helpers_for_planning.py": "X = 1\n",
+    "package_for_planning/__init__.py": "",
+    "package_for_planning/deep.py": "from . import deeper\ndef inner(): pass\n",
+    "package_for_planning/deeper.py": "Y = 1\n",
+    "unrelated.py": "Z = 1\n",
+}
+
+
+@pytest.fixture
+def pipeline(files: WriteFiles, tmp_path: Path) -> sk.Pipeline:
+    code = files(CODE, "code")
+    folder = files({f"p{i % 3}/{i:02d}.{kind}": f"{i}" for i in range(20) for kind in ("hea", "dat")})
+    for path in folder.rglob("*.*"):
+        os.utime(path, (1e9, 1e9))
+    return sk.Pipeline(
+        function="functions_for_planning:rows",
+        source_dir=code,
+        input={"uri": folder, "pattern": "*.hea"},
+        records="stem",
+        output=tmp_path / "out",
+    )
+
+
+def test_the_same_input_gives_the_same_plan(pipeline: sk.Pipeline) -> None:
+    first, second = pipeline.plan(run_id="a"), pipeline.plan(run_id="a")
+    assert first.digest == second.digest
+    assert first.records.equals(second.records)
+    assert first.content | {"created": None} == second.content | {"created": None}
+    assert len({pipeline.plan().digest for _ in range(5)} | {first.digest}) == 1
+
+
+def test_another_process_gives_the_same_plan(pipeline: sk.Pipeline, tmp_path: Path) -> None:
+    source = tmp_path / "p.yaml"
+    source.write_text(
+        "function: functions_for_planning:rows\nsource_dir: code\nrecords: stem\n"
+        "input: {uri: data, pattern: '*.hea'}\noutput: out\n"
+    )
+    code = "import shardkit as sk; print(sk.Pipeline.from_yaml('p.yaml').plan().digest)"
+    assert {python(code, cwd=tmp_path).strip(), python(code, cwd=tmp_path).strip()} == {pipeline.plan().digest}
+
+
+def test_a_plan_is_plain_data_and_leaves_nothing_behind(pipeline: sk.Pipeline, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    plan = pipeline.plan()
+    assert json.loads(json.dumps(plan.content)) == plan.content
+    assert plan.content["totals"]["records"] == 20
+    assert plan.content["totals"]["objects_listed"] == 40
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"function": "functions_for_planning:other"},
+        {"records": "file"},
+        {"chunks": "even"},
+        {"shards": {"depth": 1}},
+        {"input": {"pattern": "*.dat"}},
+        {"input": {"exclude": "p0/**"}},
+    ],
+    ids=str,
+)
+def test_another_work_is_another_digest(pipeline: sk.Pipeline, change: dict[str, Any]) -> None:
+    assert pipeline.replace(**change).plan().digest != pipeline.plan().digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"workers": 7},
+        {"timeout": 1.5},
+        {"timeout": None},
+        {"max_failures": 10},
+        {"combine": nothing},
+        {"output": {"format": "csv", "rows_per_file": 5, "target_bytes": "1MB", "partition_by": "key"}},
+        {"output": {"widen_ints": True, "schema": {"key": "string"}}},
+    ],
+    ids=str,
+)
+def test_how_fast_and_what_pass_2_does_changes_no_digest(pipeline: sk.Pipeline, change: dict[str, Any]) -> None:
+    assert pipeline.replace(**change).plan().digest == pipeline.plan().digest
+
+
+@pytest.mark.parametrize("name", [name for name in CODE if name != "unrelated.py"])
+def test_another_source_is_another_digest(pipeline: sk.Pipeline, tmp_path: Path, name: str) -> None:
+    before = pipeline.plan().digest
+    with (tmp_path / "code" / name).open("a") as file:
+        file.write("\nNEW = 1\n")
+    assert pipeline.plan().digest != before
+
+
+def test_a_module_that_is_not_imported_does_not_matter(pipeline: sk.Pipeline, tmp_path: Path) -> None:
+    before = pipeline.plan().digest
+    (tmp_path / "code" / "unrelated.py").write_text("Z = 2\n")
+    assert pipeline.plan().digest == before
+
+
+BY_VALUE = """
+import functools
+import shardkit as sk
+
+LIMIT = {0}
+def helper(x):
+    return x + {0}
+def with_helper(record):
+    return {{"n": helper(1)}}
+def with_limit(record):
+    return {{"n": LIMIT}}
+def with_argument(record, n):
+    return {{"n": n}}
+def around(n):
+    def inner(record):
+        return {{"n": n}}
+    return inner
+class Stateless:
+    def __call__(self, record):
+        return {{"n": {0}}}
+class Stateful:
+    def __init__(self, n):
+        self.n = n
+    def __call__(self, record):
+        return {{"n": self.n}}
+    def method(self, record):
+        return {{"n": self.n}}
+
+found = [
+    lambda record: {{"n": {0}}}, with_helper, with_limit, functools.partial(with_argument, n={0}), around({0}), Stateless,
+    Stateless(), Stateful({0}), Stateful({0}).method,
+]
+for function in found:
+    print(sk.Pipeline(function=function, input="data", output="out").plan().digest)
+"""
+
+
+def test_what_an_object_that_travels_by_value_is_made_of_matters(files: WriteFiles, tmp_path: Path) -> None:
+    files(["a"])
+
+    def digests(value: int) -> list[str]:
+        (tmp_path / "script.py").write_text(BY_VALUE.format(value))
+        return python("import runpy; runpy.run_path('script.py', run_name='__main__')", cwd=tmp_path).split()
+
+    one, same, two = digests(1), digests(1), digests(2)
+    assert len(one) == 9
+    assert one == same
+    assert not set(one) & set(two)
+
+
+@pytest.mark.parametrize("change", ["content", "time", "new", "gone", "renamed"])
+def test_another_input_is_another_digest(pipeline: sk.Pipeline, tmp_path: Path, change: str) -> None:
+    before = pipeline.plan().digest
+    path = tmp_path / "data" / "p0" / "00.dat"
+    if change == "content":
+        path.write_text("longer")
+        os.utime(path, (1e9, 1e9))
+    elif change == "time":
+        os.utime(path, (1e9, 1e9 + 0.001))
+    elif change == "new":
+        (tmp_path / "data" / "p0" / "00.d0").touch()
+    elif change == "gone":
+        path.unlink()
+    else:
+        path.rename(path.with_suffix(".d0"))
+    assert pipeline.plan().digest != before
+
+
+def test_files_that_are_in_no_record_do_not_matter(pipeline: sk.Pipeline, tmp_path: Path) -> None:
+    before = pipeline.plan().digest
+    (tmp_path / "data" / "lost.dat").touch()
+    (tmp_path / "data" / ".hidden").touch()
+    assert pipeline.plan().digest == before
+
+
+# ---- a million -------------------------------------------------------------------------------------------------
+
+MILLION = """
+import resource, sys, time
+rule, chunks, by_group = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+import numpy as np, pyarrow as pa
+from shardkit.records import build_records
+from shardkit.macro import make_plan
+
+n = 1_000_000
+number = np.arange(n)
+key = pa.array([f"p{i // 100_000:02d}/p{i // 1000:06d}/3{i // 2:06d}_0001.{'hea' if i % 2 else 'dat'}" for i in number.tolist()],
+               pa.large_string())
+table = pa.table({"key": key, "bytes": (number * 7919) % 3_000_000, "etag": pa.array(["e"] * n, pa.large_string())})
+del key, number
+begun = time.perf_counter()
+records = build_records(table, records=rule, pattern=("*.hea",) if rule == "stem" else ("*",), depth=2)
+plan = make_plan(records, pipeline={}, function_digest="", by_group=by_group, chunks=chunks, workers=16, run_id="r",
+                 created="now")
+print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, len(plan.records))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("records", "by_group", "chunks"),
+    [("file", False, "dynamic"), ("stem", False, "dynamic"), ("stem", True, "dynamic"), ("file", True, "balanced")],
+)
+def test_a_million_files_become_records_and_a_plan(records: str, chunks: str, *, by_group: bool) -> None:
+    seconds, megabytes, count = map(float, python(MILLION, records, chunks, str(by_group)).split())
+    assert count == (500_000 if records == "stem" else 1_000_000)
+    assert seconds < 5
+    assert megabytes < 1000
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_real_files(tmp_path: Path) -> None:
+    for i in range(100):
+        (tmp_path / "data" / f"{i:02d}").mkdir(parents=True)
+        for j in range(1000):
+            (tmp_path / "data" / f"{i:02d}" / f"{j}.txt").touch()
+    code = (
+        "import resource, time; import shardkit as sk; begun = time.perf_counter();"
+        "plan = sk.Pipeline(function='os.path:basename', input='data', output='out').plan();"
+        "print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, len(plan.records))"
+    )
+    seconds, megabytes, count = map(float, python(code, cwd=tmp_path).split())
+    assert count == 100_000
+    assert seconds < 3
+    assert megabytes < 400
+
+
+# ---- what is imported ------------------------------------------------------------------------------------------
+
+
+def loaded_after(code: str, cwd: Path | None = None) -> set[str]:
+    """The top-level packages that are loaded when some code has run."""
+    names = python(f"import sys\n{code}\nprint('\\n' + ' '.join(sys.modules))", cwd=cwd).splitlines()[-1].split()
+    return {name.partition(".")[0] for name in names}
+
+
+def test_importing_the_package_costs_next_to_nothing() -> None:
+    heavy = {"numpy", "pyarrow", "pandas", "joblib", "pydantic", "yaml", "click", "rich", "cloudpickle", "boto3"}
+    assert not loaded_after("import shardkit") & heavy
+    assert not loaded_after("import shardkit; shardkit.ShardkitError, shardkit.Record") & heavy
+
+
+def test_all_is_what_works() -> None:
+    assert sorted(sk.__all__) == sk.__all__
+    assert dir(sk) == sk.__all__
+    for name in sk.__all__:
+        value = getattr(sk, name)
+        assert name == "__version__" or value.__module__.startswith("shardkit.")
+    assert set(python("from shardkit import *; print(*[n for n in dir() if n[0] != '_'])").split()) == {
+        name for name in sk.__all__ if name != "__version__"
+    }
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        sk.nonsense  # noqa: B018
+
+
+def test_all_errors_are_public() -> None:
+    import shardkit.errors
+
+    errors = {name for name, value in vars(shardkit.errors).items() if isinstance(value, type)}
+    assert errors <= set(sk.__all__)
+
+
+def test_planning_needs_neither_boto3_nor_pandas(files: WriteFiles, tmp_path: Path) -> None:
+    files({"functions_for_imports.py": "import pandas\ndef rows(record):\n    return None\n", "data/a.hea": "", "data/ü.dat": ""}, "")
+    code = (
+        "import shardkit as sk; sk.Pipeline(function='functions_for_imports:rows', input='data', output='out',"
+        "records='stem', shards={'depth': 1}).plan()"
+    )
+    assert not loaded_after(code, tmp_path) & {"boto3", "botocore", "pandas", "rich", "click", "functions_for_imports"}
+
+
+# ---- the house: lower rooms never import higher ones -----------------------------------------------------------
+
+
+def imports_of(path: Path) -> dict[str, set[str]]:
+    """What a module imports: always, and within functions only (what only type checkers see does not count)."""
+    found: dict[str, set[str]] = {"always": set(), "later": set()}
+
+    def visit(node: ast.AST, when: str) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            when = "later"
+        if isinstance(node, ast.Import):
+            found[when].update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            found[when].add(node.module or "")
+        for child in ast.iter_child_nodes(node):
+            visit(child, when)
+
+    visit(ast.parse(path.read_text()), "always")
+    return found
+
+
+MODULES = {path.stem: imports_of(path) for path in PACKAGE.glob("*.py")}
+# Each room may import the rooms of the floors below it, and those of its own floor.
+FLOORS = (
+    {"_version", "errors", "clock", "arrays", "board", "record"},
+    {"storage", "functions", "schema"},
+    {"records", "runfolder", "rows", "formats"},
+    {"parts", "progress", "ledger", "commit", "merging", "dataset"},
+    {"worker", "pool", "micro"},
+    {"macro", "report", "attempt"},
+    {"pass1_preprocessing", "pass2_combine", "estimate", "fields", "pipeline", "runs"},
+    {"templates"},
+    {"cli"},
+    {"__init__", "__main__"},
+)
+PROGRAMS = {"pass1_preprocessing", "pass2_combine"}  # `python -m` of these is the command line's
+
+
+def rooms(names: set[str]) -> set[str]:
+    return {name.split(".")[1] if "." in name else "__init__" for name in names if name.partition(".")[0] == "shardkit"}
+
+
+def test_every_room_has_a_floor() -> None:
+    assert set(MODULES) | {"templates"} == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("room", sorted(MODULES))
+def test_lower_rooms_never_import_higher_ones(room: str) -> None:
+    level = next(i for i, floor in enumerate(FLOORS) if room in floor)
+    allowed = set().union(*FLOORS[: level + 1])
+    seen = rooms(MODULES[room]["always"] | MODULES[room]["later"])
+    if room in PROGRAMS:
+        seen -= {"cli"}
+    if room == "pipeline":
+        seen -= {"__init__"}
+    assert not seen - allowed
+
+
+def test_only_the_command_line_knows_click() -> None:
+    assert [room for room, names in MODULES.items() if any("click" in names[when] for when in names)] == ["cli"]
+
+
+def test_only_the_rooms_that_may_know_of_boto3() -> None:
+    users = {room for room, names in MODULES.items() for when in names if any(n.startswith("boto") for n in names[when])}
+    assert users <= {"storage"}
+
+
+def test_no_circles() -> None:
+    above: dict[str, set[str]] = {room: rooms(names["always"]) & set(MODULES) for room, names in MODULES.items()}
+    while above:
+        free = [room for room, needs in above.items() if not needs & set(above)]
+        assert free, f"these import each other: {sorted(above)}"
+        for room in free:
+            del above[room]
