@@ -115,14 +115,16 @@ class Attempt:
 
     def _on_signal(self, number: int, _: Any) -> None:
         stop = self._stop
-        hint = resume_hint(self._folder, command=self._command)
-        interrupted = RunInterrupted(f"Run {self._folder.run_id} was interrupted.", hint=hint)
         if stop is None:
-            raise interrupted
+            raise KeyboardInterrupt  # and not yet RunInterrupted, which the user's combine might catch as an Exception
         patience = 0.0 if isinstance(stop.error, RunInterrupted) else INTERRUPT_PATIENCE_S
-        stop.ask(interrupted, patience_s=patience)
+        stop.ask(self._interruption(), patience_s=patience)
         if patience and number == signal.SIGINT:
             self.progress.note("Interrupted: committing what is done (press Ctrl-C again to stop at once).")
+
+    def _interruption(self) -> RunInterrupted:
+        hint = resume_hint(self._folder, command=self._command)
+        return RunInterrupted(f"Run {self._folder.run_id} was interrupted.", hint=hint)
 
     def __enter__(self) -> Attempt:
         if threading.current_thread() is threading.main_thread():
@@ -139,6 +141,8 @@ class Attempt:
         state = "done" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(ShardkitError):
             self._write(state, str(error) if error is not None else None)
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, RunInterrupted):
+            raise self._interruption() from None
 
 
 def resume_hint(folder: RunFolder, *, command: str = "resume") -> str:

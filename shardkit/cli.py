@@ -190,9 +190,10 @@ def _report(output: Path, run_id: str, work: Callable[[], Run], *, as_json: bool
     summary = RunHandle(folder).summary()
     click.echo(str(summary), err=True)
     if count := summary.records["quarantined"]:
-        where = folder.arguments
+        where, first = folder.arguments, RunHandle(folder).quarantine()[0]
         click.echo(
-            f"  {count:,} records failed and are not in the dataset, within max_failures.\n"
+            f"  {count:,} records failed and are not in the dataset, within max_failures. The first is {first['key']}: "
+            f"{first['error']}: {first['message'][:200]}\n"
             f"  See them: shardkit failures {where}\n  Mend the function, then: shardkit retry {where}",
             err=True,
         )

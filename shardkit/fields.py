@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,11 +13,30 @@ from pydantic import BaseModel, ValidationError
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from shardkit.pipeline import Pipeline
 
 P = TypeVar("P", bound="Pipeline")
+ELSEWHERE = 0  # the line of a field that was not given in the file
+# What a field that takes several kinds of values expects; pydantic tells of the first kind only.
+EXPECTED = {
+    "columns": "a mapping of columns to types",
+    "combine": "module:callable, or a function",
+    "exclude": "a glob or a list of globs",
+    "function": "module:callable, or a function",
+    "input": "a folder, or a mapping with its uri",
+    "max_failures": "a count such as 10, or a share such as 1%",
+    "output": "a folder, or a mapping with its uri",
+    "partition_by": "a column or a list of columns",
+    "pattern": "a glob or a list of globs",
+    "records": "file, stem, directory, or module:callable",
+    "schema": "a mapping of columns to types",
+    "shards": "a mapping such as {by: directory, depth: 1}",
+    "widen_ints": "true or false",
+    "workers": "'auto' or a number of 1 or more",
+}
 PATH_FIELDS = (("input", "uri"), ("output", "uri"), ("source_dir",))
 
 
@@ -35,19 +54,19 @@ def load_yaml(kind: type[P], path: Path, overrides: dict[str, Any]) -> P:
             f"Cannot read the pipeline {path}: {reason}.", hint="shardkit init blank DIR writes one to begin with."
         ) from None
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        lines = _lines(yaml.compose(text, yaml.SafeLoader), path)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise PipelineError(f"{path}{where}: this is not YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(content, dict):
         raise PipelineError(f"{path}: a pipeline is a mapping of fields, such as input:, function:, output:.")
-    lines = _lines(node)
     _anchor_paths(content, path.resolve().parent)
     for name, value in overrides.items():
         _override(content, name, value)
-        lines.pop(tuple(name.split(".")), None)
+        sections = tuple(name.split("."))
+        lines |= {sections[:i]: ELSEWHERE for i in range(min(2, len(sections)), len(sections) + 1)}
     try:
         return kind(**{str(name): value for name, value in content.items()})
     except PipelineError as error:
@@ -78,7 +97,8 @@ def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
         home: Any = content
         for name in names[:-1]:
             home = home.get(name) if isinstance(home, dict) else None
-        if isinstance(home, dict) and isinstance(value := home.get(names[-1]), str) and "://" not in value:
+        value = home.get(names[-1]) if isinstance(home, dict) else None
+        if isinstance(value, str) and value and "://" not in value:
             home[names[-1]] = str(folder / os.path.expanduser(value))
 
 
@@ -109,17 +129,25 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
-def _lines(node: Any, at: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], int]:
-    """The line of each field, by its path."""
+def _lines(node: Any, file: Path, at: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], int]:
+    """The line of each field, by its path.
+
+    Raises:
+        PipelineError: a field is given twice.
+    """
     found: dict[tuple[str | int, ...], int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            found[(*at, key.value)] = key.start_mark.line + 1
-            found.update(_lines(value, (*at, key.value)))
+            here = (*at, key.value)
+            line = key.start_mark.line + 1
+            if here in found and key.value != "<<":
+                raise PipelineError(f"{file}, line {line}: {'.'.join(map(str, here))}: this field is given twice.")
+            found[here] = line
+            found.update(_lines(value, file, here))
     elif isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             found[(*at, i)] = item.start_mark.line + 1
-            found.update(_lines(item, (*at, i)))
+            found.update(_lines(item, file, (*at, i)))
     return found
 
 
@@ -131,25 +159,30 @@ def explain(
     lines: dict[tuple[str | int, ...], int] | None = None,
 ) -> str:
     """A validation error as a sentence a field."""
-    told: dict[tuple[str | int, ...], str] = {}
+    known = lines or {}
+    told: dict[tuple[str | int, ...], tuple[int, str]] = {}
     for problem in error.errors():
         at = _field_path(problem["loc"], kind)
-        line = next((n for i in range(len(at), 0, -1) if (n := (lines or {}).get(at[:i]))), None)
-        where = f"{file}, line {line}: " if file and line else f"{file}: " if file else ""
-        name = ".".join(map(str, at))
-        told.setdefault(at, f"{where}{name}: {_reason(problem, at, kind)}")
-    return "\n".join(told.values())
+        line = next((known[at[:i]] for i in range(len(at), 0, -1) if at[:i] in known), None)
+        where = f"{file}, line {line}: " if line else "" if line == ELSEWHERE or not file else f"{file}: "
+        told.setdefault(at, (line or 0, f"{where}{'.'.join(map(str, at))}: {_reason(problem, at, kind)}"))
+    return "\n".join(text for _, text in sorted(told.values(), key=lambda item: item[0]))
 
 
 def _field_path(loc: tuple[str | int, ...], kind: type[BaseModel]) -> tuple[str | int, ...]:
     """The location without the names that pydantic gives the members of a union."""
     path: list[str | int] = []
     model: Any = kind
+    is_key = False
     for step in loc:
         fields = _fields(model) if model is not None else {}
         if step in fields:
             path.append(step)
             model = _model_in(fields[str(step)])
+            is_key = any(get_origin(part) is dict for part in get_args(fields[str(step)]))
+        elif is_key:
+            path.append(step)
+            is_key = False
         elif model is not None and (not path or _is_model(model)):
             path.append(step)
             model = None
@@ -176,9 +209,7 @@ def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> s
         model: Any = kind
         for step in at[:-1]:
             model = _model_in(_fields(model)[str(step)])
-        known = list(_fields(model))
-        near = difflib.get_close_matches(str(at[-1]), known, n=1)
-        return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; known are {', '.join(known)}"
+        return unknown_field(str(at[-1]), list(_fields(model)))
     if problem["type"] == "missing":
         return "this field is missing"
     if problem["type"] == "literal_error":
@@ -186,8 +217,18 @@ def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> s
         near = difflib.get_close_matches(str(given), [e.strip("' ") for e in expected.replace(" or ", ",").split(",")], n=1)
         guess = f"; did you mean {near[0]}?" if near else ""
         return f"expected {expected}, not {_shown(given)}{guess}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{message[0].lower()}{message[1:]}, not {_shown(given)}"
+    if problem["type"].endswith("too_short"):
+        return "must not be empty"
+    if at[-1] in EXPECTED and problem["type"] != "value_error":
+        return f"expected {EXPECTED[str(at[-1])]}, not {_shown(given)}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").split(", unable to parse")[0]
+    return message if message.endswith((".", "?")) else f"{message[0].lower()}{message[1:]}, not {_shown(given)}"
+
+
+def unknown_field(name: str, known: Sequence[str]) -> str:
+    """What to tell about a field that does not exist."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; known are {', '.join(known)}"
 
 
 def _shown(value: Any) -> str:

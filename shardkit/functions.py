@@ -138,16 +138,22 @@ def _check_defines(file: Path, attribute: str, name: str) -> None:
 
 
 def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
-    """The names that a module binds, and whether these are all (no star import, no module ``__getattr__``)."""
+    """The names that a module binds, and whether these are all: no star import, no ``__getattr__``, no ``globals()``."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.update(name for inner in ast.walk(node) if isinstance(inner, ast.Global) for name in inner.names)
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
-    return names, not names & {"*", "__getattr__"}
+        nodes.extend(ast.iter_child_nodes(node))
+    dynamic = any(isinstance(node, ast.Name) and node.id in {"globals", "exec", "vars"} for node in ast.walk(tree))
+    return names, not dynamic and not names & {"*", "__getattr__"}
 
 
 def source_digest(file: Path, source_dir: str) -> str:

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     from shardkit.pass2_combine import Merge
     from shardkit.runs import Run
 
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
 
 
 def parse_bytes(value: Any) -> Any:
     """``"128MB"`` or ``"1 GiB"`` as a number of bytes; a number stays one."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE]\d+)?)\s*([a-zA-Z]*)\s*", value)
     if not match or match[2].lower() not in UNITS:
         raise ValueError("expected a number of bytes, or one with a unit such as 128MB")
     return int(float(match[1]) * UNITS[match[2].lower()])
@@ -38,11 +42,18 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")  # noqa: TRY004  pydantic wants a ValueError
+    return value
+
+
 def _path_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
+NoTruth = BeforeValidator(_no_truth)
+Bytes = Annotated[int, NoTruth, BeforeValidator(parse_bytes), Field(ge=1)]
 Globs = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Uri = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
 
@@ -63,7 +74,7 @@ class Shards(_Model):
     """What must stay in one job: the records of a group."""
 
     by: Literal["directory"] = "directory"
-    depth: int = Field(1, ge=1)
+    depth: Annotated[int, NoTruth] = Field(1, ge=1, le=1000)
 
 
 class Output(_Model):
@@ -71,7 +82,7 @@ class Output(_Model):
 
     uri: Uri
     format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
-    rows_per_file: int = Field(1 << 20, ge=1)
+    rows_per_file: Annotated[int, NoTruth] = Field(1 << 20, ge=1)
     target_bytes: Bytes | None = None
     partition_by: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     columns: dict[str, str] | None = Field(None, alias="schema")
@@ -86,7 +97,7 @@ class Output(_Model):
             try:
                 parse_schema(value)
             except PipelineError as error:
-                raise ValueError(str(error)) from None
+                raise ValueError(str(error).removeprefix("output.schema: ")) from None
         return value
 
 
@@ -109,10 +120,10 @@ class Pipeline(_Model):
     source_dir: Annotated[str | None, BeforeValidator(_path_text)] = None
     records: str | Callable[[str], str | None] = "file"
     shards: Shards | None = None
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int | Literal["auto"], NoTruth] = "auto"
     chunks: Literal["dynamic", "balanced", "even"] = "dynamic"
-    timeout: float | None = Field(3600.0, gt=0)
-    max_failures: int | str = "1%"
+    timeout: Annotated[float | None, NoTruth] = Field(3600.0, gt=0, allow_inf_nan=False)
+    max_failures: Annotated[int | str, NoTruth] = "1%"
     output: Output
     combine: str | Callable[..., Any] | None = None
 

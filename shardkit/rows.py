@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from shardkit.schema import conform
+from shardkit.schema import conform, unknown_inside
+from shardkit.values import Mixed, family, kinds_of, to_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,12 +53,12 @@ def collect(result: Any, index: int, key: str) -> Result:
     if result is None:
         return Result(index, key)
     if type(result) is dict:
-        return Result(index, key, rows=[result])
+        return Result(index, key, rows=[result] if result else [])
     table = as_table(result)
     if table is not None:
         return Result(index, key, tables=[table])
     if isinstance(result, Mapping):
-        return Result(index, key, rows=[dict(result)])
+        return Result(index, key, rows=[dict(result)] if result else [])
     if isinstance(result, str | bytes) or not isinstance(result, Iterable) or _is_pandas(result, "Series"):
         raise TypeError(
             f"the function returned {type(result).__name__}; it must return a DataFrame, a pyarrow Table, a dict, "
@@ -70,10 +71,9 @@ def _collect_items(items: Iterable[Any], index: int, key: str) -> Result:
     rows: list[Row] = []
     tables: list[pa.Table] = []
     for item in items:
-        if type(item) is dict:
-            rows.append(item)
-        elif isinstance(item, Mapping):
-            rows.append(dict(item))
+        if isinstance(item, Mapping):
+            if item:  # a row without a column is none, or it would count only beside others
+                rows.append(item if type(item) is dict else dict(item))
         elif (table := as_table(item)) is not None:
             if rows:
                 tables.append(table_of(rows))
@@ -115,9 +115,14 @@ def _from_pandas(frame: Any) -> pa.Table:
     if named:
         frame = frame.reset_index(level=named)
     try:
-        return pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
-    except pa.ArrowException as error:
+        table = pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
+    except (pa.ArrowException, UnicodeError) as error:
         raise TypeError(f"the DataFrame cannot be stored: {'; '.join(map(str, error.args))}") from error
+    # pandas has floats where nothing is known; the type of such a column is for the other records to tell.
+    for i, (kind, column) in enumerate(zip(frame.dtypes, table.columns, strict=True)):
+        if kind == np.float64 and isinstance(kind, np.dtype) and column.null_count == len(column):
+            table = table.set_column(i, table.column_names[i], pa.nulls(len(column)))
+    return table
 
 
 _storable: dict[pa.Schema, bool] = {}
@@ -127,10 +132,11 @@ def _check_storable(schema: pa.Schema) -> None:
     """Refuse, while the record is still known, a type that a Parquet file cannot hold."""
     if schema in _storable:
         return
-    try:
-        pq.ParquetWriter(pa.MockOutputStream(), schema).close()
-    except pa.ArrowException as error:
-        raise TypeError(f"the rows cannot be stored: {error}") from error
+    for field in schema:
+        try:
+            pq.ParquetWriter(pa.MockOutputStream(), pa.schema([field])).close()
+        except pa.ArrowException as error:
+            raise TypeError(f"column {field.name!r} cannot be stored as {field.type}: {error}") from error
     _storable[schema] = True
 
 
@@ -140,16 +146,23 @@ def table_of(rows: list[Row], hints: pa.Schema | None = None) -> pa.Table:
     Raises:
         TypeError: a column's values have no common type that Parquet can hold.
     """
-    return _table(_columns(rows), hints)
+    return _table(_columns(rows), hints, together=False)
 
 
-def _table(columns: dict[str, list[Any]], hints: pa.Schema | None) -> pa.Table:
+def _table(columns: dict[str, list[Any]], hints: pa.Schema | None, *, together: bool) -> pa.Table:
     arrays = {}
     for name, values in columns.items():
         if not isinstance(name, str):
             raise TypeError(f"a row has the key {name!r}, which is {type(name).__name__}; column names must be str")
         index = hints.get_field_index(name) if hints is not None else -1
-        arrays[name] = _array(name, values, hints.field(index).type if hints is not None and index >= 0 else None)
+        kind = hints.field(index).type if hints is not None and index >= 0 else None
+        try:
+            name.encode()
+            arrays[name] = to_array(values, kind, together=together)
+        except Mixed:
+            raise
+        except Exception as error:  # values of the user's own classes may raise anything
+            raise TypeError(f"column {name!r} cannot be stored: {error}") from error
     table = pa.table(arrays) if arrays else pa.table({}).slice(0, 0)
     _check_storable(table.schema)
     return table
@@ -167,33 +180,6 @@ def _columns(rows: list[Row]) -> dict[str, list[Any]]:
     for row in rows:
         every.update(dict.fromkeys(row))
     return {name: [row.get(name) for row in rows] for name in every}
-
-
-def _array(name: str, values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    try:
-        try:
-            array = pa.array(values, type=kind)
-        except pa.ArrowException:  # numpy's scalars do not mix with Python's
-            array = pa.array([v.item() if isinstance(v, np.generic) else v for v in values], type=kind)
-        if _has_empty_struct(array.type):  # {} alone tells no fields, and Parquet has no struct without
-            array = pa.array([_drop_empty(v) for v in values])
-    except Exception as error:  # values of the user's own classes may raise anything
-        raise TypeError(f"column {name!r} cannot be stored: {error}") from error
-    return array
-
-
-def _has_empty_struct(kind: pa.DataType) -> bool:
-    if pt.is_struct(kind):
-        return kind.num_fields == 0 or any(_has_empty_struct(f.type) for f in kind)
-    return pt.is_list(kind) and _has_empty_struct(kind.value_type)
-
-
-def _drop_empty(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _drop_empty(v) for k, v in value.items()} or None
-    if isinstance(value, list | tuple):
-        return [_drop_empty(v) for v in value]
-    return value
 
 
 def to_batches(
@@ -214,37 +200,36 @@ def to_batches(
 def _joint(results: list[Result], schema: pa.Schema | None) -> Batch:
     rows = [row for result in results for row in result.rows] if len(results) > 1 else results[0].rows
     columns = _columns(rows)
-    table = _table(columns, schema)
+    table = _table(columns, schema, together=len(results) > 1)
     if schema is not None:
         return Batch(fit(table, schema), {})
-    ends = np.cumsum([len(result.rows) for result in results])
-    origins: dict[str, dict[str, str]] = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if pt.is_null(column.type):
-            continue
-        values = columns[name]
-        first = next(i for i, value in enumerate(values) if value is not None)
-        seen = {str(column.type): results[int(np.searchsorted(ends, first, "right"))].key}
-        if pt.is_floating(column.type):
-            seen.update(_integers_only(values, ends, results))
-        origins[name] = seen
-    return Batch(table, origins)
+    ends = np.cumsum([len(result.rows) for result in results]).tolist()
+    return Batch(
+        table,
+        {
+            name: _origins(columns[name], column.type, ends, results)
+            for name, column in zip(table.column_names, table.columns, strict=True)
+            if not pt.is_null(column.type)
+        },
+    )
 
 
-def _integers_only(values: list[Any], ends: np.ndarray, results: list[Result]) -> dict[str, str]:
-    """The first record that gave a column of floats nothing but integers.
+def _origins(values: list[Any], kind: pa.DataType, ends: list[int], results: list[Result]) -> dict[str, str]:
+    """For each type that a record alone would have given a column, the first record to do so.
 
-    Alone it would have made a column of integers, so the outcome must not hang on which records it was converted with.
+    That is one type, but for integers and floats: together they make floats, but a record of nothing but integers
+    would have made integers. The outcome must not hang on which records were converted together.
     """
-    if not any(type(value) is int for value in values):
-        return {}
+    found: dict[str, str] = {}
+    is_mixed = pt.is_floating(kind) and any(family(k) == "int" for k in kinds_of(values))
     start = 0
-    for end, result in zip(ends.tolist(), results, strict=True):
-        kinds = {type(value) for value in values[start:end]} - {type(None)}
-        if kinds and all(issubclass(kind, int | np.integer) for kind in kinds):
-            return {"int64": result.key}
+    for end, result in zip(ends, results, strict=True):
+        if families := {family(k) for k in kinds_of(values[start:end])}:
+            found.setdefault("int64" if is_mixed and families == {"int"} else str(kind), result.key)
+            if len(found) == 1 + is_mixed:
+                break
         start = end
-    return {}
+    return found
 
 
 def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -256,6 +241,9 @@ def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
     extra = [name for name in table.column_names if schema.get_field_index(name) < 0]
     if extra:
         raise TypeError(f"column {extra[0]!r} is not in output.schema: add it there, or do not return it")
+    for field in table.schema:
+        if (inner := unknown_inside(field.type, schema.field(field.name).type)) is not None:
+            raise TypeError(f"column {field.name!r} has a field {inner!r} that output.schema does not name")
     try:
         return conform(table, schema)
     except pa.ArrowException as error:

@@ -428,8 +428,13 @@ def build_pipeline(
     **fields: Any,
 ) -> Pipeline:
     """A pipeline from flat fields: those of its input and output are told by their names."""
+    from shardkit.fields import unknown_field
     from shardkit.pipeline import Pipeline
 
+    known = [*Pipeline.model_fields, *INPUT_FIELDS, *OUTPUT_FIELDS]
+    for name in fields:
+        if name not in known:
+            raise PipelineError(f"{name}: {unknown_field(name, known)}")
     inputs = {"uri": input} | {name: fields.pop(name) for name in INPUT_FIELDS if name in fields}
     outputs = {"uri": output} | {name: fields.pop(name) for name in OUTPUT_FIELDS if name in fields}
     return Pipeline(function=function, input=inputs, output=outputs, **fields)

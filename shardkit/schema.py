@@ -102,9 +102,14 @@ def unify_types(left: pa.DataType, right: pa.DataType, *, widen_ints: bool, colu
     if pt.is_struct(left) and pt.is_struct(right):
         fields = unify_fields([list(left), list(right)], widen_ints=True, within=f"{column}.")
         return pa.struct(fields)
-    if pt.is_timestamp(left) and pt.is_timestamp(right) and left.tz == right.tz:
-        units = ("s", "ms", "us", "ns")
-        return max(left, right, key=lambda t: units.index(t.unit))
+    if pt.is_binary(left) and pt.is_large_binary(right) or pt.is_large_binary(left) and pt.is_binary(right):
+        return pa.large_binary()
+    if pt.is_decimal(left) and pt.is_decimal(right):
+        return _wider_decimal(left, right, column)
+    if pt.is_duration(left) and pt.is_duration(right):
+        return pa.duration(_finer_unit(left, right))
+    if pt.is_timestamp(left) and pt.is_timestamp(right) and (left.tz is None) == (right.tz is None):
+        return pa.timestamp(_finer_unit(left, right), left.tz)
     raise TypeMismatch(column, left, right)
 
 
@@ -145,6 +150,33 @@ def _wider_integer(left: pa.DataType, right: pa.DataType) -> pa.DataType:
     return widths[min(64, max(signed.bit_width, 2 * unsigned.bit_width))]
 
 
+def _wider_decimal(left: pa.DataType, right: pa.DataType, column: str) -> pa.DataType:
+    scale = max(left.scale, right.scale)
+    precision = scale + max(left.precision - left.scale, right.precision - right.scale)
+    if precision > 76:
+        raise TypeMismatch(column, left, right)
+    return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
+
+
+def _finer_unit(left: pa.DataType, right: pa.DataType) -> str:
+    units = ("s", "ms", "us", "ns")
+    return max(left.unit, right.unit, key=units.index)
+
+
+def unknown_inside(kind: pa.DataType, known: pa.DataType) -> str | None:
+    """The first field of the structs inside ``kind`` that those inside ``known`` do not have: a cast would drop it."""
+    if pt.is_struct(kind) and pt.is_struct(known):
+        for field in kind:
+            if known.get_field_index(field.name) < 0:
+                return str(field.name)
+            inner = unknown_inside(field.type, known.field(field.name).type)
+            if inner is not None:
+                return f"{field.name}.{inner}"
+    if _is_list(kind) and _is_list(known):
+        return unknown_inside(kind.value_type, known.value_type)
+    return None
+
+
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """``table`` with exactly the columns of ``schema``: absent ones null, others cast without loss.
 
@@ -161,7 +193,12 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
             continue
         column = table.column(index)
         try:
-            columns.append(column.cast(field.type))
+            cast = column.cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise pa.ArrowInvalid(f"column {field.name!r}: {error}") from error
+        # Arrow counts these as safe.
+        if pt.is_date(field.type) and pt.is_timestamp(column.type) or pt.is_boolean(field.type) and pt.is_integer(column.type):
+            if not cast.cast(column.type).equals(column):
+                raise pa.ArrowInvalid(f"column {field.name!r}: as {field.type} some values of {column.type} would be lost")
+        columns.append(cast)
     return pa.Table.from_arrays(columns, schema=schema)

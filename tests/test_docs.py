@@ -42,7 +42,7 @@ VARYING = (
     (re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|\+00:00)"), "<time>"),
     (re.compile(r"\d[\d,.]* (?:records|rows)/s"), "<rate>"),
     (re.compile(r"\d[\d,.]* (?:[kMGT]?B)\b(?:/s)?"), "<size>"),
-    (re.compile(r"\b[\d.]+ (?:s|min)\b"), "<seconds>"),
+    (re.compile(r"\b(?:\d+ min \d+ s|[\d.]+ s)\b"), "<seconds>"),
 )
 
 SLOW = {"running.md"}  # it interrupts a run, which has to be slow for that

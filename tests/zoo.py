@@ -98,12 +98,15 @@ def yields_then_raises(record: Record) -> Iterator[dict[str, Any]]:
 
 
 def runs_out_of_memory(_: Record) -> Rows:
+    before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + (200 << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), before[1]))
     hoard: list[Any] = []
-    while True:
-        hoard.append([len(hoard)])
+    try:
+        while True:
+            hoard.append([len(hoard)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 # What ends the process.
