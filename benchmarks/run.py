@@ -86,7 +86,10 @@ def run_benchmark(name: str, benchmark: Benchmark, *, runs: int) -> dict[str, ob
         ratio = f"shardkit takes {first / wall:.2f} of it" if who != "shardkit" else ""
         verdict = f" (goal {goal}: {'reached' if first / wall <= goal else 'MISSED'})" if goal else ""
         cpu = statistics.median(m.cpu_s for m in taken_by)
-        print(f"  {who:<12} {wall:7.2f} s [{walls[0]:.2f} .. {walls[-1]:.2f}]  cpu {cpu:6.2f} s  peak {peak:5.0f} MB  {ratio}{verdict}")
+        print(
+            f"  {who:<12} {wall:7.2f} s [{walls[0]:.2f} .. {walls[-1]:.2f}]  cpu {cpu:6.2f} s  "
+            f"peak {peak:5.0f} MB  {ratio}{verdict}"
+        )
         report[who] = {"wall_s": walls, "cpu_s": cpu, "peak_mb": peak, "ratio": first / wall, "goal": goal}
     if benchmark.files:
         print(f"  {first / benchmark.files * 1000:.3f} ms of wall time a file")
@@ -125,7 +128,9 @@ def parts(count: int, rows: int) -> Path:
     """Parquet files as pass 1 leaves them."""
     folder = DATA / f"parts{count}x{rows}"
     if not folder.exists():
-        subprocess.run([PYTHON, str(HERE / "contestants" / "make_parts.py"), str(folder), str(count), str(rows)], check=True)
+        subprocess.run(
+            [PYTHON, str(HERE / "contestants" / "make_parts.py"), str(folder), str(count), str(rows)], check=True
+        )
     return folder
 
 
@@ -137,12 +142,23 @@ def contestant(script: str, *arguments: object) -> list[str]:
 def shardkit_ads(data: Path, workers: int) -> list[str]:
     """The command that does the job ads."""
     where = ["--input", str(data), "--output", "out", "--pattern", "*.jsonl", "--workers", str(workers)]
-    return [*SHARDKIT, "run", "--function", "ads:ad_features", "--source-dir", str(EXAMPLES / "talent_jsonl"), *where, "--quiet"]
+    return [
+        *SHARDKIT,
+        "run",
+        "--function",
+        "ads:ad_features",
+        "--source-dir",
+        str(EXAMPLES / "talent_jsonl"),
+        *where,
+        "--quiet",
+    ]
 
 
 def ads(workers: int, scale: float, *, skew: bool) -> Benchmark:
     """2,000 files of 100 job ads."""
-    options: dict[str, object] = {"files": int(2000 * scale), "ads": 100, "bad": 0} | ({"skew": True} if skew else {})
+    options: dict[str, object] = {"files": int(2000 * scale), "ads": 100, "bad": 0}
+    if skew:
+        options["skew"] = True
     data = generated("talent_jsonl", **options)
     return Benchmark(
         {
@@ -172,7 +188,18 @@ def memory(workers: int, scale: float) -> Benchmark:
 def waveforms(workers: int, scale: float) -> Benchmark:
     """1,000 WFDB records of uneven sizes."""
     data = generated("mimic_waveforms", records=int(1000 * scale), seconds=900, bad=0, skew=True)
-    where = ["--input", str(data), "--output", "out", "--pattern", "*.dat", "--records", "stem", "--workers", str(workers)]
+    where = [
+        "--input",
+        str(data),
+        "--output",
+        "out",
+        "--pattern",
+        "*.dat",
+        "--records",
+        "stem",
+        "--workers",
+        str(workers),
+    ]
     function = ["--function", "signals:signal_rows", "--source-dir", str(HERE / "contestants")]
     return Benchmark(
         {

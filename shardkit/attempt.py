@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.clock import now
 from shardkit.errors import RunInterrupted, ShardkitError
-from shardkit.progress import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardkit.micro import Tally
     from shardkit.pool import Stop
-    from shardkit.progress import Progress
+    from shardkit.progress import Meter, Progress
     from shardkit.runfolder import RunFolder
 
 TICK_S = 0.25
@@ -127,9 +126,9 @@ class Attempt:
         return RunInterrupted(f"Run {self._folder.run_id} was interrupted.", hint=hint)
 
     def __enter__(self) -> Attempt:
+        self._write("running")
         if threading.current_thread() is threading.main_thread():
             self._handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
-        self._write("running")
         self._thread.start()
         return self
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from shardkit._version import __version__
-from shardkit.errors import PipelineError, RunInterrupted, ShardkitError
+from shardkit.errors import RunInterrupted, ShardkitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,7 +76,9 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return add
 
 
-SET = click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override any field; may be repeated.")
+SET = click.option(
+    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override any field; may be repeated."
+)
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object last on stdout.")
 RUN_ID = click.option("--run-id", metavar="ID", help="Which run; by default the latest.")
@@ -119,7 +120,9 @@ def _read_pipeline(pipeline: str | None, given: dict[str, Any]) -> Pipeline:
     fields = _settings(given)
     if pipeline is not None:
         return Pipeline.from_yaml(pipeline, overrides=fields)
-    missing = [f"--{name}" for name in ("function", "input", "output") if name not in fields and f"{name}.uri" not in fields]
+    missing = [
+        f"--{name}" for name in ("function", "input", "output") if name not in fields and f"{name}.uri" not in fields
+    ]
     if missing:
         raise click.UsageError(f"Give a PIPELINE.yaml, or {', '.join(missing)}.")
     return from_settings(Pipeline, fields)
@@ -145,8 +148,9 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for option, value in given.items():
         if value not in (None, ()):
-            values = list(value) if isinstance(value, tuple) else value
-            fields[SECTIONED.get(option, option)] = int(values) if option == "workers" and values.isdigit() else values
+            if option == "workers" and value.isdigit():
+                value = int(value)  # noqa: PLW2901
+            fields[SECTIONED.get(option, option)] = list(value) if isinstance(value, tuple) else value
     fields |= dict(parse_setting(text) for text in settings)
     return fields
 
@@ -249,7 +253,9 @@ def status(output: str, run_id: str | None, *, as_json: bool) -> None:
     click.echo(json.dumps(summary.to_dict()) if as_json else str(summary))
 
 
-@cli.command(epilog="shardkit failures out/\nshardkit failures out/ --traceback\nshardkit failures out/ --json | jq .key")
+@cli.command(
+    epilog="shardkit failures out/\nshardkit failures out/ --traceback\nshardkit failures out/ --json | jq .key"
+)
 @OUTPUT
 @RUN_ID
 @click.option("--traceback", is_flag=True, help="Show where in your function each record failed.")
@@ -282,9 +288,7 @@ shardkit retry out/ --run-id 20261121-184259-7f3a --set timeout=600
 def retry(output: str, run_id: str | None, function: str | None, *, settings: Any, quiet: bool, as_json: bool) -> None:
     """Run the quarantined records again, with the function as it is now, and make the dataset anew."""
     found, changes = _open(output, run_id), _settings({"settings": settings})
-    _report(
-        found.output, found.run_id, lambda: found.retry(function=function, quiet=quiet, **changes), as_json=as_json
-    )
+    _report(found.output, found.run_id, lambda: found.retry(function=function, quiet=quiet, **changes), as_json=as_json)
 
 
 @cli.command(
@@ -365,7 +369,9 @@ def pass2(
         click.echo(json.dumps(summary.to_dict()))
 
 
-@cli.command(epilog="shardkit init blank my-pipeline\nshardkit init mimic waveforms && cd waveforms && shardkit run pipeline.yaml")
+@cli.command(
+    epilog="shardkit init blank mine\nshardkit init mimic waveforms && cd waveforms && shardkit run pipeline.yaml"
+)
 @click.argument("kind", type=click.Choice(["mimic", "talent", "blank"]))
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def init(kind: str, folder: Path) -> None:
@@ -377,4 +383,4 @@ def init(kind: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

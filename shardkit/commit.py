@@ -54,7 +54,7 @@ def check_owner(output: Path, name: str) -> None:
     current = current_result(output)
     if current is not None and current["name"] != name:
         raise PipelineError(
-            f"{output} holds the dataset of the pipeline {current['name']!r} (run {current['run_id']}), not of {name!r}.",
+            f"{output} holds the dataset of pipeline {current['name']!r} (run {current['run_id']}), not of {name!r}.",
             hint=f"Choose another output, or give this pipeline the name {current['name']!r} to replace that dataset.",
         )
 

@@ -115,7 +115,9 @@ def write_dataset(folder: Path, source: Source, layout: Layout, *, token: str, t
     """
     if layout.partition_by or layout.target_bytes:
         return write_stream(folder, source.tables(), layout, token=token)
-    ranges = [(s, min(s + layout.rows_per_file, source.num_rows)) for s in range(0, source.num_rows, layout.rows_per_file)]
+    ranges = [
+        (s, min(s + layout.rows_per_file, source.num_rows)) for s in range(0, source.num_rows, layout.rows_per_file)
+    ]
 
     def write(number: int) -> DataFile:
         file = _Building(folder, _name(number, token, layout), source.schema, layout)
@@ -202,8 +204,9 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[str, pa.
     rest = ordered.drop_columns(list(columns))
     for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
         values = [ordered[name][int(start)].as_py() for name in columns]
-        yield "".join(f"{quote(n, safe='')}={_folder(v)}/" for n, v in zip(columns, values, strict=True)), rest.slice(
-            int(start), int(stop - start)
+        yield (
+            "".join(f"{quote(n, safe='')}={_folder(v)}/" for n, v in zip(columns, values, strict=True)),
+            rest.slice(int(start), int(stop - start)),
         )
 
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from shardkit.pipeline import Pipeline
 
 
+SCRATCH_TOKEN = "sample"  # noqa: S105  a part of file names
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a sample of records took, and what all of them will.
@@ -56,8 +59,10 @@ class Estimate:
         ]
         if self.failures:
             first = self.failures[0]
-            lines.append(f"  {len(self.failures)} of the sample failed; the first is {first['key']}: "
-                         f"{first['error']}: {first['message'][:200]}")
+            lines.append(
+                f"  {len(self.failures)} of the sample failed; the first is {first['key']}: "
+                f"{first['error']}: {first['message'][:200]}"
+            )
         return "\n".join(lines)
 
 
@@ -109,7 +114,7 @@ def _merged_bytes(pipeline: Pipeline, ledger: Ledger, scratch: Path) -> int:
     """What the sample's rows take in the dataset; of Parquet only the columns, for a footer does not grow with them."""
     merge = pipeline.merge()
     source = read_source((p.path for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
-    files = write_merged(scratch / "dataset", source, merge, token="sample", threads=1)
+    files = write_merged(scratch / "dataset", source, merge, token=SCRATCH_TOKEN, threads=1)
     if merge.layout.format != "parquet":
         return sum(file.bytes for file in files)
     footers = [pq.read_metadata(scratch / "dataset" / file.path) for file in files]

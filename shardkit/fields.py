@@ -146,8 +146,9 @@ def _lines(node: Any, file: Path, at: tuple[str | int, ...] = ()) -> dict[tuple[
             found.update(_lines(value, file, here))
     elif isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
-            found[(*at, i)] = item.start_mark.line + 1
-            found.update(_lines(item, file, (*at, i)))
+            here = (*at, i)
+            found[here] = item.start_mark.line + 1
+            found.update(_lines(item, file, here))
     return found
 
 
@@ -214,7 +215,9 @@ def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> s
         return "this field is missing"
     if problem["type"] == "literal_error":
         expected = problem["ctx"]["expected"]
-        near = difflib.get_close_matches(str(given), [e.strip("' ") for e in expected.replace(" or ", ",").split(",")], n=1)
+        near = difflib.get_close_matches(
+            str(given), [e.strip("' ") for e in expected.replace(" or ", ",").split(",")], n=1
+        )
         guess = f"; did you mean {near[0]}?" if near else ""
         return f"expected {expected}, not {_shown(given)}{guess}"
     if problem["type"].endswith("too_short"):

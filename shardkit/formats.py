@@ -16,6 +16,7 @@ from shardkit.errors import PipelineError
 from shardkit.storage import sync_file, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 DICTIONARY_SAMPLE_ROWS = 10_000
@@ -42,11 +43,15 @@ def open_writer(path: Path, schema: pa.Schema, format: str) -> FileWriter:
         PipelineError: the format cannot hold a column of ``schema``.
         StorageError: the file cannot be written.
     """
-    kinds = {"parquet": _Parquet, "jsonl": _JsonLines, "csv": _Csv, "arrow": _ArrowIpc}
+    kinds: dict[str, Callable[[Path, pa.Schema], FileWriter]] = {
+        "parquet": _Parquet,
+        "jsonl": _JsonLines,
+        "csv": _Csv,
+        "arrow": _ArrowIpc,
+    }
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer: FileWriter = kinds[format](path, schema)
-        return writer
+        return kinds[format](path, schema)
 
 
 class _Base:
@@ -116,7 +121,7 @@ class _ArrowIpc(_Base):
 
 class _Csv(_Base):
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        import pyarrow.csv as csv
+        from pyarrow import csv
 
         nested = next((f for f in schema if pt.is_nested(f.type) or pt.is_binary(f.type)), None)
         if nested is not None:
@@ -148,7 +153,9 @@ class _JsonLines(_Base):
     def write(self, table: pa.Table) -> None:
         with writing(self._path):
             for batch in table.to_batches(max_chunksize=4096):
-                lines = [json.dumps(_jsonable(row), ensure_ascii=False, separators=(",", ":")) for row in batch.to_pylist()]
+                lines = [
+                    json.dumps(_jsonable(row), ensure_ascii=False, separators=(",", ":")) for row in batch.to_pylist()
+                ]
                 self._file.write(("\n".join(lines) + "\n").encode())
 
 

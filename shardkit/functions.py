@@ -50,12 +50,16 @@ class FunctionRef:
             PipelineError: it cannot be imported, or is not callable.
         """
         try:
-            function = pickle.loads(self.pickled) if self.pickled is not None else _import(self.name, self.source_dir)
+            if self.pickled is not None:
+                function = pickle.loads(self.pickled)  # noqa: S301  our own
+            else:
+                function = _import(self.name, self.source_dir)
             if inspect.isclass(function):
                 function = function()
         except (Exception, SystemExit) as error:
             raise PipelineError(
-                f"function: {self.name} cannot be loaded: {type(error).__name__}: {error}.\n{user_traceback(error)}".rstrip(),
+                f"function: {self.name} cannot be loaded: {type(error).__name__}: {error}.\n"
+                f"{user_traceback(error)}".rstrip(),
                 hint="Mend the module, or install what it imports.",
             ) from error
         if not callable(function):
@@ -128,7 +132,7 @@ def _check_defines(file: Path, attribute: str, name: str) -> None:
     except SyntaxError as error:
         raise PipelineError(f"function: {file} line {error.lineno} is not valid Python: {error.msg}.") from None
     names, complete = _top_level_names(tree)
-    first = attribute.split(".")[0]
+    first = attribute.split(".", maxsplit=1)[0]
     if complete and first not in names:
         near = difflib.get_close_matches(first, sorted(names), n=1)
         raise PipelineError(
@@ -138,7 +142,7 @@ def _check_defines(file: Path, attribute: str, name: str) -> None:
 
 
 def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
-    """The names that a module binds, and whether these are all: no star import, no ``__getattr__``, no ``globals()``."""
+    """The names that a module binds, and whether these are all (no star import, ``__getattr__``, ``globals()``)."""
     names: set[str] = set()
     nodes: list[ast.AST] = [tree]
     while nodes:

@@ -1,6 +1,6 @@
 """The ledger of a run: what became of every record, as the markers tell it.
 
-    records listed = done + quarantined + skipped        (once the run is complete)
+records listed = done + quarantined + skipped        (once the run is complete)
 """
 
 from __future__ import annotations

@@ -152,17 +152,19 @@ class _Unifier:
         if schema in self._known and not any("int64" in seen and len(seen) > 1 for seen in origins.values()):
             return
         self._known.add(schema)
-        for field in schema:
-            seen = origins.get(field.name) or {str(field.type): f"{path.parent.name}/{path.name}"}
+        for column in schema:
+            seen = origins.get(column.name) or {str(column.type): f"{path.parent.name}/{path.name}"}
             for kind, record in seen.items():
                 # A float column may hold records that, alone, would have made it one of integers.
-                observed = pa.int64() if kind == "int64" and pa.types.is_floating(field.type) else field.type
-                self._merge(field.name, observed, record)
+                observed = pa.int64() if kind == "int64" and pa.types.is_floating(column.type) else column.type
+                self._merge(column.name, observed, record)
 
     def _merge(self, name: str, kind: pa.DataType, record: str) -> None:
         known = self._types.get(name)
         try:
-            self._types[name] = kind if known is None else unify_types(known, kind, widen_ints=self._widen_ints, column=name)
+            self._types[name] = (
+                kind if known is None else unify_types(known, kind, widen_ints=self._widen_ints, column=name)
+            )
         except TypeMismatch as mismatch:
             other = self._seen.get((name, str(known)), "another record")
             raise SchemaConflict(
@@ -246,7 +248,8 @@ def combined(source: Source, function: Callable[[Batches], Any], name: str) -> I
         table = as_table(item)
         if table is None:
             raise PipelineError(
-                f"combine: {name} yielded {type(item).__name__}.", hint="It must yield record batches, Tables or DataFrames."
+                f"combine: {name} yielded {type(item).__name__}.",
+                hint="It must yield record batches, Tables or DataFrames.",
             )
         if schema is None:
             schema = table.schema

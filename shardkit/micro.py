@@ -234,7 +234,9 @@ class Supervisor:
                     return Settled(failure=self._obituary(task, dataclasses.replace(again, position=position)))
                 fresh = True
                 continue
-            return Settled(failure=outcome["quarantine"][0]) if outcome["quarantine"] else Settled(parts=outcome["parts"])
+            return (
+                Settled(failure=outcome["quarantine"][0]) if outcome["quarantine"] else Settled(parts=outcome["parts"])
+            )
 
     def _obituary(self, task: ChunkTask, death: WorkerDied) -> dict[str, Any]:
         import pyarrow as pa
@@ -257,7 +259,8 @@ class Supervisor:
         how = describe_death(death, self._timeout_s)[1]
         where = "while it loaded the function" if death.loading else "outside any record"
         return RunFailed(
-            f"A worker died {DEATHS_OUTSIDE_RECORDS} times {where}, at chunk {task.chunk} of shard {task.shard}: {how}.",
+            f"A worker died {DEATHS_OUTSIDE_RECORDS} times {where}, at chunk {task.chunk} of shard {task.shard}: "
+            f"{how}.",
             hint="See the messages above; if memory is short, use fewer workers. Then resume the run.",
         )
 

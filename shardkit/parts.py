@@ -174,7 +174,11 @@ class PartsWriter:
             with writing(stream.path):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 stream.writer = pq.ParquetWriter(
-                    pa.OSFile(str(stream.path), "wb"), stream.schema, compression="zstd", compression_level=1, write_statistics=False
+                    pa.OSFile(str(stream.path), "wb"),
+                    stream.schema,
+                    compression="zstd",
+                    compression_level=1,
+                    write_statistics=False,
                 )
         table = pa.concat_tables(stream.tables)
         per_group = max(1, min(ROW_GROUP_ROWS, len(table) * ROW_GROUP_BYTES // max(1, stream.bytes)))

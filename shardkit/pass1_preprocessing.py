@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from shardkit.progress import RecordMeter
 from shardkit.worker import ChunkTask
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
     import pyarrow as pa
@@ -53,7 +53,9 @@ class WorkLimits:
         return self.max_failures
 
 
-def run_pass1(folder: RunFolder, pool: WorkerPool, limits: WorkLimits, attempt: Attempt, *, retry: bool = False) -> Ledger:
+def run_pass1(
+    folder: RunFolder, pool: WorkerPool, limits: WorkLimits, attempt: Attempt, *, retry: bool = False
+) -> Ledger:
     """Work on all records that are open, and with ``retry`` on those in quarantine too; returns the ledger then.
 
     Raises:
@@ -71,7 +73,9 @@ def run_pass1(folder: RunFolder, pool: WorkerPool, limits: WorkLimits, attempt: 
         meter = RecordMeter(ledger.listed, int(ledger.bytes.sum()), before, tally.counts)
         records = folder.records(["key", "main", "bytes", "objects"])
         with attempt.pass1(tally, stop, meter):
-            for _ in Supervisor(pool, stop, tally, timeout_s=limits.timeout_s).run(_tasks(work, records, attempt.number)):
+            for _ in Supervisor(pool, stop, tally, timeout_s=limits.timeout_s).run(
+                _tasks(work, records, attempt.number)
+            ):
                 pass
         if isinstance(stop.error, RunInterrupted):
             raise stop.error

@@ -8,7 +8,6 @@ As a program it works alone on plain directories, as the macro/micro-sharding pa
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
 import time
@@ -31,6 +30,7 @@ from shardkit.runfolder import RunFolder, run_folder, runs_of
 from shardkit.storage import list_objects, local_root, place_file
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 

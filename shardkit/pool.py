@@ -1,6 +1,6 @@
 """Worker processes, each of which may die without harm to the others.
 
-They are fresh interpreters, not forks: no ``__main__`` guard is needed, and no lock or thread of the parent's is copied.
+They are fresh interpreters, not forks: no ``__main__`` guard is needed, and no lock of the parent's is copied.
 joblib's own executor is no choice here, for it takes all its workers down when one of them dies.
 """
 
@@ -31,9 +31,8 @@ TICK_S = 0.1
 GOODBYE_S = 2.0
 BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.worker import main; main({fd}, {board}, {number})"
 # One thread a worker, for there is a worker a CPU; and an allocator that gives back what is freed.
-WORKER_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system"} | {
-    name: "1"
-    for name in (
+WORKER_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system"} | dict.fromkeys(
+    (
         "OMP_NUM_THREADS",
         "OPENBLAS_NUM_THREADS",
         "MKL_NUM_THREADS",
@@ -41,8 +40,9 @@ WORKER_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system"} | {
         "NUMEXPR_NUM_THREADS",
         "NUMBA_NUM_THREADS",
         "ARROW_IO_THREADS",
-    )
-}
+    ),
+    "1",
+)
 
 
 class Stopped(Exception):
@@ -83,7 +83,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs, _no_interrupt():
             fd, shared = theirs.fileno(), board.descriptor
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603  our own interpreter and code
                 [sys.executable, "-c", BOOTSTRAP.format(path=sys.path, fd=fd, board=shared, number=number)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[fd, shared],
@@ -108,10 +108,10 @@ class WorkerProcess:
             self.is_fresh = False
             self._connection.send(task)
             reply: dict[str, Any] = self._receive(timeout_s, stop)
-            return reply
         except (EOFError, OSError):  # an OSError that is no ConnectionError: it died in the middle of its reply
             self._wait()
             raise self._death(timed_out=False) from None
+        return reply
 
     def _introduce(self, stop: Stop) -> None:
         """Send the settings to a new worker, and wait until it has loaded the function."""

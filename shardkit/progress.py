@@ -74,7 +74,7 @@ class PlainLines(Quiet):
 
     def note(self, text: str) -> None:
         """Say it."""
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)  # noqa: T201  this is what it is for
 
     def _say(self) -> None:
         self._said = self._line
@@ -132,7 +132,7 @@ class Notebook(Quiet):
 
     def note(self, text: str) -> None:
         """Show a line of its own."""
-        print(text, flush=True)
+        print(text, flush=True)  # noqa: T201  likewise
 
     def _bar(self, done: int, line: str) -> Any:
         return self._html(f'<progress value="{done}" max="{self._total}"></progress> <code>{html.escape(line)}</code>')

@@ -22,7 +22,14 @@ class Record(os.PathLike[str]):
     __slots__ = ("_main", "_root", "_stem", "bytes", "key", "objects")
 
     def __init__(
-        self, key: str, objects: tuple[str, ...], *, main: int = 0, root: str = ".", bytes: int = 0, by_stem: bool = False
+        self,
+        key: str,
+        objects: tuple[str, ...],
+        *,
+        main: int = 0,
+        root: str = ".",
+        bytes: int = 0,
+        by_stem: bool = False,
     ) -> None:
         self.key = key
         self.objects = objects

@@ -122,7 +122,8 @@ def _named_by(function: Callable[[str], str | None], keys: pa.Array) -> pa.Array
             name = function(key.as_py())
         except Exception as error:
             raise PipelineError(
-                f"records: {getattr(function, '__qualname__', function)} raised {type(error).__name__} on {key.as_py()!r}: {error}\n"
+                f"records: {getattr(function, '__qualname__', function)} raised {type(error).__name__} on "
+                f"{key.as_py()!r}: {error}\n"
                 f"{user_traceback(error)}"
             ) from error
         if name is not None and not isinstance(name, str):
@@ -200,9 +201,7 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def _nothing_found(
-    listed: int, keys: pa.Array, names: pa.Array, pattern: Sequence[str], exclude: Sequence[str]
-) -> str:
+def _nothing_found(listed: int, keys: pa.Array, names: pa.Array, pattern: Sequence[str], exclude: Sequence[str]) -> str:
     wanted = " or ".join(repr(p) for p in pattern)
     if not listed:
         return f"The input holds no files (looked for {wanted}; names starting with '_' or '.' are not input)."

@@ -21,17 +21,24 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
     source, output = pipeline["input"], pipeline["output"]
     patterns = " ".join(source["pattern"])
     lines = [
-        f"Pipeline {pipeline['name']}: {pipeline['function']} over {source['uri']} ({patterns}), one record a "
-        f"{pipeline['records']}",
+        f"Pipeline {pipeline['name']}: {pipeline['function']} over {source['uri']} ({patterns}), {_rule(pipeline)}",
         f"  objects  {totals['objects_listed']:,} listed, {totals['objects_left_out']:,} in no record"
         + (f", such as {totals['left_out_sample'][0]}" if totals["left_out_sample"] else ""),
         f"  records  {totals['records']:,} of {human_bytes(totals['bytes'])} in {totals['groups']:,} groups",
-        f"  shards   {totals['shards']:,}, in {totals['chunks']:,} {pipeline['chunks']} chunks for "
-        f"{content['workers']} workers",
+        f"  shards   {totals['shards']:,}, in {totals['chunks']:,} {pipeline['chunks']} chunks, {_workers(content)}",
         *_shard_lines(content["shards"]),
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
     return "\n".join(lines)
+
+
+def _rule(pipeline: dict[str, Any]) -> str:
+    rule = pipeline["records"]
+    return f"records by {rule}" if ":" in rule else f"one record a {rule}"
+
+
+def _workers(content: dict[str, Any]) -> str:
+    return "for 1 worker" if content["workers"] == 1 else f"for {content['workers']} workers"
 
 
 def _shard_lines(shards: list[dict[str, Any]]) -> Iterator[str]:
@@ -50,7 +57,9 @@ def _shard_lines(shards: list[dict[str, Any]]) -> Iterator[str]:
 
 def _expected_files(output: dict[str, Any], rows: int | None) -> str:
     per_file = output["rows_per_file"]
-    size = f"files of {per_file:,} rows" + (f" or about {human_bytes(output['target_bytes'])}" if output["target_bytes"] else "")
+    size = f"files of {per_file:,} rows" + (
+        f" or about {human_bytes(output['target_bytes'])}" if output["target_bytes"] else ""
+    )
     if output["partition_by"]:
         size += f" in partitions by {', '.join(output['partition_by'])}"
     if rows is None:

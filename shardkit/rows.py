@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from shardkit.schema import conform, unknown_inside
-from shardkit.values import Mixed, family, kinds_of, to_array
+from shardkit.values import Mixed, family, has_empty_struct, kinds_of, to_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,10 +98,19 @@ def as_table(value: Any) -> pa.Table | None:
     names = value.column_names
     if len(set(names)) != len(names):
         raise TypeError(f"two columns share the name {next(n for n in names if names.count(n) > 1)!r}")
-    columns = [c.cast(c.type.value_type) if pt.is_dictionary(c.type) else c for c in value.columns]
+    columns = [_plain(column) for column in value.columns]
     table = pa.table(columns, schema=pa.schema([pa.field(n, c.type) for n, c in zip(names, columns, strict=True)]))
     _check_storable(table.schema)
     return table
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column without a dictionary, which is for pass 2 to choose, and without structs that have no fields."""
+    if pt.is_dictionary(column.type):
+        return column.cast(column.type.value_type)
+    if has_empty_struct(column.type):
+        return pa.chunked_array([to_array(column.to_pylist(), None, together=False)])
+    return column
 
 
 def _is_pandas(value: Any, name: str) -> bool:
@@ -116,13 +125,23 @@ def _from_pandas(frame: Any) -> pa.Table:
         frame = frame.reset_index(level=named)
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
-    except (pa.ArrowException, UnicodeError) as error:
-        raise TypeError(f"the DataFrame cannot be stored: {'; '.join(map(str, error.args))}") from error
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        told = "; ".join(map(str, error.args))
+        raise TypeError(f"{_culprit(frame)} cannot be stored: {told}") from error
     # pandas has floats where nothing is known; the type of such a column is for the other records to tell.
     for i, (kind, column) in enumerate(zip(frame.dtypes, table.columns, strict=True)):
         if kind == np.float64 and isinstance(kind, np.dtype) and column.null_count == len(column):
             table = table.set_column(i, table.column_names[i], pa.nulls(len(column)))
     return table
+
+
+def _culprit(frame: Any) -> str:
+    for name, column in frame.items():
+        try:
+            pa.array(column, from_pandas=True)
+        except Exception:  # noqa: BLE001  whatever it is, it is this column's
+            return f"column {name!r}"
+    return "the DataFrame"
 
 
 _storable: dict[pa.Schema, bool] = {}
@@ -132,11 +151,11 @@ def _check_storable(schema: pa.Schema) -> None:
     """Refuse, while the record is still known, a type that a Parquet file cannot hold."""
     if schema in _storable:
         return
-    for field in schema:
+    for column in schema:
         try:
-            pq.ParquetWriter(pa.MockOutputStream(), pa.schema([field])).close()
+            pq.ParquetWriter(pa.MockOutputStream(), pa.schema([column])).close()
         except pa.ArrowException as error:
-            raise TypeError(f"column {field.name!r} cannot be stored as {field.type}: {error}") from error
+            raise TypeError(f"column {column.name!r} cannot be stored as {column.type}: {error}") from error
     _storable[schema] = True
 
 
@@ -241,9 +260,9 @@ def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
     extra = [name for name in table.column_names if schema.get_field_index(name) < 0]
     if extra:
         raise TypeError(f"column {extra[0]!r} is not in output.schema: add it there, or do not return it")
-    for field in table.schema:
-        if (inner := unknown_inside(field.type, schema.field(field.name).type)) is not None:
-            raise TypeError(f"column {field.name!r} has a field {inner!r} that output.schema does not name")
+    for column in table.schema:
+        if (inner := unknown_inside(column.type, schema.field(column.name).type)) is not None:
+            raise TypeError(f"column {column.name!r} has a field {inner!r} that output.schema does not name")
     try:
         return conform(table, schema)
     except pa.ArrowException as error:

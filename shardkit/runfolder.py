@@ -23,15 +23,16 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError, RunBusy, RunNotFound, StorageError
 from shardkit.storage import write_bytes, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     import pyarrow as pa
 
 STATE_DIR = "_shardkit"
@@ -221,7 +222,9 @@ def find_run(output: Path, run_id: str | None = None) -> RunFolder:
     """
     runs = runs_of(output)
     if not runs:
-        raise RunNotFound(f"{output} holds no run of shardkit.", hint="Give the output of the pipeline, as in its YAML.")
+        raise RunNotFound(
+            f"{output} holds no run of shardkit.", hint="Give the output of the pipeline, as in its YAML."
+        )
     if run_id is None:
         return runs[-1]
     found = next((run for run in runs if run.run_id == run_id), None)

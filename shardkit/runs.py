@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.attempt import Attempt, resume_hint
@@ -19,7 +16,9 @@ from shardkit.runfolder import RunFolder, find_run, run_folder
 from shardkit.storage import list_objects, local_root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import os
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     import pandas as pd
     import pyarrow.dataset as pads
@@ -109,7 +108,7 @@ class Run:
         result = self._folder.result()
         ledger = Ledger(self._folder)
         beats = self._folder.heartbeats()
-        status, message = _status(self._folder, ledger, result, beats)
+        status, message = _status(self._folder, result, beats)
         finished = status == "done" and result is not None
         return Summary(
             run_id=self.run_id,
@@ -130,7 +129,8 @@ class Run:
         import pandas as pd
 
         columns = ["key", "error", "message", "traceback", "seconds", "bytes", "signal", "peak_memory_bytes"]
-        return pd.DataFrame(self.quarantine(), columns=[*columns, "shard", "chunk", "attempt", "record"])
+        frame: pd.DataFrame = pd.DataFrame(self.quarantine(), columns=[*columns, "shard", "chunk", "attempt", "record"])
+        return frame
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The same as plain data, without pandas."""
@@ -213,9 +213,7 @@ class Run:
         return self
 
 
-def _status(
-    folder: RunFolder, ledger: Ledger, result: dict[str, Any] | None, beats: list[dict[str, Any]]
-) -> tuple[str, str | None]:
+def _status(folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]) -> tuple[str, str | None]:
     if folder.is_locked():
         return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None
     last = beats[-1] if beats else {"state": "interrupted", "message": None}
@@ -392,9 +390,9 @@ INPUT_FIELDS = ("pattern", "exclude")
 OUTPUT_FIELDS = ("format", "rows_per_file", "target_bytes", "partition_by", "schema", "widen_ints")
 
 
-def run(  # noqa: D417  the fields are the pipeline's
+def run(
     function: str | Callable[..., Any],
-    input: str | os.PathLike[str],  # noqa: A002
+    input: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
     run_id: str | None = None,
@@ -423,7 +421,7 @@ def run(  # noqa: D417  the fields are the pipeline's
 
 def build_pipeline(
     function: str | Callable[..., Any],
-    input: str | os.PathLike[str],  # noqa: A002
+    input: str | os.PathLike[str],
     output: str | os.PathLike[str],
     **fields: Any,
 ) -> Pipeline:

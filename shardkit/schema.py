@@ -13,7 +13,7 @@ from shardkit.errors import PipelineError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-SIMPLE_TYPES = (
+SIMPLE_TYPES = (  # noqa: SIM905  two hundred quotes would hide them
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 string large_string binary "
     "large_binary date32 date64 timestamp[s] timestamp[ms] timestamp[us] timestamp[ns] time32[s] time32[ms] "
     "time64[us] time64[ns] duration[s] duration[ms] duration[us] duration[ns] null"
@@ -51,7 +51,9 @@ def parse_type(text: str) -> pa.DataType:
         near = difflib.get_close_matches(text, SIMPLE_TYPES, n=1)
         raise PipelineError(
             f"output.schema: there is no type {text!r}.",
-            hint=f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(SIMPLE_TYPES[:12])}, ..., list<type>.",
+            hint=f"Did you mean {near[0]!r}?"
+            if near
+            else f"Known are {', '.join(SIMPLE_TYPES[:12])}, ..., list<type>.",
         )
     return pa.type_for_alias(name)
 
@@ -72,7 +74,9 @@ def _split(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def unify_types(left: pa.DataType, right: pa.DataType, *, widen_ints: bool, column: str = "") -> pa.DataType:
+def unify_types(  # noqa: C901, PLR0911, PLR0912  a rule a line
+    left: pa.DataType, right: pa.DataType, *, widen_ints: bool, column: str = ""
+) -> pa.DataType:
     """The type that holds the values of both without loss.
 
     An all-null column takes the other's type; integers and floats take the wider of their own kind; a column of
@@ -102,7 +106,7 @@ def unify_types(left: pa.DataType, right: pa.DataType, *, widen_ints: bool, colu
     if pt.is_struct(left) and pt.is_struct(right):
         fields = unify_fields([list(left), list(right)], widen_ints=True, within=f"{column}.")
         return pa.struct(fields)
-    if pt.is_binary(left) and pt.is_large_binary(right) or pt.is_large_binary(left) and pt.is_binary(right):
+    if {left, right} == {pa.binary(), pa.large_binary()}:
         return pa.large_binary()
     if pt.is_decimal(left) and pt.is_decimal(right):
         return _wider_decimal(left, right, column)
@@ -131,15 +135,15 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind)
+    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind)
+    return bool(pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pt.is_integer(kind) or pt.is_floating(kind)
+    return bool(pt.is_integer(kind) or pt.is_floating(kind))
 
 
 def _wider_integer(left: pa.DataType, right: pa.DataType) -> pa.DataType:
@@ -160,7 +164,7 @@ def _wider_decimal(left: pa.DataType, right: pa.DataType, column: str) -> pa.Dat
 
 def _finer_unit(left: pa.DataType, right: pa.DataType) -> str:
     units = ("s", "ms", "us", "ns")
-    return max(left.unit, right.unit, key=units.index)
+    return units[max(units.index(left.unit), units.index(right.unit))]
 
 
 def unknown_inside(kind: pa.DataType, known: pa.DataType) -> str | None:
@@ -196,9 +200,14 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
             cast = column.cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise pa.ArrowInvalid(f"column {field.name!r}: {error}") from error
-        # Arrow counts these as safe.
-        if pt.is_date(field.type) and pt.is_timestamp(column.type) or pt.is_boolean(field.type) and pt.is_integer(column.type):
-            if not cast.cast(column.type).equals(column):
-                raise pa.ArrowInvalid(f"column {field.name!r}: as {field.type} some values of {column.type} would be lost")
+        if _may_lose(column.type, field.type) and not cast.cast(column.type).equals(column):
+            raise pa.ArrowInvalid(f"column {field.name!r}: as {field.type} some values of {column.type} would be lost")
         columns.append(cast)
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _may_lose(kind: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether Arrow calls a cast safe that is not: a time of day cut off, a number made true."""
+    if pt.is_date(wanted):
+        return bool(pt.is_timestamp(kind))
+    return bool(pt.is_boolean(wanted) and pt.is_integer(kind))

@@ -233,7 +233,7 @@ def _sameness(folder: str | None) -> Callable[[os.DirEntry[str]], bool]:
 
 
 def _leads_back(link: str, folder: str, root: str) -> bool:
-    """Whether ``link``, which lies in ``folder``, points to a folder on the way from ``root``, or to one that holds it."""
+    """Whether ``link``, which lies in ``folder``, points to a folder on the way from ``root``, or above."""
     target = os.path.realpath(link).rstrip("/") + "/"
     while not f"{os.path.realpath(folder)}/".startswith(target):
         if folder == root:

@@ -49,9 +49,13 @@ NUMBERS = {"int", "float"}
 
 
 @functools.cache
-def family(kind: type) -> str:
+def family(kind: Any) -> str:
     """What a type is a kind of."""
     return next((name for name, kinds in FAMILIES if issubclass(kind, kinds)), kind.__name__)
+
+
+def _family_of(value: object) -> str:
+    return family(type(value))
 
 
 def kinds_of(values: Sequence[Any]) -> set[type]:
@@ -94,7 +98,7 @@ NATURAL: tuple[tuple[Callable[[pa.DataType], bool], set[type]], ...] = (
 
 
 def _without_missing(values: list[Any], kinds: set[type], *, together: bool) -> tuple[list[Any], set[type]]:
-    """pandas' own signs for what is missing as None; and NaN too, where the others are no numbers."""
+    """Pandas' own signs for what is missing as None; and NaN too, where the others are no numbers."""
     pandas = sys.modules.get("pandas")
     missing = {type(pandas.NaT), type(pandas.NA)} & kinds if pandas is not None else set()
     if missing:
@@ -106,7 +110,7 @@ def _without_missing(values: list[Any], kinds: set[type], *, together: bool) -> 
     return values, kinds
 
 
-def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Array:
+def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Array:  # noqa: C901  a case a line
     families = {family(kind) for kind in kinds}
     if together and len(kinds) > 1 and not any(kinds <= group for group in TOGETHER):
         raise Mixed(_mixed(families))
@@ -130,7 +134,7 @@ def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Arra
 
             return pa.array(pd.Series(values), from_pandas=True)  # pa.array would cut the nanoseconds off
     array = pa.array(values)
-    if _has(array.type, lambda kind: pt.is_struct(kind) and not kind.num_fields):
+    if has_empty_struct(array.type):
         array = pa.array([_drop_empty(v) for v in values])
     if pt.is_nested(array.type) and _has(array.type, _hides_mixtures):
         leaves: dict[str, set[str]] = {}
@@ -146,7 +150,7 @@ def _mixed(families: set[str]) -> str:
 
 
 def _numpy_times(values: list[Any], *, together: bool) -> pa.Array:
-    """numpy's own times, in the finest of their units; those of whole days are dates."""
+    """NumPy's own times, in the finest of their units; those of whole days are dates."""
     known = [v for v in values if v is not None and not np.isnat(v)]
     if not known:
         return pa.nulls(len(values))
@@ -171,6 +175,11 @@ def _check_zones(values: list[Any], *, together: bool) -> None:
         raise (Mixed if together else TypeError)(_mixed(zones))
 
 
+def has_empty_struct(kind: pa.DataType) -> bool:
+    """Whether ``kind`` is or holds a struct without fields, which Parquet cannot store."""
+    return _has(kind, lambda inner: pt.is_struct(inner) and not inner.num_fields)
+
+
 def _has(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
     """Whether ``kind``, or a type inside it, passes the test."""
     return test(kind) or any(_has(kind.field(i).type, test) for i in range(kind.num_fields))
@@ -189,7 +198,7 @@ def _collect_leaves(values: Any, at: str, leaves: dict[str, set[str]]) -> None:
         elif isinstance(value, list | tuple | set | np.ndarray):
             _collect_leaves(value, f"{at}[]", leaves)
         elif value is not None:
-            kind = _zone(value) if isinstance(value, datetime.datetime) else family(type(value))
+            kind = _zone(value) if isinstance(value, datetime.datetime) else _family_of(value)
             leaves.setdefault(at, set()).add("number" if kind in NUMBERS else kind)
 
 

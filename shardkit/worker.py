@@ -27,10 +27,10 @@ from shardkit.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
     import pyarrow as pa
 
     from shardkit.parts import Part
-    from shardkit.rows import Result
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Failure:
 def main(descriptor: int, board: int, number: int) -> None:
     """Serve chunks until the other end of the pipe hangs up."""
     connection = Connection(descriptor)
-    os.set_inheritable(descriptor, False)
+    os.set_inheritable(descriptor, False)  # noqa: FBT003  it takes no name
     output = _Output()
     _settle_in()
     slot = Slot(board, number)
@@ -99,11 +99,14 @@ def main(descriptor: int, board: int, number: int) -> None:
             return
         connection.send(None)
         while (task := connection.recv()) is not None:
-            try:
-                reply = worker.run(task)
-            except StorageError as error:
-                reply = Failure(error)
-            connection.send(reply)
+            connection.send(_outcome(worker, task))
+
+
+def _outcome(worker: _Worker, task: ChunkTask) -> dict[str, Any] | Failure:
+    try:
+        return worker.run(task)
+    except StorageError as error:
+        return Failure(error)
 
 
 def _settle_in() -> None:
@@ -120,7 +123,8 @@ def _settle_in() -> None:
     import pyarrow as pa
 
     import shardkit.parts
-    import shardkit.runfolder
+    import shardkit.runfolder  # noqa: F401
+
     pa.set_cpu_count(1)
 
 

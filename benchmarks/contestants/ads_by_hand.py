@@ -1,6 +1,6 @@
 """Job ads as they are done by hand: a process pool over files, a small Parquet file each, then one compaction.
 
-    python ads_by_hand.py SRC TMP OUT WORKERS
+python ads_by_hand.py SRC TMP OUT WORKERS
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The floor: processes that only read, compute and write one Parquet file each.
 
-    python ads_floor.py SRC OUT WORKERS
+python ads_floor.py SRC OUT WORKERS
 """
 
 import sys

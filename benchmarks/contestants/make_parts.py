@@ -1,6 +1,6 @@
 """Parquet files as pass 1 leaves them.
 
-    python make_parts.py OUT COUNT ROWS
+python make_parts.py OUT COUNT ROWS
 """
 
 import sys
@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = np.array("engineer nurse python sales driver remote hybrid team customer care junior school cloud rust".split())
+TEXT = "engineer nurse python sales driver remote hybrid team customer care junior school cloud rust"
+WORDS = np.array(TEXT.split())
 
 if __name__ == "__main__":
     out, count, rows = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

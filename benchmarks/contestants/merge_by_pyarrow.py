@@ -1,6 +1,6 @@
 """Parts to a dataset, by pyarrow alone.
 
-    python merge_by_pyarrow.py SRC OUT
+python merge_by_pyarrow.py SRC OUT
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""WFDB records as the macro/micro-sharding pattern does a group by hand: the list split once for each CPU, joblib over
-the pieces, everything concatenated and written as JSON.
+"""WFDB records as the macro/micro-sharding pattern does a group by hand.
+
+The list is split once for each CPU, joblib runs over the pieces, everything is concatenated and written as JSON.
 
     python waveforms_by_hand.py GROUP_DIR OUT.json
 """

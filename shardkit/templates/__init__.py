@@ -25,7 +25,9 @@ def write_template(kind: str, folder: Path) -> Iterator[str]:
     """
     needed = NEEDS.get(kind)
     if needed and find_spec(needed) is None:
-        raise PipelineError(f"The template {kind} needs {needed}.", hint=f"Install it with: pip install 'shardkit[{kind}]'")
+        raise PipelineError(
+            f"The template {kind} needs {needed}.", hint=f"Install it with: pip install 'shardkit[{kind}]'"
+        )
     with resources.as_file(resources.files(__package__) / kind) as template:
         files = sorted(path for path in template.iterdir() if path.is_file())
         taken = next((folder / f.name for f in files if (folder / f.name).exists()), None)

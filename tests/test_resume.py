@@ -1,0 +1,441 @@
+"""Runs that are interrupted, killed, or to be gone on with: nothing that was committed is lost or done again."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crashing import Command, Done, Project, check_ledger, dying, environment, is_alive, rows_of, wait_for
+
+import shardkit as sk
+
+# Notes each call; a record whose file says so waits for a file named gate.
+GATED = """
+import os, time
+from pathlib import Path
+ROOT = Path(__file__).parent
+
+def features(record):
+    (ROOT / "calls" / f"{record.key} {os.getpid()} {time.monotonic_ns()}").touch()
+    if Path(record).read_text().startswith("wait"):
+        while not (ROOT / "gate").exists():
+            time.sleep(0.005)
+    return [{"key": record.key, "row": i} for i in range(3)]
+"""
+
+
+class GatedProject(Project):
+    """A project whose function can be held up."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        (root / "calls").mkdir()
+        self.write_function(GATED)
+
+    def calls(self) -> list[tuple[str, int]]:
+        """The calls of the function until now: record's key, worker's pid."""
+        names = [path.name.split() for path in (self.root / "calls").iterdir()]
+        return [(key, int(pid)) for key, pid, _ in names]
+
+    def open_gate(self) -> None:
+        (self.root / "gate").touch()
+
+    def expected(self) -> list[dict[str, Any]]:
+        """All rows, where the chunks follow each other in key order."""
+        return [{"key": path.name, "row": i} for path in sorted(self.data.iterdir()) for i in range(3)]
+
+    def wait_for_call(self, key: str) -> int:
+        """Wait until the function has been called with that record; returns the worker's pid."""
+        called = wait_for(lambda: [pid for k, pid in self.calls() if k == key], what=f"the call with {key}")
+        return int(called[-1])
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> GatedProject:
+    made = GatedProject(tmp_path / "the user's")
+    made.write_records(["go", "go", "wait", "go", "go", "go"])
+    return made
+
+
+def held_run(project: GatedProject, **options: Any) -> Command:
+    """A run in which one worker has done two records, and hangs at the third."""
+    command = project.start(*project.run_arguments(workers=1, chunks="even", **options))
+    project.wait_for_call("r002.txt")
+    return command
+
+
+def as_printed(command: str, **fields: Any) -> Done:
+    """Run a command line in a shell, in quite another directory."""
+    env = environment(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    done = subprocess.run(command, shell=True, cwd="/", env=env, capture_output=True, text=True, timeout=60, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def printed_command(text: str) -> str:
+    return re.findall(r": (shardkit \w+ .*)", text)[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_resumed_with_the_printed_command(project: GatedProject, number: signal.Signals) -> None:
+    with dying(held_run(project)) as command:
+        if number == signal.SIGINT:
+            command.signal_group(number)  # as a terminal does
+            wait_for(lambda: "Ctrl-C again" in command.stderr.read_text())
+        else:
+            os.kill(command.pid, number)
+            wait_for(lambda: catches_nothing_more(command.pid))
+        project.open_gate()  # the record in flight ends, its chunk is committed
+        done = command.wait()
+    assert done.code == 130
+    assert "Traceback" not in done.stderr
+    assert sk.open_run(project.out).summary().status == "interrupted"
+    assert project.data_files() == []
+    assert [key for key, _ in project.calls()] == ["r000.txt", "r001.txt", "r002.txt"] or number == signal.SIGTERM
+    resumed = as_printed(printed_command(done.stderr))
+    assert resumed.code == 0, resumed.stderr
+    assert project.rows() == project.expected()
+    assert set(Counter(key for key, _ in project.calls()).values()) == {1}  # what was committed is not done again
+    check_ledger(sk.open_run(project.out))
+
+
+def catches_nothing_more(pid: int) -> bool:
+    """Whether a process has taken the signals that were sent to it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return all(int(bits, 16) == 0 for bits in re.findall(r"(?:Sig|Shd)Pnd:\s*(\w+)", status))
+
+
+def test_a_second_ctrl_c_stops_at_once(project: GatedProject) -> None:
+    with dying(held_run(project)) as command:
+        family = command.family()
+        command.signal_group(signal.SIGINT)
+        wait_for(lambda: "Ctrl-C again" in command.stderr.read_text())
+        begun = time.monotonic()
+        command.signal_group(signal.SIGINT)
+        done = command.wait()
+    assert done.code == 130
+    assert time.monotonic() - begun < 5  # the record itself would never have ended
+    assert not any(map(is_alive, family))
+    project.open_gate()
+    assert as_printed(printed_command(done.stderr)).code == 0
+    assert project.rows() == project.expected()
+
+
+def test_ctrl_c_before_there_is_a_run(project: GatedProject) -> None:
+    project.write_function(
+        "import time\nfrom pathlib import Path\n"
+        "def key_of(key):\n    Path('planning').touch()\n    time.sleep(60)\n"
+        "def features(record):\n    return None\n"
+    )
+    with dying(project.start(*project.run_arguments(records="work:key_of"))) as command:
+        wait_for(lambda: (project.root / "planning").exists())
+        family = command.family()
+        command.signal_group(signal.SIGINT)
+        done = command.wait()
+    assert done.code == 130
+    assert "Traceback" not in done.stderr
+    wait_for(lambda: not any(map(is_alive, family)))
+    assert not list(project.out.glob("_shardkit/runs/*/plan.json"))
+
+
+COMBINE = """
+import time
+from pathlib import Path
+ROOT = Path(__file__).parent
+
+def combine(batches):
+    (ROOT / "combining").touch()
+    for batch in batches:
+        while not (ROOT / "gate").exists():
+            try:
+                time.sleep(0.005)
+            except Exception:   # as users do
+                pass
+        yield batch
+
+def features(record):
+    return {"key": record.key}
+"""
+
+
+def test_ctrl_c_during_pass_2(project: GatedProject) -> None:
+    project.write_function(COMBINE)
+    with dying(project.start(*project.run_arguments(combine="work:combine"))) as command:
+        wait_for(lambda: (project.root / "combining").exists())
+        command.signal_group(signal.SIGINT)
+        done = command.wait()
+    assert done.code == 130
+    assert "Traceback" not in done.stderr
+    assert project.data_files() == []
+    project.open_gate()
+    assert as_printed(printed_command(done.stderr)).code == 0
+    assert len(project.rows()) == 6
+
+
+def test_ctrl_c_during_pass_2_alone(project: GatedProject) -> None:
+    project.run()
+    project.open_gate()
+    project.write_function(COMBINE)
+    (project.root / "gate").unlink()
+    arguments = ["pass2", "--input", project.out, "--output", project.root / "merged", "--source-dir", project.root]
+    with dying(project.start(*arguments, "--combine", "work:combine")) as command:
+        wait_for(lambda: (project.root / "combining").exists())
+        command.signal_group(signal.SIGINT)
+        done = command.wait()
+    assert done.code == 130
+    assert "give the pass2 command again" in done.stderr
+    refused = project.command("resume", project.root / "merged", expect=2)
+    assert "pass2" in refused.stderr
+    project.open_gate()
+    project.command(*arguments)
+    assert rows_of(sk.open_run(project.root / "merged")) == project.expected()
+
+
+def test_an_interrupted_retry_is_gone_on_with_as_a_retry(project: GatedProject) -> None:
+    project.write_function("def features(record):\n    raise ValueError\n")
+    with pytest.raises(sk.BudgetExceeded):
+        project.run(workers=1, chunks="even", max_failures=0)
+    project.write_function(GATED)
+    with dying(project.start("retry", project.out)) as command:
+        project.wait_for_call("r002.txt")
+        for _ in range(2):
+            command.signal_group(signal.SIGINT)
+            wait_for(lambda: "Ctrl-C again" in command.stderr.read_text())
+        done = command.wait()
+    assert done.code == 130
+    project.open_gate()
+    assert shlex.split(printed_command(done.stderr))[1] == "retry"
+    assert as_printed(printed_command(done.stderr)).code == 0
+    assert sorted(project.rows(), key=str) == sorted(project.expected(), key=str)
+
+
+def test_the_workers_die_with_their_parent(project: GatedProject) -> None:
+    project.write_records(["wait"] * 6)
+    with dying(project.start(*project.run_arguments(workers=3, chunks="even"))) as command:
+        wait_for(lambda: len(project.calls()) == 3)
+        family = command.family()
+        assert len(family) >= 4
+        os.kill(command.pid, signal.SIGKILL)
+        command.wait()
+        wait_for(lambda: not any(map(is_alive, family)), timeout_s=10, what="the workers' end")
+    assert sk.open_run(project.out).summary().status == "interrupted"
+    project.open_gate()
+    project.command("resume", project.out)
+    assert project.rows() == project.expected()
+
+
+def test_a_worker_killed_from_outside_costs_nothing(project: GatedProject) -> None:
+    with dying(held_run(project, max_failures=0)) as command:
+        first = project.wait_for_call("r002.txt")
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: {pid for key, pid in project.calls() if key == "r002.txt"} > {first})
+        project.open_gate()
+        assert command.wait().code == 0
+    assert project.rows() == project.expected()
+    assert sk.open_run(project.out).quarantine() == []
+
+
+def test_an_idle_worker_killed_from_outside_costs_nothing(project: GatedProject) -> None:
+    project.write_records(["go", "wait"])
+    with dying(project.start(*project.run_arguments(workers=2, chunks="even", max_failures=0))) as command:
+        busy = project.wait_for_call("r001.txt")
+        wait_for(lambda: len(project.markers()) >= 1)
+        for pid in set(command.family()) - {command.pid, busy}:
+            os.kill(pid, signal.SIGKILL)
+        project.open_gate()
+        assert command.wait().code == 0
+    assert project.rows() == project.expected()
+
+
+def test_two_processes_cannot_work_on_one_run(project: GatedProject) -> None:
+    with dying(held_run(project)) as command:
+        for arguments in (["resume", project.out], ["retry", project.out]):
+            refused = project.command(*arguments, expect=1)
+            assert "is being worked on by another process" in refused.stderr
+            assert "Traceback" not in refused.stderr
+        assert project.command("status", project.out, "--json").summary["status"] == "running"
+        project.open_gate()
+        assert command.wait().code == 0
+    assert project.rows() == project.expected()
+
+
+def interrupted_run(project: GatedProject, **fields: Any) -> sk.Run:
+    """A run that was killed in its second of three chunks."""
+    options = {"run_id": "first"} | fields
+    with dying(project.start(*project.run_arguments(workers=3, chunks="even", **options))) as command:
+        project.wait_for_call("r002.txt")
+        wait_for(lambda: len(project.markers()) == 2)
+        command.kill_all()
+    project.open_gate()
+    return sk.open_run(project.out)
+
+
+def test_a_killed_run_goes_on_under_its_id(project: GatedProject) -> None:
+    interrupted_run(project)
+    before = Counter(key for key, _ in project.calls())
+    done = project.command(*project.run_arguments(workers=3, chunks="even", run_id="first"))
+    assert "going on where it ended" in done.stderr
+    assert project.rows() == project.expected()
+    after = Counter(key for key, _ in project.calls())
+    assert after - before == Counter(["r002.txt", "r003.txt"])
+
+
+def test_changed_source_is_refused_unless_allowed(project: GatedProject) -> None:
+    run = interrupted_run(project)
+    project.write_function(GATED.replace("range(3)", "range(1)"))
+    refused = project.command("resume", project.out, expect=2)
+    assert "source of work:features has changed" in refused.stderr
+    assert "--changed-function" in refused.stderr
+    with pytest.raises(sk.PlanMismatch):
+        run.resume(quiet=True)
+    project.command("resume", project.out, "--changed-function")
+    assert [row["key"] for row in project.rows()] == [
+        f"r00{i}.txt" for i, count in enumerate([3, 3, 1, 1, 3, 3]) for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "tells"),
+    [
+        ("a file", {}, "the input has changed (6 records of 16 bytes before, 7 of 18 now)"),
+        ("the function", {}, "the function's source has changed"),
+        ("", {"pattern": "r00[0-3].txt"}, 'input was {"uri": '),
+        ("", {"chunks": "balanced"}, 'chunks was "even" and is "balanced"'),
+    ],
+)
+def test_another_plan_is_refused_with_what_differs(
+    project: GatedProject, change: str, options: dict[str, str], tells: str
+) -> None:
+    interrupted_run(project)
+    if change == "a file":
+        (project.data / "r006.txt").write_text("go")
+    if change == "the function":
+        project.write_function(GATED + "\n# another\n")
+    arguments = {"workers": 3, "chunks": "even", "run_id": "first"} | options
+    refused = project.command(*project.run_arguments(**arguments), expect=2)
+    assert "has another plan" in refused.stderr
+    assert tells in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "setting", ["input.uri=elsewhere", "function=work:other", "chunks=balanced", "output.uri=elsewhere", "records=stem"]
+)
+def test_what_decides_the_results_cannot_change(project: GatedProject, setting: str) -> None:
+    project.open_gate()
+    project.run()
+    name, _, value = setting.partition("=")
+    with pytest.raises(sk.PlanMismatch, match=rf"{name} cannot change.*workers, timeout, max_failures"):
+        sk.open_run(project.out).resume(quiet=True, **{name: value})
+
+
+def test_to_resume_a_run_that_is_done_changes_nothing(project: GatedProject) -> None:
+    project.open_gate()
+    run = project.run(workers=2, run_id="first")
+    before = [(name, (project.out / name).stat().st_ino) for name in project.data_files()]
+    calls = len(project.calls())
+    for arguments in (["resume", project.out], ["retry", project.out], project.run_arguments(workers=2, run_id="first")):
+        done = project.command(*arguments, "--json")
+        assert "is done; there is nothing to" in done.stderr
+        assert done.summary["status"] == "done"
+    assert [(name, (project.out / name).stat().st_ino) for name in project.data_files()] == before
+    assert len(project.calls()) == calls
+    # With other settings there is something to do: pass 2.
+    run.resume(quiet=True, **{"output.rows_per_file": 5})
+    assert len(project.data_files()) == 4
+    assert project.rows() == project.expected()
+    assert len(project.calls()) == calls
+
+
+def test_a_function_of_a_notebook_is_resumed_and_retried(project: GatedProject) -> None:
+    project.write_records(["7", "x", "9", "10", "11", "12"])
+    minimum = 8
+
+    def numbers(record: Any) -> dict[str, int]:
+        with open(record) as file:
+            return {"above": int(file.read()) - minimum}
+
+    with pytest.raises(sk.BudgetExceeded):
+        sk.run(numbers, project.data, project.out, quiet=True, max_failures=0)
+    # The function went along by value, so that another process can go on without it.
+    project.command("resume", project.out, "--set", "max_failures=1")
+    assert [row["above"] for row in project.rows()] == [-1, 1, 2, 3, 4]
+
+    def mended(record: Any) -> dict[str, int]:
+        with open(record) as file:
+            text = file.read()
+        return {"above": int(text) - minimum if text.isdigit() else 0}
+
+    run = sk.open_run(project.out).retry(function=mended, quiet=True)
+    assert sorted(row["above"] for row in rows_of(run)) == [-1, 0, 1, 2, 3, 4]
+
+
+def test_a_callable_of_a_module_is_found_again_from_another_directory(project: GatedProject) -> None:
+    code = f"""
+import sys; sys.path.insert(0, {str(project.root)!r})
+import work, shardkit
+if __name__ == "__main__":
+    shardkit.run(work.features, {str(project.data)!r}, {str(project.out)!r}, workers=1, chunks="even")
+"""
+    with dying(project.start(code=code)) as command:
+        project.wait_for_call("r002.txt")
+        command.kill_all()
+    project.open_gate()
+    hint = printed_command(sk.open_run(project.out).summary().message or "")
+    resumed = as_printed(hint)
+    assert resumed.code == 0, resumed.stderr
+    assert project.rows() == project.expected()
+
+
+STEADY = """
+import time
+def features(record):
+    time.sleep(0.004)
+    return [{"key": record.key, "row": i} for i in range(record.bytes % 5)]
+"""
+PHASES = {  # what can be seen of how far a run is, as a glob under its folder
+    "planning": "lock",
+    "planned": "plan.json",
+    "pass 1": "markers/*/*.json",
+    "merge": "dataset/*",
+    "switch": "commit.json",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(12))
+def test_killed_at_any_moment_the_dataset_is_that_of_an_undisturbed_run(tmp_path: Path, trial: int) -> None:
+    chance = random.Random(trial)
+    chunks = ("dynamic", "even", "balanced")[trial % 3]
+    arguments = {"chunks": chunks, "workers": 3, "rows_per_file": 3, "run_id": "it"}
+    projects = [Project(tmp_path / name) for name in ("undisturbed", "disturbed")]
+    for project in projects:
+        project.write_function(STEADY)
+        project.write_records(["x" * (i * 7 % 90) for i in range(120)])
+    undisturbed, project = projects
+    undisturbed.run(**arguments)
+    phases = list(PHASES)
+    begin = ["run", *project.run_arguments(**arguments)[1:]]
+    for kill in range(3):
+        planned = (project.out / "_shardkit/runs/it/plan.json").exists()
+        command = project.start(*(["resume", project.out] if planned else begin))
+        phase = phases[(trial + 2 * kill) % len(phases)]
+        pause = chance.uniform(0, 0.4 if phase in {"planning", "pass 1"} else 0.03)
+        wait_for(lambda c=command, p=phase: c.process.poll() is not None or list(project.out.glob(f"_shardkit/runs/it/{PHASES[p]}")))
+        time.sleep(pause)
+        command.kill_all()
+    planned = (project.out / "_shardkit/runs/it/plan.json").exists()
+    project.command(*(["resume", project.out] if planned else begin))
+    assert project.rows() == undisturbed.rows()
+    run = sk.open_run(project.out)
+    assert check_ledger(run).status == "done"
+    listed = {str(Path(file).relative_to(project.out)) for file in run.dataset().files}
+    assert set(project.data_files()) == listed  # and nothing else lies about
