@@ -50,10 +50,11 @@ class FunctionRef:
             PipelineError: it cannot be imported, or is not callable.
         """
         try:
-            if self.pickled is not None:
-                function = pickle.loads(self.pickled)  # noqa: S301  our own
-            else:
-                function = _import(self.name, self.source_dir)
+            function = (
+                pickle.loads(self.pickled)  # noqa: S301  it is the user's own
+                if self.pickled is not None
+                else _import(self.name, self.source_dir)
+            )
             if inspect.isclass(function):
                 function = function()
         except (Exception, SystemExit) as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from shardkit.schema import TypeMismatch, conform, unify_fields
 from shardkit.storage import sync_file, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 ROW_GROUP_BYTES = 32 << 20
@@ -68,7 +69,7 @@ class PartsWriter:
         self._schema = schema
         self._give_up = give_up
         self._pending: list[Result] = []
-        self._pending_rows = 0
+        self._pending_rows = self._pending_bytes = 0
         self._streams: list[_Stream] = []
         self._opened = 0
         self._positions = 0
@@ -84,7 +85,8 @@ class PartsWriter:
         if result.rows:
             self._pending.append(result)
             self._pending_rows += len(result.rows)
-            if self._pending_rows >= CONVERT_ROWS:
+            self._pending_bytes += len(result.rows) * _weight(result.rows[-1].values())
+            if self._pending_rows >= CONVERT_ROWS or self._pending_bytes >= ROW_GROUP_BYTES:
                 self._convert()
         elif result.tables:
             self._convert()
@@ -109,7 +111,8 @@ class PartsWriter:
         return [part for _, part in sorted(self._parts, key=lambda item: item[0])]
 
     def _convert(self) -> None:
-        pending, self._pending, self._pending_rows = self._pending, [], 0
+        pending, self._pending = self._pending, []
+        self._pending_rows = self._pending_bytes = 0
         if pending:
             for batch in to_batches(pending, self._schema, self._give_up):
                 self._put(batch)
@@ -202,3 +205,13 @@ class PartsWriter:
         for stream in self._streams:
             self._finish(stream)
         self._streams = []
+
+
+def _weight(values: Iterable[Any]) -> int:
+    """About how much memory some values take, the nested ones by the first that they hold."""
+    total = 0
+    for value in values:
+        total += sys.getsizeof(value)
+        if isinstance(value, list | tuple | dict) and value:
+            total += len(value) * _weight([next(iter(value.values() if isinstance(value, dict) else value))])
+    return total

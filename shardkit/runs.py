@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow.dataset as pads
 
-    from shardkit.ledger import Ledger
     from shardkit.macro import Plan
     from shardkit.pipeline import Pipeline
     from shardkit.pool import WorkerPool

@@ -54,8 +54,8 @@ def family(kind: Any) -> str:
     return next((name for name, kinds in FAMILIES if issubclass(kind, kinds)), kind.__name__)
 
 
-def _family_of(value: object) -> str:
-    return family(type(value))
+def _family_of(value: Any) -> str:
+    return family(value.__class__)
 
 
 def kinds_of(values: Sequence[Any]) -> set[type]:

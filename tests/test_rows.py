@@ -7,6 +7,7 @@ import datetime as dt
 import decimal
 import enum
 import itertools
+import json
 import math
 import re
 import types
@@ -436,3 +437,22 @@ def test_many_values_come_to_the_same_however_they_are_cut(tmp_path: Path) -> No
         found = [outcome(tmp_path, groups) for groups in ([values], [[v] for v in values], [values[:cut], values[cut:]])]
         kinds = [kind if kind in {"conflict", "does not fit"} else (kind, rows) for kind, rows in found]
         assert kinds[0] == kinds[1] == kinds[2], list(some)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------
+
+LARGE: dict[str, Callable[[sk.Record], Any]] = {
+    "dict": lambda record: {"text": record.key + "x" * 1_000_000},
+    "nested": lambda record: {"texts": [{"a": record.key + "x" * 100_000} for _ in range(10)]},
+    "dicts": lambda record: [{"text": f"{record.key}-{n}" + "x" * 10_000} for n in range(100)],
+    "frame": lambda record: pd.DataFrame({"text": [f"{record.key}-{n}" + "x" * 10_000 for n in range(100)]}),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_worker_holds_one_row_group_and_not_a_chunk(files: WriteFiles, tmp_path: Path, name: str) -> None:
+    folder = files([f"{n:03d}" for n in range(300)])
+    run = sk.run(LARGE[name], folder, tmp_path / "out", workers=1, chunks="even", quiet=True)
+    markers = [json.loads(path.read_text()) for path in run.path.glob("markers/*/*.json")]
+    assert len(markers) == 1
+    assert markers[0]["peak_memory_bytes"] < 350_000_000
