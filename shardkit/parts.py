@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ROW_GROUP_BYTES = 32 << 20
 ROW_GROUP_ROWS = 1 << 17
 CONVERT_ROWS = 1 << 13
+CONVERT_BYTES = 8 << 20
 ORIGINS_KEY = b"shardkit.origins"
 
 
@@ -86,7 +87,7 @@ class PartsWriter:
             self._pending.append(result)
             self._pending_rows += len(result.rows)
             self._pending_bytes += len(result.rows) * _weight(result.rows[-1].values())
-            if self._pending_rows >= CONVERT_ROWS or self._pending_bytes >= ROW_GROUP_BYTES:
+            if self._pending_rows >= CONVERT_ROWS or self._pending_bytes >= CONVERT_BYTES:
                 self._convert()
         elif result.tables:
             self._convert()
@@ -184,9 +185,9 @@ class PartsWriter:
                     write_statistics=False,
                 )
         table = pa.concat_tables(stream.tables)
-        per_group = max(1, min(ROW_GROUP_ROWS, len(table) * ROW_GROUP_BYTES // max(1, stream.bytes)))
+        groups = max(1, round(stream.bytes / ROW_GROUP_BYTES), -(-len(table) // ROW_GROUP_ROWS))
         with writing(stream.path or self._folder):
-            stream.writer.write_table(table, row_group_size=per_group)
+            stream.writer.write_table(table, row_group_size=-(-len(table) // groups))
         stream.written += len(table)
         stream.tables, stream.rows, stream.bytes = [], 0, 0
 

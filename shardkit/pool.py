@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import resource
 import signal
 import socket
 import subprocess
@@ -80,6 +81,7 @@ class WorkerProcess:
     def __init__(self, settings: WorkerSettings, board: Board, number: int) -> None:
         self.slot = Slot(board.descriptor, number)
         self.slot.begin_chunk()
+        self._parents_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         ours, theirs = socket.socketpair()
         with theirs, _no_interrupt():
             fd, shared = theirs.fileno(), board.descriptor
@@ -155,7 +157,9 @@ class WorkerProcess:
                 if pid == 0:
                     return False
                 self._exit_code = os.waitstatus_to_exitcode(status)
-                self._peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+                # A process begins with its parent's peak; what is not above that tells nothing.
+                if usage.ru_maxrss > self._parents_peak:
+                    self._peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
             self._process.returncode = self._exit_code if self._exit_code is not None else -signal.SIGKILL
         return True
 

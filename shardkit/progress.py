@@ -203,6 +203,11 @@ def human_bytes(size: float) -> str:
     return ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 file``, ``2,000 files``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def human_seconds(seconds: float) -> str:
     """Seconds as a person reads them: ``42 s``, ``3 min 10 s``, ``2 h 5 min``."""
     if seconds < 60:

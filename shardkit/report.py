@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardkit.progress import human_bytes
+from shardkit.progress import counted, human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,13 +19,13 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
     content, totals = plan.content, plan.content["totals"]
     pipeline = content["pipeline"]
     source, output = pipeline["input"], pipeline["output"]
-    patterns = " ".join(source["pattern"])
+    patterns, workers = " ".join(source["pattern"]), counted(content["workers"], "worker")
     lines = [
         f"Pipeline {pipeline['name']}: {pipeline['function']} over {source['uri']} ({patterns}), {_rule(pipeline)}",
         f"  objects  {totals['objects_listed']:,} listed, {totals['objects_left_out']:,} in no record"
         + (f", such as {totals['left_out_sample'][0]}" if totals["left_out_sample"] else ""),
-        f"  records  {totals['records']:,} of {human_bytes(totals['bytes'])} in {totals['groups']:,} groups",
-        f"  shards   {totals['shards']:,}, in {totals['chunks']:,} {pipeline['chunks']} chunks, {_workers(content)}",
+        f"  records  {totals['records']:,} of {human_bytes(totals['bytes'])} in {counted(totals['groups'], 'group')}",
+        f"  shards   {totals['shards']:,}, in {counted(totals['chunks'], pipeline['chunks'] + ' chunk')}, for {workers}",
         *_shard_lines(content["shards"]),
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
@@ -37,10 +37,6 @@ def _rule(pipeline: dict[str, Any]) -> str:
     return f"records by {rule}" if ":" in rule else f"one record a {rule}"
 
 
-def _workers(content: dict[str, Any]) -> str:
-    return "for 1 worker" if content["workers"] == 1 else f"for {content['workers']} workers"
-
-
 def _shard_lines(shards: list[dict[str, Any]]) -> Iterator[str]:
     if len(shards) == 1 and shards[0]["group"] is None:
         return
@@ -48,8 +44,8 @@ def _shard_lines(shards: list[dict[str, Any]]) -> Iterator[str]:
     for shard in sorted(shards, key=lambda s: -s["bytes"])[:SHARDS_SHOWN]:
         share = shard["bytes"] / longest if longest else 1
         yield (
-            f"    {shard['shard']:5d}  {shard['group']:<24} {shard['records']:9,} records  "
-            f"{human_bytes(shard['bytes']):>9}  {shard['chunks']:5,} chunks  {share:4.0%} of the longest"
+            f"    {shard['shard']:5d}  {shard['group']:<24} {counted(shard['records'], 'record'):>17}  "
+            f"{human_bytes(shard['bytes']):>9}  {counted(shard['chunks'], 'chunk'):>12}  {share:4.0%} of the longest"
         )
     if len(shards) > SHARDS_SHOWN:
         yield f"    ... and {len(shards) - SHARDS_SHOWN:,} more, smaller ones"
@@ -65,8 +61,8 @@ def _expected_files(output: dict[str, Any], rows: int | None) -> str:
     if rows is None:
         return f"{size} (how many, --sample tells)"
     if output["target_bytes"] or output["partition_by"]:
-        return f"{size}: about {rows:,} rows in at least {-(-rows // per_file):,} files"
-    return f"{size}: about {-(-rows // per_file):,} files of about {rows:,} rows"
+        return f"{size}: about {counted(rows, 'row')} in at least {counted(-(-rows // per_file), 'file')}"
+    return f"{size}: about {counted(rows, 'row')} in {counted(-(-rows // per_file), 'file')}"
 
 
 def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:

@@ -62,14 +62,20 @@ class Summary:
             f"Run {self.run_id}: {self.status}.",
             f"  records  {n['listed']:,} listed = {n['done']:,} done + {n['quarantined']:,} quarantined "
             f"+ {n['skipped']:,} skipped" + (f" + {rest:,} open" if (rest := self._open()) else ""),
-            f"  dataset  {self.rows:,} rows in {self.files:,} files, {human_bytes(self.bytes_out)}, in {self.output}"
-            if self.status == "done"
-            else f"  so far   {self.rows:,} rows, {human_bytes(self.bytes_out)}",
+            self._output_line(),
             f"  input    {human_bytes(self.bytes_in)} in {human_seconds(self.seconds)}",
         ]
         if self.message:
             lines.append(f"  {self.message}")
         return "\n".join(lines)
+
+    def _output_line(self) -> str:
+        from shardkit.progress import counted, human_bytes
+
+        rows, size = counted(self.rows, "row"), human_bytes(self.bytes_out)
+        if self.status != "done":
+            return f"  so far   {rows}, {size}"
+        return f"  dataset  {rows} in {counted(self.files, 'file')}, {size}, in {self.output}"
 
     def _open(self) -> int:
         n = self.records
@@ -115,7 +121,7 @@ class Run:
             records=result["records"] if finished and result else ledger.counts(),
             rows=result["rows"] if finished and result else ledger.rows,
             files=len(result["files"]) if finished and result else 0,
-            bytes_in=int(ledger.bytes.sum()),
+            bytes_in=result["bytes_in"] if finished and result else int(ledger.bytes.sum()),
             bytes_out=result["bytes_out"] if finished and result else sum(m["bytes_out"] for m in ledger.markers),
             seconds=round(sum(beat.get("seconds", 0.0) for beat in beats), 3),
             output=str(self.output),
