@@ -20,12 +20,13 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
     pipeline = content["pipeline"]
     source, output = pipeline["input"], pipeline["output"]
     patterns, workers = " ".join(source["pattern"]), counted(content["workers"], "worker")
+    chunks = counted(totals["chunks"], f"{pipeline['chunks']} chunk")
     lines = [
         f"Pipeline {pipeline['name']}: {pipeline['function']} over {source['uri']} ({patterns}), {_rule(pipeline)}",
         f"  objects  {totals['objects_listed']:,} listed, {totals['objects_left_out']:,} in no record"
         + (f", such as {totals['left_out_sample'][0]}" if totals["left_out_sample"] else ""),
         f"  records  {totals['records']:,} of {human_bytes(totals['bytes'])} in {counted(totals['groups'], 'group')}",
-        f"  shards   {totals['shards']:,}, in {counted(totals['chunks'], pipeline['chunks'] + ' chunk')}, for {workers}",
+        f"  shards   {totals['shards']:,}, in {chunks}, for {workers}",
         *_shard_lines(content["shards"]),
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
