@@ -185,9 +185,26 @@ def memory(workers: int, scale: float) -> Benchmark:
     return Benchmark({"shardkit": shardkit_ads(small, workers), "10 x files": shardkit_ads(large, workers)}, {})
 
 
-def waveforms(workers: int, scale: float) -> Benchmark:
-    """1,000 WFDB records of uneven sizes."""
-    data = generated("mimic_waveforms", records=int(1000 * scale), seconds=900, bad=0, skew=True)
+def waveforms_anywhere(scale: float) -> Path:
+    """1,000 WFDB records whose sizes have a heavy tail; the long ones lie anywhere."""
+    return generated("mimic_waveforms", records=int(1000 * scale), seconds=240, bad=0, skew=True)
+
+
+def waveforms_by_patient(scale: float) -> Path:
+    """900 short WFDB records, and behind them 100 long ones, as of patients who were watched for long."""
+    short = generated("mimic_waveforms", records=int(900 * scale), seconds=60, bad=0)
+    long = generated("mimic_waveforms", records=int(100 * scale), seconds=3600, bad=0, seed=8)
+    folder = DATA / f"waveforms-by-patient-{scale}"
+    if not folder.exists():
+        making = folder.with_name(f".{folder.name}")
+        shutil.copytree(short, making / "p0", copy_function=os.link)
+        shutil.copytree(long, making / "p1", copy_function=os.link)
+        making.rename(folder)
+    return folder
+
+
+def waveforms(data: Path, workers: int) -> Benchmark:
+    """WFDB records of uneven sizes."""
     where = [
         "--input",
         str(data),
@@ -227,7 +244,8 @@ BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
     "ads-skew": lambda workers, scale: ads(workers, scale, skew=True),
     "tiny": tiny,
     "memory": memory,
-    "waveforms": waveforms,
+    "waveforms": lambda workers, scale: waveforms(waveforms_anywhere(scale), workers),
+    "waveforms-by-patient": lambda workers, scale: waveforms(waveforms_by_patient(scale), workers),
     "merge-small": lambda _, scale: merge(int(2000 * scale), 100, 1.0),
     "merge-large": lambda _, scale: merge(max(int(20 * scale), 1), 100_000, 1.1),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shardkit.arrays import arrow
 from shardkit.errors import PipelineError
 from shardkit.formats import SUFFIXES, FileWriter, open_writer
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 ROW_GROUP_ROWS = 1 << 17
 ROW_GROUP_BYTES = 32 << 20
 WRITERS_AT_MOST = 8  # each holds a row group
-# All partitions' rows that are not yet written, together; and how many partitions' files are open at once.
+# What all partitions together keep in memory; and how many of their files are open at once, at most.
 PARTITIONS_BYTES = 128 << 20
 PARTITIONS_OPEN = 256
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -72,6 +74,11 @@ class _Building:
         target = self._layout.target_bytes
         return target is not None and self._writer is not None and self._writer.tell() >= target
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a file is open, for some of its rows are written."""
+        return self._writer is not None
+
     def append(self, table: pa.Table) -> pa.Table:
         """Take as many rows as the file has room for; returns the others."""
         taken = table.slice(0, self._layout.rows_per_file - self.rows)
@@ -82,6 +89,12 @@ class _Building:
         if self._held_rows >= ROW_GROUP_ROWS or self.held_bytes >= self._group_bytes:
             self.flush()
         return table.slice(len(taken))
+
+    def compact(self) -> None:
+        """Copy the rows held, so that they no longer keep in memory what they were a part of."""
+        if self._held:
+            table = pa.concat_tables(self._held)
+            self._held = [table.take(arrow(np.arange(len(table))))]
 
     def flush(self) -> None:
         """Write the rows held, in row groups of the right size."""
@@ -139,42 +152,70 @@ def write_stream(folder: Path, tables: Iterable[pa.Table], layout: Layout, *, to
     """Write tables as they come, each partition's rows to files of its own."""
     writer = _PartitionedWriter(folder, layout, token)
     for table in tables:
-        for prefix, rows in _split(table, layout.partition_by):
-            writer.append(prefix, rows)
+        writer.append(table)
     return writer.close()
 
 
 class _PartitionedWriter:
+    """Writes each partition's rows to its files, and holds them back until they are worth a row group.
+
+    The rows held are views of the tables that they came in, and keep these in memory whole. So from time to time the
+    largest partitions are written, and what the others hold is copied.
+    """
+
     def __init__(self, folder: Path, layout: Layout, token: str) -> None:
         self._folder = folder
         self._layout = layout
         self._token = token
-        self._open: dict[str, _Building] = {}
+        self._building: dict[str, _Building] = {}
         self._numbers: dict[str, int] = {}
         self._files: list[DataFile] = []
+        self._pinned_bytes = 0
+        self._most_open = min(PARTITIONS_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
-    def append(self, prefix: str, rows: pa.Table) -> None:
+    def append(self, table: pa.Table) -> None:
+        for prefix, rows in _split(table, self._layout.partition_by):
+            self._append(prefix, rows)
+        self._pinned_bytes += table.nbytes
+        if self._pinned_bytes > PARTITIONS_BYTES:
+            self._relieve()
+
+    def _append(self, prefix: str, rows: pa.Table) -> None:
         while len(rows):
-            file = self._open.pop(prefix, None) or self._begin(prefix, rows.schema)
-            self._open[prefix] = file  # last in the dict: most recently used
+            file = self._building.pop(prefix, None) or self._begin(prefix, rows.schema)
+            self._building[prefix] = file  # last in the dict: most recently used
             rows = file.append(rows)
             if file.is_full:
-                self._files.append(self._open.pop(prefix).close())
-        self._keep_bounds()
+                self._finish(prefix)
+            elif file.is_open:
+                self._keep_few_open()
 
     def _begin(self, prefix: str, schema: pa.Schema) -> _Building:
         number = self._numbers[prefix] = self._numbers.get(prefix, -1) + 1
         return _Building(self._folder, prefix + _name(number, self._token, self._layout), schema, self._layout)
 
-    def _keep_bounds(self) -> None:
-        if len(self._open) > PARTITIONS_OPEN:
-            oldest = next(iter(self._open))
-            self._files.append(self._open.pop(oldest).close())
-        while sum(file.held_bytes for file in self._open.values()) > PARTITIONS_BYTES:
-            max(self._open.values(), key=lambda file: file.held_bytes).flush()
+    def _finish(self, prefix: str) -> None:
+        self._files.append(self._building.pop(prefix).close())
+
+    def _keep_few_open(self) -> None:
+        opened = [prefix for prefix, file in self._building.items() if file.is_open]
+        for prefix in opened[: max(0, len(opened) - self._most_open)]:
+            self._finish(prefix)
+
+    def _relieve(self) -> None:
+        held = sum(file.held_bytes for file in self._building.values())
+        for file in sorted(self._building.values(), key=lambda file: -file.held_bytes):
+            if held > PARTITIONS_BYTES // 2:
+                held -= file.held_bytes
+                file.flush()
+                self._keep_few_open()
+            else:
+                file.compact()
+        self._pinned_bytes = held
 
     def close(self) -> list[DataFile]:
-        self._files += [file.close() for file in self._open.values()]
+        for prefix in list(self._building):
+            self._finish(prefix)
         return sorted(self._files, key=lambda file: file.path)
 
 
@@ -192,6 +233,10 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[str, pa.
         raise PipelineError(
             f"output.partition_by: there is no column {missing!r}.", hint=f"There are {', '.join(table.column_names)}."
         )
+    nested = next((c for c in columns if pa.types.is_nested(table.schema.field(c).type)), None)
+    if nested is not None:
+        kind = table.schema.field(nested).type
+        raise PipelineError(f"output.partition_by: column {nested!r} is {kind}, which cannot name a folder.")
     if len(columns) == table.num_columns:
         raise PipelineError("output.partition_by: every column is a partition.", hint="Leave one for the files.")
     code = np.zeros(len(table), np.int64)
@@ -200,7 +245,7 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[str, pa.
         code = code * (len(encoded.dictionary) + 1) + encoded.indices.to_numpy()
     order = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(code[order]) != 0])
-    ordered = table.take(pa.array(order))
+    ordered = table.take(arrow(order))
     rest = ordered.drop_columns(list(columns))
     for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
         values = [ordered[name][int(start)].as_py() for name in columns]

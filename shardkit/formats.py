@@ -6,6 +6,7 @@ import datetime
 import decimal
 import json
 import math
+import uuid
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from shardkit.errors import PipelineError
+from shardkit.schema import holds
 from shardkit.storage import sync_file, writing
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DICTIONARY_SAMPLE_ROWS = 10_000
+READ_BLOCK_BYTES = 32 << 20  # a row of text must fit in
 SUFFIXES = {"parquet": ".parquet", "jsonl": ".jsonl", "csv": ".csv", "arrow": ".arrow"}
 
 
@@ -34,6 +37,24 @@ class FileWriter(Protocol):
 
     def close(self) -> None:
         """Finish the file and flush it to the disk."""
+
+
+def reader_of(format: str) -> Any:
+    """What pyarrow reads files of a format with: rows of several megabytes, line breaks, and nulls that are no empty text."""
+    import pyarrow.dataset as pads
+    from pyarrow import csv
+
+    if format == "jsonl":
+        from pyarrow import json as arrow_json
+
+        return pads.JsonFileFormat(read_options=arrow_json.ReadOptions(block_size=READ_BLOCK_BYTES))
+    if format != "csv":
+        return format
+    return pads.CsvFileFormat(
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False),
+        read_options=csv.ReadOptions(block_size=READ_BLOCK_BYTES),
+    )
 
 
 def open_writer(path: Path, schema: pa.Schema, format: str) -> FileWriter:
@@ -51,7 +72,10 @@ def open_writer(path: Path, schema: pa.Schema, format: str) -> FileWriter:
     }
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return kinds[format](path, schema)
+        try:
+            return kinds[format](path, schema)
+        except pa.ArrowException as error:
+            raise PipelineError(f"output.format: {format} cannot hold the columns: {error}.") from error
 
 
 class _Base:
@@ -123,7 +147,7 @@ class _Csv(_Base):
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         from pyarrow import csv
 
-        nested = next((f for f in schema if pt.is_nested(f.type) or pt.is_binary(f.type)), None)
+        nested = next((f for f in schema if pt.is_nested(f.type) or _is_binary(f.type)), None)
         if nested is not None:
             raise PipelineError(
                 f"output.format: CSV cannot hold column {nested.name!r} ({nested.type}).",
@@ -142,7 +166,7 @@ class _Csv(_Base):
 
 class _JsonLines(_Base):
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        binary = next((f for f in schema if pt.is_binary(f.type) or pt.is_large_binary(f.type)), None)
+        binary = next((f for f in schema if holds(f.type, _is_binary)), None)
         if binary is not None:
             raise PipelineError(
                 f"output.format: JSON Lines cannot hold column {binary.name!r} ({binary.type}).",
@@ -159,6 +183,10 @@ class _JsonLines(_Base):
                 self._file.write(("\n".join(lines) + "\n").encode())
 
 
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_fixed_size_binary(kind))
+
+
 def _jsonable(value: Any) -> Any:
     """``value`` in JSON's own terms: NaN and infinities are null, times are ISO 8601, decimals are strings."""
     if isinstance(value, dict):
@@ -171,4 +199,4 @@ def _jsonable(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
-    return str(value) if isinstance(value, decimal.Decimal) else value
+    return str(value) if isinstance(value, decimal.Decimal | uuid.UUID) else value

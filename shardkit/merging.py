@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shardkit.errors import SchemaConflict, StorageError
+from shardkit.errors import PipelineError, SchemaConflict, StorageError
 from shardkit.parts import ORIGINS_KEY
+from shardkit.rows import as_table
 from shardkit.schema import TypeMismatch, conform, parse_type, unify_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 # Rows are read in pieces of about this size: small parts several at a time, large ones bit by bit.
@@ -239,21 +241,22 @@ class Batches:
 
 def combined(source: Source, function: Callable[[Batches], Any], name: str) -> Iterator[pa.Table]:
     """What the user's ``combine`` yields, as tables of one schema."""
-    from shardkit.errors import PipelineError
-    from shardkit.rows import as_table
-
+    must = "It must yield record batches, Tables or DataFrames."
     schema: pa.Schema | None = None
     produced = function(Batches(source))
-    for item in [produced] if as_table(produced) is not None else produced:
+    if as_table(produced) is not None:
+        produced = [produced]
+    if isinstance(produced, str | bytes) or not isinstance(produced, Iterable):
+        raise PipelineError(f"combine: {name} returned {type(produced).__name__}.", hint=must)
+    for item in produced:
         table = as_table(item)
         if table is None:
-            raise PipelineError(
-                f"combine: {name} yielded {type(item).__name__}.",
-                hint="It must yield record batches, Tables or DataFrames.",
-            )
-        if schema is None:
-            schema = table.schema
+            raise PipelineError(f"combine: {name} yielded {type(item).__name__}.", hint=must)
+        schema = schema or table.schema
+        new = next((column for column in table.column_names if column not in schema.names), None)
         try:
+            if new is not None:
+                raise pa.ArrowInvalid(f"column {new!r} is not in the first one")
             yield conform(table, schema)
         except pa.ArrowException as error:
             raise SchemaConflict(f"combine: {name} yielded batches that differ: {error}.") from error

@@ -54,7 +54,7 @@ def collect(result: Any, index: int, key: str) -> Result:
         return Result(index, key)
     if type(result) is dict:
         return Result(index, key, rows=[result] if result else [])
-    table = as_table(result)
+    table = as_table(result, of_record=True)
     if table is not None:
         return Result(index, key, tables=[table])
     if isinstance(result, Mapping):
@@ -74,7 +74,7 @@ def _collect_items(items: Iterable[Any], index: int, key: str) -> Result:
         if isinstance(item, Mapping):
             if item:  # a row without a column is none, or it would count only beside others
                 rows.append(item if type(item) is dict else dict(item))
-        elif (table := as_table(item)) is not None:
+        elif (table := as_table(item, of_record=True)) is not None:
             if rows:
                 tables.append(table_of(rows))
                 rows = []
@@ -87,12 +87,15 @@ def _collect_items(items: Iterable[Any], index: int, key: str) -> Result:
     return Result(index, key, rows=rows, tables=tables)
 
 
-def as_table(value: Any) -> pa.Table | None:
-    """``value`` as a plain table, or None if it is no table, record batch or DataFrame."""
+def as_table(value: Any, *, of_record: bool = False) -> pa.Table | None:
+    """``value`` as a plain table, or None if it is no table, record batch or DataFrame.
+
+    pandas has floats where nothing is known. In a record's frame, the type of such a column is for others to tell.
+    """
     if isinstance(value, pa.RecordBatch):
         value = pa.Table.from_batches([value])
     elif _is_pandas(value, "DataFrame"):
-        value = _from_pandas(value)
+        value = _from_pandas(value, floats_for_nothing=not of_record)
     if not isinstance(value, pa.Table):
         return None
     names = value.column_names
@@ -118,7 +121,7 @@ def _is_pandas(value: Any, name: str) -> bool:
     return pandas is not None and isinstance(value, getattr(pandas, name, ()))
 
 
-def _from_pandas(frame: Any) -> pa.Table:
+def _from_pandas(frame: Any, *, floats_for_nothing: bool) -> pa.Table:
     """A frame with its named index levels as columns; an index without a name is only a row number."""
     named = [name for name in frame.index.names if name is not None]
     if named:
@@ -128,7 +131,8 @@ def _from_pandas(frame: Any) -> pa.Table:
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
         told = "; ".join(map(str, error.args))
         raise TypeError(f"{_culprit(frame)} cannot be stored: {told}") from error
-    # pandas has floats where nothing is known; the type of such a column is for the other records to tell.
+    if floats_for_nothing:
+        return table
     for i, (kind, column) in enumerate(zip(frame.dtypes, table.columns, strict=True)):
         if kind == np.float64 and isinstance(kind, np.dtype) and column.null_count == len(column):
             table = table.set_column(i, table.column_names[i], pa.nulls(len(column)))

@@ -3,7 +3,7 @@
     <output>/_shardkit/runs/<run id>/
         plan.json                                  immutable: the pipeline, its digests, the shards
         records.parquet                            immutable: every record with its shard and chunk
-        function.pkl                               the function, where it travels by value
+        function.pkl, combine.pkl                  the functions, where they travel by value
         parts/<shard>/<chunk>-<attempt>.parquet    rows
         markers/<shard>/<chunk>-<attempt>.json     commits a chunk: parts, rows, bytes, seconds, records, quarantine
         progress/<shard>-<attempt>.json            heartbeat of an attempt at a shard ("all": of every shard)
@@ -90,8 +90,7 @@ class RunFolder:
             temporary = self.path / ".records.parquet"
             pq.write_table(records, temporary, compression="zstd", compression_level=1, write_statistics=False)
             os.replace(temporary, self.path / "records.parquet")
-        if pickled is not None:
-            write_bytes(self.path / "function.pkl", pickled)
+        self.write_pickled("function", pickled)
         self.write("plan.json", plan)
 
     def records(self, columns: list[str] | None = None) -> pa.Table:
@@ -100,9 +99,14 @@ class RunFolder:
 
         return pq.ParquetFile(self.path / "records.parquet").read(columns=columns)
 
-    def pickled_function(self) -> bytes | None:
-        """The function, where it travels by value."""
-        path = self.path / "function.pkl"
+    def write_pickled(self, name: str, pickled: bytes | None) -> None:
+        """Keep a function that travels by value."""
+        if pickled is not None:
+            write_bytes(self.path / f"{name}.pkl", pickled)
+
+    def pickled(self, name: str) -> bytes | None:
+        """The function or the combine function, where it travels by value."""
+        path = self.path / f"{name}.pkl"
         return path.read_bytes() if path.exists() else None
 
     def write_marker(self, marker: dict[str, Any]) -> None:

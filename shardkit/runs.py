@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shardkit.attempt import Attempt, resume_hint
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
     from shardkit.macro import Plan
+    from shardkit.pass2_combine import Merge
     from shardkit.pipeline import Pipeline
     from shardkit.pool import WorkerPool
 
@@ -151,6 +152,8 @@ class Run:
         """
         import pyarrow.dataset as pads
 
+        from shardkit.formats import reader_of
+
         result = self._folder.result()
         if result is None:
             raise RunNotFound(f"Run {self.run_id} has no dataset yet.", hint="Resume it first.")
@@ -158,10 +161,9 @@ class Run:
         gone = next((path for path in paths if not path.exists()), None)
         if gone is not None:
             raise RunNotFound(f"Run {self.run_id}: {gone} is gone.", hint="A later run has replaced this dataset.")
-        kind = {"jsonl": "json"}.get(result["format"], result["format"])
         return pads.dataset(
             [str(path) for path in paths],
-            format=kind,
+            format=reader_of(result["format"]),
             partitioning="hive" if result["partition_by"] else None,
             partition_base_dir=str(self.output) if result["partition_by"] else None,
         )
@@ -194,10 +196,11 @@ class Run:
         if "merge_of" in plan:
             raise PipelineError(f"Run {self.run_id} was made by pass2 alone.", hint="Give the pass2 command again.")
         pipeline = planned_pipeline(plan, settings)
+        merging = _merging(self._folder, pipeline, settings)
         progress = make_progress(quiet=quiet)
         if function is not None:
             ref = reference(function, source_dir=pipeline.source_dir)
-        elif (pickled := self._folder.pickled_function()) is not None:
+        elif (pickled := self._folder.pickled("function")) is not None:
             ref = FunctionRef(plan["pipeline"]["function"], None, plan["function_digest"], pickled)
         else:
             ref = pipeline.function_ref()
@@ -214,7 +217,7 @@ class Run:
                 return self
             with worker_pool(self._folder, pipeline, ref) as pool:
                 attempt = Attempt(self._folder, progress, begun=begun, command=command)
-                _both_passes(self._folder, pipeline, pool, attempt, retry=retry)
+                _both_passes(self._folder, pipeline, merging, pool, attempt, retry=retry)
         return self
 
 
@@ -338,7 +341,7 @@ def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: boo
     begun = time.monotonic()
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_root(), run_id or new_run_id())
-    ref = pipeline.function_ref()
+    ref, merging = pipeline.function_ref(), pipeline.merge()
     with worker_pool(folder, pipeline, ref) as pool:  # the workers load the function while the input is listed
         plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
         with folder.lock():
@@ -350,8 +353,9 @@ def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: boo
                     return Run(folder)
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
+                folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
                 folder.write_plan(plan.content | {"merge": merge}, plan.records, ref.pickled)
-            _both_passes(folder, pipeline, pool, Attempt(folder, progress, begun=begun), retry=False)
+            _both_passes(folder, pipeline, merging, pool, Attempt(folder, progress, begun=begun), retry=False)
     return Run(folder)
 
 
@@ -366,7 +370,18 @@ def _check_same_plan(folder: RunFolder, plan: Plan) -> None:
         )
 
 
-def _both_passes(folder: RunFolder, pipeline: Pipeline, pool: WorkerPool, attempt: Attempt, *, retry: bool) -> None:
+def _merging(folder: RunFolder, pipeline: Pipeline, settings: Mapping[str, Any]) -> Merge:
+    """What pass 2 of a resumption has to do; a ``combine`` that was sent by value is the one that was sent."""
+    pickled = None if "combine" in settings else folder.pickled("combine")
+    if pickled is None:
+        return pipeline.merge()
+    sent = FunctionRef(str(pipeline.combine), None, "", pickled)
+    return replace(pipeline.replace(combine=None).merge(), combine=sent)
+
+
+def _both_passes(
+    folder: RunFolder, pipeline: Pipeline, merging: Merge, pool: WorkerPool, attempt: Attempt, *, retry: bool
+) -> None:
     from shardkit.pass1_preprocessing import run_pass1
     from shardkit.pass2_combine import publish_parts, run_pass2
 
@@ -374,7 +389,7 @@ def _both_passes(folder: RunFolder, pipeline: Pipeline, pool: WorkerPool, attemp
         ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=retry)
         pool.hang_up()  # the workers end while the parts are merged
         if folder.plan()["merge"]:
-            run_pass2(ledger, pipeline.merge(), attempt, name=pipeline.pipeline_name(), threads=pool.size)
+            run_pass2(ledger, merging, attempt, name=pipeline.pipeline_name(), threads=pool.size)
         else:
             publish_parts(ledger, attempt, name=pipeline.pipeline_name())
 

@@ -11,7 +11,7 @@ import pyarrow.types as pt
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 SIMPLE_TYPES = (  # noqa: SIM905  two hundred quotes would hide them
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 string large_string binary "
@@ -165,6 +165,11 @@ def _wider_decimal(left: pa.DataType, right: pa.DataType, column: str) -> pa.Dat
 def _finer_unit(left: pa.DataType, right: pa.DataType) -> str:
     units = ("s", "ms", "us", "ns")
     return units[max(units.index(left.unit), units.index(right.unit))]
+
+
+def holds(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
+    """Whether ``kind``, or a type inside it, passes the test."""
+    return test(kind) or any(holds(kind.field(i).type, test) for i in range(kind.num_fields))
 
 
 def unknown_inside(kind: pa.DataType, known: pa.DataType) -> str | None:

@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
+from shardkit.schema import holds
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -136,7 +138,7 @@ def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Arra
     array = pa.array(values)
     if has_empty_struct(array.type):
         array = pa.array([_drop_empty(v) for v in values])
-    if pt.is_nested(array.type) and _has(array.type, _hides_mixtures):
+    if pt.is_nested(array.type) and holds(array.type, _hides_mixtures):
         leaves: dict[str, set[str]] = {}
         _collect_leaves(values, "", leaves)
         mixed = next((found for found in leaves.values() if len(found) > 1), None)
@@ -177,12 +179,7 @@ def _check_zones(values: list[Any], *, together: bool) -> None:
 
 def has_empty_struct(kind: pa.DataType) -> bool:
     """Whether ``kind`` is or holds a struct without fields, which Parquet cannot store."""
-    return _has(kind, lambda inner: pt.is_struct(inner) and not inner.num_fields)
-
-
-def _has(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
-    """Whether ``kind``, or a type inside it, passes the test."""
-    return test(kind) or any(_has(kind.field(i).type, test) for i in range(kind.num_fields))
+    return holds(kind, lambda inner: pt.is_struct(inner) and not inner.num_fields)
 
 
 def _hides_mixtures(kind: pa.DataType) -> bool:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,14 @@ TESTS = Path(__file__).resolve().parent
 PATIENCE_S = 60.0  # far more than anything here takes: it ends a test that would hang
 
 
-def wait_for(condition: Callable[[], Any], *, timeout_s: float = PATIENCE_S, what: str = "") -> Any:
+def wait_for(
+    condition: Callable[[], Any], *, timeout_s: float = PATIENCE_S, every_s: float = 0.005, what: str = ""
+) -> Any:
     """What ``condition`` returns as soon as that is true."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what or condition}"
-        time.sleep(0.005)
+        time.sleep(every_s)
     return value
 
 
@@ -56,7 +58,6 @@ class Command:
     process: subprocess.Popen[bytes]
     stdout: Path
     stderr: Path
-    killed: list[int] = field(default_factory=list)
 
     @property
     def pid(self) -> int:
@@ -72,10 +73,11 @@ class Command:
 
     def kill_all(self) -> None:
         """kill -9 of the whole tree."""
-        for pid in self.family():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        family = self.family()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self.wait()
+        wait_for(lambda: not any(map(is_alive, family)), what="the end of all processes")
 
     def wait(self, *, timeout_s: float = PATIENCE_S) -> Done:
         """Wait for its end."""
