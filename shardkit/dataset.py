@@ -27,8 +27,8 @@ ROW_GROUP_ROWS = 1 << 17
 ROW_GROUP_BYTES = 32 << 20
 WRITERS_AT_MOST = 8  # each holds a row group
 # What all partitions together keep in memory; and how many of their files are open at once, at most.
-PARTITIONS_BYTES = 128 << 20
-PARTITIONS_OPEN = 256
+PARTITIONS_BYTES = 64 << 20
+PARTITIONS_OPEN = 100  # a Parquet writer keeps a megabyte or so
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -64,7 +64,9 @@ class _Building:
         self._held: list[pa.Table] = []
         self._held_rows = 0
         self._writer: FileWriter | None = None
-        self._group_bytes = min(ROW_GROUP_BYTES, layout.target_bytes or ROW_GROUP_BYTES)
+        self._groups = 0
+        # Only after a row group is it known how large a file has become, so four of them are to make one.
+        self._group_bytes = min(ROW_GROUP_BYTES, max(1, (layout.target_bytes or 4 * ROW_GROUP_BYTES) // 4))
 
     @property
     def is_full(self) -> bool:
@@ -72,7 +74,10 @@ class _Building:
         if self.rows >= self._layout.rows_per_file:
             return True
         target = self._layout.target_bytes
-        return target is not None and self._writer is not None and self._writer.tell() >= target
+        if target is None or self._writer is None:
+            return False
+        written = self._writer.tell()
+        return written + written / self._groups / 2 >= target
 
     @property
     def is_open(self) -> bool:
@@ -81,7 +86,10 @@ class _Building:
 
     def append(self, table: pa.Table) -> pa.Table:
         """Take as many rows as the file has room for; returns the others."""
-        taken = table.slice(0, self._layout.rows_per_file - self.rows)
+        room = self._layout.rows_per_file - self.rows
+        if self._layout.target_bytes is not None:
+            room = min(room, max(1, self._group_bytes * len(table) // max(table.nbytes, 1)))
+        taken = table.slice(0, room)
         self._held.append(taken)
         self._held_rows += len(taken)
         self.held_bytes += taken.nbytes
@@ -107,7 +115,10 @@ class _Building:
         step = -(-len(table) // min(groups, len(table) or 1))
         for start in range(0, len(table), max(step, 1)):
             self._writer.write(table.slice(start, step))
+            self._groups += 1
         self._held, self._held_rows, self.held_bytes = [], 0, 0
+        del table
+        pa.default_memory_pool().release_unused()  # or the allocator keeps about as much again
 
     def close(self) -> DataFile:
         """Finish the file."""
@@ -233,12 +244,12 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[str, pa.
         raise PipelineError(
             f"output.partition_by: there is no column {missing!r}.", hint=f"There are {', '.join(table.column_names)}."
         )
+    if len(columns) == table.num_columns:
+        raise PipelineError("output.partition_by: every column is a partition.", hint="Leave one for the files.")
     nested = next((c for c in columns if pa.types.is_nested(table.schema.field(c).type)), None)
     if nested is not None:
         kind = table.schema.field(nested).type
         raise PipelineError(f"output.partition_by: column {nested!r} is {kind}, which cannot name a folder.")
-    if len(columns) == table.num_columns:
-        raise PipelineError("output.partition_by: every column is a partition.", hint="Leave one for the files.")
     code = np.zeros(len(table), np.int64)
     for name in columns:
         encoded = pc.dictionary_encode(table[name].combine_chunks(), null_encoding="encode")

@@ -40,7 +40,7 @@ class FileWriter(Protocol):
 
 
 def reader_of(format: str) -> Any:
-    """What pyarrow reads files of a format with: rows of several megabytes, line breaks, and nulls that are no empty text."""
+    """What pyarrow reads files with: rows of several megabytes, line breaks in them, nulls that are no empty text."""
     import pyarrow.dataset as pads
     from pyarrow import csv
 
@@ -52,7 +52,9 @@ def reader_of(format: str) -> Any:
         return format
     return pads.CsvFileFormat(
         parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False),
+        convert_options=csv.ConvertOptions(
+            null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+        ),
         read_options=csv.ReadOptions(block_size=READ_BLOCK_BYTES),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -83,12 +82,14 @@ class Source:
         # An open file, not a path: resolving a path takes pyarrow longer than reading a small part.
         with pa.OSFile(str(self.paths[i])) as opened:
             file = pq.ParquetFile(opened)
-            if self.rows[i] <= PIECE_ROWS and os.path.getsize(self.paths[i]) <= PIECE_BYTES:
+            footer = file.metadata
+            size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
+            if self.rows[i] <= PIECE_ROWS and size <= PIECE_BYTES:
                 yield self._fit(i, file.read(use_threads=False).slice(start, stop - start))
                 return
             begin = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
+            for group in range(footer.num_row_groups):
+                rows = footer.row_group(group).num_rows
                 low, high = max(start - begin, 0), min(stop - begin, rows)
                 if low < high:
                     yield from self._group(i, file, group, low, high)

@@ -108,6 +108,7 @@ class WorkerProcess:
         try:
             self._introduce(stop)
             self.is_fresh = False
+            self._note_peak()
             self._connection.send(task)
             reply: dict[str, Any] = self._receive(timeout_s, stop)
         except (EOFError, OSError):  # an OSError that is no ConnectionError: it died in the middle of its reply
@@ -124,6 +125,7 @@ class WorkerProcess:
 
     def _receive(self, timeout_s: float | None, stop: Stop) -> Any:
         while not self._connection.poll(TICK_S):
+            self._note_peak()
             # Where the function has forked, its children keep the pipe open when the worker is dead.
             if self._reap(wait=False) and not self._connection.poll(0):
                 raise EOFError
@@ -149,6 +151,14 @@ class WorkerProcess:
         loading = self._settings is not None
         return WorkerDied(reading.record, loading, self._exit_code, seconds, timed_out, self._peak)
 
+    def _note_peak(self) -> None:
+        """Remember how much memory the process has had: of a dead one, not more than its parent, nobody can tell."""
+        with contextlib.suppress(OSError), open(f"/proc/{self._process.pid}/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    self._peak = int(line.split()[1]) * 1024
+                    return
+
     def _reap(self, *, wait: bool = True) -> bool:
         """Take note of the process's end: how it ended, and how much memory it had had. Says whether it has ended."""
         if self._exit_code is None:
@@ -157,7 +167,7 @@ class WorkerProcess:
                 if pid == 0:
                     return False
                 self._exit_code = os.waitstatus_to_exitcode(status)
-                # A process begins with its parent's peak; what is not above that tells nothing.
+                # A process begins with its parent's peak; what is not above that tells less than was noted before.
                 if usage.ru_maxrss > self._parents_peak:
                     self._peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
             self._process.returncode = self._exit_code if self._exit_code is not None else -signal.SIGKILL

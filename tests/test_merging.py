@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from shardkit.merging import Batches
 
-WAYS: list[dict[str, Any]] = [{"chunks": "even", "workers": 1}, {"chunks": "dynamic", "workers": 2}]
+WAYS: list[dict[str, Any]] = [{"chunks": "even", "workers": 1}, {"chunks": "dynamic", "workers": 1}]
 ways = pytest.mark.parametrize("way", WAYS, ids=["one-chunk", "many-chunks"])
 
 
@@ -127,7 +128,7 @@ CONFLICTS: dict[str, tuple[Any, Any, str, str]] = {
 def test_a_real_conflict_names_column_types_and_records(tmp_path: Path, name: str) -> None:
     left, right, left_type, right_type = CONFLICTS[name]
     messages = set()
-    for way, (first, second) in ((WAYS[0], (left, right)), (WAYS[1], (left, right)), (WAYS[0], (right, left))):
+    for way, (first, second) in ((WAYS[0], (left, right)), (WAYS[1], (right, left))):
         shutil.rmtree(tmp_path / "data", ignore_errors=True)
         rows = {"p/1": {"y": 1}, "p/2": first, "p/3": {"x": None, "y": 1}, "p/4": second, "p/5": first, "p/6": second}
         with pytest.raises(sk.SchemaConflict) as raised:
@@ -254,7 +255,7 @@ def test_target_bytes_is_about_right(tmp_path: Path) -> None:
     run = run_of(tmp_path, {f"{n}": (lambda n=n: noise(40_000, n)) for n in range(20)}, target_bytes="1MB")
     sizes = [path.stat().st_size for path in dataset_files(run)]
     assert len(sizes) > 8
-    assert all(800_000 < size < 1_600_000 for size in sizes[:-1])
+    assert all(750_000 < size < 1_300_000 for size in sizes[:-1])
     assert sum(pq.read_metadata(path).num_rows for path in dataset_files(run)) == 800_000
 
 
@@ -266,7 +267,8 @@ def test_rows_per_file_and_target_bytes_together(tmp_path: Path) -> None:
 def test_the_order_of_rows_is_that_of_the_records(tmp_path: Path) -> None:
     rows = {f"{n % 7}/{n:03d}": [{"key": f"{n % 7}/{n:03d}", "i": i} for i in range(n % 5)] for n in range(100)}
     expected = [row for key in sorted(rows) for row in rows[key]]
-    for n, way in enumerate([*WAYS, WAYS[1] | {"rows_per_file": 13}, WAYS[1] | {"shards": {"depth": 1}}, WAYS[1] | {"target_bytes": 500}]):
+    many = {"workers": 2}
+    for n, way in enumerate([WAYS[0], many | {"rows_per_file": 13}, many | {"shards": {"depth": 1}}, many | {"target_bytes": 500}]):
         run = run_of(tmp_path, rows, f"out{n}", **way)
         assert run.dataset().to_table().to_pylist() == expected
     first, second = (run_of(tmp_path, rows, f"again{n}", chunks="balanced", workers=2) for n in range(2))
@@ -404,8 +406,9 @@ def test_partitions_are_read_back(tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
     query = f"from read_parquet('{run.output}/*/*/*.parquet', hive_partitioning=true, hive_types_autocast=false)"
     assert sorted(duckdb.sql(f"select n, site, day {query}").fetchall()) == expected
-    frame = pd.read_parquet(run.output, partitioning="hive")
-    assert len(frame) == len(expected)
+    table = pads.dataset(run.output, partitioning="hive").to_table()
+    assert sorted(table["n"].to_pylist()) == [row[0] for row in expected]
+    assert table["site"].null_count == 3
 
 
 def test_partitions_by_numbers_and_truths(tmp_path: Path) -> None:
@@ -416,7 +419,7 @@ def test_partitions_by_numbers_and_truths(tmp_path: Path) -> None:
     }
     assert max(pq.read_metadata(path).num_rows for path in dataset_files(run)) == 2
     duckdb = pytest.importorskip("duckdb")
-    found = duckdb.sql(f"select n, year, ok from read_parquet('{run.output}/**/*.parquet', hive_partitioning=true)").fetchall()
+    found = duckdb.sql(f"select n, year, ok from read_parquet('{run.output}/*/*/*.parquet', hive_partitioning=true)").fetchall()
     assert sorted(found) == [(n, 2000 + n % 2, n % 3 == 0) for n in range(12)]
 
 

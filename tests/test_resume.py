@@ -435,4 +435,3 @@ def test_killed_at_any_moment_the_dataset_is_that_of_an_undisturbed_run(tmp_path
     assert check_ledger(run).status == "done"
     listed = {str(Path(file).relative_to(project.out)) for file in run.dataset().files}
     assert set(project.data_files()) == listed  # and nothing else lies about
-    print("TRIAL", ends)

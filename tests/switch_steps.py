@@ -1,0 +1,70 @@
+"""A program that ends itself before the n-th step of a dataset's switch, or finds the disk full there.
+
+    switch_steps.py STEP kill|full|none run|open PROJECT VERSION
+
+It prints the steps that it came to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import shardkit as sk
+from shardkit import commit, pass2_combine
+from shardkit.runfolder import RunFolder
+from shardkit.storage import writing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FATAL, HOW, ACTION = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+ROOT, VERSION = Path(sys.argv[4]), sys.argv[5]
+steps: list[str] = []
+switching = 0
+
+
+def within_switch(do: Callable[..., Any]) -> Callable[..., Any]:
+    def instead(*arguments: Any, **options: Any) -> Any:
+        global switching
+        switching += 1
+        try:
+            return do(*arguments, **options)
+        finally:
+            switching -= 1
+
+    return instead
+
+
+def step(name: str, do: Callable[..., Any], *, of: str = "") -> Callable[..., Any]:
+    def instead(*arguments: Any, **options: Any) -> Any:
+        if switching and str(arguments[0]).endswith(of):
+            steps.append(name)
+            if len(steps) == FATAL and HOW == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if len(steps) == FATAL and HOW == "full":
+                with writing(str(arguments[-1])[:100]):
+                    raise OSError(28, "No space left on device")
+        return do(*arguments, **options)
+
+    return instead
+
+
+commit._finish_switch = within_switch(commit._finish_switch)
+pass2_combine.switch = within_switch(commit.switch)
+commit.place_file = step("place", commit.place_file)
+RunFolder.write = step("write", RunFolder.write)  # type: ignore[method-assign]
+commit._remove = step("remove", commit._remove)
+Path.unlink = step("unlink", Path.unlink, of="commit.json")  # type: ignore[method-assign]
+shutil.rmtree = step("tidy", shutil.rmtree)  # type: ignore[assignment]
+
+if ACTION == "run":
+    fields: dict[str, Any] = {"source_dir": ROOT, "workers": 1, "rows_per_file": 3, "run_id": VERSION, "quiet": True}
+    sk.run("work:features", ROOT / "data", ROOT / "out", **fields)
+else:
+    sk.open_run(ROOT / "out")
+print(*steps)
