@@ -76,10 +76,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'shardkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"shardkit.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # type checkers would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'shardkit' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"shardkit.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -32,9 +32,16 @@ class Reading:
 class Slot:
     """One worker's line on the board."""
 
-    def __init__(self, descriptor: int, number: int) -> None:
-        self._map = mmap.mmap(descriptor, 0)
-        self._cells = memoryview(self._map).cast("q")[number * FIELDS : (number + 1) * FIELDS]
+    def __init__(self, board: mmap.mmap, number: int) -> None:
+        self._cells = memoryview(board).cast("q")[number * FIELDS : (number + 1) * FIELDS]
+
+    @classmethod
+    def inherited(cls, descriptor: int, number: int) -> Slot:
+        """The line of a worker that was started with the board's descriptor, which is closed."""
+        try:
+            return cls(mmap.mmap(descriptor, 0), number)
+        finally:
+            os.close(descriptor)
 
     def begin_chunk(self) -> None:
         """Start counting anew."""
@@ -82,6 +89,8 @@ class Board:
         folder = memory if os.access(memory, os.W_OK) else None
         self._file = tempfile.TemporaryFile(prefix="shardkit-board-", dir=folder, buffering=0)  # noqa: SIM115
         self._file.write(bytes(slots * SLOT_BYTES))  # not truncate(): a full disk shall show here, not as a SIGBUS
+        shared = mmap.mmap(self._file.fileno(), 0)
+        self.slots = [Slot(shared, number) for number in range(slots)]
 
     @property
     def descriptor(self) -> int:
@@ -89,5 +98,5 @@ class Board:
         return self._file.fileno()
 
     def close(self) -> None:
-        """Let go of the file; mapped slots stay readable."""
+        """Let go of the file; the slots stay readable."""
         self._file.close()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +186,8 @@ def _report(output: Path, run_id: str, work: Callable[[], Run], *, as_json: bool
     from shardkit.runs import Run as RunHandle
 
     try:
-        work()
+        with redirect_stdout(sys.stderr):  # what the user's own functions print
+            work()
     except ShardkitError:
         folder = run_folder(output, run_id)
         if as_json and folder.exists():
@@ -220,8 +223,9 @@ def plan(pipeline: str | None, sample: int | None, *, as_json: bool, **given: An
     from shardkit.report import plan_text
 
     made = _read_pipeline(pipeline, given)
-    planned = made.plan()
-    estimate = made.sample(sample) if sample is not None else None
+    with redirect_stdout(sys.stderr):
+        planned = made.plan()
+        estimate = made.sample(sample) if sample is not None else None
     if as_json:
         from dataclasses import asdict
 
@@ -262,6 +266,7 @@ def status(output: str, run_id: str | None, *, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a record.")
 def failures(output: str, run_id: str | None, *, traceback: bool, as_json: bool) -> None:
     """List the records in quarantine, and why they failed."""
+    from shardkit.progress import counted
     from shardkit.report import failure_lines
 
     found = _open(output, run_id)
@@ -271,7 +276,8 @@ def failures(output: str, run_id: str | None, *, traceback: bool, as_json: bool)
             click.echo(json.dumps(entry))
         else:
             click.echo("\n".join(failure_lines(entry, traceback=traceback)))
-    click.echo(f"{len(entries):,} records of run {found.run_id} are in quarantine.", err=True)
+    verb = "is" if len(entries) == 1 else "are"
+    click.echo(f"{counted(len(entries), 'record')} of run {found.run_id} {verb} in quarantine.", err=True)
 
 
 GO_ON = _options(OUTPUT, RUN_ID, SET, QUIET, JSON)
@@ -363,7 +369,8 @@ def pass2(
         raise click.UsageError("Missing option '--input'.")
     fields = _settings(given) | {"function": "none:none", "input.uri": ".", "output.uri": output}
     merge = from_settings(Pipeline, fields).merge()
-    summary = combine_folders([*inputs, *more], output, merge, name=name, quiet=quiet).summary()
+    with redirect_stdout(sys.stderr):
+        summary = combine_folders([*inputs, *more], output, merge, name=name, quiet=quiet).summary()
     click.echo(str(summary), err=True)
     if as_json:
         click.echo(json.dumps(summary.to_dict()))

@@ -28,7 +28,7 @@ ROW_GROUP_BYTES = 32 << 20
 WRITERS_AT_MOST = 8  # each holds a row group
 # What all partitions together keep in memory; and how many of their files are open at once, at most.
 PARTITIONS_BYTES = 64 << 20
-PARTITIONS_OPEN = 100  # a Parquet writer keeps a megabyte or so
+PARTITIONS_OPEN = 64  # a Parquet writer keeps a megabyte or two
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -179,6 +179,7 @@ class _PartitionedWriter:
         self._layout = layout
         self._token = token
         self._building: dict[str, _Building] = {}
+        self._opened: dict[str, None] = {}  # those with an open file, the last used last
         self._numbers: dict[str, int] = {}
         self._files: list[DataFile] = []
         self._pinned_bytes = 0
@@ -193,33 +194,36 @@ class _PartitionedWriter:
 
     def _append(self, prefix: str, rows: pa.Table) -> None:
         while len(rows):
-            file = self._building.pop(prefix, None) or self._begin(prefix, rows.schema)
-            self._building[prefix] = file  # last in the dict: most recently used
+            file = self._building.get(prefix) or self._begin(prefix, rows.schema)
             rows = file.append(rows)
             if file.is_full:
                 self._finish(prefix)
             elif file.is_open:
-                self._keep_few_open()
+                self._keep_few_open(prefix)
 
     def _begin(self, prefix: str, schema: pa.Schema) -> _Building:
         number = self._numbers[prefix] = self._numbers.get(prefix, -1) + 1
-        return _Building(self._folder, prefix + _name(number, self._token, self._layout), schema, self._layout)
+        path = prefix + _name(number, self._token, self._layout)
+        file = self._building[prefix] = _Building(self._folder, path, schema, self._layout)
+        return file
 
     def _finish(self, prefix: str) -> None:
+        self._opened.pop(prefix, None)
         self._files.append(self._building.pop(prefix).close())
 
-    def _keep_few_open(self) -> None:
-        opened = [prefix for prefix, file in self._building.items() if file.is_open]
-        for prefix in opened[: max(0, len(opened) - self._most_open)]:
-            self._finish(prefix)
+    def _keep_few_open(self, used: str) -> None:
+        self._opened.pop(used, None)
+        self._opened[used] = None
+        if len(self._opened) > self._most_open:
+            self._finish(next(iter(self._opened)))
 
     def _relieve(self) -> None:
         held = sum(file.held_bytes for file in self._building.values())
-        for file in sorted(self._building.values(), key=lambda file: -file.held_bytes):
+        for prefix, file in sorted(self._building.items(), key=lambda item: -item[1].held_bytes):
             if held > PARTITIONS_BYTES // 2:
                 held -= file.held_bytes
                 file.flush()
-                self._keep_few_open()
+                self._keep_few_open(prefix)
             else:
                 file.compact()
         self._pinned_bytes = held

@@ -61,10 +61,10 @@ class Ledger:
             ids = planned if marker["ids"] is None else np.array(marker["ids"], np.int64)
             if ids is None or not len(ids):
                 continue
-            if planned is not None:
-                if covered[ids].any():
-                    continue
-                covered[ids] = True
+            # A retry is only of records that are not done, so one that has some is a late duplicate.
+            if (covered[ids] if planned is not None else self.state[ids] == DONE).any():
+                continue
+            covered[ids] = True
             self._settle(ids, marker)
             self.markers.append(marker)
         self.markers.sort(key=lambda m: (m["shard"], m["chunk"], m["ids"][0] if m["ids"] else -1))

@@ -17,7 +17,7 @@ import numpy as np
 
 from shardkit.errors import BudgetExceeded, RunFailed
 from shardkit.pool import Stop, Stopped, WorkerDied, WorkerPool
-from shardkit.worker import ChunkTask, Settled, failure_entry
+from shardkit.worker import EXIT_OUT_OF_MEMORY, ChunkTask, Settled, failure_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -270,6 +270,8 @@ def describe_death(death: WorkerDied, timeout_s: float | None) -> tuple[str, str
     if death.timed_out:
         return "TimeoutError", f"took longer than {timeout_s:g} s (the pipeline's timeout) and was killed"
     peak = "" if death.peak_memory_bytes is None else f"; its peak memory was {death.peak_memory_bytes / 1e6:,.0f} MB"
+    if death.exit_code == EXIT_OUT_OF_MEMORY:
+        return "MemoryError", f"there was not enough memory to store the rows{peak}"
     if death.signal_name is None:
         return "WorkerDied", f"the worker process exited with code {death.exit_code}{peak}"
     guess = " (usually: out of memory)" if death.signal_name == "SIGKILL" else ""

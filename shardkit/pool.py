@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from shardkit.board import Board, Slot
-from shardkit.errors import RunInterrupted
+from shardkit.board import Board
+from shardkit.errors import RunFailed, RunInterrupted
 from shardkit.worker import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from shardkit.board import Slot
     from shardkit.worker import ChunkTask, WorkerSettings
 
 TICK_S = 0.1
@@ -79,7 +80,7 @@ class WorkerProcess:
     """One worker process and this end of its pipe."""
 
     def __init__(self, settings: WorkerSettings, board: Board, number: int) -> None:
-        self.slot = Slot(board.descriptor, number)
+        self.slot = board.slots[number]
         self.slot.begin_chunk()
         self._parents_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         ours, theirs = socket.socketpair()
@@ -248,11 +249,24 @@ class WorkerPool:
         self._board = Board(size)
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._workers: list[WorkerProcess | None] = [None] * size
-        self._slots = [Slot(self._board.descriptor, number) for number in range(size)]
         self._closed = False
         for number in range(size):
-            self._workers[number] = WorkerProcess(settings, self._board, number)
             self._idle.put(number)
+        try:
+            for number in range(size):
+                self._workers[number] = self._start(number)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, number: int) -> WorkerProcess:
+        try:
+            return WorkerProcess(self._settings, self._board, number)
+        except OSError as error:
+            raise RunFailed(
+                f"Cannot start a worker process: {error.strerror}.",
+                hint="Use fewer workers, or raise the limits on processes and open files; then run or resume.",
+            ) from error
 
     @contextlib.contextmanager
     def worker(self, *, fresh: bool = False) -> Iterator[WorkerProcess]:
@@ -270,7 +284,7 @@ class WorkerPool:
                 worker.kill()
                 worker = None
             if worker is None:
-                worker = self._workers[number] = WorkerProcess(self._settings, self._board, number)
+                worker = self._workers[number] = self._start(number)
             try:
                 yield worker
             except BaseException:
@@ -281,9 +295,9 @@ class WorkerPool:
         finally:
             self._idle.put(number)
 
-    def slots(self) -> list[Slot]:
+    def slots(self) -> Sequence[Slot]:
         """All workers' lines on the board."""
-        return self._slots
+        return self._board.slots
 
     def hang_up(self) -> None:
         """Let all workers end by themselves; nothing can be asked of them any more."""
@@ -294,9 +308,10 @@ class WorkerPool:
     def close(self) -> None:
         """End all workers, once the threads that watch over some have let go of them."""
         self._closed = True
-        for _ in range(self.size):
-            with contextlib.suppress(queue.Empty):
-                self._idle.get(timeout=GOODBYE_S)
+        deadline = time.monotonic() + GOODBYE_S
+        with contextlib.suppress(queue.Empty):
+            for _ in range(self.size):
+                self._idle.get(timeout=max(deadline - time.monotonic(), 0))
         self.hang_up()
         for worker in self._workers:
             if worker is not None:

@@ -286,7 +286,9 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
         )
     below_a_file = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
     if below_a_file is not None:
-        raise PipelineError(f"The output {output}: {below_a_file} is a file, not a folder.", hint="Choose another output.")
+        raise PipelineError(
+            f"The output {output}: {below_a_file} is a file, not a folder.", hint="Choose another output."
+        )
     check_owner(output, pipeline.pipeline_name())
     records = build_records(
         list_objects(source, leave_out=output),

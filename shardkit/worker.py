@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from shardkit.parts import Part
 
 
+EXIT_OUT_OF_MEMORY = 86
+
+
 @dataclass(frozen=True)
 class WorkerSettings:
     """What stays the same for all chunks of a worker."""
@@ -86,8 +89,7 @@ def main(descriptor: int, board: int, number: int) -> None:
     os.set_inheritable(descriptor, False)  # noqa: FBT003  it takes no name
     output = _Output()
     _settle_in()
-    slot = Slot(board, number)
-    os.close(board)
+    slot = Slot.inherited(board, number)
     with contextlib.suppress(EOFError, ConnectionError):
         settings: WorkerSettings | None = connection.recv()
         if settings is None:
@@ -107,6 +109,8 @@ def _outcome(worker: _Worker, task: ChunkTask) -> dict[str, Any] | Failure:
         return worker.run(task)
     except StorageError as error:
         return Failure(error)
+    except MemoryError:  # while rows were stored: which record's, the next attempt will tell
+        os._exit(EXIT_OUT_OF_MEMORY)
 
 
 def _settle_in() -> None:

@@ -112,7 +112,12 @@ class Project:
 
     def run_arguments(self, **options: Any) -> list[str]:
         """The command line that runs the pipeline."""
-        options = {"function": "work:features", "source_dir": self.root, "input": self.data, "output": self.out} | options
+        options = {
+            "function": "work:features",
+            "source_dir": self.root,
+            "input": self.data,
+            "output": self.out,
+        } | options
         pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items()]
         return ["run", *(text for pair in pairs for text in pair)]
 

@@ -25,17 +25,16 @@ if TYPE_CHECKING:
 FATAL, HOW, ACTION = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 ROOT, VERSION = Path(sys.argv[4]), sys.argv[5]
 steps: list[str] = []
-switching = 0
+switching: list[bool] = []
 
 
 def within_switch(do: Callable[..., Any]) -> Callable[..., Any]:
     def instead(*arguments: Any, **options: Any) -> Any:
-        global switching
-        switching += 1
+        switching.append(True)
         try:
             return do(*arguments, **options)
         finally:
-            switching -= 1
+            switching.pop()
 
     return instead
 
@@ -67,4 +66,4 @@ if ACTION == "run":
     sk.run("work:features", ROOT / "data", ROOT / "out", **fields)
 else:
     sk.open_run(ROOT / "out")
-print(*steps)
+sys.stdout.write(" ".join(steps))

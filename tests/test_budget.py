@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from crashing import TESTS, Project, check_ledger, rows_of
@@ -12,6 +11,10 @@ from zoo import content
 
 import shardkit as sk
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SLOW = pytest.mark.slow
 # Fails at every record whose file says so.
 STRICT = """
 from pathlib import Path
@@ -41,16 +44,15 @@ def keys(project: Project) -> list[str]:
 @pytest.mark.parametrize(
     ("records", "bad", "allowed", "done"),
     [
-        (40, 0, 0, True),
         (40, 1, 0, False),
-        (40, 2, 2, True),
-        (40, 3, 2, False),
-        (40, 2, "5%", True),
+        pytest.param(40, 2, 2, True, marks=SLOW),
+        pytest.param(40, 3, 2, False, marks=SLOW),
+        pytest.param(40, 2, "5%", True, marks=SLOW),
         (40, 3, "5%", False),
         (41, 3, "5%", True),  # 2.05 is rounded up
         (40, 1, "0.1%", True),
-        (40, 1, "0%", False),
-        (3, 3, "100%", True),
+        pytest.param(40, 1, "0%", False, marks=SLOW),
+        pytest.param(3, 3, "100%", True, marks=SLOW),
     ],
 )
 def test_as_many_records_may_fail_as_allowed(
@@ -151,6 +153,7 @@ def test_what_failed_in_a_chunk_is_on_record_though_its_worker_dies(project: Pro
     assert [row["key"] for row in rows_of(finished)] == ["r005.txt"] + ["r006.txt"] * 2
 
 
+@SLOW
 def test_failures_are_not_counted_twice_when_their_chunk_is_begun_again(project: Project) -> None:
     """Within the budget, although workers with failures to their name have died."""
     kinds = ["raises", "raises", "segfaults", "raises", "leaves", "good", "good", "good"]

@@ -184,7 +184,8 @@ def compare(sizes: np.ndarray, seconds: np.ndarray, speeds: list[float]) -> dict
     expected = sizes + RECORD_COST_BYTES
     best = max(seconds.sum() / sum(speeds), seconds.max() / max(speeds))
     return {
-        how: makespan(assign_chunks(sizes, how=how, workers=len(speeds)), seconds, expected, speeds) / best for how in WAYS
+        how: makespan(assign_chunks(sizes, how=how, workers=len(speeds)), seconds, expected, speeds) / best
+        for how in WAYS
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,9 @@ def test_bad_records_beside_each_other_in_one_chunk(project: Project, kinds: lis
 @SLOW
 @pytest.mark.parametrize("kind", HANGS)
 def test_a_record_that_hangs_is_ended_after_the_timeout(project: Project, kind: str) -> None:
-    run = run_zoo(project, [content(), content(), content(kind), content()], chunks="even", workers=1, timeout=TIMEOUT_S)
+    run = run_zoo(
+        project, [content(), content(), content(kind), content()], chunks="even", workers=1, timeout=TIMEOUT_S
+    )
     (entry,) = run.quarantine()
     check_entry(kind, entry)
     assert [row["key"] for row in rows_of(run)] == ["r001.txt"] + ["r003.txt"] * 3
@@ -142,7 +144,7 @@ def test_a_traceback_shows_the_users_frames_only(project: Project) -> None:
     assert entry["traceback"].rstrip().endswith("ValueError: cannot make sense of r000.txt")
 
 
-@pytest.mark.parametrize("kind", ["raises", "segfaults"])
+@pytest.mark.parametrize("kind", ["raises", pytest.param("segfaults", marks=SLOW)])
 def test_every_record_bad(project: Project, kind: str) -> None:
     run = run_zoo(project, [content(kind)] * 4, chunks="even")
     assert check_ledger(run).records == {"listed": 4, "done": 0, "quarantined": 4, "skipped": 0}
@@ -155,6 +157,7 @@ def test_no_row_of_a_record_that_fails_half_way_remains(project: Project) -> Non
     assert not [row for row in rows_of(run) if row["value"] == -1.0]
 
 
+@SLOW
 def test_a_record_whose_rows_kill_the_worker_only_when_they_are_converted(project: Project, tmp_path: Path) -> None:
     contents = [content()] * 12
     contents[5] = content("dies_when_converted")
@@ -163,6 +166,20 @@ def test_a_record_whose_rows_kill_the_worker_only_when_they_are_converted(projec
     assert (entry["key"], entry["error"]) == ("r005.txt", "WorkerDied")
     assert "exited with code 7" in entry["message"]
     assert rows_of(run) == without(peaceful(tmp_path / "peace", 12, chunks="even", workers=1), contents)
+
+
+@SLOW
+def test_rows_for_which_there_is_no_memory(project: Project) -> None:
+    project.write_records([content(kind) for kind in ("good", "good", "returns_too_much", "good")])
+    arguments = project.run_arguments(
+        function="zoo:features", source_dir=TESTS, max_failures=1, workers=1, chunks="even"
+    )
+    assert "Traceback" not in project.command(*arguments).stderr
+    run = sk.open_run(project.out)
+    (entry,) = run.quarantine()
+    assert (entry["key"], entry["error"]) == ("r002.txt", "MemoryError")
+    assert "not enough memory to store the rows" in entry["message"]
+    assert [row["key"] for row in rows_of(run)] == ["r001.txt"] + ["r003.txt"] * 3
 
 
 def test_a_worker_whose_child_lives_on_is_known_to_be_dead(project: Project) -> None:
@@ -181,7 +198,9 @@ def test_stdout_stays_clean_whatever_the_function_prints(project: Project) -> No
     kinds = [*RUDE, "good", "raises", *RUDE, "good", "prints"]
     project.write_records([content(kind) for kind in kinds])
     done = project.command(
-        *project.run_arguments(function="zoo:features", source_dir=TESTS, max_failures="100%", workers=1, chunks="even"),
+        *project.run_arguments(
+            function="zoo:features", source_dir=TESTS, max_failures="100%", workers=1, chunks="even"
+        ),
         "--json",
     )
     assert done.summary["records"] == {"listed": 10, "done": 9, "quarantined": 1, "skipped": 0}
@@ -218,7 +237,7 @@ def features(record):
 """
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=SLOW)])
 def test_a_record_is_not_to_blame_for_what_others_left_behind(project: Project, workers: int) -> None:
     project.write_records([content()] * 6)
     project.write_function(LEAKY)
@@ -249,6 +268,18 @@ def test_a_function_that_cannot_be_loaded_ends_the_run_with_its_reason(project: 
         project.write_function("def features(record):\n    return {'key': record.key}\n")
         failed.resume(quiet=True, changed_function=True)
         assert len(project.rows()) == 3
+
+
+@SLOW
+def test_workers_that_cannot_be_started(project: Project) -> None:
+    project.write_records([content()] * 4)
+    arguments = project.run_arguments(function="zoo:features", source_dir=TESTS, workers=16)
+
+    def few_files() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+
+    (line,) = project.command(*arguments, "--quiet", expect=1, preexec_fn=few_files).stderr.splitlines()
+    assert line.startswith("Error: Cannot start a worker process: Too many open files. Use fewer workers")
 
 
 def test_nothing_is_left_in_shared_memory(project: Project) -> None:

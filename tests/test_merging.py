@@ -76,7 +76,7 @@ UNIFIED: dict[str, tuple[list[Any], str]] = {
     "units": ([pa.table({"x": pa.array([0], pa.timestamp("s"))}), pa.table({"x": pa.array([0], pa.timestamp("ns"))})], "timestamp[ns]"),
     "durations": ([{"x": dt.timedelta(1)}, {"x": np.timedelta64(1, "ns")}], "duration[ns]"),
     "zones": ([{"x": dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc)}, {"x": dt.datetime(2020, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))}], "timestamp[us, tz=UTC]"),
-    "decimals": ([{"x": decimal.Decimal("1.25")}, {"x": decimal.Decimal("1000")}], "decimal128(6, 2)"),
+    "decimals": ([{"x": decimal.Decimal("1.25")}, {"x": decimal.Decimal(1000)}], "decimal128(6, 2)"),
     "texts": ([{"x": "a"}, pa.table({"x": pa.array(["b"], pa.large_string())})], "large_string"),
     "categories": ([FRAME({"x": pd.Categorical(["a"])}), FRAME({"x": pd.Categorical(["b"])}), {"x": "c"}], "string"),
     "structs": ([{"x": {"a": 1}}, {"x": {"b": "s", "a": 2.5}}], "struct<a: double, b: string>"),
@@ -103,7 +103,9 @@ def test_schemas_are_unified(tmp_path: Path, way: dict[str, Any]) -> None:
 
 
 def test_columns_that_appear_later(tmp_path: Path) -> None:
-    rows = {f"{n:02d}": {"n": n} | ({"late": n} if n >= 15 else {}) | ({"early": n} if n < 5 else {}) for n in range(20)}
+    rows = {
+        f"{n:02d}": {"n": n} | ({"late": n} if n >= 15 else {}) | ({"early": n} if n < 5 else {}) for n in range(20)
+    }
     for way in WAYS:
         run = run_of(tmp_path, rows, way["chunks"], **way)
         assert run.dataset().schema.names == ["n", "early", "late"]
@@ -147,7 +149,12 @@ def test_int_and_float_do_not_hang_on_batches(tmp_path: Path, first: str) -> Non
     """More rows than are converted at once, in a single chunk: the conflict must be found all the same."""
     ints = [{"x": n} for n in range(5000)]
     floats = [{"x": n + 0.5} for n in range(5000)]
-    for shape in ([ints, floats], [ints[:10], floats[:10]], [ints[:10], ints, floats[:10]], [ints[:1] + floats[:1], ints[:1]]):
+    for shape in (
+        [ints, floats],
+        [ints[:10], floats[:10]],
+        [ints[:10], ints, floats[:10]],
+        [ints[:1] + floats[:1], ints[:1]],
+    ):
         shutil.rmtree(tmp_path, ignore_errors=True)
         rows = {f"{n}": part for n, part in enumerate(shape if first == "ints" else shape[::-1])}
         with pytest.raises(sk.SchemaConflict, match=r"Column 'x' is (int64|double) in \d and (int64|double) in \d"):
@@ -182,7 +189,9 @@ class Touching:
     ids=str,
 )
 @ways
-def test_a_conflict_is_mended_by_pass_2_alone(files: WriteFiles, tmp_path: Path, way: dict[str, Any], settings: dict[str, Any], kind: str) -> None:
+def test_a_conflict_is_mended_by_pass_2_alone(
+    files: WriteFiles, tmp_path: Path, way: dict[str, Any], settings: dict[str, Any], kind: str
+) -> None:
     folder = files([str(n) for n in range(10)])
     with pytest.raises(sk.SchemaConflict, match=r"resume with --set output.widen_ints=true"):
         sk.run(Touching(tmp_path / "trace"), folder, tmp_path / "out", quiet=True, **way)
@@ -227,7 +236,13 @@ def test_integers_that_no_float_can_hold_are_not_rounded(tmp_path: Path) -> None
 @pytest.mark.parametrize("rows_per_file", [1, 60, 250, 10**6])
 def test_rows_per_file_is_exact(tmp_path: Path, format: str, rows_per_file: int) -> None:
     many = 10 if rows_per_file > 1 else 1
-    run = run_of(tmp_path, {f"{n}": [{"n": 25 * n + i} for i in range(25)] for n in range(many)}, format=format, rows_per_file=rows_per_file, workers=2)
+    run = run_of(
+        tmp_path,
+        {f"{n}": [{"n": 25 * n + i} for i in range(25)] for n in range(many)},
+        format=format,
+        rows_per_file=rows_per_file,
+        workers=2,
+    )
     names = dataset_files(run, format)
     counts = [len(read(path)) for path in names]
     total = 25 * many
@@ -268,7 +283,9 @@ def test_the_order_of_rows_is_that_of_the_records(tmp_path: Path) -> None:
     rows = {f"{n % 7}/{n:03d}": [{"key": f"{n % 7}/{n:03d}", "i": i} for i in range(n % 5)] for n in range(100)}
     expected = [row for key in sorted(rows) for row in rows[key]]
     many = {"workers": 2}
-    for n, way in enumerate([WAYS[0], many | {"rows_per_file": 13}, many | {"shards": {"depth": 1}}, many | {"target_bytes": 500}]):
+    for n, way in enumerate(
+        [WAYS[0], many | {"rows_per_file": 13}, many | {"shards": {"depth": 1}}, many | {"target_bytes": 500}]
+    ):
         run = run_of(tmp_path, rows, f"out{n}", **way)
         assert run.dataset().to_table().to_pylist() == expected
     first, second = (run_of(tmp_path, rows, f"again{n}", chunks="balanced", workers=2) for n in range(2))
@@ -297,7 +314,9 @@ def test_parquet_files_are_as_readers_like_them(tmp_path: Path) -> None:
 
 
 def test_wide_rows_make_small_row_groups(tmp_path: Path) -> None:
-    run = run_of(tmp_path, {f"{n}": (lambda n=n: [{"text": f"{n}-{i}" + "x" * 100_000} for i in range(100)]) for n in range(12)})
+    run = run_of(
+        tmp_path, {f"{n}": (lambda n=n: [{"text": f"{n}-{i}" + "x" * 100_000} for i in range(100)]) for n in range(12)}
+    )
     (path,) = dataset_files(run)
     footer = pq.read_metadata(path)
     assert max(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)) < 50_000_000
@@ -306,17 +325,57 @@ def test_wide_rows_make_small_row_groups(tmp_path: Path) -> None:
 
 # ---- formats ---------------------------------------------------------------------------------------------------
 
-ODD_TEXTS = ["plain", "", "new\nline", 'quote"d', "comma,", "ü\U0001f600", "\t", " space ", "NULL", "null", "\\N", "\r\n", "'", None]
-ODD = {f"{n:02d}": {"n": n, "text": text, "f": n / 3, "b": n % 2 == 0, "d": dt.date(2020, 1, n + 1), "empty": None} for n, text in enumerate(ODD_TEXTS)}
+ODD_TEXTS = [
+    "plain",
+    "",
+    "new\nline",
+    'quote"d',
+    "comma,",
+    "ü\U0001f600",
+    "\t",
+    " space ",
+    "NULL",
+    "null",
+    "\\N",
+    "\r\n",
+    "'",
+    None,
+]
+ODD = {
+    f"{n:02d}": {"n": n, "text": text, "f": n / 3, "b": n % 2 == 0, "d": dt.date(2020, 1, n + 1), "empty": None}
+    for n, text in enumerate(ODD_TEXTS)
+}
 
 
 def test_parquet_is_read_by_duckdb(tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
-    run = run_of(tmp_path, ODD | {"99": {"n": 99, "l": [1, 2], "s": {"a": "x"}, "t": dt.datetime(2020, 1, 1, 2, 3, 4, 5), "dec": decimal.Decimal("1.50")}})
+    run = run_of(
+        tmp_path,
+        ODD
+        | {
+            "99": {
+                "n": 99,
+                "l": [1, 2],
+                "s": {"a": "x"},
+                "t": dt.datetime(2020, 1, 1, 2, 3, 4, 5),
+                "dec": decimal.Decimal("1.50"),
+            }
+        },
+    )
     found = duckdb.sql(f"select n, text, f, b, d, l, s.a, t, dec from '{run.output}/*.parquet' order by n").fetchall()
     for n, text in enumerate(ODD_TEXTS):
         assert found[n] == (n, text, n / 3, n % 2 == 0, dt.date(2020, 1, n + 1), None, None, None, None)
-    assert found[-1] == (99, None, None, None, None, [1, 2], "x", dt.datetime(2020, 1, 1, 2, 3, 4, 5), decimal.Decimal("1.50"))
+    assert found[-1] == (
+        99,
+        None,
+        None,
+        None,
+        None,
+        [1, 2],
+        "x",
+        dt.datetime(2020, 1, 1, 2, 3, 4, 5),
+        decimal.Decimal("1.50"),
+    )
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -327,7 +386,10 @@ def test_json_lines(tmp_path: Path) -> None:
     }  # fmt: skip
     run = run_of(tmp_path, ODD | {"99": special}, format="jsonl")
     (path,) = dataset_files(run, "jsonl")
-    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in path.read_text("utf-8").split("\n")[:-1]]
+    rows = [
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
+        for line in path.read_text("utf-8").split("\n")[:-1]
+    ]
     assert [row["text"] for row in rows[:-1]] == ODD_TEXTS
     assert {name: value for name, value in rows[-1].items() if value is not None} == {
         "n": 99, "l": [1, None], "s": {"a": [{"b": "ü"}]}, "t": "2020-01-01T02:03:04.000005", "z": "2020-01-01T00:00:00+00:00",
@@ -346,8 +408,10 @@ def test_csv(tmp_path: Path) -> None:
     assert frames["text"].tolist() == ["" if text is None else text for text in ODD_TEXTS]
     assert frames["d"].tolist()[0] == "2020-01-01"
     duckdb = pytest.importorskip("duckdb")
-    found = duckdb.sql(f"select text, b, f from read_csv('{run.output}/*.csv', header=true, quote='\"', escape='\"', nullstr='') order by n").fetchall()
-    assert [row[0] for row in found] == [text if text else None for text in ODD_TEXTS]
+    found = duckdb.sql(
+        f"select text, b, f from read_csv('{run.output}/*.csv', header=true, quote='\"', escape='\"', nullstr='') order by n"
+    ).fetchall()
+    assert [row[0] for row in found] == [text or None for text in ODD_TEXTS]
     assert [row[1] for row in found] == [n % 2 == 0 for n in range(len(ODD_TEXTS))]
     table = run.dataset().to_table()
     assert table["text"].to_pylist() == ODD_TEXTS
@@ -390,13 +454,39 @@ def test_what_a_format_cannot_hold(tmp_path: Path, format: str, value: Any, mess
 
 # ---- partitions ------------------------------------------------------------------------------------------------
 
-ODD_PARTITIONS = ["plain", "with space", "a=b", "a/b", "..", "%2F", "ü", "a:b", "a,b", "*", "?", "#", "x" * 80, "'", '"', "\\", "a\nb", None, "{}", "+"]
+ODD_PARTITIONS = [
+    "plain",
+    "with space",
+    "a=b",
+    "a/b",
+    "..",
+    "%2F",
+    "ü",
+    "a:b",
+    "a,b",
+    "*",
+    "?",
+    "#",
+    "x" * 80,
+    "'",
+    '"',
+    "\\",
+    "a\nb",
+    None,
+    "{}",
+    "+",
+]
 
 
 def test_partitions_are_read_back(tmp_path: Path) -> None:
-    rows = {f"{n:02d}": [{"site": site, "day": dt.date(2020, 1, 1 + n % 3), "n": n * 10 + i} for i in range(3)] for n, site in enumerate(ODD_PARTITIONS)}
+    rows = {
+        f"{n:02d}": [{"site": site, "day": dt.date(2020, 1, 1 + n % 3), "n": n * 10 + i} for i in range(3)]
+        for n, site in enumerate(ODD_PARTITIONS)
+    }
     run = run_of(tmp_path, rows, partition_by=["site", "day"])
-    expected = sorted((n * 10 + i, site, str(dt.date(2020, 1, 1 + n % 3))) for n, site in enumerate(ODD_PARTITIONS) for i in range(3))
+    expected = sorted(
+        (n * 10 + i, site, str(dt.date(2020, 1, 1 + n % 3))) for n, site in enumerate(ODD_PARTITIONS) for i in range(3)
+    )
     folders = {path.parent.relative_to(run.output).as_posix() for path in dataset_files(run)}
     assert len(folders) == len(ODD_PARTITIONS)
     assert "site=__HIVE_DEFAULT_PARTITION__/day=2020-01-03" in folders
@@ -419,8 +509,10 @@ def test_partitions_by_numbers_and_truths(tmp_path: Path) -> None:
     }
     assert max(pq.read_metadata(path).num_rows for path in dataset_files(run)) == 2
     duckdb = pytest.importorskip("duckdb")
-    found = duckdb.sql(f"select n, year, ok from read_parquet('{run.output}/*/*/*.parquet', hive_partitioning=true)").fetchall()
-    assert sorted(found) == [(n, 2000 + n % 2, n % 3 == 0) for n in range(12)]
+    found = duckdb.sql(
+        f"select n, year, ok from read_parquet('{run.output}/*/*/*.parquet', hive_partitioning=true)"
+    ).fetchall()
+    assert sorted(found) == [(n, 2000 + n % 2, "true" if n % 3 == 0 else "false") for n in range(12)]
 
 
 def test_rows_of_a_partition_stay_in_order(tmp_path: Path) -> None:
@@ -446,7 +538,13 @@ print(run.summary().files, run.summary().rows, resource.getrusage(resource.RUSAG
 
 def test_more_partitions_than_open_files(files: WriteFiles, tmp_path: Path) -> None:
     files([str(n) for n in range(8)])
-    done = subprocess.run([sys.executable, "-c", MANY_PARTITIONS, "1000", "20000"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_PARTITIONS, "1000", "20000"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     count, rows, megabytes = map(int, done.stdout.split())
     assert rows == 160_000
@@ -459,7 +557,14 @@ def test_more_partitions_than_open_files(files: WriteFiles, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_very_many_partitions(files: WriteFiles, tmp_path: Path) -> None:
     files([str(n) for n in range(4)])
-    done = subprocess.run([sys.executable, "-c", MANY_PARTITIONS, "20000", "40000"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_PARTITIONS, "20000", "40000"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     count, rows, megabytes = map(int, done.stdout.split())
     assert (count, rows) == (20_000, 160_000)
@@ -484,14 +589,18 @@ def test_what_cannot_be_a_partition(tmp_path: Path, partition_by: Any, message: 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv", "arrow"])
 def test_partitions_in_other_formats(tmp_path: Path, format: str) -> None:
-    run = run_of(tmp_path, {f"{n}": {"part": f"p{n % 2}", "n": n} for n in range(6)}, partition_by="part", format=format)
+    run = run_of(
+        tmp_path, {f"{n}": {"part": f"p{n % 2}", "n": n} for n in range(6)}, partition_by="part", format=format
+    )
     rows = run.dataset().to_table().to_pylist()
     assert sorted((row["n"], row["part"]) for row in rows) == [(n, f"p{n % 2}") for n in range(6)]
 
 
 # ---- combine ---------------------------------------------------------------------------------------------------
 
-PATIENTS = {f"p{n}/{i}": [{"patient": f"p{n}", "hr": float(10 * n + i)} for _ in range(5)] for n in range(6) for i in range(4)}
+PATIENTS = {
+    f"p{n}/{i}": [{"patient": f"p{n}", "hr": float(10 * n + i)} for _ in range(5)] for n in range(6) for i in range(4)
+}
 
 
 def test_combine_normalises_by_two_passes(tmp_path: Path) -> None:
@@ -581,13 +690,40 @@ def test_a_combine_that_fails(tmp_path: Path, name: str) -> None:
     assert run.resume(quiet=True, combine=None).summary().rows == 120
 
 
+def test_a_combine_that_was_sent_by_value_is_there_for_resume(tmp_path: Path) -> None:
+    def negate(batches: Batches) -> Iterator[pa.Table]:
+        for batch in batches:
+            yield pa.table({"n": pc.negate(batch["n"])})
+
+    with pytest.raises(sk.BudgetExceeded):
+        run_of(tmp_path, {"1": {"n": 1}, "2": 5}, combine=negate, max_failures=0)
+    assert column(sk.open_run(tmp_path / "out").resume(quiet=True, max_failures=1), "n") == [-1]
+
+
 def test_combine_by_name(tmp_path: Path, files: WriteFiles) -> None:
-    code = files({"combine_by_name.py": "def double(batches):\n    for _ in range(2):\n        yield from batches\n"}, "code")
+    code = files(
+        {"combine_by_name.py": "def double(batches):\n    for _ in range(2):\n        yield from batches\n"}, "code"
+    )
     data = files(["a", "b"])
-    run = sk.run(lambda r: {"k": r.key}, data, tmp_path / "out", combine="combine_by_name:double", source_dir=code, quiet=True, workers=1)
+    run = sk.run(
+        lambda r: {"k": r.key},
+        data,
+        tmp_path / "out",
+        combine="combine_by_name:double",
+        source_dir=code,
+        quiet=True,
+        workers=1,
+    )
     assert column(run, "k") == ["a", "b", "a", "b"]
     with pytest.raises(sk.PipelineError, match=r"combine.*defines no 'doubl'.*Did you mean combine_by_name:double"):
-        sk.run(lambda r: {"k": r.key}, data, tmp_path / "out2", combine="combine_by_name:doubl", source_dir=code, quiet=True)
+        sk.run(
+            lambda r: {"k": r.key},
+            data,
+            tmp_path / "out2",
+            combine="combine_by_name:doubl",
+            source_dir=code,
+            quiet=True,
+        )
     assert not (tmp_path / "out2").exists()  # told before any work was done
 
 
@@ -610,7 +746,8 @@ for n in range(10):
     elif shape == "wide":
         table = pa.table({"text": [f"{n}-{i}-" + "x" * 40_000 for i in range(2500)], "n": range(2500)})
     else:
-        table = pa.table({"text": [f"{n}-{i}-" + "x" * 300 for i in range(300_000)], "part": [i % 100 for i in range(300_000)]})
+        part = [i % 100 if shape == "texts" else i // 50 % 100 if i % 50 == 0 else -1 for i in range(300_000)]
+        table = pa.table({"text": [f"{n}-{i}-" + "x" * 300 for i in range(300_000)], "part": part})
     pq.write_table(table, f"parts/{n:02d}.parquet", row_group_size=len(table) // 3, compression="zstd")
 '''
 subprocess.run([sys.executable, "-c", writer, shape], check=True)
@@ -632,6 +769,7 @@ print(next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.
         ("wide", {}, 25_000),
         ("texts", {}, 3_000_000),
         ("texts", {"partition_by": "part"}, 3_000_000),
+        ("skewed", {"partition_by": "part"}, 3_000_000),
         ("texts", {"format": "arrow"}, 3_000_000),
     ],
     ids=str,
@@ -653,7 +791,9 @@ def test_a_part_that_is_gone_is_named(tmp_path: Path, how: str) -> None:
         part.unlink()
     else:
         part.write_bytes(part.read_bytes()[:-10])
-    with pytest.raises(sk.LedgerError, match=rf"Run {run.run_id}: the committed part {re.escape(str(part))} is missing or not of its") as raised:
+    with pytest.raises(
+        sk.LedgerError, match=rf"Run {run.run_id}: the committed part {re.escape(str(part))} is missing or not of its"
+    ) as raised:
         run.resume(quiet=True, **{"output.rows_per_file": 2})
     marker = re.search(r"Delete the marker (\S+) under (\S+), then resume", str(raised.value))
     assert marker is not None
@@ -664,7 +804,7 @@ def test_a_part_that_is_gone_is_named(tmp_path: Path, how: str) -> None:
 
 
 def test_no_rows_at_all_in_every_format(tmp_path: Path) -> None:
-    for format in ("parquet", "jsonl", "csv", "arrow"):
-        run = run_of(tmp_path, {"1": None}, format, format=format)
+    for kind in ("parquet", "jsonl", "csv", "arrow"):
+        run = run_of(tmp_path, {"1": None}, kind, format=kind)
         assert (run.summary().rows, run.summary().files) == (0, 0)
         assert run.dataset().to_table().num_rows == 0

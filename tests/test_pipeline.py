@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +17,7 @@ import shardkit as sk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from conftest import RunCommand, WriteFiles
 
@@ -158,7 +158,14 @@ def test_a_pipeline_cannot_be_changed_but_replaced(tmp_path: Path) -> None:
 def test_run_takes_the_fields_of_input_and_output_as_they_are(files: WriteFiles, tmp_path: Path) -> None:
     folder = files(["a.txt", "b.dat"])
     run = sk.run(
-        rows, folder, tmp_path / "out", pattern="*.txt", format="jsonl", rows_per_file=1, schema={"key": "string"}, quiet=True
+        rows,
+        folder,
+        tmp_path / "out",
+        pattern="*.txt",
+        format="jsonl",
+        rows_per_file=1,
+        schema={"key": "string"},
+        quiet=True,
     )
     assert [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.jsonl")] == [{"key": "a.txt"}]
     assert run.summary().files == 1
@@ -179,7 +186,10 @@ WRONG = [
     ("wokers: 3", r"line 8: wokers: unknown field; did you mean workers\?"),
     ("colour: red", r"line 8: colour: unknown field; known are name, input, function, source_dir"),
     ("Records: stem", r"line 8: Records: unknown field; did you mean records\?"),
-    ("chunks: dynmic", r"line 8: chunks: expected 'dynamic', 'balanced' or 'even', not \"dynmic\"; did you mean dynamic\?"),
+    (
+        "chunks: dynmic",
+        r"line 8: chunks: expected 'dynamic', 'balanced' or 'even', not \"dynmic\"; did you mean dynamic\?",
+    ),
     ("workers: many", r"line 8: workers: expected 'auto' or a number of 1 or more, not \"many\""),
     ("workers: 0", r"line 8: workers: expected 'auto' or a number of 1 or more, not 0"),
     ("workers: 1.5", r"line 8: workers: expected 'auto' or a number of 1 or more, not 1\.5"),
@@ -217,7 +227,10 @@ def test_what_is_wrong_is_named_with_its_line(yaml_file: Callable[..., Path], te
 
 NESTED = [
     ("input: {uri: data, patern: '*'}", r"line 2: input\.patern: unknown field; did you mean pattern\?"),
-    ("input:\n  uri: data\n  exclude: {a: 1}", r"line 4: input\.exclude: expected a glob or a list of globs, not \{\"a\": 1\}"),
+    (
+        "input:\n  uri: data\n  exclude: {a: 1}",
+        r"line 4: input\.exclude: expected a glob or a list of globs, not \{\"a\": 1\}",
+    ),
     ("input:\n  uri: data\n  pattern: [a, 7]", r"line 4: input\.pattern\.1: .*string.*not 7"),
     ("input:\n  uri: data\n  pattern: []", r"line 4: input\.pattern: must not be empty"),
     ("input:\n  pattern: '*'", r"line 2: input\.uri: this field is missing"),
@@ -238,8 +251,14 @@ OUTPUT = [
     ("format: parqet", r"output\.format: expected .*, not \"parqet\"; did you mean parquet\?"),
     ("rows_per_file: 0", r"output\.rows_per_file: .*not 0"),
     ("rows_per_file: many", r"output\.rows_per_file: .*integer.*not \"many\""),
-    ("target_bytes: 5 furlongs", r"output\.target_bytes: expected a number of bytes, or one with a unit such as 128MB, not"),
-    ("target_bytes: 1.2.3MB", r"output\.target_bytes: expected a number of bytes, or one with a unit such as 128MB, not"),
+    (
+        "target_bytes: 5 furlongs",
+        r"output\.target_bytes: expected a number of bytes, or one with a unit such as 128MB, not",
+    ),
+    (
+        "target_bytes: 1.2.3MB",
+        r"output\.target_bytes: expected a number of bytes, or one with a unit such as 128MB, not",
+    ),
     ("target_bytes: 0", r"output\.target_bytes: .*greater than or equal to 1, not 0"),
     ("partition_by: {a: 1}", r"output\.partition_by: expected a column or a list of columns, not \{\"a\": 1\}"),
     ("schema: {a: int46}", r"output\.schema: there is no type 'int46'. Did you mean 'int64'\?"),
@@ -251,7 +270,9 @@ OUTPUT = [
 
 
 @pytest.mark.parametrize(("text", "message"), OUTPUT, ids=[text for text, _ in OUTPUT])
-def test_what_is_wrong_in_output_is_named_with_its_line(yaml_file: Callable[..., Path], text: str, message: str) -> None:
+def test_what_is_wrong_in_output_is_named_with_its_line(
+    yaml_file: Callable[..., Path], text: str, message: str
+) -> None:
     path = yaml_file(GOOD + f"  {text}\n")
     with pytest.raises(sk.PipelineError, match=f"line 8: {message}"):
         sk.Pipeline.from_yaml(path)
@@ -318,7 +339,9 @@ def test_from_the_command_line(yaml_file: Callable[..., Path], shardkit: RunComm
 # ---- paths, overrides ------------------------------------------------------------------------------------------
 
 
-def test_relative_paths_count_from_the_file(yaml_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_count_from_the_file(
+    yaml_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = yaml_file("input: ../p/data\nfunction: module_of_pipeline:rows\noutput: {uri: ../elsewhere/out}\n")
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
@@ -329,7 +352,9 @@ def test_relative_paths_count_from_the_file(yaml_file: Callable[..., Path], tmp_
         assert pipeline.plan().content["totals"]["records"] == 1
 
 
-def test_absolute_paths_home_and_file_uris(yaml_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_paths_home_and_file_uris(
+    yaml_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     path = yaml_file("input: ~/data\nfunction: module_of_pipeline:rows\noutput: file:///abs/o%20ut\n")
     pipeline = sk.Pipeline.from_yaml(path)
@@ -371,7 +396,9 @@ def test_settings_are_yaml(yaml_file: Callable[..., Path], shardkit: RunCommand)
 
 def test_options_and_settings_override_the_file(yaml_file: Callable[..., Path], shardkit: RunCommand) -> None:
     path = yaml_file(GOOD + "workers: 4\ntimeout: 9\n")
-    done = shardkit("plan", path, "--json", "--workers", "2", "--timeout", "7", "--set", "timeout=8", "--max-failures", "3")
+    done = shardkit(
+        "plan", path, "--json", "--workers", "2", "--timeout", "7", "--set", "timeout=8", "--max-failures", "3"
+    )
     found = json.loads(done.stdout)["pipeline"]
     assert (found["workers"], found["timeout"], found["max_failures"]) == (2, 8, 3)
 
@@ -389,7 +416,8 @@ def test_sizes(yaml_file: Callable[..., Path], text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "listed", "allowed"), [("1%", 250, 3), ("0%", 9, 0), ("100%", 9, 9), (0, 9, 0), ("7", 9, 7), ("0.1 %", 1000, 1)]
+    ("value", "listed", "allowed"),
+    [("1%", 250, 3), ("0%", 9, 0), ("100%", 9, 9), (0, 9, 0), ("7", 9, 7), ("0.1 %", 1000, 1)],
 )
 def test_max_failures(value: int | str, listed: int, allowed: int) -> None:
     pipeline = sk.Pipeline(function=rows, input="a", output="b", max_failures=value)
@@ -428,7 +456,9 @@ def test_what_is_not_a_pipeline(yaml_file: Callable[..., Path], text: str, messa
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(sk.PipelineError, match=r"Cannot read the pipeline .*absent\.yaml: No such file.*shardkit init blank"):
+    with pytest.raises(
+        sk.PipelineError, match=r"Cannot read the pipeline .*absent\.yaml: No such file.*shardkit init blank"
+    ):
         sk.Pipeline.from_yaml(tmp_path / "absent.yaml")
     with pytest.raises(sk.PipelineError, match="Cannot read the pipeline .*: Is a directory"):
         sk.Pipeline.from_yaml(tmp_path)
@@ -447,7 +477,10 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     ("function", "message"),
     [
         ("module_of_pipelin:rows", r"no module 'module_of_pipelin' in .*/code.*Did you mean module_of_pipeline:rows\?"),
-        ("absent_module:rows", r"no module 'absent_module' in .*/code, nor among the installed packages.*Set source_dir"),
+        (
+            "absent_module:rows",
+            r"no module 'absent_module' in .*/code, nor among the installed packages.*Set source_dir",
+        ),
         ("module_of_pipeline:row", r"module_of_pipeline\.py defines no 'row' .*Did you mean module_of_pipeline:rows\?"),
         ("module_of_pipeline:nonsense", r"module_of_pipeline\.py defines no 'nonsense'"),
         ("module_of_pipeline", r"'module_of_pipeline' is not of the form module:callable.*features:rows"),
@@ -460,7 +493,10 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         ("os:no_such_thing", r"os.*no_such_thing"),
         ("module_of_pipeline:NUMBER", r"module_of_pipeline:NUMBER is int, which cannot be called"),
         ("module_of_pipeline:Thing.absent", r"module_of_pipeline:Thing\.absent cannot be loaded: AttributeError"),
-        ("raising:rows", r"(?s)raising:rows cannot be loaded: ZeroDivisionError.*raising\.py\", line 1.*Mend the module"),
+        (
+            "raising:rows",
+            r"(?s)raising:rows cannot be loaded: ZeroDivisionError.*raising\.py\", line 1.*Mend the module",
+        ),
         ("exiting:rows", r"(?s)exiting:rows cannot be loaded: SystemExit"),
         ("needy:rows", r"(?s)needy:rows cannot be loaded: ModuleNotFoundError: No module named 'not_installed_at_all'"),
         ("module_of_pipeline:Fussy", r"(?s)module_of_pipeline:Fussy cannot be loaded: TypeError.*missing 1 required"),
@@ -469,7 +505,8 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 def test_functions_that_are_not_there(files: WriteFiles, tmp_path: Path, function: str, message: str) -> None:
     code = files(
         {
-            "module_of_pipeline.py": FUNCTION + "NUMBER = 1\nclass Thing: pass\nclass Fussy:\n    def __init__(self, x): pass\n",
+            "module_of_pipeline.py": FUNCTION
+            + "NUMBER = 1\nclass Thing: pass\nclass Fussy:\n    def __init__(self, x): pass\n",
             "broken.py": "x = 1\ndef rows(record:\n",
             "package/__init__.py": "",
             "raising.py": "1 / 0\ndef rows(record): pass\n",
@@ -500,9 +537,27 @@ def test_what_a_module_may_define_a_function_with(files: WriteFiles) -> None:
             def method(record): pass
         typed: object = len
     """
-    code = files({"definitions.py": textwrap.dedent(source), "star.py": "from elsewhere import *", "lazy.py": "def __getattr__(n): ..."}, "code")
+    code = files(
+        {
+            "definitions.py": textwrap.dedent(source),
+            "star.py": "from elsewhere import *",
+            "lazy.py": "def __getattr__(n): ...",
+        },
+        "code",
+    )
     folder = files(["a"])
-    names = ["imported", "renamed.f", "inside", "conditional", "first", "second", "opened", "Thing", "Thing.method", "typed"]
+    names = [
+        "imported",
+        "renamed.f",
+        "inside",
+        "conditional",
+        "first",
+        "second",
+        "opened",
+        "Thing",
+        "Thing.method",
+        "typed",
+    ]
     for name in [f"definitions:{name}" for name in names] + ["star:anything", "lazy:anything"]:
         sk.Pipeline(function=name, source_dir=code, input=folder, output=folder.parent / "out").plan()
     with pytest.raises(sk.PipelineError, match="defines no 'method'"):
@@ -536,10 +591,20 @@ def test_two_folders_with_a_module_of_the_same_name(files: WriteFiles, tmp_path:
     source = "import helper_of_same\ndef rows(record):\n    return {{'key': '{0}' + helper_of_same.X}}\ndef rule(key):\n    return '{0}'\n"
     for name in ("one", "two", "one"):
         code = files({"same_name.py": source.format(name), "helper_of_same.py": f"X = '-{name}'\n"}, name)
-        run = sk.run("same_name:rows", folder, tmp_path / f"out-{name}", records="same_name:rule", source_dir=code, workers=1, quiet=True)
+        run = sk.run(
+            "same_name:rows",
+            folder,
+            tmp_path / f"out-{name}",
+            records="same_name:rule",
+            source_dir=code,
+            workers=1,
+            quiet=True,
+        )
         assert keys_of(run) == [f"{name}-{name}"]
         assert run.path.joinpath("records.parquet").exists()
-        plan = sk.Pipeline(function="same_name:rows", input=folder, output="x", records="same_name:rule", source_dir=code).plan()
+        plan = sk.Pipeline(
+            function="same_name:rows", input=folder, output="x", records="same_name:rule", source_dir=code
+        ).plan()
         assert plan.records["key"].to_pylist() == [name]
 
 
@@ -547,7 +612,9 @@ def test_a_mended_module_is_loaded_again_by_the_same_process(files: WriteFiles, 
     folder = files(["a", "b"])
     code = files({"mended.py": FUNCTION.replace("yield from", "raise ValueError('first') #")}, "code")
     with pytest.raises(sk.CombineError, match="mended:combine raised ValueError: first"):
-        sk.run("mended:rows", folder, tmp_path / "out", combine="mended:combine", source_dir=code, workers=1, quiet=True)
+        sk.run(
+            "mended:rows", folder, tmp_path / "out", combine="mended:combine", source_dir=code, workers=1, quiet=True
+        )
     (code / "mended.py").write_text(FUNCTION)
     run = sk.open_run(tmp_path / "out").resume(quiet=True, changed_function=True)
     assert keys_of(run) == ["a", "b"]
@@ -558,7 +625,9 @@ def test_source_dir_comes_before_the_current_directory(files: WriteFiles, tmp_pa
     source = "def rows(record):\n    return {{'key': {!r}}}\n"
     files({"ambiguous.py": source.format("here"), "code/ambiguous.py": source.format("there")}, "")
     for expected, options in (("here", []), ("there", ["--source-dir", "code"])):
-        shardkit("run", "--function", "ambiguous:rows", "--input", "data", "--output", f"out-{expected}", "--quiet", *options)
+        shardkit(
+            "run", "--function", "ambiguous:rows", "--input", "data", "--output", f"out-{expected}", "--quiet", *options
+        )
         assert keys_of(sk.open_run(tmp_path / f"out-{expected}")) == [expected]
 
 
@@ -632,9 +701,13 @@ def test_what_cannot_be_sent(files: WriteFiles, tmp_path: Path) -> None:
         with lock:
             pass
 
-    with pytest.raises(sk.PipelineError, match=r"locked cannot be sent to the workers by value: TypeError: .*lock.*inside the function"):
+    with pytest.raises(
+        sk.PipelineError, match=r"locked cannot be sent to the workers by value: TypeError: .*lock.*inside the function"
+    ):
         sk.run(locked, files(["a"]), tmp_path / "out", quiet=True)
-    with pytest.raises(sk.PipelineError, match=r"^function: expected module:callable, or a function, not \{\"a\": 1\}$"):
+    with pytest.raises(
+        sk.PipelineError, match=r"^function: expected module:callable, or a function, not \{\"a\": 1\}$"
+    ):
         sk.run({"a": 1}, files(["a"]), tmp_path / "out", quiet=True)  # type: ignore[arg-type]
 
 

@@ -307,7 +307,14 @@ def test_all_errors_are_public() -> None:
 
 
 def test_planning_needs_neither_boto3_nor_pandas(files: WriteFiles, tmp_path: Path) -> None:
-    files({"functions_for_imports.py": "import pandas\ndef rows(record):\n    return None\n", "data/a.hea": "", "data/ü.dat": ""}, "")
+    files(
+        {
+            "functions_for_imports.py": "import pandas\ndef rows(record):\n    return None\n",
+            "data/a.hea": "",
+            "data/ü.dat": "",
+        },
+        "",
+    )
     code = (
         "import shardkit as sk; sk.Pipeline(function='functions_for_imports:rows', input='data', output='out',"
         "records='stem', shards={'depth': 1}).plan()"
@@ -343,7 +350,7 @@ MODULES = {path.stem: imports_of(path) for path in PACKAGE.glob("*.py")}
 # Each room may import the rooms of the floors below it, and those of its own floor.
 FLOORS = (
     {"_version", "errors", "clock", "arrays", "board", "record"},
-    {"storage", "functions", "schema"},
+    {"storage", "functions", "schema", "values"},
     {"records", "runfolder", "rows", "formats"},
     {"parts", "progress", "ledger", "commit", "merging", "dataset"},
     {"worker", "pool", "micro"},
@@ -381,7 +388,9 @@ def test_only_the_command_line_knows_click() -> None:
 
 
 def test_only_the_rooms_that_may_know_of_boto3() -> None:
-    users = {room for room, names in MODULES.items() for when in names if any(n.startswith("boto") for n in names[when])}
+    users = {
+        room for room, names in MODULES.items() for when in names if any(n.startswith("boto") for n in names[when])
+    }
     assert users <= {"storage"}
 
 

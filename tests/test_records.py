@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from shardkit.records import build_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from conftest import RunCommand, WriteFiles
 
@@ -484,7 +484,9 @@ def compare(
 
 names = st.text("ab.é\n ", min_size=1, max_size=4).filter(lambda name: name[0] != ".")  # hidden: no input
 keys_strategy = st.lists(names, min_size=1, max_size=4).map("/".join)
-globs = st.lists(st.sampled_from(["a", "b", ".", "*", "?", "**", "**/", "/", "[ab]", "[!a]", "[", "é"]), min_size=1, max_size=6)
+globs = st.lists(
+    st.sampled_from(["a", "b", ".", "*", "?", "**", "**/", "/", "[ab]", "[!a]", "[", "é"]), min_size=1, max_size=6
+)
 
 
 @settings(max_examples=400, deadline=None)

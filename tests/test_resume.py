@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -78,7 +79,9 @@ def held_run(project: GatedProject, **options: Any) -> Command:
 def as_printed(command: str) -> Done:
     """Run a command line in a shell, in quite another directory."""
     env = environment(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    done = subprocess.run(command, shell=True, cwd="/", env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, shell=True, cwd="/", env=env, capture_output=True, text=True, timeout=60, check=False
+    )
     return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -130,7 +133,8 @@ def test_a_second_ctrl_c_stops_at_once(project: GatedProject) -> None:
     assert project.rows() == project.expected()
 
 
-def test_ctrl_c_before_there_is_a_run(project: GatedProject) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_before_there_is_a_run(project: GatedProject, number: signal.Signals) -> None:
     project.write_function(
         "import time\nfrom pathlib import Path\n"
         "def key_of(key):\n    Path('planning').touch()\n    time.sleep(60)\n"
@@ -139,9 +143,9 @@ def test_ctrl_c_before_there_is_a_run(project: GatedProject) -> None:
     with dying(project.start(*project.run_arguments(records="work:key_of"))) as command:
         wait_for(lambda: (project.root / "planning").exists())
         family = command.family()
-        command.signal_group(signal.SIGINT)
+        command.signal_group(number)
         done = command.wait()
-    assert done.code == 130
+    assert done.code == (130 if number == signal.SIGINT else -signal.SIGTERM)
     assert "Traceback" not in done.stderr
     wait_for(lambda: not any(map(is_alive, family)))
     assert not list(project.out.glob("_shardkit/runs/*/plan.json"))
@@ -181,6 +185,7 @@ def test_ctrl_c_during_pass_2(project: GatedProject) -> None:
     assert len(project.rows()) == 6
 
 
+@SLOW
 def test_ctrl_c_during_pass_2_alone(project: GatedProject) -> None:
     project.open_gate()
     project.run()
@@ -200,6 +205,7 @@ def test_ctrl_c_during_pass_2_alone(project: GatedProject) -> None:
     assert rows_of(sk.open_run(project.root / "merged")) == project.expected()
 
 
+@SLOW
 def test_an_interrupted_retry_is_gone_on_with_as_a_retry(project: GatedProject) -> None:
     project.write_function("def features(record):\n    raise ValueError\n")
     with pytest.raises(sk.BudgetExceeded):
@@ -244,6 +250,7 @@ def test_a_worker_killed_from_outside_costs_nothing(project: GatedProject) -> No
     assert sk.open_run(project.out).quarantine() == []
 
 
+@SLOW
 def test_an_idle_worker_killed_from_outside_costs_nothing(project: GatedProject) -> None:
     project.write_records(["go", "wait"])
     with dying(project.start(*project.run_arguments(workers=2, chunks="even", max_failures=0))) as command:
@@ -324,7 +331,13 @@ def test_another_plan_is_refused_with_what_differs(project: GatedProject) -> Non
 def test_what_decides_the_results_cannot_change(project: GatedProject) -> None:
     project.open_gate()
     run = project.run()
-    settings = {"input.uri": "elsewhere", "function": "work:other", "chunks": "even", "output.uri": "there", "records": "stem"}
+    settings = {
+        "input.uri": "elsewhere",
+        "function": "work:other",
+        "chunks": "even",
+        "output.uri": "there",
+        "records": "stem",
+    }
     for name, value in settings.items():
         with pytest.raises(sk.PlanMismatch, match=rf"{name} cannot change.*workers, timeout, max_failures"):
             run.resume(quiet=True, **{name: value})
@@ -336,7 +349,11 @@ def test_to_resume_a_run_that_is_done_changes_nothing(project: GatedProject) -> 
     run = project.run(workers=2, run_id="first")
     before = [(name, (project.out / name).stat().st_ino) for name in project.data_files()]
     calls = len(project.calls())
-    for arguments in (["resume", project.out], ["retry", project.out], project.run_arguments(workers=2, run_id="first")):
+    for arguments in (
+        ["resume", project.out],
+        ["retry", project.out],
+        project.run_arguments(workers=2, run_id="first"),
+    ):
         done = project.command(*arguments, "--json")
         assert "is done; there is nothing to" in done.stderr
         assert done.summary["status"] == "done"
@@ -372,6 +389,7 @@ def test_a_function_of_a_notebook_is_resumed_and_retried(project: GatedProject) 
     assert sorted(row["above"] for row in rows_of(run)) == [-1, 0, 1, 2, 3, 4]
 
 
+@SLOW
 def test_a_callable_of_a_module_is_found_again_from_another_directory(project: GatedProject) -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(project.root)!r})
@@ -387,6 +405,26 @@ if __name__ == "__main__":
     resumed = as_printed(hint)
     assert resumed.code == 0, resumed.stderr
     assert project.rows() == project.expected()
+
+
+def test_late_and_duplicate_attempts_do_no_harm(project: GatedProject) -> None:
+    """Markers as a worker leaves them that was thought dead, or a job that was started twice."""
+    project.write_function(GATED.replace('"row": i', '"row": i // (record.key != "r003.txt")'))
+    project.open_gate()
+    run = project.run(workers=1, chunks="even", max_failures=1)
+    project.write_function(GATED)
+    run.retry(quiet=True)
+    markers = project.markers()
+    assert len(markers) == 2  # of the only chunk, and of the retry
+    for path in markers:
+        duplicate = json.loads(path.read_text()) | {"attempt": 7}
+        path.with_name(path.name.replace("-000", "-100")).write_text(json.dumps(duplicate))
+    retried = json.loads(markers[1].read_text())
+    late = retried | {"chunk": retried["chunk"] + 1, "attempt": 8}
+    markers[1].with_name("000009-0008.json").write_text(json.dumps(late))
+    run.resume(quiet=True, changed_function=True, **{"output.rows_per_file": 100})
+    assert sorted(project.rows(), key=str) == sorted(project.expected(), key=str)
+    assert check_ledger(run).records["done"] == 6
 
 
 STEADY = """

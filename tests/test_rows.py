@@ -208,7 +208,7 @@ def same(left: Any, right: Any) -> bool:
         return math.isnan(right)
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(same, left, right))
-    return type(left) is type(right) and bool(left == right) or isinstance(left, dt.datetime) and left == right
+    return (type(left) is type(right) and bool(left == right)) or (isinstance(left, dt.datetime) and left == right)
 
 
 @pytest.fixture(scope="module", params=["one-chunk", "many-chunks"])
@@ -236,7 +236,10 @@ def rows_by_case(everything: sk.Run) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("name", ARRIVES)
 def test_arrives_as_it_is(rows_by_case: dict[str, list[dict[str, Any]]], name: str) -> None:
-    expected = [row if isinstance(row, dict) and name not in {"structs", "empty-structs"} else {name: row} for row in ARRIVES[name][1]]
+    expected = [
+        row if isinstance(row, dict) and name not in {"structs", "empty-structs"} else {name: row}
+        for row in ARRIVES[name][1]
+    ]
     found = rows_by_case[name]
     assert len(found) == len(expected)
     for row, wanted in zip(found, expected, strict=True):
@@ -256,7 +259,12 @@ def test_only_that_record_is_quarantined(everything: sk.Run, name: str) -> None:
 
 def test_the_ledger_balances(everything: sk.Run) -> None:
     summary = everything.summary()
-    assert summary.records == {"listed": len(FUNCTIONS), "done": len(ARRIVES), "quarantined": len(REFUSED), "skipped": 0}
+    assert summary.records == {
+        "listed": len(FUNCTIONS),
+        "done": len(ARRIVES),
+        "quarantined": len(REFUSED),
+        "skipped": 0,
+    }
     assert summary.rows == sum(len(rows) for _, rows in ARRIVES.values())
 
 
@@ -274,7 +282,9 @@ def test_types(everything: sk.Run) -> None:
 
 def test_columns_are_in_the_order_of_their_first_appearance(files: WriteFiles, tmp_path: Path) -> None:
     def rows(record: sk.Record) -> Any:
-        return {"1": [{"b": 1, "a": 1}, {"c": 1}], "2": {"d": 1, "a": 2}, "3": pd.DataFrame({"e": [1], "b": [1]})}[record.key]
+        return {"1": [{"b": 1, "a": 1}, {"c": 1}], "2": {"d": 1, "a": 2}, "3": pd.DataFrame({"e": [1], "b": [1]})}[
+            record.key
+        ]
 
     for chunks, workers in (("even", 1), ("dynamic", 2)):
         run = sk.run(rows, files(["1", "2", "3"]), tmp_path / chunks, chunks=chunks, workers=workers, quiet=True)
@@ -290,7 +300,16 @@ def test_a_function_that_returns_nothing_ever(files: WriteFiles, tmp_path: Path)
 
 # ---- a schema of the user's own --------------------------------------------------------------------------------
 
-SCHEMA = {"i": "int64", "f": "double", "s": "string", "d": "date32", "t": "timestamp[us, tz=UTC]", "l": "list<int32>", "st": "struct<a: int64>", "n": "decimal128"}
+SCHEMA = {
+    "i": "int64",
+    "f": "double",
+    "s": "string",
+    "d": "date32",
+    "t": "timestamp[us, tz=UTC]",
+    "l": "list<int32>",
+    "st": "struct<a: int64>",
+    "n": "decimal128",
+}
 del SCHEMA["n"]
 
 FITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -329,19 +348,29 @@ DOES_NOT_FIT: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("as_frame", [False, True], ids=["dicts", "frames"])
-def test_a_given_schema_wins_and_what_does_not_fit_is_quarantined(files: WriteFiles, tmp_path: Path, *, as_frame: bool) -> None:
+def test_a_given_schema_wins_and_what_does_not_fit_is_quarantined(
+    files: WriteFiles, tmp_path: Path, *, as_frame: bool
+) -> None:
     rows = {name: case[0] for name, case in (FITS | DOES_NOT_FIT).items()}
     if as_frame:  # a frame cannot tell None from NaN, nor hold arrays as one row's value
         rows = {name: row for name, row in rows.items() if name not in {"nan"}}
 
     def function(record: sk.Record) -> Any:
         row = rows[record.key]
-        return pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in row.items()}) if as_frame else row
+        return (
+            pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in row.items()}) if as_frame else row
+        )
 
     folder = files(list(rows))
     run = sk.run(function, folder, tmp_path / "out", schema=SCHEMA, max_failures="100%", quiet=True, workers=1)
     table = run.dataset().to_table()
-    assert [str(t) for t in table.schema.types][:5] == ["int64", "double", "string", "date32[day]", "timestamp[us, tz=UTC]"]
+    assert [str(t) for t in table.schema.types][:5] == [
+        "int64",
+        "double",
+        "string",
+        "date32[day]",
+        "timestamp[us, tz=UTC]",
+    ]
     assert table.schema.names == list(SCHEMA)
     quarantine = {entry["key"]: entry["message"] for entry in run.quarantine()}
     assert set(quarantine) == {name for name in DOES_NOT_FIT if name in rows}
@@ -389,7 +418,9 @@ def outcome(folder: Path, groups: list[list[Any]], *, widen_ints: bool = False) 
     paths = []
     given_up: list[str] = []
     for number, group in enumerate(groups):
-        writer = PartsWriter(folder, f"part{number}", schema=None, give_up=lambda result, _: given_up.append(result.key))
+        writer = PartsWriter(
+            folder, f"part{number}", schema=None, give_up=lambda result, _: given_up.append(result.key)
+        )
         for index, value in group:
             writer.add(collect({"x": value, "index": index}, index, f"record-{index}"))
         paths += [folder / part.name for part in writer.close()]
@@ -409,7 +440,9 @@ def compare(folder: Path, pairs: Iterable[tuple[str, str]], *, widen_ints: bool)
     differences = []
     for left, right in pairs:
         values = list(enumerate([POOL[left], POOL[right]]))
-        together, apart = (outcome(folder, groups, widen_ints=widen_ints) for groups in ([values], [[v] for v in values]))
+        together, apart = (
+            outcome(folder, groups, widen_ints=widen_ints) for groups in ([values], [[v] for v in values])
+        )
         if together != apart:
             differences.append(f"{left}, {right}: {together} together, {apart} apart")
     assert not differences, "\n".join(differences[:20]) + f"\n{len(differences)} in all"
@@ -434,7 +467,9 @@ def test_many_values_come_to_the_same_however_they_are_cut(tmp_path: Path) -> No
         some = random.choice(names, size=random.integers(1, 4), replace=False)
         values = list(enumerate(POOL[name] for name in random.choice(some, size=8)))
         cut = int(random.integers(1, 8))
-        found = [outcome(tmp_path, groups) for groups in ([values], [[v] for v in values], [values[:cut], values[cut:]])]
+        found = [
+            outcome(tmp_path, groups) for groups in ([values], [[v] for v in values], [values[:cut], values[cut:]])
+        ]
         kinds = [kind if kind in {"conflict", "does not fit"} else (kind, rows) for kind, rows in found]
         assert kinds[0] == kinds[1] == kinds[2], list(some)
 

@@ -6,15 +6,18 @@ import os
 import resource
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from crashing import Done, Project, check_ledger, rows_of
 
 import shardkit as sk
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SLOW = pytest.mark.slow
 MB = 1 << 20
 LIMIT = 64 << 10
 
@@ -90,6 +93,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@SLOW
 def test_a_disk_that_fills_up_while_parts_are_written(project: Project, disk: Callable[[int], Path]) -> None:
     project.out = disk(MB // 2) / "out"  # which the parts alone would take
     arguments = project.run_arguments(workers=2)
@@ -108,7 +112,9 @@ def test_a_disk_that_fills_up_while_parts_are_written(project: Project, disk: Ca
 
 def test_a_disk_that_fills_up_while_the_dataset_is_written(project: Project, disk: Callable[[int], Path]) -> None:
     project.out = disk(MB) / "out"  # the parts alone fit
-    done = project.command(*project.run_arguments(workers=2, chunks="even", rows_per_file=10), "--json", "--quiet", expect=1)
+    done = project.command(
+        *project.run_arguments(workers=2, chunks="even", rows_per_file=10), "--json", "--quiet", expect=1
+    )
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.summary["records"]["done"] == RECORDS
@@ -119,18 +125,22 @@ def test_a_disk_that_fills_up_while_the_dataset_is_written(project: Project, dis
     assert set(calls(project).values()) == {1}  # pass 1 was not done again
 
 
+@SLOW
 def test_a_disk_that_is_full_from_the_start(project: Project, disk: Callable[[int], Path]) -> None:
     folder = disk(MB)
     with pytest.raises(OSError, match="No space left"):
         (folder / "other people's").write_bytes(bytes(2 * MB))
     project.out = folder / "out"
-    check_one_line(project.command(*project.run_arguments(), "--quiet", expect=1), "No space left on device", str(folder))
+    check_one_line(
+        project.command(*project.run_arguments(), "--quiet", expect=1), "No space left on device", str(folder)
+    )
     (folder / "other people's").unlink()
     disk(8 * MB)
     project.command(*project.run_arguments())
     check_complete(project)
 
 
+@SLOW
 def test_an_earlier_dataset_outlives_a_full_disk(project: Project, disk: Callable[[int], Path]) -> None:
     project.out = disk(3 * MB // 2) / "out"
     project.command(*project.run_arguments(chunks="even", run_id="first"))
@@ -163,7 +173,7 @@ def test_parts_that_cannot_be_written(project: Project) -> None:
     check_complete(project)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "arrow"])
+@pytest.mark.parametrize("kind", ["parquet", *(pytest.param(k, marks=SLOW) for k in ("jsonl", "csv", "arrow"))])
 def test_a_dataset_that_cannot_be_written(project: Project, kind: str) -> None:
     arguments = project.run_arguments(workers=2, format=kind)  # small parts, and one large file
     check_one_line(limited(project, *arguments, "--quiet", expect=1), "Cannot write", "File too large")
@@ -204,7 +214,7 @@ def test_an_output_without_permission(project: Project) -> None:
 
 def test_a_part_that_has_gone_is_named(project: Project) -> None:
     run = project.run(workers=1)
-    part = sorted(project.run_folder().glob("parts/*/*.parquet"))[0]
+    part = min(project.run_folder().glob("parts/*/*.parquet"))
     part.unlink()
     with pytest.raises(sk.LedgerError, match=rf"{part.name}.*missing.*Delete the marker"):
         run.resume(quiet=True, **{"output.rows_per_file": 7})
@@ -217,7 +227,7 @@ def test_a_part_that_has_gone_is_named(project: Project) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "garbage"])
 def test_a_part_that_is_damaged_is_named(project: Project, damage: str) -> None:
     run = project.run(workers=1)
-    part = sorted(project.run_folder().glob("parts/*/*.parquet"))[0]
+    part = min(project.run_folder().glob("parts/*/*.parquet"))
     size = part.stat().st_size
     part.write_bytes(part.read_bytes()[: size // 2] if damage == "truncated" else bytes(size))
     settings: dict[str, Any] = {"output.rows_per_file": 7}

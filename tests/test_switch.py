@@ -28,6 +28,7 @@ def features(record):
         time.sleep(0.005)
     return [{"key": record.key, "version": version, "row": i} for i in range(2)]
 """
+SLOW = pytest.mark.slow
 RECORDS = 4
 FIELDS: dict[str, Any] = {"workers": 1, "rows_per_file": 3}
 # What a switch from three files to three others consists of.
@@ -136,7 +137,7 @@ def test_killed_before_any_step_the_dataset_is_the_old_or_the_new(after_first: P
     assert not list(project.out.glob("_shardkit/runs/*/commit.json"))
 
 
-@pytest.mark.parametrize("command", ["status", "failures", "resume", "run"])
+@pytest.mark.parametrize("command", ["status", "resume", *(pytest.param(c, marks=SLOW) for c in ("failures", "run"))])
 def test_whichever_command_comes_next_finishes_the_switch(after_first: Path, tmp_path: Path, command: str) -> None:
     project = copy_of(after_first, tmp_path / "project")
     assert switch_steps(project, 4, "kill", "run", "second").code == KILLED
@@ -149,7 +150,7 @@ def test_whichever_command_comes_next_finishes_the_switch(after_first: Path, tmp
     check_is(project, "second")
 
 
-@pytest.mark.slow
+@SLOW
 def test_who_finishes_the_switch_may_die_as_well(after_first: Path, tmp_path: Path) -> None:
     project = copy_of(after_first, tmp_path / "project")
     assert switch_steps(project, 3, "kill", "run", "second").code == KILLED
@@ -159,7 +160,7 @@ def test_who_finishes_the_switch_may_die_as_well(after_first: Path, tmp_path: Pa
     check_is(project, "second")
 
 
-@pytest.mark.parametrize("step", [1, 3, 5, 7])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=SLOW) for step in (1, 5, 7))])
 def test_a_disk_that_is_full_in_the_middle_of_the_switch(after_first: Path, tmp_path: Path, step: int) -> None:
     project = copy_of(after_first, tmp_path / "project")
     done = switch_steps(project, step, "full", "run", "second")
@@ -227,7 +228,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_reader_never_sees_a_mixture(project: Project) -> None:
     run_version(project, "v")
     seen: Counter[str] = Counter()
@@ -254,7 +255,9 @@ def read_a_version(project: Project) -> str:
 
 
 @pytest.mark.skipif(not hasattr(os, "link"), reason="hard links")
-def test_without_hard_links_files_are_copied(after_first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hard_links_files_are_copied(
+    after_first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = copy_of(after_first, tmp_path / "project")
 
     def no_links(*_: Any, **__: Any) -> None:

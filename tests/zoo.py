@@ -109,6 +109,15 @@ def runs_out_of_memory(_: Record) -> Rows:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def returns_too_much(record: Record) -> Rows:
+    """It has what it returns in memory, but there is no room to store it."""
+    text = os.urandom(1 << 20).hex() * 50
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (220 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    return [{"key": record.key, "row": 0, "text": text}]
+
+
 # What ends the process.
 
 

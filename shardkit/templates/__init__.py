@@ -30,8 +30,10 @@ def write_template(kind: str, folder: Path) -> Iterator[str]:
         )
     with resources.as_file(resources.files(__package__) / kind) as template:
         files = sorted(path for path in template.iterdir() if path.is_file())
-        taken = next((folder / f.name for f in files if (folder / f.name).exists()), None)
-        if taken is not None:
+        if folder.exists() and not folder.is_dir():
+            raise PipelineError(f"{folder} is a file.", hint="Choose another folder.")
+        written = [*(folder / file.name for file in files), folder / "data"]
+        if (taken := next((path for path in written if path.exists()), None)) is not None:
             raise PipelineError(f"{taken} exists already.", hint="Choose another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:

@@ -1,0 +1,521 @@
+"""The command line: help, exit codes, what goes to stdout and what to stderr, and that it is the library's face."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import shardkit as sk
+from shardkit.cli import cli
+
+if TYPE_CHECKING:
+    from conftest import RunCommand, WriteFiles
+
+COMMANDS = ["run", "plan", "status", "failures", "retry", "resume", "pass1", "pass2", "init"]
+MODULE = """
+import sys
+print("module imported")
+
+def rows(record):
+    print("printed by the function")
+    if record.key.startswith("bad"):
+        raise ValueError(f"no good: {record.key}")
+    return {"key": record.key, "bytes": record.bytes, "group": record.key[0]}
+
+def slow(record):
+    import time
+    time.sleep(0.02)
+    return {"key": record.key}
+
+def rule(key):
+    print("printed by the rule")
+    return key
+
+def combine(batches):
+    print("printed by combine")
+    yield from batches
+
+def broken_combine(batches):
+    raise RuntimeError("combine is broken")
+"""
+YAML = """\
+name: made-up
+input: {uri: data/, pattern: "*.txt"}
+function: module_of_cli:rows
+max_failures: 1
+workers: 1
+output: {uri: out/}
+"""
+KEYS = {"run_id", "status", "records", "rows", "files", "bytes_in", "bytes_out", "seconds", "output", "run_folder"}
+
+
+@pytest.fixture
+def project(files: WriteFiles, tmp_path: Path) -> Path:
+    """A folder with a pipeline: nine files that are good, one that is bad."""
+    files({f"{letter}{n}.txt": "x" * n for letter in "abc" for n in range(3)} | {"bad.txt": "x"})
+    files({"module_of_cli.py": MODULE, "pipeline.yaml": YAML}, "")
+    return tmp_path
+
+
+# ---- help ------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands() -> None:
+    assert list(cli.commands) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_says_what_every_option_is(shardkit: RunCommand, command: str) -> None:
+    text = shardkit(command, "--help").stdout
+    assert f"shardkit {command}" in text.split("Examples:")[1]
+    for parameter in cli.commands[command].params:
+        if parameter.param_type_name == "option":
+            assert getattr(parameter, "help", None), parameter.name
+            assert max(parameter.opts, key=len) in text
+    assert cli.commands[command].help
+
+
+@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]], ids=str)
+def test_help_comes_at_once(command: list[str]) -> None:
+    def seconds() -> float:
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "shardkit", *command, "--help"], check=True, capture_output=True)
+        return time.perf_counter() - begun
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_version(shardkit: RunCommand) -> None:
+    assert shardkit("--version").stdout.split() == ["shardkit,", "version", sk.__version__]
+
+
+# ---- run -------------------------------------------------------------------------------------------------------
+
+
+def test_run(project: Path, shardkit: RunCommand) -> None:
+    done = shardkit("run", "pipeline.yaml")
+    assert done.stdout == ""
+    assert re.search(r"Run \d{8}-\d{6}-\w{4}: done\.", done.stderr)
+    assert "10 listed = 9 done + 1 quarantined + 0 skipped" in done.stderr
+    assert "within max_failures" in done.stderr
+    assert "bad.txt: ValueError: no good: bad.txt" in done.stderr
+    assert f"shardkit retry {project / 'out'}" in done.stderr
+    assert "printed by the function" in done.stderr
+    assert len(pq.read_table(project / "out")) == 9
+
+
+def test_run_json(project: Path, shardkit: RunCommand) -> None:
+    done = shardkit(
+        "run",
+        "pipeline.yaml",
+        "--json",
+        "--quiet",
+        "--set",
+        "records=module_of_cli:rule",
+        "--set",
+        "combine=module_of_cli:combine",
+    )
+    assert done.stdout.count("\n") == 1  # whatever the user's own code prints
+    found = json.loads(done.stdout)
+    assert set(found) == KEYS
+    run = sk.open_run(project / "out")
+    assert found == run.summary().to_dict()
+    assert found["records"] == {"listed": 10, "done": 9, "quarantined": 1, "skipped": 0}
+    assert (found["status"], found["rows"], found["files"], found["bytes_in"]) == ("done", 9, 1, 10)
+    assert found["bytes_out"] == sum(p.stat().st_size for p in (project / "out").glob("*.parquet"))
+    assert found["output"] == str(project / "out")
+    assert found["run_folder"] == str(run.path)
+    for text in ("printed by the rule", "printed by combine", "printed by the function", "module imported"):
+        assert text in done.stderr
+
+
+def test_run_without_a_file(project: Path, shardkit: RunCommand) -> None:
+    done = shardkit(
+        "run", "--function", "module_of_cli:rows", "--input", "data", "--output", "other", "--pattern", "a*", "--pattern", "b*",
+        "--exclude", "bad*", "--workers", "1", "--rows-per-file", "4", "--format", "jsonl", "--name", "mine", "--run-id", "my-run", "--json", "-q",
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert (found["run_id"], found["rows"], found["files"]) == ("my-run", 6, 2)
+    assert sorted(p.suffix for p in (project / "other").iterdir() if p.is_file()) == [".jsonl", ".jsonl"]
+
+
+def test_a_run_that_fails(project: Path, shardkit: RunCommand) -> None:
+    done = shardkit("run", "pipeline.yaml", "--json", "--set", "max_failures=0", code=1)
+    assert "1 of 10 records is quarantined" in done.stderr or "1 of 10 records are quarantined" in done.stderr
+    assert "Error: Run " in done.stderr
+    assert "ValueError: no good: bad.txt" in done.stderr
+    assert "shardkit failures" in done.stderr
+    assert "Traceback" not in done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == KEYS
+    assert found["status"] == "failed"
+    assert found["records"]["quarantined"] == 1
+    assert "failed" in shardkit("status", "out").stdout
+
+
+def test_a_broken_combine_shows_the_users_own_traceback_only(project: Path, shardkit: RunCommand) -> None:
+    done = shardkit("run", "pipeline.yaml", "-q", "--combine", "module_of_cli:broken_combine", code=1)
+    assert "Error: combine: module_of_cli:broken_combine raised RuntimeError: combine is broken" in done.stderr
+    assert "in broken_combine" in done.stderr
+    assert "shardkit/pass2_combine.py" not in done.stderr
+    done = shardkit("resume", "out", "-q", "--set", "combine=null", "--json")
+    assert json.loads(done.stdout)["rows"] == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "Give a PIPELINE.yaml, or --function, --input, --output"),
+        (["run", "--function", "a:b", "--input", "data"], "Give a PIPELINE.yaml, or --output"),
+        (
+            ["run", "absent.yaml"],
+            "Error: Cannot read the pipeline absent.yaml: No such file or directory. shardkit init",
+        ),
+        (["run", "pipeline.yaml", "--nonsense"], "No such option"),
+        (["run", "pipeline.yaml", "--run-id", "a/b"], "run id 'a/b' is not allowed"),
+        (
+            ["run", "pipeline.yaml", "--workers", "many"],
+            "Error: workers: expected 'auto' or a number of 1 or more, not \"many\"",
+        ),
+        (["run", "pipeline.yaml", "--set", "input.uri=absent"], "absent does not exist"),
+        (["run", "pipeline.yaml", "--set", "input.uri=s3://bucket/x"], "reads and writes local folders only"),
+        (["run", "pipeline.yaml", "--set", "function=module_of_cli:row"], "Did you mean module_of_cli:rows?"),
+        (["run", "pipeline.yaml", "--set", "combine=module_of_cli:combin"], "Did you mean module_of_cli:combine?"),
+        (["run", "pipeline.yaml", "--set", "output.uri=."], "holds the input"),
+        (["plan", "pipeline.yaml", "--sample", "0"], "--sample 0: expected 1 or more"),
+        (["plan", "pipeline.yaml", "--sample", "x"], "'x' is not a valid integer"),
+        (["status", "absent"], "holds no run of shardkit"),
+        (["status", "data"], "holds no run of shardkit"),
+        (["status"], "Missing argument 'OUTPUT'"),
+        (["failures", "pipeline.yaml"], "holds no run of shardkit"),
+        (["retry", "out"], "holds no run of shardkit"),
+        (["resume", "out"], "holds no run of shardkit"),
+        (["pass1", "--input", "data", "--output", "p"], "--function"),
+        (["pass1", "--function", "module_of_cli:rows", "--output", "p"], "Missing option '--input'"),
+        (["pass2", "--output", "p"], "Missing option '--input'"),
+        (["pass2", "--input", "data", "--output", "p"], "data holds no Parquet files"),
+        (["pass2", "--input", "absent", "--output", "p"], "absent does not exist"),
+        (["init", "nonsense", "d"], "'nonsense' is not one of 'mimic', 'talent', 'blank'"),
+        (["nonsense"], "No such command 'nonsense'"),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors(project: Path, shardkit: RunCommand, arguments: list[str], message: str) -> None:
+    done = shardkit(*arguments, code=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (project / "out").exists()
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(p) for p in folder.rglob("*") if "__pycache__" not in p.parts)
+
+
+def test_plan_leaves_nothing_behind(
+    project: Path, shardkit: RunCommand, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    before = tree(project)
+    text = shardkit("plan", "pipeline.yaml").stdout
+    assert "10 listed, 0 in no record" in text
+    assert "10 of 10 B in 1 group" in text
+    assert str(project / "out") in text
+    assert tree(project) == before
+    done = shardkit("plan", "pipeline.yaml", "--json", "--set", "records=module_of_cli:rule")
+    found = json.loads(done.stdout)
+    assert found["totals"]["records"] == 10
+    assert "printed by the rule" in done.stderr
+    assert tree(project) == before
+
+
+def test_plan_sample(project: Path, shardkit: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = project / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    before = tree(project)
+    done = shardkit("plan", "pipeline.yaml", "--sample", "4")
+    assert "From a sample of 4 of 10 records" in done.stdout
+    for word in ("time", "memory", "output", "a worker"):
+        assert word in done.stdout
+    assert tree(project) == before
+    found = json.loads(shardkit("plan", "pipeline.yaml", "--sample", "100", "--json").stdout)
+    assert found["estimate"]["sampled"] == 10
+    assert found["estimate"]["rows"] == 9
+    assert [entry["key"] for entry in found["estimate"]["failures"]] == ["bad.txt"]
+    assert found["estimate"]["memory_bytes"] > 20_000_000
+    assert tree(project) == before
+
+
+def test_plan_shows_groups(project: Path, files: WriteFiles, shardkit: RunCommand) -> None:
+    files({f"p{n % 3:02d}/{n}.txt": "x" * 1000 * n for n in range(12)})
+    text = shardkit("plan", "pipeline.yaml", "--set", "shards={depth: 1}", "--set", "input.exclude=*[a-c]*.txt").stdout
+    assert "12 of 66.0 kB in 3 groups" in text
+    assert re.search(r"p02 +4 records +26\.0 kB", text)
+
+
+# ---- status, failures, retry, resume ----------------------------------------------------------------------------
+
+
+def test_looking_at_a_run(project: Path, shardkit: RunCommand) -> None:
+    shardkit("run", "pipeline.yaml", "-q", "--run-id", "first")
+    shardkit("run", "pipeline.yaml", "-q", "--run-id", "second")
+    for target in ("out", "pipeline.yaml", project / "out"):  # the YAML file will do too
+        text = shardkit("status", target).stdout
+        assert "Run second: done." in text  # the latest by default
+        assert "9 rows in 1 file" in text
+    assert json.loads(shardkit("status", "out", "--run-id", "first", "--json").stdout)["run_id"] == "first"
+    done = shardkit("status", "out", "--run-id", "frist", code=2)
+    assert "holds no run frist. Did you mean first?" in done.stderr
+    done = shardkit("status", "out", "--run-id", "20201121-101010-abcd", code=2)
+    assert "Its latest is second." in done.stderr
+
+    done = shardkit("failures", "pipeline.yaml")
+    assert done.stdout == "bad.txt (1 B, shard 0): ValueError: no good: bad.txt\n"
+    assert "1 record of run second is in quarantine" in done.stderr
+    done = shardkit("failures", "out", "--traceback")
+    assert 'raise ValueError(f"no good: {record.key}")' in done.stdout
+    entry = json.loads(shardkit("failures", "out", "--json").stdout)
+    assert (entry["key"], entry["error"], entry["bytes"]) == ("bad.txt", "ValueError", 1)
+    assert "in rows" in entry["traceback"]
+
+
+def test_retry_and_resume(project: Path, shardkit: RunCommand) -> None:
+    shardkit("run", "pipeline.yaml", "-q")
+    (project / "module_of_cli.py").write_text(MODULE.replace('startswith("bad")', 'startswith("never")'))
+    done = shardkit("resume", "pipeline.yaml", "--set", "output.rows_per_file=5", code=2)
+    assert "The source of module_of_cli:rows has changed" in done.stderr
+    found = json.loads(shardkit("retry", "pipeline.yaml", "--json", "-q").stdout)
+    assert found["records"] == {"listed": 10, "done": 10, "quarantined": 0, "skipped": 0}
+    assert found["rows"] == 10
+    done = shardkit("resume", "out", "--set", "output.rows_per_file=5", "--changed-function", "--json", "-q")
+    assert json.loads(done.stdout)["files"] == 2
+    done = shardkit("resume", "out", "--set", "records=stem", code=2)
+    assert "records cannot change between a run and its resumption" in done.stderr
+    done = shardkit("resume", "out", "--set", "output.rows=5", "--changed-function", code=2)
+    assert "output.rows: unknown field" in done.stderr
+
+
+# ---- pass 1 and pass 2 alone -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["commands", "modules"])
+def test_the_two_passes_alone(project: Path, files: WriteFiles, how: str) -> None:
+    files({f"g{n}/{i}.txt": "x" for n in range(3) for i in range(4)}, "groups")
+
+    def call(number: int, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        module = {1: "pass1_preprocessing", 2: "pass2_combine"}[number]
+        start = ["shardkit", f"pass{number}"] if how == "commands" else [f"shardkit.{module}"]
+        done = subprocess.run(
+            [sys.executable, "-m", *start, *arguments],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    for n in range(3):
+        done = call(
+            1, "--input", f"groups/g{n}", "--output", f"parts/g{n}", "--function", "module_of_cli:rows", "--json", "-q"
+        )
+        assert json.loads(done.stdout)["rows"] == 4
+        assert sum(len(pq.read_table(p)) for p in (project / "parts" / f"g{n}").glob("*.parquet")) == 4
+    done = call(
+        2,
+        "--input",
+        "parts/g0",
+        "parts/g1",
+        "--input",
+        "parts/g2",
+        "--output",
+        "all",
+        "--rows-per-file",
+        "5",
+        "--json",
+        "-q",
+    )
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["files"], found["status"]) == (12, 3, "done")
+    assert found["records"] == {"listed": 12, "done": 12, "quarantined": 0, "skipped": 0}
+    assert found["bytes_in"] > 0
+    assert "--help" in call(1, "--help").stdout
+    if how == "commands":
+        for command in ("status", "failures"):
+            assert "Traceback" not in subprocess.run(
+                [sys.executable, "-m", "shardkit", command, "all"], cwd=project, capture_output=True, text=True, check=True
+            ).stderr  # fmt: skip
+        again = call(2, "--input", "parts/g1", "--output", "all", "--partition-by", "group", "-q", "--json")
+        assert json.loads(again.stdout)["rows"] == 4
+        assert len(list((project / "all").glob("*.parquet"))) == 0
+        assert (
+            "is not finished"
+            not in call(2, "--output", "all", "--input", "parts/g0", "--combine", "module_of_cli:nope", code=2).stderr
+        )
+
+
+def test_pass2_waits_for_pass1(project: Path, shardkit: RunCommand) -> None:
+    failed = shardkit(
+        "pass1",
+        "--input",
+        "data",
+        "--output",
+        "parts",
+        "--function",
+        "module_of_cli:rows",
+        "--max-failures",
+        "0",
+        "-q",
+        code=1,
+    )
+    assert "max_failures" in failed.stderr
+    done = shardkit("pass2", "--input", "parts", "--output", "all", code=2)
+    assert re.search(r"Run \S+ in .*parts is not finished", done.stderr)
+
+
+# ---- init --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["blank", "talent", "mimic"])
+def test_init_writes_what_runs(shardkit: RunCommand, tmp_path: Path, kind: str) -> None:
+    if kind == "mimic":
+        pytest.importorskip("wfdb")
+    done = shardkit("init", kind, "new/place")
+    assert done.stdout == ""
+    assert "Run it: cd new/place && shardkit run pipeline.yaml" in done.stderr
+    found = json.loads(shardkit("run", "pipeline.yaml", "--json", "-q", cwd=tmp_path / "new" / "place").stdout)
+    assert found["status"] == "done"
+    assert found["rows"] > 0
+    assert "Traceback" not in shardkit("plan", "new/place/pipeline.yaml").stderr
+
+
+def test_init_touches_nothing_that_is_there(shardkit: RunCommand, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pipeline.yaml").write_text("my own")
+    done = shardkit("init", "blank", "mine", code=2)
+    assert "mine/pipeline.yaml exists already. Choose another folder." in done.stderr
+    assert os.listdir(tmp_path / "mine") == ["pipeline.yaml"]
+
+    (tmp_path / "other" / "data").mkdir(parents=True)
+    (tmp_path / "other" / "data" / "file-001.txt").write_text("precious")
+    done = shardkit("init", "blank", "other", code=2)
+    assert "other/data exists already" in done.stderr
+    assert (tmp_path / "other" / "data" / "file-001.txt").read_text() == "precious"
+
+    (tmp_path / "file").write_text("x")
+    done = shardkit("init", "blank", "file", code=2)
+    assert "file is a file" in done.stderr
+    assert (tmp_path / "file").read_text() == "x"
+
+    (tmp_path / "harmless").mkdir()
+    (tmp_path / "harmless" / ".git").mkdir()
+    shardkit("init", "blank", "harmless")
+
+
+# ---- seeing it ---------------------------------------------------------------------------------------------------
+
+
+def test_quiet(project: Path, shardkit: RunCommand) -> None:
+    done = shardkit("run", "pipeline.yaml", "--quiet")
+    assert "records/s" not in done.stderr
+    assert "merging" not in done.stderr
+    assert "Run " in done.stderr  # how it ended is told all the same
+
+
+def test_plain_lines_where_stderr_is_no_terminal(project: Path, shardkit: RunCommand) -> None:
+    done = shardkit("run", "pipeline.yaml", "--set", "function=module_of_cli:slow")
+    lines = done.stderr.splitlines()
+    assert any(
+        re.match(r"10/10 records \| 10 B \| .*records/s, .*B/s \| .* s \| 0 quarantined$", line) for line in lines
+    )
+    assert any(re.match(r"merging: 10/10 rows", line) for line in lines)
+    assert "\x1b" not in done.stderr
+    assert "\r" not in done.stderr
+
+
+def in_terminal(command: list[str], cwd: Path, **environment: str) -> str:
+    """What a program writes to its terminal."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"} | environment,
+    )
+    os.close(slave)
+    output = b""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if select.select([master], [], [], 0.1)[0]:
+            piece = b""
+            with contextlib.suppress(OSError):  # the other end is closed
+                piece = os.read(master, 65536)
+            if not piece:
+                break
+            output += piece
+    os.close(master)
+    assert process.wait(10) == 0, output
+    return output.decode()
+
+
+def test_a_live_bar_on_a_terminal(project: Path, files: WriteFiles) -> None:
+    files({f"more-{n:02d}.txt": "x" for n in range(60)})
+    command = [sys.executable, "-m", "shardkit", "run", "pipeline.yaml", "--set", "function=module_of_cli:slow"]
+    seen = in_terminal(command, project)
+    assert "\x1b[" in seen
+    assert "━" in seen
+    updates = re.findall(r"(\d+)/70 records", seen)
+    assert len(set(updates)) >= 3  # it moves
+    assert updates[-1] == "70"
+    assert "ETA" in seen
+    assert "quarantined" in seen
+    assert "70 listed = 70 done" in seen
+    assert "\x1b[?25h" in seen  # the cursor is back
+    plain = in_terminal([*command, "--run-id", "dumb"], project, TERM="dumb")
+    assert "\x1b" not in plain
+    quiet = in_terminal([*command, "--run-id", "quiet", "--quiet"], project)
+    assert "records/s" not in quiet
+
+
+# ---- the package in other hands ------------------------------------------------------------------------------------
+
+
+def test_the_console_script_is_the_module(shardkit: RunCommand) -> None:
+    script = Path(sys.executable).with_name("shardkit")
+    if not script.exists():
+        pytest.skip("the package is not installed")
+    done = subprocess.run(
+        [str(script), "plan", "--help"], capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "120"}
+    )
+    assert done.stdout == shardkit("plan", "--help").stdout
+
+
+def test_a_closed_pipe_is_no_traceback(project: Path, shardkit: RunCommand) -> None:
+    shardkit("run", "pipeline.yaml", "-q")
+    done: Any = subprocess.run(
+        f"{sys.executable} -m shardkit failures out --traceback | head -c 1",
+        shell=True,
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Traceback" not in done.stderr
