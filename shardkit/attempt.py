@@ -14,7 +14,7 @@ from shardkit.clock import now
 from shardkit.errors import RunInterrupted, ShardkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from shardkit.micro import Tally
     from shardkit.pool import Stop
@@ -56,26 +56,26 @@ class Attempt:
     def pass1(self, tally: Tally, stop: Stop, meter: Meter) -> Iterator[None]:
         """Watch over pass 1: its budget, its display, its end on a signal."""
         self._stop, self._meter, self._tally = stop, meter, tally
-        self.progress.start(meter.total)
+        self._display(self.progress.start, meter.total)
         try:
             yield
         finally:
             self._show()
             self._tally = self._meter = self._stop = None
-            self.progress.finish()
+            self._display(self.progress.finish)
 
     @contextlib.contextmanager
     def pass2(self, meter: Meter) -> Iterator[None]:
         """Watch over pass 2."""
         self._beat["phase"] = "pass 2"
         self._meter = meter
-        self.progress.start(meter.total)
+        self._display(self.progress.start, meter.total)
         try:
             yield
         finally:
             self._show()
             self._meter = None
-            self.progress.finish()
+            self._display(self.progress.finish)
 
     def _live(self) -> None:
         last = time.monotonic()
@@ -91,7 +91,13 @@ class Attempt:
     def _show(self) -> None:
         if (meter := self._meter) is not None:
             done, line = meter.read()
-            self.progress.update(done, line)
+            self._display(self.progress.update, done, line)
+
+    @staticmethod
+    def _display(show: Callable[..., None], *what: Any) -> None:
+        # A terminal or a pipe that has gone must not end the run; nor a signal in the middle of another message.
+        with contextlib.suppress(OSError, RuntimeError):
+            show(*what)
 
     def _write(self, state: str, message: str | None = None) -> None:
         if (tally := self._tally) is not None:
@@ -119,7 +125,7 @@ class Attempt:
         patience = 0.0 if isinstance(stop.error, RunInterrupted) else INTERRUPT_PATIENCE_S
         stop.ask(self._interruption(), patience_s=patience)
         if patience and number == signal.SIGINT:
-            self.progress.note("Interrupted: committing what is done (press Ctrl-C again to stop at once).")
+            self._display(self.progress.note, "Interrupted: committing what is done (Ctrl-C again stops at once).")
 
     def _interruption(self) -> RunInterrupted:
         hint = resume_hint(self._folder, command=self._command)

@@ -169,6 +169,7 @@ class _Worker:
         self._settings = settings
         self._slot = slot
         self._output = output
+        self._pid = os.getpid()
         self._schema = parse_schema(settings.schema) if settings.schema else None
 
     def run(self, task: ChunkTask) -> dict[str, Any]:
@@ -196,6 +197,8 @@ class _Worker:
                 slot.end_record(run.bytes[i], failed=True)
                 continue
             self._output.mend()
+            if os.getpid() != self._pid:  # the function has forked, and the child came back as well
+                os._exit(0)
             run.writer.add(result)
             slot.end_record(run.bytes[i], failed=False)
         slot.finish_records()

@@ -532,7 +532,8 @@ def make(record):
     n = int(record.key)
     return pa.table({"part": [i % parts for i in range(rows)], "n": [n * rows + i for i in range(rows)]})
 run = sk.run(make, "data", "out", partition_by="part", workers=1, quiet=True)
-print(run.summary().files, run.summary().rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+print(run.summary().files, run.summary().rows, int(peak.split()[1]) // 1024)
 """
 
 

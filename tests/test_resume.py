@@ -89,14 +89,21 @@ def printed_command(text: str) -> str:
     return re.findall(r": (shardkit \w+ .*)", text)[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_resumed_with_the_printed_command(project: GatedProject, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False), pytest.param(signal.SIGTERM, True, marks=SLOW)],
+)
+def test_an_interrupted_run_is_resumed_with_the_printed_command(
+    project: GatedProject, number: signal.Signals, *, to_all: bool
+) -> None:
     with dying(held_run(project)) as command:
-        if number == signal.SIGINT:
+        if to_all:
             command.signal_group(number)  # as a terminal does
-            wait_for(lambda: "Ctrl-C again" in command.stderr.read_text())
         else:
             os.kill(command.pid, number)
+        if number == signal.SIGINT:
+            wait_for(lambda: "Ctrl-C again" in command.stderr.read_text())
+        else:
             wait_for(lambda: catches_nothing_more(command.pid))
         project.open_gate()  # the record in flight ends, its chunk is committed
         done = command.wait()
@@ -107,8 +114,10 @@ def test_an_interrupted_run_is_resumed_with_the_printed_command(project: GatedPr
     resumed = as_printed(printed_command(done.stderr))
     assert resumed.code == 0, resumed.stderr
     assert project.rows() == project.expected()
-    assert set(Counter(key for key, _ in project.calls()).values()) == {1}  # what was committed is not done again
+    if number == signal.SIGINT or not to_all:  # else the workers die at once
+        assert set(Counter(key for key, _ in project.calls()).values()) == {1}  # what was committed is not done again
     check_ledger(sk.open_run(project.out))
+    assert sk.open_run(project.out).quarantine() == []
 
 
 def catches_nothing_more(pid: int) -> bool:
@@ -425,6 +434,17 @@ def test_late_and_duplicate_attempts_do_no_harm(project: GatedProject) -> None:
     run.resume(quiet=True, changed_function=True, **{"output.rows_per_file": 100})
     assert sorted(project.rows(), key=str) == sorted(project.expected(), key=str)
     assert check_ledger(run).records["done"] == 6
+
+
+def test_a_log_that_goes_away_does_not_end_the_run(project: GatedProject) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    project.open_gate()
+    arguments = project.run_arguments(workers=2, run_id="unheard")
+    subprocess.run([sys.executable, "-m", "shardkit", *arguments], stderr=writer, env=environment(), check=False)
+    os.close(writer)
+    assert project.rows() == project.expected()
+    assert check_ledger(sk.open_run(project.out)).status == "done"
 
 
 STEADY = """

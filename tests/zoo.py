@@ -104,7 +104,7 @@ def runs_out_of_memory(_: Record) -> Rows:
     hoard: list[Any] = []
     try:
         while True:
-            hoard.append([len(hoard)])
+            hoard.append([len(hoard)] * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
@@ -187,6 +187,11 @@ def prints(record: Record) -> Rows:
 def closes_stdout(record: Record) -> Rows:
     print("the last words")  # noqa: T201
     sys.stdout.close()
+    return rows(record)
+
+
+def forks_and_returns_twice(record: Record) -> Rows:
+    os.fork()
     return rows(record)
 
 
