@@ -47,29 +47,24 @@ def glob_to_re2(pattern: str) -> str:
 
     ``*`` and ``?`` stop at a ``/``, ``**`` does not; a pattern without a ``/`` is matched against the file's name.
     """
-    out, i = [], 0
-    while i < len(pattern):
-        if pattern.startswith("**/", i):
-            out.append("(?:.*/)?")
-            i += 3
-        elif pattern.startswith("**", i):
-            out.append(".*" if "/" in pattern else "[^/]*")
-            i += 2
-        elif pattern[i] == "*":
-            out.append("[^/]*")
-            i += 1
-        elif pattern[i] == "?":
-            out.append("[^/]")
-            i += 1
-        elif pattern[i] == "[" and (end := pattern.find("]", i + 2 + pattern.startswith(("!", "^"), i + 1))) > 0:
-            inside = pattern[i + 1 : end].replace("\\", "\\\\")
-            out.append(f"[^/{inside[1:]}]" if inside[0] in "!^" else f"[{inside}]")
-            i = end + 1
-        else:
-            out.append(re.escape(pattern[i]))
-            i += 1
-    anywhere = "" if "/" in pattern else "(?:.*/)?"
-    return f"(?s)^{anywhere}{''.join(out)}$"
+    deep = "/" in pattern
+    anywhere = "" if deep else "(?:.*/)?"
+    return f"(?s)^{anywhere}{''.join(_token_to_re2(token, deep=deep) for token in GLOB.findall(pattern))}$"
+
+
+# The last but one is [...], which as in a shell holds no slash, and a bracket only as its first character.
+GLOB = re.compile(r"\*\*/|\*\*|\*|\?|\[(?:[!^]|(?![!^]))(?:\][^]/]*|[^]/]+)\]|.", re.DOTALL)
+
+
+def _token_to_re2(token: str, *, deep: bool) -> str:
+    wild = {"**/": "(?:.*/)?", "**": ".*" if deep else "[^/]*", "*": "[^/]*", "?": "[^/]"}
+    if token in wild:
+        return wild[token]
+    if len(token) == 1:
+        return re.escape(token)
+    excluded = token[1] in "!^"
+    inside = re.sub(r"[\\\[\]]", r"\\\g<0>", token[1 + excluded : -1])
+    return f"[^/{inside}]" if excluded else f"[{inside}]"
 
 
 def matches(keys: pa.Array, patterns: Sequence[str]) -> pa.Array:

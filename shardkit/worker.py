@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import io
 import os
 import resource
 import signal
@@ -132,6 +133,21 @@ def _settle_in() -> None:
     pa.set_cpu_count(1)
 
 
+class _Log(io.FileIO):
+    """A file that nobody may be reading any more, which is no reason for a print to fail."""
+
+    def write(self, data: Any, /) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(data)
+        return memoryview(data).nbytes
+
+
+def _text_log(number: int) -> io.TextIOWrapper:
+    """One of stdout and stderr, by its number; by lines, for what is held back dies with the worker."""
+    raw = io.BufferedWriter(_Log(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
 class _Output:
     """Has stdout lead to the parent's stderr, and both stay open whatever the function closes.
 
@@ -145,6 +161,7 @@ class _Output:
             self._stderr = os.open(os.devnull, os.O_WRONLY)
         os.dup2(self._stderr, 1)
         self.mend()
+        sys.stdout, sys.stderr = _text_log(1), _text_log(2)
 
     def mend(self) -> None:
         """Open again what is closed."""
@@ -154,9 +171,9 @@ class _Output:
             except OSError:
                 os.dup2(self._stderr, number)
         if getattr(sys.stdout, "closed", False):
-            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+            sys.stdout = _text_log(1)
         if getattr(sys.stderr, "closed", False):
-            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            sys.stderr = _text_log(2)
 
 
 class _Worker:
@@ -192,17 +209,21 @@ class _Worker:
             try:
                 result = run.collect(self._function(record), i, record.key)
             except BaseException as error:  # noqa: BLE001  even SystemExit from a record's function costs only that record
+                self._recover()
                 run.fail(i, error, seconds=time.perf_counter() - begun)
-                self._output.mend()
                 slot.end_record(run.bytes[i], failed=True)
                 continue
-            self._output.mend()
-            if os.getpid() != self._pid:  # the function has forked, and the child came back as well
-                os._exit(0)
+            self._recover()
             run.writer.add(result)
             slot.end_record(run.bytes[i], failed=False)
         slot.finish_records()
         return run.commit(started)
+
+    def _recover(self) -> None:
+        """Undo what the function may have done to the process."""
+        if os.getpid() != self._pid:  # it has forked, and the child came back from it as well
+            os._exit(0)
+        self._output.mend()
 
     def _ends_before(self, i: int, task: ChunkTask) -> bool:
         """Whether the chunk shall be committed without the records from position ``i`` on."""

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
+import pytest
 
 import shardkit as sk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 TESTS = Path(__file__).resolve().parent
 PATIENCE_S = 60.0  # far more than anything here takes: it ends a test that would hang
 

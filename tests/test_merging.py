@@ -232,8 +232,10 @@ def test_integers_that_no_float_can_hold_are_not_rounded(tmp_path: Path) -> None
 # ---- how the dataset is cut ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "arrow"])
-@pytest.mark.parametrize("rows_per_file", [1, 60, 250, 10**6])
+@pytest.mark.parametrize(
+    ("format", "rows_per_file"),
+    [*(("parquet", n) for n in (1, 60, 250, 10**6)), ("jsonl", 60), ("csv", 250), ("arrow", 60)],
+)
 def test_rows_per_file_is_exact(tmp_path: Path, format: str, rows_per_file: int) -> None:
     many = 10 if rows_per_file > 1 else 1
     run = run_of(

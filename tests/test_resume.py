@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crashing import Command, Done, Project, check_ledger, dying, environment, is_alive, rows_of, wait_for
+from crashing import LINUX, Command, Done, Project, check_ledger, dying, environment, is_alive, rows_of, wait_for
 
 import shardkit as sk
 
+pytestmark = LINUX
 SLOW = pytest.mark.slow
 # Notes each call; a record whose file says so waits for a file named gate.
 GATED = """
@@ -440,6 +441,7 @@ def test_a_log_that_goes_away_does_not_end_the_run(project: GatedProject) -> Non
     reader, writer = os.pipe()
     os.close(reader)
     project.open_gate()
+    project.write_function(GATED.replace("    return", "    print('x' * 10_000)\n    return"))
     arguments = project.run_arguments(workers=2, run_id="unheard")
     subprocess.run([sys.executable, "-m", "shardkit", *arguments], stderr=writer, env=environment(), check=False)
     os.close(writer)

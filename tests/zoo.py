@@ -126,6 +126,7 @@ def leaves(_: Record) -> Rows:
 
 
 def segfaults(_: Record) -> Rows:
+    print("just before the segfault")  # noqa: T201
     ctypes.string_at(0)
     return []
 
@@ -192,6 +193,12 @@ def closes_stdout(record: Record) -> Rows:
 
 def forks_and_returns_twice(record: Record) -> Rows:
     os.fork()
+    return rows(record)
+
+
+def forks_and_leaves(record: Record) -> Rows:
+    if os.fork() == 0:
+        sys.exit()
     return rows(record)
 
 
