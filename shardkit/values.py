@@ -112,7 +112,7 @@ def _without_missing(values: list[Any], kinds: set[type], *, together: bool) -> 
     return values, kinds
 
 
-def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Array:  # noqa: C901  a case a line
+def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Array:  # noqa: C901, PLR0912  a case a line
     families = {family(kind) for kind in kinds}
     if together and len(kinds) > 1 and not any(kinds <= group for group in TOGETHER):
         raise Mixed(_mixed(families))
@@ -124,6 +124,8 @@ def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Arra
         if together:
             raise Mixed("arrays of several types")
         values = [v.tolist() if isinstance(v, np.ndarray) else v for v in values]
+    if families == {"UUID"}:  # which only some versions of pyarrow take, and few readers
+        values = [v if v is None else str(v) for v in values]
     if families & {"datetime64", "timedelta64"}:
         return _numpy_times(values, together=together)
     if any(issubclass(kind, np.generic) for kind in kinds) and len(kinds) > 1:
