@@ -114,7 +114,7 @@ def _merged_bytes(pipeline: Pipeline, ledger: Ledger, scratch: Path) -> int:
     """What the sample's rows take in the dataset; of Parquet only the columns, for a footer does not grow with them."""
     merge = pipeline.merge()
     source = read_source((p.path for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
-    files = write_merged(scratch / "dataset", source, merge, token=SCRATCH_TOKEN, threads=1)
+    files, _ = write_merged(scratch / "dataset", source, merge, token=SCRATCH_TOKEN, threads=1)
     if merge.layout.format != "parquet":
         return sum(file.bytes for file in files)
     footers = [pq.read_metadata(scratch / "dataset" / file.path) for file in files]

@@ -18,7 +18,7 @@ from shardkit.schema import holds
 from shardkit.storage import sync_file, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 DICTIONARY_SAMPLE_ROWS = 10_000
@@ -39,8 +39,11 @@ class FileWriter(Protocol):
         """Finish the file and flush it to the disk."""
 
 
-def reader_of(format: str) -> Any:
-    """What pyarrow reads files with: rows of several megabytes, line breaks in them, nulls that are no empty text."""
+def reader_of(format: str, texts: Sequence[str]) -> Any:
+    """What pyarrow reads files with: rows of several megabytes, line breaks in them, nulls that are no empty text.
+
+    ``texts`` are the columns that stay text, also where they look like numbers; CSV does not tell.
+    """
     import pyarrow.dataset as pads
     from pyarrow import csv
 
@@ -53,10 +56,22 @@ def reader_of(format: str) -> Any:
     return pads.CsvFileFormat(
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(
-            null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            column_types=dict.fromkeys(texts, pa.string()),
         ),
         read_options=csv.ReadOptions(block_size=READ_BLOCK_BYTES),
     )
+
+
+def partitioning_of(names: Sequence[str], columns: Mapping[str, str]) -> Any:
+    """What pyarrow reads partitions with: numbers as numbers, but only where they were numbers."""
+    import pyarrow.dataset as pads
+
+    plain = {"bool", "date32[day]", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+    kinds = [columns[name] if columns.get(name) in plain else "string" for name in names]
+    return pads.partitioning(pa.schema(list(zip(names, kinds, strict=True))), flavor="hive")
 
 
 def open_writer(path: Path, schema: pa.Schema, format: str) -> FileWriter:

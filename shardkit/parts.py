@@ -86,7 +86,7 @@ class PartsWriter:
         if result.rows:
             self._pending.append(result)
             self._pending_rows += len(result.rows)
-            self._pending_bytes += len(result.rows) * _weight(result.rows[-1].values())
+            self._pending_bytes += len(result.rows) * _weight_of(result.rows[-1])
             if self._pending_rows >= CONVERT_ROWS or self._pending_bytes >= CONVERT_BYTES:
                 self._convert()
         elif result.tables:
@@ -206,6 +206,13 @@ class PartsWriter:
         for stream in self._streams:
             self._finish(stream)
         self._streams = []
+
+
+def _weight_of(row: dict[str, Any]) -> int:
+    try:
+        return _weight(row.values())
+    except Exception:  # noqa: BLE001  nested too deeply, or the user's own class: the conversion will tell
+        return 0
 
 
 def _weight(values: Iterable[Any]) -> int:

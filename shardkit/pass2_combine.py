@@ -50,8 +50,12 @@ class Merge:
     combine: FunctionRef | None = None
 
 
-def write_merged(folder: Path, source: Source, merge: Merge, *, token: str, threads: int | None) -> list[DataFile]:
+def write_merged(
+    folder: Path, source: Source, merge: Merge, *, token: str, threads: int | None
+) -> tuple[list[DataFile], pa.Schema]:
     """Write the parts of ``source`` as dataset files under ``folder``, their names carrying ``token``.
+
+    Returns the files, and the schema of the dataset with its partition columns.
 
     Raises:
         SchemaConflict: a value does not fit its column.
@@ -59,10 +63,17 @@ def write_merged(folder: Path, source: Source, merge: Merge, *, token: str, thre
         StorageError: something could not be read or written.
     """
     if merge.combine is None:
-        return write_dataset(folder, source, merge.layout, token=token, threads=threads)
+        return write_dataset(folder, source, merge.layout, token=token, threads=threads), source.schema
     function = merge.combine.load()
+    schemas: list[pa.Schema] = []
+
+    def tables() -> Iterator[pa.Table]:
+        for table in combined(source, function, merge.combine.name if merge.combine else ""):
+            schemas[:] = [table.schema]
+            yield table
+
     try:
-        return write_stream(folder, combined(source, function, merge.combine.name), merge.layout, token=token)
+        return write_stream(folder, tables(), merge.layout, token=token), schemas[0] if schemas else pa.schema([])
     except ShardkitError:
         raise
     except Exception as error:
@@ -84,7 +95,9 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
     with _switching(ledger.folder, attempt, name=name) as build:
         source = read_source((p.path for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
         with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
-            build.files = write_merged(staging(ledger.folder), source, merge, token=build.token, threads=threads)
+            build.files, build.schema = write_merged(
+                staging(ledger.folder), source, merge, token=build.token, threads=threads
+            )
         build.describe(merge.layout, records=ledger.counts(), bytes_in=int(ledger.bytes.sum()))
     return build.result
 
@@ -143,7 +156,9 @@ def combine_folders(
         with _switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
-                build.files = write_merged(staging(folder), source, merge, token=build.token, threads=None)
+                build.files, build.schema = write_merged(
+                    staging(folder), source, merge, token=build.token, threads=None
+                )
             size = sum(path.stat().st_size for path in parts)
             build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)
     return Run(folder)
@@ -181,6 +196,7 @@ class _Build:
         self.generation = (before["generation"] if before else 0) + 1
         self.token = folder.run_id if self.generation == 1 else f"{folder.run_id}.{self.generation}"
         self.files: list[DataFile] = []
+        self.schema = pa.schema([])
         self.result: dict[str, Any] = {}
         self._folder = folder
         self._attempt = attempt
@@ -199,6 +215,7 @@ class _Build:
             "bytes_out": sum(file.bytes for file in self.files),
             "format": layout.format,
             "partition_by": list(layout.partition_by),
+            "columns": {field.name: str(field.type) for field in self.schema},
             "started": self._attempt.started,
             "finished": now(),
             "seconds": round(self._attempt.seconds, 3),

@@ -152,14 +152,16 @@ _storable: dict[pa.Schema, bool] = {}
 
 
 def _check_storable(schema: pa.Schema) -> None:
-    """Refuse, while the record is still known, a type that a Parquet file cannot hold."""
+    """Refuse, while the record is still known, a type that a Parquet file cannot hold, or not give back."""
     if schema in _storable:
         return
     for column in schema:
         try:
-            pq.ParquetWriter(pa.MockOutputStream(), pa.schema([column])).close()
-        except pa.ArrowException as error:
-            raise TypeError(f"column {column.name!r} cannot be stored as {column.type}: {error}") from error
+            sink = pa.BufferOutputStream()
+            pq.ParquetWriter(sink, pa.schema([column])).close()
+            pq.read_schema(pa.BufferReader(sink.getvalue()))
+        except (pa.ArrowException, OSError) as error:
+            raise TypeError(f"column {column.name!r} cannot be stored as {str(column.type)[:100]}: {error}") from error
     _storable[schema] = True
 
 

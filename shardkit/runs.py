@@ -152,7 +152,7 @@ class Run:
         """
         import pyarrow.dataset as pads
 
-        from shardkit.formats import reader_of
+        from shardkit.formats import partitioning_of, reader_of
 
         result = self._folder.result()
         if result is None:
@@ -161,10 +161,11 @@ class Run:
         gone = next((path for path in paths if not path.exists()), None)
         if gone is not None:
             raise RunNotFound(f"Run {self.run_id}: {gone} is gone.", hint="A later run has replaced this dataset.")
+        columns, by = result.get("columns", {}), result["partition_by"]
         return pads.dataset(
             [str(path) for path in paths],
-            format=reader_of(result["format"]),
-            partitioning="hive" if result["partition_by"] else None,
+            format=reader_of(result["format"], [n for n, kind in columns.items() if "string" in kind and n not in by]),
+            partitioning=partitioning_of(by, columns) if by else None,
             partition_base_dir=str(self.output) if result["partition_by"] else None,
         )
 

@@ -160,7 +160,7 @@ def _numpy_times(values: list[Any], *, together: bool) -> pa.Array:
         return pa.nulls(len(values))
     if together and len({v.dtype for v in known}) > 1:
         raise Mixed("times of several units")
-    nat = type(known[0])("NaT")
+    nat = np.full(1, "NaT", known[0].dtype)[0]
     times = np.array([nat if v is None else v for v in values])
     unit = np.datetime_data(times.dtype)[0]
     if unit not in ARROW_UNITS:  # those that Arrow lacks are whole days or whole seconds

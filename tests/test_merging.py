@@ -420,6 +420,12 @@ def test_csv(tmp_path: Path) -> None:
     assert table["n"].to_pylist() == list(range(len(ODD_TEXTS)))
 
 
+def test_texts_that_look_like_numbers_stay_texts_in_csv(tmp_path: Path) -> None:
+    run = run_of(tmp_path, {f"{n}": {"code": f"{n:03d}", "n": n} for n in range(3)}, format="csv")
+    assert column(run, "code") == ["000", "001", "002"]
+    assert column(run, "n") == [0, 1, 2]
+
+
 def test_arrow(tmp_path: Path) -> None:
     run = run_of(tmp_path, ODD | {"99": {"n": 99, "blob": b"\xff", "l": [1]}}, format="arrow")
     (path,) = dataset_files(run, "arrow")
@@ -495,6 +501,7 @@ def test_partitions_are_read_back(tmp_path: Path) -> None:
     assert all(pq.read_schema(path).names == ["n"] for path in dataset_files(run))
     own = run.dataset().to_table().to_pylist()
     assert sorted((row["n"], row["site"], str(row["day"])) for row in own) == expected
+    assert types_of(run) == {"n": "int64", "site": "string", "day": "date32[day]"}
     duckdb = pytest.importorskip("duckdb")
     query = f"from read_parquet('{run.output}/*/*/*.parquet', hive_partitioning=true, hive_types_autocast=false)"
     assert sorted(duckdb.sql(f"select n, site, day {query}").fetchall()) == expected
@@ -515,6 +522,11 @@ def test_partitions_by_numbers_and_truths(tmp_path: Path) -> None:
         f"select n, year, ok from read_parquet('{run.output}/*/*/*.parquet', hive_partitioning=true)"
     ).fetchall()
     assert sorted(found) == [(n, 2000 + n % 2, "true" if n % 3 == 0 else "false") for n in range(12)]
+
+
+def test_a_partition_that_looks_like_a_number_stays_a_text(tmp_path: Path) -> None:
+    run = run_of(tmp_path, {f"{n}": {"site": f"{n:03d}", "n": n} for n in range(3)}, partition_by="site")
+    assert run.dataset().to_table().to_pylist() == [{"n": n, "site": f"{n:03d}"} for n in range(3)]
 
 
 def test_rows_of_a_partition_stay_in_order(tmp_path: Path) -> None:

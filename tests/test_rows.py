@@ -55,6 +55,10 @@ def frame(column: str, values: Any, **options: Any) -> pd.DataFrame:
     return pd.DataFrame({column: values}, **options)
 
 
+def nested(value: Any, depth: int) -> Any:
+    return nested([value], depth - 1) if depth else value
+
+
 def generated(column: str) -> Iterator[dict[str, Any]]:
     for i in range(3):
         yield {column: i}
@@ -153,6 +157,7 @@ ARRIVES: dict[str, tuple[Callable[[str], Any], list[Any]]] = {
     "frame-objects": (lambda c: frame(c, ["a", None, NAN], dtype=object), ["a", None, None]),
     "frame-nullable": (lambda c: frame(c, pd.array([1, None], "Int64")), [1, None]),
     "frame-times": (lambda c: frame(c, pd.to_datetime(["2020-01-02 12:30:15.123456", None])), [NOON, None]),
+    "deep": (lambda c: {c: nested(1, 30)}, [nested(1, 30)]),
     "large-text": (lambda c: {c: "x" * 5_000_000}, ["x" * 5_000_000]),
 }  # fmt: skip
 
@@ -185,6 +190,8 @@ REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
     "frame-object": (lambda c: frame(c, [Odd()]), "frame-object"),
     "frame-mixture": (lambda c: frame(c, [1, "a"]), "frame-mixture"),
     "frame-surrogates": (lambda c: frame(c, ["\ud800"], dtype=object), "surrogates"),
+    "too-deep": (lambda c: {c: nested(1, 60)}, "column 'too-deep' cannot be stored as list.*nested"),
+    "much-too-deep": (lambda c: {c: nested(1, 900)}, "column 'much-too-deep' cannot be stored: .*recursion"),
     "text-and-int": (lambda c: [{c: "a"}, {c: 1}], "column 'text-and-int' cannot be stored: it mixes int and str"),
     "bool-and-int": (lambda c: [{c: True}, {c: 1}], "it mixes bool and int"),
     "text-and-bytes": (lambda c: [{c: "a"}, {c: b"b"}], "it mixes bytes and str"),
@@ -419,11 +426,9 @@ PLAIN = re.compile(r"(item|element): ")  # what the values of a list are called 
 def outcome(folder: Path, groups: list[list[Any]], *, widen_ints: bool = False) -> tuple[str, Any]:
     """What becomes of one value a record, where the records of a group are in one chunk: a type and values, or an end."""
     paths = []
-    given_up: list[str] = []
+    given_up: list[Any] = []
     for number, group in enumerate(groups):
-        writer = PartsWriter(
-            folder, f"part{number}", schema=None, give_up=lambda result, _: given_up.append(result.key)
-        )
+        writer = PartsWriter(folder, f"part{number}", schema=None, give_up=lambda _, error: given_up.append(error))
         for index, value in group:
             writer.add(collect({"x": value, "index": index}, index, f"record-{index}"))
         paths += [folder / part.name for part in writer.close()]
