@@ -1,0 +1,1 @@
+"""Where Processing jobs run: this machine, SageMaker."""

@@ -1,0 +1,43 @@
+"""Instance types: how many CPUs each has, and whether there is one of that name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+TYPE = r"ml\.[a-z][a-z0-9-]*\.(?:medium|large|\d*xlarge|metal(?:-\d+xl)?)"
+SMALL = {"medium": 2, "large": 2}  # Processing's only medium is of the t3 family, which has two
+ODD = {"ml.c4.8xlarge": 36}
+METAL = 96  # what most whole machines have at least
+
+
+def instance_vcpus(instance_type: str) -> int:
+    """The vCPUs of an instance type such as ``ml.m5.4xlarge``, from its name.
+
+    Raises:
+        ValueError: this is no name of an instance type.
+    """
+    if not re.fullmatch(TYPE, instance_type):
+        raise ValueError(not_a_type(instance_type))
+    size = instance_type.rpartition(".")[2]
+    times = re.fullmatch(r"(?:metal-)?(\d*)xl(?:arge)?", size)
+    usual = 4 * int(times[1] or 1) if times else SMALL.get(size, METAL)
+    return ODD.get(instance_type, usual)
+
+
+def not_a_type(name: str) -> str:
+    """What to say about a name that no instance type can have."""
+    guess = f"; did you mean ml.{name}?" if re.fullmatch(TYPE, f"ml.{name}") else ", such as ml.m5.xlarge."
+    return f"{name!r} is no instance type{guess}"
+
+
+def nearest(name: str, known: frozenset[str]) -> str | None:
+    """The known type that ``name`` was meant to be; None if it is one, or of a family that nobody knows yet.
+
+    A family that is missing from ``known`` may be newer than the list.
+    """
+    family = name.rpartition(".")[0]
+    relatives = sorted(other for other in known if other.rpartition(".")[0] == family)
+    if name in known or not relatives:
+        return None
+    return (difflib.get_close_matches(name, relatives, n=1) or relatives)[0]

@@ -1,0 +1,303 @@
+"""What the jobs of a run have in common, wherever they run, and the CreateProcessingJob requests made of self."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from shardkit.engines import environment as variables
+from shardkit.engines import limits
+from shardkit.engines.instances import TYPE, instance_vcpus, not_a_type
+from shardkit.engines.processors import network_of, read_processor
+from shardkit.errors import PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from typing_extensions import Self
+
+CONNECTION = ("boto_session", "client", "region", "profile", "endpoint_url")
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")  # noqa: TRY004  pydantic wants a ValueError
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Count = Annotated[int, BeforeValidator(_no_truth)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Key = Annotated[str, AfterValidator(limits.checked_key)]
+
+
+class _Model(BaseModel):
+    # A traceback in a notebook must not print the values of the environment.
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+
+class Network(_Model):
+    """The network of a job, in the words of the SDKs' NetworkConfig."""
+
+    subnets: Names = ()
+    security_group_ids: Names = ()
+    enable_network_isolation: bool = False
+    encrypt_inter_container_traffic: bool | None = None
+
+    @model_validator(mode="after")
+    def _whole_vpc(self) -> Network:
+        if bool(self.subnets) != bool(self.security_group_ids):
+            raise ValueError("a VPC takes both subnets and security_group_ids.")
+        if len(self.subnets) > 16 or len(self.security_group_ids) > 5:
+            raise ValueError("SageMaker takes at most 16 subnets and 5 security groups.")
+        return self
+
+    def request(self) -> dict[str, Any]:
+        """NetworkConfig of the request."""
+        config: dict[str, Any] = {"EnableNetworkIsolation": self.enable_network_isolation}
+        if self.encrypt_inter_container_traffic is not None:
+            config["EnableInterContainerTrafficEncryption"] = self.encrypt_inter_container_traffic
+        if self.subnets:
+            config["VpcConfig"] = {"SecurityGroupIds": list(self.security_group_ids), "Subnets": list(self.subnets)}
+        return config
+
+
+class Settings(_Model):
+    """What every job of a run has in common. ``SageMaker`` and ``Local`` say where it runs."""
+
+    local: ClassVar[bool] = False
+
+    kind: str
+    role: Annotated[str, Field(min_length=1, max_length=2048)]
+    image: Annotated[str, Field(min_length=1, max_length=255)]
+    instance_type: str = "ml.m5.xlarge"
+    instance_preferences: Names = ()
+    instance_count: Count = Field(1, ge=1, le=100)
+    volume_gb: Count = Field(30, ge=1, le=16384)
+    volume_kms_key: Key | None = None
+    output_kms_key: Key | None = None
+    max_runtime: Count | None = Field(None, ge=1, le=777600)
+    base_job_name: Annotated[str, AfterValidator(limits.checked_name)] = ""
+    command: Names = ()
+    tags: dict[str, str] = Field(default_factory=dict)
+    env: dict[str, str] = Field(default_factory=dict)
+    network: Network | None = None
+    region: str | None = None
+    profile: str | None = None
+    endpoint_url: str | None = None
+    boto_session: Any = Field(None, exclude=True, repr=False)
+
+    def __init__(self, processor: Any = None, /, **fields: Any) -> None:
+        if processor is None:
+            processor = fields.pop("processor", None)
+        if processor is not None:
+            read = read_processor(processor, local=self.local)
+            if any(fields.get(name) is not None for name in CONNECTION):
+                read = {name: value for name, value in read.items() if name not in CONNECTION}
+            if self.local:
+                read.pop("client", None)
+            if fields.get("instance_type"):
+                read.pop("instance_preferences", None)
+            fields = read | fields
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            from shardkit.fields import explain
+
+            missing = {problem["loc"] for problem in error.errors() if problem["type"] == "missing"}
+            hint = "Give a Processor of the SageMaker SDK, or these by name." if missing else ""
+            raise PipelineError(explain(error, type(self)), hint=hint) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_key_for_all(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and "kms_key" in fields:
+            key = fields["kms_key"]
+            rest = {name: value for name, value in fields.items() if name != "kms_key"}
+            return {"volume_kms_key": key, "output_kms_key": key} | rest
+        return fields
+
+    @field_validator("role")
+    @classmethod
+    def _some_role(cls, value: str) -> str:
+        return limits.checked_role(value)
+
+    @field_validator("instance_type", "instance_preferences")
+    @classmethod
+    def _types(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = (value,) if isinstance(value, str) else value
+        for name in names:
+            if not re.fullmatch(TYPE, name):
+                raise ValueError(not_a_type(name))
+        if len(set(names)) < len(names):
+            raise ValueError("an instance type is named twice.")
+        if len(names) > 5:
+            raise ValueError(f"{len(names)} instance types are too many: SageMaker takes at most 5.")
+        return value
+
+    @field_validator("command")
+    @classmethod
+    def _python(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value and not any(os.path.basename(word).startswith("python") for word in value):
+            raise ValueError(f"shardkit runs Python, such as ['python3'], not {' '.join(value)}.")
+        return value
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _tags(cls, value: Any) -> Any:
+        return limits.checked_tags({} if value is None else value)
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise ValueError("expected a mapping of names to texts.")  # noqa: TRY004  pydantic wants a ValueError
+        for name, item in value.items():
+            if not isinstance(name, str) or not isinstance(item, str | int | float) or isinstance(item, bool):
+                raise ValueError(f"expected a text for {name}; put it in quotes.")  # noqa: TRY004  pydantic wants this
+        return {name: variables.as_text(item) for name, item in value.items()}
+
+    @field_validator("env")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
+        return variables.checked(value)
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _network(cls, value: Any) -> Any:
+        return network_of(value)
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the jobs have no network at all, not even to S3."""
+        return self.network is not None and self.network.enable_network_isolation
+
+    @property
+    def vcpus(self) -> int:
+        """The fewest vCPUs that an instance of a job may have."""
+        return min(map(instance_vcpus, self.instance_preferences or (self.instance_type,)))
+
+    def check_instances(self, by: str, instances: int = 1) -> None:
+        """Make sure that a Processor's instance_count is what the shards are for.
+
+        ``by``: what the shards are cut by; ``instances``: how many instances they ask for.
+
+        Raises:
+            PipelineError: several instances were asked for, and no job would use them.
+        """
+        if self.instance_count == 1 or (by == "s3key" and self.instance_count == instances):
+            return
+        if by == "s3key":
+            raise PipelineError(
+                f"engine.instance_count: {self.instance_count} instances, but the shards are for {instances}.",
+                hint=f"Give shards: {{by: s3key, instances: {self.instance_count}}}, or leave instance_count out.",
+            )
+        raise PipelineError(
+            f"engine.instance_count: {self.instance_count} instances would all do the same work: with shards by {by}, "
+            "each job runs on one instance, and there are many jobs.",
+            hint=f"Set instance_count to 1, or cut by object: shards: {{by: s3key, instances: {self.instance_count}}}.",
+        )
+
+    def resolved(self) -> Self:
+        """The settings with whatever had to be asked for: the role's ARN, the image's URI."""
+        return self
+
+    def request(
+        self,
+        *,
+        entrypoint: Iterable[str],
+        arguments: Iterable[str] = (),
+        inputs: Iterable[Mapping[str, Any]] = (),
+        outputs: Iterable[Mapping[str, Any]] = (),
+        environment: Mapping[str, str] | None = None,
+        instances: int = 1,
+    ) -> dict[str, Any]:
+        """The arguments of CreateProcessingJob, without ProcessingJobName.
+
+        ``inputs`` are ProcessingInputs, ``outputs`` the Outputs of ProcessingOutputConfig; ``environment`` goes over
+        the user's own.
+
+        Raises:
+            PipelineError: the service would not take it; the message names the field.
+        """
+        resolved = self.resolved()
+        application: dict[str, Any] = {"ImageUri": resolved.image}
+        application["ContainerEntrypoint"] = limits.check_words("entrypoint", entrypoint)
+        if words := limits.check_words("arguments", arguments):
+            application["ContainerArguments"] = words
+        request: dict[str, Any] = {
+            "RoleArn": resolved.role,
+            "AppSpecification": application,
+            "ProcessingResources": {"ClusterConfig": self._cluster(instances)},
+        }
+        if listed := limits.check_inputs(inputs):
+            request["ProcessingInputs"] = listed
+        if kept := [dict(output) for output in outputs]:
+            request["ProcessingOutputConfig"] = {"Outputs": kept}
+            if self.output_kms_key:
+                request["ProcessingOutputConfig"]["KmsKeyId"] = self.output_kms_key
+        if given := self._environment(environment or {}):
+            request["Environment"] = given
+        if self.network is not None:
+            request["NetworkConfig"] = self.network.request()
+        if self.max_runtime is not None:
+            request["StoppingCondition"] = {"MaxRuntimeInSeconds": self.max_runtime}
+        if self.tags:
+            request["Tags"] = [{"Key": key, "Value": value} for key, value in self.tags.items()]
+        return request
+
+    def _cluster(self, instances: int) -> dict[str, Any]:
+        cluster: dict[str, Any] = {"InstanceCount": instances, "VolumeSizeInGB": self.volume_gb}
+        if self.instance_preferences:
+            cluster["InstancePreferences"] = [{"InstanceType": name} for name in self.instance_preferences]
+        else:
+            cluster["InstanceType"] = self.instance_type
+        if self.volume_kms_key:
+            cluster["VolumeKmsKeyId"] = self.volume_kms_key
+        return cluster
+
+    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        both = self.env | dict(more)
+        for name, value in more.items():
+            if max(len(name), len(value)) > variables.LONGEST:
+                raise PipelineError(f"environment.{name}: more than {variables.LONGEST} characters.")
+        if len(both) > variables.MOST_VARIABLES:
+            raise PipelineError(
+                f"env: {len(self.env)} variables and shardkit's own {len(both) - len(self.env)} are more than the "
+                f"{variables.MOST_VARIABLES} that SageMaker takes."
+            )
+        return both
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, type(self)) and dict(self) == dict(other)  # not what they have found out meanwhile
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.role, self.image))
+
+    def replace(self, **fields: Any) -> Self:
+        """A copy with other values."""
+        return type(self)(
+            **{field.alias or name: getattr(self, name) for name, field in type(self).model_fields.items()} | fields
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data; sessions and clients stay behind."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        return {name: value for name, value in content.items() if value not in ("", [], {})}
