@@ -1,0 +1,340 @@
+"""Runs an instance's program so that it sees its own ``/opt/ml``, and so that nothing of it outlives it.
+
+Where the kernel allows it, with or without root, an instance gets a mount namespace and a process namespace of its
+own: ``/opt/ml`` is its own folder, every other path is the machine's, and when its main process ends, all that it
+started ends. Elsewhere the program runs as it is, and finds its folder in the variable ``SHARDKIT_OPT_ML``.
+
+Standard library only: this runs in the supervisor, between fork and exec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import tempfile
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+OPT_ML = "/opt/ml"
+CONTAINER_FAILED = 125  # as docker has it: the container could not be made
+CANNOT_RUN = 126
+NOT_FOUND = 127
+
+_NEWNS, _NEWUSER, _NEWPID = 0x00020000, 0x10000000, 0x20000000
+_BIND, _REC, _PRIVATE = 0x1000, 0x4000, 0x40000
+_NOSUID, _NODEV, _NOEXEC = 0x2, 0x4, 0x8
+_SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
+_FORWARDED = {signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD}
+
+# Which namespaces an instance gets, best first. Root needs no user namespace, and would lose rights by one.
+KINDS = {
+    "pid": _NEWNS | _NEWPID,
+    "user+pid": _NEWUSER | _NEWNS | _NEWPID,
+    "mount": _NEWNS,
+    "user+mount": _NEWUSER | _NEWNS,
+}
+NONE = "none"
+
+
+class Program(NamedTuple):
+    """What an instance runs, and where its files are."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    volume: str  # its ml/ is the instance's /opt/ml, its work/ the current folder at the start
+    log: str
+
+
+def start(program: Program, kind: str) -> int:
+    """Start an instance's program.
+
+    SIGTERM to the process that is returned goes on to the program; SIGUSR1 kills the program and all that it started.
+    It exits as the program does: with its exit code, or with 128 + the signal that killed it.
+
+    Returns:
+        The process id of the instance's keeper, a child of this process.
+
+    Raises:
+        OSError: the namespaces could not be made.
+    """
+    heard, told = os.pipe()
+    keeper = os.fork()
+    if keeper == 0:
+        os.close(heard)
+        _guarded(lambda: _keep(program, kind, told), told)
+    os.close(told)
+    with open(heard, encoding="utf-8") as pipe:
+        problem = pipe.read()
+    if problem:
+        os.waitpid(keeper, 0)
+        raise OSError(problem)
+    return keeper
+
+
+def probe() -> str:
+    """The kind of isolation that works here: one of ``KINDS``, or ``none``."""
+    if not sys.platform.startswith("linux"):
+        return NONE
+    kinds = [kind for kind in KINDS if os.geteuid() == 0 or kind.startswith("user")]
+    with tempfile.TemporaryDirectory(prefix="shardkit-probe-") as folder:
+        os.makedirs(f"{folder}/ml")
+        os.makedirs(f"{folder}/work")
+        with open(f"{folder}/ml/seen", "w", encoding="ascii"):
+            pass
+        for kind in kinds:
+            program = Program(["test", "-e", f"{OPT_ML}/seen"], os.environ, folder, os.devnull)
+            with contextlib.suppress(OSError):
+                if os.waitstatus_to_exitcode(os.waitpid(start(program, kind), 0)[1]) == 0:
+                    return kind
+    return NONE
+
+
+# ---- the keeper: one a instance ----------------------------------------------------------------------------------
+
+
+def _guarded(work: object, told: int) -> NoReturn:
+    """Do the work in this forked process, and never return to the code that forked."""
+    try:
+        work()  # type: ignore[operator]
+    except BaseException as error:  # noqa: BLE001  # whatever it is, the supervisor is told
+        with contextlib.suppress(OSError):
+            os.write(told, (str(error) or type(error).__name__).encode())
+    finally:
+        os._exit(CONTAINER_FAILED)
+
+
+def _keep(program: Program, kind: str, told: int) -> None:
+    """Make the namespaces, start the program in them, and wait for it."""
+    supervisor = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    for number in _FORWARDED:
+        signal.signal(number, signal.SIG_DFL)
+    os.setsid()
+    _redirect(program.log)
+    flags = KINDS.get(kind, 0)
+    if flags:
+        _unshare(flags)
+    _die_with(supervisor, signal.SIGUSR1)
+    if flags & _NEWPID:
+        first = os.fork()
+        if first == 0:
+            _guarded(lambda: _first_process(program, told), told)
+        os.close(told)
+        os._exit(_wait(first, tree=False))
+    _prctl(_SET_CHILD_SUBREAPER, 1)
+    if flags:
+        _make_private()
+        graft(os.path.join(program.volume, "ml"), OPT_ML, os.path.join(program.volume, "stage"))
+    code = _wait(_execute(program, told), tree=True)
+    _kill_descendants()
+    os._exit(code)
+
+
+def _first_process(program: Program, told: int) -> None:
+    """Be process 1 of the new process namespace: its end is the end of all."""
+    _prctl(_SET_PDEATHSIG, signal.SIGKILL)
+    _make_private()
+    _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
+    graft(os.path.join(program.volume, "ml"), OPT_ML, os.path.join(program.volume, "stage"))
+    os._exit(_wait(_execute(program, told), tree=False))
+
+
+def _execute(program: Program, told: int) -> int:
+    """Start the program itself."""
+    parent = os.getpid()
+    child = os.fork()
+    if child:
+        os.close(told)
+        return child
+    code = CANNOT_RUN
+    try:
+        _die_with(parent, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        for name in ("SIGPIPE", "SIGXFSZ", "SIGINT", "SIGHUP"):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        os.umask(0o022)
+        os.chdir(os.path.join(program.volume, "work"))
+        os.close(told)
+        os.execvpe(program.command[0], list(program.command), dict(program.environment))  # noqa: S606  # as asked
+    except (FileNotFoundError, NotADirectoryError) as error:
+        code = NOT_FOUND
+        os.write(2, f"{program.command[0]}: {error.strerror}\n".encode())
+    except OSError as error:
+        os.write(2, f"{program.command[0]}: {error.strerror}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def _wait(child: int, *, tree: bool) -> int:
+    """Wait for ``child``, hand SIGTERM on to it, and kill it on SIGUSR1; its exit code, or 128 + its signal."""
+    while True:
+        number = signal.sigwait(_FORWARDED)
+        if number == signal.SIGTERM:
+            os.kill(child, signal.SIGTERM)
+        elif number == signal.SIGUSR1:
+            os.kill(child, signal.SIGKILL)
+            if tree:
+                _kill_descendants(spare=child)
+        else:
+            code = _reap(child)
+            if code is not None:
+                return code
+
+
+def _reap(child: int) -> int | None:
+    """Take leave of every process that has ended; the exit code of ``child``, once it has."""
+    code = None
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            process, status = os.waitpid(-1, os.WNOHANG)
+            if process == 0:
+                break
+            if process == child:
+                code = exit_code(status)
+    return code
+
+
+def exit_code(status: int) -> int:
+    """The exit code that a shell would show: a process killed by signal N has 128 + N."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _kill_descendants(spare: int = 0) -> None:
+    """Kill every process that this one, or one of its children, has started, until none is left."""
+    for _ in range(1000):
+        found = descendants(os.getpid()) - {spare}
+        if not found:
+            return
+        for process in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def descendants(process: int) -> set[int]:
+    """The children of a process, and theirs, as far as the system tells; no zombies."""
+    parents: dict[int, int] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as f:
+                    fields = f.read().rpartition(")")[2].split()
+                    if fields[0] != "Z":
+                        parents[int(name)] = int(fields[1])
+    found: set[int] = set()
+    fresh = {process}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+# ---- the kernel's calls ------------------------------------------------------------------------------------------
+
+
+def graft(folder: str, target: str, stage: str) -> None:
+    """Let ``target`` show ``folder`` in this mount namespace, also where there is no such path to mount on.
+
+    The nearest folder above that exists is then replaced by a small one in memory, which shows the same entries and the
+    missing path. ``stage`` is a folder for it; it is made, and stays empty.
+    """
+    if os.path.isdir(target):
+        _mount(folder, target, "", _BIND | _REC)
+        return
+    above = os.path.dirname(target)
+    while not os.path.isdir(above):
+        above = os.path.dirname(above)
+    os.makedirs(stage, exist_ok=True)
+    _mount("tmpfs", stage, "tmpfs", _NOSUID | _NODEV, "mode=755,size=1m")
+    for entry in list(os.scandir(above)):
+        _show(entry, os.path.join(stage, entry.name))
+    inner = os.path.join(stage, os.path.relpath(target, above))
+    os.makedirs(inner)
+    _mount(folder, inner, "", _BIND | _REC)
+    if above == "/":
+        os.chroot(stage)
+        os.chdir("/")
+    else:
+        _mount(stage, above, "", _BIND | _REC)
+
+
+def _show(entry: os.DirEntry[str], place: str) -> None:
+    """Let ``place`` show what lies at ``entry``."""
+    if entry.is_symlink():
+        os.symlink(os.readlink(entry.path), place)
+        return
+    if entry.is_dir():
+        os.mkdir(place)
+    else:
+        with open(place, "w", encoding="ascii"):
+            pass
+    _mount(entry.path, place, "", _BIND | _REC)
+
+
+def _make_private() -> None:
+    """What is mounted here shall not be seen outside."""
+    _mount("none", "/", "", _REC | _PRIVATE)
+
+
+def _redirect(log: str) -> None:
+    """Read nothing, write to the log."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(nothing, 0)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def _unshare(flags: int) -> None:
+    """Leave some namespaces; in a new user namespace everybody stays who they are."""
+    user, group = os.geteuid(), os.getegid()
+    _checked(_libc().unshare(flags), "unshare")
+    if flags & _NEWUSER:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+
+
+def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    result = _libc().mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        kind.encode() or None,
+        ctypes.c_ulong(flags),
+        options.encode() or None,
+    )
+    _checked(result, f"mount {target}")
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform.startswith("linux"):
+        _checked(_libc().prctl(option, ctypes.c_ulong(value), 0, 0, 0), "prctl")
+
+
+def _die_with(parent: int, number: signal.Signals) -> None:
+    """Get a signal when the parent dies, also when it has died already."""
+    _prctl(_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+if __name__ == "__main__":
+    print(probe())  # noqa: T201  # this is how the engine asks

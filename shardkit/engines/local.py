@@ -1,0 +1,373 @@
+"""A SageMaker Processing on this machine, without Docker: the same four calls, the same requests, the same answers.
+
+    engine = LocalEngine()
+    engine.create_processing_job(ProcessingJobName="one", ...)     # the arguments of boto3's create_processing_job
+    engine.describe_processing_job(ProcessingJobName="one")["ProcessingJobStatus"]
+    engine.stop_processing_job(ProcessingJobName="one")
+    list(engine.log_lines("one"))
+
+Every instance is a process tree of its own with its own ``/opt/ml``. Jobs live in files under ``root``: they go on when
+the process that made them ends, and every process that uses the same root sees the same jobs. Beyond what the service
+takes, S3 URIs may be local paths and ``file://`` URIs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import heapq
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from shardkit.engines import isolation, validation
+from shardkit.engines.jobfiles import ENDED, JobFiles, root_lock
+from shardkit.engines.validation import refuse
+from shardkit.errors import PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+TIMES = ("CreationTime", "LastModifiedTime", "ProcessingStartTime", "ProcessingEndTime")
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PACKAGES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+START = f"import sys; sys.path.insert(0, {PACKAGES!r}); from shardkit.engines.supervisor import main; main()"
+DIED = "InternalServerError: The process that ran the job was killed, or the machine was restarted."
+
+
+def default_root() -> str:
+    """Where jobs live unless another root is given: in the user's state folder."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(state, "shardkit", "engine")
+
+
+@functools.cache
+def available_isolation() -> str:
+    """The kind of isolation that this machine allows (see ``shardkit.engines.isolation``); asked for once a process."""
+    command = [sys.executable, "-S", "-E", isolation.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # this very interpreter
+    return done.stdout.strip() if done.returncode == 0 else isolation.NONE
+
+
+class LocalEngine:
+    """Runs Processing jobs on this machine, with the methods of ``boto3.client("sagemaker")``.
+
+    Args:
+        root: the folder in which the jobs live; by default one in the user's state folder.
+        max_instances: how many instances may run at once, over all jobs under ``root``; more are refused with
+            ResourceLimitExceeded, as the service does. By default one a CPU, and at least 4.
+        isolation: ``auto`` gives every instance its own ``/opt/ml`` where the system allows it; ``namespace`` insists
+            on that; ``none`` runs shardkit's own jobs only, which find their files by path mapping.
+        endpoint_url: where S3 is, for the jobs and for their input and output; by default where AWS_* variables say.
+        stop_grace: seconds between SIGTERM and SIGKILL when a job is stopped.
+
+    Raises:
+        PipelineError: an argument cannot be used, or ``isolation="namespace"`` is not to be had here.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        max_instances: int | None = None,
+        isolation: str = "auto",
+        endpoint_url: str | None = None,
+        stop_grace: float = 120.0,
+    ) -> None:
+        if isolation not in ("auto", "namespace", "none"):
+            raise PipelineError(f"isolation is {isolation!r}; it is auto, namespace or none.")
+        if max_instances is not None and max_instances < 1:
+            raise PipelineError(f"max_instances is {max_instances}; it is at least 1.")
+        self.root = os.path.abspath(os.path.expanduser(root)) if root is not None else default_root()
+        self.max_instances = max_instances or max(4, os.cpu_count() or 1)
+        self.endpoint_url = endpoint_url
+        self.stop_grace = stop_grace
+        self.isolation = "none" if isolation == "none" else available_isolation()
+        if isolation == "namespace" and self.isolation == "none":
+            raise PipelineError(
+                "This machine does not let instances have an /opt/ml of their own.",
+                hint="Allow user namespaces, or use isolation='auto': then shardkit's own jobs run by path mapping.",
+            )
+        self._ended: dict[str, dict[str, Any]] = {}  # what is known of jobs that have ended does not change
+
+    # ---- the four calls --------------------------------------------------------------------------------------
+
+    def create_processing_job(self, **request: Any) -> dict[str, Any]:
+        """Start a job; the arguments are those of the service's CreateProcessingJob.
+
+        Raises:
+            botocore.exceptions.ParamValidationError: a field is missing or of another type.
+            botocore.exceptions.ClientError: ValidationException, ResourceInUse (the name is taken) or
+                ResourceLimitExceeded (``max_instances`` are in use).
+        """
+        validation.check("CreateProcessingJob", request)
+        validation.check_rules(request, isolated=self.isolation != "none")
+        name = request["ProcessingJobName"]
+        files = JobFiles(self.root, name)
+        kind, count = validation.instances(request)
+        account = request["RoleArn"].split(":")[4]
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        arn = f"arn:aws:sagemaker:{region}:{account}:processing-job/{name}"
+        fields = {key: value for key, value in request.items() if key != "ProcessingJobName"}
+        content = {
+            "request": fields,
+            "arn": arn,
+            "created": time.time(),
+            "hosts": [f"algo-{i + 1}" for i in range(count)],
+            "instance_type": kind,
+            "isolation": self.isolation,
+            "stop_grace": self.stop_grace,
+            "path": f"{os.path.dirname(sys.executable)}:{PATH}",
+            "sys_path": [path for path in sys.path if path],
+        }
+        with root_lock(self.root):
+            if known := files.request():
+                refuse(
+                    "CreateProcessingJob",
+                    "ResourceInUse",
+                    "Job name must be unique within an AWS account and region, and a job with this name already exists "
+                    f"({known['arn']})",
+                )
+            self._check_quota(kind, count)
+            files.create(content, count)
+            self._supervise(files)
+        return _answer({"ProcessingJobArn": arn})
+
+    def describe_processing_job(self, **request: Any) -> dict[str, Any]:
+        """Tell what a job was asked for and how far it is.
+
+        Raises:
+            botocore.exceptions.ClientError: ValidationException, there is no such job.
+        """
+        validation.check("DescribeProcessingJob", request)
+        files, known = self._known("DescribeProcessingJob", request["ProcessingJobName"])
+        about = _summary(files, known, self._state(files))
+        fields = dict(known["request"])
+        fields.pop("Tags", None)
+        if preferences := fields["ProcessingResources"]["ClusterConfig"].get("InstancePreferences"):
+            cluster = fields["ProcessingResources"]["ClusterConfig"] | {
+                "InstancePreferences": preferences,
+                "SelectedInstanceType": known["instance_type"],
+                "SelectedInstanceCount": len(known["hosts"]),
+            }
+            fields["ProcessingResources"] = {"ClusterConfig": cluster}
+        return _answer(fields | about)
+
+    def list_processing_jobs(self, **request: Any) -> dict[str, Any]:
+        """List jobs, newest first unless asked otherwise; at most ``MaxResults`` (default 10), then a NextToken.
+
+        Raises:
+            botocore.exceptions.ClientError: ValidationException, a filter or the token cannot be used.
+        """
+        validation.check("ListProcessingJobs", request)
+        size = request.get("MaxResults", 10)
+        descending = request.get("SortOrder", "Descending") == "Descending"
+        key = _sort_key(request.get("SortBy", "CreationTime"))
+        after = validation.read_token(request)
+        found = [about for about in self._summaries(request.get("NameContains", "")) if _matches(about, request)]
+        if after is not None:
+            found = [about for about in found if (key(about) < after if descending else key(about) > after)]
+        pick: Callable[..., list[dict[str, Any]]] = heapq.nlargest if descending else heapq.nsmallest
+        page = pick(size + 1, found, key=key)
+        answer: dict[str, Any] = {"ProcessingJobSummaries": [_without_start(about) for about in page[:size]]}
+        if len(page) > size:
+            answer["NextToken"] = validation.make_token(request, key(page[size - 1]))
+        return _answer(answer)
+
+    def stop_processing_job(self, **request: Any) -> dict[str, Any]:
+        """Stop a job: SIGTERM to its instances, SIGKILL ``stop_grace`` seconds later.
+
+        Raises:
+            botocore.exceptions.ClientError: ValidationException, there is no such job, or it has ended.
+        """
+        operation = "StopProcessingJob"
+        validation.check(operation, request)
+        files, _ = self._known(operation, request["ProcessingJobName"])
+        status = self._state(files)["ProcessingJobStatus"]
+        if status in ENDED:
+            refuse(
+                operation, "ValidationException", f"The request was rejected because the processing job is {status}."
+            )
+        files.ask_to_stop()
+        _signal(files.supervisor(), signal.SIGTERM)
+        return _answer({})
+
+    # ---- beyond the service ------------------------------------------------------------------------------------
+
+    def logs_folder(self, job_name: str) -> str:
+        """The folder with what every instance of a job wrote to stdout and stderr: ``algo-1.log`` and so on."""
+        return self._known("DescribeProcessingJob", job_name)[0].logs
+
+    def log_lines(self, job_name: str) -> Iterator[str]:
+        """What a job's instances have written so far, line by line; of several instances each line says which.
+
+        Raises:
+            botocore.exceptions.ClientError: ValidationException, there is no such job.
+        """
+        files, known = self._known("DescribeProcessingJob", job_name)
+        return _lines(files, known["hosts"])
+
+    def tags(self, job_name: str) -> list[dict[str, str]]:
+        """The tags that a job was made with."""
+        tags: list[dict[str, str]] = self._known("ListTags", job_name)[1]["request"].get("Tags") or []
+        return tags
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _check_quota(self, kind: str, count: int) -> None:
+        """Refuse what would be more instances than may run. The root's lock is held."""
+        live = os.path.join(self.root, "live")
+        used = 0
+        for name in os.listdir(live) if os.path.isdir(live) else []:
+            files = JobFiles(self.root, name)
+            if self._state(files, locked=True)["ProcessingJobStatus"] not in ENDED and (known := files.request()):
+                used += len(known["hosts"])
+        if used + count > self.max_instances:
+            refuse(
+                "CreateProcessingJob",
+                "ResourceLimitExceeded",
+                f"The account-level service limit '{kind} for processing job usage' is {self.max_instances} Instances, "
+                f"with current utilization of {used} Instances and a request delta of {count} Instances. (This is the "
+                "local engine: wait until jobs end, or raise max_instances.)",
+            )
+
+    def _supervise(self, files: JobFiles) -> None:
+        """Start the process that runs the job; return when it is on its own."""
+        environment = dict(os.environ)
+        if self.endpoint_url:
+            environment |= {"AWS_ENDPOINT_URL_S3": self.endpoint_url}
+        with open(os.path.join(files.logs, "supervisor.log"), "ab") as log:
+            subprocess.run(  # noqa: S603  # this very interpreter
+                [sys.executable, "-S", "-E", "-c", START, self.root, files.name],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                check=True,
+            )
+
+    def _known(self, operation: str, name: str) -> tuple[JobFiles, dict[str, Any]]:
+        files = JobFiles(self.root, name)
+        known = files.request()
+        if known is None:
+            refuse(operation, "ValidationException", f"Could not find requested job with name: {name}")
+        return files, known
+
+    def _state(self, files: JobFiles, *, locked: bool = False) -> dict[str, Any]:
+        """How far a job is; one whose supervisor is dead has failed."""
+        if files.name in self._ended:
+            return self._ended[files.name]
+        state = files.state()
+        if state["ProcessingJobStatus"] not in ENDED and not files.supervised():
+            if locked:
+                state = self._bury(files)
+            else:
+                with root_lock(self.root):  # it may be about to get its supervisor
+                    state = self._bury(files)
+        if state["ProcessingJobStatus"] in ENDED:
+            self._ended[files.name] = state
+        elif os.path.exists(files.stop_asked):
+            state["ProcessingJobStatus"] = "Stopping"
+        return state
+
+    def _bury(self, files: JobFiles) -> dict[str, Any]:
+        """Note the failure of a job whose supervisor died, and end what is left of it. The root's lock is held."""
+        state = files.state()
+        if state["ProcessingJobStatus"] in ENDED or files.supervised():
+            return state
+        for keeper in (state.get("keepers") or {}).values():
+            _signal(keeper if _is_keeper(keeper, files.folder) else None, signal.SIGUSR1)
+        now = time.time()
+        state |= {"ProcessingJobStatus": "Failed", "FailureReason": DIED, "ProcessingEndTime": now}
+        state |= {"LastModifiedTime": now}
+        files.write_state(state)
+        files.remove_volumes()
+        return state
+
+    def _summaries(self, part: str) -> Iterator[dict[str, Any]]:
+        """What a list says of every job whose name contains ``part``."""
+        folder = os.path.join(self.root, "jobs")
+        for name in os.listdir(folder) if os.path.isdir(folder) else []:
+            if part in name:
+                files = JobFiles(self.root, name)
+                if known := files.request():
+                    yield _summary(files, known, self._state(files))
+
+
+def _summary(files: JobFiles, known: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """Name, ARN, status, messages and times of a job, as the service gives them."""
+    about = {"CreationTime": known["created"], "LastModifiedTime": known["created"]} | state
+    about.pop("keepers", None)
+    for field in TIMES:
+        if field in about:
+            about[field] = datetime.fromtimestamp(about[field], tz=timezone.utc)
+    return {"ProcessingJobName": files.name, "ProcessingJobArn": known["arn"]} | about
+
+
+def _without_start(about: dict[str, Any]) -> dict[str, Any]:
+    """A list does not tell when a job's program began."""
+    return {key: value for key, value in about.items() if key != "ProcessingStartTime"}
+
+
+def _matches(about: dict[str, Any], request: dict[str, Any]) -> bool:
+    """Whether a job passes a list's filters."""
+    if request.get("StatusEquals") not in (None, about["ProcessingJobStatus"]):
+        return False
+    for field in ("CreationTime", "LastModifiedTime"):
+        after, before = (validation.moment(request.get(f"{field}{side}")) for side in ("After", "Before"))
+        if (after and about[field] <= after) or (before and about[field] >= before):
+            return False
+    return True
+
+
+def _sort_key(by: str) -> Callable[[dict[str, Any]], tuple[str, str]]:
+    """What jobs are ordered by; of equals, the name decides, so that pages do not overlap."""
+
+    def key(about: dict[str, Any]) -> tuple[str, str]:
+        fields = {
+            "Name": "",
+            "CreationTime": f"{about['CreationTime'].timestamp():020.6f}",
+            "Status": about["ProcessingJobStatus"],
+        }
+        return fields[by], about["ProcessingJobName"]
+
+    return key
+
+
+def _answer(content: dict[str, Any]) -> dict[str, Any]:
+    """A response as boto3 gives it."""
+    about = {"RequestId": str(uuid.uuid4()), "HTTPStatusCode": 200, "HTTPHeaders": {}, "RetryAttempts": 0}
+    return content | {"ResponseMetadata": about}
+
+
+def _signal(process: int | None, number: signal.Signals) -> None:
+    """Send a signal, where there is somebody to get it."""
+    if process:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def _is_keeper(process: int, folder: str) -> bool:
+    """Whether a process id still is that of a job's instance, not of somebody who got it later."""
+    try:
+        return os.readlink(f"/proc/{process}/fd/1").startswith(folder)
+    except OSError:
+        return False
+
+
+def _lines(files: JobFiles, hosts: list[str]) -> Iterator[str]:
+    for host in hosts:
+        try:
+            with open(files.log(host), encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    text = line.rstrip("\n")
+                    yield text if len(hosts) == 1 else f"{host}: {text}"
+        except FileNotFoundError:
+            continue

@@ -1,0 +1,285 @@
+"""The process that runs one local Processing job from beginning to end, apart from the process that asked for it.
+
+    python -c "from shardkit.engines.supervisor import main; main()" ROOT JOB
+
+It brings the input, starts every instance, waits, hands on a wish to stop, watches the time, uploads the output, and
+writes down how it ended. While it lives it holds a lock, so that its death is noticed whatever the cause. It imports
+the standard library only, unless it is to reach S3, so that a job starts in a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+from typing import Any
+
+from shardkit.engines import isolation
+from shardkit.engines.jobfiles import MESSAGE_LIMIT, JobFiles
+from shardkit.engines.transfer import OPT_ML, InputMissing, Outputs, bring
+
+UPLOAD_EVERY = 1.0  # seconds between two looks at continuous outputs
+BOOTSTRAP = f"{OPT_ML}/processing/input/code/bootstrap.sh"
+HANDED_ON = ("HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+
+
+class _Stopped(BaseException):  # a wish, not an error: nothing shall take it for one
+    """StopProcessingJob was called before the program ran."""
+
+
+def main() -> None:
+    """Become a process of its own, and run the job; the first process ends as soon as the job is in good hands."""
+    root, name = sys.argv[1:]
+    files = JobFiles(root, name)
+    lock = os.open(files.alive, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    child = os.fork()
+    if child:
+        os.pwrite(lock, str(child).encode(), 0)
+        os._exit(0)
+    os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.chdir("/")
+    try:
+        Supervisor(files).run()
+    finally:
+        files.remove_volumes()
+
+
+def mapped(text: str, volume: str) -> str:
+    """An argument for an instance that does not see its own ``/opt/ml``: the same path outside."""
+    ml = os.path.join(volume, "ml")
+    return text if text != OPT_ML and not text.startswith(f"{OPT_ML}/") else ml + text[len(OPT_ML) :]
+
+
+class Supervisor:
+    """Runs one job."""
+
+    def __init__(self, files: JobFiles) -> None:
+        self._files = files
+        known = files.request()
+        if known is None:
+            raise SystemExit(f"{files.folder} holds no job.")
+        self._request: dict[str, Any] = known["request"]
+        self._known = known
+        self._hosts: list[str] = known["hosts"]
+        self._volumes = {host: files.volume(host) for host in self._hosts}
+        self._outputs = Outputs(self._request, self._volumes)
+        self._state = files.state()
+        self._keepers: dict[int, str] = {}
+        self._failed: tuple[str, int] | None = None  # the first instance that did, and its exit code
+        self._stop_reason: str | None = None  # None: not stopping; "": asked for
+        self._deadline = float("inf")  # of what comes next: the time limit, or the end of the grace period
+        self._heard, told = os.pipe()
+        os.set_blocking(told, False)
+        os.set_blocking(self._heard, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        self._preparing = True
+        signal.signal(signal.SIGTERM, self._terminated)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def run(self) -> None:
+        """Run the job, and write down how it ended, whatever happens."""
+        try:
+            end = self._work()
+        except _Stopped:
+            end = {"ProcessingJobStatus": "Stopped"}
+        except InputMissing as error:
+            end = {"ProcessingJobStatus": "Failed", "FailureReason": f"ClientError: {error}"}
+        except BaseException as error:  # noqa: BLE001  # the job must end
+            import traceback
+
+            traceback.print_exc()
+            end = {"ProcessingJobStatus": "Failed", "FailureReason": f"InternalServerError: {error!r}"}
+        self._kill(list(self._keepers))
+        if "FailureReason" in end:
+            end["FailureReason"] = end["FailureReason"][:MESSAGE_LIMIT]
+        self._say(**end, ProcessingEndTime=time.time())
+
+    def _say(self, **changes: Any) -> None:
+        self._state |= changes | {"LastModifiedTime": time.time()}
+        self._files.write_state(self._state)
+
+    def _work(self) -> dict[str, Any]:
+        self._check_stop()
+        for host, volume in self._volumes.items():
+            os.makedirs(os.path.join(volume, "work"), exist_ok=True)
+            os.makedirs(os.path.join(volume, "ml", "output"), exist_ok=True)
+            self._write_configuration(host, os.path.join(volume, "ml", "config"))
+        if self._request.get("ProcessingInputs"):
+            self._prepare_for_s3()
+            bring(self._request, self._volumes)
+        self._outputs.make_folders()
+        self._preparing = False
+        self._check_stop()
+        for host, volume in self._volumes.items():
+            keeper = isolation.start(self._program(host, volume), self._known["isolation"])
+            self._keepers[keeper] = host
+        started = time.time()
+        limit = (self._request.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds", 86400)
+        self._deadline = time.monotonic() + limit
+        self._say(ProcessingStartTime=started, keepers={host: keeper for keeper, host in self._keepers.items()})
+        self._wait(limit)
+        return self._finish()
+
+    # ---- before ----------------------------------------------------------------------------------------------
+
+    def _write_configuration(self, host: str, folder: str) -> None:
+        """The files that the service puts into ``/opt/ml/config``."""
+        os.makedirs(folder, exist_ok=True)
+        fields = {key: value for key, value in self._request.items() if key != "Tags"}
+        job = {"ProcessingJobArn": self._known["arn"], "ProcessingJobName": self._files.name} | fields
+        kind = self._known["instance_type"]
+        resources = {
+            "current_host": host,
+            "current_instance_type": kind,
+            "current_group_name": "homogeneousCluster",
+            "hosts": self._hosts,
+            "instance_groups": [
+                {"instance_group_name": "homogeneousCluster", "instance_type": kind, "hosts": self._hosts}
+            ],
+            "network_interface_name": "lo",
+        }
+        for name, content in (("processingjobconfig.json", job), ("resourceconfig.json", resources)):
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                json.dump(content, file)
+
+    def _program(self, host: str, volume: str) -> isolation.Program:
+        """What one instance runs."""
+        application = self._request["AppSpecification"]
+        command = [*application["ContainerEntrypoint"], *(application.get("ContainerArguments") or [])]
+        environment = {key: value for key, value in os.environ.items() if key in HANDED_ON or key.startswith("AWS_")}
+        environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"]} | (self._request.get("Environment") or {})
+        if self._known["isolation"] == isolation.NONE:
+            command = [mapped(part, volume) for part in command]
+            environment["SHARDKIT_OPT_ML"] = os.path.join(volume, "ml")
+        return isolation.Program(command, environment, volume, self._files.log(host))
+
+    def _prepare_for_s3(self) -> None:
+        """Let this interpreter, which starts bare, find what the engine's interpreter finds."""
+        sys.path[:] = [*sys.path, *(path for path in self._known["sys_path"] if path not in sys.path)]
+
+    # ---- while it runs -----------------------------------------------------------------------------------------
+
+    def _terminated(self, *_: object) -> None:
+        if self._preparing:
+            self._check_stop(unasked=True)
+
+    def _check_stop(self, *, unasked: bool = False) -> None:
+        if os.path.exists(self._files.stop_asked):
+            raise _Stopped
+        if unasked:
+            raise SystemExit("The job's supervisor was terminated.")
+
+    def _wait(self, limit: int) -> None:
+        """Wait until every instance has ended."""
+        continuous = self._outputs.continuous
+        next_upload = time.monotonic() + UPLOAD_EVERY
+        if continuous:
+            self._prepare_for_s3()
+        while self._reap():
+            now = time.monotonic()
+            if self._failed:  # the others have lost a sibling
+                self._kill(list(self._keepers))
+                continue
+            if now >= self._deadline:
+                self._out_of_time(limit)
+            until = min(self._deadline, next_upload if continuous else float("inf")) - now
+            self._sleep(max(0.0, min(until, 3600.0)))
+            if continuous and time.monotonic() >= next_upload:
+                self._outputs.upload_settled()
+                next_upload = time.monotonic() + UPLOAD_EVERY
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep until a signal comes, and heed a wish to stop."""
+        if select.select([self._heard], [], [], seconds)[0]:
+            with contextlib.suppress(BlockingIOError):
+                if signal.SIGTERM in os.read(self._heard, 1024) and self._stop_reason is None:
+                    asked = os.path.exists(self._files.stop_asked)
+                    self._begin_to_stop("" if asked else "InternalServerError: The job's supervisor was terminated.")
+
+    def _begin_to_stop(self, reason: str) -> None:
+        """SIGTERM now, SIGKILL after the grace period."""
+        self._stop_reason = reason
+        self._deadline = time.monotonic() + self._known["stop_grace"]
+        self._say(ProcessingJobStatus="Stopping")
+        for keeper in self._keepers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(keeper, signal.SIGTERM)
+
+    def _out_of_time(self, limit: int) -> None:
+        if self._stop_reason is None:
+            self._begin_to_stop(f"MaxRuntimeExceeded: the job ran longer than MaxRuntimeInSeconds, {limit} s.")
+        else:
+            self._kill(list(self._keepers))
+
+    def _reap(self) -> bool:
+        """Note which instances have ended, and which failed first; whether one is still running."""
+        with contextlib.suppress(ChildProcessError):
+            while self._keepers:
+                keeper, status = os.waitpid(-1, os.WNOHANG)
+                if keeper == 0:
+                    break
+                host, code = self._keepers.pop(keeper, None), isolation.exit_code(status)
+                if host and code and not self._failed:
+                    self._failed = (host, code)
+        return bool(self._keepers)
+
+    def _kill(self, keepers: list[int]) -> None:
+        """Kill instances with all that they have started, and wait until they are gone."""
+        for number, patience in ((signal.SIGUSR1, 10.0), (signal.SIGKILL, 10.0)):
+            for keeper in keepers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(keeper, number)
+            end = time.monotonic() + patience
+            while any(keeper in self._keepers for keeper in keepers) and time.monotonic() < end:
+                self._reap()
+                if self._keepers:
+                    select.select([self._heard], [], [], 0.05)
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._heard, 1024)
+
+    # ---- after -------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> dict[str, Any]:
+        """Upload the output; how the job ended."""
+        failed = self._failed
+        completed = failed is None and self._stop_reason is None
+        self._prepare_for_s3()
+        message = self._message(failed[0] if failed else None)
+        end: dict[str, Any] = {"ExitMessage": message} if message else {}
+        try:
+            self._outputs.upload_rest(completed=completed)
+        except Exception as error:  # noqa: BLE001  # whatever storage says
+            return end | {
+                "ProcessingJobStatus": "Failed",
+                "FailureReason": f"ClientError: The output cannot be uploaded: {error}",
+            }
+        if self._stop_reason is not None:
+            if self._stop_reason.startswith("InternalServerError"):
+                return end | {"ProcessingJobStatus": "Failed", "FailureReason": self._stop_reason}
+            return (
+                end
+                | {"ProcessingJobStatus": "Stopped"}
+                | ({"FailureReason": self._stop_reason} if self._stop_reason else {})
+            )
+        if failed:
+            tail = f", exit code: {failed[1]}"
+            reason = f"AlgorithmError: {message}"[: MESSAGE_LIMIT - len(tail)] + tail
+            return end | {"ProcessingJobStatus": "Failed", "FailureReason": reason}
+        return end | {"ProcessingJobStatus": "Completed"}
+
+    def _message(self, first: str | None) -> str:
+        """What the program left in ``/opt/ml/output/message``: of the one that failed, or the first that has one."""
+        for host in [first] if first else self._hosts:
+            path = os.path.join(self._volumes[host], "ml", "output", "message")
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                text = file.read(4 * MESSAGE_LIMIT).decode("utf-8", errors="replace")[:MESSAGE_LIMIT]
+                if text:
+                    return text
+        return ""

@@ -1,0 +1,279 @@
+"""Brings a job's input to its instances and takes their output away, between local folders or S3 and the volumes.
+
+A prefix matches as a string, as it does in S3: without its trailing slash, ``data/3`` takes in ``data/30/``. A file's
+name under LocalPath is its key after the prefix where the prefix is a folder, else after the prefix's last slash.
+
+Local folders need the standard library only; S3 goes through ``shardkit.storage``, loaded when it is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+OPT_ML = "/opt/ml"
+TEMPORARY_PREFIX = ".shardkit-tmp-"
+
+
+class InputMissing(Exception):
+    """The input of a job cannot be brought; the message is what the job's FailureReason says."""
+
+
+class Source(NamedTuple):
+    """One file of the input: where it lies, and its name under the input's LocalPath."""
+
+    where: str  # a local path, or the URI of an S3 object
+    name: str
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names S3 and not a local path."""
+    return uri.startswith(("s3://", "https://"))
+
+
+def local_path(uri: str) -> str:
+    """The path that a local URI names; a trailing slash stays."""
+    return unquote(uri[len("file://") :]) if uri.startswith("file://") else uri
+
+
+def inside(volume: str, path: str) -> str:
+    """Where an instance's ``/opt/ml/...`` lies outside it."""
+    return os.path.join(volume, "ml", os.path.relpath(path, OPT_ML))
+
+
+# ---- input -------------------------------------------------------------------------------------------------------
+
+
+def bring(request: dict[str, Any], volumes: dict[str, str]) -> None:
+    """Copy every input of a job to the instances that are to have it.
+
+    Raises:
+        InputMissing: an object is not there, or two of them would have one path.
+    """
+    hosts = list(volumes)
+    for given in request.get("ProcessingInputs") or []:
+        if given.get("AppManaged") or "S3Input" not in given:
+            continue
+        wanted = given["S3Input"]
+        found = sources(wanted)
+        for i, host in enumerate(hosts):
+            target = inside(volumes[host], wanted["LocalPath"])
+            os.makedirs(target, exist_ok=True)
+            split = wanted.get("S3DataDistributionType") == "ShardedByS3Key"
+            _fetch(found[i :: len(hosts)] if split else found, target)
+
+
+def sources(wanted: dict[str, Any]) -> list[Source]:
+    """The files that an S3Input names, sorted by key.
+
+    Raises:
+        InputMissing: there are none, or the manifest cannot be read.
+    """
+    uri = wanted["S3Uri"]
+    found = _manifest(uri) if wanted["S3DataType"] == "ManifestFile" else _matching(uri)
+    if not found:
+        raise InputMissing(f"No objects found under {uri}. Check the URI, and that this job may list it.")
+    return sorted(found)
+
+
+def _matching(uri: str) -> list[Source]:
+    """Every object whose key begins with the prefix."""
+    if is_remote(uri):
+        folder, _, start = _s3(uri).rpartition("/")
+        keys: Iterable[str] = (entry.key for entry in _storage(f"{folder}/").list(start))
+        root = f"{folder}/"
+    else:
+        path = local_path(uri)
+        root, start = os.path.dirname(path) + "/", os.path.basename(path)
+        keys = _local_keys(root, start)
+    return [Source(root + key, _named(key, start)) for key in keys if key and not key.endswith("/")]
+
+
+def _named(key: str, start: str) -> str:
+    """The name of a key under LocalPath: what follows the folder that the prefix names."""
+    return key[len(start) + 1 :] if start and key.startswith(f"{start}/") else key
+
+
+def _local_keys(root: str, start: str) -> list[str]:
+    """The files under ``root`` whose relative path begins with ``start``; links are followed."""
+    found: list[str] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name.startswith(start) and not entry.name.startswith(TEMPORARY_PREFIX):
+                if entry.is_dir():
+                    for folder, _, names in os.walk(entry.path, followlinks=True):
+                        relative = os.path.relpath(folder, root)
+                        found += [f"{relative}/{name}" for name in names]
+                else:
+                    found.append(entry.name)
+    return [key for key in found if not os.path.basename(key).startswith(TEMPORARY_PREFIX)]
+
+
+def _manifest(uri: str) -> list[Source]:
+    """The objects that a manifest names: [{"prefix": "s3://bucket/folder/"}, "key", ...]."""
+    try:
+        if is_remote(uri):
+            folder, _, name = _s3(uri).rpartition("/")
+            data: bytes = _storage(f"{folder}/").read(name)
+        else:
+            with open(local_path(uri), "rb") as file:
+                data = file.read()
+        listed = json.loads(data)
+        prefix, names = listed[0]["prefix"], listed[1:]
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputMissing(
+            f'The manifest {uri} cannot be read ({error}): it is to be [{{"prefix": "s3://..."}}, "key", ...].'
+        ) from error
+    except Exception as error:
+        raise InputMissing(f"The manifest {uri} cannot be read: {error}") from error
+    strange = [name for name in names if not isinstance(name, str)]
+    if strange:
+        raise InputMissing(f"The manifest {uri} names {strange[0]!r}, which is no key.")
+    root = _s3(prefix) if is_remote(prefix) else local_path(prefix)
+    return [Source(root + name, name) for name in names]
+
+
+def _fetch(found: list[Source], target: str) -> None:
+    """Copy files to their names under ``target``."""
+    remote: dict[str, Any] = {}
+    for where, name in found:
+        place = os.path.normpath(os.path.join(target, name))
+        if not place.startswith(os.path.join(target, "")):
+            raise InputMissing(f"{where} would lie outside of its LocalPath.")
+        try:
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            if is_remote(where):
+                folder, _, key = where.rpartition("/")
+                if folder not in remote:
+                    remote[folder] = _storage(f"{folder}/")
+                remote[folder].get_file(key, place)
+            else:
+                copy(where, place)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise InputMissing(f"{where} clashes with another object: one is a folder of the other's name.") from error
+        except Exception as error:
+            raise InputMissing(f"{where} cannot be brought to the job: {error}") from error
+
+
+def copy(source: str, target: str) -> None:
+    """Copy a file's content; a program may write to its input, so it gets one of its own.
+
+    Where the file system shares blocks between copies, this takes neither time nor space.
+    """
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        try:
+            while os.copy_file_range(reader.fileno(), writer.fileno(), 1 << 30):
+                pass
+        except (OSError, AttributeError):  # other file systems, other systems
+            writer.seek(0)
+            writer.truncate()
+            reader.seek(0)
+            shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+# ---- output ------------------------------------------------------------------------------------------------------
+
+
+class Outputs:
+    """The outputs of a job, and what has been uploaded of them so far."""
+
+    def __init__(self, request: dict[str, Any], volumes: dict[str, str]) -> None:
+        outputs = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
+        self._outputs = [o["S3Output"] for o in outputs if "S3Output" in o and not o.get("AppManaged")]
+        self._volumes = volumes
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    def make_folders(self) -> None:
+        """Every LocalPath is there when the program starts."""
+        for output in self._outputs:
+            for volume in self._volumes.values():
+                os.makedirs(inside(volume, output["LocalPath"]), exist_ok=True)
+
+    @property
+    def continuous(self) -> bool:
+        """Whether some output is to be uploaded while the job runs."""
+        return any(output["S3UploadMode"] == "Continuous" for output in self._outputs)
+
+    def upload_settled(self) -> None:
+        """Upload the files of continuous outputs that are new or changed, and at rest since the last call."""
+        seen: dict[str, tuple[int, int]] = {}
+        for path, key, uri in self._files("Continuous"):
+            with contextlib.suppress(FileNotFoundError):
+                stamp = _stamp(path)
+                if stamp == self._seen.get(path) != self._sent.get(path):
+                    _send(path, key, uri)
+                    self._sent[path] = stamp
+                seen[path] = stamp
+        self._seen = seen
+
+    def upload_rest(self, *, completed: bool) -> None:
+        """Upload what is left: EndOfJob outputs of a job that completed, continuous ones of any job."""
+        for mode in ("EndOfJob", "Continuous") if completed else ("Continuous",):
+            for path, key, uri in self._files(mode):
+                if _stamp(path) != self._sent.get(path):
+                    _send(path, key, uri)
+
+    def _files(self, mode: str) -> Iterable[tuple[str, str, str]]:
+        """Path, key and URI of every file in the outputs of one upload mode."""
+        for output in self._outputs:
+            if output["S3UploadMode"] != mode:
+                continue
+            for volume in self._volumes.values():
+                root = inside(volume, output["LocalPath"])
+                for folder, folders, names in os.walk(root):
+                    folders.sort()
+                    for name in sorted(names):
+                        path = os.path.join(folder, name)
+                        if os.path.isfile(path):
+                            yield path, os.path.relpath(path, root), output["S3Uri"]
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    about = os.stat(path)
+    return about.st_size, about.st_mtime_ns
+
+
+def _send(path: str, key: str, uri: str) -> None:
+    """Upload one file under its name relative to the output's folder."""
+    if is_remote(uri):
+        _storage(f"{_s3(uri).rstrip('/')}/").put_file(path, key)
+        return
+    target = os.path.join(local_path(uri), key)
+    folder, name = os.path.split(target)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{os.getpid()}-{time.monotonic_ns()}-{name[:64]}")
+    try:
+        copy(path, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+# ---- S3 ----------------------------------------------------------------------------------------------------------
+
+_FOLDERS: dict[str, Any] = {}
+
+
+def _storage(uri: str) -> Any:
+    """The S3 folder at a URI, through shardkit's own storage."""
+    if uri not in _FOLDERS:
+        from shardkit.storage import folder
+
+        _FOLDERS[uri] = folder(uri)
+    return _FOLDERS[uri]
+
+
+def _s3(uri: str) -> str:
+    """``s3://bucket/key``, also for the https form of an S3 URI, ``https://host/bucket/key``."""
+    return "s3://" + uri.split("/", 3)[3] if uri.startswith("https://") else uri

@@ -1,0 +1,191 @@
+"""Says whether a request is one that the service would take, by botocore's model of it and by the rules it lacks.
+
+What botocore checks before it sends anything is raised as it does, with ParamValidationError; what the service would
+find is refused as the service does, with a ClientError.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import re
+import uuid
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from botocore.exceptions import ClientError, ParamValidationError
+from botocore.validate import ParamValidator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from botocore.model import ServiceModel, Shape
+
+INVALID = "ValidationException"
+INPUT_ROOT = "/opt/ml/processing/"
+LOCAL_URI = re.compile(r"(/|file:///).*", re.DOTALL)  # what the local engine takes beside S3
+BOOTSTRAP = "/opt/ml/processing/input/code/bootstrap.sh"
+
+
+def refuse(operation: str, code: str, message: str, status: int = 400) -> NoReturn:
+    """Raise the error with which the service refuses a call."""
+    about = {"RequestId": str(uuid.uuid4()), "HTTPStatusCode": status, "HTTPHeaders": {}, "RetryAttempts": 0}
+    raise ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": about}, operation)  # type: ignore[typeddict-item]
+
+
+@functools.cache
+def service_model() -> ServiceModel:
+    """Botocore's description of the service; it takes a moment to load, once a process."""
+    from botocore.loaders import Loader
+    from botocore.model import ServiceModel
+
+    return ServiceModel(Loader().load_service_model("sagemaker", "service-2"), "sagemaker")
+
+
+def check(operation: str, request: dict[str, Any]) -> None:
+    """Check a request against the service's model.
+
+    Raises:
+        ParamValidationError: a field is missing, unknown or of another type.
+        ClientError: ValidationException, a value does not satisfy a constraint.
+    """
+    shape = service_model().operation_model(operation).input_shape
+    if shape is None:
+        return
+    report = ParamValidator().validate(request, shape)
+    if report.has_errors():
+        raise ParamValidationError(report=report.generate_report())
+    found = list(_violations(request, shape, ""))
+    if found:
+        errors = "error" if len(found) == 1 else "errors"
+        refuse(operation, INVALID, f"{len(found)} validation {errors} detected: {'; '.join(found)}")
+
+
+def _violations(value: Any, shape: Shape, path: str) -> Iterator[str]:
+    """The constraints that a value does not satisfy, in the service's words."""
+    kind = shape.type_name
+    if kind == "structure":
+        for name, content in value.items():
+            yield from _violations(content, shape.members[name], f"{path}.{_lower(name)}" if path else _lower(name))
+        return
+    told = f"Value '{value}' at '{path}' failed to satisfy constraint: Member must"
+    for problem in _problems(value, shape):
+        yield f"{told} {problem}"
+    if kind == "list":
+        for i, content in enumerate(value):
+            yield from _violations(content, shape.member, f"{path}.{i + 1}.member")
+    elif kind == "map":
+        for key, content in value.items():
+            for part, part_shape in ((key, shape.key), (content, shape.value)):
+                which = "keys" if part is key else "value"
+                for problem in _problems(part, part_shape):
+                    yield f"{told[: -len('Member must')]}Map {which} must {problem}"
+
+
+def _problems(value: Any, shape: Shape) -> Iterator[str]:
+    """What is wrong with one value: its size, its range, its pattern, or that it is not one of those allowed."""
+    about = shape.metadata
+    if shape.type_name in ("string", "list", "map"):
+        if len(value) > about.get("max", len(value)):
+            yield f"have length less than or equal to {about['max']}"
+        if len(value) < about.get("min", 0):
+            yield f"have length greater than or equal to {about['min']}"
+    elif shape.type_name in ("integer", "long"):
+        if value > about.get("max", value):
+            yield f"have value less than or equal to {about['max']}"
+        if value < about.get("min", value):
+            yield f"have value greater than or equal to {about['min']}"
+    if shape.type_name != "string":
+        return
+    if "enum" in about and value not in about["enum"]:
+        yield f"satisfy enum value set: [{', '.join(about['enum'])}]"
+    pattern = about.get("pattern")
+    if (
+        pattern
+        and not _pattern(pattern).fullmatch(value)
+        and not (shape.name == "S3Uri" and LOCAL_URI.fullmatch(value))
+    ):
+        yield f"satisfy regular expression pattern: {pattern}"
+
+
+@functools.cache
+def _pattern(pattern: str) -> re.Pattern[str]:
+    r"""A pattern of the model; Python has no \p{L}, which are letters, nor \p{Z} and \p{N}."""
+    for theirs, ours in ((r"\p{L}", r"\w"), (r"\p{Z}", r"\s"), (r"\p{N}", r"\d")):
+        pattern = pattern.replace(theirs, ours)
+    return re.compile(pattern)
+
+
+def _lower(name: str) -> str:
+    return name[:1].lower() + name[1:]
+
+
+# ---- what the model does not say ---------------------------------------------------------------------------------
+
+
+def instances(request: dict[str, Any]) -> tuple[str, int]:
+    """The instance type of a job (the first of its preferences) and how many it asks for."""
+    cluster = request["ProcessingResources"]["ClusterConfig"]
+    preferences = cluster.get("InstancePreferences") or []
+    kind = cluster.get("InstanceType") or (preferences[0]["InstanceType"] if preferences else "")
+    own = preferences[0].get("InstanceCount") if preferences else None
+    return kind, cluster.get("InstanceCount") or own or 1
+
+
+def check_rules(request: dict[str, Any], *, isolated: bool) -> None:
+    """Check the rules that the service's model does not hold, and what the local engine cannot do."""
+    for problem in _broken(request, isolated=isolated):
+        refuse("CreateProcessingJob", INVALID, problem)
+
+
+def _broken(request: dict[str, Any], *, isolated: bool) -> Iterator[str]:
+    """Every rule that a request breaks, in the words of the refusal."""
+    entrypoint = request["AppSpecification"].get("ContainerEntrypoint")
+    if not entrypoint:
+        yield "The local engine has no image to take an entrypoint from: give AppSpecification.ContainerEntrypoint."
+    elif not isolated and BOOTSTRAP not in entrypoint:
+        yield (
+            "This machine does not let a job have an /opt/ml of its own (user namespaces are not allowed, or the engine "
+            f"was made with isolation='none'), so that only shardkit's own jobs run here, which start with {BOOTSTRAP}."
+        )
+
+
+# ---- lists -------------------------------------------------------------------------------------------------------
+
+
+def moment(given: Any) -> datetime | None:
+    """A point in time as botocore takes it (a datetime, seconds, or text), with a time zone."""
+    if given is None:
+        return None
+    from botocore.utils import parse_to_aware_datetime
+
+    found: datetime = parse_to_aware_datetime(given)
+    return found.astimezone(timezone.utc)
+
+
+def make_token(request: dict[str, Any], after: tuple[str, str]) -> str:
+    """The NextToken of a page that ends with ``after``."""
+    return base64.urlsafe_b64encode(json.dumps([_order(request), *after]).encode()).decode()
+
+
+def read_token(request: dict[str, Any]) -> tuple[str, str] | None:
+    """Where the page before ended; None for the first page.
+
+    Raises:
+        ClientError: ValidationException, this is no token of such a list.
+    """
+    token = request.get("NextToken")
+    if not token:
+        return None
+    try:
+        order, value, name = json.loads(base64.urlsafe_b64decode(token.encode()))
+    except ValueError:
+        order = value = name = None
+    if order != _order(request) or not isinstance(value, str) or not isinstance(name, str):
+        refuse("ListProcessingJobs", INVALID, "The NextToken is not one that a list with these arguments gave.")
+    return value, name
+
+
+def _order(request: dict[str, Any]) -> str:
+    return f"{request.get('SortBy', 'CreationTime')} {request.get('SortOrder', 'Descending')}"
