@@ -1,4 +1,4 @@
-"""Macro-sharding: groups to shards, and the plan of a run.
+"""Macro-sharding: groups to shards, shards to jobs, and the plan of a run.
 
 Planning is a pure function of a listing and a pipeline; the plan is plain data that a person can read.
 """
@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shardkit.arrays import arrow, numpy
-from shardkit.micro import SMALLEST_SHARE, assign_chunks, record_costs
+from shardkit.errors import PipelineError
+from shardkit.groups import has_groups
+from shardkit.micro import CHUNK_BYTES, CHUNK_RECORDS, SMALLEST_SHARE, assign_chunks, record_costs
+from shardkit.packing import evenly, in_order, longest_first
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shardkit.records import Records
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+GROUPS_NAMED = 5  # of a shard's groups, those that the plan names; records.parquet has them all
 
 
 @dataclass(frozen=True)
@@ -44,47 +51,33 @@ def make_plan(
     *,
     pipeline: dict[str, Any],
     function_digest: str,
-    by_group: bool,
     chunks: str,
     workers: int,
     run_id: str,
     created: str,
+    own_instances: bool = False,
 ) -> Plan:
     """Plan a run.
 
     Args:
         records: what the listing became.
-        pipeline: the pipeline as plain data; goes into the plan as it is.
+        pipeline: the pipeline as plain data; goes into the plan as it is. Its ``shards`` tell how to cut.
         function_digest: of the function's source.
-        by_group: one shard a group; else all records are one shard.
         chunks: ``dynamic``, ``balanced`` or ``even``.
         workers: vCPUs that a shard's job has.
         run_id: names the run.
         created: the time, in ISO 8601.
+        own_instances: every shard has an instance of its own; else the same workers do one shard after the other.
+
+    Raises:
+        PipelineError: single objects are to be dealt out, but a record has several.
     """
-    table = records.table
-    shard = _number_shards(table, by_group=by_group)
-    chunk = np.zeros(len(table), np.int32)
-    sizes = numpy(table["bytes"])
-    # One machine's workers do all shards, so a small shard need not be cut as finely as if it were alone.
-    least_cost = float(record_costs(sizes).sum()) * SMALLEST_SHARE / workers
-    order = np.argsort(shard, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(shard[order]) > 0])
-    shards = []
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
-        rows = order[start:stop]
-        chunk[rows] = assign_chunks(sizes[rows], how=chunks, workers=workers, least_cost=least_cost)
-        first = int(rows[0])
-        shards.append(
-            {
-                "shard": int(shard[first]),
-                "group": table["group"][first].as_py() if by_group else None,
-                "records": len(rows),
-                "bytes": int(sizes[rows].sum()),
-                "chunks": int(chunk[rows].max()) + 1,
-            }
-        )
+    table, rule = records.table, pipeline.get("shards")
+    shard = _number_shards(table, rule)
+    chunk = _number_chunks(table, shard, how=chunks, workers=workers, own_instances=own_instances)
     table = table.append_column("shard", arrow(shard)).append_column("chunk", arrow(chunk))
+    shards = _describe_shards(table, grouped=has_groups(rule), named=rule is not None)
+    jobs = _describe_jobs(shards, together=rule is not None and rule["by"] == "s3key")
     input_digest = _digest_table(table)
     content = {
         "version": PLAN_VERSION,
@@ -100,22 +93,137 @@ def make_plan(
             "objects_left_out": records.objects_left_out,
             "left_out_sample": list(records.left_out_sample),
             "records": len(table),
-            "bytes": int(sizes.sum()),
-            "groups": len(table["group"].unique()),
+            "bytes": sum(part["bytes"] for part in shards),
+            "groups": sum(part["groups"] for part in shards),
             "shards": len(shards),
-            "chunks": len(np.unique(shard.astype(np.int64) << 32 | chunk)),
+            "chunks": sum(part["chunks"] for part in shards),
+            "jobs": len(jobs),
+            "create_calls": len(jobs) + 1,  # the one more is pass 2
         },
         "shards": shards,
+        "jobs": jobs,
     }
     return Plan(table, content)
 
 
-def _number_shards(table: pa.Table, *, by_group: bool) -> np.ndarray:
-    if not by_group:
-        return np.zeros(len(table), np.int32)
-    codes = table["group"].combine_chunks()
-    codes = codes.indices if pa.types.is_dictionary(codes.type) else codes.dictionary_encode().indices
-    return numpy(codes).astype(np.int32)
+def _number_shards(table: pa.Table, rule: Mapping[str, Any] | None) -> np.ndarray:
+    """The shard of each record; shards are numbered by their first groups, or by their first records."""
+    count = len(table)
+    if rule is None:
+        return np.zeros(count, np.int32)
+    if rule["by"] == "s3key":
+        _check_single_objects(table)
+        dealt: np.ndarray = np.arange(count, dtype=np.int32) % np.int32(min(rule["instances"], count))
+        return dealt
+    # A record counts for a byte more than it has, so that empty ones are spread too.
+    sizes = numpy(table["bytes"]) + 1
+    if rule["by"] == "size":
+        wanted = rule["count"] if "count" in rule else -(-int(sizes.sum() - count) // rule["target"])
+        return evenly(sizes, bins=min(max(wanted, 1), count))
+    group: np.ndarray = numpy(_group_column(table).indices)
+    groups = int(group.max()) + 1
+    if groups <= rule.get("max_jobs", groups):
+        return group
+    of_groups = np.zeros(groups, np.int64)
+    np.add.at(of_groups, group, sizes)
+    packed: np.ndarray = in_order(longest_first(of_groups, bins=rule["max_jobs"]))[group]
+    return packed
+
+
+def _check_single_objects(table: pa.Table) -> None:
+    objects = numpy(pc.list_value_length(table["objects"]))
+    if objects.max() == 1:
+        return
+    several = np.flatnonzero(objects > 1)
+    example = table.slice(int(several[0]), 1).to_pylist()[0]
+    raise PipelineError(
+        f"shards: by: s3key deals out objects one by one and keeps none together, but {len(several):,} of "
+        f"{len(table):,} records are of several objects, such as {example['key']} ({', '.join(example['objects'][:3])}"
+        f"{', ...' if len(example['objects']) > 3 else ''}); an instance could get a record in part.",
+        hint="Use by: size, with count for the number of jobs, or by: directory or date: these keep records whole.",
+    )
+
+
+def _group_column(table: pa.Table) -> pa.DictionaryArray:
+    column = table["group"]
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _number_chunks(table: pa.Table, shard: np.ndarray, *, how: str, workers: int, own_instances: bool) -> np.ndarray:
+    """The chunk of each record within its shard."""
+    sizes = numpy(table["bytes"])
+    costs = record_costs(sizes)
+    # Workers that do all shards need not have a small one cut as finely as if it were alone.
+    least_cost = 0.0 if own_instances else float(costs.sum()) * SMALLEST_SHARE / workers
+    chunk = np.zeros(len(table), np.int32)
+    order, starts, counts = _by_shard(shard)
+    whole = counts == 1
+    if how == "dynamic":
+        total = np.add.reduceat(costs[order], starts)
+        whole |= (total <= min(least_cost, CHUNK_BYTES)) & (counts <= CHUNK_RECORDS)
+    for i in np.flatnonzero(~whole):
+        rows = order[starts[i] : starts[i] + counts[i]]
+        chunk[rows] = assign_chunks(sizes[rows], how=how, workers=workers, least_cost=least_cost)
+    return chunk
+
+
+def _by_shard(shard: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Records in the order of their shards, where each shard begins in it, and how many records it has."""
+    order = np.argsort(shard, kind="stable")
+    counts = np.bincount(shard)
+    return order, np.cumsum(counts) - counts, counts
+
+
+def _describe_shards(table: pa.Table, *, grouped: bool, named: bool) -> list[dict[str, Any]]:
+    """The shards as plain data; ``named`` is whether one that is a single whole group goes by its name."""
+    shard = numpy(table["shard"])
+    order, starts, records = _by_shard(shard)
+    size = np.add.reduceat(numpy(table["bytes"])[order], starts).tolist()
+    chunks = (np.maximum.reduceat(numpy(table["chunk"])[order], starts) + 1).tolist()
+    names, ends = _names_by_shard(_group_column(table), shard) if grouped else ([], np.zeros(len(records), np.int64))
+    begin = 0
+    found = []
+    for number, (end, count) in enumerate(zip(ends.tolist(), records.tolist(), strict=True)):
+        found.append(
+            {
+                "shard": number,
+                "groups": end - begin,
+                "group_names": names[begin : min(end, begin + GROUPS_NAMED)],
+                "group": names[begin] if named and end - begin == 1 else None,
+                "records": count,
+                "bytes": size[number],
+                "chunks": chunks[number],
+            }
+        )
+        begin = end
+    return found
+
+
+def _names_by_shard(group: pa.DictionaryArray, shard: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The groups in the order of their shards, and where each shard's end."""
+    shard_of_group = np.zeros(len(group.dictionary), np.int32)
+    shard_of_group[numpy(group.indices)] = shard
+    order = np.argsort(shard_of_group, kind="stable")
+    return group.dictionary.take(arrow(order)).to_pylist(), np.cumsum(np.bincount(shard_of_group))
+
+
+def _describe_jobs(shards: list[dict[str, Any]], *, together: bool) -> list[dict[str, Any]]:
+    """The jobs as plain data: one a shard; or all shards in one job, each on an instance of its own."""
+    jobs = [shards] if together else [[shard] for shard in shards]
+    sizes = [sum(shard["bytes"] for shard in job) for job in jobs]
+    longest = max(sizes)
+    return [
+        {
+            "job": number,
+            "shards": [shard["shard"] for shard in job],
+            "instances": len(job),
+            "groups": sum(shard["groups"] for shard in job),
+            "records": sum(shard["records"] for shard in job),
+            "bytes": size,
+            "share_of_longest": round(size / longest, 4) if longest else 1.0,
+        }
+        for number, (job, size) in enumerate(zip(jobs, sizes, strict=True))
+    ]
 
 
 # What decides which records there are and what is computed from each. The rest of a pipeline may change between a

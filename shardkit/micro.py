@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardkit.errors import BudgetExceeded, RunFailed
+from shardkit.packing import longest_first
 from shardkit.pool import Stop, Stopped, WorkerDied, WorkerPool
 from shardkit.worker import EXIT_OUT_OF_MEMORY, ChunkTask, Settled, failure_entry
 
@@ -50,26 +51,13 @@ def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: floa
         return (np.arange(count, dtype=np.int64) * chunks // max(count, 1)).astype(np.int32)
     costs = record_costs(sizes)
     if how == "balanced":
-        return _longest_first(costs, bins=min(workers, count))
+        return longest_first(costs.astype(np.int64), bins=min(workers, count))
     return _ever_smaller(costs, workers=workers, least_cost=least_cost)
 
 
 def record_costs(sizes: np.ndarray) -> np.ndarray:
     """What each record is expected to cost, in bytes of reading."""
     return sizes.astype(np.float64) + RECORD_COST_BYTES
-
-
-def _longest_first(costs: np.ndarray, *, bins: int) -> np.ndarray:
-    """Longest processing time first: each record to the bin that has least so far."""
-    import heapq
-
-    loads = [(0.0, number) for number in range(bins)]
-    chunk = np.empty(len(costs), np.int32)
-    for i in np.argsort(-costs, kind="stable"):
-        load, number = loads[0]
-        chunk[i] = number
-        heapq.heapreplace(loads, (load + float(costs[i]), number))
-    return chunk
 
 
 def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float) -> np.ndarray:

@@ -8,7 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from shardkit.errors import PipelineError
 from shardkit.functions import FunctionRef, name_of, reference
@@ -26,6 +36,15 @@ UNITS = {"": 1, "b": 1} | {
     for power, letter in enumerate("kmgt", 1)
     for suffix, base in (("b", 1000), ("ib", 1024))
 }
+
+# What each way of cutting takes, with an example.
+SHARD_FIELDS = {
+    "directory": {"depth": "1", "max_jobs": "100"},
+    "date": {"path": "{Y}/{m}/{d}", "column": "modified", "max_jobs": "100"},
+    "size": {"count": "10", "target": "10GB"},
+    "s3key": {"instances": "4"},
+}
+MAX_INSTANCES = 100  # of one Processing job
 
 
 def parse_bytes(value: Any) -> Any:
@@ -71,10 +90,56 @@ class Input(_Model):
 
 
 class Shards(_Model):
-    """What must stay in one job: the records of a group."""
+    """How the records come into jobs: by folder or date, whose groups stay whole, by size, or object by object."""
 
-    by: Literal["directory"] = "directory"
-    depth: Annotated[int, NoTruth] = Field(1, ge=1, le=1000)
+    by: Literal["directory", "date", "size", "s3key"] = "directory"
+    depth: Annotated[int, NoTruth, Field(ge=1, le=1000)] | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
+    column: Literal["modified"] | None = None
+    max_jobs: Annotated[int, NoTruth, Field(ge=1)] | None = None
+    count: Annotated[int, NoTruth, Field(ge=1)] | None = None
+    target: Bytes | None = None
+    instances: Annotated[int, NoTruth, Field(ge=1, le=MAX_INSTANCES)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_depth(cls, given: Any) -> Any:
+        by_directory = isinstance(given, Mapping) and given.get("by", "directory") == "directory"
+        return {**given, "depth": 1} if by_directory and given.get("depth") is None else given
+
+    @field_validator("depth", "path", "column", "max_jobs", "count", "target", "instances", mode="before")
+    @classmethod
+    def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
+        by, name = info.data.get("by"), str(info.field_name)
+        if value is not None and by is not None and name not in SHARD_FIELDS[by]:
+            homes = [f"by: {kind}" for kind, fields in SHARD_FIELDS.items() if name in fields]
+            takes = " or ".join(SHARD_FIELDS[by]).replace(" or ", ", ", len(SHARD_FIELDS[by]) - 2)
+            raise ValueError(f"this field is for {' and '.join(homes)}; by: {by} takes {takes}.")
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def _dated(cls, value: str | None) -> str | None:
+        from shardkit.groups import date_expression
+
+        if value is not None:
+            date_expression(value)
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Shards:
+        needed = {"date": ("path", "column"), "size": ("count", "target"), "s3key": ("instances",)}.get(self.by, ())
+        given = [name for name in needed if getattr(self, name) is not None]
+        if needed and not given:
+            examples = " or ".join(f"{name} (such as {SHARD_FIELDS[self.by][name]})" for name in needed)
+            raise ValueError(f"by: {self.by} needs {examples}.")
+        if len(given) > 1:
+            raise ValueError(f"by: {self.by} takes {' or '.join(given)}, not both.")
+        return self
+
+    @model_serializer
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
 
 
 class Output(_Model):

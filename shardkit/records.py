@@ -1,11 +1,11 @@
 """Objects to records to groups, on Arrow tables: no Python object a file.
 
-A listing (``key``, ``bytes``, ``etag``; in key order) becomes a table of records in the order of their main
-objects' keys:
+A listing (``key``, ``bytes``, ``etag`` and, where that is known, ``modified``; in key order) becomes a table of records
+in the order of their main objects' keys:
 
     key       string         the record's name in the input
     main      int32          which of its objects is the main one, the one that ``open(record)`` opens
-    group     string         what must stay in one job
+    group     string         what must stay in one job; null where any two records may part
     bytes     int64          of all its objects
     objects   list<string>   the keys of all its objects, in key order
     etags     list<string>   theirs
@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,10 @@ import pyarrow.compute as pc
 from shardkit.arrays import arrow, numpy
 from shardkit.errors import InputError, PipelineError
 from shardkit.functions import user_traceback
+from shardkit.groups import folder_of, group_records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 RECORD_KINDS = ("file", "stem", "directory")
 
@@ -80,19 +81,6 @@ def matches(keys: pa.Array, patterns: Sequence[str]) -> pa.Array:
     return found
 
 
-def folder_of(keys: pa.Array) -> pa.Array:
-    """The folder part of each key; ``.`` for a key at the root."""
-    nested = pc.replace_substring_regex(keys, r"(?s)^[^/]*$", ".")
-    return pc.replace_substring_regex(nested, r"(?s)/[^/]*$", "")
-
-
-def group_by_directory(keys: pa.Array, *, depth: int) -> pa.Array:
-    """The first ``depth`` folders of each key; ``.`` for a key at the root."""
-    folder = folder_of(keys)
-    extra = rf"(?s)^([^/]*(?:/[^/]*){{{depth - 1}}})/.*$"
-    return pc.replace_substring_regex(folder, extra, r"\1")
-
-
 def record_keys(keys: pa.Array, records: str | Callable[[str], str | None]) -> pa.Array:
     """The key of the record that each object belongs to; null for an object of none."""
     if records == "file":
@@ -136,15 +124,16 @@ def build_records(
     records: str | Callable[[str], str | None] = "file",
     pattern: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    depth: int = 1,
+    shards: Mapping[str, Any] | None = None,
 ) -> Records:
     """Turn a listing, in key order, into records.
 
     Objects that match ``exclude`` are no input. Of the others, those that share a record key make one record, if
-    one of them matches ``pattern``: the first that does, in key order, is its main object.
+    one of them matches ``pattern``: the first that does, in key order, is its main object. ``shards`` is the pipeline's
+    section of that name, as plain data; it tells the groups.
 
     Raises:
-        InputError: no object matches ``pattern``.
+        InputError: no object matches ``pattern``, or a record has no date where groups are dates.
         PipelineError: ``records`` is not known, or returned something else than a key.
     """
     listed = len(objects)
@@ -164,13 +153,15 @@ def build_records(
     first_main[code[mains][::-1]] = mains[::-1]
     kept = np.flatnonzero((code >= 0) & (first_main[code] >= 0))
     order = kept[np.lexsort((kept, first_main[code[kept]]))]
-    table = _assemble(objects, names, order, first_main[code[order]], depth)
+    table = _assemble(objects, names, order, first_main[code[order]], shards)
     left = np.setdiff1d(np.arange(len(keys)), kept, assume_unique=True)
     sample = tuple(keys.take(arrow(left[:5])).to_pylist())
     return Records(table, listed, listed - len(kept), sample)
 
 
-def _assemble(objects: pa.Table, names: pa.Array, order: np.ndarray, main: np.ndarray, depth: int) -> pa.Table:
+def _assemble(
+    objects: pa.Table, names: pa.Array, order: np.ndarray, main: np.ndarray, shards: Mapping[str, Any] | None
+) -> pa.Table:
     """One row a record, from objects put in ``order``, with each object's record told by its ``main`` object."""
     starts = np.flatnonzero(np.r_[True, main[1:] != main[:-1]])
     offsets = arrow(np.r_[starts, len(order)].astype(np.int32))
@@ -180,16 +171,24 @@ def _assemble(objects: pa.Table, names: pa.Array, order: np.ndarray, main: np.nd
     rows = objects.take(arrow(order))
     sizes = np.r_[0, np.cumsum(numpy(rows["bytes"]))]
     main_keys = _one_chunk(objects["key"]).take(arrow(main_index))
+    keys = names.take(arrow(main_index)).cast(pa.string())
     return pa.table(
         {
-            "key": names.take(arrow(main_index)).cast(pa.string()),
+            "key": keys,
             "main": arrow((position[main_index] - starts).astype(np.int32)),
-            "group": group_by_directory(main_keys, depth=depth).dictionary_encode(),
+            "group": group_records(main_keys, keys, _newest(rows, starts), shards),
             "bytes": arrow(np.diff(sizes[np.r_[starts, len(order)]])),
             "objects": pa.ListArray.from_arrays(offsets, _one_chunk(rows["key"]).cast(pa.string())),
             "etags": pa.ListArray.from_arrays(offsets, _one_chunk(rows["etag"]).cast(pa.string())),
         }
     )
+
+
+def _newest(rows: pa.Table, starts: np.ndarray) -> np.ndarray | None:
+    """When the newest of each record's objects was written, in microseconds since 1970; None if that is not known."""
+    if "modified" not in rows.column_names or rows["modified"].null_count:
+        return None
+    return np.maximum.reduceat(numpy(_one_chunk(rows["modified"]).cast(pa.int64())), starts)
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

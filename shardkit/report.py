@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardkit.progress import counted, human_bytes
+from shardkit.progress import counted, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from shardkit.macro import Plan
 
 SHARDS_SHOWN = 10
+CREATES_A_SECOND = 1  # what the service takes from an account, whatever its quotas
+LONG_LAUNCH_S = 600
 
 
 def plan_text(plan: Plan, *, rows: int | None = None) -> str:
@@ -25,9 +27,11 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
         f"Pipeline {pipeline['name']}: {pipeline['function']} over {source['uri']} ({patterns}), {_rule(pipeline)}",
         f"  objects  {totals['objects_listed']:,} listed, {totals['objects_left_out']:,} in no record"
         + (f", such as {totals['left_out_sample'][0]}" if totals["left_out_sample"] else ""),
-        f"  records  {totals['records']:,} of {human_bytes(totals['bytes'])} in {counted(totals['groups'], 'group')}",
+        f"  records  {totals['records']:,} of {human_bytes(totals['bytes'])}"
+        + (f" in {counted(totals['groups'], 'group')}" if totals["groups"] else ""),
         f"  shards   {totals['shards']:,}, in {chunks}, for {workers}",
-        *_shard_lines(content["shards"]),
+        *_shard_lines(content),
+        *_job_lines(content),
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
     return "\n".join(lines)
@@ -38,18 +42,50 @@ def _rule(pipeline: dict[str, Any]) -> str:
     return f"records by {rule}" if ":" in rule else f"one record a {rule}"
 
 
-def _shard_lines(shards: list[dict[str, Any]]) -> Iterator[str]:
-    if len(shards) == 1 and shards[0]["group"] is None:
+def _shard_lines(content: dict[str, Any]) -> Iterator[str]:
+    if content["pipeline"]["shards"] is None:
         return
+    shards = content["shards"]
     longest = max(shard["bytes"] for shard in shards)
     for shard in sorted(shards, key=lambda s: -s["bytes"])[:SHARDS_SHOWN]:
         share = shard["bytes"] / longest if longest else 1
+        label = f"{_groups_of(shard):<24} " if shard["groups"] else ""
         yield (
-            f"    {shard['shard']:5d}  {shard['group']:<24} {counted(shard['records'], 'record'):>17}  "
+            f"    {shard['shard']:5d}  {label}{counted(shard['records'], 'record'):>17}  "
             f"{human_bytes(shard['bytes']):>9}  {counted(shard['chunks'], 'chunk'):>12}  {share:4.0%} of the longest"
         )
     if len(shards) > SHARDS_SHOWN:
-        yield f"    ... and {len(shards) - SHARDS_SHOWN:,} more, smaller ones"
+        yield f"    ... and {len(shards) - SHARDS_SHOWN:,} more, none larger"
+
+
+def _groups_of(shard: dict[str, Any]) -> str:
+    name, more = shard["group_names"][0], shard["groups"] - 1
+    return f"{name} and {more:,} more" if more else str(name)
+
+
+def _job_lines(content: dict[str, Any]) -> Iterator[str]:
+    """What the shards are on an engine, and what it takes to launch that."""
+    rule, totals = content["pipeline"]["shards"], content["totals"]
+    if rule is None and not content["pipeline"].get("engine"):
+        return
+    instances = content["jobs"][0]["instances"]
+    spread = f" of {instances} instances" if instances > 1 else ""
+    calls, seconds = totals["create_calls"], totals["create_calls"] / CREATES_A_SECOND
+    yield (
+        f"  jobs     {totals['jobs']:,}{spread} and 1 for pass 2: {calls:,} calls of CreateProcessingJob, "
+        f"at one a second at least {human_seconds(seconds)}"
+    )
+    wanted = rule.get("count", rule.get("instances", 0)) if rule else 0
+    if wanted > totals["shards"]:
+        yield f"           ({wanted:,} were asked for; there are no more records to share out)"
+    if seconds > LONG_LAUNCH_S:
+        yield f"           (to launch so many takes long: {_fewer(rule)})"
+
+
+def _fewer(rule: dict[str, Any]) -> str:
+    if rule["by"] == "size":
+        return "a larger shards.target makes fewer" if "target" in rule else "a lower shards.count makes fewer"
+    return "shards.max_jobs, such as 100, packs whole groups into fewer"
 
 
 def _expected_files(output: dict[str, Any], rows: int | None) -> str:

@@ -291,20 +291,19 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
             f"The output {output}: {below_a_file} is a file, not a folder.", hint="Choose another output."
         )
     check_owner(output, pipeline.pipeline_name())
+    content = pipeline.to_dict()
     records = build_records(
         list_objects(source, leave_out=output),
         records=_records_rule(pipeline),
         pattern=pipeline.input.pattern,
         exclude=pipeline.input.exclude,
-        depth=pipeline.shards.depth if pipeline.shards else 1,
+        shards=content["shards"],
     )
-    content = pipeline.to_dict()
     content["source_dir"] = content["source_dir"] or function_ref.source_dir  # for a resumption in another directory
     return make_plan(
         records,
         pipeline=content,
         function_digest=function_ref.digest,
-        by_group=pipeline.shards is not None,
         chunks=pipeline.chunks,
         workers=pipeline.worker_count(),
         run_id=run_id,

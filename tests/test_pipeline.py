@@ -205,7 +205,7 @@ WRONG = [
     ("max_failures: 0.01", r"line 8: max_failures: expected a count such as 10, or a share such as 1%, not 0\.01"),
     ("max_failures: true", r"line 8: max_failures: .*not true"),
     ("shards: directory", r"line 8: shards: expected a mapping such as \{by: directory, depth: 1\}, not \"directory\""),
-    ("shards: {by: dirctory}", r"line 8: shards\.by: expected 'directory', not \"dirctory\"; did you mean directory\?"),
+    ("shards: {by: dirctory}", r"line 8: shards\.by: expected .*'s3key', not \"dirctory\"; did you mean directory\?"),
     ("shards: {depth: 0}", r"line 8: shards\.depth: .*greater than or equal to 1, not 0"),
     ("shards: {dept: 1}", r"line 8: shards\.dept: unknown field; did you mean depth\?"),
     ("records: [stem]", r"line 8: records: expected file, stem, directory, or module:callable, not \[\"stem\"\]"),

@@ -222,21 +222,22 @@ def test_files_that_are_in_no_record_do_not_matter(pipeline: sk.Pipeline, tmp_pa
 # ---- a million -------------------------------------------------------------------------------------------------
 
 MILLION = """
-import sys, time
-rule, chunks, by_group = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+import json, sys, time
+rule, chunks, shards = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 import numpy as np, pyarrow as pa
 from shardkit.records import build_records
 from shardkit.macro import make_plan
 
 n = 1_000_000
 number = np.arange(n)
-key = pa.array([f"p{i // 100_000:02d}/p{i // 1000:06d}/3{i // 2:06d}_0001.{'hea' if i % 2 else 'dat'}" for i in number.tolist()],
+key = pa.array([f"2024/{i // 100_000 + 1:02d}/{i // 5000 % 20 + 1:02d}/{i // 1000:04d}/3{i // 2:06d}_0001.{'hea' if i % 2 else 'dat'}" for i in number.tolist()],
                pa.large_string())
-table = pa.table({"key": key, "bytes": (number * 7919) % 3_000_000, "etag": pa.array(["e"] * n, pa.large_string())})
+table = pa.table({"key": key, "bytes": (number * 7919) % 3_000_000, "etag": pa.array(["e"] * n, pa.large_string()),
+                  "modified": pa.array(number * 90_000_000, pa.timestamp("us", "UTC"))})
 del key, number
 begun = time.perf_counter()
-records = build_records(table, records=rule, pattern=("*.hea",) if rule == "stem" else ("*",), depth=2)
-plan = make_plan(records, pipeline={}, function_digest="", by_group=by_group, chunks=chunks, workers=16, run_id="r",
+records = build_records(table, records=rule, pattern=("*.hea",) if rule == "stem" else ("*",), shards=shards)
+plan = make_plan(records, pipeline={"shards": shards}, function_digest="", chunks=chunks, workers=16, run_id="r",
                  created="now")
 seconds = time.perf_counter() - begun
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
@@ -246,11 +247,23 @@ print(seconds, int(peak.split()[1]) // 1024, len(plan.records))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("records", "by_group", "chunks"),
-    [("file", False, "dynamic"), ("stem", False, "dynamic"), ("stem", True, "dynamic"), ("file", True, "balanced")],
+    ("records", "shards", "chunks"),
+    [
+        ("file", None, "dynamic"),
+        ("stem", None, "dynamic"),
+        ("stem", {"by": "directory", "depth": 4}, "dynamic"),
+        ("file", {"by": "directory", "depth": 4}, "balanced"),
+        ("file", {"by": "directory", "depth": 5, "max_jobs": 100}, "dynamic"),
+        ("file", {"by": "date", "path": "{Y}/{m}/{d}"}, "dynamic"),
+        ("stem", {"by": "date", "column": "modified", "max_jobs": 20}, "dynamic"),
+        ("file", {"by": "size", "count": 50}, "dynamic"),
+        ("stem", {"by": "size", "target": 10**10}, "dynamic"),
+        ("file", {"by": "s3key", "instances": 20}, "dynamic"),
+    ],
+    ids=str,
 )
-def test_a_million_files_become_records_and_a_plan(records: str, chunks: str, *, by_group: bool) -> None:
-    seconds, megabytes, count = map(float, python(MILLION, records, chunks, str(by_group)).split())
+def test_a_million_files_become_records_and_a_plan(records: str, shards: dict[str, Any] | None, chunks: str) -> None:
+    seconds, megabytes, count = map(float, python(MILLION, records, chunks, json.dumps(shards)).split())
     assert count == (500_000 if records == "stem" else 1_000_000)
     assert seconds < 5
     assert megabytes < 1000
@@ -355,6 +368,7 @@ MODULES = {path.stem: imports_of(path) for path in PACKAGE.glob("*.py")}
 FLOORS = (
     {"_version", "errors", "clock", "arrays", "board", "record"},
     {"storage", "functions", "schema", "values"},
+    {"groups", "packing"},
     {"records", "runfolder", "rows", "formats"},
     {"parts", "progress", "ledger", "commit", "merging", "dataset"},
     {"worker", "pool", "micro"},

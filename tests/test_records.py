@@ -474,8 +474,9 @@ def compare(
     )
     expected = plain_records(listing, RULES[rule] if isinstance(rule, str) else rule, pattern, exclude, depth)
     excludes = () if exclude is None else (exclude,)
+    shards = {"by": "directory", "depth": depth}
     try:
-        built = build_records(table, records=rule, pattern=(pattern,), exclude=excludes, depth=depth)
+        built = build_records(table, records=rule, pattern=(pattern,), exclude=excludes, shards=shards)
     except sk.InputError:
         assert expected == []
         return

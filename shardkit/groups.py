@@ -1,0 +1,164 @@
+"""Records to groups: what must stay in one job, told by folder or by date. On Arrow arrays, like the records.
+
+The groups are a dictionary array, and its dictionary has them in the order in which jobs are numbered: folders as they
+come in key order, dates by time.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardkit.arrays import arrow, numpy
+from shardkit.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MICROSECONDS_A_DAY = 86_400_000_000
+UNDATED_NAMED = 3
+
+# The parts of a date: what their digits look like between other digits, and where nothing else can be meant.
+DATE_PARTS = {
+    "{Y}": ("[0-9]{4}", "[0-9]{4}"),
+    "{m}": ("0[1-9]|1[0-2]", "1[0-2]|0?[1-9]"),
+    "{d}": ("0[1-9]|[12][0-9]|3[01]", "[12][0-9]|3[01]|0?[1-9]"),
+    "{H}": ("[01][0-9]|2[0-3]", "1[0-9]|2[0-3]|0?[0-9]"),
+}
+WILD = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+DATE_FORMATS = {4: "%Y", 7: "%Y-%m", 10: "%Y-%m-%d", 13: "%Y-%m-%dT%H"}
+
+
+def has_groups(shards: Mapping[str, Any] | None) -> bool:
+    """Whether there are groups at all: a cut by size or by object goes between any two records."""
+    return shards is None or shards["by"] in {"directory", "date"}
+
+
+def group_records(
+    keys: pa.Array, records: pa.Array, modified: np.ndarray | None, shards: Mapping[str, Any] | None
+) -> pa.DictionaryArray:
+    """The group of each record; null where there are no groups.
+
+    Args:
+        keys: of each record's main object.
+        records: the records' own keys, for messages.
+        modified: when the newest object of each was written, in microseconds since 1970, UTC; None where the listing
+            does not tell.
+        shards: the pipeline's section of that name, as plain data.
+
+    Raises:
+        InputError: a record has no date.
+    """
+    if not has_groups(shards):
+        return pa.DictionaryArray.from_arrays(pa.nulls(len(keys), pa.int32()), pa.nulls(0, pa.string()))
+    if shards is None or shards["by"] == "directory":
+        return group_by_directory(keys, depth=shards["depth"] if shards else 1).cast(pa.string()).dictionary_encode()
+    if "column" not in shards:
+        return _group_by_path_date(keys, records, shards["path"])
+    if modified is None:
+        raise InputError(
+            "The listing of this input does not tell when its files were written.",
+            hint="Use shards.path, a pattern for the dates in the files' names, instead of shards.column.",
+        )
+    days = arrow(modified // MICROSECONDS_A_DAY).cast(pa.int32()).dictionary_encode()
+    return _in_order(days.indices, days.dictionary.view(pa.date32()).cast(pa.string()))
+
+
+def folder_of(keys: pa.Array) -> pa.Array:
+    """The folder part of each key; ``.`` for a key at the root."""
+    nested = pc.replace_substring_regex(keys, r"(?s)^[^/]*$", ".")
+    return pc.replace_substring_regex(nested, r"(?s)/[^/]*$", "")
+
+
+def group_by_directory(keys: pa.Array, *, depth: int) -> pa.Array:
+    """The first ``depth`` folders of each key; ``.`` for a key at the root."""
+    folder = folder_of(keys)
+    extra = rf"(?s)^([^/]*(?:/[^/]*){{{depth - 1}}})/.*$"
+    return pc.replace_substring_regex(folder, extra, r"\1")
+
+
+def date_expression(path: str) -> tuple[str, str]:
+    """A pattern such as ``logs/{Y}/{m}/{d}`` as an RE2 expression over whole keys, and the rewrite that gives the date.
+
+    The pattern may be found anywhere in a key, and the first place counts, but never amid other digits.
+
+    Raises:
+        ValueError: it has no ``{Y}``, a part without the next larger one, or one that is unknown.
+    """
+    items = re.findall(r"\{[^{}/]*\}|\*\*|.", path, re.DOTALL)
+    _check_parts(items)
+    expression, seen = "", []
+    for i, item in enumerate(items):
+        if item in DATE_PARTS:
+            # Next to another digit, or to what may be one, only its full width tells where a number ends.
+            beside = items[i - 1 : i] + items[i + 1 : i + 2] if i else items[1:2]
+            digits = DATE_PARTS[item][not any(b in DATE_PARTS or b in WILD or b.isdigit() for b in beside)]
+            expression += f"(?:{digits})" if item in seen else f"({digits})"
+            seen.append(item)
+        else:
+            expression += WILD.get(item) or re.escape(item)
+    before = "(?:.*?[^0-9])??" if items[0] in DATE_PARTS else ".*?"
+    after = "(?:[^0-9].*)?" if items[-1] in DATE_PARTS else ".*"
+    captured = list(dict.fromkeys(seen))
+    parts = [f"\\{captured.index(part) + 1}" for part in DATE_PARTS if part in seen]
+    return f"(?s)^{before}{expression}{after}$", "-".join(parts[:3]) + "".join(f"T{hour}" for hour in parts[3:])
+
+
+def _check_parts(items: list[str]) -> None:
+    unknown = next((item for item in items if item[0] == "{" and item not in DATE_PARTS), None)
+    if unknown is not None:
+        raise ValueError(
+            f"{unknown} is no part of a date; {{Y}} is the year, {{m}} the month, {{d}} the day and {{H}} the hour"
+            f"{', each with its closing brace' if unknown == '{' else ''}."
+        )
+    present = [part in items for part in DATE_PARTS]
+    if not present[0] or present != sorted(present, reverse=True):
+        raise ValueError("expected a pattern with {Y}, or {Y} and {m}, or these and {d}, such as logs/{Y}/{m}/{d}.")
+
+
+def _group_by_path_date(keys: pa.Array, records: pa.Array, path: str) -> pa.DictionaryArray:
+    expression, rewrite = date_expression(path)
+    dated = numpy(pc.match_substring_regex(keys, expression))
+    if dated.all():
+        found = pc.replace_substring_regex(keys, expression, rewrite).cast(pa.string()).dictionary_encode()
+        names = pc.replace_substring_regex(found.dictionary, r"([-T])([0-9])\b", r"\10\2")
+        exists = np.array([_is_date(name) for name in names.to_pylist()], bool)
+        dated = exists[numpy(found.indices)]
+    if not dated.all():
+        raise _undated(records, dated, path)
+    return _in_order(found.indices, names)
+
+
+def _is_date(name: str) -> bool:
+    try:
+        datetime.strptime(name, DATE_FORMATS[len(name)])  # noqa: DTZ007  only whether there is such a day
+    except ValueError:
+        return False
+    return True
+
+
+def _in_order(codes: pa.Array, names: pa.Array) -> pa.DictionaryArray:
+    """A dictionary array whose dictionary is sorted, from one in which it is not, and may hold a name twice."""
+    distinct = names.dictionary_encode()
+    order = numpy(pc.sort_indices(distinct.dictionary)).astype(np.int64)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    ranks = rank[numpy(distinct.indices)][numpy(codes)]
+    return pa.DictionaryArray.from_arrays(arrow(ranks), distinct.dictionary.take(arrow(order)))
+
+
+def _undated(records: pa.Array, dated: np.ndarray, path: str) -> InputError:
+    missing = np.flatnonzero(~dated)
+    sample = ", ".join(records.take(arrow(missing[:UNDATED_NAMED])).to_pylist())
+    some = "such as " if len(missing) > UNDATED_NAMED else ""
+    return InputError(
+        f"{len(missing):,} of {len(dated):,} records have no date where shards.path ({path}) looks for "
+        f"it: {some}{sample}.",
+        hint="Write shards.path as the dates stand in the files' names, leave these files out with input.exclude, or "
+        "use shards.column: modified.",
+    )
