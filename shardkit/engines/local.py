@@ -106,6 +106,13 @@ class LocalEngine:
             botocore.exceptions.ClientError: ValidationException, ResourceInUse (the name is taken) or
                 ResourceLimitExceeded (``max_instances`` are in use).
         """
+        return self._create(request)
+
+    def create_failed_job(self, reason: str, **request: Any) -> dict[str, Any]:
+        """Take a request as `create_processing_job` does, but let the job fail at once, with ``reason``."""
+        return self._create(request, failed=reason)
+
+    def _create(self, request: dict[str, Any], *, failed: str = "") -> dict[str, Any]:
         validation.check("CreateProcessingJob", request)
         validation.check_rules(request, isolated=self.isolation != "none")
         name = request["ProcessingJobName"]
@@ -136,7 +143,12 @@ class LocalEngine:
                 )
             self._check_quota(kind, count)
             files.create(content, count)
-            self._supervise(files)
+            if failed:
+                now = time.time()
+                ended = {"FailureReason": failed, "ProcessingEndTime": now, "LastModifiedTime": now}
+                files.write_state({"ProcessingJobStatus": "Failed"} | ended)
+            else:
+                self._supervise(files)
         return _answer({"ProcessingJobArn": arn})
 
     def describe_processing_job(self, **request: Any) -> dict[str, Any]:

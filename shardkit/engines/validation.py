@@ -31,7 +31,7 @@ BOOTSTRAP = "/opt/ml/processing/input/code/bootstrap.sh"
 def refuse(operation: str, code: str, message: str, status: int = 400) -> NoReturn:
     """Raise the error with which the service refuses a call."""
     about = {"RequestId": str(uuid.uuid4()), "HTTPStatusCode": status, "HTTPHeaders": {}, "RetryAttempts": 0}
-    raise ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": about}, operation)  # type: ignore[typeddict-item]
+    raise ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": about}, operation)
 
 
 @functools.cache
@@ -101,11 +101,8 @@ def _problems(value: Any, shape: Shape) -> Iterator[str]:
     if "enum" in about and value not in about["enum"]:
         yield f"satisfy enum value set: [{', '.join(about['enum'])}]"
     pattern = about.get("pattern")
-    if (
-        pattern
-        and not _pattern(pattern).fullmatch(value)
-        and not (shape.name == "S3Uri" and LOCAL_URI.fullmatch(value))
-    ):
+    local = shape.name == "S3Uri" and LOCAL_URI.fullmatch(value)
+    if pattern and not local and not _pattern(pattern).fullmatch(value):
         yield f"satisfy regular expression pattern: {pattern}"
 
 
@@ -141,14 +138,87 @@ def check_rules(request: dict[str, Any], *, isolated: bool) -> None:
 
 def _broken(request: dict[str, Any], *, isolated: bool) -> Iterator[str]:
     """Every rule that a request breaks, in the words of the refusal."""
-    entrypoint = request["AppSpecification"].get("ContainerEntrypoint")
+    yield from _broken_by_cluster(request["ProcessingResources"]["ClusterConfig"])
+    yield from _broken_by_application(request["AppSpecification"], isolated=isolated)
+    inputs = request.get("ProcessingInputs") or []
+    outputs = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
+    for given in inputs:
+        yield from _broken_by_input(given)
+    for given in outputs:
+        yield from _broken_by_output(given)
+    yield from _twice("InputName", [given["InputName"] for given in inputs])
+    yield from _twice("OutputName", [given["OutputName"] for given in outputs])
+    paths = [given["S3Input"].get("LocalPath") for given in inputs if "S3Input" in given]
+    yield from _twice("LocalPath of an input", [path.rstrip("/") for path in paths if path])
+    yield from _twice("Tag key", [tag["Key"] for tag in request.get("Tags") or []])
+
+
+def _twice(what: str, values: list[str]) -> Iterator[str]:
+    for value in sorted({value for value in values if values.count(value) > 1}):
+        yield f"{what} must be unique; {value!r} is given more than once."
+
+
+def _broken_by_cluster(cluster: dict[str, Any]) -> Iterator[str]:
+    preferences = cluster.get("InstancePreferences") or []
+    for field in ("SelectedInstanceType", "SelectedInstanceCount"):
+        if field in cluster:
+            yield f"{field} is read-only and is not accepted in CreateProcessingJob requests."
+    if bool(preferences) == ("InstanceType" in cluster):
+        yield "ClusterConfig must have exactly one of InstanceType and InstancePreferences."
+    yield from _twice("InstanceType in InstancePreferences", [given["InstanceType"] for given in preferences])
+    counted = sum("InstanceCount" in given for given in preferences)
+    if counted and (counted < len(preferences) or "InstanceCount" in cluster):
+        yield "InstanceCount must be given once for the job, or with every one of the InstancePreferences."
+
+
+def _broken_by_application(application: dict[str, Any], *, isolated: bool) -> Iterator[str]:
+    entrypoint = application.get("ContainerEntrypoint")
+    for field in ("ContainerEntrypoint", "ContainerArguments"):
+        if "" in application.get(field, ()):
+            yield f"{field} must not hold an empty string."
     if not entrypoint:
         yield "The local engine has no image to take an entrypoint from: give AppSpecification.ContainerEntrypoint."
     elif not isolated and BOOTSTRAP not in entrypoint:
         yield (
-            "This machine does not let a job have an /opt/ml of its own (user namespaces are not allowed, or the engine "
-            f"was made with isolation='none'), so that only shardkit's own jobs run here, which start with {BOOTSTRAP}."
+            "This machine does not let a job have an /opt/ml of its own (there are no user namespaces, or the engine was "
+            f"made with isolation='none'), so that only shardkit's own jobs run here, which start with {BOOTSTRAP}."
         )
+
+
+def _broken_by_input(given: dict[str, Any]) -> Iterator[str]:
+    name = given["InputName"]
+    if ("S3Input" in given) == ("DatasetDefinition" in given):
+        yield f"Input {name} must have exactly one of S3Input and DatasetDefinition."
+    if given.get("AppManaged"):
+        return
+    if "DatasetDefinition" in given:
+        yield f"Input {name} has a DatasetDefinition; the local engine brings S3Input only."
+    wanted = given.get("S3Input", {})
+    if "S3Input" in given:
+        yield from _broken_by_path(f"Input {name}", wanted.get("LocalPath"), under=INPUT_ROOT)
+    if wanted.get("S3InputMode") == "Pipe":
+        yield f"Input {name} has S3InputMode Pipe; the local engine knows File only."
+    elif wanted.get("S3CompressionType") == "Gzip":
+        yield f"Input {name} has S3CompressionType Gzip, which can only be used when S3InputMode is Pipe."
+
+
+def _broken_by_output(given: dict[str, Any]) -> Iterator[str]:
+    name = given["OutputName"]
+    if ("S3Output" in given) == ("FeatureStoreOutput" in given):
+        yield f"Output {name} must have exactly one of S3Output and FeatureStoreOutput."
+    if given.get("AppManaged"):
+        return
+    if "FeatureStoreOutput" in given:
+        yield f"Output {name} has a FeatureStoreOutput, which is only supported when AppManaged is true."
+    if "S3Output" in given:
+        yield from _broken_by_path(f"Output {name}", given["S3Output"].get("LocalPath"), under="/opt/ml/")
+
+
+def _broken_by_path(whose: str, path: str | None, *, under: str) -> Iterator[str]:
+    if not path:
+        yield f"{whose} must have a LocalPath when AppManaged is false."
+    elif not path.startswith(under) or ".." in path.split("/"):
+        yield f"{whose} has the LocalPath {path}; it must begin with {under}."
 
 
 # ---- lists -------------------------------------------------------------------------------------------------------
