@@ -1,0 +1,51 @@
+"""drive(): the loop around monitor() and launch(), on one machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardkit.jobs.clock import Clock, RealClock
+from shardkit.jobs.launching import launch
+from shardkit.jobs.monitoring import monitor
+from shardkit.jobs.policy import Policy
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from shardkit.jobs.calls import Engine
+    from shardkit.jobs.rounds import Report
+    from shardkit.jobs.store import Store
+
+
+def drive(
+    store: Store,
+    engine: Engine,
+    *,
+    policy: Policy | None = None,
+    clock: Clock | None = None,
+    on_round: Callable[[Report, Report], bool | None] | None = None,
+    rng: random.Random | None = None,
+) -> Report:
+    """Monitor and launch until every job has ended.
+
+    Interrupting it does the jobs no harm: they go on, and so does the next drive().
+
+    Args:
+        store: The jobs.
+        engine: The service.
+        policy: How fast and how often.
+        clock: What tells the time.
+        on_round: Gets the reports of monitor() and launch() after every round; ``False`` ends the loop.
+        rng: Where the randomness of waits comes from.
+
+    Returns:
+        The last report of launch().
+    """
+    rules, time = policy or Policy(), clock or RealClock()
+    while True:
+        seen = monitor(store, engine, policy=rules, clock=time, rng=rng)
+        report = launch(store, engine, policy=rules, clock=time, rng=rng)
+        if (on_round is not None and on_round(seen, report) is False) or report.ended:
+            return report
+        time.sleep(report.next_in_s)

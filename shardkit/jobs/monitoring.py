@@ -1,0 +1,287 @@
+"""monitor(): from the service's list into the store.
+
+One look asks ListProcessingJobs for what changed since the last look (a page holds 100 jobs), by the service's own
+times, so that neither the number of jobs nor this machine's clock matters. A page says of a failed job why it failed;
+only where it does not, DescribeProcessingJob is called. Now and then a look takes in everything that is in flight:
+what is missing there is asked for by name.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import TYPE_CHECKING, Any
+
+from shardkit.jobs import calls, transitions
+from shardkit.jobs.causes import needs_describe
+from shardkit.jobs.clock import Clock, RealClock, seconds_of
+from shardkit.jobs.job import COMPLETED, IN_PROGRESS, LIVE, NEW, NO, YES, Job, parse_name
+from shardkit.jobs.policy import Policy
+from shardkit.jobs.rounds import MONITORING, Change, Report, change_state, fail_dependents, monitor_due, settle
+
+if TYPE_CHECKING:
+    import random
+
+    from shardkit.jobs.calls import Engine
+    from shardkit.jobs.store import Live, Store
+
+CLOCKS_APART_S = 900.0  # how far this machine's clock and the service's may be apart
+
+
+def monitor(
+    store: Store,
+    engine: Engine,
+    *,
+    policy: Policy | None = None,
+    clock: Clock | None = None,
+    rng: random.Random | None = None,
+    force: bool = False,
+) -> Report:
+    """Bring the store up to date with the service, if it is time for that.
+
+    Any number of these may run at the same time; one of them looks.
+
+    Args:
+        store: The jobs.
+        engine: The service.
+        policy: How often; the default is for SageMaker, ``Policy.local()`` for an engine on this machine.
+        clock: What tells the time.
+        rng: Where the randomness of waits comes from.
+        force: Look now, whenever the last look was.
+
+    Returns:
+        What changed, and when to call again.
+
+    Raises:
+        EngineRefused: The service takes no calls from this client.
+    """
+    return _Monitor(store, engine, policy or Policy(), clock or RealClock(), rng).run(force=force)
+
+
+class _Monitor:
+    def __init__(self, store: Store, engine: Engine, policy: Policy, clock: Clock, rng: random.Random | None) -> None:
+        self._store, self._policy, self._clock, self._rng = store, policy, clock, rng
+        self._engine = calls.Counted(engine, policy.max_calls)
+        self._changed: list[Change] = []
+        self._trouble = ""
+        self._whole = True  # whether everything that this look met is in the store
+
+    def run(self, *, force: bool) -> Report:
+        begun = self._clock.time()
+        looked = self._take_turn(begun, force=force)
+        if looked is not None:
+            try:
+                self._look(begun, looked)
+                self._stop_what_is_to_stop(begun)
+            except calls.OutOfCalls:
+                self._trouble = f"More than {self._policy.max_calls} calls are needed; the next round goes on."
+            except calls.EXPECTED as error:
+                self._failed(error)
+        self._changed += fail_dependents(self._store, begun)
+        return self._report(looked=looked is not None)
+
+    def _take_turn(self, now: float, *, force: bool) -> dict[str, Any] | None:
+        """What is known of earlier looks, if it is this call's turn to look; else None."""
+        live = self._store.live()
+        if not live.jobs:
+            return None
+        state, version = self._store.state(MONITORING)
+        if not force and now < min(monitor_due(state, live, self._policy), now + self._policy.throttle_max_s):
+            return None
+        taken = state | {"next_at": now + self._policy.poll_s}
+        return taken if self._store.put_state(MONITORING, taken, version) else None
+
+    # ---- looking ---------------------------------------------------------------------------------------------------
+
+    def _look(self, begun: float, state: dict[str, Any]) -> None:
+        """What changed since the last look; from time to time, what did not change too."""
+        live = self._store.live()
+        since = max(state.get("mark", 0.0), live.launched_at - CLOCKS_APART_S)
+        newest = state.get("mark", 0.0)
+        after = datetime.datetime.fromtimestamp(since, datetime.timezone.utc)
+        for page in calls.list_pages(self._engine, NameContains=_prefix(live), LastModifiedTimeAfter=after):
+            self._take_in(page)
+            newest = max(newest, *(_modified(line) - self._policy.overlap_s for line in page)) if page else newest
+        whole, full_at = self._whole, state.setdefault("full_at", live.launched_at)
+        if begun - full_at >= self._policy.recheck_s:
+            full_at = self._look_at_everything(begun)
+
+        def seen(shared: dict[str, Any]) -> None:
+            shared["full_at"] = full_at
+            if whole:
+                shared["mark"] = max(newest, shared.get("mark", 0.0))
+                shared["passed"] = max(begun, shared.get("passed", 0.0))
+
+        change_state(self._store, MONITORING, seen)
+
+    def _look_at_everything(self, begun: float) -> float:
+        """Ask by name for jobs in flight that the service's list does not show as running."""
+        live = self._store.live()
+        running: set[str] = set()
+        for page in calls.list_pages(self._engine, NameContains=_prefix(live), StatusEquals=IN_PROGRESS):
+            running |= {line["ProcessingJobName"] for line in page}
+        any_missing = False
+        for job in self._store.jobs(status=LIVE):
+            if job.exists == YES and job.changed_at < begun - self._policy.settle_s and job.name not in running:
+                any_missing |= self._ask(job).missing_since > 0
+            elif job.missing_since and job.name in running:
+                self._settle(job, {"ProcessingJobStatus": IN_PROGRESS})
+        return begun - (self._policy.recheck_s - self._policy.lost_s) if any_missing else begun
+
+    def _take_in(self, page: list[dict[str, Any]]) -> None:
+        """Write down what a page says of this store's jobs."""
+        lines = [(parsed, line) for line in page if (parsed := parse_name(line["ProcessingJobName"]))]
+        known = self._store.find(job_id for (job_id, _), _ in lines)
+        told: list[tuple[Job, Job, dict[str, Any]]] = []
+        for (job_id, attempt), line in lines:
+            job = known.get(job_id)
+            if job is None:
+                continue
+            if attempt == job.attempt and _open(job) and any(job_id == other.job_id for other, _, _ in told):
+                continue
+            if is_stray(job, attempt, line):
+                self._stop(line["ProcessingJobName"])
+                continue
+            answer = self._full(job, attempt, line)
+            changed = None if answer is None else self._after(job, attempt, answer)
+            if answer is not None and changed is not None:
+                told.append((job, changed, answer))
+        written = self._store.update_many(changed for _, changed, _ in told)
+        for (job, changed, answer), now in zip(told, written, strict=True):
+            done = now or self._settle(self._store.get(job.job_id), answer, changed.attempt)
+            if done.version != job.version:
+                self._changed.append(Change.of(done))
+
+    def _full(self, job: Job, attempt: int, line: dict[str, Any]) -> dict[str, Any] | None:
+        """The line, or the Describe response where the line does not say enough; None if that cannot be had now."""
+        asked = job.stop_asked_at > 0 and line["ProcessingJobStatus"] == "Stopped"
+        if asked or not needs_describe(line) or self._after(job, attempt, line) is None:
+            return line
+        try:
+            return self._describe(line["ProcessingJobName"])
+        except calls.EXPECTED as error:
+            self._failed(error)
+            return None
+
+    def _after(self, job: Job, attempt: int, answer: dict[str, Any]) -> Job | None:
+        """The job after what the service says of that attempt; None if nothing changes."""
+        now = self._clock.time()
+        if attempt > job.attempt and job.status != COMPLETED:
+            job = transitions.ahead(job, attempt, now)
+        elif attempt != job.attempt or not _open(job):
+            return None
+        changed = transitions.observed(job, answer, now, self._policy)
+        return None if changed is job else changed
+
+    def _settle(self, job: Job, answer: dict[str, Any], attempt: int | None = None) -> Job:
+        wanted = job.attempt if attempt is None else attempt
+        return settle(self._store, job, lambda current: self._after(current, wanted, answer))
+
+    # ---- asking by name --------------------------------------------------------------------------------------------
+
+    def _ask(self, job: Job) -> Job:
+        """What the service says of a job that its list does not show."""
+        now = self._clock.time()
+        try:
+            answer = self._describe(job.name)
+        except calls.EXPECTED as error:
+            if calls.kind_of(error) != "missing":
+                raise
+            changed = settle(self._store, job, lambda current: self._missed(current, job, now))
+        else:
+            changed = self._settle(job, answer)
+        if changed.version != job.version and changed.status != job.status:
+            self._changed.append(Change.of(changed))
+        return changed
+
+    def _missed(self, job: Job, asked: Job, now: float) -> Job | None:
+        """The service says that it does not know the job."""
+        if job.version != asked.version:
+            return None
+        if job.exists != YES:
+            return transitions.never_created(job, now) if job.stop_asked_at else None
+        if not job.missing_since:
+            return transitions.missing(job, now)
+        return transitions.lost(job, now, self._policy) if now - job.missing_since >= self._policy.lost_s else None
+
+    def _stop_what_is_to_stop(self, begun: float) -> None:
+        """Tell the service to stop what it was not told to stop yet; see what became of calls without an answer."""
+        looked_at = self._store.state(MONITORING)[0].get("passed", 0.0)
+        for job in self._store.stopping():
+            if job.exists != YES:
+                if begun >= job.lease_until and looked_at >= job.changed_at + self._policy.settle_s:
+                    self._ask(job)
+            elif job.stop_sent_at <= begun - self._policy.recheck_s:
+                send_stop(self._store, self._engine, job, begun)
+
+    def _stop(self, name: str) -> None:
+        """Stop an attempt that nobody wants: it was created after all, when all had given it up."""
+        try:
+            self._engine.stop_processing_job(ProcessingJobName=name)
+        except calls.EXPECTED as error:
+            if calls.kind_of(error) not in {"missing", "refused"}:
+                self._failed(error)
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        answer: dict[str, Any] = self._engine.describe_processing_job(ProcessingJobName=name)
+        return answer
+
+    def _failed(self, error: Exception) -> None:
+        """A call failed: this look is not whole; the next one sees the same again."""
+        self._whole = False
+        self._trouble = calls.words(error)
+        kind = calls.kind_of(error)
+        if kind in {"caller", "refused"}:
+            raise calls.turned_away(error) from error
+
+    # ---- the report ------------------------------------------------------------------------------------------------
+
+    def _report(self, *, looked: bool) -> Report:
+        state, live = self._store.state(MONITORING)[0], self._store.live()
+        due = monitor_due(state, live, self._policy) if live.jobs else 0.0
+        return Report(
+            next_in_s=max(due - self._clock.time(), 0.0),
+            counts=self._store.counts(),
+            calls=self._engine.made,
+            trouble=self._trouble,
+            changed=tuple(self._changed),
+            looked=looked,
+        )
+
+
+def is_stray(job: Job, attempt: int, line: dict[str, Any]) -> bool:
+    """Whether the service runs an attempt that was given up: it was thought never to have been created."""
+    if line["ProcessingJobStatus"] != IN_PROGRESS or job.entry(attempt).get("created_at") or attempt > job.attempt:
+        return False
+    return attempt < job.attempt or (job.ended and job.status != COMPLETED)
+
+
+def send_stop(store: Store, engine: Engine, job: Job, now: float) -> bool:
+    """Tell the service to stop a job; whether it took that. A job that has ended meanwhile is no error."""
+    try:
+        engine.stop_processing_job(ProcessingJobName=job.name)
+    except calls.EXPECTED as error:
+        kind = calls.kind_of(error)
+        if kind == "caller":
+            raise calls.turned_away(error) from error
+        if kind not in {"missing", "refused"}:
+            return False
+    settle(store, job, lambda current: transitions.stop_sent(current, now) if current.live else None)
+    return True
+
+
+def _open(job: Job) -> bool:
+    """Whether what the service says of the current attempt can still change the job."""
+    return job.live or (job.status == NEW and job.attempt > 0 and job.exists == NO)
+
+
+def _prefix(live: Live) -> str:
+    """What all names in flight begin with, if that is anything to search for."""
+    common = os.path.commonprefix([live.first, live.last])  # noqa: RUF071  of words, not of paths
+    return common if len(common) >= 3 else ""
+
+
+def _modified(line: dict[str, Any]) -> float:
+    """When the service last changed that job, by its own clock."""
+    times = (seconds_of(line.get(key)) for key in ("LastModifiedTime", "ProcessingEndTime", "CreationTime"))
+    return max((time for time in times if time is not None), default=0.0)

@@ -1,0 +1,118 @@
+"""How fast, how often and how long: the queue's policy, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from shardkit.jobs.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# How many attempts may end for that cause. Of a cause with 1, the first failure is final.
+ATTEMPTS = {
+    "capacity": 10,
+    "internal": 5,
+    "stopped": 3,
+    "timeout": 3,
+    "died": 3,
+    "transient": 5,
+    "lost": 3,
+    "unknown": 2,
+    "user": 1,
+    "client": 1,
+    "refused": 1,
+    "dependency": 1,
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What launch() and monitor() go by. All times are in seconds.
+
+    Args:
+        creates_per_s: CreateProcessingJob calls a second, of all launchers of a store together.
+        poll_s: The time from one look at the service's list to the next.
+        max_instances: The instances in flight at once; None leaves it to the service's quota.
+        attempts: How many attempts may end for a cause, where it differs from the default.
+        max_attempts: How many attempts a job has in all, until somebody calls again().
+        retry_wait_s: The wait after a failure; doubled by every further failure of that cause.
+        capacity_wait_s: The same after a CapacityError, once every instance preference had its turn.
+        retry_wait_max_s: No such wait is longer.
+        launch_s: How long one launch() may sleep between its calls; 0: it makes the calls that are due, and returns.
+        max_launches: The CreateProcessingJob calls of one launch().
+        max_calls: The calls of one monitor().
+        throttle_max_s: The longest wait after throttled calls.
+        probe_s: The wait before an instance more than the learned ceiling is tried; doubled each time it is refused.
+        probe_max_s: No such wait is longer.
+        lease_s: How long a CreateProcessingJob call may take before another launcher takes over.
+        settle_s: How long a job may take to show up in the service's list.
+        overlap_s: How far a look at the list reaches back behind the last one.
+        recheck_s: The time between two looks at everything in flight, whether it changed or not.
+        lost_s: How long a job must be unknown to the service before it counts as lost.
+    """
+
+    creates_per_s: float = 1.0
+    poll_s: float = 20.0
+    max_instances: int | None = None
+    attempts: Mapping[str, int] = field(default_factory=dict)
+    max_attempts: int = 15
+    retry_wait_s: float = 5.0
+    capacity_wait_s: float = 30.0
+    retry_wait_max_s: float = 900.0
+    launch_s: float = 0.0
+    max_launches: int = 1000
+    max_calls: int = 200
+    throttle_max_s: float = 60.0
+    probe_s: float = 60.0
+    probe_max_s: float = 1800.0
+    lease_s: float = 60.0
+    settle_s: float = 5.0
+    overlap_s: float = 30.0
+    recheck_s: float = 900.0
+    lost_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.attempts) - set(ATTEMPTS))
+        if unknown:
+            raise JobError(f"There is no cause {unknown[0]!r}.", hint=f"The causes are {', '.join(ATTEMPTS)}.")
+        for name in ("creates_per_s", "poll_s", "max_attempts", "max_launches", "max_calls"):
+            if getattr(self, name) <= 0:
+                raise JobError(f"{name} must be more than 0, not {getattr(self, name)}.")
+
+    @classmethod
+    def local(cls, **changes: Any) -> Policy:
+        """The policy for an engine on this machine, where calls cost nothing and jobs start at once."""
+        quick = {
+            "creates_per_s": 100.0,
+            "poll_s": 0.2,
+            "retry_wait_s": 0.2,
+            "capacity_wait_s": 0.5,
+            "throttle_max_s": 5.0,
+            "probe_s": 2.0,
+            "probe_max_s": 30.0,
+            "lease_s": 5.0,
+            "settle_s": 0.0,
+            "overlap_s": 2.0,
+            "recheck_s": 15.0,
+            "lost_s": 5.0,
+        }
+        return cls(**(quick | changes))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Policy:
+        """A policy that was written as data.
+
+        Raises:
+            JobError: It has a field that a policy does not have.
+        """
+        known = {each.name for each in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise JobError(f"A policy has no {unknown[0]!r}.", hint=f"It has {', '.join(sorted(known))}.")
+        return cls(**data)
+
+    def tries(self, cause: str) -> int:
+        """How many attempts may end for that cause."""
+        return self.attempts.get(cause, ATTEMPTS[cause])
