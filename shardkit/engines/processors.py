@@ -45,6 +45,7 @@ def read_processor(processor: Any, *, local: bool = False) -> dict[str, Any]:
         )
     fields = {ours: _plain(getattr(processor, theirs, None), theirs, kind) for theirs, ours in FIELDS.items()}
     fields["network"] = network_of(getattr(processor, "network_config", None))
+    fields["tags"] = _with_config_tags(fields["tags"], processor.sagemaker_session)
     fields |= _instances(processor, fields, kind)
     if fields["instance_type"] in LOCAL_MODE:
         if not local:
@@ -104,6 +105,16 @@ def _instances(processor: Any, fields: dict[str, Any], kind: str) -> dict[str, A
         )
     types = [preference.get("InstanceType") for preference in preferences]
     return {"instance_preferences": types, "instance_count": counts.pop(), "instance_type": None}
+
+
+def _with_config_tags(tags: Any, session: Any) -> Any:
+    """The tags and those of the SDK's configuration file that they leave free; the SDK adds these as it sends."""
+    found: Any = getattr(session, "sagemaker_config", None)
+    for step in ("SageMaker", "ProcessingJob", "Tags"):
+        found = found.get(step) if isinstance(found, dict) else None
+    given = list(tags or [])
+    keys = {tag.get("Key") for tag in given if isinstance(tag, dict)}
+    return [*given, *(tag for tag in found or [] if tag.get("Key") not in keys)] or None
 
 
 def _session(session: Any) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""The names of the SDK that is installed, the same for both."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+MAJOR = 3 if importlib.util.find_spec("sagemaker.core") else 2
+# Each call of an SDK would else tell its makers about it, over the network.
+QUIET = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
+
+if MAJOR == 3:
+    from sagemaker.core.helper.pipeline_variable import PipelineVariable
+    from sagemaker.core.helper.session_helper import Session
+    from sagemaker.core.network import NetworkConfig
+    from sagemaker.core.processing import FrameworkProcessor, Processor, ScriptProcessor
+    from sagemaker.core.shapes import ProcessingOutput, ProcessingS3Output
+    from sagemaker.core.spark.processing import PySparkProcessor
+    from sagemaker.core.workflow.parameters import ParameterInteger, ParameterString
+else:
+    from sagemaker.network import NetworkConfig
+    from sagemaker.processing import FrameworkProcessor, ProcessingOutput, Processor, ScriptProcessor
+    from sagemaker.session import Session
+    from sagemaker.sklearn import SKLearn
+    from sagemaker.sklearn.processing import SKLearnProcessor
+    from sagemaker.spark.processing import PySparkProcessor
+    from sagemaker.workflow.entities import PipelineVariable
+    from sagemaker.workflow.parameters import ParameterInteger, ParameterString
+
+__all__ = [
+    "MAJOR",
+    "QUIET",
+    "NetworkConfig",
+    "ParameterInteger",
+    "ParameterString",
+    "PipelineVariable",
+    "Processor",
+    "PySparkProcessor",
+    "ScriptProcessor",
+    "Session",
+    "framework_processor",
+    "output",
+    "sklearn_processor",
+]
+
+
+def framework_processor(**options: Any) -> Any:
+    """A FrameworkProcessor; 2.x wants to know the framework besides."""
+    extra = {} if MAJOR == 3 else {"estimator_cls": SKLearn, "framework_version": "1.2-1"}
+    return FrameworkProcessor(**extra, **options)
+
+
+def sklearn_processor(**options: Any) -> Any:
+    """2.x has it; it finds its image by itself."""
+    options.pop("image_uri")
+    return SKLearnProcessor(framework_version="1.2-1", **options)
+
+
+def output(name: str, folder: str, uri: str) -> Any:
+    """A ProcessingOutput."""
+    if MAJOR == 2:
+        return ProcessingOutput(output_name=name, source=folder, destination=uri)
+    s3 = ProcessingS3Output(s3_uri=uri, local_path=folder, s3_upload_mode="EndOfJob")
+    return ProcessingOutput(output_name=name, s3_output=s3)
