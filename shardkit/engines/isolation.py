@@ -14,7 +14,6 @@ import ctypes
 import os
 import signal
 import sys
-import tempfile
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ CONTAINER_FAILED = 125  # as docker has it: the container could not be made
 CANNOT_RUN = 126
 NOT_FOUND = 127
 
-_NEWNS, _NEWUSER, _NEWPID = 0x00020000, 0x10000000, 0x20000000
+_NEWNS, _NEWUSER, _NEWPID, _NEWNET = 0x00020000, 0x10000000, 0x20000000, 0x40000000
 _BIND, _REC, _PRIVATE = 0x1000, 0x4000, 0x40000
 _NOSUID, _NODEV, _NOEXEC = 0x2, 0x4, 0x8
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
@@ -48,6 +47,7 @@ class Program(NamedTuple):
     environment: Mapping[str, str]
     volume: str  # its ml/ is the instance's /opt/ml, its work/ the current folder at the start
     log: str
+    network: bool = True  # False: none but its own loopback
 
 
 def start(program: Program, kind: str) -> int:
@@ -78,6 +78,8 @@ def start(program: Program, kind: str) -> int:
 
 def probe() -> str:
     """The kind of isolation that works here: one of ``KINDS``, or ``none``."""
+    import tempfile
+
     if not sys.platform.startswith("linux"):
         return NONE
     kinds = [kind for kind in KINDS if os.geteuid() == 0 or kind.startswith("user")]
@@ -115,11 +117,16 @@ def _keep(program: Program, kind: str, told: int) -> None:
     for number in _FORWARDED:
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
+    os.closerange(3, told)  # nothing that says that the supervisor lives, when it does not
     _redirect(program.log)
     flags = KINDS.get(kind, 0)
     if flags:
-        _unshare(flags)
-    _die_with(supervisor, signal.SIGUSR1)
+        _unshare(flags | (0 if program.network else _NEWNET))
+        if not program.network:
+            _loopback_up()
+    elif not program.network:
+        os.write(2, b"This machine cannot take the network from a job: it runs with it.\n")
+    die_with(supervisor, signal.SIGUSR1)
     if flags & _NEWPID:
         first = os.fork()
         if first == 0:
@@ -153,7 +160,7 @@ def _execute(program: Program, told: int) -> int:
         return child
     code = CANNOT_RUN
     try:
-        _die_with(parent, signal.SIGKILL)
+        die_with(parent, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         for name in ("SIGPIPE", "SIGXFSZ", "SIGINT", "SIGHUP"):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
@@ -313,6 +320,17 @@ def _unshare(flags: int) -> None:
                 file.write(text)
 
 
+def _loopback_up() -> None:
+    """A new network namespace has a loopback interface, which is down."""
+    import fcntl
+    import socket
+    import struct
+
+    up, set_flags = 1, 0x8914
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up))
+
+
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
     result = _libc().mount(
         os.fsencode(source),
@@ -329,7 +347,7 @@ def _prctl(option: int, value: int) -> None:
         _checked(_libc().prctl(option, ctypes.c_ulong(value), 0, 0, 0), "prctl")
 
 
-def _die_with(parent: int, number: signal.Signals) -> None:
+def die_with(parent: int, number: signal.Signals) -> None:
     """Get a signal when the parent dies, also when it has died already."""
     _prctl(_SET_PDEATHSIG, number)
     if os.getppid() != parent:

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -21,11 +22,15 @@ from typing import Any
 
 from shardkit.engines import isolation
 from shardkit.engines.jobfiles import MESSAGE_LIMIT, JobFiles
-from shardkit.engines.transfer import OPT_ML, InputMissing, Outputs, bring
+from shardkit.engines.porter import Porter
+from shardkit.engines.transfer import OPT_ML, InputMissing, Outputs
 
 UPLOAD_EVERY = 1.0  # seconds between two looks at continuous outputs
 BOOTSTRAP = f"{OPT_ML}/processing/input/code/bootstrap.sh"
-HANDED_ON = ("HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+# What a job has of the engine's environment: its AWS access, which stands for the role, and the way to the network.
+HANDED_ON = re.compile(
+    r"AWS_\w+|PIP_\w+|HOME|USER|LOGNAME|TZ|LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|\w+_(proxy|PROXY)"
+)
 
 
 class _Stopped(BaseException):  # a wish, not an error: nothing shall take it for one
@@ -36,6 +41,7 @@ def main() -> None:
     """Become a process of its own, and run the job; the first process ends as soon as the job is in good hands."""
     root, name = sys.argv[1:]
     files = JobFiles(root, name)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until somebody can heed it
     lock = os.open(files.alive, os.O_RDWR | os.O_CREAT, 0o644)
     fcntl.flock(lock, fcntl.LOCK_EX)
     child = os.fork()
@@ -69,7 +75,8 @@ class Supervisor:
         self._known = known
         self._hosts: list[str] = known["hosts"]
         self._volumes = {host: files.volume(host) for host in self._hosts}
-        self._outputs = Outputs(self._request, self._volumes)
+        self._porter = Porter(known["sys_path"])
+        self._outputs = Outputs(self._request, self._volumes, self._porter)
         self._state = files.state()
         self._keepers: dict[int, str] = {}
         self._failed: tuple[str, int] | None = None  # the first instance that did, and its exit code
@@ -86,6 +93,7 @@ class Supervisor:
     def run(self) -> None:
         """Run the job, and write down how it ended, whatever happens."""
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             end = self._work()
         except _Stopped:
             end = {"ProcessingJobStatus": "Stopped"}
@@ -96,7 +104,9 @@ class Supervisor:
 
             traceback.print_exc()
             end = {"ProcessingJobStatus": "Failed", "FailureReason": f"InternalServerError: {error!r}"}
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self._kill(list(self._keepers))
+        self._porter.close()
         if "FailureReason" in end:
             end["FailureReason"] = end["FailureReason"][:MESSAGE_LIMIT]
         self._say(**end, ProcessingEndTime=time.time())
@@ -108,12 +118,11 @@ class Supervisor:
     def _work(self) -> dict[str, Any]:
         self._check_stop()
         for host, volume in self._volumes.items():
-            os.makedirs(os.path.join(volume, "work"), exist_ok=True)
-            os.makedirs(os.path.join(volume, "ml", "output"), exist_ok=True)
+            for name in ("work", "ml/output", "ml/tmp"):
+                os.makedirs(os.path.join(volume, name), exist_ok=True)
             self._write_configuration(host, os.path.join(volume, "ml", "config"))
         if self._request.get("ProcessingInputs"):
-            self._prepare_for_s3()
-            bring(self._request, self._volumes)
+            self._porter.bring(self._request, self._volumes)
         self._outputs.make_folders()
         self._preparing = False
         self._check_stop()
@@ -153,16 +162,14 @@ class Supervisor:
         """What one instance runs."""
         application = self._request["AppSpecification"]
         command = [*application["ContainerEntrypoint"], *(application.get("ContainerArguments") or [])]
-        environment = {key: value for key, value in os.environ.items() if key in HANDED_ON or key.startswith("AWS_")}
-        environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"]} | (self._request.get("Environment") or {})
+        environment = {key: value for key, value in os.environ.items() if HANDED_ON.fullmatch(key)}
+        environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"], "TMPDIR": f"{OPT_ML}/tmp"}
         if self._known["isolation"] == isolation.NONE:
             command = [mapped(part, volume) for part in command]
-            environment["SHARDKIT_OPT_ML"] = os.path.join(volume, "ml")
-        return isolation.Program(command, environment, volume, self._files.log(host))
-
-    def _prepare_for_s3(self) -> None:
-        """Let this interpreter, which starts bare, find what the engine's interpreter finds."""
-        sys.path[:] = [*sys.path, *(path for path in self._known["sys_path"] if path not in sys.path)]
+            environment |= {"SHARDKIT_OPT_ML": os.path.join(volume, "ml"), "TMPDIR": mapped(f"{OPT_ML}/tmp", volume)}
+        environment |= self._request.get("Environment") or {}
+        network = not (self._request.get("NetworkConfig") or {}).get("EnableNetworkIsolation", False)
+        return isolation.Program(command, environment, volume, self._files.log(host), network)
 
     # ---- while it runs -----------------------------------------------------------------------------------------
 
@@ -180,8 +187,6 @@ class Supervisor:
         """Wait until every instance has ended."""
         continuous = self._outputs.continuous
         next_upload = time.monotonic() + UPLOAD_EVERY
-        if continuous:
-            self._prepare_for_s3()
         while self._reap():
             now = time.monotonic()
             if self._failed:  # the others have lost a sibling
@@ -250,7 +255,6 @@ class Supervisor:
         """Upload the output; how the job ended."""
         failed = self._failed
         completed = failed is None and self._stop_reason is None
-        self._prepare_for_s3()
         message = self._message(failed[0] if failed else None)
         end: dict[str, Any] = {"ExitMessage": message} if message else {}
         try:

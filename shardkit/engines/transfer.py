@@ -3,7 +3,7 @@
 A prefix matches as a string, as it does in S3: without its trailing slash, ``data/3`` takes in ``data/30/``. A file's
 name under LocalPath is its key after the prefix where the prefix is a folder, else after the prefix's last slash.
 
-Local folders need the standard library only; S3 goes through ``shardkit.storage``, loaded when it is needed.
+Local folders need the standard library only; S3 goes through ``shardkit.storage``, which a job's porter loads.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import os
 import shutil
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from shardkit.engines.porter import Porter
 
 OPT_ML = "/opt/ml"
+AT_ONCE = 16  # transfers from or to S3
 TEMPORARY_PREFIX = ".shardkit-tmp-"
 
 
@@ -41,7 +43,11 @@ def is_remote(uri: str) -> bool:
 
 def local_path(uri: str) -> str:
     """The path that a local URI names; a trailing slash stays."""
-    return unquote(uri[len("file://") :]) if uri.startswith("file://") else uri
+    if not uri.startswith("file://"):
+        return uri
+    from urllib.parse import unquote
+
+    return unquote(uri[len("file://") :])
 
 
 def inside(volume: str, path: str) -> str:
@@ -68,7 +74,7 @@ def bring(request: dict[str, Any], volumes: dict[str, str]) -> None:
             target = inside(volumes[host], wanted["LocalPath"])
             os.makedirs(target, exist_ok=True)
             split = wanted.get("S3DataDistributionType") == "ShardedByS3Key"
-            _fetch(found[i :: len(hosts)] if split else found, target)
+            fetch(found[i :: len(hosts)] if split else found, target)
 
 
 def sources(wanted: dict[str, Any]) -> list[Source]:
@@ -88,7 +94,7 @@ def _matching(uri: str) -> list[Source]:
     """Every object whose key begins with the prefix."""
     if is_remote(uri):
         folder, _, start = _s3(uri).rpartition("/")
-        keys: Iterable[str] = (entry.key for entry in _storage(f"{folder}/").list(start))
+        keys: Iterable[str] = (entry.key for entry in _storage(folder).entries() if entry.key.startswith(start))
         root = f"{folder}/"
     else:
         path = local_path(uri)
@@ -121,8 +127,8 @@ def _manifest(uri: str) -> list[Source]:
     """The objects that a manifest names: [{"prefix": "s3://bucket/folder/"}, "key", ...]."""
     try:
         if is_remote(uri):
-            folder, _, name = _s3(uri).rpartition("/")
-            data: bytes = _storage(f"{folder}/").read(name)
+            folder, name = _parent(uri)
+            data: bytes = folder.read(name)
         else:
             with open(local_path(uri), "rb") as file:
                 data = file.read()
@@ -141,26 +147,39 @@ def _manifest(uri: str) -> list[Source]:
     return [Source(root + name, name) for name in names]
 
 
-def _fetch(found: list[Source], target: str) -> None:
+def fetch(found: list[Source], target: str) -> None:
     """Copy files to their names under ``target``."""
-    remote: dict[str, Any] = {}
-    for where, name in found:
-        place = os.path.normpath(os.path.join(target, name))
-        if not place.startswith(os.path.join(target, "")):
-            raise InputMissing(f"{where} would lie outside of its LocalPath.")
-        try:
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            if is_remote(where):
-                folder, _, key = where.rpartition("/")
-                if folder not in remote:
-                    remote[folder] = _storage(f"{folder}/")
-                remote[folder].get_file(key, place)
-            else:
-                copy(where, place)
-        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            raise InputMissing(f"{where} clashes with another object: one is a folder of the other's name.") from error
-        except Exception as error:
-            raise InputMissing(f"{where} cannot be brought to the job: {error}") from error
+    remote = [source for source in found if is_remote(source.where)]
+    for source in found:
+        if not is_remote(source.where):
+            _fetch_one(source, target)
+    if remote:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for _ in pool.map(lambda source: _fetch_one(source, target), remote):
+                pass
+
+
+def _fetch_one(source: Source, target: str) -> None:
+    place = os.path.normpath(os.path.join(target, source.name))
+    if not place.startswith(os.path.join(target, "")):
+        raise InputMissing(f"{source.where} would lie outside of its LocalPath.")
+    try:
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        if is_remote(source.where):
+            from pathlib import Path
+
+            folder, key = _parent(source.where)
+            folder.get_file(key, Path(place))
+        else:
+            copy(source.where, place)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise InputMissing(
+            f"{source.where} clashes with another object: one has the name of a folder of the other."
+        ) from error
+    except Exception as error:
+        raise InputMissing(f"{source.where} cannot be brought to the job: {error}") from error
 
 
 def copy(source: str, target: str) -> None:
@@ -185,10 +204,11 @@ def copy(source: str, target: str) -> None:
 class Outputs:
     """The outputs of a job, and what has been uploaded of them so far."""
 
-    def __init__(self, request: dict[str, Any], volumes: dict[str, str]) -> None:
+    def __init__(self, request: dict[str, Any], volumes: dict[str, str], porter: Porter) -> None:
         outputs = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
         self._outputs = [o["S3Output"] for o in outputs if "S3Output" in o and not o.get("AppManaged")]
         self._volumes = volumes
+        self._porter = porter
         self._sent: dict[str, tuple[int, int]] = {}
         self._seen: dict[str, tuple[int, int]] = {}
 
@@ -205,22 +225,21 @@ class Outputs:
 
     def upload_settled(self) -> None:
         """Upload the files of continuous outputs that are new or changed, and at rest since the last call."""
-        seen: dict[str, tuple[int, int]] = {}
+        before, self._seen = self._seen, {}
+        fresh = {}
         for path, key, uri in self._files("Continuous"):
             with contextlib.suppress(FileNotFoundError):
-                stamp = _stamp(path)
-                if stamp == self._seen.get(path) != self._sent.get(path):
-                    _send(path, key, uri)
-                    self._sent[path] = stamp
-                seen[path] = stamp
-        self._seen = seen
+                self._seen[path] = stamp = _stamp(path)
+                if stamp == before.get(path) != self._sent.get(path):
+                    fresh[path] = (path, key, uri)
+        self._porter.send(list(fresh.values()))
+        self._sent |= {path: self._seen[path] for path in fresh}
 
     def upload_rest(self, *, completed: bool) -> None:
         """Upload what is left: EndOfJob outputs of a job that completed, continuous ones of any job."""
-        for mode in ("EndOfJob", "Continuous") if completed else ("Continuous",):
-            for path, key, uri in self._files(mode):
-                if _stamp(path) != self._sent.get(path):
-                    _send(path, key, uri)
+        modes = ("EndOfJob", "Continuous") if completed else ("Continuous",)
+        files = [file for mode in modes for file in self._files(mode)]
+        self._porter.send([file for file in files if _stamp(file[0]) != self._sent.get(file[0])])
 
     def _files(self, mode: str) -> Iterable[tuple[str, str, str]]:
         """Path, key and URI of every file in the outputs of one upload mode."""
@@ -242,11 +261,28 @@ def _stamp(path: str) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def _send(path: str, key: str, uri: str) -> None:
-    """Upload one file under its name relative to the output's folder."""
-    if is_remote(uri):
-        _storage(f"{_s3(uri).rstrip('/')}/").put_file(path, key)
-        return
+def send(files: Sequence[tuple[str, str, str]]) -> None:
+    """Upload files, each given as path, key and URI of the output's folder.
+
+    Raises:
+        OSError: one of them could not be written.
+    """
+    remote = [file for file in files if is_remote(file[2])]
+    for file in files:
+        if not is_remote(file[2]):
+            _send_one(*file)
+    if remote:
+        from concurrent.futures import ThreadPoolExecutor
+        from pathlib import Path
+
+        folders = {uri: _storage(_s3(uri)) for _, _, uri in remote}
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for _ in pool.map(lambda file: folders[file[2]].put_file(Path(file[0]), file[1]), remote):
+                pass
+
+
+def _send_one(path: str, key: str, uri: str) -> None:
+    """Copy one file to its name under a local folder, so that it appears whole."""
     target = os.path.join(local_path(uri), key)
     folder, name = os.path.split(target)
     os.makedirs(folder, exist_ok=True)
@@ -262,16 +298,18 @@ def _send(path: str, key: str, uri: str) -> None:
 
 # ---- S3 ----------------------------------------------------------------------------------------------------------
 
-_FOLDERS: dict[str, Any] = {}
-
 
 def _storage(uri: str) -> Any:
     """The S3 folder at a URI, through shardkit's own storage."""
-    if uri not in _FOLDERS:
-        from shardkit.storage import folder
+    from shardkit.storage import folder
 
-        _FOLDERS[uri] = folder(uri)
-    return _FOLDERS[uri]
+    return folder(uri)
+
+
+def _parent(uri: str) -> tuple[Any, str]:
+    """The S3 folder in which an object lies, and the object's name in it."""
+    folder, _, name = _s3(uri).rpartition("/")
+    return _storage(folder), name
 
 
 def _s3(uri: str) -> str:

@@ -180,7 +180,7 @@ def _broken_by_application(application: dict[str, Any], *, isolated: bool) -> It
         yield "The local engine has no image to take an entrypoint from: give AppSpecification.ContainerEntrypoint."
     elif not isolated and BOOTSTRAP not in entrypoint:
         yield (
-            "This machine does not let a job have an /opt/ml of its own (there are no user namespaces, or the engine was "
+            "This machine does not let a job have an /opt/ml of its own (no user namespaces, or the engine was "
             f"made with isolation='none'), so that only shardkit's own jobs run here, which start with {BOOTSTRAP}."
         )
 
