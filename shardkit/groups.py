@@ -105,8 +105,8 @@ def date_expression(path: str) -> tuple[str, str]:
     before = "(?:.*?[^0-9])??" if items[0] in DATE_PARTS else ".*?"
     after = "(?:[^0-9].*)?" if items[-1] in DATE_PARTS else ".*"
     captured = list(dict.fromkeys(seen))
-    parts = [f"\\{captured.index(part) + 1}" for part in DATE_PARTS if part in seen]
-    return f"(?s)^{before}{expression}{after}$", "-".join(parts[:3]) + "".join(f"T{hour}" for hour in parts[3:])
+    rewrite = "-".join(f"\\{captured.index(part) + 1}" for part in DATE_PARTS if part in seen)
+    return f"(?s)^{before}{expression}{after}$", rewrite
 
 
 def _check_parts(items: list[str]) -> None:
@@ -126,7 +126,8 @@ def _group_by_path_date(keys: pa.Array, records: pa.Array, path: str) -> pa.Dict
     dated = numpy(pc.match_substring_regex(keys, expression))
     if dated.all():
         found = pc.replace_substring_regex(keys, expression, rewrite).cast(pa.string()).dictionary_encode()
-        names = pc.replace_substring_regex(found.dictionary, r"([-T])([0-9])\b", r"\10\2")
+        names = pc.replace_substring_regex(found.dictionary, r"-([0-9])\b", r"-0\1")
+        names = pc.replace_substring_regex(names, r"^(.{10})-", r"\1T")
         exists = np.array([_is_date(name) for name in names.to_pylist()], bool)
         dated = exists[numpy(found.indices)]
     if not dated.all():

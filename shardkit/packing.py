@@ -43,12 +43,13 @@ def evenly(sizes: np.ndarray, *, bins: int) -> np.ndarray:
         bins: how many, at most as many as there are things.
     """
     neighbours = _cut(sizes, bins=bins)
-    if neighbours is not None:
-        fullest = _fullest(neighbours, sizes)
-        if fullest <= SPARE * max(sizes.sum() / bins, sizes.max()):
-            return neighbours
+    least = max(sizes.sum() / bins, sizes.max())
+    if neighbours is not None and _fullest(neighbours, sizes) <= SPARE * least:
+        return neighbours
     packed = longest_first(sizes, bins=bins)
-    if neighbours is not None and fullest <= _fullest(packed, sizes):
+    # Where things are so large that no packing is even, that is nobody's fault; but the bound of 4/3 holds.
+    allowed = max(min(SPARE * _fullest(packed, sizes), 4 / 3 * least), _fullest(packed, sizes))
+    if neighbours is not None and _fullest(neighbours, sizes) <= allowed:
         return neighbours
     return in_order(packed)
 

@@ -47,11 +47,13 @@ def _shard_lines(content: dict[str, Any]) -> Iterator[str]:
         return
     shards = content["shards"]
     longest = max(shard["bytes"] for shard in shards)
-    for shard in sorted(shards, key=lambda s: -s["bytes"])[:SHARDS_SHOWN]:
+    shown = sorted(shards, key=lambda s: -s["bytes"])[:SHARDS_SHOWN]
+    labels = [_groups_of(shard) for shard in shown]
+    width = max(24, *map(len, labels)) if labels[0] else 0
+    for shard, label in zip(shown, labels, strict=True):
         share = shard["bytes"] / longest if longest else 1
-        label = f"{_groups_of(shard):<24} " if shard["groups"] else ""
         yield (
-            f"    {shard['shard']:5d}  {label}{counted(shard['records'], 'record'):>17}  "
+            f"    {shard['shard']:5d}  {label:<{width}} {counted(shard['records'], 'record'):>17}  "
             f"{human_bytes(shard['bytes']):>9}  {counted(shard['chunks'], 'chunk'):>12}  {share:4.0%} of the longest"
         )
     if len(shards) > SHARDS_SHOWN:
@@ -59,6 +61,8 @@ def _shard_lines(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _groups_of(shard: dict[str, Any]) -> str:
+    if not shard["groups"]:
+        return ""
     name, more = shard["group_names"][0], shard["groups"] - 1
     return f"{name} and {more:,} more" if more else str(name)
 
@@ -70,10 +74,12 @@ def _job_lines(content: dict[str, Any]) -> Iterator[str]:
         return
     instances = content["jobs"][0]["instances"]
     spread = f" of {instances} instances" if instances > 1 else ""
-    calls, seconds = totals["create_calls"], totals["create_calls"] / CREATES_A_SECOND
+    calls = totals["create_calls"]
+    seconds = -(-calls // CREATES_A_SECOND)
+    least = f"{seconds} s" if seconds < 60 else human_seconds(seconds)
     yield (
         f"  jobs     {totals['jobs']:,}{spread} and 1 for pass 2: {calls:,} calls of CreateProcessingJob, "
-        f"at one a second at least {human_seconds(seconds)}"
+        f"at one a second at least {least}"
     )
     wanted = rule.get("count", rule.get("instances", 0)) if rule else 0
     if wanted > totals["shards"]:
