@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from shardkit._version import __version__
 
 if TYPE_CHECKING:
+    from shardkit.engines.sagemaker import Local, SageMaker
     from shardkit.errors import (
         BudgetExceeded,
         CombineError,
         InputError,
         LedgerError,
+        ObjectChanged,
         PipelineError,
         PlanMismatch,
         RunBusy,
@@ -35,6 +37,8 @@ _HOMES = {
     "CombineError": "errors",
     "InputError": "errors",
     "LedgerError": "errors",
+    "Local": "engines.sagemaker",
+    "ObjectChanged": "errors",
     "Pipeline": "pipeline",
     "PipelineError": "errors",
     "PlanMismatch": "errors",
@@ -47,6 +51,7 @@ _HOMES = {
     "SchemaConflict": "errors",
     "ShardkitError": "errors",
     "StorageError": "errors",
+    "SageMaker": "engines.sagemaker",
     "Summary": "runs",
     "open_run": "runs",
     "run": "runs",
@@ -57,6 +62,8 @@ __all__ = [
     "CombineError",
     "InputError",
     "LedgerError",
+    "Local",
+    "ObjectChanged",
     "Pipeline",
     "PipelineError",
     "PlanMismatch",
@@ -66,6 +73,7 @@ __all__ = [
     "RunFailed",
     "RunInterrupted",
     "RunNotFound",
+    "SageMaker",
     "SchemaConflict",
     "ShardkitError",
     "StorageError",

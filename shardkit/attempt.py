@@ -30,11 +30,22 @@ class Attempt:
     """Runs beside both passes; what it writes under ``progress/`` tells how the attempt went.
 
     ``begun`` is when the attempt began, on the clock of ``time.monotonic``; ``command`` goes on with what it does.
+    ``shard`` is what a job of its own works on, or ``all``; ``number`` is what the attempt's number shall be at least.
     """
 
-    def __init__(self, folder: RunFolder, progress: Progress, *, begun: float, command: str = "resume") -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        progress: Progress,
+        *,
+        begun: float,
+        command: str = "resume",
+        shard: int | str = "all",
+        number: int = 1,
+    ) -> None:
         self._command = command
-        self.number = folder.next_attempt()
+        self._shard = shard
+        self.number = max(number, folder.next_attempt(shard))
         self.progress = progress
         self.started = now()
         self._folder = folder
@@ -61,6 +72,7 @@ class Attempt:
             yield
         finally:
             self._show()
+            self._count()
             self._tally = self._meter = self._stop = None
             self._display(self.progress.finish)
 
@@ -99,13 +111,16 @@ class Attempt:
         with contextlib.suppress(OSError, RuntimeError):
             show(*what)
 
-    def _write(self, state: str, message: str | None = None) -> None:
+    def _count(self) -> None:
         if (tally := self._tally) is not None:
             counts = tally.counts()
             self._beat |= {"records": counts.records, "bytes": counts.bytes, "quarantined": counts.quarantined}
+
+    def _write(self, state: str, message: str | None = None) -> None:
+        self._count()
         self._folder.write_heartbeat(
             {
-                "shard": "all",
+                "shard": self._shard,
                 "attempt": self.number,
                 "state": state,
                 "message": message,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from shardkit.pipeline import Pipeline
     from shardkit.runs import Run
+    from shardkit.storage import Folder
 
 
 class _Command(click.Command):
@@ -177,10 +178,10 @@ def run(pipeline: str | None, run_id: str | None, *, quiet: bool, as_json: bool,
     from shardkit.clock import new_run_id
 
     known = run_id or new_run_id()
-    _report(made.output_root(), known, lambda: made.run(run_id=known, quiet=quiet), as_json=as_json)
+    _report(made.output_folder(), known, lambda: made.run(run_id=known, quiet=quiet), as_json=as_json)
 
 
-def _report(output: Path, run_id: str, work: Callable[[], Run], *, as_json: bool) -> None:
+def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bool) -> None:
     """Do the work; tell how it ended, also when it ended badly."""
     from shardkit.runfolder import run_folder
     from shardkit.runs import Run as RunHandle
@@ -294,7 +295,8 @@ shardkit retry out/ --run-id 20261121-184259-7f3a --set timeout=600
 def retry(output: str, run_id: str | None, function: str | None, *, settings: Any, quiet: bool, as_json: bool) -> None:
     """Run the quarantined records again, with the function as it is now, and make the dataset anew."""
     found, changes = _open(output, run_id), _settings({"settings": settings})
-    _report(found.output, found.run_id, lambda: found.retry(function=function, quiet=quiet, **changes), as_json=as_json)
+    work = lambda: found.retry(function=function, quiet=quiet, **changes)  # noqa: E731
+    _report(found.folder.output, found.run_id, work, as_json=as_json)
 
 
 @cli.command(
@@ -311,7 +313,7 @@ def resume(
     """Go on with a run where it was interrupted or failed; what is committed is not done again."""
     found, changes = _open(output, run_id), _settings({"settings": settings})
     _report(
-        found.output,
+        found.folder.output,
         found.run_id,
         lambda: found.resume(quiet=quiet, changed_function=changed_function, **changes),
         as_json=as_json,
@@ -339,7 +341,7 @@ def pass1(*, run_id: str | None, quiet: bool, as_json: bool, **given: Any) -> No
     made = _read_pipeline(None, given)
     known = run_id or new_run_id()
     work = lambda: start_run(made, run_id=known, quiet=quiet, merge=False)  # noqa: E731
-    _report(made.output_root(), known, work, as_json=as_json)
+    _report(made.output_folder(), known, work, as_json=as_json)
 
 
 @cli.command(

@@ -8,44 +8,45 @@ them is written, and the files that the pipeline's earlier result lists go. Nobo
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError, RunBusy
-from shardkit.runfolder import STATE_DIR, RunFolder, lock_file, runs_of
-from shardkit.storage import place_file, writing
+from shardkit.runfolder import STATE_DIR, RunFolder, runs_of
+from shardkit.storage import File
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from shardkit.storage import Folder
+
+STAGING = "dataset"
 
 
-def staging(folder: RunFolder) -> Path:
+def staging(folder: RunFolder) -> Folder:
     """Where a run's dataset files are written before the switch."""
-    return folder.path / "dataset"
+    return folder.files.child(STAGING)
 
 
 @contextlib.contextmanager
-def dataset_lock(output: Path) -> Iterator[None]:
+def dataset_lock(output: Folder) -> Iterator[None]:
     """Keep other processes of this machine from switching the same dataset, once any half-done switch is finished.
 
     Raises:
         RunBusy: another process is at it.
     """
-    with lock_file(output / STATE_DIR / "lock", f"Another run is switching the dataset in {output}."):
+    with output.lock(f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}."):
         for run in _unfinished(output):
             _finish_switch(run)
         yield
 
 
-def current_result(output: Path) -> dict[str, Any] | None:
+def current_result(output: Folder) -> dict[str, Any] | None:
     """The result that describes the dataset as it is now: that of the run which finished last."""
     results = [result for run in runs_of(output) if (result := run.result()) is not None]
     return max(results, key=lambda result: result["switched"], default=None)
 
 
-def check_owner(output: Path, name: str) -> None:
+def check_owner(output: Folder, name: str) -> None:
     """See that no other pipeline's dataset lies in ``output``.
 
     Raises:
@@ -54,7 +55,8 @@ def check_owner(output: Path, name: str) -> None:
     current = current_result(output)
     if current is not None and current["name"] != name:
         raise PipelineError(
-            f"{output} holds the dataset of pipeline {current['name']!r} (run {current['run_id']}), not of {name!r}.",
+            f"{output.uri} holds the dataset of pipeline {current['name']!r} (run {current['run_id']}), not of "
+            f"{name!r}.",
             hint=f"Choose another output, or give this pipeline the name {current['name']!r} to replace that dataset.",
         )
 
@@ -76,39 +78,39 @@ def switch(folder: RunFolder, result: dict[str, Any]) -> None:
 def _finish_switch(folder: RunFolder) -> None:
     """Carry out what ``commit.json`` says, wherever an earlier process left off."""
     commit = folder.read("commit.json")
+    staged = {entry.key for entry in staging(folder).entries()}
     for file in commit["result"]["files"]:
-        staged = staging(folder) / file["path"]
-        if staged.exists():
-            place_file(staged, folder.output / file["path"])
+        if file["path"] in staged:
+            _place(staging(folder), File(folder.output, file["path"]))
     folder.write("result.json", commit["result"])
     for name in commit["gone"]:
         _remove(folder.output, name)
-    path = folder.path / "commit.json"
-    with writing(path):
-        path.unlink()
-    shutil.rmtree(staging(folder), ignore_errors=True)
+    folder.files.remove("commit.json")
+    _tidy(folder)
 
 
-def finish_switches(output: Path) -> None:
+def finish_switches(output: Folder) -> None:
     """Finish any switch of this output that a process left half-way; one that is under way is left to its process."""
     if _unfinished(output):
         with contextlib.suppress(RunBusy), dataset_lock(output):
             pass
 
 
-def _unfinished(output: Path) -> list[RunFolder]:
-    return [run for run in runs_of(output) if (run.path / "commit.json").exists()]
+def _unfinished(output: Folder) -> list[RunFolder]:
+    return [run for run in runs_of(output) if run.files.exists("commit.json")]
 
 
-def _remove(output: Path, name: str) -> None:
+def _place(staged: Folder, target: File) -> None:
+    """Make a staged file appear in the dataset."""
+    staged.place(target.key, target)
+
+
+def _remove(output: Folder, name: str) -> None:
     """Remove a file, and the partition folders that it leaves empty."""
-    target = output / name
-    with writing(target):
-        target.unlink(missing_ok=True)
-        for parent in list((output / name).parents):
-            if parent == output:
-                break
-            try:
-                os.rmdir(parent)
-            except OSError:
-                break
+    output.remove(name)
+    output.remove_empty_parents(name)
+
+
+def _tidy(folder: RunFolder) -> None:
+    """Remove what was staged; nobody counts on it any more."""
+    folder.files.remove_all(STAGING)

@@ -19,9 +19,9 @@ from shardkit.formats import SUFFIXES, FileWriter, open_writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from shardkit.merging import Source
+    from shardkit.storage import Folder
 
 ROW_GROUP_ROWS = 1 << 17
 ROW_GROUP_BYTES = 32 << 20
@@ -54,11 +54,12 @@ class DataFile:
 class _Building:
     """One file on its way: rows are held until they make a row group."""
 
-    def __init__(self, folder: Path, path: str, schema: pa.Schema, layout: Layout) -> None:
+    def __init__(self, folder: Folder, path: str, schema: pa.Schema, layout: Layout) -> None:
         self.path = path
         self.rows = 0
         self.held_bytes = 0
-        self._file = folder / path
+        self._folder = folder
+        self._file = folder.begin(path)
         self._schema = schema
         self._layout = layout
         self._held: list[pa.Table] = []
@@ -125,10 +126,12 @@ class _Building:
         self.flush()
         if self._writer is not None:
             self._writer.close()
-        return DataFile(self.path, self.rows, os.path.getsize(self._file))
+        done = DataFile(self.path, self.rows, os.path.getsize(self._file))
+        self._folder.finish(self.path, self._file)
+        return done
 
 
-def write_dataset(folder: Path, source: Source, layout: Layout, *, token: str, threads: int | None) -> list[DataFile]:
+def write_dataset(folder: Folder, source: Source, layout: Layout, *, token: str, threads: int | None) -> list[DataFile]:
     """Write all rows of ``source`` under ``folder``; file names carry ``token``.
 
     ``threads`` is how many files may be written at once; None: as many as this process may use CPUs.
@@ -159,7 +162,7 @@ def write_dataset(folder: Path, source: Source, layout: Layout, *, token: str, t
         return list(pool.map(write, range(len(ranges))))
 
 
-def write_stream(folder: Path, tables: Iterable[pa.Table], layout: Layout, *, token: str) -> list[DataFile]:
+def write_stream(folder: Folder, tables: Iterable[pa.Table], layout: Layout, *, token: str) -> list[DataFile]:
     """Write tables as they come, each partition's rows to files of its own."""
     writer = _PartitionedWriter(folder, layout, token)
     for table in tables:
@@ -174,7 +177,7 @@ class _PartitionedWriter:
     largest partitions are written, and what the others hold is copied.
     """
 
-    def __init__(self, folder: Path, layout: Layout, token: str) -> None:
+    def __init__(self, folder: Folder, layout: Layout, token: str) -> None:
         self._folder = folder
         self._layout = layout
         self._token = token

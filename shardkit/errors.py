@@ -3,6 +3,7 @@
     ShardkitError
     ├── PipelineError        the pipeline, a command's arguments or the function cannot be used as given
     │   ├── InputError       the input is empty, missing or cannot be read
+    │   │   └── ObjectChanged    an object of the input is not what it was when it was listed
     │   └── PlanMismatch     a run is to be resumed with another plan than its own
     ├── RunNotFound          no such run under that output
     ├── RunBusy              another process works on the same run or dataset
@@ -45,6 +46,10 @@ class PipelineError(ShardkitError):
 
 class InputError(PipelineError):
     """The input is empty, missing or cannot be read."""
+
+
+class ObjectChanged(InputError):
+    """An object of the input is not what it was when the run was planned."""
 
 
 class PlanMismatch(PipelineError):

@@ -24,6 +24,7 @@ from shardkit.pass1_preprocessing import WorkLimits, run_pass1
 from shardkit.pass2_combine import write_merged
 from shardkit.progress import human_bytes, human_seconds, make_progress
 from shardkit.runfolder import run_folder
+from shardkit.storage import LocalFolder
 
 if TYPE_CHECKING:
     from shardkit.macro import Plan
@@ -77,7 +78,7 @@ def estimate(pipeline: Pipeline, records: int, *, quiet: bool) -> Estimate:
     from shardkit.runs import make_run_plan, worker_pool
 
     scratch = Path(tempfile.mkdtemp(prefix="shardkit-sample-"))
-    folder = run_folder(scratch, new_run_id())
+    folder = run_folder(LocalFolder(scratch), new_run_id())
     ref = pipeline.function_ref()
     try:
         with worker_pool(folder, pipeline, ref) as pool:
@@ -113,8 +114,8 @@ def _each_a_chunk(plan: Plan, chosen: np.ndarray) -> pa.Table:
 def _merged_bytes(pipeline: Pipeline, ledger: Ledger, scratch: Path) -> int:
     """What the sample's rows take in the dataset; of Parquet only the columns, for a footer does not grow with them."""
     merge = pipeline.merge()
-    source = read_source((p.path for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
-    files, _ = write_merged(scratch / "dataset", source, merge, token=SCRATCH_TOKEN, threads=1)
+    source = read_source((p.file for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
+    files, _ = write_merged(LocalFolder(scratch / "dataset"), source, merge, token=SCRATCH_TOKEN, threads=1)
     if merge.layout.format != "parquet":
         return sum(file.bytes for file in files)
     footers = [pq.read_metadata(scratch / "dataset" / file.path) for file in files]

@@ -37,7 +37,7 @@ EXPECTED = {
     "widen_ints": "true or false",
     "workers": "'auto' or a number of 1 or more",
 }
-PATH_FIELDS = (("input", "uri"), ("output", "uri"), ("source_dir",))
+PATH_FIELDS = (("input", "uri"), ("output", "uri"), ("source_dir",), ("requirements",))
 
 
 def load_yaml(kind: type[P], path: Path, overrides: dict[str, Any]) -> P:

@@ -84,6 +84,11 @@ def reference(function: str | Callable[..., Any], *, source_dir: str | os.PathLi
     return _by_value(function) if _only_by_value(function) else _from_module(function)
 
 
+def python_version() -> str:
+    """The minor version of Python, within which a function can travel by value."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
 def split_name(name: str) -> tuple[str, str]:
     """``module:callable`` as its two halves."""
     module, colon, attribute = name.partition(":")

@@ -12,20 +12,19 @@ import numpy as np
 
 from shardkit.arrays import numpy
 from shardkit.errors import LedgerError
+from shardkit.storage import File
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from shardkit.runfolder import RunFolder
 
-OPEN, DONE, QUARANTINED = range(3)
+OPEN, DONE, QUARANTINED, ELSEWHERE = range(4)
 
 
 @dataclass(frozen=True)
 class CommittedPart:
     """A part whose chunk is committed."""
 
-    path: Path
+    file: File
     rows: int
     bytes: int
 
@@ -34,25 +33,30 @@ class Ledger:
     """What the markers of a run say, put together.
 
     A record's last word is its latest marker's: a retry overrules the chunk that quarantined it. Two markers for the
-    same planned records (a duplicate attempt) count once.
+    same planned records (a duplicate attempt) count once. With ``shards`` it is the ledger of these alone: the records
+    of others are neither counted nor looked at.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, shards: list[int] | None = None) -> None:
         self.folder = folder
+        self.shards = shards
         table = folder.records(["shard", "chunk", "bytes"])
         self.shard = numpy(table["shard"])
         self.chunk = numpy(table["chunk"])
         self.bytes = numpy(table["bytes"])
-        self.state = np.full(len(table), OPEN, np.int8)
-        self.listed = len(table)
+        self.planned = len(table)
+        self.state = np.full(self.planned, OPEN, np.int8)
+        if shards is not None:
+            self.state[~np.isin(self.shard, shards)] = ELSEWHERE
+        self.listed = int((self.state == OPEN).sum())
         self.markers: list[dict[str, Any]] = []
         self._entries: dict[int, dict[str, Any]] = {}
         self._members = _members(self.shard, self.chunk)
         self._next_chunk: dict[int, int] = {}
-        self._take(folder.markers())
+        self._take(folder.markers(shards))
 
     def _take(self, markers: list[dict[str, Any]]) -> None:
-        covered = np.zeros(self.listed, bool)
+        covered = np.zeros(self.planned, bool)
         # Of markers that overlap, the one that covers most is taken, and of equals the first attempt's.
         for marker in sorted(markers, key=lambda m: (m["shard"], m["chunk"], -m["records"]["listed"], m["attempt"])):
             shard, chunk = marker["shard"], marker["chunk"]
@@ -91,6 +95,11 @@ class Ledger:
         return int((self.state == OPEN).sum())
 
     @property
+    def total_bytes(self) -> int:
+        """The size of all records."""
+        return int(self.bytes[self.state != ELSEWHERE].sum())
+
+    @property
     def rows(self) -> int:
         """How many rows the committed parts hold."""
         return sum(marker["rows"] for marker in self.markers)
@@ -106,8 +115,11 @@ class Ledger:
 
     def parts(self) -> list[CommittedPart]:
         """All committed parts, in the order of their rows in the dataset."""
+        files = self.folder.files
         return [
-            CommittedPart(self.folder.parts_of(marker["shard"]) / part["name"], part["rows"], part["bytes"])
+            CommittedPart(
+                File(files, f"{self.folder.parts_of(marker['shard'])}/{part['name']}"), part["rows"], part["bytes"]
+            )
             for marker in self.markers
             for part in marker["parts"]
         ]
@@ -142,13 +154,15 @@ class Ledger:
                 f"the first is {key} (shard {self.shard[first]}, chunk {self.chunk[first]}).",
                 hint="Resume the run.",
             )
+        there = {entry.key: entry.bytes for entry in self.folder.files.entries("parts")}
         for part in self.parts():
-            if not part.path.is_file() or part.path.stat().st_size != part.bytes:
+            if there.get(part.file.key) != part.bytes:
+                shard, name = part.file.key.split("/")[1:]
                 raise LedgerError(
-                    f"Run {self.folder.run_id}: the committed part {part.path} is missing or not of its "
+                    f"Run {self.folder.run_id}: the committed part {part.file} is missing or not of its "
                     f"{part.bytes:,} bytes.",
-                    hint=f"Delete the marker {part.path.parent.name}/{part.path.stem} under "
-                    f"{self.folder.path / 'markers'}, then resume the run.",
+                    hint=f"Delete the marker {shard}/{name.partition('.')[0]} under "
+                    f"{self.folder.uri}/markers, then resume the run.",
                 )
 
 

@@ -20,7 +20,8 @@ from shardkit.schema import TypeMismatch, conform, parse_type, unify_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+    from shardkit.storage import File
 
 # Rows are read in pieces of about this size: small parts several at a time, large ones bit by bit.
 PIECE_ROWS = 1 << 15
@@ -33,7 +34,7 @@ READ_AHEAD = 4
 class Source:
     """Parts in the order of their rows, and the schema that all of them fit; ``read`` counts rows as they are read."""
 
-    paths: tuple[Path, ...]
+    parts: tuple[File, ...]
     rows: tuple[int, ...]
     schema: pa.Schema
     read: list[int] = field(default_factory=list)
@@ -72,15 +73,14 @@ class Source:
     def _slices(self, start: int, stop: int) -> Iterator[pa.Table]:
         """The rows from ``start`` up to ``stop``, part by part."""
         ends = np.cumsum(self.rows, dtype=np.int64)
-        for i in range(int(np.searchsorted(ends, start, "right")), len(self.paths)):
+        for i in range(int(np.searchsorted(ends, start, "right")), len(self.parts)):
             begin = int(ends[i]) - self.rows[i]
             if begin >= stop:
                 return
             yield from self._part(i, max(start - begin, 0), min(stop - begin, self.rows[i]))
 
     def _part(self, i: int, start: int, stop: int) -> Iterator[pa.Table]:
-        # An open file, not a path: resolving a path takes pyarrow longer than reading a small part.
-        with pa.OSFile(str(self.paths[i])) as opened:
+        with self.parts[i].open() as opened:
             file = pq.ParquetFile(opened)
             footer = file.metadata
             size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
@@ -111,34 +111,33 @@ class Source:
             return conform(table.replace_schema_metadata(None), self.schema)
         except pa.ArrowException as error:
             raise SchemaConflict(
-                f"The rows of {_origin(self.paths[i])} do not fit the dataset's schema: {error}.",
+                f"The rows of {_origin(self.parts[i])} do not fit the dataset's schema: {error}.",
                 hint="Correct the type in output.schema, then resume the run.",
             ) from error
 
 
-def read_source(paths: Iterable[Path], *, schema: dict[str, str] | None, widen_ints: bool) -> Source:
+def read_source(parts: Iterable[File], *, schema: dict[str, str] | None, widen_ints: bool) -> Source:
     """Read the footers of parts and unify their schemas; ``schema`` (column: type), if given, is taken instead.
 
     Raises:
         SchemaConflict: two parts give a column types that have nothing in common.
         StorageError: a part cannot be read.
     """
-    paths = tuple(paths)
+    parts = tuple(parts)
     unifier = _Unifier(widen_ints=widen_ints)
     rows = []
-    for path in paths:
+    for part in parts:
         try:
-            with pa.OSFile(str(path)) as file:
-                footer = pq.read_metadata(file)
+            footer = _footer(part)
         except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"Cannot read the part {path}: {error}.", hint="Is it a whole Parquet file?") from error
+            raise StorageError(f"Cannot read the part {part}: {error}.", hint="Is it a whole Parquet file?") from error
         rows.append(footer.num_rows)
         if schema is None:
-            unifier.add(path, footer)
+            unifier.add(part, footer)
         else:
-            _check_covered(path, footer, schema)
+            _check_covered(part, footer, schema)
     fields = unifier.fields() if schema is None else [pa.field(n, parse_type(t)) for n, t in schema.items()]
-    return Source(paths, tuple(rows), pa.schema(fields))
+    return Source(parts, tuple(rows), pa.schema(fields))
 
 
 class _Unifier:
@@ -148,7 +147,7 @@ class _Unifier:
         self._seen: dict[tuple[str, str], str] = {}
         self._known: set[pa.Schema] = set()
 
-    def add(self, path: Path, footer: pq.FileMetaData) -> None:
+    def add(self, part: File, footer: pq.FileMetaData) -> None:
         """Take in one part's columns."""
         schema = footer.schema.to_arrow_schema().remove_metadata()
         origins = _origins_of(footer)
@@ -156,7 +155,7 @@ class _Unifier:
             return
         self._known.add(schema)
         for column in schema:
-            seen = origins.get(column.name) or {str(column.type): f"{path.parent.name}/{path.name}"}
+            seen = origins.get(column.name) or {str(column.type): "/".join(part.key.split("/")[-2:])}
             for kind, record in seen.items():
                 # A float column may hold records that, alone, would have made it one of integers.
                 observed = pa.int64() if kind == "int64" and pa.types.is_floating(column.type) else column.type
@@ -191,11 +190,11 @@ def _cure(mismatch: TypeMismatch) -> str:
     )
 
 
-def _check_covered(path: Path, footer: pq.FileMetaData, schema: dict[str, str]) -> None:
+def _check_covered(part: File, footer: pq.FileMetaData, schema: dict[str, str]) -> None:
     extra = [name for name in footer.schema.to_arrow_schema().names if name not in schema]
     if extra:
         raise SchemaConflict(
-            f"The rows of {_origin(path)} have the column {extra[0]!r}, which is not in output.schema.",
+            f"The rows of {_origin(part)} have the column {extra[0]!r}, which is not in output.schema.",
             hint="Add it there, then resume the run.",
         )
 
@@ -206,11 +205,16 @@ def _origins_of(footer: pq.FileMetaData) -> dict[str, dict[str, str]]:
     return origins
 
 
-def _origin(path: Path) -> str:
+def _footer(part: File) -> pq.FileMetaData:
+    with part.open() as file:
+        return pq.read_metadata(file)
+
+
+def _origin(part: File) -> str:
     """A record whose rows a part holds, or the part itself."""
-    for seen in _origins_of(pq.read_metadata(path)).values():
+    for seen in _origins_of(_footer(part)).values():
         return f"the part that begins with {next(iter(seen.values()))}"
-    return str(path)
+    return str(part)
 
 
 class Batches:

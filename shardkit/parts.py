@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from shardkit.storage import Folder
+
 ROW_GROUP_BYTES = 32 << 20
 ROW_GROUP_ROWS = 1 << 17
 CONVERT_ROWS = 1 << 13
@@ -56,6 +58,7 @@ class _Stream:
     written: int = 0
     writer: pq.ParquetWriter | None = None
     path: Path | None = None
+    name: str = ""
     origins: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -63,7 +66,7 @@ class PartsWriter:
     """Writes the rows of one chunk's records to the parts ``<base>.parquet``, ``<base>.1.parquet``, ..."""
 
     def __init__(
-        self, folder: Path, base: str, *, schema: pa.Schema | None, give_up: Callable[[Result, Exception], None]
+        self, folder: Folder, base: str, *, schema: pa.Schema | None, give_up: Callable[[Result, Exception], None]
     ) -> None:
         self._folder = folder
         self._base = base
@@ -174,9 +177,9 @@ class PartsWriter:
         if stream.writer is None:
             suffix = f".{self._opened}" if self._opened else ""
             self._opened += 1
-            stream.path = self._folder / f"{self._base}{suffix}.parquet"
+            stream.name = f"{self._base}{suffix}.parquet"
+            stream.path = self._folder.begin(stream.name)
             with writing(stream.path):
-                self._folder.mkdir(parents=True, exist_ok=True)
                 stream.writer = pq.ParquetWriter(
                     pa.OSFile(str(stream.path), "wb"),
                     stream.schema,
@@ -186,7 +189,7 @@ class PartsWriter:
                 )
         table = pa.concat_tables(stream.tables)
         groups = max(1, round(stream.bytes / ROW_GROUP_BYTES), -(-len(table) // ROW_GROUP_ROWS))
-        with writing(stream.path or self._folder):
+        with writing(stream.path or stream.name):
             stream.writer.write_table(table, row_group_size=-(-len(table) // groups))
         stream.written += len(table)
         stream.tables, stream.rows, stream.bytes = [], 0, 0
@@ -199,7 +202,8 @@ class PartsWriter:
             stream.writer.add_key_value_metadata({ORIGINS_KEY: json.dumps(stream.origins).encode()})
             stream.writer.close()
         sync_file(stream.path)
-        part = Part(stream.path.name, stream.written, os.path.getsize(stream.path))
+        part = Part(stream.name, stream.written, os.path.getsize(stream.path))
+        self._folder.finish(stream.name, stream.path)
         self._parts.append((stream.position, part))
 
     def _finish_all(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from shardkit.arrays import arrow
 from shardkit.errors import BudgetExceeded, RunInterrupted
-from shardkit.ledger import OPEN, QUARANTINED, Ledger
+from shardkit.ledger import ELSEWHERE, OPEN, QUARANTINED, Ledger
 from shardkit.micro import Counts, Supervisor, Tally, assign_chunks, record_costs
 from shardkit.pool import Stop, WorkerPool
 from shardkit.progress import RecordMeter
@@ -54,24 +54,32 @@ class WorkLimits:
 
 
 def run_pass1(
-    folder: RunFolder, pool: WorkerPool, limits: WorkLimits, attempt: Attempt, *, retry: bool = False
+    folder: RunFolder,
+    pool: WorkerPool,
+    limits: WorkLimits,
+    attempt: Attempt,
+    *,
+    retry: bool = False,
+    shards: list[int] | None = None,
 ) -> Ledger:
     """Work on all records that are open, and with ``retry`` on those in quarantine too; returns the ledger then.
+
+    With ``shards`` it works on these alone, as one of several jobs does.
 
     Raises:
         BudgetExceeded: more records failed than ``limits`` allow.
         RunInterrupted: by Ctrl-C or SIGTERM.
         StorageError, RunFailed: the run cannot go on; what is committed is kept.
     """
-    ledger = Ledger(folder)
+    ledger = Ledger(folder, shards)
     again = np.flatnonzero(ledger.state == QUARANTINED) if retry else np.zeros(0, np.int64)
     work = _work(ledger, again, workers=pool.size)
     if work:
         stop = Stop()
         before = _before(ledger, again)
-        tally = Tally(pool, stop, before=before, max_quarantined=limits.max_quarantined(ledger.listed))
-        meter = RecordMeter(ledger.listed, int(ledger.bytes.sum()), before, tally.counts)
-        records = folder.records(["key", "main", "bytes", "objects"])
+        tally = Tally(pool, stop, before=before, max_quarantined=limits.max_quarantined(ledger.planned))
+        meter = RecordMeter(ledger.listed, ledger.total_bytes, before, tally.counts)
+        records = folder.records(["key", "main", "bytes", "objects", *(["etags"] if pool.fetches else [])])
         with attempt.pass1(tally, stop, meter):
             for _ in Supervisor(pool, stop, tally, timeout_s=limits.timeout_s).run(
                 _tasks(work, records, attempt.number)
@@ -79,17 +87,26 @@ def run_pass1(
                 pass
         if isinstance(stop.error, RunInterrupted):
             raise stop.error
-        ledger = Ledger(folder)
-    if ledger.quarantined > limits.max_quarantined(ledger.listed):
+        ledger = Ledger(folder, shards)
+    check_budget(ledger, limits)
+    return ledger
+
+
+def check_budget(ledger: Ledger, limits: WorkLimits) -> None:
+    """See that no more records are quarantined than ``limits`` allow of the whole run.
+
+    Raises:
+        BudgetExceeded: there are.
+    """
+    if ledger.quarantined > limits.max_quarantined(ledger.planned):
         message, hint = over_budget(ledger, limits)
         raise BudgetExceeded(message, hint=hint)
-    return ledger
 
 
 def over_budget(ledger: Ledger, limits: WorkLimits) -> tuple[str, str]:
     """The message and the hint for a run with too much in quarantine."""
     folder, entry = ledger.folder, ledger.quarantine()[0]
-    allowed = limits.max_quarantined(ledger.listed)
+    allowed = limits.max_quarantined(ledger.planned)
     share = f"{limits.max_failures} = {allowed:,}" if isinstance(limits.max_failures, str) else f"{allowed:,}"
     where = folder.arguments
     message = (
@@ -104,7 +121,7 @@ def over_budget(ledger: Ledger, limits: WorkLimits) -> tuple[str, str]:
 
 
 def _before(ledger: Ledger, again: np.ndarray) -> Counts:
-    settled = ledger.state != OPEN
+    settled = (ledger.state != OPEN) & (ledger.state != ELSEWHERE)
     settled[again] = False
     return Counts(int(settled.sum()), int(ledger.bytes[settled].sum()), ledger.quarantined - len(again))
 

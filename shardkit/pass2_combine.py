@@ -8,7 +8,6 @@ As a program it works alone on plain directories, as the macro/micro-sharding pa
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -20,24 +19,25 @@ import pyarrow as pa
 from shardkit.arrays import arrow
 from shardkit.attempt import resume_hint
 from shardkit.clock import now
-from shardkit.commit import check_owner, current_result, dataset_lock, staging, switch
+from shardkit.commit import STAGING, check_owner, current_result, dataset_lock, staging, switch
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.errors import CombineError, InputError, ShardkitError
 from shardkit.functions import FunctionRef, user_traceback
 from shardkit.merging import combined, read_source
 from shardkit.progress import RowMeter
 from shardkit.runfolder import RunFolder, run_folder, runs_of
-from shardkit.storage import list_objects, local_root, place_file
+from shardkit.storage import File
+from shardkit.storage import folder as folder_at
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from shardkit.attempt import Attempt
     from shardkit.ledger import Ledger
     from shardkit.merging import Source
     from shardkit.runs import Run
+    from shardkit.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Merge:
 
 
 def write_merged(
-    folder: Path, source: Source, merge: Merge, *, token: str, threads: int | None
+    folder: Folder, source: Source, merge: Merge, *, token: str, threads: int | None
 ) -> tuple[list[DataFile], pa.Schema]:
     """Write the parts of ``source`` as dataset files under ``folder``, their names carrying ``token``.
 
@@ -93,12 +93,12 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
     """
     ledger.check()
     with _switching(ledger.folder, attempt, name=name) as build:
-        source = read_source((p.path for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
+        source = read_source((p.file for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
         with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
             build.files, build.schema = write_merged(
                 staging(ledger.folder), source, merge, token=build.token, threads=threads
             )
-        build.describe(merge.layout, records=ledger.counts(), bytes_in=int(ledger.bytes.sum()))
+        build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
     return build.result
 
 
@@ -111,10 +111,11 @@ def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, A
     ledger.check()
     with _switching(ledger.folder, attempt, name=name) as build:
         for part in ledger.parts():
-            path = f"part-{part.path.parent.name}-{part.path.stem}-{build.token}.parquet"
-            place_file(part.path, staging(ledger.folder) / path)
+            shard, name = part.file.key.split("/")[1:]
+            path = f"part-{shard}-{name.removesuffix('.parquet')}-{build.token}.parquet"
+            part.file.folder.place(part.file.key, File(staging(ledger.folder), path))
             build.files.append(DataFile(path, part.rows, part.bytes))
-        build.describe(Layout("parquet", 1, None, ()), records=ledger.counts(), bytes_in=int(ledger.bytes.sum()))
+        build.describe(Layout("parquet", 1, None, ()), records=ledger.counts(), bytes_in=ledger.total_bytes)
     return build.result
 
 
@@ -144,42 +145,44 @@ def combine_folders(
     from shardkit.progress import make_progress
     from shardkit.runs import Run
 
-    target = local_root(output)
+    target = folder_at(output)
     check_owner(target, name)
-    roots = [local_root(folder) for folder in inputs]
-    parts = [path for root in roots for path in _parquet_files(root)]
+    roots = [folder_at(place) for place in inputs]
+    found = [item for root in roots for item in _parquet_files(root)]
+    parts = [part for part, _ in found]
     folder = run_folder(target, new_run_id())
     attempt = Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic(), command="pass2")
     no_records = pa.table({name: arrow(np.zeros(0, np.int64)) for name in ("key", "shard", "chunk", "bytes")})
     with folder.lock(), attempt:
-        folder.write_plan({"created": now(), "merge_of": [str(root) for root in roots]}, no_records, None)
+        folder.write_plan({"created": now(), "merge_of": [root.uri for root in roots]}, no_records, None)
         with _switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
                 build.files, build.schema = write_merged(
                     staging(folder), source, merge, token=build.token, threads=None
                 )
-            size = sum(path.stat().st_size for path in parts)
+            size = sum(size for _, size in found)
             build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)
     return Run(folder)
 
 
-def _parquet_files(root: Path) -> list[Path]:
-    """The parts in a folder, in order of their names.
+def _parquet_files(root: Folder) -> list[tuple[File, int]]:
+    """The parts in a folder with their sizes in bytes, in order of their names.
 
     Raises:
         InputError: there are none, or they are not all there yet.
     """
     runs = runs_of(root)
     if runs and runs[-1].result() is None:
-        raise InputError(f"Run {runs[-1].run_id} in {root} is not finished.", hint=resume_hint(runs[-1]))
-    keys = [key for key in list_objects(root)["key"].to_pylist() if key.endswith(".parquet")]
-    if not keys and not runs:
-        raise InputError(f"{root} holds no Parquet files.", hint="Give the folders that pass 1 wrote.")
-    return [root / key for key in keys]
+        raise InputError(f"Run {runs[-1].run_id} in {root.uri} is not finished.", hint=resume_hint(runs[-1]))
+    listed = root.objects().select(["key", "bytes"]).to_pylist()
+    found = [(File(root, item["key"]), item["bytes"]) for item in listed if item["key"].endswith(".parquet")]
+    if not found and not runs:
+        raise InputError(f"{root.uri} holds no Parquet files.", hint="Give the folders that pass 1 wrote.")
+    return found
 
 
-def _ledgers_of(roots: Sequence[Path]) -> dict[str, int]:
+def _ledgers_of(roots: Sequence[Folder]) -> dict[str, int]:
     """The sum of the ledgers of the runs that wrote the inputs, where they tell."""
     total = {"listed": 0, "done": 0, "quarantined": 0, "skipped": 0}
     for root in roots:
@@ -229,7 +232,7 @@ def _switching(folder: RunFolder, attempt: Attempt, *, name: str) -> Iterator[_B
     """Hold the dataset while the block builds its next state, then switch to that."""
     with dataset_lock(folder.output):
         check_owner(folder.output, name)  # again: another pipeline's run may have ended there meanwhile
-        shutil.rmtree(staging(folder), ignore_errors=True)
+        folder.files.remove_all(STAGING)
         build = _Build(folder, attempt, name)
         yield build
         switch(folder, build.result)

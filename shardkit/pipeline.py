@@ -20,9 +20,10 @@ from pydantic import (
     model_validator,
 )
 
+from shardkit.engines.sagemaker import EngineSettings, Local, SageMaker
 from shardkit.errors import PipelineError
 from shardkit.functions import FunctionRef, name_of, reference
-from shardkit.storage import local_root
+from shardkit.storage import absolute_uri, folder
 
 if TYPE_CHECKING:
     from shardkit.estimate import Estimate
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from shardkit.pass1_preprocessing import WorkLimits
     from shardkit.pass2_combine import Merge
     from shardkit.runs import Run
+    from shardkit.storage import Folder
 
 UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
@@ -166,6 +168,22 @@ class Output(_Model):
         return value
 
 
+def _engine_settings(value: Any) -> Any:
+    """Settings from what a user may give: a kind, a mapping, or a Processor."""
+    if isinstance(value, str):
+        return None if value == "none" else {"kind": value}
+    if value is None or isinstance(value, BaseModel | Mapping):
+        return value
+    from shardkit.engines.local import LocalEngine
+
+    if isinstance(value, LocalEngine):
+        return Local(client=value)
+    return SageMaker(value)
+
+
+Engine = Annotated[EngineSettings, BeforeValidator(_engine_settings)]
+
+
 class Pipeline(_Model):
     """One job: an input, a function and an output, with all that is to be said about them.
 
@@ -191,6 +209,10 @@ class Pipeline(_Model):
     max_failures: Annotated[int | str, NoTruth] = "1%"
     output: Output
     combine: str | Callable[..., Any] | None = None
+    engine: Engine = None
+    input_mode: Literal["stream", "download"] = "stream"
+    requirements: Annotated[str | None, BeforeValidator(_path_text)] = None
+    requirements_mode: Literal["install", "bundle", "none"] = "install"
 
     def __init__(self, **fields: Any) -> None:
         for section in ("input", "output"):
@@ -245,8 +267,16 @@ class Pipeline(_Model):
                 content[name] = content[name].model_dump(by_alias=True)
         return Pipeline(**content)
 
-    def run(self, *, run_id: str | None = None, quiet: bool = False) -> Run:
-        """Run both passes on this machine. With the id of an unfinished run of the same plan, go on with that one.
+    def run(self, engine: Any = None, *, run_id: str | None = None, quiet: bool = False, wait: bool = True) -> Run:
+        """Run both passes. With the id of an unfinished run of the same plan, go on with that one.
+
+        Args:
+            engine: `SageMaker` or `Local` settings, or a Processor of the SageMaker SDK; by default the pipeline's
+                own ``engine``. Without any, the passes run in this process and its workers; else as jobs.
+            run_id: a name for the run.
+            quiet: show no progress.
+            wait: with an engine, stay until all jobs have ended; else return when they are in the queue, and
+                ``run.wait()`` launches them.
 
         Raises:
             InputError: the input is empty or cannot be read.
@@ -256,6 +286,12 @@ class Pipeline(_Model):
         """
         from shardkit.runs import start_run
 
+        if engine is not None:
+            return self.replace(engine=engine).run(run_id=run_id, quiet=quiet, wait=wait)
+        if self.engine is not None:
+            from shardkit.driver import start_jobs
+
+            return start_jobs(self, run_id=run_id, quiet=quiet, wait=wait)
         return start_run(self, run_id=run_id, quiet=quiet)
 
     def plan(self, *, run_id: str | None = None) -> Plan:
@@ -279,18 +315,24 @@ class Pipeline(_Model):
         """The name given, else the function's."""
         return self.name or _function_name(self.function).rpartition(":")[2]
 
-    def input_root(self) -> Path:
+    def input_folder(self) -> Folder:
         """The input's folder."""
-        return local_root(self.input.uri)
+        return folder(self.input.uri, session=self._session())
 
-    def output_root(self) -> Path:
+    def output_folder(self) -> Folder:
         """The output's folder."""
-        return local_root(self.output.uri)
+        return folder(self.output.uri, session=self._session())
+
+    def _session(self) -> Any:
+        """The boto3 session that the engine was given, which then is for the storage as well."""
+        return self.engine.boto_session if self.engine is not None else None
 
     def worker_count(self) -> int:
-        """The workers asked for; by default as many as this process may use CPUs."""
+        """The workers asked for; by default as many as this process, or a job's instance, has CPUs."""
         if self.workers != "auto":
             return int(self.workers)
+        if self.engine is not None:
+            return self.engine.vcpus
         import joblib
 
         return int(joblib.cpu_count())
@@ -315,12 +357,14 @@ class Pipeline(_Model):
         """The pipeline as plain data, with absolute paths and named functions."""
         content = self.model_dump(mode="python", by_alias=True)
         content["name"] = self.pipeline_name()
-        content["input"]["uri"] = str(self.input_root())
-        content["output"]["uri"] = str(self.output_root())
+        content["input"]["uri"] = absolute_uri(self.input.uri)
+        content["output"]["uri"] = absolute_uri(self.output.uri)
         content["source_dir"] = os.path.abspath(self.source_dir) if self.source_dir else None
         for name in ("function", "records", "combine"):
             value = getattr(self, name)
             content[name] = _function_name(value) if callable(value) else value
+        content["engine"] = self.engine.to_dict() if self.engine is not None else None
+        content["requirements"] = os.path.abspath(self.requirements) if self.requirements else None
         content["input"] |= {k: list(content["input"][k]) for k in ("pattern", "exclude")}
         content["output"]["partition_by"] = list(self.output.partition_by)
         return content

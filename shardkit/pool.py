@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.board import Board
 from shardkit.errors import RunFailed, RunInterrupted
+from shardkit.storage import is_remote
 from shardkit.worker import Failure
 
 if TYPE_CHECKING:
@@ -245,6 +246,7 @@ class WorkerPool:
 
     def __init__(self, settings: WorkerSettings, size: int) -> None:
         self.size = size
+        self.fetches = is_remote(settings.input_root)
         self._settings = settings
         self._board = Board(size)
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shardkit.jobs import Report
     from shardkit.micro import Counts
+    from shardkit.runfolder import RunFolder
 
 PLAIN_EVERY_S = 10.0
 
@@ -192,6 +194,42 @@ class RowMeter:
         elapsed = time.monotonic() - self._begun
         rate = f" | {rows / elapsed:,.0f} rows/s" if elapsed > 0 and rows else ""
         return rows, f"merging: {rows:,}/{self.total:,} rows{rate} | {human_seconds(elapsed)}"
+
+
+class JobMeter:
+    """A run's jobs: how many have ended, and how many records they have handled together."""
+
+    def __init__(self, folder: RunFolder, *, look_every_s: float) -> None:
+        self.total: int = folder.plan()["totals"]["records"]
+        self._folder = folder
+        self._look_every_s = look_every_s
+        self._next_look = 0.0
+        self._begun = time.monotonic()
+        self._records = self._quarantined = 0
+        self._line = ""
+
+    def read(self, report: Report | None) -> tuple[int, str]:
+        """Records handled, and a line about the jobs; without a report, as they are at the end."""
+        if time.monotonic() >= self._next_look or report is None:
+            self._look()
+            self._next_look = time.monotonic() + self._look_every_s
+        if report is not None:
+            counts = report.counts
+            ended = sum(counts[status] for status in ("Completed", "Failed", "Stopped"))
+            live = counts["Launched"] + counts["InProgress"]
+            self._line = f"jobs: {ended:,}/{sum(counts.values()):,} ended, {live:,} running"
+            if counts["Failed"]:
+                self._line += f", {counts['Failed']:,} failed"
+        parts = [self._line, f"{self._records:,}/{self.total:,} records", f"{self._quarantined:,} quarantined"]
+        parts.append(human_seconds(time.monotonic() - self._begun))
+        if report is not None and report.trouble:
+            parts.append(report.trouble[:100])
+        return self._records, " | ".join(parts)
+
+    def _look(self) -> None:
+        latest = {str(beat["shard"]): beat for beat in self._folder.heartbeats() if "records" in beat}
+        self._records = sum(int(beat["records"]) for beat in latest.values())
+        self._quarantined = sum(int(beat["quarantined"]) for beat in latest.values())
 
 
 def human_bytes(size: float) -> str:

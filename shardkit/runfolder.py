@@ -16,26 +16,26 @@ Status, report, retry and resume are functions of these files alone.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import re
 import shlex
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import PipelineError, RunBusy, RunNotFound, StorageError
-from shardkit.storage import write_bytes, writing
+from shardkit.errors import PipelineError, RunNotFound, StorageError
+from shardkit.storage import File
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import pyarrow as pa
 
+    from shardkit.storage import Folder
+
 STATE_DIR = "_shardkit"
+ALL_SHARDS = "all"
+RUNS = f"{STATE_DIR}/runs"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -46,36 +46,48 @@ def part_base(chunk: int, attempt: int, *, alone: int | None = None) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Reads and writes one run's files; has no state of its own."""
+    """Reads and writes one run's files, in the folder of its output; has no state of its own."""
 
-    path: Path
-
-    @property
-    def run_id(self) -> str:
-        """The run's id."""
-        return self.path.name
+    output: Folder
+    run_id: str
 
     @property
-    def output(self) -> Path:
-        """The folder of the dataset."""
-        return self.path.parent.parent.parent
+    def files(self) -> Folder:
+        """The run's own folder."""
+        return self.output.child(f"{RUNS}/{self.run_id}")
+
+    @property
+    def path(self) -> Path:
+        """Where the run's own folder lies on this machine.
+
+        Raises:
+            PipelineError: it does not.
+        """
+        return self.files.path
+
+    @property
+    def uri(self) -> str:
+        """Names the run's own folder."""
+        return self.files.uri
 
     @property
     def arguments(self) -> str:
         """How the run is named on the command line."""
-        return f"{shlex.quote(str(self.output))} --run-id {self.run_id}"
+        return f"{shlex.quote(self.output.uri)} --run-id {self.run_id}"
 
-    def parts_of(self, shard: int) -> Path:
-        """The folder of one shard's parts."""
-        return self.path / "parts" / f"{shard:05d}"
+    @staticmethod
+    def parts_of(shard: int) -> str:
+        """The folder of one shard's parts, in the run's own."""
+        return f"parts/{shard:05d}"
 
-    def markers_of(self, shard: int) -> Path:
-        """The folder of one shard's markers."""
-        return self.path / "markers" / f"{shard:05d}"
+    @staticmethod
+    def markers_of(shard: int) -> str:
+        """The folder of one shard's markers, in the run's own."""
+        return f"markers/{shard:05d}"
 
     def exists(self) -> bool:
         """Whether the run was planned to the end: without a plan there is no run."""
-        return (self.path / "plan.json").is_file()
+        return self.files.exists("plan.json")
 
     def plan(self) -> dict[str, Any]:
         """The plan, as it was written."""
@@ -83,13 +95,12 @@ class RunFolder:
 
     def write_plan(self, plan: dict[str, Any], records: pa.Table, pickled: bytes | None) -> None:
         """Write the immutable files, the plan last."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            temporary = self.path / ".records.parquet"
-            pq.write_table(records, temporary, compression="zstd", compression_level=1, write_statistics=False)
-            os.replace(temporary, self.path / "records.parquet")
+        sink = pa.BufferOutputStream()
+        pq.write_table(records, sink, compression="zstd", compression_level=1, write_statistics=False)
+        self.files.write("records.parquet", sink.getvalue().to_pybytes())
         self.write_pickled("function", pickled)
         self.write("plan.json", plan)
 
@@ -97,115 +108,99 @@ class RunFolder:
         """The table of records."""
         import pyarrow.parquet as pq
 
-        return pq.ParquetFile(self.path / "records.parquet").read(columns=columns)
+        with File(self.files, "records.parquet").open() as file:
+            return pq.ParquetFile(file).read(columns=columns)
 
     def write_pickled(self, name: str, pickled: bytes | None) -> None:
         """Keep a function that travels by value."""
         if pickled is not None:
-            write_bytes(self.path / f"{name}.pkl", pickled)
+            self.files.write(f"{name}.pkl", pickled)
 
     def pickled(self, name: str) -> bytes | None:
         """The function or the combine function, where it travels by value."""
-        path = self.path / f"{name}.pkl"
-        return path.read_bytes() if path.exists() else None
+        try:
+            return self.files.read(f"{name}.pkl")
+        except FileNotFoundError:
+            return None
 
     def write_marker(self, marker: dict[str, Any]) -> None:
         """Commit a chunk: from here on it exists."""
         name = part_base(marker["chunk"], marker["attempt"]) + ".json"
-        write_bytes(self.markers_of(marker["shard"]) / name, json.dumps(marker).encode())
+        self.files.write(f"{self.markers_of(marker['shard'])}/{name}", json.dumps(marker).encode())
 
-    def markers(self) -> list[dict[str, Any]]:
-        """All markers, of all attempts."""
-        paths = sorted((self.path / "markers").glob("*/*.json"))
-        return [self.read(os.path.relpath(path, self.path)) for path in paths if not path.name.startswith(".")]
+    def markers(self, shards: list[int] | None = None) -> list[dict[str, Any]]:
+        """All markers, of all attempts; or those of some shards only."""
+        folders = ["markers"] if shards is None else [self.markers_of(shard) for shard in shards]
+        return self._read_all([entry.key for name in folders for entry in self.files.entries(name)])
 
     def result(self) -> dict[str, Any] | None:
         """The result, if the run has one."""
-        return self.read("result.json") if (self.path / "result.json").exists() else None
+        return self._read_if_there("result.json")
 
     def heartbeats(self) -> list[dict[str, Any]]:
         """The heartbeats of all attempts, the oldest attempt first."""
-        beats = [self.read(os.path.relpath(p, self.path)) for p in (self.path / "progress").glob("*.json")]
-        return sorted(beats, key=lambda beat: int(beat["attempt"]))
+        beats = self._read_all([entry.key for entry in self.files.entries("progress")])
+        return sorted(beats, key=lambda beat: (int(beat["attempt"]), beat["started"]))
 
     def write_heartbeat(self, beat: dict[str, Any]) -> None:
         """Note how far an attempt is."""
         self.write(f"progress/{beat['shard']}-{beat['attempt']:04d}.json", beat)
 
-    def next_attempt(self) -> int:
-        """A number higher than that of any attempt before."""
-        return 1 + max((int(beat["attempt"]) for beat in self.heartbeats()), default=0)
+    def next_attempt(self, shard: int | str = ALL_SHARDS) -> int:
+        """A number higher than that of any attempt before at the shard; by default, at any."""
+        names = [entry.key.partition("/")[2].removesuffix(".json") for entry in self.files.entries("progress")]
+        attempts = [name.rsplit("-", 1) for name in names]
+        mine = {str(shard), ALL_SHARDS}
+        return 1 + max((int(n) for of, n in attempts if shard == ALL_SHARDS or of in mine), default=0)
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write one of the JSON files, atomically."""
-        write_bytes(self.path / name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        self.files.write(name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
     def read(self, name: str) -> dict[str, Any]:
         """Read one of the JSON files."""
-        path = self.path / name
-        try:
-            content: dict[str, Any] = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise StorageError(f"Run {self.run_id}: cannot read {path}: {error}.") from error
+        content = self._read_if_there(name)
+        if content is None:
+            raise StorageError(f"Run {self.run_id}: {self.uri}/{name} is not there.")
         return content
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes of this machine from working on the run; let go however the process ends.
+    def _read_if_there(self, name: str) -> dict[str, Any] | None:
+        try:
+            return self._parse(name, self.files.read(name))
+        except FileNotFoundError:
+            return None
+
+    def _read_all(self, names: list[str]) -> list[dict[str, Any]]:
+        names = [name for name in names if name.endswith(".json")]
+        return [self._parse(name, data) for name, data in zip(names, self.files.read_many(names), strict=True)]
+
+    def _parse(self, name: str, data: bytes) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads(data)
+        except ValueError as error:
+            raise StorageError(f"Run {self.run_id}: cannot read {self.uri}/{name}: {error}.") from error
+        return content
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from working on the run; let go however the process ends.
 
         Raises:
             RunBusy: another process holds it.
         """
-        with lock_file(self.path / "lock", f"Run {self.run_id} is being worked on by another process."):
-            yield
+        return self.files.lock("lock", f"Run {self.run_id} is being worked on by another process.")
 
     def is_locked(self) -> bool:
-        """Whether a process of this machine works on the run now."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        """Whether a process works on the run now."""
+        return self.files.is_locked("lock")
 
 
-@contextlib.contextmanager
-def lock_file(path: Path, busy: str) -> Iterator[None]:
-    """Hold an advisory lock on ``path``; the system lets go of it when the process ends, however it ends."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock(descriptor, busy)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, busy: str) -> None:
-    # Whoever only looks whether it is locked holds it too, for a moment.
-    for patience_s in (0.02, 0.05, 0.1, 0.0):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(patience_s)
-        else:
-            return
-    raise RunBusy(busy, hint="Wait for it to end, or stop it first.")
-
-
-def runs_of(output: Path) -> list[RunFolder]:
+def runs_of(output: Folder) -> list[RunFolder]:
     """All runs of an output, the newest last."""
-    folders = [RunFolder(p) for p in (output / STATE_DIR / "runs").glob("*")]
+    folders = [RunFolder(output, name) for name in output.children(RUNS)]
     return sorted((f for f in folders if f.exists()), key=lambda f: (f.plan()["created"], f.run_id))
 
 
-def run_folder(output: Path, run_id: str) -> RunFolder:
+def run_folder(output: Folder, run_id: str) -> RunFolder:
     """The folder of a run, which may not exist yet.
 
     Raises:
@@ -215,10 +210,10 @@ def run_folder(output: Path, run_id: str) -> RunFolder:
         raise PipelineError(
             f"run id {run_id!r} is not allowed.", hint="Use letters, digits, '.', '_' and '-', 63 characters at most."
         )
-    return RunFolder(output / STATE_DIR / "runs" / run_id)
+    return RunFolder(output, run_id)
 
 
-def find_run(output: Path, run_id: str | None = None) -> RunFolder:
+def find_run(output: Folder, run_id: str | None = None) -> RunFolder:
     """The run with that id, or the output's latest.
 
     Raises:
@@ -227,7 +222,7 @@ def find_run(output: Path, run_id: str | None = None) -> RunFolder:
     runs = runs_of(output)
     if not runs:
         raise RunNotFound(
-            f"{output} holds no run of shardkit.", hint="Give the output of the pipeline, as in its YAML."
+            f"{output.uri} holds no run of shardkit.", hint="Give the output of the pipeline, as in its YAML."
         )
     if run_id is None:
         return runs[-1]
@@ -237,7 +232,7 @@ def find_run(output: Path, run_id: str | None = None) -> RunFolder:
 
         near = difflib.get_close_matches(run_id, [run.run_id for run in runs], n=1)
         raise RunNotFound(
-            f"{output} holds no run {run_id}.",
+            f"{output.uri} holds no run {run_id}.",
             hint=f"Did you mean {near[0]}?" if near else f"Its latest is {runs[-1].run_id}.",
         )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,22 +12,26 @@ from shardkit.attempt import Attempt, resume_hint
 from shardkit.clock import new_run_id, now
 from shardkit.commit import check_owner, finish_switches
 from shardkit.errors import PipelineError, PlanMismatch, RunNotFound
-from shardkit.functions import FunctionRef, reference
-from shardkit.runfolder import RunFolder, find_run, run_folder
-from shardkit.storage import list_objects, local_root
+from shardkit.functions import FunctionRef, python_version, reference
+from shardkit.runfolder import ALL_SHARDS, STATE_DIR, RunFolder, find_run, run_folder
+from shardkit.storage import LocalFolder, absolute_uri
+from shardkit.storage import folder as folder_at
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     import pandas as pd
     import pyarrow.dataset as pads
 
+    from shardkit.driver import RunJobs
     from shardkit.macro import Plan
     from shardkit.pass2_combine import Merge
     from shardkit.pipeline import Pipeline
     from shardkit.pool import WorkerPool
+    from shardkit.progress import Progress
+    from shardkit.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -87,34 +92,39 @@ class Run:
     """One execution of a pipeline, as its run folder tells it; another process may look at it too."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+        self.folder = folder
 
     @property
     def run_id(self) -> str:
         """The run's id."""
-        return self._folder.run_id
+        return self.folder.run_id
 
     @property
     def output(self) -> Path:
-        """The folder of the dataset."""
-        return self._folder.output
+        """The folder of the dataset, where it is one of this machine; else see ``output_uri``."""
+        return self.folder.output.path
+
+    @property
+    def output_uri(self) -> str:
+        """The folder of the dataset, wherever it is."""
+        return self.folder.output.uri
 
     @property
     def path(self) -> Path:
-        """The run folder."""
-        return self._folder.path
+        """The run folder, where it is one of this machine."""
+        return self.folder.path
 
     def __repr__(self) -> str:
-        return f"Run({self.run_id!r}, output={str(self.output)!r})"
+        return f"Run({self.run_id!r}, output={self.output_uri!r})"
 
     def summary(self) -> Summary:
         """The run in numbers."""
         from shardkit.ledger import Ledger
 
-        result = self._folder.result()
-        ledger = Ledger(self._folder)
-        beats = self._folder.heartbeats()
-        status, message = _status(self._folder, result, beats)
+        result = self.folder.result()
+        ledger = Ledger(self.folder)
+        beats = self.folder.heartbeats()
+        status, message = _status(self.folder, result, beats)
         finished = status == "done" and result is not None
         return Summary(
             run_id=self.run_id,
@@ -122,11 +132,11 @@ class Run:
             records=result["records"] if finished and result else ledger.counts(),
             rows=result["rows"] if finished and result else ledger.rows,
             files=len(result["files"]) if finished and result else 0,
-            bytes_in=result["bytes_in"] if finished and result else int(ledger.bytes.sum()),
+            bytes_in=result["bytes_in"] if finished and result else ledger.total_bytes,
             bytes_out=result["bytes_out"] if finished and result else sum(m["bytes_out"] for m in ledger.markers),
-            seconds=round(sum(beat.get("seconds", 0.0) for beat in beats), 3),
-            output=str(self.output),
-            run_folder=str(self.path),
+            seconds=_seconds(beats),
+            output=self.output_uri,
+            run_folder=self.folder.uri,
             message=message,
         )
 
@@ -142,7 +152,7 @@ class Run:
         """The same as plain data, without pandas."""
         from shardkit.ledger import Ledger
 
-        return Ledger(self._folder).quarantine()
+        return Ledger(self.folder).quarantine()
 
     def dataset(self) -> pads.Dataset:
         """The dataset's files, exactly those that the run wrote.
@@ -154,20 +164,85 @@ class Run:
 
         from shardkit.formats import partitioning_of, reader_of
 
-        result = self._folder.result()
+        result = self.folder.result()
         if result is None:
             raise RunNotFound(f"Run {self.run_id} has no dataset yet.", hint="Resume it first.")
-        paths = [self.output / file["path"] for file in result["files"]]
-        gone = next((path for path in paths if not path.exists()), None)
+        files = self.folder.output
+        there = {entry.key for entry in files.entries() if not entry.key.startswith(f"{STATE_DIR}/")}
+        gone = next((file["path"] for file in result["files"] if file["path"] not in there), None)
         if gone is not None:
-            raise RunNotFound(f"Run {self.run_id}: {gone} is gone.", hint="A later run has replaced this dataset.")
+            raise RunNotFound(
+                f"Run {self.run_id}: {files.uri}/{gone} is gone.", hint="A later run has replaced this dataset."
+            )
         columns, by = result.get("columns", {}), result["partition_by"]
+        filesystem, base = files.arrow()
         return pads.dataset(
-            [str(path) for path in paths],
+            [f"{base}/{file['path']}" for file in result["files"]],
+            filesystem=filesystem,
             format=reader_of(result["format"], [n for n, kind in columns.items() if "string" in kind and n not in by]),
             partitioning=partitioning_of(by, columns) if by else None,
-            partition_base_dir=str(self.output) if result["partition_by"] else None,
+            partition_base_dir=base if by else None,
         )
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether the run's passes are jobs on an engine."""
+        return bool(self.folder.plan().get("pipeline", {}).get("engine"))
+
+    def wait(self, *, quiet: bool = False) -> Run:
+        """Launch and watch the jobs of a run on an engine until they have ended; the same as ``resume()`` then."""
+        return self.resume(quiet=quiet)
+
+    def jobs(self, *, refresh: bool = True) -> list[dict[str, Any]]:
+        """The jobs of a run on an engine: id, name, status, attempts, reason; with ``refresh`` as the engine has them.
+
+        Raises:
+            PipelineError: the run has no jobs.
+        """
+        found = self._run_jobs()
+        if refresh:
+            found.refresh()
+        return [
+            {
+                "job": job.job_id,
+                "name": job.name,
+                "status": job.status,
+                "attempts": [dict(entry) for entry in job.attempts],
+                "cause": job.cause,
+                "reason": job.reason,
+            }
+            for job in found.current()
+        ]
+
+    def stop(self) -> int:
+        """Stop all jobs of a run on an engine that have not ended; returns how many these are.
+
+        What they have committed is kept, and ``resume()`` goes on from there.
+        """
+        return len(self._run_jobs().stop())
+
+    def logs(self, job: str | None = None) -> Iterator[str]:
+        """What the jobs of a run on an engine have said, line by line; ``job`` is one's name or id, or a part of it.
+
+        By default those that failed, or if none did, all.
+        """
+        found = self._run_jobs()
+        launched = [known for known in found.current() if known.name]
+        if job is not None:
+            chosen = [known for known in launched if job in known.name]
+        else:
+            chosen = [known for known in launched if known.status == "Failed"] or launched
+        for known in chosen:
+            if len(chosen) > 1:
+                yield f"== {known.name} ({known.status})"
+            yield from found.engine.log_lines(known.name)
+
+    def _run_jobs(self) -> RunJobs:
+        if not self.has_jobs:
+            raise PipelineError(f"Run {self.run_id} runs in one process and has no jobs.")
+        from shardkit.driver import RunJobs
+
+        return RunJobs(self.folder, planned_pipeline(self.folder.plan(), {}))
 
     def resume(self, *, quiet: bool = False, changed_function: bool = False, **settings: Any) -> Run:
         """Go on with the run where its markers end.
@@ -193,15 +268,14 @@ class Run:
     ) -> Run:
         from shardkit.progress import make_progress
 
-        plan = self._folder.plan()
+        plan = self.folder.plan()
         if "merge_of" in plan:
             raise PipelineError(f"Run {self.run_id} was made by pass2 alone.", hint="Give the pass2 command again.")
         pipeline = planned_pipeline(plan, settings)
-        merging = _merging(self._folder, pipeline, settings)
         progress = make_progress(quiet=quiet)
         if function is not None:
             ref = reference(function, source_dir=pipeline.source_dir)
-        elif (pickled := self._folder.pickled("function")) is not None:
+        elif (pickled := self.folder.pickled("function")) is not None:
             ref = FunctionRef(plan["pipeline"]["function"], None, plan["function_digest"], pickled)
         else:
             ref = pipeline.function_ref()
@@ -211,20 +285,56 @@ class Run:
                 hint="Start a new run; or, to keep what is done and use the new source for the rest, resume with "
                 "--changed-function.",
             )
+        if pipeline.engine is not None:
+            self._resume_jobs(pipeline, progress, retry=retry, settings=settings, function=function)
+            return self
+        merging = planned_merge(self.folder, pipeline, settings)
         begun, command = time.monotonic(), "retry" if retry else "resume"
-        with self._folder.lock():
-            if not settings and not (retry and self.quarantine()) and _is_complete(self._folder):
+        with self.folder.lock():
+            if not settings and not (retry and self.quarantine()) and is_complete(self.folder):
                 progress.note(f"Run {self.run_id} is done; there is nothing to {command}.")
                 return self
-            with worker_pool(self._folder, pipeline, ref) as pool:
-                attempt = Attempt(self._folder, progress, begun=begun, command=command)
-                _both_passes(self._folder, pipeline, merging, pool, attempt, retry=retry)
+            with worker_pool(self.folder, pipeline, ref) as pool:
+                attempt = Attempt(self.folder, progress, begun=begun, command=command)
+                _both_passes(self.folder, pipeline, merging, pool, attempt, retry=retry)
         return self
+
+    def _resume_jobs(
+        self,
+        pipeline: Pipeline,
+        progress: Progress,
+        *,
+        retry: bool,
+        settings: Mapping[str, Any],
+        function: str | Callable[..., Any] | None,
+    ) -> None:
+        from shardkit.driver import go_on
+
+        if function is not None:
+            raise PipelineError(
+                f"Run {self.run_id}: its jobs take the function that was planned.",
+                hint="Mend it where it is, or start a new run.",
+            )
+        with self.folder.lock():
+            go_on(self, pipeline, progress, changes=settings, retry=retry)
+
+
+def _seconds(beats: list[dict[str, Any]]) -> float:
+    """Wall time: of attempts at the whole run together; of jobs, which run side by side, from first to last."""
+    alone = sum(beat.get("seconds", 0.0) for beat in beats if beat["shard"] == ALL_SHARDS)
+    times = [beat for beat in beats if beat["shard"] != ALL_SHARDS]
+    if not times:
+        return float(round(alone, 3))
+    first = min(datetime.datetime.fromisoformat(beat["started"]) for beat in beats)
+    last = max(datetime.datetime.fromisoformat(beat["at"]) for beat in beats)
+    return round(float((last - first).total_seconds()), 3)
 
 
 def _status(folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]) -> tuple[str, str | None]:
     if folder.is_locked():
         return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None
+    if folder.plan().get("pipeline", {}).get("engine"):
+        return _job_status(folder, result, beats)
     last = beats[-1] if beats else {"state": "interrupted", "message": None}
     if result is not None and last["state"] != "failed":
         return "done", None
@@ -233,7 +343,29 @@ def _status(folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[s
     return "interrupted", resume_hint(folder)
 
 
-def _is_complete(folder: RunFolder) -> bool:
+def _job_status(
+    folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]
+) -> tuple[str, str | None]:
+    """How a run is whose jobs nobody watches now."""
+    recent = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=JOB_SILENCE_S)
+    latest = {str(beat["shard"]): beat for beat in beats}
+    live = [
+        beat
+        for beat in latest.values()
+        if beat["state"] == "running" and datetime.datetime.fromisoformat(beat["at"]) > recent
+    ]
+    if live:
+        return "running", f"{len(live)} jobs are at work; nobody is watching. Watch: shardkit resume {folder.arguments}"
+    failed = [beat for beat in latest.values() if beat["state"] == "failed"]
+    merge = latest.get(ALL_SHARDS)
+    if result is not None and (merge is None or merge["state"] == "done") and not failed:
+        return "done", None
+    if failed:
+        return "failed", failed[0]["message"]
+    return "interrupted", resume_hint(folder)
+
+
+def is_complete(folder: RunFolder) -> bool:
     """Whether the dataset was made of all that the markers hold, so that to make it anew would change nothing."""
     from shardkit.ledger import Ledger
 
@@ -245,7 +377,18 @@ def _is_complete(folder: RunFolder) -> bool:
 
 
 # Sections of a pipeline that a resumption may change.
-SETTINGS = {"workers", "timeout", "max_failures", "combine", "output"}
+SETTINGS = {
+    "workers",
+    "timeout",
+    "max_failures",
+    "combine",
+    "output",
+    "engine",
+    "input_mode",
+    "requirements",
+    "requirements_mode",
+}
+JOB_SILENCE_S = 30.0  # a job notes every few seconds that it is at work
 
 
 def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pipeline:
@@ -263,7 +406,8 @@ def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pi
             raise PlanMismatch(
                 f"{name} cannot change between a run and its resumption: it decides what is computed.",
                 hint="Start a new run instead; a resumption takes "
-                "workers, timeout, max_failures, combine and output.* (but not output.uri).",
+                "workers, timeout, max_failures, combine, engine.*, input_mode, requirements and output.* (but not "
+                "output.uri).",
             )
         content[section] = content[section] | {field: value} if field else value
     return Pipeline(**content)
@@ -279,21 +423,12 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
     from shardkit.macro import make_plan
     from shardkit.records import build_records
 
-    source, output = pipeline.input_root(), pipeline.output_root()
-    real = output.resolve()
-    if real in {source.resolve(), *source.resolve().parents}:
-        raise PipelineError(
-            f"The output {output} holds the input {source}.", hint="Choose an output beside the input, or inside it."
-        )
-    below_a_file = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
-    if below_a_file is not None:
-        raise PipelineError(
-            f"The output {output}: {below_a_file} is a file, not a folder.", hint="Choose another output."
-        )
+    source, output = pipeline.input_folder(), pipeline.output_folder()
+    _check_apart(source, output)
     check_owner(output, pipeline.pipeline_name())
     content = pipeline.to_dict()
     records = build_records(
-        list_objects(source, leave_out=output),
+        source.objects(leave_out=output),
         records=_records_rule(pipeline),
         pattern=pipeline.input.pattern,
         exclude=pipeline.input.exclude,
@@ -311,6 +446,26 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
     )
 
 
+def _check_apart(source: Folder, output: Folder) -> None:
+    """See that the output is a folder that does not hold the input."""
+    if isinstance(source, LocalFolder) and isinstance(output, LocalFolder):
+        around = output.root.resolve() in {source.root.resolve(), *source.root.resolve().parents}
+    else:
+        around = f"{source.uri}/".startswith(f"{output.uri}/")
+    if around:
+        raise PipelineError(
+            f"The output {output.uri} holds the input {source.uri}.",
+            hint="Choose an output beside the input, or inside it.",
+        )
+    if isinstance(output, LocalFolder):
+        root = output.root
+        below_a_file = next((path for path in (root, *root.parents) if path.exists() and not path.is_dir()), None)
+        if below_a_file is not None:
+            raise PipelineError(
+                f"The output {root}: {below_a_file} is a file, not a folder.", hint="Choose another output."
+            )
+
+
 def _records_rule(pipeline: Pipeline) -> str | Callable[[str], str | None]:
     rule = pipeline.records
     if isinstance(rule, str) and ":" in rule:
@@ -320,15 +475,18 @@ def _records_rule(pipeline: Pipeline) -> str | Callable[[str], str | None]:
 
 
 @contextlib.contextmanager
-def worker_pool(folder: RunFolder, pipeline: Pipeline, ref: FunctionRef) -> Iterator[WorkerPool]:
-    """The workers of a pipeline, starting to load its function."""
+def worker_pool(
+    folder: RunFolder, pipeline: Pipeline, ref: FunctionRef, *, source: str | None = None
+) -> Iterator[WorkerPool]:
+    """The workers of a pipeline, starting to load its function; ``source`` is where its input lies by now."""
     from shardkit.pool import WorkerPool
     from shardkit.worker import WorkerSettings
 
     settings = WorkerSettings(
         function=ref,
-        input_root=str(pipeline.input_root()),
-        run_folder=str(folder.path),
+        input_root=source or absolute_uri(pipeline.input.uri),
+        output=folder.output.uri,
+        run_id=folder.run_id,
         by_stem=pipeline.records == "stem",
         schema=pipeline.output.columns,
     )
@@ -345,26 +503,33 @@ def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: boo
 
     begun = time.monotonic()
     progress = make_progress(quiet=quiet)
-    folder = run_folder(pipeline.output_root(), run_id or new_run_id())
+    folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref, merging = pipeline.function_ref(), pipeline.merge()
     with worker_pool(folder, pipeline, ref) as pool:  # the workers load the function while the input is listed
         plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
         with folder.lock():
             if folder.exists():
-                _check_same_plan(folder, plan)
+                check_same_plan(folder, plan)
                 same = folder.plan()["pipeline"] == plan.content["pipeline"]
-                if same and _is_complete(folder):
+                if same and is_complete(folder):
                     progress.note(f"Run {folder.run_id} is done; there is nothing to do.")
                     return Run(folder)
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
                 folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
-                folder.write_plan(plan.content | {"merge": merge}, plan.records, ref.pickled)
+                folder.write_plan(
+                    plan.content | {"merge": merge, "python": python_version()}, plan.records, ref.pickled
+                )
             _both_passes(folder, pipeline, merging, pool, Attempt(folder, progress, begun=begun), retry=False)
     return Run(folder)
 
 
-def _check_same_plan(folder: RunFolder, plan: Plan) -> None:
+def check_same_plan(folder: RunFolder, plan: Plan) -> None:
+    """See that a run that exists has this very plan.
+
+    Raises:
+        PlanMismatch: it has another one.
+    """
     from shardkit.macro import differences
 
     known = folder.plan()
@@ -375,7 +540,7 @@ def _check_same_plan(folder: RunFolder, plan: Plan) -> None:
         )
 
 
-def _merging(folder: RunFolder, pipeline: Pipeline, settings: Mapping[str, Any]) -> Merge:
+def planned_merge(folder: RunFolder, pipeline: Pipeline, settings: Collection[str]) -> Merge:
     """What pass 2 of a resumption has to do; a ``combine`` that was sent by value is the one that was sent."""
     pickled = None if "combine" in settings else folder.pickled("combine")
     if pickled is None:
@@ -405,7 +570,7 @@ def open_run(output: str | os.PathLike[str], run_id: str | None = None) -> Run:
     Raises:
         RunNotFound: there is none.
     """
-    root = local_root(output)
+    root = folder_at(output)
     finish_switches(root)
     return Run(find_run(root, run_id))
 

@@ -1,29 +1,39 @@
-"""One face for the places where files lie. This version knows local folders.
+"""One face for the places where files lie: folders of this machine, and prefixes of object stores.
 
-A store is rooted at a URI; its keys are relative, with ``/`` between their parts. Files appear under their
-name whole or not at all: they are written beside it, flushed to the disk, and renamed.
+A folder is rooted at a URI; keys are relative to it, with ``/`` between their parts. Files appear under their key
+whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import fcntl
 import os
 import shutil
-import stat
+import time
 import uuid
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from shardkit.errors import InputError, PipelineError, StorageError
+from shardkit.errors import PipelineError, RunBusy, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
 
 TEMPORARY_PREFIX = ".shardkit-tmp-"
+OBJECT_SCHEMES = ("s3",)
+
+
+def is_remote(uri: str | os.PathLike[str]) -> bool:
+    """Whether ``uri`` names an object store, not a folder of this machine."""
+    return urlsplit(os.fspath(uri)).scheme in OBJECT_SCHEMES
 
 
 def local_root(uri: str | os.PathLike[str]) -> Path:
@@ -37,11 +47,351 @@ def local_root(uri: str | os.PathLike[str]) -> Path:
     if parts.scheme == "file":
         text = unquote(parts.path)
     elif "://" in text:
-        raise PipelineError(
-            f"{text}: this version of shardkit reads and writes local folders only.",
-            hint=f"Give a path or a file:// URI instead of {parts.scheme}://.",
-        )
+        raise PipelineError(f"{text} is no folder of this machine.", hint="Give a path or a file:// URI.")
     return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def absolute_uri(uri: str | os.PathLike[str]) -> str:
+    """``uri`` as another process may read it: an absolute path, or the URI without a slash at its end."""
+    return os.fspath(uri).rstrip("/") if is_remote(uri) else str(local_root(uri))
+
+
+def folder(uri: str | os.PathLike[str], *, session: Any = None) -> Folder:
+    """The folder that ``uri`` names: a path, ``file://`` or ``s3://bucket/prefix``.
+
+    ``session`` is a boto3 session; without one, an object store is reached as boto3 would by default.
+
+    Raises:
+        PipelineError: no storage of that kind is known, or there are no credentials for it.
+    """
+    if is_remote(uri):
+        from shardkit.objectstore import ObjectFolder
+
+        return ObjectFolder.of(os.fspath(uri), session=session)
+    scheme = urlsplit(os.fspath(uri)).scheme
+    if "://" in os.fspath(uri) and scheme != "file":
+        raise PipelineError(
+            f"{os.fspath(uri)}: shardkit knows no storage of kind {scheme}://.",
+            hint="Give a path, a file:// URI or s3://bucket/prefix.",
+        )
+    return LocalFolder(local_root(uri))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a folder: its ``key``, size in bytes, etag, and the time of its last change in seconds since 1970."""
+
+    key: str
+    bytes: int
+    etag: str
+    modified: float
+
+
+@dataclass(frozen=True)
+class File:
+    """One file, in whatever kind of folder."""
+
+    folder: Folder
+    key: str
+
+    @property
+    def name(self) -> str:
+        """The last part of its key."""
+        return self.key.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return f"{self.folder.uri}/{self.key}"
+
+    def open(self) -> Any:
+        """The file as Arrow reads it.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+        """
+        return self.folder.open(self.key)
+
+
+class Folder(ABC):
+    """Files under one root; has no state but what it needs to reach them."""
+
+    uri: str
+
+    @property
+    def path(self) -> Path:
+        """Where the folder lies on this machine.
+
+        Raises:
+            PipelineError: it does not.
+        """
+        raise PipelineError(f"{self.uri} is no folder of this machine.", hint="Use its URI instead.")
+
+    @abstractmethod
+    def child(self, name: str) -> Folder:
+        """The folder of that name in this one."""
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: it cannot be read.
+        """
+
+    def read_many(self, keys: Sequence[str]) -> list[bytes]:
+        """The content of several files."""
+        return [self.read(key) for key in keys]
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file atomically and durably, replacing what was there.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """A file's size in bytes; None if it is not there."""
+
+    def exists(self, key: str) -> bool:
+        """Whether the file is there."""
+        return self.size(key) is not None
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """The files in the folder ``prefix`` and below, in key order; none where there is no such folder."""
+
+    @abstractmethod
+    def children(self, key: str) -> list[str]:
+        """The names of the folders in the folder ``key``."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def remove_all(self, key: str) -> None:
+        """Remove the folder ``key`` and all that it holds, if it is there."""
+
+    @abstractmethod
+    def remove_empty_parents(self, key: str) -> None:
+        """Remove the folders that the removed file ``key`` leaves empty."""
+
+    @abstractmethod
+    def begin(self, key: str) -> Path:
+        """Where on this machine to write what will be the file ``key``; `finish` puts it there."""
+
+    @abstractmethod
+    def finish(self, key: str, path: Path) -> None:
+        """Make ``path``, which `begin` gave and which is written and synced, the file ``key``."""
+
+    @abstractmethod
+    def place(self, source: str, target: File) -> None:
+        """Make the file ``source`` of this folder appear as ``target`` too; both lie in the same kind of store."""
+
+    @abstractmethod
+    def put_file(self, path: Path, key: str) -> None:
+        """Copy a file of this machine to ``key``."""
+
+    @abstractmethod
+    def get_file(self, key: str, path: Path, *, etag: str | None = None) -> None:
+        """Copy the file ``key`` to ``path`` of this machine; ``etag`` is what it must still have.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ObjectChanged: it has another etag by now.
+        """
+
+    @abstractmethod
+    def open(self, key: str) -> Any:
+        """The file as Arrow reads it."""
+
+    @abstractmethod
+    def arrow(self) -> tuple[Any, str]:
+        """The Arrow file system (None: this machine's) and the path that stand for the folder."""
+
+    @abstractmethod
+    def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
+        """What the folder holds as input, in key order: ``key``, ``bytes``, ``etag`` and ``modified``.
+
+        Names that start with ``_`` or ``.`` are no input; neither is what lies under ``leave_out``.
+
+        Raises:
+            InputError: the folder is not there or cannot be listed.
+        """
+
+    @abstractmethod
+    def lock(self, key: str, busy: str) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes from what the lock ``key`` stands for.
+
+        Raises:
+            RunBusy: another process holds it; ``busy`` says so.
+        """
+
+    @abstractmethod
+    def is_locked(self, key: str) -> bool:
+        """Whether a process holds the lock ``key`` now."""
+
+
+@dataclass(frozen=True)
+class LocalFolder(Folder):
+    """A folder of this machine."""
+
+    root: Path
+    uri: str = dataclasses.field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uri", str(self.root))
+
+    @property
+    def path(self) -> Path:
+        """Where the folder lies."""
+        return self.root
+
+    def child(self, name: str) -> LocalFolder:
+        """The folder of that name in this one."""
+        return LocalFolder(self.root / name)
+
+    def read(self, key: str) -> bytes:
+        """A file's content."""
+        try:
+            return (self.root / key).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"Cannot read {self.root / key}: {error.strerror}.") from error
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file atomically and durably."""
+        write_bytes(self.root / key, data)
+
+    def size(self, key: str) -> int | None:
+        """A file's size in bytes; None if it is not there."""
+        path = self.root / key
+        return path.stat().st_size if path.is_file() else None
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """The files in the folder ``prefix`` and below, in key order."""
+        found = []
+        for top, _, names in os.walk(self.root / prefix):
+            for name in names:
+                if not name.startswith("."):
+                    path = os.path.join(top, name)
+                    with contextlib.suppress(FileNotFoundError):  # it went while the folder was read
+                        status = os.stat(path)
+                        etag = f"{status.st_mtime_ns}-{status.st_size}"
+                        key = os.path.relpath(path, self.root)
+                        found.append(Entry(key, status.st_size, etag, status.st_mtime))
+        return sorted(found, key=lambda entry: entry.key)
+
+    def children(self, key: str) -> list[str]:
+        """The names of the folders in the folder ``key``."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(entry.name for entry in os.scandir(self.root / key) if entry.is_dir())
+        return []
+
+    def remove(self, key: str) -> None:
+        """Remove a file, if it is there."""
+        with writing(self.root / key):
+            (self.root / key).unlink(missing_ok=True)
+
+    def remove_all(self, key: str) -> None:
+        """Remove the folder ``key`` and all that it holds."""
+        shutil.rmtree(self.root / key, ignore_errors=True)
+
+    def remove_empty_parents(self, key: str) -> None:
+        """Remove the folders that the removed file ``key`` leaves empty."""
+        for parent in (self.root / key).parents:
+            if parent == self.root:
+                break
+            try:
+                os.rmdir(parent)
+            except OSError:
+                break
+
+    def begin(self, key: str) -> Path:
+        """The file itself: nothing counts on it before a marker or a commit does."""
+        path = self.root / key
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def finish(self, key: str, path: Path) -> None:
+        """The file is where it belongs already."""
+
+    def place(self, source: str, target: File) -> None:
+        """Make ``source`` appear as ``target`` too, by a hard link where the file system has them."""
+        place_file(self.root / source, target.folder.path / target.key)
+
+    def put_file(self, path: Path, key: str) -> None:
+        """Copy a file to ``key``, atomically."""
+        target = self.root / key
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy_file(path, target)
+
+    def get_file(self, key: str, path: Path, *, etag: str | None = None) -> None:
+        """Copy the file ``key`` to ``path``."""
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.root / key, path)
+
+    def open(self, key: str) -> Any:
+        """The file as Arrow reads it."""
+        import pyarrow as pa
+
+        # An open file, not a path: resolving a path takes pyarrow longer than reading a small part.
+        return pa.OSFile(str(self.root / key))
+
+    def arrow(self) -> tuple[Any, str]:
+        """The folder's path, in this machine's file system."""
+        return None, str(self.root)
+
+    def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
+        """What the folder holds as input."""
+        from shardkit.listing import list_files
+
+        return list_files(self.root, leave_out=leave_out.path if isinstance(leave_out, LocalFolder) else None)
+
+    @contextlib.contextmanager
+    def lock(self, key: str, busy: str) -> Iterator[None]:
+        """Hold an advisory lock; the system lets go of it when the process ends, however it ends."""
+        path = self.root / key
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, busy)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_locked(self, key: str) -> bool:
+        """Whether a process of this machine holds the lock."""
+        try:
+            descriptor = os.open(self.root / key, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+def _lock(descriptor: int, busy: str) -> None:
+    # Whoever only looks whether it is locked holds it too, for a moment.
+    for patience_s in (0.02, 0.05, 0.1, 0.0):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(patience_s)
+        else:
+            return
+    raise RunBusy(busy, hint="Wait for it to end, or stop it first.")
 
 
 @contextlib.contextmanager
@@ -101,142 +451,14 @@ def place_file(source: Path, target: Path) -> None:
         except FileExistsError:
             pass
         except OSError:
-            temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-            try:
-                shutil.copyfile(source, temporary)
-                sync_file(temporary)
-                os.replace(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            _copy_file(source, target)
 
 
-def list_objects(root: Path, *, leave_out: Path | None = None) -> pa.Table:
-    """Every file under ``root``: ``key`` (string), ``bytes`` (int64) and ``etag`` (string), in key order.
-
-    Hidden files, and files and folders whose names start with ``_`` or ``.``, are not input; neither is what
-    lies under ``leave_out``. Links to folders are followed, unless they lead back to a folder on the way to them.
-    The etag of a local file is made of its modification time in nanoseconds and its size.
-
-    Raises:
-        InputError: ``root`` is no folder, cannot be read, or holds a name that is not valid UTF-8.
-    """
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from shardkit.arrays import arrow
-
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise InputError(f"The input {root} {what}.", hint="Give the folder that holds the files.")
-    names, sizes, times = [], [], []
-    walk = _walk(str(root), str(leave_out) if leave_out else None)
-    for folder_names, folder_sizes, folder_times in walk:
-        names.append(_strings(folder_names, root))
-        sizes.append(np.array(folder_sizes, dtype=np.int64))
-        times.append(np.array(folder_times, dtype=np.int64))
-    key = pa.chunked_array(names, type=pa.large_string()).combine_chunks()
-    size = arrow(np.concatenate(sizes) if sizes else np.zeros(0, np.int64))
-    time = arrow(np.concatenate(times) if times else np.zeros(0, np.int64))
-    dash = _strings(["-"], root)[0]
-    etag = pc.binary_join_element_wise(time.cast(pa.large_string()), size.cast(pa.large_string()), dash)
-    table = pa.table({"key": key, "bytes": size, "etag": etag})
-    return table.take(pc.sort_indices(key))
-
-
-def _strings(names: list[str], root: Path) -> pa.Array:
-    """A string array made without pyarrow's conversion from Python objects, which would import pandas."""
-    import numpy as np
-    import pyarrow as pa
-
+def _copy_file(source: Path, target: Path) -> None:
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
-        data = "".join(names).encode()
-        lengths = np.fromiter((len(name) for name in names), np.int64, len(names))
-        if len(data) != int(lengths.sum()):
-            lengths = np.fromiter((len(name.encode()) for name in names), np.int64, len(names))
-    except UnicodeEncodeError:
-        bad = next(name for name in names if _undecodable(name))
-        raise InputError(
-            f"The name of {os.fsencode(bad)!r} under {root} is not valid UTF-8.",
-            hint="Rename the file; a dataset could not name it.",
-        ) from None
-    offsets = np.zeros(len(names) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return pa.LargeStringArray.from_buffers(len(names), pa.py_buffer(offsets), pa.py_buffer(data))
-
-
-def _undecodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _walk(root: str, leave_out: str | None) -> Iterator[tuple[list[str], list[int], list[int]]]:
-    """Batches of (keys, sizes in bytes, modification times in ns) of the files under ``root``."""
-    names: list[str] = []
-    sizes: list[int] = []
-    times: list[int] = []
-    cut = len(root.rstrip("/")) + 1
-    folders = [root]
-    left_out = _sameness(leave_out)
-    while folders:
-        folder = folders.pop()
-        try:
-            entries = list(os.scandir(folder))
-        except OSError as error:
-            raise InputError(
-                f"Cannot list the input folder {folder}: {error.strerror}.",
-                hint="Make it readable, or exclude it by starting its name with '_' or '.'.",
-            ) from error
-        for entry in entries:
-            if entry.name[0] in "._":
-                continue
-            try:
-                if entry.is_dir():
-                    if not left_out(entry) and not (entry.is_symlink() and _leads_back(entry.path, folder, root)):
-                        folders.append(entry.path)
-                    continue
-                status = entry.stat()
-            except OSError as error:
-                if entry.is_symlink():
-                    raise InputError(
-                        f"The input file {entry.path} is a link to nothing.", hint="Mend or remove the link."
-                    ) from error
-                if isinstance(error, FileNotFoundError):
-                    continue  # it vanished while the folder was read
-                raise InputError(f"Cannot look at the input file {entry.path}: {error.strerror}.") from error
-            if not stat.S_ISREG(status.st_mode):
-                continue  # a pipe, a socket or a device
-            names.append(entry.path[cut:])
-            sizes.append(status.st_size)
-            times.append(status.st_mtime_ns)
-        if len(names) >= 1 << 16:
-            yield names, sizes, times
-            names, sizes, times = [], [], []
-    yield names, sizes, times
-
-
-def _sameness(folder: str | None) -> Callable[[os.DirEntry[str]], bool]:
-    """Tells whether an entry is ``folder``, by whatever path either was reached."""
-    try:
-        known = os.stat(folder) if folder is not None else None
-    except OSError:
-        known = None
-    if known is None:
-        return lambda _: False
-    # An entry's inode costs no system call, so only what may be the same is looked at.
-    return lambda entry: (
-        (entry.is_symlink() or entry.inode() == known.st_ino) and os.path.samestat(os.stat(entry.path), known)
-    )
-
-
-def _leads_back(link: str, folder: str, root: str) -> bool:
-    """Whether ``link``, which lies in ``folder``, points to a folder on the way from ``root``, or above."""
-    target = os.path.realpath(link).rstrip("/") + "/"
-    while not f"{os.path.realpath(folder)}/".startswith(target):
-        if folder == root:
-            return False
-        folder = os.path.dirname(folder)
-    return True
+        shutil.copyfile(source, temporary)
+        sync_file(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.board import Slot
-from shardkit.errors import ShardkitError, StorageError
+from shardkit.errors import ObjectChanged, ShardkitError, StorageError
 from shardkit.functions import FunctionRef, error_message, user_traceback
 from shardkit.record import Record
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from shardkit.inputs import LocalInputs, RemoteInputs
     from shardkit.parts import Part
+    from shardkit.runfolder import RunFolder
 
 
 EXIT_OUT_OF_MEMORY = 86
@@ -43,7 +45,8 @@ class WorkerSettings:
 
     function: FunctionRef
     input_root: str
-    run_folder: str
+    output: str
+    run_id: str
     by_stem: bool
     schema: dict[str, str] | None
 
@@ -180,7 +183,10 @@ class _Worker:
     def __init__(
         self, function: Callable[[Record], Any], settings: WorkerSettings, slot: Slot, output: _Output
     ) -> None:
+        from shardkit.inputs import open_inputs
+        from shardkit.runfolder import RunFolder
         from shardkit.schema import parse_schema
+        from shardkit.storage import folder
 
         self._function = function
         self._settings = settings
@@ -188,10 +194,12 @@ class _Worker:
         self._output = output
         self._pid = os.getpid()
         self._schema = parse_schema(settings.schema) if settings.schema else None
+        self._folder = RunFolder(folder(settings.output), settings.run_id)
+        self._inputs = open_inputs(settings.input_root)
 
     def run(self, task: ChunkTask) -> dict[str, Any]:
         """Work on a chunk and commit it; returns its marker (of a record run alone: its outcome)."""
-        run = _ChunkRun(task, self._settings, self._schema)
+        run = _ChunkRun(task, self._settings, self._schema, self._folder, self._inputs)
         started = time.perf_counter()
         slot = self._slot
         slot.begin_chunk()
@@ -204,18 +212,25 @@ class _Worker:
                 slot.end_record(run.bytes[i], failed=settled.failure is not None)
                 continue
             slot.begin_record(i)
-            record = run.record(i)
             begun = time.perf_counter()
+            try:
+                record = run.record(i)
+            except (FileNotFoundError, ObjectChanged) as error:
+                run.fail(i, error, seconds=time.perf_counter() - begun)
+                slot.end_record(run.bytes[i], failed=True)
+                continue
             try:
                 result = run.collect(self._function(record), i, record.key)
             except BaseException as error:  # noqa: BLE001  even SystemExit from a record's function costs only that record
                 self._recover()
+                self._inputs.release()
                 run.fail(i, error, seconds=time.perf_counter() - begun)
                 slot.end_record(run.bytes[i], failed=True)
                 continue
             self._recover()
             run.writer.add(result)
             slot.end_record(run.bytes[i], failed=False)
+            self._inputs.release()
         slot.finish_records()
         return run.commit(started)
 
@@ -235,37 +250,47 @@ class _Worker:
 class _ChunkRun:
     """One chunk on its way from records to a marker."""
 
-    def __init__(self, task: ChunkTask, settings: WorkerSettings, schema: pa.Schema | None) -> None:
+    def __init__(
+        self,
+        task: ChunkTask,
+        settings: WorkerSettings,
+        schema: pa.Schema | None,
+        folder: RunFolder,
+        inputs: LocalInputs | RemoteInputs,
+    ) -> None:
         import pyarrow as pa
 
         from shardkit.parts import PartsWriter
         from shardkit.rows import collect
-        from shardkit.runfolder import RunFolder, part_base
+        from shardkit.runfolder import part_base
 
         self.task = task
         self.collect = collect
         self._settings = settings
-        self._folder = RunFolder(Path(settings.run_folder))
+        self._folder = folder
+        self._inputs = inputs
         table = pa.ipc.open_stream(task.records).read_all()
         self.keys: list[str] = table["key"].to_pylist()
         self.bytes: list[int] = table["bytes"].to_pylist()
         self._mains: list[int] = table["main"].to_pylist()
         self._objects: list[list[str]] = table["objects"].to_pylist()
+        self._etags: list[list[str]] | None = table["etags"].to_pylist() if "etags" in table.column_names else None
         self._failures: dict[int, dict[str, Any]] = {}
         self._listed = len(self.keys)
         self.writer = PartsWriter(
-            self._folder.parts_of(task.shard),
+            self._folder.files.child(self._folder.parts_of(task.shard)),
             part_base(task.chunk, task.attempt, alone=task.alone),
             schema=schema,
             give_up=lambda result, error: self.fail(result.index, error),
         )
 
     def record(self, i: int) -> Record:
+        root = self._inputs.fetch(self._objects[i], self._etags[i] if self._etags is not None else None)
         return Record(
             self.keys[i],
             tuple(self._objects[i]),
             main=self._mains[i],
-            root=self._settings.input_root,
+            root=root,
             bytes=self.bytes[i],
             by_stem=self._settings.by_stem,
         )

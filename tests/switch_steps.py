@@ -8,7 +8,6 @@ It prints the steps that it came to.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -55,11 +54,11 @@ def step(name: str, do: Callable[..., Any], *, of: str = "") -> Callable[..., An
 
 commit._finish_switch = within_switch(commit._finish_switch)
 pass2_combine.switch = within_switch(commit.switch)
-commit.place_file = step("place", commit.place_file)
+commit._place = step("place", commit._place)
 RunFolder.write = step("write", RunFolder.write)  # type: ignore[method-assign]
 commit._remove = step("remove", commit._remove)
 Path.unlink = step("unlink", Path.unlink, of="commit.json")  # type: ignore[method-assign]
-shutil.rmtree = step("tidy", shutil.rmtree)  # type: ignore[assignment]
+commit._tidy = step("tidy", commit._tidy)
 
 if ACTION == "run":
     fields: dict[str, Any] = {"source_dir": ROOT, "workers": 1, "rows_per_file": 3, "run_id": VERSION, "quiet": True}

@@ -190,7 +190,7 @@ def test_a_broken_combine_shows_the_users_own_traceback_only(project: Path, shar
             "Error: workers: expected 'auto' or a number of 1 or more, not \"many\"",
         ),
         (["run", "pipeline.yaml", "--set", "input.uri=absent"], "absent does not exist"),
-        (["run", "pipeline.yaml", "--set", "input.uri=s3://bucket/x"], "reads and writes local folders only"),
+        (["run", "pipeline.yaml", "--set", "input.uri=ftp://host/x"], "knows no storage of kind ftp"),
         (["run", "pipeline.yaml", "--set", "function=module_of_cli:row"], "Did you mean module_of_cli:rows?"),
         (["run", "pipeline.yaml", "--set", "combine=module_of_cli:combin"], "Did you mean module_of_cli:combine?"),
         (["run", "pipeline.yaml", "--set", "output.uri=."], "holds the input"),

@@ -288,7 +288,7 @@ def test_what_is_wrong_in_output_is_named_with_its_line(
         ({"function": 5}, r"^function: expected module:callable, or a function, not 5$"),
         ({"records": 5}, r"^records: expected file, stem, directory, or module:callable, not 5$"),
         ({"workers": -1}, r"^workers: expected 'auto' or a number of 1 or more, not -1$"),
-        ({"input": "s3://bucket/x"}, r"^s3://bucket/x: this version of shardkit reads and writes local folders only"),
+        ({"input": "ftp://host/x"}, r"^ftp://host/x: shardkit knows no storage of kind ftp://"),
     ],
     ids=str,
 )
@@ -347,8 +347,8 @@ def test_relative_paths_count_from_the_file(
     monkeypatch.chdir(tmp_path / "cwd")
     for name in (path, os.path.relpath(path)):
         pipeline = sk.Pipeline.from_yaml(name)
-        assert pipeline.input_root() == tmp_path / "p" / "data"
-        assert pipeline.output_root() == tmp_path / "elsewhere" / "out"
+        assert pipeline.input_folder().path == tmp_path / "p" / "data"
+        assert pipeline.output_folder().path == tmp_path / "elsewhere" / "out"
         assert pipeline.plan().content["totals"]["records"] == 1
 
 
@@ -358,8 +358,8 @@ def test_absolute_paths_home_and_file_uris(
     monkeypatch.setenv("HOME", "/home/somebody")
     path = yaml_file("input: ~/data\nfunction: module_of_pipeline:rows\noutput: file:///abs/o%20ut\n")
     pipeline = sk.Pipeline.from_yaml(path)
-    assert str(pipeline.input_root()) == "/home/somebody/data"
-    assert str(pipeline.output_root()) == "/abs/o ut"
+    assert str(pipeline.input_folder().path) == "/home/somebody/data"
+    assert str(pipeline.output_folder().path) == "/abs/o ut"
 
 
 def test_overrides_count_from_the_current_directory(
@@ -371,10 +371,10 @@ def test_overrides_count_from_the_current_directory(
     pipeline = sk.Pipeline.from_yaml(
         path, overrides={"input.uri": "other", "timeout": 5, "output.format": "csv", "output.schema.key": "string"}
     )
-    assert pipeline.input_root() == tmp_path / "other"
+    assert pipeline.input_folder().path == tmp_path / "other"
     assert (pipeline.timeout, pipeline.output.format) == (5, "csv")
     assert pipeline.to_dict()["output"]["schema"] == {"key": "string"}
-    assert sk.Pipeline.from_yaml(path, overrides={"input": "other"}).input_root() == tmp_path / "other"
+    assert sk.Pipeline.from_yaml(path, overrides={"input": "other"}).input_folder().path == tmp_path / "other"
 
 
 def test_settings_are_yaml(yaml_file: Callable[..., Path], shardkit: RunCommand) -> None:

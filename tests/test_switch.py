@@ -16,6 +16,7 @@ from crashing import TESTS, Done, Project, dying, environment, folder_rows, rows
 
 import shardkit as sk
 from shardkit.commit import current_result
+from shardkit.storage import LocalFolder
 
 WORK = """
 import time
@@ -105,7 +106,7 @@ def check_is(project: Project, version: str) -> None:
 
 def readable(project: Project) -> list[dict[str, Any]]:
     """What a reader finds who does nothing but read: the rows of the latest result's files."""
-    result = current_result(project.out)
+    result = current_result(LocalFolder(project.out))
     assert result is not None
     import pyarrow.parquet as pq
 
@@ -244,7 +245,7 @@ def test_a_reader_never_sees_a_mixture(project: Project) -> None:
 
 def read_a_version(project: Project) -> str:
     """The version that all rows are of; none if the dataset was replaced while it was read, which a reader is told."""
-    result = current_result(project.out)
+    result = current_result(LocalFolder(project.out))
     assert result is not None
     try:
         rows = rows_of(sk.open_run(project.out, result["run_id"]))

@@ -47,6 +47,9 @@ class SageMaker(Settings):
     _client: Any = PrivateAttr(None)
     _resolved: Any = PrivateAttr(None)
 
+    def __init__(self, processor: Any = None, /, **fields: Any) -> None:
+        super().__init__(processor, **fields)
+
     def session(self) -> Any:
         """The boto3 session that all clients are made from.
 
@@ -149,6 +152,9 @@ class Local(Settings):
     isolation: str = "auto"
     own_client: Any = Field(None, alias="client", exclude=True, repr=False)
     _client: Any = PrivateAttr(None)
+
+    def __init__(self, processor: Any = None, /, **fields: Any) -> None:
+        super().__init__(processor, **fields)
 
     @field_validator("role")
     @classmethod

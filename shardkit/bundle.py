@@ -1,0 +1,176 @@
+"""The code that a job needs, as one folder whose name is its content's sha256.
+
+    <output>/_shardkit/code/<sha256>/
+        bootstrap.sh, bootstrap.py     start a pass in any image that has sh and a Python of 3.10 or newer
+        contents.json                  what is in the rest
+        shardkit.zip, source.zip       this package, and the user's source_dir
+        wheels/*.whl                   all requirements, with ``requirements_mode: bundle``
+
+It is uploaded once per content, not once a job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardkit.container.bootstrap import source_digest
+from shardkit.errors import PipelineError
+from shardkit.functions import python_version
+from shardkit.progress import human_bytes
+from shardkit.runfolder import STATE_DIR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardkit.storage import Folder
+
+PACKAGE = Path(__file__).resolve().parent
+LARGEST_SOURCE_BYTES = 100 << 20
+NO_SOURCE = {"__pycache__", "node_modules", STATE_DIR}
+
+
+def upload_bundle(
+    output: Folder, source_dir: str | None, *, requirements: str | None, mode: str, leave_out: tuple[str, ...] = ()
+) -> str:
+    """Put the code where jobs find it, unless it is there already; returns the URI of its folder, with a slash.
+
+    Args:
+        output: the folder of the dataset.
+        source_dir: the user's code; None where the function travels by value.
+        requirements: a requirements file; by default ``requirements.txt`` in ``source_dir``, if there is one.
+        mode: ``install`` (in each job, from the network), ``bundle`` (wheels travel with the code) or ``none``.
+        leave_out: folders that are no code although they lie in ``source_dir``: the input and the output.
+
+    Raises:
+        PipelineError: the code is too large, or a requirement cannot be had.
+        StorageError: it cannot be uploaded.
+    """
+    lines = [] if mode == "none" else _requirement_lines(source_dir, requirements)
+    own = [] if mode == "none" else _own_requirements()
+    contents = {
+        "python": python_version(),
+        "shardkit": source_digest(PACKAGE),
+        "shardkit_requirements": own,
+        "requirements": lines,
+    }
+    files = {
+        "bootstrap.sh": (PACKAGE / "container" / "bootstrap.sh").read_bytes(),
+        "bootstrap.py": (PACKAGE / "container" / "bootstrap.py").read_bytes(),
+        "contents.json": json.dumps(contents, indent=1).encode(),
+        "shardkit.zip": _zip(_package_files()),
+        "source.zip": _zip(_source_files(source_dir, leave_out) if source_dir else iter(())),
+    }
+    digest = hashlib.sha256(b"".join(name.encode() + hashlib.sha256(files[name]).digest() for name in sorted(files)))
+    digest.update(mode.encode())
+    home = output.child(f"{STATE_DIR}/code/{digest.hexdigest()}")
+    if not home.exists("complete"):
+        if mode == "bundle":
+            _upload_wheels(home, own + lines)
+        for name, data in files.items():
+            home.write(name, data)
+        home.write("complete", b"")
+    return f"{home.uri}/"
+
+
+def _zip(files: Iterator[tuple[str, Path]]) -> bytes:
+    """An archive that depends on names and contents only."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for name, path in sorted(files):
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (path.stat().st_mode & 0o755) << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, path.read_bytes())
+    return sink.getvalue()
+
+
+def _package_files() -> Iterator[tuple[str, Path]]:
+    for path in PACKAGE.rglob("*"):
+        name = path.relative_to(PACKAGE)
+        if path.is_file() and "__pycache__" not in name.parts and name.parts[0] != "templates":
+            yield f"shardkit/{name.as_posix()}", path
+
+
+def _source_files(source_dir: str, leave_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+    """The user's code: everything in its folder but what is hidden, made by machines, or data of the run."""
+    root = Path(source_dir)
+    others = {os.path.realpath(folder) for folder in leave_out}
+    total, sizes = 0, []
+    for top, folders, names in os.walk(root):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name not in NO_SOURCE
+            and not name.startswith(".")
+            and not os.path.exists(os.path.join(top, name, "pyvenv.cfg"))
+            and os.path.realpath(os.path.join(top, name)) not in others
+        )
+        for name in names:
+            path = Path(top, name)
+            if name.startswith(".") or not path.is_file():
+                continue
+            total += path.stat().st_size
+            sizes.append((path.stat().st_size, path))
+            if total > LARGEST_SOURCE_BYTES:
+                size, largest = max(sizes)
+                raise PipelineError(
+                    f"source_dir: {root} holds more than {human_bytes(LARGEST_SOURCE_BYTES)}; the largest file is "
+                    f"{largest} of {human_bytes(size)}.",
+                    hint="Keep the code in a folder of its own and name that as source_dir.",
+                )
+            yield path.relative_to(root).as_posix(), path
+
+
+def _requirement_lines(source_dir: str | None, requirements: str | None) -> list[str]:
+    path = Path(requirements) if requirements else Path(source_dir, "requirements.txt") if source_dir else None
+    if path is None or not path.is_file():
+        if requirements:
+            raise PipelineError(f"requirements: there is no file {requirements}.")
+        return []
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in path.read_text().splitlines()]
+    for line in lines:
+        if line.startswith("-"):
+            raise PipelineError(
+                f"requirements: {path} holds the option {line!r}.", hint="List packages only, one a line."
+            )
+    return [line for line in lines if line]
+
+
+def _own_requirements() -> list[str]:
+    """What this package needs, as its metadata tells."""
+    try:
+        known = importlib.metadata.requires("shardkit") or []
+    except importlib.metadata.PackageNotFoundError:
+        known = []
+    return [line for line in known if "extra ==" not in line]
+
+
+def _upload_wheels(home: Folder, requirements: list[str]) -> None:
+    """Fetch all requirements as wheels for this Python and Linux, and put them beside the code."""
+    with tempfile.TemporaryDirectory(prefix="shardkit-wheels-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        done = subprocess.run(  # noqa: S603  pip, with the user's own requirements
+            [*command, "--only-binary=:all:", "--dest", folder, *requirements],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+            raise PipelineError(
+                f"requirements: pip cannot fetch wheels: {''.join(last)}",
+                hint="Correct the requirements, or choose requirements_mode: install.",
+            )
+        for path in sorted(Path(folder).iterdir()):
+            home.put_file(path, f"wheels/{path.name}")

@@ -1,0 +1,265 @@
+"""A run on an engine: its jobs are put in the queue, driven to their ends, looked at and stopped.
+
+The driver may go at any moment, and come back on another machine: what the jobs have done lies in the run folder, and
+how they are, the engine tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardkit.clock import new_run_id
+from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
+from shardkit.functions import python_version
+from shardkit.jobs import (
+    JobError,
+    Policy,
+    SQLiteStore,
+    adopt,
+    drive,
+    export_jobs,
+    import_jobs,
+    monitor,
+    stop,
+)
+from shardkit.progress import JobMeter, make_progress
+from shardkit.runfolder import run_folder
+from shardkit.storage import LocalFolder
+from shardkit.submission import Requests, check_engine, name_base
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from shardkit.jobs import Job, Report
+    from shardkit.pipeline import Pipeline
+    from shardkit.progress import Progress
+    from shardkit.runfolder import RunFolder
+    from shardkit.runs import Run
+
+SNAPSHOT = "jobs.json"
+SNAPSHOT_EVERY_S = 15.0
+LOOK_EVERY_S = {"local": 0.5, "sagemaker": 10.0}
+
+
+@contextlib.contextmanager
+def _queueing() -> Iterator[None]:
+    """Turn the queue's errors into ours."""
+    try:
+        yield
+    except JobError as error:
+        raise RunFailed(error.message, hint=error.hint) from error
+
+
+class RunJobs:
+    """The jobs of one run, in their queue."""
+
+    def __init__(self, folder: RunFolder, pipeline: Pipeline) -> None:
+        if pipeline.engine is None:
+            raise RunFailed(f"Run {folder.run_id} has no engine.", hint="Resume it on this machine.")
+        self.folder = folder
+        self.engine = pipeline.engine
+        self.base = name_base(folder, folder.plan()["pipeline"]["name"])
+        self.policy = Policy.local(max_instances=self.engine.max_instances) if self.engine.kind == "local" else Policy()
+        self._snapshot_due = 0.0
+        path = _store_path(folder)
+        is_new = not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _queueing():
+            self.store = SQLiteStore(path)
+            if is_new:
+                self._restore()
+
+    def _restore(self) -> None:
+        """Rebuild the queue where another machine, or an earlier life of this one, has submitted the jobs."""
+        try:
+            snapshot = json.loads(self.folder.files.read(SNAPSHOT))
+        except FileNotFoundError:
+            return
+        import_jobs(self.store, snapshot)
+        adopt(self.store, self.engine.client(), name_contains=self.base, policy=self.policy)
+
+    def snapshot(self, *, at_once: bool = True) -> None:
+        """Keep a copy of the queue in the run folder, for other machines."""
+        if time.monotonic() < self._snapshot_due and not at_once:
+            return
+        self._snapshot_due = time.monotonic() + SNAPSHOT_EVERY_S
+        self.folder.files.write(SNAPSHOT, json.dumps(export_jobs(self.store)).encode())
+
+    @property
+    def generation(self) -> int:
+        """The number of the latest generation of jobs; 0 if none was submitted yet."""
+        numbers = (job.job_id.removeprefix(f"{self.base}-g").partition("-")[0] for job in self.store.jobs())
+        return max((int(number) for number in numbers if number.isdigit()), default=0)
+
+    def current(self) -> list[Job]:
+        """The jobs of the latest generation."""
+        return list(self.store.jobs(prefix=f"{self.base}-g{self.generation}-"))
+
+    def submit(self, pipeline: Pipeline, jobs: list[int], *, changes: Mapping[str, Any], retry: bool) -> None:
+        """Put a new generation of jobs in the queue: those of the plan with these numbers, and pass 2."""
+        plan = self.folder.plan()
+        code = _upload_code(self.folder, pipeline)
+        requests = Requests(self.folder, pipeline, plan, code, self.generation + 1, changes, retry)
+        with _queueing():
+            self.store.submit_many(requests.submissions([plan["jobs"][number] for number in jobs]))
+        self.snapshot()
+
+    def refresh(self) -> None:
+        """Ask the engine how the jobs are."""
+        with _queueing():
+            if any(job.live for job in self.current()):
+                monitor(self.store, self.engine.client(), policy=self.policy, force=True)
+
+    def drive(self, progress: Progress) -> None:
+        """Launch and watch until all jobs have ended.
+
+        Raises:
+            RunFailed: a job failed for good, or was stopped.
+            RunInterrupted: by Ctrl-C; the jobs that run go on.
+            RunBusy: another process is at it.
+        """
+        meter = JobMeter(self.folder, look_every_s=LOOK_EVERY_S[self.engine.kind])
+        progress.start(meter.total)
+
+        def show(_: Report, report: Report) -> None:
+            progress.update(*meter.read(report))
+            self.snapshot(at_once=False)
+
+        try:
+            with _queueing():
+                drive(self.store, self.engine.client(), policy=self.policy, on_round=show)
+            progress.update(*meter.read(None))
+        except KeyboardInterrupt:
+            raise self._interruption() from None
+        finally:
+            progress.finish()
+            with contextlib.suppress(ShardkitError):
+                self.snapshot()
+        self._conclude()
+
+    def _interruption(self) -> RunInterrupted:
+        jobs = self.current()
+        live, waiting = sum(job.live for job in jobs), sum(job.status == "New" for job in jobs)
+        where = self.folder.arguments
+        return RunInterrupted(
+            f"Run {self.folder.run_id}: no longer watching; {live} jobs go on, and {waiting} wait to be launched.",
+            hint=f"\nGo on: shardkit resume {where}\nStop them: shardkit stop {where}",
+        )
+
+    def _conclude(self) -> None:
+        """Say what went wrong, if something did."""
+        from shardkit.ledger import Ledger
+        from shardkit.pass1_preprocessing import check_budget
+        from shardkit.runs import planned_pipeline
+
+        failed = [job for job in self.current() if job.status in {"Failed", "Stopped"}]
+        if not failed:
+            return
+        where = self.folder.arguments
+        guilty = [job for job in failed if job.cause != "dependency"] or failed
+        if all(job.status == "Stopped" for job in guilty):
+            raise RunInterrupted(f"Run {self.folder.run_id} was stopped.", hint=f"Go on: shardkit resume {where}")
+        check_budget(Ledger(self.folder), planned_pipeline(self.folder.plan(), {}).limits())
+        first = next(job for job in guilty if job.status != "Stopped")
+        more = f" ({len(guilty) - 1} more jobs failed.)" if len(guilty) > 1 else ""
+        raise RunFailed(
+            f"Run {self.folder.run_id}: job {first.name or first.job_id} failed after {len(first.attempts)} attempts: "
+            f"{first.reason}{more}",
+            hint=f"\nSee what it said: shardkit logs {where}\nThen go on: shardkit resume {where}",
+        )
+
+    def stop(self) -> list[Job]:
+        """Stop all jobs that have not ended; returns them."""
+        with _queueing():
+            stopped = stop(self.store, self.engine.client(), prefix=self.base)
+        self.snapshot()
+        return stopped
+
+
+def _store_path(folder: RunFolder) -> Path:
+    """The queue lies with the run; where that is in an object store, with the user's own state."""
+    if isinstance(folder.output, LocalFolder):
+        return folder.path / "jobs.sqlite"
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return home / "shardkit" / "runs" / f"{hashlib.sha256(folder.uri.encode()).hexdigest()[:32]}.sqlite"
+
+
+def _upload_code(folder: RunFolder, pipeline: Pipeline) -> str:
+    from shardkit.bundle import upload_bundle
+
+    ref = pipeline.function_ref()
+    source = pipeline.source_dir or (None if ref.pickled is not None else ref.source_dir)
+    data = [f.root for f in (pipeline.input_folder(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
+    return upload_bundle(
+        folder.output,
+        source,
+        requirements=pipeline.requirements,
+        mode=pipeline.requirements_mode,
+        leave_out=tuple(map(str, data)),
+    )
+
+
+def start_jobs(pipeline: Pipeline, *, run_id: str | None, quiet: bool, wait: bool) -> Run:
+    """Plan a run, submit its jobs and drive them; or go on with the run of that id, if its plan is the same.
+
+    Raises:
+        PipelineError: the engine cannot do what the pipeline asks for.
+        RunFailed, RunInterrupted: as for `RunJobs.drive`.
+    """
+    from shardkit.runs import Run, check_same_plan, make_run_plan
+
+    check_engine(pipeline)
+    progress = make_progress(quiet=quiet)
+    folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
+    ref = pipeline.function_ref()
+    plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
+    with folder.lock():
+        if folder.exists():
+            check_same_plan(folder, plan)
+            progress.note(f"Run {folder.run_id} exists; going on where it ended.")
+        else:
+            merging = pipeline.merge()
+            folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
+            folder.write_plan(plan.content | {"merge": True, "python": python_version()}, plan.records, ref.pickled)
+        run = Run(folder)
+        go_on(run, pipeline, progress, changes={}, retry=False, wait=wait)
+    return run
+
+
+def go_on(
+    run: Run, pipeline: Pipeline, progress: Progress, *, changes: Mapping[str, Any], retry: bool, wait: bool = True
+) -> None:
+    """Drive a run's jobs; where none is left and work is, submit a new generation. The caller holds the run's lock.
+
+    Raises:
+        RunBusy: the settings are to change while jobs run.
+    """
+    from shardkit.ledger import OPEN, QUARANTINED, Ledger
+    from shardkit.runs import is_complete
+
+    check_engine(pipeline)
+    jobs = RunJobs(run.folder, pipeline)
+    jobs.refresh()
+    if any(not job.ended for job in jobs.current()):
+        if changes or retry:
+            raise RunBusy(
+                f"Run {run.run_id} has jobs that have not ended.",
+                hint=f"Wait for them, or stop them first: shardkit stop {run.folder.arguments}",
+            )
+    else:
+        ledger = Ledger(run.folder)
+        wanted = {OPEN, QUARANTINED} if retry else {OPEN}
+        shards = {int(shard) for state in wanted for shard in set(ledger.shard[ledger.state == state].tolist())}
+        todo = [job["job"] for job in run.folder.plan()["jobs"] if shards & set(job["shards"])]
+        if not todo and not changes and is_complete(run.folder):
+            progress.note(f"Run {run.run_id} is done; there is nothing to do.")
+            return
+        jobs.submit(pipeline, todo, changes=changes, retry=retry)
+    if wait:
+        jobs.drive(progress)

@@ -1,0 +1,184 @@
+"""What a Processing job runs: one pass of a planned run, for the shards of this job on this instance.
+
+It is told the run folder and the job's number; everything else stands in the plan. Exit codes: 0 done, 1 failed for
+good, 75 failed but worth another attempt. The reason goes to ``/opt/ml/output/message``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import RunFailed, RunInterrupted, ShardkitError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardkit.functions import FunctionRef
+    from shardkit.pipeline import Pipeline
+    from shardkit.runfolder import RunFolder
+
+TRY_AGAIN = 75
+TRANSIENT = "transient: "
+MESSAGE_CHARACTERS = 1000
+INPUT_FOLDER = "processing/input/data"
+
+
+@dataclass(frozen=True)
+class Container:
+    """What the service tells a job of itself; ``instance`` is the place of this one among all of the job's."""
+
+    root: Path
+    job_name: str
+    instance: int
+
+    @classmethod
+    def here(cls) -> Container:
+        """As the files under ``/opt/ml`` say, or under ``SHARDKIT_OPT_ML`` where there can be no such folder."""
+        root = Path(os.environ.get("SHARDKIT_OPT_ML", "/opt/ml"))
+        job, resources = _config(root, "processingjobconfig.json"), _config(root, "resourceconfig.json")
+        hosts = sorted(resources.get("hosts", []), key=lambda host: (len(host), host))
+        here = resources.get("current_host")
+        return cls(root, job.get("ProcessingJobName", ""), hosts.index(here) if here in hosts else 0)
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that the job's name ends with."""
+        last = self.job_name.rpartition("-")[2]
+        return int(last) if last.isdigit() else 1
+
+    def leave_message(self, message: str) -> None:
+        """Say what went wrong where the service looks for it."""
+        folder = self.root / "output"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "message").write_text(message[:MESSAGE_CHARACTERS])
+
+
+def _config(root: Path, name: str) -> dict[str, Any]:
+    path = root / "config" / name
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a pass; returns the exit code."""
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    begun = time.monotonic()
+    container = Container.here()
+    try:
+        given = _parser().parse_args(arguments)
+        given.work(given, container, begun)
+    except RunInterrupted as error:
+        return _end(container, str(error), TRY_AGAIN)
+    except StorageError as error:
+        return _end(container, f"{TRANSIENT}{error}", TRY_AGAIN)
+    except ShardkitError as error:
+        return _end(container, str(error), 1)
+    return 0
+
+
+def _end(container: Container, message: str, code: int) -> int:
+    sys.stderr.write(f"Error: {message}\n")
+    container.leave_message(message)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="shardkit.job")
+    passes = parser.add_subparsers(required=True)
+    for name, work in (("pass1", _pass1), ("pass2", _pass2)):
+        one = passes.add_parser(name)
+        one.set_defaults(work=work)
+        one.add_argument("--run", required=True)
+        one.add_argument("--set", action="append", default=[], dest="settings")
+        if name == "pass1":
+            one.add_argument("--job", type=int, required=True)
+            one.add_argument("--retry", action="store_true")
+            one.add_argument("--download", action="store_true")
+    return parser
+
+
+def open_planned(uri: str, settings: Sequence[str]) -> tuple[RunFolder, Pipeline]:
+    """The run folder at ``uri``, and its pipeline with the settings given since.
+
+    Raises:
+        RunFailed: there is no plan.
+    """
+    from shardkit.fields import parse_setting
+    from shardkit.runfolder import RUNS, RunFolder
+    from shardkit.runs import planned_pipeline
+    from shardkit.storage import folder
+
+    output, _, run_id = uri.rstrip("/").rpartition(f"/{RUNS}/")
+    run = RunFolder(folder(output), run_id)
+    if not run.exists():
+        raise RunFailed(f"{uri} holds no plan.", hint="Was the run folder removed?")
+    pipeline = planned_pipeline(run.plan(), dict(parse_setting(text) for text in settings))
+    source = os.environ.get("SHARDKIT_SOURCE_DIR")
+    return run, pipeline.replace(source_dir=source, engine=None) if source else pipeline
+
+
+def _pass1(given: argparse.Namespace, container: Container, begun: float) -> None:
+    from shardkit.attempt import Attempt
+    from shardkit.pass1_preprocessing import run_pass1
+    from shardkit.progress import make_progress
+    from shardkit.runs import worker_pool
+
+    folder, pipeline = open_planned(given.run, given.settings)
+    plan = folder.plan()
+    shards = plan["jobs"][given.job]["shards"]
+    shard = shards[container.instance] if len(shards) > 1 else shards[0]
+    source = str(container.root / INPUT_FOLDER) if given.download else None
+    with worker_pool(folder, pipeline, planned_function(folder, plan, pipeline), source=source) as pool:
+        attempt = Attempt(folder, make_progress(quiet=False), begun=begun, shard=shard, number=container.attempt)
+        with attempt:
+            ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=given.retry, shards=[shard])
+    sys.stderr.write(f"Shard {shard}: {ledger.done:,} records done, {ledger.quarantined:,} quarantined.\n")
+
+
+def _pass2(given: argparse.Namespace, container: Container, begun: float) -> None:
+    from shardkit.attempt import Attempt
+    from shardkit.ledger import Ledger
+    from shardkit.pass1_preprocessing import check_budget
+    from shardkit.pass2_combine import run_pass2
+    from shardkit.progress import make_progress
+    from shardkit.runs import planned_merge
+
+    folder, pipeline = open_planned(given.run, given.settings)
+    changed = {text.partition("=")[0] for text in given.settings}
+    merging = planned_merge(folder, pipeline, changed)
+    with Attempt(folder, make_progress(quiet=False), begun=begun, number=container.attempt) as attempt:
+        ledger = Ledger(folder)
+        check_budget(ledger, pipeline.limits())
+        run_pass2(ledger, merging, attempt, name=pipeline.pipeline_name(), threads=pipeline.worker_count())
+
+
+def planned_function(folder: RunFolder, plan: dict[str, Any], pipeline: Pipeline) -> FunctionRef:
+    """The function of a planned run, as this process can load it.
+
+    Raises:
+        RunFailed: it travels by value, from another minor version of Python.
+    """
+    from shardkit.functions import FunctionRef, python_version
+
+    pickled = folder.pickled("function")
+    if pickled is None:
+        return pipeline.function_ref()
+    here, there = python_version(), plan["python"]
+    if here != there:
+        raise RunFailed(
+            f"The function {plan['pipeline']['function']} travels by value from Python {there}, and this image has "
+            f"Python {here}.",
+            hint=f"Use an image with Python {there}, or put the function in a module and set source_dir.",
+        )
+    return FunctionRef(plan["pipeline"]["function"], None, plan["function_digest"], pickled)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,149 @@
+"""What an input folder of this machine holds, as an Arrow table."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from shardkit.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
+
+
+def list_files(root: Path, *, leave_out: Path | None = None) -> pa.Table:
+    """Every file under ``root``, in key order: ``key`` and ``etag`` (strings), ``bytes`` (int64), ``modified`` (UTC).
+
+    Hidden files, and files and folders whose names start with ``_`` or ``.``, are not input; neither is what
+    lies under ``leave_out``. Links to folders are followed, unless they lead back to a folder on the way to them.
+    The etag of a local file is made of its modification time in nanoseconds and its size.
+
+    Raises:
+        InputError: ``root`` is no folder, cannot be read, or holds a name that is not valid UTF-8.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from shardkit.arrays import arrow
+
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise InputError(f"The input {root} {what}.", hint="Give the folder that holds the files.")
+    names, sizes, times = [], [], []
+    walk = _walk(str(root), str(leave_out) if leave_out else None)
+    for folder_names, folder_sizes, folder_times in walk:
+        names.append(_strings(folder_names, root))
+        sizes.append(np.array(folder_sizes, dtype=np.int64))
+        times.append(np.array(folder_times, dtype=np.int64))
+    key = pa.chunked_array(names, type=pa.large_string()).combine_chunks()
+    size = arrow(np.concatenate(sizes) if sizes else np.zeros(0, np.int64))
+    time_ns = np.concatenate(times) if times else np.zeros(0, np.int64)
+    time = arrow(time_ns)
+    dash = _strings(["-"], root)[0]
+    etag = pc.binary_join_element_wise(time.cast(pa.large_string()), size.cast(pa.large_string()), dash)
+    modified = arrow(time_ns // 1000).cast(pa.timestamp("us", "UTC"))
+    table = pa.table({"key": key, "bytes": size, "etag": etag, "modified": modified})
+    return table.take(pc.sort_indices(key))
+
+
+def _strings(names: list[str], root: Path) -> pa.Array:
+    """A string array made without pyarrow's conversion from Python objects, which would import pandas."""
+    import numpy as np
+    import pyarrow as pa
+
+    try:
+        data = "".join(names).encode()
+        lengths = np.fromiter((len(name) for name in names), np.int64, len(names))
+        if len(data) != int(lengths.sum()):
+            lengths = np.fromiter((len(name.encode()) for name in names), np.int64, len(names))
+    except UnicodeEncodeError:
+        bad = next(name for name in names if _undecodable(name))
+        raise InputError(
+            f"The name of {os.fsencode(bad)!r} under {root} is not valid UTF-8.",
+            hint="Rename the file; a dataset could not name it.",
+        ) from None
+    offsets = np.zeros(len(names) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return pa.LargeStringArray.from_buffers(len(names), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def _undecodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _walk(root: str, leave_out: str | None) -> Iterator[tuple[list[str], list[int], list[int]]]:
+    """Batches of (keys, sizes in bytes, modification times in ns) of the files under ``root``."""
+    names: list[str] = []
+    sizes: list[int] = []
+    times: list[int] = []
+    cut = len(root.rstrip("/")) + 1
+    folders = [root]
+    left_out = _sameness(leave_out)
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise InputError(
+                f"Cannot list the input folder {folder}: {error.strerror}.",
+                hint="Make it readable, or exclude it by starting its name with '_' or '.'.",
+            ) from error
+        for entry in entries:
+            if entry.name[0] in "._":
+                continue
+            try:
+                if entry.is_dir():
+                    if not left_out(entry) and not (entry.is_symlink() and _leads_back(entry.path, folder, root)):
+                        folders.append(entry.path)
+                    continue
+                status = entry.stat()
+            except OSError as error:
+                if entry.is_symlink():
+                    raise InputError(
+                        f"The input file {entry.path} is a link to nothing.", hint="Mend or remove the link."
+                    ) from error
+                if isinstance(error, FileNotFoundError):
+                    continue  # it vanished while the folder was read
+                raise InputError(f"Cannot look at the input file {entry.path}: {error.strerror}.") from error
+            if not stat.S_ISREG(status.st_mode):
+                continue  # a pipe, a socket or a device
+            names.append(entry.path[cut:])
+            sizes.append(status.st_size)
+            times.append(status.st_mtime_ns)
+        if len(names) >= 1 << 16:
+            yield names, sizes, times
+            names, sizes, times = [], [], []
+    yield names, sizes, times
+
+
+def _sameness(folder: str | None) -> Callable[[os.DirEntry[str]], bool]:
+    """Tells whether an entry is ``folder``, by whatever path either was reached."""
+    try:
+        known = os.stat(folder) if folder is not None else None
+    except OSError:
+        known = None
+    if known is None:
+        return lambda _: False
+    # An entry's inode costs no system call, so only what may be the same is looked at.
+    return lambda entry: (
+        (entry.is_symlink() or entry.inode() == known.st_ino) and os.path.samestat(os.stat(entry.path), known)
+    )
+
+
+def _leads_back(link: str, folder: str, root: str) -> bool:
+    """Whether ``link``, which lies in ``folder``, points to a folder on the way from ``root``, or above."""
+    target = os.path.realpath(link).rstrip("/") + "/"
+    while not f"{os.path.realpath(folder)}/".startswith(target):
+        if folder == root:
+            return False
+        folder = os.path.dirname(folder)
+    return True
