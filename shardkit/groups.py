@@ -156,9 +156,10 @@ def _in_order(codes: pa.Array, names: pa.Array) -> pa.DictionaryArray:
 def _undated(records: pa.Array, dated: np.ndarray, path: str) -> InputError:
     missing = np.flatnonzero(~dated)
     sample = ", ".join(records.take(arrow(missing[:UNDATED_NAMED])).to_pylist())
+    has = "has" if len(missing) == 1 else "have"
     some = "such as " if len(missing) > UNDATED_NAMED else ""
     return InputError(
-        f"{len(missing):,} of {len(dated):,} records have no date where shards.path ({path}) looks for "
+        f"{len(missing):,} of {len(dated):,} records {has} no date where shards.path ({path}) looks for "
         f"it: {some}{sample}.",
         hint="Write shards.path as the dates stand in the files' names, leave these files out with input.exclude, or "
         "use shards.column: modified.",

@@ -178,7 +178,7 @@ def test_records_without_a_date_are_named(files: WriteFiles, key: str) -> None:
     folder = files([key, *(f"2024/05/01/{i}" for i in range(3))])
     pipeline = pipeline_of(folder, shards={"by": "date", "path": "{Y}/{m}/{d}"})
     with pytest.raises(
-        sk.InputError, match=rf"^1 of 4 records have no date .*\{{Y\}}/\{{m\}}/\{{d\}}.*: {key}\. "
+        sk.InputError, match=rf"^1 of 4 records has no date .*\{{Y\}}/\{{m\}}/\{{d\}}.*: {key}\. "
     ) as error:
         pipeline.plan()
     for cure in ("shards.path", "input.exclude", "shards.column: modified"):
@@ -273,7 +273,7 @@ def test_by_s3key_no_instance_is_left_without_a_record() -> None:
 def test_by_s3key_is_refused_for_records_of_several_objects(files: WriteFiles, records: str) -> None:
     folder = files(["p/1/a.dat", "p/1/a.hea", "p/2/b.dat"])
     pipeline = pipeline_of(folder, records=records, shards={"by": "s3key", "instances": 2})
-    message = r"1 of 2 records are of several objects, such as p/1(/a)? \(p/1/a\.dat, p/1/a\.hea\)"
+    message = r"1 of 2 records is of several objects, such as p/1(/a)? \(p/1/a\.dat, p/1/a\.hea\)"
     with pytest.raises(sk.PipelineError, match=message) as error:
         pipeline.plan()
     assert "keeps none together" in error.value.message
