@@ -137,10 +137,11 @@ def _check_single_objects(table: pa.Table) -> None:
     several = np.flatnonzero(objects > 1)
     are = "is" if len(several) == 1 else "are"
     example = table.slice(int(several[0]), 1).to_pylist()[0]
+    names = ", ".join(example["objects"][:3]) + (", ..." if len(example["objects"]) > 3 else "")
     raise PipelineError(
         f"shards: by: s3key deals out objects one by one and keeps none together, but {len(several):,} of "
-        f"{len(table):,} records {are} of several objects, such as {example['key']} ({', '.join(example['objects'][:3])}"
-        f"{', ...' if len(example['objects']) > 3 else ''}); an instance could get a record in part.",
+        f"{len(table):,} records {are} of several objects, such as {example['key']} ({names}); an instance could get "
+        "a record in part.",
         hint="Use by: size, with count for the number of jobs, or by: directory or date: these keep records whole.",
     )
 
