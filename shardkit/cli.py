@@ -111,6 +111,7 @@ PIPELINE = _options(
     click.option("--name", metavar="NAME", help="The pipeline's name."),
     WORK,
     MERGE,
+    click.option("--engine", metavar="KIND", help="Where the passes run as jobs: local or sagemaker; none: here."),
     SET,
 )
 
@@ -162,6 +163,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     epilog="""
 shardkit run pipeline.yaml
 shardkit run pipeline.yaml --set input.uri=/data/2020 --set max_failures=10
+shardkit run pipeline.yaml --engine sagemaker
 shardkit run --function features:rows --input data/ --output out/ --pattern '*.jsonl'
 """
 )
@@ -170,7 +172,9 @@ shardkit run --function features:rows --input data/ --output out/ --pattern '*.j
 @QUIET
 @JSON
 def run(pipeline: str | None, run_id: str | None, *, quiet: bool, as_json: bool, **given: Any) -> None:
-    """Run both passes on this machine: records to parts, parts to the dataset.
+    """Run both passes: records to parts, parts to the dataset.
+
+    With an engine the passes are Processing jobs; Ctrl-C then leaves those running that were launched.
 
     Exit codes: 0 done, 1 failed, 2 usage or pipeline error, 130 interrupted.
     """
@@ -253,9 +257,42 @@ def _open(output: str, run_id: str | None) -> Run:
 @RUN_ID
 @JSON
 def status(output: str, run_id: str | None, *, as_json: bool) -> None:
-    """Tell how far a run is, or how it ended."""
-    summary = _open(output, run_id).summary()
-    click.echo(json.dumps(summary.to_dict()) if as_json else str(summary))
+    """Tell how far a run is, or how it ended; of one on an engine also how its jobs are."""
+    from shardkit.report import job_lines
+
+    found = _open(output, run_id)
+    jobs = found.jobs() if found.has_jobs else []
+    summary = found.summary()
+    if as_json:
+        click.echo(json.dumps(summary.to_dict() | ({"jobs": jobs} if jobs else {})))
+        return
+    click.echo(str(summary))
+    for line in job_lines(jobs):
+        click.echo(f"  {line}")
+
+
+@cli.command(epilog="shardkit logs out/\nshardkit logs out/ --job merge\nshardkit logs out/ --job 00012-2")
+@OUTPUT
+@RUN_ID
+@click.option("--job", metavar="NAME", help="A job, by its name or a part of it; by default those that failed.")
+def logs(output: str, run_id: str | None, job: str | None) -> None:
+    """Print what the jobs of a run have said: those that failed, or if none did, all."""
+    for line in _open(output, run_id).logs(job):
+        click.echo(line)
+
+
+@cli.command(epilog="shardkit stop out/\nshardkit stop s3://bucket/features/ --run-id 20261121-184259-7f3a")
+@OUTPUT
+@RUN_ID
+def stop(output: str, run_id: str | None) -> None:
+    """Stop the jobs of a run; what they have committed is kept, and `resume` goes on from there."""
+    from shardkit.progress import counted
+
+    found = _open(output, run_id)
+    count = found.stop()
+    click.echo(
+        f"{counted(count, 'job')} of run {found.run_id} stopped. Go on: shardkit resume {found.folder.arguments}"
+    )
 
 
 @cli.command(

@@ -37,6 +37,8 @@ EXPECTED = {
     "widen_ints": "true or false",
     "workers": "'auto' or a number of 1 or more",
 }
+# Sections that may be given as one word, and the field that the word then is.
+SHORT = {"input": "uri", "output": "uri", "engine": "kind"}
 PATH_FIELDS = (("input", "uri"), ("output", "uri"), ("source_dir",), ("requirements",))
 
 
@@ -90,9 +92,9 @@ def from_settings(kind: type[P], settings: dict[str, Any]) -> P:
 def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
     """Relative paths count from the YAML file's folder; so do modules, unless source_dir says otherwise."""
     content.setdefault("source_dir", ".")
-    for section in ("input", "output"):
+    for section, field in SHORT.items():
         if isinstance(content.get(section), str):
-            content[section] = {"uri": content[section]}
+            content[section] = {field: content[section]}
     for names in PATH_FIELDS:
         home: Any = content
         for name in names[:-1]:
@@ -105,8 +107,8 @@ def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
 def _override(content: dict[str, Any], name: str, value: Any) -> None:
     *sections, last = name.split(".")
     home = content
-    if name in {"input", "output"} and isinstance(value, str):
-        sections, last = [name], "uri"
+    if name in SHORT and isinstance(value, str):
+        sections, last = [name], SHORT[name]
     for section in sections:
         if not isinstance(home.get(section), dict):
             home[section] = {}

@@ -171,8 +171,10 @@ class Output(_Model):
 def _engine_settings(value: Any) -> Any:
     """Settings from what a user may give: a kind, a mapping, or a Processor."""
     if isinstance(value, str):
-        return None if value == "none" else {"kind": value}
-    if value is None or isinstance(value, BaseModel | Mapping):
+        value = {"kind": value}
+    if isinstance(value, Mapping):
+        return None if value.get("kind") == "none" else value
+    if value is None or isinstance(value, BaseModel):
         return value
     from shardkit.engines.local import LocalEngine
 

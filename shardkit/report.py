@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from shardkit.progress import counted, human_bytes, human_seconds
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from shardkit.macro import Plan
 
 SHARDS_SHOWN = 10
+JOBS_SHOWN = 5
 CREATES_A_SECOND = 1  # what the service takes from an account, whatever its quotas
 LONG_LAUNCH_S = 600
 
@@ -106,6 +108,22 @@ def _expected_files(output: dict[str, Any], rows: int | None) -> str:
     if output["target_bytes"] or output["partition_by"]:
         return f"{size}: about {counted(rows, 'row')} in at least {counted(-(-rows // per_file), 'file')}"
     return f"{size}: about {counted(rows, 'row')} in {counted(-(-rows // per_file), 'file')}"
+
+
+def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
+    """How the jobs of a run are: how many in each state, and why some failed."""
+    if not jobs:
+        return
+    states = Counter(job["status"] for job in jobs)
+    attempts = sum(len(job["attempts"]) for job in jobs)
+    yield f"jobs     {len(jobs):,}: {', '.join(f'{count:,} {state}' for state, count in states.items())}" + (
+        f"; {counted(attempts, 'attempt')}" if attempts > len(jobs) else ""
+    )
+    told = [job for job in jobs if job["reason"] and job["status"] != "Completed"]
+    for job in told[:JOBS_SHOWN]:
+        yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'][:300]}"
+    if len(told) > JOBS_SHOWN:
+        yield f"  ... and {len(told) - JOBS_SHOWN:,} more"
 
 
 def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:

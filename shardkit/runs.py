@@ -443,6 +443,7 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
         workers=pipeline.worker_count(),
         run_id=run_id,
         created=now(),
+        own_instances=pipeline.engine is not None and pipeline.worker_count() > 1,
     )
 
 
