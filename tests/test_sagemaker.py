@@ -647,3 +647,33 @@ def test_local_fields_that_will_not_do() -> None:
         Local(max_instances=0)
     with pytest.raises(sk.PipelineError, match="env: HF_TOKEN looks like a secret"):
         Local(env={"HF_TOKEN": "abc"})
+
+
+def test_local_jobs_are_the_local_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shardkit.engines.local import LocalEngine, default_root
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert Local().root == default_root()
+    engine = Local(root=tmp_path / "jobs", max_instances=2, endpoint_url="http://127.0.0.1:7")
+    client = engine.client()
+    assert isinstance(client, LocalEngine)
+    assert (client.root, client.max_instances, client.endpoint_url) == (engine.root, 2, engine.endpoint_url)
+    assert engine.client() is client
+    with pytest.raises(sk.PipelineError, match="isolation: expected 'auto', 'namespace' or 'none', not \"docker\""):
+        Local(isolation="docker")
+
+
+def test_a_local_job_says_what_it_does(tmp_path: Path) -> None:
+    from shardkit.engines.local import available_isolation
+
+    if available_isolation() == "none":
+        pytest.skip("no instance can have its own /opt/ml here")
+    engine = Local(root=tmp_path / "jobs", env={"MODE": "fast"})
+    made = engine.request(
+        entrypoint=["python3", "-c", "import os, sys; print(os.environ['MODE'], *sys.argv[1:])"], arguments=["a"]
+    )
+    client = engine.client()
+    client.create_processing_job(ProcessingJobName="job-0-1", **made)
+    while client.describe_processing_job(ProcessingJobName="job-0-1")["ProcessingJobStatus"] == "InProgress":
+        time.sleep(0.05)
+    assert list(engine.log_lines("job-0-1")) == ["fast a"]

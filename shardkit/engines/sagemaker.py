@@ -149,7 +149,7 @@ class Local(Settings):
     image: str = Field("local", min_length=1, max_length=255)
     root: str = Field(default_factory=_state_folder, min_length=1)
     max_instances: Count = Field(4, ge=1, le=1000)
-    isolation: str = "auto"
+    isolation: Literal["auto", "namespace", "none"] = "auto"
     own_client: Any = Field(None, alias="client", exclude=True, repr=False)
     _client: Any = PrivateAttr(None)
 

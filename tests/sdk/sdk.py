@@ -14,12 +14,12 @@ if MAJOR == 3:
     from sagemaker.core.helper.session_helper import Session
     from sagemaker.core.network import NetworkConfig
     from sagemaker.core.processing import FrameworkProcessor, Processor, ScriptProcessor
-    from sagemaker.core.shapes import ProcessingOutput, ProcessingS3Output
+    from sagemaker.core.shapes import ProcessingInput, ProcessingOutput, ProcessingS3Input, ProcessingS3Output
     from sagemaker.core.spark.processing import PySparkProcessor
     from sagemaker.core.workflow.parameters import ParameterInteger, ParameterString
 else:
     from sagemaker.network import NetworkConfig
-    from sagemaker.processing import FrameworkProcessor, ProcessingOutput, Processor, ScriptProcessor
+    from sagemaker.processing import FrameworkProcessor, ProcessingInput, ProcessingOutput, Processor, ScriptProcessor
     from sagemaker.session import Session
     from sagemaker.sklearn import SKLearn
     from sagemaker.sklearn.processing import SKLearnProcessor
@@ -38,6 +38,7 @@ __all__ = [
     "PySparkProcessor",
     "ScriptProcessor",
     "Session",
+    "data_input",
     "framework_processor",
     "output",
     "sklearn_processor",
@@ -54,6 +55,14 @@ def sklearn_processor(**options: Any) -> Any:
     """2.x has it; it finds its image by itself."""
     options.pop("image_uri")
     return SKLearnProcessor(framework_version="1.2-1", **options)
+
+
+def data_input(name: str, uri: str, folder: str) -> Any:
+    """A ProcessingInput."""
+    if MAJOR == 2:
+        return ProcessingInput(input_name=name, source=uri, destination=folder)
+    s3 = ProcessingS3Input(s3_uri=uri, local_path=folder, s3_data_type="S3Prefix", s3_input_mode="File")
+    return ProcessingInput(input_name=name, s3_input=s3)
 
 
 def output(name: str, folder: str, uri: str) -> Any:
