@@ -26,10 +26,10 @@ from shardkit.engines.porter import Porter
 from shardkit.engines.transfer import OPT_ML, InputMissing, Outputs
 
 UPLOAD_EVERY = 1.0  # seconds between two looks at continuous outputs
-BOOTSTRAP = f"{OPT_ML}/processing/input/code/bootstrap.sh"
-# What a job has of the engine's environment: its AWS access, which stands for the role, and the way to the network.
+# What a job has of the engine's environment: its AWS access, which stands for the role, the way
+# to the network, and where the interpreter finds its packages.
 HANDED_ON = re.compile(
-    r"AWS_\w+|PIP_\w+|HOME|USER|LOGNAME|TZ|LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|\w+_(proxy|PROXY)"
+    r"AWS_\w+|PIP_\w+|PYTHONPATH|HOME|USER|LOGNAME|TZ|LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|\w+_(proxy|PROXY)"
 )
 
 
@@ -163,10 +163,12 @@ class Supervisor:
         application = self._request["AppSpecification"]
         command = [*application["ContainerEntrypoint"], *(application.get("ContainerArguments") or [])]
         environment = {key: value for key, value in os.environ.items() if HANDED_ON.fullmatch(key)}
-        environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"], "TMPDIR": f"{OPT_ML}/tmp"}
+        scratch = f"{OPT_ML}/tmp"  # noqa: S108  # its own; as short as can be, for sockets have short paths
         if self._known["isolation"] == isolation.NONE:
             command = [mapped(part, volume) for part in command]
-            environment |= {"SHARDKIT_OPT_ML": os.path.join(volume, "ml"), "TMPDIR": mapped(f"{OPT_ML}/tmp", volume)}
+            scratch = mapped(scratch, volume)
+            environment["SHARDKIT_OPT_ML"] = os.path.join(volume, "ml")
+        environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"], "TMPDIR": scratch}
         environment |= self._request.get("Environment") or {}
         network = not (self._request.get("NetworkConfig") or {}).get("EnableNetworkIsolation", False)
         return isolation.Program(command, environment, volume, self._files.log(host), network)
