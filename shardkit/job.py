@@ -20,6 +20,8 @@ from shardkit.errors import RunFailed, RunInterrupted, ShardkitError, StorageErr
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+
     from shardkit.functions import FunctionRef
     from shardkit.pipeline import Pipeline
     from shardkit.runfolder import RunFolder
@@ -126,7 +128,7 @@ def open_planned(uri: str, settings: Sequence[str]) -> tuple[RunFolder, Pipeline
 
 def _pass1(given: argparse.Namespace, container: Container, begun: float) -> None:
     from shardkit.attempt import Attempt
-    from shardkit.pass1_preprocessing import run_pass1
+    from shardkit.pass1_preprocessing import Share, run_pass1
     from shardkit.progress import make_progress
     from shardkit.runs import worker_pool
 
@@ -135,11 +137,26 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     shards = plan["jobs"][given.job]["shards"]
     shard = shards[container.instance] if len(shards) > 1 else shards[0]
     source = str(container.root / INPUT_FOLDER) if given.download else None
+    here = _records_in(folder, source) if source is not None and len(shards) > 1 else None
     with worker_pool(folder, pipeline, planned_function(folder, plan, pipeline), source=source) as pool:
         attempt = Attempt(folder, make_progress(quiet=False), begun=begun, shard=shard, number=container.attempt)
         with attempt:
-            ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=given.retry, shards=[shard])
+            share = Share(shards, shard, here)
+            ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=given.retry, share=share)
     sys.stderr.write(f"Shard {shard}: {ledger.done:,} records done, {ledger.quarantined:,} quarantined.\n")
+
+
+def _records_in(folder: RunFolder, source: str) -> np.ndarray:
+    """Which of the run's records, of one object each, lie in the folder ``source``, as a mask."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from shardkit.arrays import numpy
+    from shardkit.storage import LocalFolder
+
+    keys = folder.records(["objects"])["objects"].combine_chunks().flatten()
+    there = pa.array([entry.key for entry in LocalFolder(Path(source)).entries()], keys.type)
+    return numpy(pc.is_in(keys, value_set=there))
 
 
 def _pass2(given: argparse.Namespace, container: Container, begun: float) -> None:

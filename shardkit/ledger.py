@@ -48,20 +48,20 @@ class Ledger:
         self.state = np.full(self.planned, OPEN, np.int8)
         if shards is not None:
             self.state[~np.isin(self.shard, shards)] = ELSEWHERE
-        self.listed = int((self.state == OPEN).sum())
         self.markers: list[dict[str, Any]] = []
         self._entries: dict[int, dict[str, Any]] = {}
         self._members = _members(self.shard, self.chunk)
-        self._next_chunk: dict[int, int] = {}
+        self._next_chunk = int(self.chunk.max(initial=-1)) + 1
         self._take(folder.markers(shards))
 
     def _take(self, markers: list[dict[str, Any]]) -> None:
         covered = np.zeros(self.planned, bool)
-        # Of markers that overlap, the one that covers most is taken, and of equals the first attempt's.
-        for marker in sorted(markers, key=lambda m: (m["shard"], m["chunk"], -m["records"]["listed"], m["attempt"])):
+        # Of markers that overlap, the one that covers most is taken, and of equals the first attempt's. Retries have
+        # higher chunk numbers than what they retry, even under another shard of a job whose objects are dealt out.
+        for marker in sorted(markers, key=lambda m: (m["chunk"], m["shard"], -m["records"]["listed"], m["attempt"])):
             shard, chunk = marker["shard"], marker["chunk"]
             planned = self._members.get((shard, chunk))
-            self._next_chunk[shard] = max(self._next_chunk.get(shard, 0), chunk + 1)
+            self._next_chunk = max(self._next_chunk, chunk + 1)
             ids = planned if marker["ids"] is None else np.array(marker["ids"], np.int64)
             if ids is None or not len(ids):
                 continue
@@ -78,6 +78,15 @@ class Ledger:
         for entry in marker["quarantine"]:
             self._entries[entry["record"]] = {"shard": marker["shard"], "chunk": marker["chunk"]} | entry
             self.state[entry["record"]] = QUARANTINED
+
+    def keep(self, mine: np.ndarray) -> None:
+        """Be the ledger of these records alone, a mask, whichever of the shards they are committed under."""
+        self.state[~mine] = ELSEWHERE
+
+    @property
+    def listed(self) -> int:
+        """How many records there are."""
+        return int((self.state != ELSEWHERE).sum())
 
     @property
     def done(self) -> int:
@@ -133,12 +142,10 @@ class Ledger:
                 found.append((shard, chunk, rest, len(rest) < len(ids)))
         return found
 
-    def retry_chunk(self, shard: int) -> int:
-        """A chunk number that the shard has not used, for a retry."""
-        planned = max((c for s, c in self._members if s == shard), default=-1) + 1
-        number = max(planned, self._next_chunk.get(shard, 0))
-        self._next_chunk[shard] = number + 1
-        return number
+    def free_chunk(self) -> int:
+        """A chunk number that no shard has used, for a retry."""
+        self._next_chunk += 1
+        return self._next_chunk - 1
 
     def check(self) -> None:
         """See that the ledger balances and that every part it counts on is there.

@@ -7,6 +7,7 @@ As a program it works alone on a plain directory, as the macro/micro-sharding pa
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import sys
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from shardkit.attempt import Attempt
     from shardkit.runfolder import RunFolder
     from shardkit.runs import Run
+    from shardkit.storage import LocalFolder
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,25 @@ class WorkLimits:
         return self.max_failures
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one instance of a job works on.
+
+    ``shard`` is its own of the job's ``shards``. Where the service has dealt the objects out, what is ``here`` counts,
+    a mask of the run's records, whatever shard they were planned for; the work goes under the own one all the same.
+    """
+
+    shards: list[int]
+    shard: int
+    here: np.ndarray | None = None
+
+    def ledger(self, folder: RunFolder) -> Ledger:
+        """The ledger of these records; another instance may have committed them, when objects were dealt out."""
+        ledger = Ledger(folder, self.shards)
+        ledger.keep(ledger.shard == self.shard if self.here is None else self.here)
+        return ledger
+
+
 def run_pass1(
     folder: RunFolder,
     pool: WorkerPool,
@@ -60,20 +81,20 @@ def run_pass1(
     attempt: Attempt,
     *,
     retry: bool = False,
-    shards: list[int] | None = None,
+    share: Share | None = None,
 ) -> Ledger:
     """Work on all records that are open, and with ``retry`` on those in quarantine too; returns the ledger then.
 
-    With ``shards`` it works on these alone, as one of several jobs does.
+    With ``share`` it works on that alone, as one of several instances does.
 
     Raises:
         BudgetExceeded: more records failed than ``limits`` allow.
         RunInterrupted: by Ctrl-C or SIGTERM.
         StorageError, RunFailed: the run cannot go on; what is committed is kept.
     """
-    ledger = Ledger(folder, shards)
+    ledger = share.ledger(folder) if share else Ledger(folder)
     again = np.flatnonzero(ledger.state == QUARANTINED) if retry else np.zeros(0, np.int64)
-    work = _work(ledger, again, workers=pool.size)
+    work = _work(ledger, again, workers=pool.size, under=share.shard if share and share.here is not None else None)
     if work:
         stop = Stop()
         before = _before(ledger, again)
@@ -81,15 +102,25 @@ def run_pass1(
         meter = RecordMeter(ledger.listed, ledger.total_bytes, before, tally.counts)
         records = folder.records(["key", "main", "bytes", "objects", *(["etags"] if pool.fetches else [])])
         with attempt.pass1(tally, stop, meter):
-            for _ in Supervisor(pool, stop, tally, timeout_s=limits.timeout_s).run(
-                _tasks(work, records, attempt.number)
-            ):
-                pass
+            publish = functools.partial(_publish, folder, pool.spool) if pool.spool is not None else None
+            supervisor = Supervisor(pool, stop, tally, timeout_s=limits.timeout_s, publish=publish)
+            supervisor.run(_tasks(work, records, attempt.number))
         if isinstance(stop.error, RunInterrupted):
             raise stop.error
-        ledger = Ledger(folder, shards)
+        ledger = share.ledger(folder) if share else Ledger(folder)
     check_budget(ledger, limits)
     return ledger
+
+
+def _publish(folder: RunFolder, spool: LocalFolder, marker: dict[str, Any]) -> None:
+    """Upload a chunk's parts, and when they are all there, its marker."""
+    home = folder.parts_of(marker["shard"])
+    for part in marker["parts"]:
+        key = f"{home}/{part['name']}"
+        folder.files.put_file(spool.root / key, key)
+        spool.remove(key)
+    if marker["records"]["listed"]:
+        folder.write_marker(marker)
 
 
 def check_budget(ledger: Ledger, limits: WorkLimits) -> None:
@@ -126,13 +157,22 @@ def _before(ledger: Ledger, again: np.ndarray) -> Counts:
     return Counts(int(settled.sum()), int(ledger.bytes[settled].sum()), ledger.quarantined - len(again))
 
 
-def _work(ledger: Ledger, again: np.ndarray, *, workers: int) -> list[tuple[int, int, np.ndarray, bool]]:
-    """What is to be done, the costliest first: (shard, chunk, record ids, not a whole planned chunk)."""
-    work = ledger.to_do()
-    for shard in np.unique(ledger.shard[again]).tolist():
-        ids = again[ledger.shard[again] == shard]
+def _work(
+    ledger: Ledger, again: np.ndarray, *, workers: int, under: int | None = None
+) -> list[tuple[int, int, np.ndarray, bool]]:
+    """What is to be done, the costliest first: (shard, chunk, record ids, not a whole planned chunk).
+
+    With ``under`` the planned shards and chunks do not count, and all goes under that shard.
+    """
+    if under is None:
+        work, shards = ledger.to_do(), ledger.shard[again]
+    else:
+        again = np.union1d(again, np.flatnonzero(ledger.state == OPEN))
+        work, shards = [], np.full(len(again), under)
+    for shard in np.unique(shards).tolist():
+        ids = again[shards == shard]
         chunk = assign_chunks(ledger.bytes[ids], how="dynamic", workers=workers)
-        work += [(shard, ledger.retry_chunk(shard), ids[chunk == c], True) for c in np.unique(chunk)]
+        work += [(shard, ledger.free_chunk(), ids[chunk == c], True) for c in np.unique(chunk)]
     cost = {id(ids): float(record_costs(ledger.bytes[ids]).sum()) for _, _, ids, _ in work}
     return sorted(work, key=lambda item: -cost[id(item[2])])
 
