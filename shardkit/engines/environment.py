@@ -12,15 +12,18 @@ CURE = (
     "or let the job's role give the access."
 )
 NAMES = re.compile(
-    r"(?:^|_)(?:PASSWORD|PASSWD|PASSPHRASE|PWD|TOKEN|SECRET|CREDENTIALS?|APIKEY|API_KEY|ACCESS_KEY|ACCESS_KEY_ID"
-    r"|PRIVATE_KEY|AUTH_KEY|SAS_KEY)(?:_KEY|_VALUE|_?\d+)?$|PASSWORD|SECRET_?ACCESS",
+    r"(?:^|_)ACCESS_KEY_ID$"
+    r"|(?:PASSWORD|PASSWD|PASSPHRASE|APIKEY|(?:API|AUTH|ACCESS|BEARER)TOKEN"
+    r"|(?:^|_)(?:PWD|TOKEN|SECRETS?|CREDENTIALS?|(?:API|ACCESS|PRIVATE|AUTH|SAS)_KEY))"
+    # ... unless the name is of a place or of a number
+    r"(?!\w*_(?:ARN|COUNT|FILE|ID|LENGTH|LIMIT|NAME|PATH|TTL|TYPE|URI|URL)$)(?=\d*(?:_|$))",
     re.IGNORECASE,
 )
 VALUES = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"  # an AWS access key
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{30,}|\bglpat-[\w-]{20,}"
-    r"|\bxox[abeoprs]-[A-Za-z0-9-]{10,}|\bhf_[A-Za-z0-9]{30,}|\bsk-[\w-]{20,}"
+    r"|\bxox[abeoprs]-[A-Za-z0-9-]{10,}|\bhf_[A-Za-z0-9]{30,}|\bsk-(?=[\w-]*[0-9])(?=[\w-]*[A-Z])[\w-]{24,}"
     r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\."  # a JSON web token
     r"|\w://[^\s/:@]+:[^\s/@]+@"  # a password in a URL
 )
