@@ -29,10 +29,15 @@ from shardkit.jobs.store import turned
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from shardkit.jobs.calls import Engine
     from shardkit.jobs.store import Store
+
+# With these, the pace is as fast as it may be while fewer than two calls in seven are throttled.
+SLOWER, FASTER = 1.5, 0.85
+SLOWEST = 20.0  # times the interval of the policy
+IDLE_S = 0.01  # after a round that had nothing to do, the next one is not at once
 
 
 def launch(
@@ -88,8 +93,9 @@ class _Launch:
         """The job to be launched next: those first whose call may not have got through."""
         now = self._clock.time()
         looked_at = self._store.state(MONITORING)[0].get("passed", 0.0)
-        for job in self._store.uncertain():
-            if repeat_due(job, now, looked_at, self._policy):
+        uncertain = self._store.uncertain()
+        for job in uncertain:
+            if repeat_due(job, now, looked_at, self._policy) and not self._over_quota(job, now, uncertain):
                 return job
         self._waits_for = "retry"
         full: set[str] = set()
@@ -97,6 +103,8 @@ class _Launch:
             found = self._store.ready(now, without=full)
             if not found:
                 return None
+            if self._too_large(found[0], now):
+                continue
             short_of = self._short_of(found[0], now)
             if not short_of:
                 self._waits_for = "pace"
@@ -106,35 +114,52 @@ class _Launch:
                 return None
             full.add(found[0].instance_type)
 
+    def _too_large(self, job: Job, now: float) -> bool:
+        """Whether a job needs more instances than there may ever be; it fails then."""
+        cap = self._policy.max_instances
+        if cap is None or job.instances <= cap:
+            return False
+        reason = f"It needs {job.instances} instances at once; max_instances allows {cap}."
+        failed = self._store.update(transitions.given_up(job, now, "refused", reason))
+        self._changed += [Change.of(failed)] if failed else []
+        return True
+
     def _short_of(self, job: Job, now: float) -> str:
         """What there is no room for: ``max_instances``, ``quota``, or nothing."""
         in_flight = self._store.in_flight()
         cap = self._policy.max_instances
         if cap is not None and sum(in_flight.values()) + job.instances > cap:
             return "max_instances"
+        return "quota" if self._over_quota(job, now) else ""
+
+    def _over_quota(self, job: Job, now: float, uncertain: Iterable[Job] = ()) -> bool:
+        """Whether the service would surely refuse one more of that type; those that are uncertain may not be there."""
         limit = self._store.state(LAUNCHING)[0].get("limits", {}).get(job.instance_type)
         if limit is None or now >= limit["probe_at"]:
-            return ""
-        return "quota" if in_flight.get(job.instance_type, 0) + job.instances > limit["ceiling"] else ""
+            return False
+        in_flight = self._store.in_flight().get(job.instance_type, 0)
+        in_flight -= sum(each.instances for each in uncertain if each.instance_type == job.instance_type)
+        return bool(in_flight + job.instances > limit["ceiling"])
 
     def _slot(self) -> bool:
         """Wait for the next moment at which a call may be made, and take it; False if that is too far away."""
         while True:
             state, version = self._store.state(LAUNCHING)
             now = self._clock.time()
-            wait_s = min(state.get("next_at", 0.0) - now, self._policy.throttle_max_s)
-            if wait_s > 0:
+            wait_s = state.get("next_at", 0.0) - now
+            longest = max(self._policy.throttle_max_s, SLOWEST / self._policy.creates_per_s)
+            if 0 < wait_s <= longest:  # longer than that: the clock was set back
                 if now + wait_s > self._deadline:
                     return False
                 self._clock.sleep(wait_s)
                 continue
-            state["next_at"] = now + max(self._interval(state), 1 / self._policy.creates_per_s)
+            state["next_at"] = now + self._interval(state)
             if self._store.put_state(LAUNCHING, state, version):
                 return True
 
-    @staticmethod
-    def _interval(state: dict[str, Any]) -> float:
-        return float(state.get("interval_s", 0.0))
+    def _interval(self, state: dict[str, Any]) -> float:
+        """Seconds from one call to the next, as the service has taught."""
+        return max(float(state.get("interval_s", 0.0)), 1 / self._policy.creates_per_s)
 
     # ---- the call --------------------------------------------------------------------------------------------------
 
@@ -169,10 +194,11 @@ class _Launch:
         in_flight = self._store.in_flight().get(claimed.instance_type, 0)
 
         def faster(state: dict[str, Any]) -> None:
-            state["interval_s"] = self._interval(state) * 0.8 if self._interval(state) > 0.01 else 0.0
+            state["failures"] = 0
+            state["interval_s"] = self._interval(state) * FASTER
             limit = state.get("limits", {}).get(claimed.instance_type)
             if limit and in_flight > limit["ceiling"]:
-                limit.update(ceiling=in_flight, wait_s=0.0, probe_at=now)
+                limit.update(ceiling=in_flight, wait_s=limit["wait_s"] / 4, probe_at=now)
 
         change_state(self._store, LAUNCHING, faster)
 
@@ -195,7 +221,7 @@ class _Launch:
         if not isinstance(error, calls.EXPECTED):
             raise error
         self._trouble = reason
-        self._slower()
+        self._slower(throttled=kind == "throttled")
         return False
 
     def _back(self, claimed: Job, reason: str, *, surely_not: bool) -> None:
@@ -214,7 +240,7 @@ class _Launch:
             except Exception as error:  # noqa: BLE001  told apart below
                 if calls.kind_of(error) != "missing":
                     self._back(claimed, calls.words(error), surely_not=False)
-                    self._slower()
+                    self._slower(throttled=calls.kind_of(error) == "throttled")
                     return False
             else:
                 self._taken(claimed)
@@ -235,32 +261,40 @@ class _Launch:
 
     # ---- what the answers teach ------------------------------------------------------------------------------------
 
-    def _slower(self) -> None:
-        """Back off after a throttled call or a network error."""
+    def _slower(self, *, throttled: bool) -> None:
+        """Back off after a throttled call or a network error: longer each time that it happens in a row.
+
+        Calls that are throttled again and again make the pace itself slower, until they are rare.
+        """
 
         def back_off(state: dict[str, Any]) -> None:
-            longer = max(2 * self._interval(state), 2 / self._policy.creates_per_s)
-            state["interval_s"] = min(longer, self._policy.throttle_max_s)
-            state["next_at"] = self._clock.time() + calls.jitter(state["interval_s"], self._rng)
+            state["failures"] = state.get("failures", 0) + 1
+            if throttled:
+                state["interval_s"] = min(self._interval(state) * SLOWER, SLOWEST / self._policy.creates_per_s)
+            wait_s = min(2.0 ** min(state["failures"], 30) / self._policy.creates_per_s, self._policy.throttle_max_s)
+            state["next_at"] = self._clock.time() + max(calls.jitter(wait_s, self._rng), self._interval(state))
 
         change_state(self._store, LAUNCHING, back_off)
 
     def _lower(self, claimed: Job, reason: str) -> None:
-        """A quota is used up: no more instances of that type in flight than there are now."""
+        """A quota is used up: no more instances of that type in flight than the service surely has now.
+
+        Each time that one more than the ceiling is tried in vain, the next such try is further away.
+        """
+        kind = claimed.instance_type
+        uncertain = [job for job in self._store.uncertain() if job.instance_type == kind]
         job = self._store.get(claimed.job_id)
-        others = self._store.in_flight().get(claimed.instance_type, 0) - (claimed.instances if job.live else 0)
+        doubtful = sum(each.instances for each in uncertain if each.job_id != job.job_id)
+        ceiling = self._store.in_flight().get(kind, 0) - doubtful - (job.instances if job.live else 0)
         now = self._clock.time()
 
         def learn(state: dict[str, Any]) -> None:
             limits = state.setdefault("limits", {})
-            before = limits.get(claimed.instance_type, {}).get("wait_s", 0.0)
-            wait_s = min(max(2 * before, self._policy.probe_s), self._policy.probe_max_s)
-            limits[claimed.instance_type] = {
-                "ceiling": others,
-                "wait_s": wait_s,
-                "probe_at": now + wait_s,
-                "reason": reason,
-            }
+            before = limits.get(kind, {"ceiling": 0, "wait_s": 0.0})
+            tried_more = ceiling + job.instances > before["ceiling"]
+            wait_s = before["wait_s"] * 2 if tried_more else before["wait_s"]
+            wait_s = min(max(wait_s, self._policy.probe_s), self._policy.probe_max_s)
+            limits[kind] = {"ceiling": ceiling, "wait_s": wait_s, "probe_at": now + wait_s, "reason": reason}
 
         change_state(self._store, LAUNCHING, learn)
 
@@ -293,20 +327,19 @@ class _Launch:
         times: list[float] = []
         if live.jobs:
             times.append(monitor_due(state, live, policy))
-        ready_at = self._store.next_ready()
-        if ready_at is not None:
-            free_at = {"quota": min((limit["probe_at"] for limit in pace.get("limits", {}).values()), default=now)}
-            if self._waits_for != "max_instances":
-                times.append(max(ready_at, pace.get("next_at", 0.0), free_at.get(self._waits_for, 0.0)))
-        looked_at, next_at = state.get("passed", 0.0), pace.get("next_at", 0.0)
+        ready_at, next_at = self._store.next_ready(), pace.get("next_at", 0.0)
+        probe_at = min((limit["probe_at"] for limit in pace.get("limits", {}).values()), default=0.0)
+        if ready_at is not None and self._waits_for != "max_instances":
+            times.append(max(ready_at, next_at, probe_at if self._waits_for == "quota" else 0.0))
+        looked_at, uncertain = state.get("passed", 0.0), self._store.uncertain()
         times += [
-            max(job.lease_until, next_at)
-            for job in self._store.uncertain()
+            max(job.lease_until, next_at, probe_at if self._over_quota(job, now, uncertain) else 0.0)
+            for job in uncertain
             if repeat_due(job, max(now, job.lease_until), looked_at, policy)
         ]
         if not times:
             return policy.poll_s if ready_at is not None else 0.0
-        return min(max(min(times) - now, 0.0), policy.poll_s)
+        return min(max(min(times) - now, 0.0 if self._calls else IDLE_S), policy.poll_s)
 
 
 def repeat_due(job: Job, now: float, looked_at: float, policy: Policy) -> bool:

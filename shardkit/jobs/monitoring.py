@@ -86,7 +86,8 @@ class _Monitor:
         if not live.jobs:
             return None
         state, version = self._store.state(MONITORING)
-        if not force and now < min(monitor_due(state, live, self._policy), now + self._policy.throttle_max_s):
+        wait_s = monitor_due(state, live, self._policy) - now
+        if not force and 0 < wait_s <= self._policy.poll_s:  # longer than that: the clock was set back
             return None
         taken = state | {"next_at": now + self._policy.poll_s}
         return taken if self._store.put_state(MONITORING, taken, version) else None
@@ -136,8 +137,6 @@ class _Monitor:
         for (job_id, attempt), line in lines:
             job = known.get(job_id)
             if job is None:
-                continue
-            if attempt == job.attempt and _open(job) and any(job_id == other.job_id for other, _, _ in told):
                 continue
             if is_stray(job, attempt, line):
                 self._stop(line["ProcessingJobName"])

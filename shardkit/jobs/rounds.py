@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.job import ENDED, Job
-from shardkit.jobs.transitions import doomed
+from shardkit.jobs.transitions import given_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shardkit.jobs.policy import Policy
     from shardkit.jobs.store import Live, Store
 
+UNMET = "It needs {needs}, which did not complete. Once that is tried again, so is this one."
 LAUNCHING, MONITORING = "launch", "monitor"  # the keys of the shared state
 
 
@@ -107,10 +108,7 @@ def fail_dependents(store: Store, now: float) -> list[Change]:
     changes: list[Change] = []
     while True:
         found = store.doomed()
-        failed = [
-            doomed(job, now, f"It needs {needs}, which did not complete. Once that is tried again, so is this one.")
-            for job, needs in found
-        ]
+        failed = [given_up(job, now, "dependency", UNMET.format(needs=needs)) for job, needs in found]
         changes += [Change.of(job) for job in store.update_many(failed) if job is not None]
         if not found:
             return changes

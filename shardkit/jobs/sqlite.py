@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -372,15 +373,7 @@ class SQLiteStore:
         """Open the file, for this process: a connection does not survive a fork."""
         try:
             db = sqlite3.connect(self.path, timeout=WAIT_FOR_LOCK_S, isolation_level=None, check_same_thread=False)
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found < SCHEMA_VERSION:
-                db.execute("BEGIN IMMEDIATE")
-                for statement in SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                db.execute("COMMIT")
+            found = _prepare(db)
         except sqlite3.Error as error:
             raise StoreError(
                 f"{self.path} cannot be used as a store of jobs: {error}.",
@@ -443,6 +436,28 @@ class SQLiteStore:
             tags=json.loads(tags),
             attempts=tuple(json.loads(attempts)),
         )
+
+
+def _prepare(db: sqlite3.Connection) -> int:
+    """Make the tables if they are missing; the version of the file as it was found."""
+    until = time.monotonic() + WAIT_FOR_LOCK_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError:  # two that open a new file at once: this statement does not wait by itself
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+    db.execute("PRAGMA synchronous = NORMAL")
+    found = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if found < SCHEMA_VERSION:
+        db.execute("BEGIN IMMEDIATE")
+        for statement in SCHEMA.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
+    return found
 
 
 _FIELDS = tuple("exists" if name == "known" else name for name in COLUMNS.split(", ")[:19])

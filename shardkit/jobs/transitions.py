@@ -86,9 +86,9 @@ def refused(job: Job, now: float, reason: str) -> Job:
     return _failed(replace(job, exists=NO), now, "refused", reason, wait_s=0.0, final=True)
 
 
-def doomed(job: Job, now: float, reason: str) -> Job:
-    """A job that this one needs will not complete."""
-    return replace(job, status=FAILED, cause="dependency", reason=reason, changed_at=now)
+def given_up(job: Job, now: float, cause: str, reason: str) -> Job:
+    """It is not launched at all: a job that it needs will not complete, or it is too large."""
+    return replace(job, status=FAILED, cause=cause, reason=reason, changed_at=now)
 
 
 def stop_asked(job: Job, now: float) -> Job:
