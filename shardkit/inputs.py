@@ -1,24 +1,47 @@
-"""The objects of a record, as files of this machine while its function runs."""
+"""The objects of a record, as files of this machine while its function runs.
+
+Objects of a store are fetched ahead: while the function works on one record, those of the next ones arrive, several
+at once, in the order in which they will be needed. What is held is bounded in bytes and in records; a record's files
+go when it is done.
+"""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardkit.storage import LocalFolder, folder
+from shardkit.storage import folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from shardkit.storage import Folder
 
+READ_AHEAD_BYTES = 64 << 20
+READ_AHEAD_RECORDS = 64
+FETCH_THREADS = 16
 
-def open_inputs(uri: str) -> LocalInputs | RemoteInputs:
-    """The way to the objects under ``uri``."""
-    source = folder(uri)
-    return LocalInputs(uri) if isinstance(source, LocalFolder) else RemoteInputs(source)
+Ticket = tuple[int, int, int]  # shard, chunk, position
+
+
+@dataclass
+class Wanted:
+    """A record's objects: keys, the etags that they must still have, their size in bytes together."""
+
+    objects: Sequence[str]
+    etags: Sequence[str] | None
+    bytes: int
+    arrivals: list[Future[None]] = field(default_factory=list)
+
+
+def open_inputs(uri: str, scratch: str | None) -> LocalInputs | RemoteInputs:
+    """The way to the objects under ``uri``; ``scratch`` is where those of a store arrive."""
+    return LocalInputs(uri) if scratch is None else RemoteInputs(folder(uri), Path(scratch))
 
 
 class LocalInputs:
@@ -27,44 +50,95 @@ class LocalInputs:
     def __init__(self, root: str) -> None:
         self._root = root
 
-    def fetch(self, objects: Sequence[str], etags: Sequence[str] | None) -> str:
+    def expect(self, wanted: Iterable[tuple[Ticket, Wanted]]) -> None:
+        """They are here."""
+
+    def fetch(self, ticket: Ticket) -> str:
         """The folder that the objects' keys count from."""
         return self._root
 
-    def release(self) -> None:
+    def release(self, ticket: Ticket) -> None:
         """The files stay where they are."""
+
+    def forget(self) -> None:
+        """Nothing was expected."""
 
 
 class RemoteInputs:
-    """Objects of a store: fetched side by side before a record's turn, and removed after it."""
+    """Objects of a store, fetched before their records' turns; for the worker's own thread alone."""
 
-    def __init__(self, source: Folder) -> None:
+    def __init__(self, source: Folder, scratch: Path) -> None:
         self._source = source
-        self._scratch = tempfile.TemporaryDirectory(prefix="shardkit-input-")
-        self._root = Path(self._scratch.name) / "record"
+        self._root = scratch
+        self._threads = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="shardkit-fetch")
+        self._wanted: dict[Ticket, Wanted] = {}
+        self._waiting: deque[Ticket] = deque()
+        self._held: set[Ticket] = set()
+        self._held_bytes = 0
 
-    def fetch(self, objects: Sequence[str], etags: Sequence[str] | None) -> str:
-        """Download the objects, under their own keys; returns the folder that these count from.
+    def expect(self, wanted: Iterable[tuple[Ticket, Wanted]]) -> None:
+        """Tell which records' turns come, in their order; what was told before comes first."""
+        for ticket, record in wanted:
+            if ticket not in self._wanted:
+                self._wanted[ticket] = record
+                self._waiting.append(ticket)
+        self._fill()
+
+    def fetch(self, ticket: Ticket) -> str:
+        """Wait until the record's objects are here; returns the folder that their keys count from.
 
         Raises:
             FileNotFoundError: an object is gone.
             ObjectChanged: one is not what it was when it was listed.
             StorageError: the store cannot be reached.
         """
-        from concurrent.futures import ThreadPoolExecutor
-
-        known = etags if etags is not None else [None] * len(objects)
-
-        def get(key: str, etag: str | None) -> None:
-            self._source.get_file(key, self._root / key, etag=etag)
-
-        if len(objects) == 1:
-            get(objects[0], known[0])
-        else:
-            with ThreadPoolExecutor(min(8, len(objects))) as pool:
-                list(pool.map(get, objects, known))
+        if ticket not in self._held:
+            self._waiting.remove(ticket)
+            self._begin(ticket)
+        for arrival in self._wanted[ticket].arrivals:
+            arrival.result()
         return str(self._root)
 
-    def release(self) -> None:
-        """Remove what was fetched last."""
-        shutil.rmtree(self._root, ignore_errors=True)
+    def release(self, ticket: Ticket) -> None:
+        """Remove a record's files, whether all have arrived or not."""
+        record = self._wanted.pop(ticket)
+        for arrival in record.arrivals:
+            if not arrival.cancel():
+                with contextlib.suppress(Exception):  # fetch() has told it, or nobody wants to know
+                    arrival.result()
+        for key in record.objects:
+            with contextlib.suppress(OSError):  # it has not come, or the function has removed it
+                os.unlink(self._root / key)
+        self._held.remove(ticket)
+        self._held_bytes -= record.bytes
+        self._fill()
+
+    def forget(self) -> None:
+        """Drop all that was expected and has not had its turn."""
+        self._waiting.clear()
+        for ticket in list(self._wanted):
+            if ticket in self._held:
+                self.release(ticket)
+        self._wanted.clear()
+
+    def _fill(self) -> None:
+        while self._waiting and self._has_room(self._wanted[self._waiting[0]].bytes):
+            self._begin(self._waiting.popleft())
+
+    def _has_room(self, size: int) -> bool:
+        if not self._held:
+            return True
+        return len(self._held) < READ_AHEAD_RECORDS and self._held_bytes + size <= READ_AHEAD_BYTES
+
+    def _begin(self, ticket: Ticket) -> None:
+        record = self._wanted[ticket]
+        self._held.add(ticket)
+        self._held_bytes += record.bytes
+        etags = record.etags if record.etags is not None else [None] * len(record.objects)
+        alone = len(record.objects) == 1
+        for key, etag in zip(record.objects, etags, strict=True):
+            size = record.bytes if alone else None
+            record.arrivals.append(self._threads.submit(self._get, key, etag, size))
+
+    def _get(self, key: str, etag: str | None, size: int | None) -> None:
+        self._source.get_file(key, self._root / key, etag=etag, size=size)

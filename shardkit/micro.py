@@ -1,6 +1,6 @@
 """Micro-sharding: a shard's records to chunks, and chunks to workers.
 
-joblib hands the chunks out as workers come free; each of its threads watches over one worker process. When that
+Each of joblib's threads watches over one worker process, and takes the next chunk when its worker comes free. When that
 process dies, only its own chunk is begun again: the record that it was at is run by itself first, and quarantined
 if it brings that process down too.
 """
@@ -8,8 +8,8 @@ if it brings that process down too.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from shardkit.pool import Stop, Stopped, WorkerDied, WorkerPool
 from shardkit.worker import EXIT_OUT_OF_MEMORY, ChunkTask, Settled, failure_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from shardkit.board import Slot
 
@@ -32,6 +32,7 @@ SMALLEST_SHARE = 1 / 64  # the last ones
 CHUNK_RECORDS = 5_000  # an upper bound, so that a crash never costs more than that
 CHUNK_BYTES = 1 << 30
 DEATHS_OUTSIDE_RECORDS = 3
+PUBLISHED_AT_ONCE = 4
 
 
 def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: float = 0.0) -> np.ndarray:
@@ -125,34 +126,96 @@ class Tally:
             self._stop.ask(BudgetExceeded(f"{quarantined} records are quarantined."), patience_s=None)
 
 
+class _Feed:
+    """Tasks, for several threads to take from."""
+
+    def __init__(self, tasks: Iterable[ChunkTask]) -> None:
+        self._tasks = iter(tasks)
+        self._lock = threading.Lock()
+
+    def take(self) -> ChunkTask | None:
+        """The next task; None when there is none left."""
+        with self._lock:
+            return next(self._tasks, None)
+
+
+class _Publisher:
+    """Commits finished chunks to a store that is far away, while the workers go on."""
+
+    def __init__(self, publish: Callable[[dict[str, Any]], None], stop: Stop) -> None:
+        self._publish = publish
+        self._stop = stop
+        self._room = threading.Semaphore(PUBLISHED_AT_ONCE)
+        self._threads = ThreadPoolExecutor(PUBLISHED_AT_ONCE, thread_name_prefix="shardkit-publish")
+        self._error: BaseException | None = None
+
+    def add(self, marker: dict[str, Any]) -> None:
+        """Have a chunk committed; waits while too many are on their way."""
+        self._room.acquire()
+        self._threads.submit(self._one, marker)
+
+    def _one(self, marker: dict[str, Any]) -> None:
+        try:
+            self._publish(marker)
+        except BaseException as error:  # noqa: BLE001  it is raised by check()
+            self._error = self._error or error
+            self._stop.ask(error, patience_s=0.0)
+        finally:
+            self._room.release()
+
+    def close(self) -> None:
+        """Wait until all is committed."""
+        self._threads.shutdown()
+
+    def check(self) -> None:
+        """Raise what kept a chunk from being committed."""
+        if self._error is not None:
+            raise self._error
+
+
 class Supervisor:
     """Sees chunks through to their markers, whatever happens to the workers."""
 
-    def __init__(self, pool: WorkerPool, stop: Stop, tally: Tally, *, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        stop: Stop,
+        tally: Tally,
+        *,
+        timeout_s: float | None,
+        publish: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self._pool = pool
+        self._publisher = _Publisher(publish, stop) if publish is not None else None
         self._stop = stop
         self._tally = tally
         self._timeout_s = timeout_s
 
-    def run(self, tasks: Iterable[ChunkTask]) -> Iterator[dict[str, Any]]:
-        """Yield the markers of ``tasks`` as they are committed; ends early when a stop is asked for."""
+    def run(self, tasks: Iterable[ChunkTask]) -> None:
+        """See the tasks through; ends early when a stop is asked for."""
         from joblib import Parallel, delayed
 
-        parallel = Parallel(
-            n_jobs=self._pool.size,
-            backend="threading",
-            batch_size=1,
-            pre_dispatch=2 * self._pool.size,
-            return_as="generator_unordered",
-        )
-        todo = itertools.takewhile(lambda _: not self._stop.asked, tasks)
+        feed = _Feed(tasks)
+        parallel = Parallel(n_jobs=self._pool.size, backend="threading", batch_size=1, pre_dispatch="all")
         try:
-            for marker in parallel(delayed(self._chunk)(task) for task in todo):
-                if marker is not None:
-                    yield marker
+            parallel(delayed(self._lane)(feed) for _ in range(self._pool.size))
         except BaseException as error:
             self._stop.ask(error, patience_s=0.0)  # or joblib's other threads would go on unseen
             raise
+        finally:
+            if self._publisher is not None:
+                self._publisher.close()
+        if self._publisher is not None:
+            self._publisher.check()
+
+    def _lane(self, feed: _Feed) -> None:
+        """One chunk after the other, for one worker."""
+        task = feed.take()
+        while task is not None and not self._stop.asked:
+            # Where objects must be fetched, the worker is told beforehand which ones it will need next.
+            following = feed.take() if self._pool.fetches else None
+            self._chunk(dataclasses.replace(task, ahead=following))
+            task = following or feed.take()
 
     def _chunk(self, task: ChunkTask) -> dict[str, Any] | None:
         """One chunk's marker, or None if it was stopped before its first record was done."""
@@ -186,6 +249,8 @@ class Supervisor:
                 self._tally.add(marker, worker.slot)
             else:
                 worker.slot.begin_chunk()
+        if task.alone is None and self._publisher is not None:
+            self._publisher.add(marker)
         self._tally.check_budget()
         return marker
 
@@ -205,7 +270,7 @@ class Supervisor:
         """What becomes of a record that a worker died at, or may have died of; None if it was stopped."""
         if death.timed_out:
             return Settled(failure=self._obituary(task, death))
-        alone = dataclasses.replace(task, alone=position, settled={}, until=None)
+        alone = dataclasses.replace(task, alone=position, settled={}, until=None, ahead=None)
         # A worker that has worked before may die of what an earlier record left behind: only a fresh one is proof.
         fresh = death.position == position
         deaths_loading = 0

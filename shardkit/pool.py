@@ -7,13 +7,16 @@ joblib's own executor is no choice here, for it takes all its workers down when 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import queue
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.board import Board
 from shardkit.errors import RunFailed, RunInterrupted
 from shardkit.storage import is_remote
-from shardkit.worker import Failure
+from shardkit.worker import Failure, spool_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -247,6 +250,9 @@ class WorkerPool:
     def __init__(self, settings: WorkerSettings, size: int) -> None:
         self.size = size
         self.fetches = is_remote(settings.input_root)
+        if self.fetches or is_remote(settings.output):
+            settings = dataclasses.replace(settings, scratch=tempfile.mkdtemp(prefix="shardkit-"))
+        self.spool = spool_of(settings)
         self._settings = settings
         self._board = Board(size)
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -320,6 +326,8 @@ class WorkerPool:
                 worker.close()
         self._workers = [None] * self.size
         self._board.close()
+        if self._settings.scratch is not None:
+            shutil.rmtree(self._settings.scratch, ignore_errors=True)
 
     def __enter__(self) -> WorkerPool:
         return self

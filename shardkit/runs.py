@@ -488,6 +488,7 @@ def worker_pool(
         input_root=source or absolute_uri(pipeline.input.uri),
         output=folder.output.uri,
         run_id=folder.run_id,
+        scratch=None,
         by_stem=pipeline.records == "stem",
         schema=pipeline.output.columns,
     )

@@ -195,8 +195,10 @@ class Folder(ABC):
         """Copy a file of this machine to ``key``."""
 
     @abstractmethod
-    def get_file(self, key: str, path: Path, *, etag: str | None = None) -> None:
+    def get_file(self, key: str, path: Path, *, etag: str | None = None, size: int | None = None) -> None:
         """Copy the file ``key`` to ``path`` of this machine; ``etag`` is what it must still have.
+
+        ``size`` in bytes, where it is known, lets a large file come in several parts at once.
 
         Raises:
             FileNotFoundError: there is none.
@@ -331,7 +333,7 @@ class LocalFolder(Folder):
             target.parent.mkdir(parents=True, exist_ok=True)
             _copy_file(path, target)
 
-    def get_file(self, key: str, path: Path, *, etag: str | None = None) -> None:
+    def get_file(self, key: str, path: Path, *, etag: str | None = None, size: int | None = None) -> None:
         """Copy the file ``key`` to ``path``."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

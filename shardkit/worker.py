@@ -24,16 +24,18 @@ from typing import TYPE_CHECKING, Any
 from shardkit.board import Slot
 from shardkit.errors import ObjectChanged, ShardkitError, StorageError
 from shardkit.functions import FunctionRef, error_message, user_traceback
+from shardkit.inputs import READ_AHEAD_RECORDS, LocalInputs, Wanted, open_inputs
 from shardkit.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     import pyarrow as pa
 
-    from shardkit.inputs import LocalInputs, RemoteInputs
+    from shardkit.inputs import RemoteInputs, Ticket
     from shardkit.parts import Part
     from shardkit.runfolder import RunFolder
+    from shardkit.storage import LocalFolder
 
 
 EXIT_OUT_OF_MEMORY = 86
@@ -41,12 +43,16 @@ EXIT_OUT_OF_MEMORY = 86
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What stays the same for all chunks of a worker."""
+    """What stays the same for all chunks of a worker.
+
+    ``scratch`` is a folder for what comes from or goes to another store; None where input and output are both here.
+    """
 
     function: FunctionRef
     input_root: str
     output: str
     run_id: str
+    scratch: str | None
     by_stem: bool
     schema: dict[str, str] | None
 
@@ -66,7 +72,8 @@ class ChunkTask:
     ``records`` is an Arrow IPC stream with ``key``, ``main``, ``bytes`` and ``objects``; ``ids`` are the records'
     row numbers in records.parquet, which the marker repeats where they are not a whole planned chunk (``explicit``).
     ``settled`` tells, by position, what need not be run again. The records from position ``until`` on are left to a
-    later attempt. ``alone`` is the position of the only record to run, whose outcome is not committed.
+    later attempt. ``alone`` is the position of the only record to run, whose outcome is not committed. ``ahead`` is
+    the task that the same worker will most likely be given next.
     """
 
     shard: int
@@ -78,6 +85,7 @@ class ChunkTask:
     settled: dict[int, Settled] = field(default_factory=dict)
     until: int | None = None
     alone: int | None = None
+    ahead: ChunkTask | None = None
 
 
 @dataclass
@@ -183,7 +191,6 @@ class _Worker:
     def __init__(
         self, function: Callable[[Record], Any], settings: WorkerSettings, slot: Slot, output: _Output
     ) -> None:
-        from shardkit.inputs import open_inputs
         from shardkit.runfolder import RunFolder
         from shardkit.schema import parse_schema
         from shardkit.storage import folder
@@ -195,12 +202,14 @@ class _Worker:
         self._pid = os.getpid()
         self._schema = parse_schema(settings.schema) if settings.schema else None
         self._folder = RunFolder(folder(settings.output), settings.run_id)
-        self._inputs = open_inputs(settings.input_root)
+        self._inputs = open_inputs(settings.input_root, arrivals_of(settings))
+        self._expected: tuple[int, int] | None = None
 
     def run(self, task: ChunkTask) -> dict[str, Any]:
         """Work on a chunk and commit it; returns its marker (of a record run alone: its outcome)."""
         run = _ChunkRun(task, self._settings, self._schema, self._folder, self._inputs)
         started = time.perf_counter()
+        self._look_ahead(task, run)
         slot = self._slot
         slot.begin_chunk()
         for i in run.positions():
@@ -216,23 +225,35 @@ class _Worker:
             try:
                 record = run.record(i)
             except (FileNotFoundError, ObjectChanged) as error:
-                run.fail(i, error, seconds=time.perf_counter() - begun)
+                run.end(i, failure=error, seconds=time.perf_counter() - begun)
                 slot.end_record(run.bytes[i], failed=True)
                 continue
             try:
                 result = run.collect(self._function(record), i, record.key)
             except BaseException as error:  # noqa: BLE001  even SystemExit from a record's function costs only that record
                 self._recover()
-                self._inputs.release()
-                run.fail(i, error, seconds=time.perf_counter() - begun)
+                run.end(i, failure=error, seconds=time.perf_counter() - begun)
                 slot.end_record(run.bytes[i], failed=True)
                 continue
             self._recover()
             run.writer.add(result)
+            run.end(i)
             slot.end_record(run.bytes[i], failed=False)
-            self._inputs.release()
         slot.finish_records()
         return run.commit(started)
+
+    def _look_ahead(self, task: ChunkTask, run: _ChunkRun) -> None:
+        """Have the objects fetched that this chunk needs, and then the first ones of the next."""
+        if isinstance(self._inputs, LocalInputs):
+            return
+        if self._expected != (task.shard, task.chunk):
+            self._inputs.forget()
+        self._inputs.expect(run.wanted())
+        self._expected = None
+        if task.ahead is not None:
+            following = task.ahead
+            self._expected = (following.shard, following.chunk)
+            self._inputs.expect(_ChunkRun.wanted_first(following, READ_AHEAD_RECORDS))
 
     def _recover(self) -> None:
         """Undo what the function may have done to the process."""
@@ -274,18 +295,18 @@ class _ChunkRun:
         self.bytes: list[int] = table["bytes"].to_pylist()
         self._mains: list[int] = table["main"].to_pylist()
         self._objects: list[list[str]] = table["objects"].to_pylist()
-        self._etags: list[list[str]] | None = table["etags"].to_pylist() if "etags" in table.column_names else None
+        self._etags: list[list[str] | None] = _etags_of(table)
         self._failures: dict[int, dict[str, Any]] = {}
         self._listed = len(self.keys)
         self.writer = PartsWriter(
-            self._folder.files.child(self._folder.parts_of(task.shard)),
+            (spool_of(settings) or self._folder.files).child(self._folder.parts_of(task.shard)),
             part_base(task.chunk, task.attempt, alone=task.alone),
             schema=schema,
             give_up=lambda result, error: self.fail(result.index, error),
         )
 
     def record(self, i: int) -> Record:
-        root = self._inputs.fetch(self._objects[i], self._etags[i] if self._etags is not None else None)
+        root = self._inputs.fetch((self.task.shard, self.task.chunk, i))
         return Record(
             self.keys[i],
             tuple(self._objects[i]),
@@ -294,6 +315,29 @@ class _ChunkRun:
             bytes=self.bytes[i],
             by_stem=self._settings.by_stem,
         )
+
+    def wanted(self) -> Iterator[tuple[Ticket, Wanted]]:
+        """The objects of the records that are to be run, in their order."""
+        task = self.task
+        for i in self.positions():
+            if i not in task.settled:
+                yield (task.shard, task.chunk, i), Wanted(self._objects[i], self._etags[i], self.bytes[i])
+
+    @staticmethod
+    def wanted_first(task: ChunkTask, count: int) -> Iterator[tuple[Ticket, Wanted]]:
+        """The same of another task's first records."""
+        import pyarrow as pa
+
+        table = pa.ipc.open_stream(task.records).read_all().slice(0, count)
+        rows = zip(table["objects"].to_pylist(), _etags_of(table), table["bytes"].to_pylist(), strict=True)
+        for i, (objects, etags, size) in enumerate(rows):
+            yield (task.shard, task.chunk, i), Wanted(objects, etags, size)
+
+    def end(self, i: int, *, failure: BaseException | None = None, seconds: float | None = None) -> None:
+        """A record has had its turn."""
+        self._inputs.release((self.task.shard, self.task.chunk, i))
+        if failure is not None:
+            self.fail(i, failure, seconds=seconds)
 
     def positions(self) -> Iterable[int]:
         return range(len(self.keys)) if self.task.alone is None else (self.task.alone,)
@@ -343,9 +387,31 @@ class _ChunkRun:
             "parts": [part.to_dict() for part in parts],
             "quarantine": [self._failures[i] for i in sorted(self._failures)],
         }
-        if task.alone is None and listed:
+        if task.alone is None and listed and spool_of(self._settings) is None:
             self._folder.write_marker(marker)
         return marker
+
+
+def _etags_of(table: pa.Table) -> list[list[str] | None]:
+    return table["etags"].to_pylist() if "etags" in table.column_names else [None] * len(table)
+
+
+def arrivals_of(settings: WorkerSettings) -> str | None:
+    """Where this worker's objects arrive; None where they are files already."""
+    from shardkit.storage import is_remote
+
+    if settings.scratch is None or not is_remote(settings.input_root):
+        return None
+    return f"{settings.scratch}/input-{os.getpid()}"
+
+
+def spool_of(settings: WorkerSettings) -> LocalFolder | None:
+    """Where parts wait for their upload, which is not the worker's business; None where they go to their place."""
+    from shardkit.storage import LocalFolder, is_remote
+
+    if settings.scratch is None or not is_remote(settings.output):
+        return None
+    return LocalFolder(Path(settings.scratch, "spool"))
 
 
 def failure_entry(**known: Any) -> dict[str, Any]:
