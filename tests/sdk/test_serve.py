@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import re
 import subprocess
@@ -10,11 +12,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import pyarrow.parquet as pq
 import pytest
 import sdk
 from moto.server import ThreadedMotoServer
 
+import shardkit as sk
 from shardkit.engines.local import available_isolation
+from shardkit.jobs import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +54,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     """An S3 and a served engine, and the variables that lead to them."""
     s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     s3.start()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of every request
     endpoint = "http://{}:{}".format(*s3.get_host_and_port())
     known = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     known |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": REGION}
@@ -119,6 +125,33 @@ def test_a_script_that_fails(session: Any, code: Path) -> None:
     assert about["ProcessingJobStatus"] == "Failed"
     assert about["ExitMessage"] == "no such patient"
     assert "exit code: 7" in about["FailureReason"]
+
+
+def test_a_pipeline_with_a_processor(session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardkit.driver.Policy", lambda: Policy.local(max_instances=4))  # it looks more often
+    (tmp_path / "counting.py").write_text(
+        "def words(record):\n    return {'key': record.key, 'words': len(open(record).read().split())}\n"
+    )
+    s3 = session.boto_session.client("s3")
+    for day in range(2):
+        for i in range(3):
+            s3.put_object(Bucket="bucket", Key=f"days/{day}/{i}.txt", Body=b"word " * (10 * day + i))
+    processor = sdk.framework_processor(sagemaker_session=session, **JOB)
+    pipeline = sk.Pipeline(
+        function="counting:words",
+        source_dir=tmp_path,
+        input="s3://bucket/days/",
+        shards={"by": "directory"},
+        output="s3://bucket/words/",
+    )
+    run = pipeline.run(sk.SageMaker(processor), quiet=True)
+    assert run.summary().records == {"listed": 6, "done": 6, "quarantined": 0, "skipped": 0}
+    assert len(run.jobs()) == 3
+    names = [found["Key"] for found in s3.list_objects_v2(Bucket="bucket", Prefix="words/")["Contents"]]
+    (dataset,) = [name for name in names if not name.startswith("words/_shardkit/")]
+    table = pq.read_table(io.BytesIO(s3.get_object(Bucket="bucket", Key=dataset)["Body"].read()))
+    rows = {row["key"]: row["words"] for row in table.to_pylist()}
+    assert rows == {f"{day}/{i}.txt": 10 * day + i for day in range(2) for i in range(3)}
 
 
 def ended(session: Any, name: str) -> dict[str, Any]:
