@@ -38,14 +38,16 @@ class Porter:
         """
         self._ask("bring", request, volumes)
 
-    def send(self, files: list[tuple[str, str, str]]) -> None:
+    def send(self, files: list[tuple[str, str, str]], *, settled: bool) -> None:
         """Upload files, each given as path, key and URI of the output's folder.
+
+        ``settled``: nobody will write to them any more.
 
         Raises:
             OSError: one of them could not be written; the message says which.
         """
         if files:
-            self._ask("send", files)
+            self._ask("send", files, settled)
 
     def close(self) -> None:
         """End the porter, whatever it is doing."""

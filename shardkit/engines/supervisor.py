@@ -168,7 +168,7 @@ class Supervisor:
             command = [mapped(part, volume) for part in command]
             scratch = mapped(scratch, volume)
             environment["SHARDKIT_OPT_ML"] = os.path.join(volume, "ml")
-        environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"], "TMPDIR": scratch}
+        environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"], "TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
         environment |= self._request.get("Environment") or {}
         network = not (self._request.get("NetworkConfig") or {}).get("EnableNetworkIsolation", False)
         return isolation.Program(command, environment, volume, self._files.log(host), network)
