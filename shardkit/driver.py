@@ -215,6 +215,8 @@ def start_jobs(pipeline: Pipeline, *, run_id: str | None, quiet: bool, wait: boo
     from shardkit.runs import Run, check_same_plan, make_run_plan
 
     check_engine(pipeline)
+    if pipeline.engine is not None:
+        pipeline = pipeline.replace(engine=pipeline.engine.resolved())  # another machine may have to go on with it
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref = pipeline.function_ref()

@@ -80,7 +80,10 @@ Uri = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
+    # A traceback in a notebook must not print the values of the environment.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
 
 class Input(_Model):
