@@ -298,6 +298,9 @@ def stop(output: str, run_id: str | None) -> None:
 
     found = _open(output, run_id)
     count = found.stop()
+    if not count:
+        click.echo(f"Run {found.run_id}: no job is left to stop.")
+        return
     click.echo(
         f"{counted(count, 'job')} of run {found.run_id} stopped. Go on: shardkit resume {found.folder.arguments}"
     )
