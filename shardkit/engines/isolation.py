@@ -42,6 +42,11 @@ BUBBLEWRAP = "bubblewrap"
 NONE = "none"
 
 
+def ends_whole(kind: str) -> bool:
+    """Whether the kernel ends all that an instance has started when its keeper dies, whatever kills it."""
+    return bool(KINDS.get(kind, 0) & _NEWPID)
+
+
 class Program(NamedTuple):
     """What an instance runs, and where its files are."""
 
@@ -137,12 +142,12 @@ def _keep(program: Program, kind: str, told: int) -> None:
             _guarded(lambda: _first_process(program, told), told)
         os.close(told)
         os._exit(_wait(first, tree=False))
-    _prctl(_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     if flags:
         _make_private()
         graft(os.path.join(program.volume, "ml"), OPT_ML, os.path.join(program.volume, "stage"))
     code = _wait(_execute(program, told), tree=True, wrapped=kind == BUBBLEWRAP)
-    _kill_descendants()
+    kill_descendants()
     os._exit(code)
 
 
@@ -194,7 +199,7 @@ def _wait(child: int, *, tree: bool, wrapped: bool = False) -> int:
         elif number == signal.SIGUSR1:
             os.kill(child, signal.SIGKILL)
             if tree:
-                _kill_descendants(spare=child)
+                kill_descendants(spare=child)
         else:
             code = _reap(child)
             if code is not None:
@@ -220,7 +225,12 @@ def exit_code(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _kill_descendants(spare: int = 0) -> None:
+def adopt_orphans() -> None:
+    """Become the parent of every process below whose own parent dies, so that it is not lost."""
+    _prctl(_SET_CHILD_SUBREAPER, 1)
+
+
+def kill_descendants(spare: int = 0) -> None:
     """Kill every process that this one, or one of its children, has started, until none is left."""
     for _ in range(1000):
         found = descendants(os.getpid()) - {spare}

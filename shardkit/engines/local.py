@@ -256,6 +256,8 @@ class LocalEngine:
                 files.forget()
             elif self._state(files, locked=True)["ProcessingJobStatus"] not in ENDED:
                 used += len(known["hosts"])
+            else:
+                files.forget()
         if used + count > self.max_instances:
             refuse(
                 "CreateProcessingJob",
@@ -301,6 +303,8 @@ class LocalEngine:
                     state = self._bury(files)
         if state["ProcessingJobStatus"] in ENDED:
             self._ended[files.name] = state
+            if os.path.exists(files.volume("algo-1")) and not files.supervised():
+                files.remove_volumes()
         elif os.path.exists(files.stop_asked):
             state["ProcessingJobStatus"] = "Stopping"
         return state
@@ -310,8 +314,8 @@ class LocalEngine:
         state = files.state()
         if state["ProcessingJobStatus"] in ENDED or files.supervised():
             return state
-        for keeper in (state.get("keepers") or {}).values():
-            _signal(keeper if _is_keeper(keeper, files.folder) else None, signal.SIGUSR1)
+        for process in _left_behind(files):
+            _signal(process, signal.SIGKILL)
         now = time.time()
         state |= {"ProcessingJobStatus": "Failed", "FailureReason": DIED, "ProcessingEndTime": now}
         state |= {"LastModifiedTime": now}
@@ -389,12 +393,14 @@ def _signal(process: int | None, number: signal.Signals) -> None:
             os.kill(process, number)
 
 
-def _is_keeper(process: int, folder: str) -> bool:
-    """Whether a process id still is that of a job's instance, not of somebody who got it later."""
-    try:
-        return os.readlink(f"/proc/{process}/fd/1").startswith(folder)
-    except OSError:
-        return False
+def _left_behind(files: JobFiles) -> Iterator[int]:
+    """The processes that still write to a job's logs."""
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        for descriptor in ("1", "2"):
+            with contextlib.suppress(OSError):  # no process, no longer one, or not ours
+                if os.readlink(f"/proc/{name}/fd/{descriptor}").startswith(os.path.join(files.logs, "algo-")):
+                    yield int(name)
+                    break
 
 
 def _lines(files: JobFiles, hosts: list[str]) -> Iterator[str]:

@@ -89,6 +89,7 @@ class Supervisor:
         self._preparing = True
         signal.signal(signal.SIGTERM, self._terminated)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        isolation.adopt_orphans()  # of a keeper that is killed
 
     def run(self) -> None:
         """Run the job, and write down how it ended, whatever happens."""
@@ -107,6 +108,8 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self._kill(list(self._keepers))
         self._porter.close()
+        if not isolation.ends_whole(self._known["isolation"]):
+            isolation.kill_descendants()
         if "FailureReason" in end:
             end["FailureReason"] = end["FailureReason"][:MESSAGE_LIMIT]
         self._say(**end, ProcessingEndTime=time.time())
