@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -346,6 +347,28 @@ def test_output_that_cannot_be_written(local: LocalEngine, tmp_path: Path) -> No
     assert "The output cannot be uploaded" in about["FailureReason"]
 
 
+def test_continuous_output_is_tried_again(local: LocalEngine, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("in the way")
+    shell = f"echo x > {OUTPUT}/x; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
+    local.create_processing_job(**request("again", shell=shell), **outputs(s3_output(out, mode="Continuous")))
+    process = until(lambda: _porter(local, "again"))
+    os.kill(process, signal.SIGKILL)
+    out.unlink()
+    until(lambda: (out / "x").exists())
+    (tmp_path / "go").touch()
+    assert ended(local, "again")["ProcessingJobStatus"] == "Completed"
+
+
+def _porter(local: LocalEngine, name: str) -> int | None:
+    """The process that uploads a job's output: the child of the supervisor that keeps no instance."""
+    files = JobFiles(local.root, name)
+    keepers = set((files.state().get("keepers") or {}).values())
+    supervisor = files.supervisor()
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    return next((int(child) for child in children if keepers and int(child) not in keepers), None)
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from moto.server import ThreadedMotoServer
@@ -470,7 +493,9 @@ def test_stopping_kills_after_the_grace_period(local: LocalEngine) -> None:
 def test_stopping_a_job_at_once(nap: str, local: LocalEngine) -> None:
     for i in range(5):
         local.create_processing_job(**request(f"early-{i}", shell=f"exec sleep {nap}"))
-        local.stop_processing_job(ProcessingJobName=f"early-{i}")
+        for _ in range(i + 1):
+            with contextlib.suppress(ClientError):  # it has ended by now
+                local.stop_processing_job(ProcessingJobName=f"early-{i}")
     assert {ended(local, f"early-{i}")["ProcessingJobStatus"] for i in range(5)} == {"Stopped"}
     assert not processes(nap)
 

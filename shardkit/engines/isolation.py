@@ -124,7 +124,9 @@ def _keep(program: Program, kind: str, told: int) -> None:
     for number in _FORWARDED:
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
-    os.closerange(3, told)  # nothing that says that the supervisor lives, when it does not
+    signal.set_wakeup_fd(-1)
+    for first, last in ((3, told), (told + 1, 1024)):
+        os.closerange(first, last)  # nothing that says that the supervisor lives, when it does not
     _redirect(program.log)
     flags = KINDS.get(kind, 0)
     if flags:

@@ -180,6 +180,7 @@ class Supervisor:
 
     def _terminated(self, *_: object) -> None:
         if self._preparing:
+            self._preparing = False  # once is enough
             self._check_stop(unasked=True)
 
     def _check_stop(self, *, unasked: bool = False) -> None:
@@ -202,7 +203,8 @@ class Supervisor:
             until = min(self._deadline, next_upload if continuous else float("inf")) - now
             self._sleep(max(0.0, min(until, 3600.0)))
             if continuous and time.monotonic() >= next_upload:
-                self._outputs.upload_settled()
+                with contextlib.suppress(OSError):  # tried again, and told at the end
+                    self._outputs.upload_settled()
                 next_upload = time.monotonic() + UPLOAD_EVERY
 
     def _sleep(self, seconds: float) -> None:
