@@ -211,8 +211,9 @@ def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bo
     click.echo(str(summary), err=True)
     if count := summary.records["quarantined"]:
         where, first = folder.arguments, RunHandle(folder).quarantine()[0]
+        failed = "1 record failed and is" if count == 1 else f"{count:,} records failed and are"
         click.echo(
-            f"  {count:,} records failed and are not in the dataset, within max_failures. The first is {first['key']}: "
+            f"  {failed} not in the dataset, within max_failures. The first is {first['key']}: "
             f"{first['error']}: {first['message'][:200]}\n"
             f"  See them: shardkit failures {where}\n  Mend the function, then: shardkit retry {where}",
             err=True,
