@@ -784,7 +784,7 @@ def test_the_queue_needs_the_standard_library_and_botocore_only(tmp_path: Path) 
     code = "import sys; before = set(sys.modules); import shardkit.jobs; print(*(set(sys.modules) - before), sep='\\n')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
-    allowed = {"shardkit", "boto3", "botocore", "dateutil", "jmespath", "urllib3", "six", "s3transfer"}
+    allowed = {"shardkit", "boto3", "botocore", "dateutil", "jmespath", "urllib3", "six", "s3transfer", "certifi"}
     assert not {name for name in loaded - allowed if name not in sys.stdlib_module_names}
     ours = {name for name in done.stdout.split() if name.startswith("shardkit.")}
     assert {name for name in ours if not name.startswith("shardkit.jobs")} <= {"shardkit._version"}

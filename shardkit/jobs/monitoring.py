@@ -109,18 +109,19 @@ class _Monitor:
             self._take_in(page)
             latest = max((_modified(line) for line in page), default=0.0)
             newest, newest_at = (latest, begun) if latest > newest else (newest, newest_at)
-        whole, full_at = self._whole, state.setdefault("full_at", live.launched_at)
-        if begun - full_at >= self._policy.recheck_s:
-            full_at = self._look_at_everything(begun)
 
         def seen(shared: dict[str, Any]) -> None:
-            shared["full_at"] = full_at
-            if whole:
-                if newest > shared.get("newest", 0.0):
-                    shared.update(newest=newest, newest_at=newest_at)
-                shared["passed"] = max(begun, shared.get("passed", 0.0))
+            if newest > shared.get("newest", 0.0):
+                shared.update(newest=newest, newest_at=newest_at)
+            shared["passed"] = max(begun, shared.get("passed", 0.0))
 
-        change_state(self._store, MONITORING, seen)
+        if self._whole:
+            change_state(self._store, MONITORING, seen)
+        full_at = state.get("full_at", live.launched_at)
+        if begun - full_at >= self._policy.recheck_s:
+            full_at = self._look_at_everything(begun)
+        if full_at != state.get("full_at"):
+            change_state(self._store, MONITORING, lambda shared: shared.update(full_at=full_at))
 
     def _look_at_everything(self, begun: float) -> float:
         """Ask by name for jobs in flight that the service's list does not show as running."""

@@ -42,7 +42,7 @@ class Policy:
         retry_wait_max_s: No such wait is longer.
         launch_s: How long one launch() may sleep between its calls; 0: it makes the calls that are due, and returns.
         max_launches: The CreateProcessingJob calls of one launch().
-        max_calls: The calls of one monitor().
+        max_calls: The calls of one monitor(); enough for every page of what changed, 100 jobs a call.
         throttle_max_s: The longest wait after throttled calls.
         probe_s: The wait before an instance more than the learned ceiling is tried; doubled each time it is refused.
         probe_max_s: No such wait is longer.
@@ -63,7 +63,7 @@ class Policy:
     retry_wait_max_s: float = 900.0
     launch_s: float = 0.0
     max_launches: int = 1000
-    max_calls: int = 200
+    max_calls: int = 500
     throttle_max_s: float = 60.0
     probe_s: float = 60.0
     probe_max_s: float = 1800.0

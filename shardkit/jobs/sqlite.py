@@ -8,61 +8,19 @@ import json
 import os
 import sqlite3
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.clock import Clock, RealClock
 from shardkit.jobs.errors import JobConflict, JobError, JobNotFound, StoreError
 from shardkit.jobs.job import COMPLETED, FAILED, IN_PROGRESS, LAUNCHED, MAYBE, NEW, STATUSES, STOPPED, Job
+from shardkit.jobs.schema import SCHEMA_VERSION, WAIT_FOR_LOCK_S, prepare
 from shardkit.jobs.store import Live, Request, Submission
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-SCHEMA_VERSION = 1
-WAIT_FOR_LOCK_S = 60.0
 BATCH = 500  # ids in one query: fewer than the variables that any SQLite allows
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    seq INTEGER PRIMARY KEY,
-    job_id TEXT NOT NULL UNIQUE,
-    status TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    reason TEXT NOT NULL,
-    cause TEXT NOT NULL,
-    owner TEXT NOT NULL,
-    instance_type TEXT NOT NULL,
-    instances INTEGER NOT NULL,
-    known TEXT NOT NULL,
-    submitted_at REAL NOT NULL,
-    changed_at REAL NOT NULL,
-    launched_at REAL NOT NULL,
-    not_before REAL NOT NULL,
-    lease_until REAL NOT NULL,
-    stop_asked_at REAL NOT NULL,
-    stop_sent_at REAL NOT NULL,
-    missing_since REAL NOT NULL,
-    base INTEGER NOT NULL,
-    version INTEGER NOT NULL,
-    needs INTEGER NOT NULL,
-    blocked INTEGER NOT NULL,
-    instance_types TEXT NOT NULL,
-    tags TEXT NOT NULL,
-    attempts TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS jobs_waiting ON jobs (status, blocked, seq);
-CREATE INDEX IF NOT EXISTS jobs_time ON jobs (status, blocked, not_before);
-CREATE INDEX IF NOT EXISTS jobs_flight ON jobs (status, instance_type, instances);
-CREATE INDEX IF NOT EXISTS jobs_uncertain ON jobs (seq) WHERE known = 'maybe';
-CREATE INDEX IF NOT EXISTS jobs_stopping ON jobs (seq) WHERE stop_asked_at > 0;
-CREATE TABLE IF NOT EXISTS requests (job_id TEXT PRIMARY KEY, request TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS dependencies (
-    job_id TEXT NOT NULL, place INTEGER NOT NULL, needs TEXT NOT NULL, PRIMARY KEY (job_id, place)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS dependencies_needs ON dependencies (needs, job_id);
-CREATE TABLE IF NOT EXISTS states (key TEXT PRIMARY KEY, value TEXT NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID;
-"""
 COLUMNS = (
     "job_id, status, attempt, reason, cause, owner, instance_type, instances, known, submitted_at, changed_at, "
     "launched_at, not_before, lease_until, stop_asked_at, stop_sent_at, missing_since, base, version, needs, "
@@ -377,7 +335,7 @@ class SQLiteStore:
         """Open the file, for this process: a connection does not survive a fork."""
         try:
             db = sqlite3.connect(self.path, timeout=WAIT_FOR_LOCK_S, isolation_level=None, check_same_thread=False)
-            found = _prepare(db)
+            found = prepare(db)
         except sqlite3.Error as error:
             raise StoreError(
                 f"{self.path} cannot be used as a store of jobs: {error}.",
@@ -440,28 +398,6 @@ class SQLiteStore:
             tags=json.loads(tags),
             attempts=tuple(json.loads(attempts)),
         )
-
-
-def _prepare(db: sqlite3.Connection) -> int:
-    """Make the tables if they are missing; the version of the file as it was found."""
-    until = time.monotonic() + WAIT_FOR_LOCK_S
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            break
-        except sqlite3.OperationalError:  # two that open a new file at once: this statement does not wait by itself
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.01)
-    db.execute("PRAGMA synchronous = NORMAL")
-    found = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if found < SCHEMA_VERSION:
-        db.execute("BEGIN IMMEDIATE")
-        for statement in SCHEMA.split(";"):
-            db.execute(statement)
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        db.execute("COMMIT")
-    return found
 
 
 _FIELDS = tuple("exists" if name == "known" else name for name in COLUMNS.split(", ")[:19])
