@@ -8,7 +8,7 @@ go when it is done.
 from __future__ import annotations
 
 import contextlib
-import os
+import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -97,7 +97,7 @@ class RemoteInputs:
             self._begin(ticket)
         for arrival in self._wanted[ticket].arrivals:
             arrival.result()
-        return str(self._root)
+        return str(self._place(ticket))
 
     def release(self, ticket: Ticket) -> None:
         """Remove a record's files, whether all have arrived or not."""
@@ -106,9 +106,7 @@ class RemoteInputs:
             if not arrival.cancel():
                 with contextlib.suppress(Exception):  # fetch() has told it, or nobody wants to know
                     arrival.result()
-        for key in record.objects:
-            with contextlib.suppress(OSError):  # it has not come, or the function has removed it
-                os.unlink(self._root / key)
+        shutil.rmtree(self._place(ticket), ignore_errors=True)
         self._held.remove(ticket)
         self._held_bytes -= record.bytes
         self._fill()
@@ -138,7 +136,9 @@ class RemoteInputs:
         alone = len(record.objects) == 1
         for key, etag in zip(record.objects, etags, strict=True):
             size = record.bytes if alone else None
-            record.arrivals.append(self._threads.submit(self._get, key, etag, size))
+            path = self._place(ticket) / key
+            record.arrivals.append(self._threads.submit(self._source.get_file, key, path, etag=etag, size=size))
 
-    def _get(self, key: str, etag: str | None, size: int | None) -> None:
-        self._source.get_file(key, self._root / key, etag=etag, size=size)
+    def _place(self, ticket: Ticket) -> Path:
+        """A folder of the record's own: an object may have the name of another one's folder."""
+        return self._root / "-".join(map(str, ticket))

@@ -11,9 +11,8 @@ import functools
 import io
 import json
 import os
-import socket
+import re
 import tempfile
-import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from shardkit.errors import InputError, ObjectChanged, PipelineError, RunBusy, StorageError
+from shardkit.errors import InputError, ObjectChanged, PipelineError, StorageError
+from shardkit.lease import Lease
 from shardkit.storage import Entry, File, Folder, writing
 
 if TYPE_CHECKING:
@@ -36,8 +36,10 @@ WHOLE_BYTES = 8 << 20
 LARGE_BYTES = 32 << 20
 RANGE_BYTES = 8 << 20
 RANGES_AT_ONCE = 4
-LEASE_S = 60.0
-LEASE_RENEWAL_S = 15.0
+ODD_KEY_HINT = (
+    "Keys with // in them, with . or .. between two slashes or with control characters cannot be read: rename these "
+    "objects, or choose an input without them."
+)
 RESUME_HINT = "What was committed is kept; resume the run when the storage can be reached."
 
 
@@ -74,18 +76,26 @@ def _asking(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (FileNotFoundError, exceptions.NotFoundError) as error:
-        raise FileNotFoundError(f"{uri} is not there") from error
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise StorageError(
-            f"Access to {uri} is denied: {_first_line(error)}", hint="Give yourself, or the job's role, the permission."
-        ) from error
-    except exceptions.BaseError as error:
-        raise StorageError(f"{uri}: {_first_line(error)}", hint=RESUME_HINT) from error
+    except (FileNotFoundError, exceptions.BaseError) as error:
+        text = str(error)
+        code, message = _answer(text)
+        if code == "NoSuchBucket":
+            bucket = uri.split("/")[2]
+            raise StorageError(f"There is no bucket {bucket}.", hint="Is its name right?") from error
+        if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
+            raise FileNotFoundError(f"{uri} is not there") from error
+        if "403 Forbidden" in text or "401 Unauthorized" in text:
+            hint = "Give yourself, or the job's role, the permission."
+            raise StorageError(f"Access to {uri} is denied: {code}: {message}", hint=hint) from error
+        hint = ODD_KEY_HINT if "invalid path" in text else RESUME_HINT
+        raise StorageError(f"{uri}: {message}", hint=hint) from error
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:500]
+def _answer(text: str) -> tuple[str, str]:
+    """The store's own error code and message out of obstore's, or an empty code and its first line."""
+    found = re.search(r"<Code>(.*?)</Code>\s*(?:<Message>(.*?)</Message>)?", text, re.DOTALL)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    return (found[1], (found[2] or found[1])[:500]) if found else ("", first[:500])
 
 
 @dataclass(frozen=True)
@@ -205,8 +215,9 @@ class ObjectFolder(Folder):
 
     def get_file(self, key: str, path: Path, *, etag: str | None = None, size: int | None = None) -> None:
         """Download an object, whole or not at all; a large one in several ranges at once."""
-        with _asking(f"{self.uri}/{key}"), writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+        with _asking(f"{self.uri}/{key}"):
             if etag and size is not None and size > LARGE_BYTES:
                 self._get_ranges(key, path, etag, size)
                 return
@@ -215,7 +226,7 @@ class ObjectFolder(Folder):
             now = (meta["e_tag"] or "").strip('"')
             if etag is not None and now != etag:
                 raise self._changed(key, etag)
-            with open(path, "wb", buffering=0) as file:
+            with writing(path), open(path, "wb", buffering=0) as file:
                 if meta["size"] <= LARGE_BYTES:
                     file.write(found.bytes())
                 else:
@@ -230,9 +241,12 @@ class ObjectFolder(Folder):
         def get(file: int, start: int) -> None:
             end = min(start + RANGE_BYTES, size)
             options = {"range": (start, end), "if_match": f'"{etag}"'}
-            os.pwrite(file, self._store.get(self.prefix + key, options=options).bytes(), start)
+            data = self._store.get(self.prefix + key, options=options).bytes()
+            with writing(path):
+                os.pwrite(file, data, start)
 
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        with writing(path):
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             with ThreadPoolExecutor(RANGES_AT_ONCE) as pool:
                 list(pool.map(lambda start: get(file, start), range(0, size, RANGE_BYTES)))
@@ -305,22 +319,30 @@ class ObjectFolder(Folder):
         left_out = leave_out.prefix if same and isinstance(leave_out, ObjectFolder) else None
         try:
             entries = self.entries()
-        except FileNotFoundError:
-            raise InputError(f"There is no bucket {self.bucket}.", hint="Is its name right?") from None
+            markers = self._markers([entry.key for entry in entries if not entry.bytes])
         except StorageError as error:
             raise InputError(error.message, hint=error.hint) from error
         return [
             entry
             for entry in entries
-            if not any(name[:1] in {"_", "."} for name in entry.key.split("/"))
+            if entry.key not in markers
+            and not any(name[:1] in {"_", "."} for name in entry.key.split("/"))
             and not (left_out is not None and (self.prefix + entry.key).startswith(left_out))
         ]
+
+    def _markers(self, empty: list[str]) -> set[str]:
+        """Those of the empty objects that stand for folders: their keys end with a slash, which the list leaves out."""
+        if not empty:
+            return set()
+        with ThreadPoolExecutor(min(CONCURRENT_REQUESTS, len(empty))) as pool:
+            return {key for key, there in zip(empty, pool.map(self.exists, empty), strict=True) if not there}
 
     @contextlib.contextmanager
     def lock(self, key: str, busy: str) -> Iterator[None]:
         """Hold a lease: an object that says until when, renewed while the block runs."""
-        lease = _Lease(self, key, busy)
-        lease.take()
+        lease = Lease(self._store, self.prefix + key, busy)
+        with _asking(f"{self.uri}/{key}"):
+            lease.take()
         try:
             yield
         finally:
@@ -364,57 +386,6 @@ class _Ranges(io.RawIOBase):
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
-
-
-class _Lease:
-    """A lock that ends by itself when its holder does: conditional writes let one process win."""
-
-    def __init__(self, folder: ObjectFolder, key: str, busy: str) -> None:
-        self._store = folder._store  # noqa: SLF001  they are one module
-        self._uri = f"{folder.uri}/{key}"
-        self._path = folder.prefix + key
-        self._busy = busy
-        self._etag: str | None = None
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="shardkit-lease", daemon=True)
-
-    def take(self) -> None:
-        from obstore import exceptions
-
-        try:
-            self._put("create")
-        except exceptions.AlreadyExistsError:
-            self._take_over()
-        self._thread.start()
-
-    def _take_over(self) -> None:
-        """Take a lease that has run out; of several that try, one wins."""
-        from obstore import exceptions
-
-        with _asking(self._uri):
-            found = self._store.get(self._path)
-            held = json.loads(bytes(found.bytes()))
-        if held["until"] > time.time():
-            raise RunBusy(f"{self._busy[:-1]} on {held['host']}.", hint="Wait for it to end, or stop it first.")
-        try:
-            self._put({"e_tag": found.meta["e_tag"]})
-        except (exceptions.PreconditionError, exceptions.AlreadyExistsError):
-            raise RunBusy(self._busy, hint="Wait for it to end, or stop it first.") from None
-
-    def _put(self, mode: Any) -> None:
-        lease = {"host": socket.gethostname(), "pid": os.getpid(), "until": time.time() + LEASE_S}
-        self._etag = self._store.put(self._path, json.dumps(lease).encode(), mode=mode)["e_tag"]
-
-    def _renew(self) -> None:
-        while not self._end.wait(LEASE_RENEWAL_S):
-            with contextlib.suppress(Exception):  # the next time, perhaps; else the lease runs out
-                self._put({"e_tag": self._etag})
-
-    def let_go(self) -> None:
-        self._end.set()
-        self._thread.join()
-        with contextlib.suppress(Exception):  # it runs out by itself
-            self._store.delete(self._path)
 
 
 @functools.lru_cache(maxsize=1)

@@ -81,9 +81,9 @@ class JobProject(Project):
         pipeline = sk.Pipeline(**self.fields(**fields))
         return pipeline.run(engine or self.local(), run_id=run_id, quiet=True, wait=wait)
 
-    def start_driver(self, **fields: Any) -> Command:
-        """Run the pipeline as jobs from another process."""
-        return self.start(self.engine_root, json.dumps(self.fields(**fields)), code=RUN)
+    def start_driver(self, *, before: str = "", **fields: Any) -> Command:
+        """Run the pipeline as jobs from another process, which runs the code ``before`` first."""
+        return self.start(self.engine_root, json.dumps(self.fields(**fields)), code=before + RUN)
 
     def calls(self) -> list[str]:
         """The keys of the records that the function was called with, until now."""
