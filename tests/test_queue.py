@@ -7,6 +7,8 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import botocore.session
@@ -180,6 +182,41 @@ def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StoreError, match="later version of shardkit"):
         SQLiteStore(tmp_path / "later")
+
+
+# ---- conditional writes --------------------------------------------------------------------------------------------
+
+
+def test_a_change_is_written_only_where_nobody_was_faster(bench: Bench) -> None:
+    bench.submit("a")
+    mine, theirs = bench["a"], SQLiteStore(bench.path).get("a")
+    assert mine == theirs
+    changed = bench.store.update(replace(mine, reason="mine"))
+    assert changed is not None and changed.version == mine.version + 1
+    assert SQLiteStore(bench.path).update(replace(theirs, reason="theirs")) is None
+    assert bench["a"] == changed
+    assert bench.store.put_state("key", {"n": 1}, 0) and not bench.store.put_state("key", {"n": 2}, 0)
+    assert bench.store.put_state("key", {"n": 2}, 1) and not bench.store.put_state("key", {"n": 3}, 1)
+    assert bench.store.state("key") == ({"n": 2}, 2)
+
+
+def test_of_many_that_change_the_same_job_one_wins_each_time(bench: Bench) -> None:
+    bench.submit("a")
+    won: list[int] = []
+
+    def count(store: SQLiteStore) -> None:
+        while len(won) < 100:
+            job = store.get("a")
+            if store.update(replace(job, base=job.base + 1)) is not None:
+                won.append(job.base)
+
+    stores = [bench.store, bench.store, SQLiteStore(bench.path), SQLiteStore(bench.path)]
+    threads = [threading.Thread(target=count, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(won) == list(range(bench["a"].base)) and len(won) >= 100
 
 
 # ---- the pace ------------------------------------------------------------------------------------------------------
