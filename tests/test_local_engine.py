@@ -803,6 +803,7 @@ def test_every_kind_of_isolation(nap: str, local: LocalEngine, kind: str, tmp_pa
     local.create_processing_job(**request("die", shell=f"sleep {nap} & exec sleep {nap}"))
     until(lambda: len(processes(nap)) == 2)
     os.kill(JobFiles(local.root, "die").supervisor() or 0, signal.SIGKILL)
+    until(lambda: not processes(nap) and not processes(local.root))  # by themselves: nobody has asked about the job yet
     assert ended(local, "die")["FailureReason"].startswith("InternalServerError")
     until(lambda: not processes(nap))
     local.create_processing_job(**request("polite", shell="trap 'echo bye; exit 0' TERM; echo ready; sleep 9 & wait"))

@@ -241,9 +241,8 @@ def kill_descendants(spare: int = 0) -> None:
         for process in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            with contextlib.suppress(ChildProcessError):  # not of the spared one: somebody waits for how it ended
+                os.waitpid(process, os.WNOHANG)
 
 
 def _children(processes: set[int]) -> set[int]:
