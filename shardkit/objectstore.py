@@ -59,7 +59,9 @@ def _bucket_store(bucket: str, session: Any) -> Any:
             hint="Sign in (aws configure, aws sso login), set AWS_PROFILE, or give the job's role access.",
         )
     config: dict[str, Any] = {"region": client.meta.region_name}
-    if not endpoint.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+    if endpoint.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        config["region"] = bucket_region(client, bucket)
+    else:
         config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
     return S3Store(
         bucket,
@@ -67,6 +69,20 @@ def _bucket_store(bucket: str, session: Any) -> Any:
         credential_provider=Boto3CredentialProvider(session),
         client_options={"allow_http": endpoint.startswith("http://"), "timeout": "120s"},
     )
+
+
+def bucket_region(client: Any, bucket: str) -> str:
+    """The region of a bucket, which need not be the session's own; that one where S3 does not tell."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        answer = client.head_bucket(Bucket=bucket)
+    except ClientError as error:  # even a refusal tells it
+        answer = error.response
+    except BotoCoreError:
+        answer = {}
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(headers.get("x-amz-bucket-region") or client.meta.region_name)
 
 
 @contextlib.contextmanager

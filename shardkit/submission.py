@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardkit.arrays import numpy
+from shardkit.engines.sagemaker import SageMaker
 from shardkit.errors import PipelineError
 from shardkit.job import INPUT_FOLDER
 from shardkit.jobs import Submission
@@ -97,11 +98,20 @@ class Requests:
         if self.pipeline.input_mode == "download":
             words.append("--download")
             inputs.append(self._data_input(job))
-        return self._engine.request(entrypoint=ENTRYPOINT, arguments=words, inputs=inputs, instances=job["instances"])
+        return self._request(words, inputs, instances=job["instances"])
 
     def _pass2(self) -> dict[str, Any]:
         words = ["pass2", "--run", self.folder.uri, *self._settings()]
-        return self._engine.request(entrypoint=ENTRYPOINT, arguments=words, inputs=[self._code_input()])
+        return self._request(words, [self._code_input()])
+
+    def _request(self, words: list[str], inputs: list[dict[str, Any]], *, instances: int = 1) -> dict[str, Any]:
+        environment = {}
+        engine = self._engine
+        if isinstance(engine, SageMaker) and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & set(engine.env):
+            environment["AWS_DEFAULT_REGION"] = str(engine.session().region_name)
+        return engine.request(
+            entrypoint=ENTRYPOINT, arguments=words, inputs=inputs, environment=environment, instances=instances
+        )
 
     def _code_input(self) -> dict[str, Any]:
         return _input("code", self.code, CODE_FOLDER)
