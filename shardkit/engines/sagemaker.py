@@ -75,7 +75,9 @@ class SageMaker(Settings):
     def client(self) -> Any:
         """boto3's SageMaker client."""
         if self._client is None:
-            self._client = self.own_client or self._boto_client("sagemaker", endpoint_url=self.endpoint_url)
+            # The queue itself repeats calls, and must know of each one that was made.
+            once = {"mode": "standard", "total_max_attempts": 1}
+            self._client = self.own_client or self._boto_client("sagemaker", once, endpoint_url=self.endpoint_url)
         return self._client
 
     def resolved(self) -> SageMaker:
@@ -89,6 +91,8 @@ class SageMaker(Settings):
             fields: dict[str, Any] = {}
             if not limits.ROLE_ARN.fullmatch(self.role):
                 fields["role"] = self._role_arn()
+            if self.region is None and self.own_client is None:
+                fields["region"] = self._region()
             if images.is_short(self.image):
                 first = (*self.instance_preferences, self.instance_type)[0]
                 fields["image"] = images.resolve(self.image, region=self._region(), instance_type=first)
@@ -102,12 +106,12 @@ class SageMaker(Settings):
 
         return log_lines(self._boto_client("logs"), job_name)
 
-    def _boto_client(self, service: str, **options: Any) -> Any:
+    def _boto_client(self, service: str, retries: Mapping[str, Any] | None = None, **options: Any) -> Any:
         from botocore.config import Config
 
         from shardkit._version import __version__
 
-        config = Config(retries={"mode": "standard"}, user_agent_extra=f"shardkit/{__version__}")
+        config = Config(retries=retries or {"mode": "standard"}, user_agent_extra=f"shardkit/{__version__}")
         return self.session().client(service, region_name=self.region, config=config, **options)
 
     def _region(self) -> str:
