@@ -28,7 +28,9 @@ from typing import Any
 import pytest
 import yaml
 
-from shardkit import Pipeline
+from shardkit import Local, Pipeline, SageMaker
+from shardkit.jobs import Policy
+from shardkit.jobs.policy import ATTEMPTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,6 +41,7 @@ LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 # What differs from run to run, in the order in which it is replaced.
 VARYING = (
     (re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}"), "<run id>"),
+    (re.compile(r"<run id>-[0-9a-f]{6}-g"), "<run id>-<output>-g"),
     (re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|\+00:00)"), "<time>"),
     (re.compile(r"\d[\d,.]* (?:records|rows)/s"), "<rate>"),
     (re.compile(r"\d[\d,.]* (?:[kMGT]?B)\b(?:/s)?"), "<size>"),
@@ -170,6 +173,7 @@ def test_blocks_run(page: Path, tmp_path_factory: pytest.TempPathFactory, monkey
     tmp_path = tmp_path_factory.mktemp("page")  # a name that no command of a page looks for
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")  # wherever the page goes
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))  # jobs of the local engine
     before = set(sys.modules)
     run = PageRun(tmp_path.resolve())
     try:
@@ -213,7 +217,7 @@ def test_commands_that_are_not_run_exist() -> None:
     for page in PAGES:
         for block in blocks_of(page):
             for line in block.text.splitlines() if block.language == "sh" else ():
-                for word in re.findall(r"(?:^|\s)(scripts/\w+)", line):
+                for word in re.findall(r"(?:^|\s)(scripts/[\w-]+)", line):
                     assert os.access(ROOT / word, os.X_OK), f"{block.place}: {word}"
 
 
@@ -242,6 +246,19 @@ def test_every_field_is_documented() -> None:
     assert not missing
 
 
+def test_every_field_of_an_engine_is_documented() -> None:
+    text = (ROOT / "docs" / "engines.md").read_text("utf-8")
+    fields = {field.alias or name for kind in (SageMaker, Local) for name, field in kind.model_fields.items()}
+    assert {field for field in fields if f"`{field}`" not in text} == set()
+
+
+def test_the_attempts_that_each_cause_gets_are_documented() -> None:
+    text = (ROOT / "docs" / "engines.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| (\d+) \|$", text, re.MULTILINE)
+    assert {cause: int(attempts) for cause, attempts in rows} == ATTEMPTS
+    assert f"at most {Policy().max_attempts} attempts" in text
+
+
 def section_of(name: str) -> Any:
     from shardkit.pipeline import Input, Output, Shards
 
@@ -253,7 +270,8 @@ def test_the_command_line_page_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["scripts/setup", "scripts/demo", "scripts/test", "scripts/check", "scripts/bench", ".ci/run"]
+    "script",
+    ["scripts/setup", "scripts/demo", "scripts/test", "scripts/test-sdk", "scripts/check", "scripts/bench", ".ci/run"],
 )
 def test_scripts_are_valid(script: str) -> None:
     subprocess.run(["bash", "-n", ROOT / script], check=True)
