@@ -216,7 +216,8 @@ def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> s
         models: list[Any] = [kind]
         for step in at[:-1]:
             models = _models_in(_fields(models[0])[str(step)])
-        return unknown_field(str(at[-1]), list(dict.fromkeys(name for model in models for name in _fields(model))))
+        known = list(dict.fromkeys(name for model in models for name in _fields(model)))
+        return "this field is for another kind" if at[-1] in known else unknown_field(str(at[-1]), known)
     if problem["type"] == "missing":
         return "this field is missing"
     if problem["type"] == "literal_error":

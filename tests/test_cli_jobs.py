@@ -223,10 +223,11 @@ def test_the_engine_of_the_pipeline(shardkit: RunCommand, project: Project) -> N
         ("engine:\n  kind: local\n  max_instance: 2", "line 11: engine.max_instance: unknown field; did you mean max_instances?"),
         ("engine:\n  kind: local\n  max_instances: many", 'line 11: engine.max_instances: should be a valid integer, not "many"'),
         ("engine: sagemaker", "line 9: engine.role: this field is missing"),
+        ("engine: {kind: sagemaker, role: R, image: a/b:c, isolation: none}", "line 9: engine.isolation: this field is for another kind"),
         ("engine:\n  kind: sagemaker\n  image: a/b:c\n  role: x y", "line 12: engine.role: expected the ARN of an IAM role"),
         ("engine: {kind: sagemaker, role: R, image: a/b:c, region: eu-west-1}", "input.uri: "),
     ],
-    ids=range(9),
+    ids=range(10),
 )  # fmt: skip
 def test_a_wrong_engine_is_named_with_its_line(
     project: Project, monkeypatch: pytest.MonkeyPatch, engine: str, message: str
