@@ -89,9 +89,13 @@ def _zip(files: Iterator[tuple[str, Path]]) -> bytes:
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name, path in sorted(files):
             info = zipfile.ZipInfo(name)
-            info.external_attr = (path.stat().st_mode & 0o755) << 16
+            try:
+                info.external_attr = (path.stat().st_mode & 0o755) << 16
+                data = path.read_bytes()
+            except OSError as error:
+                raise PipelineError(f"source_dir: {path} cannot be read: {error.strerror}.") from error
             info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, path.read_bytes())
+            archive.writestr(info, data)
     return sink.getvalue()
 
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardkit.clock import new_run_id
+from shardkit.clock import new_run_id, now
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
 from shardkit.jobs import (
@@ -28,7 +28,7 @@ from shardkit.jobs import (
     monitor,
     stop,
 )
-from shardkit.progress import JobMeter, make_progress
+from shardkit.progress import JobMeter, counted, make_progress
 from shardkit.runfolder import run_folder
 from shardkit.storage import LocalFolder
 from shardkit.submission import Requests, check_engine, name_base
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from shardkit.runs import Run
 
 SNAPSHOT = "jobs.json"
+STOP = "stop.json"  # there while the latest generation of jobs is to be stopped
 SNAPSHOT_EVERY_S = 15.0
 LOOK_EVERY_S = {"local": 0.5, "sagemaker": 10.0}
 
@@ -67,7 +68,7 @@ class RunJobs:
         self.engine = pipeline.engine
         self.base = name_base(folder, folder.plan()["pipeline"]["name"])
         self.policy = Policy.local(max_instances=self.engine.max_instances) if self.engine.kind == "local" else Policy()
-        self._snapshot_due = 0.0
+        self._snapshot_due = self._stop_due = 0.0
         path = _store_path(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _queueing():
@@ -105,6 +106,7 @@ class RunJobs:
         plan = self.folder.plan()
         code = _upload_code(self.folder, pipeline)
         requests = Requests(self.folder, pipeline, plan, code, self.generation + 1, changes, retry)
+        self.folder.files.remove(STOP)
         with _queueing():
             self.store.submit_many(requests.submissions([plan["jobs"][number] for number in jobs]))
         self.snapshot()
@@ -114,6 +116,13 @@ class RunJobs:
         with _queueing():
             if any(job.live for job in self.current()):
                 monitor(self.store, self.engine.client(), policy=self.policy, force=True)
+
+    def heed_stop(self) -> None:
+        """Stop the jobs if somebody has asked for that, perhaps on another machine, now and then."""
+        if time.monotonic() >= self._stop_due:
+            self._stop_due = time.monotonic() + LOOK_EVERY_S[self.engine.kind]
+            if self.folder.files.exists(STOP):
+                stop(self.store, self.engine.client(), prefix=self.base)
 
     def drive(self, progress: Progress) -> None:
         """Launch and watch until all jobs have ended.
@@ -127,6 +136,7 @@ class RunJobs:
 
         def show(_: Report, report: Report) -> None:
             progress.update(*meter.read(report))
+            self.heed_stop()
             self.snapshot(at_once=False)
 
         try:
@@ -171,13 +181,14 @@ class RunJobs:
         first = next(job for job in guilty if job.status != "Stopped")
         more = f" ({len(guilty) - 1} more jobs failed.)" if len(guilty) > 1 else ""
         raise RunFailed(
-            f"Run {self.folder.run_id}: job {first.name or first.job_id} failed after {len(first.attempts)} attempts: "
-            f"{first.reason}{more}",
+            f"Run {self.folder.run_id}: job {first.name or first.job_id} failed after "
+            f"{counted(len(first.attempts), 'attempt')}: {first.reason}{more}",
             hint=f"\nSee what it said: shardkit logs {where}\nThen go on: shardkit resume {where}",
         )
 
     def stop(self) -> list[Job]:
-        """Stop all jobs that have not ended; returns them."""
+        """Stop all jobs that have not ended; returns them. A driver on another machine hears of it too."""
+        self.folder.write(STOP, {"asked": now()})
         with _queueing():
             stopped = stop(self.store, self.engine.client(), prefix=self.base)
         self.snapshot()
@@ -252,6 +263,8 @@ def go_on(
     check_engine(pipeline)
     jobs = RunJobs(run.folder, pipeline)
     jobs.refresh()
+    with _queueing():
+        jobs.heed_stop()
     left = [job for job in jobs.current() if not job.ended]
     if left and wait and all(job.stop_asked_at for job in left):
         progress.note(f"Run {run.run_id}: waiting until its jobs have stopped.")

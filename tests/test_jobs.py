@@ -103,6 +103,7 @@ def test_mimic_waveforms(mimic: tuple[Path, dict[str, Any], sk.Run], way: str, m
     assert check_ledger(run).records == mimic[2].summary().records
 
 
+@SLOW
 def test_records_of_several_objects_are_not_dealt_out(mimic: tuple[Path, dict[str, Any], sk.Run]) -> None:
     with pytest.raises(sk.PipelineError, match="several objects"):
         as_jobs(mimic, "never", shards=S3KEY)
@@ -164,6 +165,14 @@ def test_groups_are_packed_into_few_jobs(project: JobProject) -> None:
     assert len(run.jobs()) == 3
     assert project.keys_and_rows(run) == project.expected()
     assert Counter(project.calls()) == Counter({key for key, _ in project.expected()})
+
+
+@pytest.mark.parametrize("mode", ["stream", pytest.param("download", marks=SLOW)])
+def test_where_instances_have_no_folder_of_their_own(project: JobProject, mode: str) -> None:
+    project.write_groups("go", groups="ab")
+    fields = {"shards": S3KEY, "name": "Été: a name that no job can have!", "input_mode": mode}
+    run = project.run_jobs(engine=project.local(isolation="none"), **fields)
+    assert project.keys_and_rows(run) == project.expected()
 
 
 # ---- objects that the service deals out --------------------------------------------------------------------------
@@ -338,9 +347,16 @@ def test_code_travels_once_per_content(project: JobProject) -> None:
     for name in others:
         (project.code / name).parent.mkdir(parents=True, exist_ok=True)
         (project.code / name).write_text("x")
-    project.run_jobs()
+    (project.code / "tool.sh").write_text("#!/bin/sh\necho used\n")
+    (project.code / "tool.sh").chmod(0o755)
+    source = "import subprocess\nfrom pathlib import Path\ndef features(record):\n    tool = Path(__file__).with_name('tool.sh')\n"
+    project.write_function(
+        source + "    return {'key': record.key, 'said': subprocess.check_output([tool], text=True)}\n"
+    )
+    run = project.run_jobs()
+    assert set(run.dataset().to_table()["said"].to_pylist()) == {"used\n"}
     (first,) = code_folders(project)
-    assert zipfile.ZipFile(first / "source.zip").namelist() == ["sub/more.txt", "work.py"]
+    assert zipfile.ZipFile(first / "source.zip").namelist() == ["sub/more.txt", "tool.sh", "work.py"]
     stamp = (first / "source.zip").stat().st_mtime_ns
     project.run_jobs()
     assert code_folders(project) == [first]

@@ -509,6 +509,26 @@ def test_another_machine_goes_on(project: JobProject, bucket: Bucket, monkeypatc
     assert len(project.calls()) == 9
 
 
+@namespaces
+@SLOW
+def test_a_run_is_stopped_from_another_machine(
+    project: JobProject, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write_function(HELD.format(root=str(project.root)))
+    bucket.put_all({f"in/{group}/r{i}.txt": "go" for group in "ab" for i in range(3)})
+    monkeypatch.setenv("XDG_STATE_HOME", str(project.root / "one"))
+    with dying(project.start_driver(**jobs_in(project, bucket))) as driver:
+        project.wait_for_calls("b/r1.txt")
+        monkeypatch.setenv("XDG_STATE_HOME", str(project.root / "two"))
+        run = sk.open_run(f"{bucket.uri}/out")
+        assert run.stop() >= 2
+        wait_for(lambda: not any(job["status"] == "New" for job in run.jobs()), what="the end of all that waits")
+        project.open_gate()  # what is in flight ends and is committed
+        assert "was stopped" in driver.wait().stderr
+    run.resume(quiet=True)
+    assert len(keys_of(run)) == len(project.calls()) == 6
+
+
 @SLOW
 def test_a_one_machine_run_that_is_killed_is_resumed(
     project: JobProject, bucket: Bucket, monkeypatch: pytest.MonkeyPatch

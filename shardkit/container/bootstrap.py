@@ -94,17 +94,23 @@ def install(requirements: list[str]) -> None:
     importlib.invalidate_caches()
 
 
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack an archive; what could be executed still can."""
+    with zipfile.ZipFile(archive) as files:
+        files.extractall(target)
+        for info in files.infolist():
+            (target / info.filename).chmod(0o644 | info.external_attr >> 16)
+
+
 def main() -> None:
     """Unpack, install, start."""
     contents = json.loads((HERE / "contents.json").read_text())
     room = Path(tempfile.mkdtemp(prefix="shardkit-code-"))
-    with zipfile.ZipFile(HERE / "source.zip") as archive:
-        archive.extractall(room / "source")
+    unpack(HERE / "source.zip", room / "source")
     needed = contents["requirements"]
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
     if not has_same_shardkit(contents["shardkit"]):
-        with zipfile.ZipFile(HERE / "shardkit.zip") as archive:
-            archive.extractall(room / "package")
+        unpack(HERE / "shardkit.zip", room / "package")
         sys.path.insert(0, str(room / "package"))
         needed = contents["shardkit_requirements"] + needed
     install(missing(needed))
