@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,10 @@ def test_run_and_look(shardkit: RunCommand, project: Project) -> None:
     assert "Shard 1: 3 records done, 0 quarantined." in logs
     one = shardkit("logs", "out", "--job", "00002").stdout
     assert "Shard 2: 3 records done" in one and "==" not in one and "Shard 1" not in one
+
+    shutil.rmtree(next((project.folder / "state").rglob("jobs/*-00002-1")))
+    gone = shardkit("logs", "out", "--job", "00002", code=1).stderr
+    assert "-00002-1 cannot be read: " in gone and "was something removed there?" in gone and "Traceback" not in gone
 
     assert shardkit("stop", "out").stdout == f"Run {summary['run_id']}: no job is left to stop.\n"
     for command in ("resume", "retry"):

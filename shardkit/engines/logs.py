@@ -5,10 +5,26 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Any
 
+from shardkit.errors import StorageError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 GROUP = "/aws/sagemaker/ProcessingJobs"
+
+
+def told(job_name: str, lines: Callable[[], Iterator[str]], *, hint: str) -> Iterator[str]:
+    """The lines of a job's log.
+
+    Raises:
+        StorageError: they cannot be had; ``hint`` is what to do then.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield from lines()
+    except (BotoCoreError, ClientError) as error:
+        raise StorageError(f"The log of job {job_name} cannot be read: {str(error).rstrip('.')}.", hint=hint) from error
 
 
 def log_lines(client: Any, job_name: str) -> Iterator[str]:

@@ -102,9 +102,10 @@ class SageMaker(Settings):
 
     def log_lines(self, job_name: str) -> Iterator[str]:
         """What a job has said so far, from CloudWatch Logs, in order; of several instances, each line says whose."""
-        from shardkit.engines.logs import log_lines
+        from shardkit.engines.logs import log_lines, told
 
-        return log_lines(self._boto_client("logs"), job_name)
+        hint = "It takes logs:DescribeLogStreams and logs:GetLogEvents on /aws/sagemaker/ProcessingJobs."
+        return told(job_name, lambda: log_lines(self._boto_client("logs"), job_name), hint=hint)
 
     def _boto_client(self, service: str, retries: Mapping[str, Any] | None = None, **options: Any) -> Any:
         from botocore.config import Config
@@ -201,8 +202,10 @@ class Local(Settings):
 
     def log_lines(self, job_name: str) -> Iterator[str]:
         """What a job has said so far."""
-        lines: Iterator[str] = self.client().log_lines(job_name)
-        return lines
+        from shardkit.engines.logs import told
+
+        hint = f"The jobs are under {self.root}; was something removed there?"
+        return told(job_name, lambda: self.client().log_lines(job_name), hint=hint)
 
 
 def settings_from(data: Mapping[str, Any], **more: Any) -> SageMaker | Local:
