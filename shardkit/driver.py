@@ -30,7 +30,7 @@ from shardkit.jobs import (
 )
 from shardkit.progress import JobMeter, counted, make_progress
 from shardkit.runfolder import run_folder
-from shardkit.storage import LocalFolder
+from shardkit.storage import LocalFolder, writing
 from shardkit.submission import Requests, check_engine, name_base
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class RunJobs:
         self.policy = Policy.local(max_instances=self.engine.max_instances) if self.engine.kind == "local" else Policy()
         self._snapshot_due = self._stop_due = 0.0
         path = _store_path(folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with _queueing():
             self.store = SQLiteStore(path)
             self._catch_up()

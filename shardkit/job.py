@@ -129,7 +129,7 @@ def open_planned(uri: str, settings: Sequence[str]) -> tuple[RunFolder, Pipeline
 def _pass1(given: argparse.Namespace, container: Container, begun: float) -> None:
     from shardkit.attempt import Attempt
     from shardkit.pass1_preprocessing import Share, run_pass1
-    from shardkit.progress import make_progress
+    from shardkit.progress import counted, make_progress
     from shardkit.runs import worker_pool
 
     folder, pipeline = open_planned(given.run, given.settings)
@@ -143,7 +143,7 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
         with attempt:
             share = Share(shards, shard, here)
             ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=given.retry, share=share)
-    sys.stderr.write(f"Shard {shard}: {ledger.done:,} records done, {ledger.quarantined:,} quarantined.\n")
+    sys.stderr.write(f"Shard {shard}: {counted(ledger.done, 'record')} done, {ledger.quarantined:,} quarantined.\n")
 
 
 def _records_in(folder: RunFolder, source: str) -> np.ndarray:

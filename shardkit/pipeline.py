@@ -193,7 +193,8 @@ def _engine_settings(value: Any) -> Any:
     from shardkit.engines.local import LocalEngine
 
     if isinstance(value, LocalEngine):
-        return Local(client=value)
+        isolation = "none" if value.isolation == "none" else "auto"
+        return Local(client=value, root=value.root, max_instances=value.max_instances, isolation=isolation)
     return SageMaker(value)
 
 

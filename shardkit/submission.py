@@ -6,6 +6,7 @@ so that whoever lists a service's jobs finds a run's by it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardkit.arrays import numpy
+from shardkit.arrays import arrow, numpy
 from shardkit.engines.sagemaker import SageMaker
 from shardkit.errors import PipelineError
 from shardkit.job import INPUT_FOLDER
@@ -24,6 +25,8 @@ from shardkit.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    import pyarrow as pa
 
     from shardkit.engines.sagemaker import Settings
     from shardkit.pipeline import Pipeline
@@ -141,10 +144,19 @@ class Requests:
         return f"{self.folder.uri}/{name}"
 
     def _objects(self, shards: list[int]) -> Iterator[str]:
+        shard, objects = self._records_by_shard
+        for number in shards:
+            begin, end = np.searchsorted(shard, [number, number + 1]).tolist()
+            for keys in objects.slice(begin, end - begin).to_pylist():
+                yield from keys
+
+    @functools.cached_property
+    def _records_by_shard(self) -> tuple[np.ndarray, pa.Array]:
+        """Each record's shard and its objects, the shards in order."""
         table = self.folder.records(["shard", "objects"])
-        rows = np.flatnonzero(np.isin(numpy(table["shard"]), shards))
-        for objects in table["objects"].combine_chunks().take(rows).to_pylist():
-            yield from objects
+        shard = numpy(table["shard"])
+        order = np.argsort(shard, kind="stable")
+        return shard[order], table["objects"].combine_chunks().take(arrow(order))
 
     def _check_volume(self, job: dict[str, Any]) -> None:
         most = max(self.plan["shards"][shard]["bytes"] for shard in job["shards"])

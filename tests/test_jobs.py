@@ -16,7 +16,7 @@ from job_runs import JobProject
 from test_examples import EXAMPLES, load
 
 import shardkit as sk
-from shardkit.engines.local import available_isolation
+from shardkit.engines.local import LocalEngine, available_isolation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -259,6 +259,42 @@ def test_one_job_with_too_many_failures_fails_for_good(project: JobProject) -> N
     assert jobs["merge"]["cause"] == "dependency"
     assert "cannot make sense of a/r" in jobs["00000"]["reason"]
     assert any("quarantined" in line for line in run.logs())
+
+
+def test_an_engine_that_was_made_by_hand_is_found_again(project: JobProject) -> None:
+    project.write_groups("go", groups="a")
+    run = project.run_jobs(engine=LocalEngine(project.engine_root, max_instances=2))
+    again = sk.open_run(project.out)
+    assert [job["status"] for job in again.jobs()] == ["Completed"] * 2
+    assert again.resume(quiet=True).folder == run.folder
+    assert any("1 record done" in line for line in again.logs("00000"))
+
+
+@SLOW
+def test_a_job_that_runs_out_of_time_goes_on(project: JobProject) -> None:
+    project.write_groups(*["slow"] * 90, groups="a")
+    run = project.run_jobs(engine=project.local(max_runtime=4), workers=1)
+    first, merge = run.jobs()
+    assert [attempt["cause"] for attempt in first["attempts"][:-1]] == ["timeout"] * (len(first["attempts"]) - 1)
+    assert 2 <= len(first["attempts"]) <= 3
+    assert len(merge["attempts"]) == 1
+    assert sorted(project.calls()) == sorted({key for key, _ in project.expected()})
+    assert project.keys_and_rows(run) == project.expected()
+
+
+def test_a_function_that_cannot_be_loaded_in_the_job(project: JobProject) -> None:
+    project.write_groups("go", groups="a")
+    project.write_function("import no_such_module\ndef features(record):\n    return {'key': record.key, 'row': 0}\n")
+    with pytest.raises(
+        sk.RunFailed, match="failed after 1 attempt: function: work:features cannot be loaded: ModuleNot"
+    ):
+        project.run_jobs()
+    run = sk.open_run(project.out)
+    project.write_function("def features(record):\n    return {'key': record.key, 'row': 0}\n")
+    with pytest.raises(sk.PlanMismatch, match="has changed since run"):
+        run.resume(quiet=True)
+    run.resume(quiet=True, changed_function=True)
+    assert project.keys_and_rows() == [("a/r0.txt", 0)]
 
 
 def test_a_finished_run_is_left_alone_or_merged_anew(project: JobProject) -> None:
