@@ -13,6 +13,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -40,12 +41,19 @@ ODD_KEY_HINT = (
     "Keys with // in them, with . or .. between two slashes or with control characters cannot be read: rename these "
     "objects, or choose an input without them."
 )
+_MAKING = threading.Lock()
 RESUME_HINT = "What was committed is kept; resume the run when the storage can be reached."
 
 
-@functools.lru_cache(maxsize=64)
 def _bucket_store(bucket: str, session: Any) -> Any:
-    """The store of one bucket; endpoint, region and credentials are what ``session`` says."""
+    """The store of one bucket, the same for all threads: a client is worth 20 MB and 0.2 s of CPU to make."""
+    with _MAKING:
+        return _make_store(bucket, session)
+
+
+@functools.lru_cache(maxsize=64)
+def _make_store(bucket: str, session: Any) -> Any:
+    """A store whose endpoint, region and credentials are what ``session`` says."""
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store
