@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import os
+import random
 import re
 import tempfile
 import threading
@@ -18,8 +19,9 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from shardkit.errors import InputError, ObjectChanged, PipelineError, StorageError
@@ -27,9 +29,12 @@ from shardkit.lease import Lease
 from shardkit.storage import Entry, File, Folder, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pyarrow as pa
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CONCURRENT_REQUESTS = 32
 LIST_PAGE = 1000
@@ -37,6 +42,8 @@ WHOLE_BYTES = 8 << 20
 LARGE_BYTES = 32 << 20
 RANGE_BYTES = 8 << 20
 RANGES_AT_ONCE = 4
+REPEAT_AFTER_S = (0.1, 0.5, 2.0, 8.0)
+REPEATED = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}  # by obstore: throttling, 5xx, lost connections
 ODD_KEY_HINT = (
     "Keys with // in them, with . or .. between two slashes or with control characters cannot be read: rename these "
     "objects, or choose an input without them."
@@ -75,6 +82,7 @@ def _make_store(bucket: str, session: Any) -> Any:
         bucket,
         config=config,  # type: ignore[arg-type]  # its keys are told apart above
         credential_provider=Boto3CredentialProvider(session),
+        retry_config=REPEATED,  # type: ignore[arg-type]  # its other fields have defaults
         client_options={"allow_http": endpoint.startswith("http://"), "timeout": "120s"},
     )
 
@@ -111,8 +119,28 @@ def _asking(uri: str) -> Iterator[None]:
         if "403 Forbidden" in text or "401 Unauthorized" in text:
             hint = "Give yourself, or the job's role, the permission."
             raise StorageError(f"Access to {uri} is denied: {code}: {message}", hint=hint) from error
-        hint = ODD_KEY_HINT if "invalid path" in text else RESUME_HINT
-        raise StorageError(f"{uri}: {message}", hint=hint) from error
+        if "invalid path" in text:
+            raise StorageError(f"{uri}: {message}", hint=ODD_KEY_HINT) from error
+        raise _Unanswered(f"{uri}: {message}", hint=RESUME_HINT) from error
+
+
+class _Unanswered(StorageError):
+    """A request that failed for no reason of its own: the same one again may succeed."""
+
+
+def _repeated(request: Callable[P, T]) -> Callable[P, T]:
+    """Make a request again that was not answered, or not to the end, which obstore does not do by itself."""
+
+    @functools.wraps(request)
+    def again(*arguments: P.args, **options: P.kwargs) -> T:
+        for wait_s in REPEAT_AFTER_S:
+            try:
+                return request(*arguments, **options)
+            except _Unanswered:
+                time.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311  so that not all come back at once
+        return request(*arguments, **options)
+
+    return again
 
 
 def _answer(text: str) -> tuple[str, str]:
@@ -152,6 +180,7 @@ class ObjectFolder(Folder):
         """The folder of that name in this one."""
         return ObjectFolder(self.bucket, f"{self.prefix}{name.strip('/')}/", self.session)
 
+    @_repeated
     def read(self, key: str) -> bytes:
         """An object's content."""
         with _asking(f"{self.uri}/{key}"):
@@ -164,11 +193,13 @@ class ObjectFolder(Folder):
         with ThreadPoolExecutor(min(CONCURRENT_REQUESTS, len(keys))) as pool:
             return list(pool.map(self.read, keys))
 
+    @_repeated
     def write(self, key: str, data: bytes) -> None:
         """Write an object, replacing what was there."""
         with _asking(f"{self.uri}/{key}"):
             self._store.put(self.prefix + key, data)
 
+    @_repeated
     def size(self, key: str) -> int | None:
         """An object's size in bytes; None if it is not there."""
         try:
@@ -177,6 +208,7 @@ class ObjectFolder(Folder):
         except FileNotFoundError:
             return None
 
+    @_repeated
     def entries(self, prefix: str = "") -> list[Entry]:
         """The objects in the folder ``prefix`` and below, in key order."""
         start = self.prefix + (f"{prefix.strip('/')}/" if prefix else "")
@@ -189,6 +221,7 @@ class ObjectFolder(Folder):
                     found.append(Entry(key, item["size"], etag, item["last_modified"].timestamp()))
         return sorted(found, key=lambda entry: entry.key)
 
+    @_repeated
     def children(self, key: str) -> list[str]:
         """The names of the folders in the folder ``key``."""
         start = f"{self.prefix}{key.strip('/')}/"
@@ -196,11 +229,13 @@ class ObjectFolder(Folder):
             listed = self._store.list_with_delimiter(start)
         return sorted(path.rstrip("/").rpartition("/")[2] for path in listed["common_prefixes"])
 
+    @_repeated
     def remove(self, key: str) -> None:
         """Remove an object, if it is there."""
         with contextlib.suppress(FileNotFoundError), _asking(f"{self.uri}/{key}"):
             self._store.delete(self.prefix + key)
 
+    @_repeated
     def remove_all(self, key: str) -> None:
         """Remove all objects of the folder ``key``."""
         paths = [self.prefix + entry.key for entry in self.entries(key)]
@@ -224,6 +259,7 @@ class ObjectFolder(Folder):
         path.unlink()
         path.parent.rmdir()
 
+    @_repeated
     def place(self, source: str, target: File) -> None:
         """Copy an object within the store."""
         to = target.folder
@@ -232,11 +268,13 @@ class ObjectFolder(Folder):
         with _asking(str(target)):
             self._store.copy(self.prefix + source, to.prefix + target.key)
 
+    @_repeated
     def put_file(self, path: Path, key: str) -> None:
         """Upload a file, a large one in several parts at once."""
         with _asking(f"{self.uri}/{key}"):
             self._store.put(self.prefix + key, path)
 
+    @_repeated
     def get_file(self, key: str, path: Path, *, etag: str | None = None, size: int | None = None) -> None:
         """Download an object, whole or not at all; a large one in several ranges at once."""
         with writing(path):
@@ -256,7 +294,7 @@ class ObjectFolder(Folder):
                 else:
                     file.writelines(found.stream(min_chunk_size=1 << 20))
         if path.stat().st_size != meta["size"]:
-            raise StorageError(f"{self.uri}/{key}: the answer was cut short.", hint=RESUME_HINT)
+            raise _Unanswered(f"{self.uri}/{key}: the answer was cut short.", hint=RESUME_HINT)
 
     def _get_ranges(self, key: str, path: Path, etag: str, size: int) -> None:
         """Download an object a range at a time; each request asks for the same etag."""
@@ -285,6 +323,7 @@ class ObjectFolder(Folder):
             hint="Start a new run, which lists the input again.",
         )
 
+    @_repeated
     def open(self, key: str) -> Any:
         """The object as Arrow reads it: a small one at once, of a large one the ranges that are asked for."""
         import pyarrow as pa
@@ -296,6 +335,7 @@ class ObjectFolder(Folder):
                 return pa.BufferReader(pa.py_buffer(found.bytes()))
         return pa.PythonFile(_Ranges(self, key, size), mode="r")
 
+    @_repeated
     def read_range(self, key: str, start: int, end: int) -> memoryview:
         """The bytes of an object from ``start`` up to ``end``."""
         with _asking(f"{self.uri}/{key}"):
@@ -304,12 +344,15 @@ class ObjectFolder(Folder):
     def arrow(self) -> tuple[Any, str]:
         """Arrow's own S3 file system, with the same endpoint and credentials."""
         import boto3
-        from pyarrow.fs import S3FileSystem
+        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
         session = self.session or boto3.Session()
         client = session.client("s3", region_name=session.region_name or "us-east-1")
         credentials = session.get_credentials().get_frozen_credentials()
-        options: dict[str, Any] = {"region": client.meta.region_name}
+        options: dict[str, Any] = {
+            "region": client.meta.region_name,
+            "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=10),
+        }
         if not client.meta.endpoint_url.endswith((".amazonaws.com", ".amazonaws.com.cn")):
             scheme, _, host = client.meta.endpoint_url.partition("://")
             options |= {"endpoint_override": host, "scheme": scheme}

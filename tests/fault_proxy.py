@@ -1,0 +1,107 @@
+"""A proxy before an S3 server that has bad days: slow down, errors, bodies cut short, lost connections, stalls."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FAULTS = ("slow down", "error", "cut", "reset", "stall")
+STALL_S = 0.5
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "server", "date"}
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Any
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.server.next_fault()
+        if fault == "reset":
+            self._reset()
+            return
+        if fault in {"slow down", "error"}:
+            self._refuse(503 if fault == "slow down" else 500, "SlowDown" if fault == "slow down" else "InternalError")
+            return
+        if fault == "stall":
+            time.sleep(STALL_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=60)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        data = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in HOP_BY_HOP | ({"content-length"} if self.command != "HEAD" else set()):
+                self.send_header(name, value)
+        if self.command != "HEAD":
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if fault == "cut" and self.command == "GET" and len(data) > 1:
+            self.wfile.write(data[: len(data) // 2])
+            self._reset()
+            return
+        self.wfile.write(data)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815  the names that the base class looks for
+
+    def _refuse(self, status: int, code: str) -> None:
+        data = f"<Error><Code>{code}</Code><Message>a bad day</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _reset(self) -> None:
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Say nothing."""
+
+
+class FaultProxy(http.server.ThreadingHTTPServer):
+    """Passes requests on to the server on the port ``behind``; ``share`` of them meet each kind of fault."""
+
+    daemon_threads = True
+
+    def __init__(self, behind: int, *, share: float, seed: int = 1) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.behind = behind
+        self.share = share
+        self.seen: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+
+    def next_fault(self) -> str:
+        """What happens to the next request."""
+        with self._lock:
+            number = int(self._random.random() / self.share) if self.share else len(FAULTS)
+            fault = FAULTS[number] if number < len(FAULTS) else ""
+            self.seen[fault] += 1
+            return fault
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        """Serve; gives the URL."""
+        thread = threading.Thread(target=self.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{self.server_address[1]}"
+        finally:
+            self.shutdown()
+            self.server_close()

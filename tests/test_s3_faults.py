@@ -1,0 +1,64 @@
+"""S3 on a bad day: the dataset is that of a good one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+from crashing import check_ledger, rows_of
+from fault_proxy import FAULTS, FaultProxy
+from test_object_store import Bucket, bucket, project, run_here, server  # noqa: F401  fixtures too
+
+from shardkit import objectstore
+from shardkit.storage import folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from job_runs import JobProject
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_the_dataset_is_that_of_a_good_day(
+    project: JobProject,  # noqa: F811
+    bucket: Bucket,  # noqa: F811
+    server: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    count = 120
+    bucket.put_all({f"in/p{i % 3}/{i:03d}.txt": f"go {i} " + "x" * 1000 for i in range(count)})
+    quiet = rows_of(run_here(project, bucket))
+    proxy = FaultProxy(urlsplit(server).port or 0, share=0.05, seed=seed)
+    with proxy.running() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        run = run_here(project, bucket, shards={"by": "directory"}, run_id=f"bad-day-{seed}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    assert sorted(map(str, rows_of(run))) == sorted(map(str, quiet))
+    assert check_ledger(run).records == {"listed": count, "done": count, "quarantined": 0, "skipped": 0}
+    assert all(proxy.seen[fault] for fault in FAULTS)
+
+
+def test_large_objects_come_whole_through_faults(
+    project: JobProject,  # noqa: F811
+    bucket: Bucket,  # noqa: F811
+    server: str,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = bytes(range(256)) * 40_000
+    bucket.put("in/large.bin", data)
+    monkeypatch.setattr(objectstore, "LARGE_BYTES", 1 << 20)
+    monkeypatch.setattr(objectstore, "RANGE_BYTES", 1 << 20)
+    entry = folder(f"{bucket.uri}/in").entries()[0]
+    proxy = FaultProxy(urlsplit(server).port or 0, share=0.04, seed=4)
+    with proxy.running() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        objectstore._make_store.cache_clear()
+        source = folder(f"{bucket.uri}/in")
+        for number, size in enumerate([None, entry.bytes]):
+            path = tmp_path / str(number)
+            source.get_file("large.bin", path, etag=entry.etag, size=size)
+            assert path.read_bytes() == data
+    assert sum(proxy.seen[fault] for fault in FAULTS)
