@@ -341,8 +341,11 @@ class Pipeline(_Model):
         return folder(self.output.uri, session=self._session())
 
     def _session(self) -> Any:
-        """The boto3 session that the engine was given, which then is for the storage as well."""
-        return self.engine.boto_session if self.engine is not None else None
+        """The session that the engine's settings name, which then is for the storage as well."""
+        engine = self.engine
+        if isinstance(engine, SageMaker) and (engine.boto_session or engine.profile or engine.region):
+            return engine.session()
+        return engine.boto_session if engine is not None else None
 
     def worker_count(self) -> int:
         """The workers asked for; by default as many as this process, or a job's instance, has CPUs."""

@@ -566,13 +566,15 @@ def _both_passes(
             publish_parts(ledger, attempt, name=pipeline.pipeline_name())
 
 
-def open_run(output: str | os.PathLike[str], run_id: str | None = None) -> Run:
+def open_run(output: str | os.PathLike[str], run_id: str | None = None, *, boto_session: Any = None) -> Run:
     """The run with that id under an output, by default its latest.
+
+    ``boto_session`` is how S3 is reached, if not as boto3 does by default.
 
     Raises:
         RunNotFound: there is none.
     """
-    root = folder_at(output)
+    root = folder_at(output, session=boto_session)
     finish_switches(root)
     return Run(find_run(root, run_id))
 

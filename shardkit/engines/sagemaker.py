@@ -46,6 +46,7 @@ class SageMaker(Settings):
     own_client: Any = Field(None, alias="client", exclude=True, repr=False)
     _client: Any = PrivateAttr(None)
     _resolved: Any = PrivateAttr(None)
+    _session: Any = PrivateAttr(None)
 
     def __init__(self, processor: Any = None, /, **fields: Any) -> None:
         super().__init__(processor, **fields)
@@ -58,6 +59,11 @@ class SageMaker(Settings):
         """
         if self.boto_session is not None:
             return self.boto_session
+        if self._session is None:
+            self._session = self._make_session()
+        return self._session
+
+    def _make_session(self) -> Any:
         import boto3
         from botocore.exceptions import ProfileNotFound
 
