@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         one = passes.add_parser(name)
         one.set_defaults(work=work)
         one.add_argument("--run", required=True)
-        one.add_argument("--set", action="append", default=[], dest="settings")
+        one.add_argument("--settings")
         if name == "pass1":
             one.add_argument("--job", type=int, required=True)
             one.add_argument("--retry", action="store_true")
@@ -106,13 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_planned(uri: str, settings: Sequence[str]) -> tuple[RunFolder, Pipeline]:
-    """The run folder at ``uri``, and its pipeline with the settings given since.
+def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, Pipeline, dict[str, Any]]:
+    """The run folder at ``uri``, its pipeline, and the settings given since, which ``settings`` in there holds.
 
     Raises:
         RunFailed: there is no plan.
     """
-    from shardkit.fields import parse_setting
     from shardkit.runfolder import RUNS, RunFolder
     from shardkit.runs import planned_pipeline
     from shardkit.storage import folder
@@ -121,9 +120,11 @@ def open_planned(uri: str, settings: Sequence[str]) -> tuple[RunFolder, Pipeline
     run = RunFolder(folder(output), run_id)
     if not run.exists():
         raise RunFailed(f"{uri} holds no plan.", hint="Was the run folder removed?")
-    pipeline = planned_pipeline(run.plan(), dict(parse_setting(text) for text in settings))
-    source = os.environ.get("SHARDKIT_SOURCE_DIR")
-    return run, pipeline.replace(source_dir=source, engine=None) if source else pipeline
+    changes = run.read(settings) if settings else {}
+    pipeline = planned_pipeline(run.plan(), changes)
+    if source := os.environ.get("SHARDKIT_SOURCE_DIR"):
+        pipeline = pipeline.replace(source_dir=source, engine=None)
+    return run, pipeline, changes
 
 
 def _pass1(given: argparse.Namespace, container: Container, begun: float) -> None:
@@ -132,7 +133,7 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.progress import counted, make_progress
     from shardkit.runs import worker_pool
 
-    folder, pipeline = open_planned(given.run, given.settings)
+    folder, pipeline, _ = open_planned(given.run, given.settings)
     plan = folder.plan()
     shards = plan["jobs"][given.job]["shards"]
     shard = shards[container.instance] if len(shards) > 1 else shards[0]
@@ -167,9 +168,8 @@ def _pass2(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.progress import make_progress
     from shardkit.runs import planned_merge
 
-    folder, pipeline = open_planned(given.run, given.settings)
-    changed = {text.partition("=")[0] for text in given.settings}
-    merging = planned_merge(folder, pipeline, changed)
+    folder, pipeline, changes = open_planned(given.run, given.settings)
+    merging = planned_merge(folder, pipeline, changes)
     with Attempt(folder, make_progress(quiet=False), begun=begun, number=container.attempt) as attempt:
         ledger = Ledger(folder)
         check_budget(ledger, pipeline.limits())

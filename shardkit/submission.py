@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,9 @@ class Requests:
             raise PipelineError("The pipeline has no engine.", hint="Set engine: in it, or give one to run().")
         return engine
 
+    @functools.cached_property
     def _settings(self) -> list[str]:
+        """Where the jobs read the settings that go over the plan's: these may be longer than an argument."""
         changes = {name: value for name, value in self.changes.items() if not name.startswith("engine")}
         if callable(changes.get("combine")):
             raise PipelineError(
@@ -91,10 +94,14 @@ class Requests:
             )
         if self._engine.kind == "local" and self.pipeline.workers == "auto":
             changes["workers"] = self._engine.vcpus  # its instances share one machine
-        return [word for name, value in changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+        if not changes:
+            return []
+        name = f"settings/{self.generation}.json"
+        self.folder.files.write(name, json.dumps(changes, default=os.fspath).encode())
+        return ["--settings", name]
 
     def _pass1(self, job: dict[str, Any]) -> dict[str, Any]:
-        words = ["pass1", "--run", self.folder.uri, "--job", str(job["job"]), *self._settings()]
+        words = ["pass1", "--run", self.folder.uri, "--job", str(job["job"]), *self._settings]
         inputs = [self._code_input()]
         if self.retry:
             words.append("--retry")
@@ -104,7 +111,7 @@ class Requests:
         return self._request(words, inputs, instances=job["instances"])
 
     def _pass2(self) -> dict[str, Any]:
-        words = ["pass2", "--run", self.folder.uri, *self._settings()]
+        words = ["pass2", "--run", self.folder.uri, *self._settings]
         return self._request(words, [self._code_input()])
 
     def _request(self, words: list[str], inputs: list[dict[str, Any]], *, instances: int = 1) -> dict[str, Any]:

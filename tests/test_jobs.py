@@ -309,6 +309,12 @@ def test_a_finished_run_is_left_alone_or_merged_anew(project: JobProject) -> Non
     assert merge["job"].endswith("-g2-merge")
     sent = [json.loads(p.read_text())["request"] for p in project.engine_root.glob("jobs/*-g2-merge-1/request.json")]
     assert [each["ProcessingResources"]["ClusterConfig"]["VolumeSizeInGB"] for each in sent] == [77]
+    (project.root / "needs.txt").touch()
+    wide = {"key": "string", "row": "int16", "text": "string"} | {
+        f"column_{i}": "string" for i in range(30)
+    }  # longer than an argument may be
+    run.resume(quiet=True, requirements=project.root / "needs.txt", **{"output.schema": wide})
+    assert run.dataset().schema.field("row").type == "int16"
     assert len(project.calls()) == 2
     with pytest.raises(sk.PlanMismatch, match="records cannot change"):
         run.resume(quiet=True, records="stem")
