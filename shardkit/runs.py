@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.attempt import Attempt, resume_hint
 from shardkit.clock import new_run_id, now
 from shardkit.commit import check_owner, finish_switches
-from shardkit.errors import PipelineError, PlanMismatch, RunNotFound
+from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound
 from shardkit.functions import FunctionRef, python_version, reference
 from shardkit.runfolder import ALL_SHARDS, STATE_DIR, RunFolder, find_run, run_folder
 from shardkit.storage import LocalFolder, absolute_uri
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
     from shardkit.driver import RunJobs
+    from shardkit.jobs import Job
     from shardkit.macro import Plan
     from shardkit.pass2_combine import Merge
     from shardkit.pipeline import Pipeline
@@ -218,8 +219,26 @@ class Run:
         """Stop all jobs of a run on an engine that have not ended; returns how many these are.
 
         What they have committed is kept, and ``resume()`` goes on from there.
+
+        Raises:
+            RunFailed: the service could not be told of some, which go on.
         """
-        return len(self._run_jobs().stop())
+        jobs = self._run_jobs()
+        stopped = jobs.stop()
+        count, untold, tries = len(stopped), _untold(stopped), 0
+        while untold and tries < STOP_TRIES:
+            time.sleep(2.0**tries)
+            left = _untold(jobs.stop())
+            tries = 0 if left < untold else tries + 1
+            untold = left
+        if untold:
+            from shardkit.progress import counted
+
+            raise RunFailed(
+                f"Run {self.run_id}: the service does not answer, and {counted(untold, 'job')} could not be stopped.",
+                hint=f"Try again: shardkit stop {self.folder.arguments}",
+            )
+        return count
 
     def logs(self, job: str | None = None) -> Iterator[str]:
         """What the jobs of a run on an engine have said, line by line; ``job`` is one's name or id, or a part of it.
@@ -319,6 +338,11 @@ class Run:
             go_on(self, pipeline, progress, changes=settings, retry=retry)
 
 
+def _untold(jobs: list[Job]) -> int:
+    """How many jobs are at work and were not told to stop."""
+    return sum(job.live and job.exists == "yes" and not job.stop_sent_at for job in jobs)
+
+
 def _seconds(beats: list[dict[str, Any]]) -> float:
     """Wall time: of attempts at the whole run together; of jobs, which run side by side, from first to last."""
     alone = sum(beat.get("seconds", 0.0) for beat in beats if beat["shard"] == ALL_SHARDS)
@@ -388,6 +412,7 @@ SETTINGS = {
     "requirements",
     "requirements_mode",
 }
+STOP_TRIES = 4  # in vain, with longer and longer waits
 JOB_SILENCE_S = 30.0  # a job notes every few seconds that it is at work
 
 

@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partialmethod
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
+from botocore.exceptions import ClientError
 from click.testing import CliRunner
 
 import shardkit as sk
 from shardkit.cli import cli
+from shardkit.engines.local import LocalEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -364,6 +367,41 @@ def test_stop_and_go_on(shardkit: RunCommand, project: Project) -> None:
     assert answer(shardkit("resume", "out", "--json"))["status"] == "done"
     assert project.dataset() == expected()
     assert shardkit("status", "out").stdout.splitlines()[-1] == "  jobs     4: 4 Completed"
+
+
+@pytest.mark.slow
+def test_a_stop_that_the_service_does_not_hear(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said again; and if that is in vain, nobody is told that the jobs were stopped."""
+    project.hold()
+    monkeypatch.chdir(project.folder)
+    one_job = sk.Pipeline.from_yaml("pipeline.yaml").replace(shards=None)
+    run = one_job.run(sk.Local(), wait=False, quiet=True)
+    driver = project.start("resume", "out", "--quiet")
+    wait_for(project.calls)
+    driver.kill()
+    driver.communicate(timeout=60)
+
+    asked: list[str] = []
+    real, busy = LocalEngine.stop_processing_job, {"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}
+
+    def stop(engine: LocalEngine, *, after: int, **request: str) -> dict[str, Any]:
+        asked.append(request["ProcessingJobName"])
+        if len(asked) <= after:
+            raise ClientError(busy, "StopProcessingJob")
+        return real(engine, **request)
+
+    monkeypatch.setattr("shardkit.runs.STOP_TRIES", 1)
+    monkeypatch.setattr(LocalEngine, "stop_processing_job", partialmethod(stop, after=99))
+    with pytest.raises(
+        sk.RunFailed, match="the service does not answer, and 1 job could not be stopped. Try again: shardkit stop"
+    ):
+        run.stop()
+    assert len(asked) == 2
+    monkeypatch.setattr(LocalEngine, "stop_processing_job", partialmethod(stop, after=3))
+    assert run.stop() == 1
+    assert len(asked) == 4
+    project.let_go()
+    wait_for(lambda: {job["status"] for job in run.jobs()} == {"Stopped"})
 
 
 def test_a_driver_that_is_killed(shardkit: RunCommand, project: Project) -> None:
