@@ -8,6 +8,8 @@
         markers/<shard>/<chunk>-<attempt>.json     commits a chunk: parts, rows, bytes, seconds, records, quarantine
         progress/<shard>-<attempt>.json            heartbeat of an attempt at a shard ("all": of every shard)
         lock                                       held by the process that works on the run
+        jobs.sqlite, jobs.json                     with an engine: the queue of its jobs, and a copy of it
+        manifests/, settings/, stop.json           likewise: lists of objects, settings of a resumption, a wish to stop
         commit.json                                the dataset's switch in progress
         result.json                                written last, by pass 2
 

@@ -314,6 +314,7 @@ def test_without_credentials(project: JobProject, bucket: Bucket) -> None:
     assert "aws configure" in told
 
 
+@SLOW
 def test_a_store_that_is_not_there(project: JobProject, bucket: Bucket) -> None:
     begun = time.monotonic()
     told = in_another_process(project, CATCH.format(bucket=bucket.uri), AWS_ENDPOINT_URL="http://127.0.0.1:9")
