@@ -24,6 +24,7 @@ from shardkit.errors import SchemaConflict
 from shardkit.merging import read_source
 from shardkit.parts import PartsWriter
 from shardkit.rows import collect
+from shardkit.storage import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -428,7 +429,7 @@ def outcome(folder: Path, groups: list[list[Any]], *, widen_ints: bool = False) 
     paths = []
     given_up: list[Any] = []
     for number, group in enumerate(groups):
-        writer = PartsWriter(folder, f"part{number}", schema=None, give_up=lambda _, error: given_up.append(error))
+        writer = PartsWriter(LocalFolder(folder), f"part{number}", schema=None, give_up=lambda _, error: given_up.append(error))
         for index, value in group:
             writer.add(collect({"x": value, "index": index}, index, f"record-{index}"))
         paths += [folder / part.name for part in writer.close()]
