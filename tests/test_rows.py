@@ -24,7 +24,7 @@ from shardkit.errors import SchemaConflict
 from shardkit.merging import read_source
 from shardkit.parts import PartsWriter
 from shardkit.rows import collect
-from shardkit.storage import LocalFolder
+from shardkit.storage import File, LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -426,16 +426,17 @@ PLAIN = re.compile(r"(item|element): ")  # what the values of a list are called 
 
 def outcome(folder: Path, groups: list[list[Any]], *, widen_ints: bool = False) -> tuple[str, Any]:
     """What becomes of one value a record, where the records of a group are in one chunk: a type and values, or an end."""
-    paths = []
+    parts: list[File] = []
+    home = LocalFolder(folder)
     given_up: list[Any] = []
     for number, group in enumerate(groups):
-        writer = PartsWriter(LocalFolder(folder), f"part{number}", schema=None, give_up=lambda _, error: given_up.append(error))
+        writer = PartsWriter(home, f"part{number}", schema=None, give_up=lambda _, error: given_up.append(error))
         for index, value in group:
             writer.add(collect({"x": value, "index": index}, index, f"record-{index}"))
-        paths += [folder / part.name for part in writer.close()]
+        parts += [File(home, part.name) for part in writer.close()]
     assert not given_up
     try:
-        source = read_source(paths, schema=None, widen_ints=widen_ints)
+        source = read_source(parts, schema=None, widen_ints=widen_ints)
     except SchemaConflict as error:
         return "conflict", re.sub(r"record-(\d+)", "a record", PLAIN.sub("", str(error)))
     try:
