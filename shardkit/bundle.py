@@ -107,7 +107,7 @@ def _package_files() -> Iterator[tuple[str, Path]]:
 
 
 def _source_files(source_dir: str, leave_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """The user's code: everything in its folder but what is hidden, made by machines, or data of the run."""
+    """The user's code: everything in its folder but notebooks, what is hidden or made by machines, and data."""
     root = Path(source_dir)
     others = {os.path.realpath(folder) for folder in leave_out}
     total, sizes = 0, []
@@ -122,7 +122,7 @@ def _source_files(source_dir: str, leave_out: tuple[str, ...]) -> Iterator[tuple
         )
         for name in names:
             path = Path(top, name)
-            if name.startswith(".") or not path.is_file():
+            if name.startswith(".") or name.endswith(".ipynb") or not path.is_file():
                 continue
             total += path.stat().st_size
             sizes.append((path.stat().st_size, path))

@@ -10,13 +10,18 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.clock import new_run_id, now
+from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
+from shardkit.job import FUNCTION
 from shardkit.jobs import (
     JobError,
     Policy,
@@ -36,6 +41,7 @@ from shardkit.submission import Requests, check_engine, name_base
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from shardkit.functions import FunctionRef
     from shardkit.jobs import Job, Report
     from shardkit.pipeline import Pipeline
     from shardkit.progress import Progress
@@ -55,6 +61,23 @@ def _queueing() -> Iterator[None]:
         yield
     except JobError as error:
         raise RunFailed(error.message, hint=error.hint) from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have SIGINT and SIGTERM end the block as Ctrl-C does, also where the program was started deaf to it."""
+    before: dict[int, Any] = {}
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class RunJobs:
@@ -102,11 +125,25 @@ class RunJobs:
         """The jobs of the latest generation."""
         return list(self.store.jobs(prefix=f"{self.base}-g{self.generation}-"))
 
-    def submit(self, pipeline: Pipeline, jobs: list[int], *, changes: Mapping[str, Any], retry: bool) -> None:
-        """Put a new generation of jobs in the queue: those of the plan with these numbers, and pass 2."""
-        plan = self.folder.plan()
-        code = _upload_code(self.folder, pipeline)
-        requests = Requests(self.folder, pipeline, plan, code, self.generation + 1, changes, retry)
+    def submit(
+        self,
+        pipeline: Pipeline,
+        jobs: list[int],
+        *,
+        changes: Mapping[str, Any],
+        retry: bool,
+        function: FunctionRef | None = None,
+    ) -> None:
+        """Put a new generation of jobs in the queue: those of the plan with these numbers, and pass 2.
+
+        ``function`` is one that takes the place of the plan's.
+        """
+        plan, generation = self.folder.plan(), self.generation + 1
+        code = _upload_code(self.folder, pipeline, function)
+        if function is not None:
+            changes = {**changes, FUNCTION: function.name}
+            self.folder.write_pickled(f"function-{generation}", function.pickled)
+        requests = Requests(self.folder, pipeline, plan, code, generation, changes, retry)
         self.folder.files.remove(STOP)
         with _queueing():
             self.store.submit_many(requests.submissions([plan["jobs"][number] for number in jobs]))
@@ -132,7 +169,8 @@ class RunJobs:
             RunFailed: the engine takes no calls.
             RunInterrupted: by Ctrl-C; the jobs that run go on.
         """
-        meter = JobMeter(self.folder, look_every_s=LOOK_EVERY_S[self.engine.kind])
+        earlier = Counter(job.status for job in self.store.jobs()) - Counter(job.status for job in self.current())
+        meter = JobMeter(self.folder, earlier, look_every_s=LOOK_EVERY_S[self.engine.kind])
         progress.start(meter.total)
 
         def show(_: Report, report: Report) -> None:
@@ -141,7 +179,7 @@ class RunJobs:
             self.snapshot(at_once=False)
 
         try:
-            with _queueing():
+            with _queueing(), _interruptible():
                 drive(self.store, self.engine.client(), policy=self.policy, on_round=show)
             progress.update(*meter.read(None))
         except KeyboardInterrupt:
@@ -156,7 +194,8 @@ class RunJobs:
         live, waiting = sum(job.live for job in jobs), sum(job.status == "New" for job in jobs)
         where = self.folder.arguments
         return RunInterrupted(
-            f"Run {self.folder.run_id}: no longer watching; {live} jobs go on, and {waiting} wait to be launched.",
+            f"Run {self.folder.run_id}: no longer watching; {counted(live, 'job')} {'goes' if live == 1 else 'go'} on, "
+            f"and {waiting} {'waits' if waiting == 1 else 'wait'} to be launched.",
             hint=f"\nGo on: shardkit resume {where}\nStop them: shardkit stop {where}",
         )
 
@@ -180,7 +219,7 @@ class RunJobs:
             raise RunInterrupted(f"Run {self.folder.run_id} was stopped.", hint=f"Go on: shardkit resume {where}")
         check_budget(Ledger(self.folder), self.pipeline.limits())
         first = next(job for job in guilty if job.status != "Stopped")
-        more = f" ({len(guilty) - 1} more jobs failed.)" if len(guilty) > 1 else ""
+        more = f" ({counted(len(guilty) - 1, 'more job')} failed.)" if len(guilty) > 1 else ""
         raise RunFailed(
             f"Run {self.folder.run_id}: job {first.name or first.job_id} failed after "
             f"{counted(len(first.attempts), 'attempt')}: {first.reason}{more}",
@@ -204,13 +243,15 @@ def _store_path(folder: RunFolder) -> Path:
     return home / "shardkit" / "runs" / f"{hashlib.sha256(folder.uri.encode()).hexdigest()[:32]}.sqlite"
 
 
-def _upload_code(folder: RunFolder, pipeline: Pipeline) -> str:
+def _upload_code(folder: RunFolder, pipeline: Pipeline, function: FunctionRef | None = None) -> str:
     from shardkit.bundle import upload_bundle
 
-    refs = [pipeline.function_ref(), pipeline.merge().combine]
+    refs = [function or pipeline.function_ref(), pipeline.merge().combine]
     homes = (ref.source_dir for ref in refs if ref is not None and ref.pickled is None)
     source = pipeline.source_dir or next((home for home in homes if home and not is_library(home)), None)
     data = [f.root for f in (pipeline.input_folder(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
+    if isinstance(pipeline.engine, Local):
+        data.append(Path(pipeline.engine.root))
     return upload_bundle(
         folder.output,
         source,
@@ -241,6 +282,7 @@ def start_jobs(pipeline: Pipeline, *, run_id: str | None, quiet: bool, wait: boo
             check_same_plan(folder, plan)
             progress.note(f"Run {folder.run_id} exists; going on where it ended.")
         else:
+            _upload_code(folder, pipeline)  # what is wrong with it is told before there is a run
             merging = pipeline.merge()
             folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
             folder.write_plan(plan.content | {"merge": True, "python": python_version()}, plan.records, ref.pickled)
@@ -250,7 +292,14 @@ def start_jobs(pipeline: Pipeline, *, run_id: str | None, quiet: bool, wait: boo
 
 
 def go_on(
-    run: Run, pipeline: Pipeline, progress: Progress, *, changes: Mapping[str, Any], retry: bool, wait: bool = True
+    run: Run,
+    pipeline: Pipeline,
+    progress: Progress,
+    *,
+    changes: Mapping[str, Any],
+    retry: bool,
+    wait: bool = True,
+    function: FunctionRef | None = None,
 ) -> None:
     """Drive a run's jobs; where none is left and work is, submit a new generation. The caller holds the run's lock.
 
@@ -285,7 +334,7 @@ def go_on(
         if not todo and not changes and is_complete(run.folder):
             progress.note(f"Run {run.run_id} is done; there is nothing to do.")
             return
-        jobs.submit(pipeline, todo, changes=changes, retry=retry)
+        jobs.submit(pipeline, todo, changes=changes, retry=retry, function=function)
     if wait:
         jobs.drive(progress)
         jobs.conclude()

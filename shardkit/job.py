@@ -30,6 +30,7 @@ TRY_AGAIN = 75
 TRANSIENT = "transient: "
 MESSAGE_CHARACTERS = 1000
 INPUT_FOLDER = "processing/input/data"
+FUNCTION = "function"  # among the settings of a generation: what takes the place of the plan's
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, Pipeline, d
     run = RunFolder(folder(output), run_id)
     if not run.exists():
         raise RunFailed(f"{uri} holds no plan.", hint="Was the run folder removed?")
+    run = run.encrypted()
     changes = run.read(settings) if settings else {}
-    pipeline = planned_pipeline(run.plan(), changes)
+    pipeline = planned_pipeline(run.plan(), {name: value for name, value in changes.items() if name != FUNCTION})
     if source := os.environ.get("SHARDKIT_SOURCE_DIR"):
         pipeline = pipeline.replace(source_dir=source, engine=None)
     return run, pipeline, changes
@@ -133,13 +135,14 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.progress import counted, make_progress
     from shardkit.runs import worker_pool
 
-    folder, pipeline, _ = open_planned(given.run, given.settings)
+    folder, pipeline, changes = open_planned(given.run, given.settings)
     plan = folder.plan()
     shards = plan["jobs"][given.job]["shards"]
     shard = shards[container.instance] if len(shards) > 1 else shards[0]
     source = str(container.root / INPUT_FOLDER) if given.download else None
     here = _records_in(folder, source) if source is not None and len(shards) > 1 else None
-    with worker_pool(folder, pipeline, planned_function(folder, plan, pipeline), source=source) as pool:
+    function = planned_function(folder, plan, pipeline, given.settings, changes.get(FUNCTION))
+    with worker_pool(folder, pipeline, function, source=source) as pool:
         attempt = Attempt(folder, make_progress(quiet=False), begun=begun, shard=shard, number=container.attempt)
         with attempt:
             share = Share(shards, shard, here)
@@ -176,17 +179,20 @@ def _pass2(given: argparse.Namespace, container: Container, begun: float) -> Non
         run_pass2(ledger, merging, attempt, name=pipeline.pipeline_name(), threads=pipeline.worker_count())
 
 
-def planned_function(folder: RunFolder, plan: dict[str, Any], pipeline: Pipeline) -> FunctionRef:
-    """The function of a planned run, as this process can load it.
+def planned_function(
+    folder: RunFolder, plan: dict[str, Any], pipeline: Pipeline, settings: str | None, name: str | None
+) -> FunctionRef:
+    """The function of a planned run, or the one that ``settings`` has in its place, as this process can load it.
 
     Raises:
         RunFailed: it travels by value, from another minor version of Python.
     """
-    from shardkit.functions import FunctionRef, python_version
+    from shardkit.functions import FunctionRef, python_version, reference
 
-    pickled = folder.pickled("function")
+    kept = f"function-{Path(settings).stem}" if settings and name else "function"
+    pickled = folder.pickled(kept)
     if pickled is None:
-        return pipeline.function_ref()
+        return reference(name, source_dir=pipeline.source_dir) if name else pipeline.function_ref()
     here, there = python_version(), plan["python"]
     if here != there:
         raise RunFailed(

@@ -52,14 +52,14 @@ _MAKING = threading.Lock()
 RESUME_HINT = "What was committed is kept; resume the run when the storage can be reached."
 
 
-def _bucket_store(bucket: str, session: Any) -> Any:
+def _bucket_store(bucket: str, session: Any, kms_key: str | None) -> Any:
     """The store of one bucket, the same for all threads: a client is worth 20 MB and 0.2 s of CPU to make."""
     with _MAKING:
-        return _make_store(bucket, session)
+        return _make_store(bucket, session, kms_key)
 
 
 @functools.lru_cache(maxsize=64)
-def _make_store(bucket: str, session: Any) -> Any:
+def _make_store(bucket: str, session: Any, kms_key: str | None) -> Any:
     """A store whose endpoint, region and credentials are what ``session`` says."""
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
@@ -78,6 +78,8 @@ def _make_store(bucket: str, session: Any) -> Any:
         config["region"] = bucket_region(client, bucket)
     else:
         config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
+    if kms_key is not None:
+        config |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": kms_key}
     return S3Store(
         bucket,
         config=config,  # type: ignore[arg-type]  # its keys are told apart above
@@ -152,20 +154,21 @@ def _answer(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class ObjectFolder(Folder):
-    """A prefix of a bucket; ``prefix`` is empty or ends with a slash."""
+    """A prefix of a bucket; ``prefix`` is empty or ends with a slash. ``kms_key`` encrypts what is written there."""
 
     bucket: str
     prefix: str
     session: Any = None
+    kms_key: str | None = None
 
     @classmethod
-    def of(cls, uri: str, *, session: Any = None) -> ObjectFolder:
+    def of(cls, uri: str, *, session: Any = None, kms_key: str | None = None) -> ObjectFolder:
         """The folder that ``uri`` names."""
         parts = urlsplit(uri, allow_fragments=False)
         path = uri.split("://", 1)[1].partition("/")[2].strip("/")
         if not parts.netloc:
             raise PipelineError(f"{uri} names no bucket.", hint="Write s3://bucket/prefix.")
-        return cls(parts.netloc, f"{path}/" if path else "", session)
+        return cls(parts.netloc, f"{path}/" if path else "", session, kms_key)
 
     @property
     def uri(self) -> str:  # type: ignore[override]  # read-only here
@@ -174,11 +177,15 @@ class ObjectFolder(Folder):
 
     @property
     def _store(self) -> Any:
-        return _bucket_store(self.bucket, self.session)
+        return _bucket_store(self.bucket, self.session, self.kms_key)
 
     def child(self, name: str) -> ObjectFolder:
         """The folder of that name in this one."""
-        return ObjectFolder(self.bucket, f"{self.prefix}{name.strip('/')}/", self.session)
+        return ObjectFolder(self.bucket, f"{self.prefix}{name.strip('/')}/", self.session, self.kms_key)
+
+    def encrypted(self, kms_key: str | None) -> ObjectFolder:
+        """The same folder, with that key for what is written."""
+        return self if kms_key is None else ObjectFolder(self.bucket, self.prefix, self.session, kms_key)
 
     @_repeated
     def read(self, key: str) -> bytes:

@@ -338,7 +338,8 @@ class Pipeline(_Model):
 
     def output_folder(self) -> Folder:
         """The output's folder."""
-        return folder(self.output.uri, session=self._session())
+        key = self.engine.output_kms_key if self.engine is not None else None
+        return folder(self.output.uri, session=self._session(), kms_key=key)
 
     def _session(self) -> Any:
         """The session that the engine's settings name, which then is for the storage as well."""

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from shardkit.jobs import Report
     from shardkit.micro import Counts
@@ -197,10 +197,14 @@ class RowMeter:
 
 
 class JobMeter:
-    """A run's jobs: how many have ended, and how many records they have handled together."""
+    """A run's jobs: how many have ended, and how many records they have handled together.
 
-    def __init__(self, folder: RunFolder, *, look_every_s: float) -> None:
+    ``earlier`` are jobs, by status, that are in the queue and do not count.
+    """
+
+    def __init__(self, folder: RunFolder, earlier: Mapping[str, int], *, look_every_s: float) -> None:
         self.total: int = folder.plan()["totals"]["records"]
+        self._earlier = earlier
         self._folder = folder
         self._look_every_s = look_every_s
         self._next_look = 0.0
@@ -214,7 +218,7 @@ class JobMeter:
             self._look()
             self._next_look = time.monotonic() + self._look_every_s
         if report is not None:
-            counts = report.counts
+            counts = {status: count - self._earlier.get(status, 0) for status, count in report.counts.items()}
             ended = sum(counts[status] for status in ("Completed", "Failed", "Stopped"))
             live = counts["Launched"] + counts["InProgress"]
             self._line = f"jobs: {ended:,}/{sum(counts.values()):,} ended, {live:,} running"

@@ -91,6 +91,11 @@ class RunFolder:
         """Whether the run was planned to the end: without a plan there is no run."""
         return self.files.exists("plan.json")
 
+    def encrypted(self) -> RunFolder:
+        """The same folder, but what is written there is encrypted with the key that the plan's engine names."""
+        engine = self.plan().get("pipeline", {}).get("engine") or {}
+        return RunFolder(self.output.encrypted(engine.get("output_kms_key")), self.run_id)
+
     def plan(self) -> dict[str, Any]:
         """The plan, as it was written."""
         return self.read("plan.json")

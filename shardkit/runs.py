@@ -329,13 +329,9 @@ class Run:
     ) -> None:
         from shardkit.driver import go_on
 
-        if function is not None:
-            raise PipelineError(
-                f"Run {self.run_id}: its jobs take the function that was planned.",
-                hint="Mend it where it is, or start a new run.",
-            )
+        ref = reference(function, source_dir=pipeline.source_dir) if function is not None else None
         with self.folder.lock():
-            go_on(self, pipeline, progress, changes=settings, retry=retry)
+            go_on(self, pipeline, progress, changes=settings, retry=retry, function=ref)
 
 
 def _untold(jobs: list[Job]) -> int:
@@ -601,7 +597,7 @@ def open_run(output: str | os.PathLike[str], run_id: str | None = None, *, boto_
     """
     root = folder_at(output, session=boto_session)
     finish_switches(root)
-    return Run(find_run(root, run_id))
+    return Run(find_run(root, run_id).encrypted())
 
 
 # Fields of a pipeline's input and output that `run` takes as they are.

@@ -59,10 +59,11 @@ def absolute_uri(uri: str | os.PathLike[str]) -> str:
     return os.fspath(uri).rstrip("/") if is_remote(uri) else str(local_root(uri))
 
 
-def folder(uri: str | os.PathLike[str], *, session: Any = None) -> Folder:
+def folder(uri: str | os.PathLike[str], *, session: Any = None, kms_key: str | None = None) -> Folder:
     """The folder that ``uri`` names: a path, ``file://`` or ``s3://bucket/prefix``.
 
-    ``session`` is a boto3 session; without one, an object store is reached as boto3 would by default.
+    ``session`` is a boto3 session; without one, an object store is reached as boto3 would by default. ``kms_key``
+    encrypts what is written to a store, which else does as its bucket says.
 
     Raises:
         PipelineError: no storage of that kind is known, or there are no credentials for it.
@@ -70,7 +71,7 @@ def folder(uri: str | os.PathLike[str], *, session: Any = None) -> Folder:
     if is_remote(uri):
         from shardkit.objectstore import ObjectFolder
 
-        return ObjectFolder.of(os.fspath(uri), session=session)
+        return ObjectFolder.of(os.fspath(uri), session=session, kms_key=kms_key)
     return LocalFolder(local_root(uri))
 
 
@@ -125,6 +126,10 @@ class Folder(ABC):
     @abstractmethod
     def child(self, name: str) -> Folder:
         """The folder of that name in this one."""
+
+    def encrypted(self, kms_key: str | None) -> Folder:
+        """The same folder, where it can encrypt, with that key for what is written."""
+        return self
 
     @abstractmethod
     def read(self, key: str) -> bytes:

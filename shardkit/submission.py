@@ -117,6 +117,8 @@ class Requests:
     def _request(self, words: list[str], inputs: list[dict[str, Any]], *, instances: int = 1) -> dict[str, Any]:
         environment = {}
         engine = self._engine
+        if engine.command and engine.kind == "sagemaker":
+            environment["SHARDKIT_PYTHON"] = engine.command[0]
         if isinstance(engine, SageMaker) and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & set(engine.env):
             environment["AWS_DEFAULT_REGION"] = str(engine.session().region_name)
         return engine.request(

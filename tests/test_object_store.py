@@ -557,3 +557,13 @@ def test_a_one_machine_run_that_is_killed_is_resumed(
     assert len(project.calls()) == before + left
     assert len(bucket.data_files()) == 1
     assert not [key for key in bucket.keys("out/_shardkit") if "/dataset/" in key or key.endswith("/lock")]
+
+
+def test_what_is_written_is_encrypted_with_the_key_that_the_engine_names(bucket: Bucket, project: JobProject) -> None:
+    bucket.put_all({f"in/{i}.txt": "go" for i in range(3)})
+    key = "arn:aws:kms:eu-west-1:123456789012:key/0a1b2c3d"
+    engine = sk.Local(root=project.root / "engine", output_kms_key=key)
+    run_here(project, bucket, engine=engine, shards={"by": "size", "count": 2})
+    for name in bucket.keys("out/"):
+        told = bucket.client.head_object(Bucket=bucket.name, Key=name)
+        assert told.get("SSEKMSKeyId") == key, name

@@ -54,7 +54,10 @@ def missing(requirements: list[str]) -> list[str]:
     try:
         from pip._vendor.packaging.requirements import Requirement
     except ImportError:
-        return requirements
+        try:
+            from packaging.requirements import Requirement  # type: ignore[assignment,unused-ignore]  # the same class
+        except ImportError:
+            return requirements
     found = []
     for line in requirements:
         try:
@@ -73,6 +76,8 @@ def install(requirements: list[str]) -> None:
     """Install with pip, from the wheels of the bundle where it has some."""
     if not requirements:
         return
+    if importlib.util.find_spec("pip") is None:
+        fail(f"The image has no pip, and lacks {', '.join(requirements[:5])}.", 1)
     wheels = HERE / "wheels"
     source = ["--no-index", "--find-links", str(wheels)] if wheels.is_dir() else []
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *source]
