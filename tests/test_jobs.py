@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from crashing import LINUX, Project, check_ledger, environment
+from crashing import LINUX, Project, check_ledger, environment, rows_of
 from job_runs import JobProject
 from test_examples import EXAMPLES, load
 
@@ -360,6 +360,34 @@ def test_a_function_by_value_and_a_combine_from_a_module(project: JobProject, mo
     assert project.keys_and_rows(run) == [("a/r0.txt", 41), ("a/r0.txt", 42)]
 
 
+def test_a_function_mended_in_a_notebook_is_for_the_records_that_failed(project: JobProject) -> None:
+    project.write_groups("go", "bad", groups="ab")
+    run = project.run_jobs(max_failures="100%")
+    assert len(run.quarantine()) == 2
+    mended = lambda record: {"key": record.key, "row": 0, "text": "mended"}  # noqa: E731
+    run.retry(function=mended, quiet=True)
+    assert run.summary().records == {"listed": 4, "done": 4, "quarantined": 0, "skipped": 0}
+    texts = {row["key"]: row["text"] for row in rows_of(run)}
+    assert texts == {"a/r0.txt": "go", "a/r1.txt": "mended", "b/r0.txt": "go", "b/r1.txt": "mended"}
+
+
+def test_code_that_cannot_travel_leaves_no_run(project: JobProject) -> None:
+    project.write_groups("go", groups="a")
+    with pytest.raises(sk.PipelineError, match="requirements: there is no file"):
+        project.run_jobs(requirements="absent.txt", requirements_mode="install")
+    with pytest.raises(sk.RunNotFound):
+        sk.open_run(project.out)
+
+
+def test_the_folder_of_the_engine_does_not_travel(project: JobProject) -> None:
+    project.write_groups("go", groups="a")
+    engine = project.local(root=project.code / "engine")
+    for _ in range(2):
+        project.run_jobs(engine=engine)
+    (only,) = code_folders(project)
+    assert zipfile.ZipFile(only / "source.zip").namelist() == ["work.py"]
+
+
 def test_a_function_by_value_does_not_fit_another_python(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     run = project.run_jobs(function=lambda record: {"key": record.key}, source_dir=None, wait=False)
@@ -385,7 +413,7 @@ def code_folders(project: JobProject) -> list[Path]:
 @SLOW
 def test_code_travels_once_per_content(project: JobProject) -> None:
     project.write_groups("go", groups="ab")
-    others = (".secret", "__pycache__/work.pyc", "env/pyvenv.cfg", "env/lib/big.py", "sub/more.txt")
+    others = (".secret", "__pycache__/work.pyc", "env/pyvenv.cfg", "env/lib/big.py", "driver.ipynb", "sub/more.txt")
     for name in others:
         (project.code / name).parent.mkdir(parents=True, exist_ok=True)
         (project.code / name).write_text("x")
