@@ -104,6 +104,10 @@ MERGE = _options(
     click.option("--partition-by", multiple=True, metavar="COLUMN", help="Hive partition; may be repeated."),
     click.option("--combine", metavar="MODULE:NAME", help="Your own computation on the merged rows."),
 )
+DAYS = _options(
+    click.option("--date", multiple=True, metavar="DAY", help="Only this day, or A..B; may be repeated."),
+    click.option("--since", metavar="TIME", help="Only the days from so long ago until now: 3d, 12h, 2w."),
+)
 PIPELINE = _options(
     click.argument("pipeline", required=False, metavar="[PIPELINE.yaml]"),
     click.option("--input", "input_", metavar="DIR", help="The folder with the files, where there is no YAML file."),
@@ -164,14 +168,28 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 shardkit run pipeline.yaml
 shardkit run pipeline.yaml --set input.uri=/data/2020 --set max_failures=10
 shardkit run pipeline.yaml --engine sagemaker
+shardkit run pipeline.yaml --date 2020-01-01 --date 2020-01-05..2020-01-09
+shardkit run pipeline.yaml --since 3d --dry-run
 shardkit run --function features:rows --input data/ --output out/ --pattern '*.jsonl'
 """
 )
 @PIPELINE
+@DAYS
+@click.option("--dry-run", is_flag=True, help="Only say what would run, and why.")
 @click.option("--run-id", metavar="ID", help="A name for the run; that of an unfinished one goes on with it.")
 @QUIET
 @JSON
-def run(pipeline: str | None, run_id: str | None, *, quiet: bool, as_json: bool, **given: Any) -> None:
+def run(
+    pipeline: str | None,
+    run_id: str | None,
+    *,
+    date: tuple[str, ...],
+    since: str | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Run both passes: records to parts, parts to the dataset.
 
     With an engine the passes are Processing jobs; Ctrl-C then leaves those running that were launched.
@@ -181,8 +199,28 @@ def run(pipeline: str | None, run_id: str | None, *, quiet: bool, as_json: bool,
     made = _read_pipeline(pipeline, given)
     from shardkit.clock import new_run_id
 
+    days = _days(made, date, since)
+    if dry_run:
+        _print_plan(made, days)
+        return
     known = run_id or new_run_id()
-    _report(made.output_folder(), known, lambda: made.run(run_id=known, quiet=quiet), as_json=as_json)
+    _report(made.output_folder(), known, lambda: made.run(days=days, run_id=known, quiet=quiet), as_json=as_json)
+
+
+def _days(made: Pipeline, date: tuple[str, ...], since: str | None) -> list[str] | None:
+    """The days that were asked for; None for all."""
+    from shardkit.days import days_since, zone_of
+
+    zone = zone_of(made.shards.zone if made.shards is not None else None)
+    return [*date, *(days_since(since, zone=zone) if since else ())] or None
+
+
+def _print_plan(made: Pipeline, days: list[str] | None) -> None:
+    from shardkit.report import plan_text
+
+    with redirect_stdout(sys.stderr):
+        planned = made.plan(days=days)
+    click.echo(plan_text(planned))
 
 
 def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bool) -> None:
@@ -192,7 +230,7 @@ def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bo
 
     try:
         with redirect_stdout(sys.stderr):  # what the user's own functions print
-            work()
+            run_id = work().run_id  # an earlier run's, where there was nothing to do
     except ShardkitError:
         folder = run_folder(output, run_id)
         if as_json and folder.exists():
@@ -221,15 +259,24 @@ shardkit plan pipeline.yaml --json | jq .totals
 """
 )
 @PIPELINE
+@DAYS
 @click.option("--sample", type=int, metavar="N", help="Run N records first, and say what the whole will take.")
 @JSON
-def plan(pipeline: str | None, sample: int | None, *, as_json: bool, **given: Any) -> None:
+def plan(
+    pipeline: str | None,
+    sample: int | None,
+    *,
+    date: tuple[str, ...],
+    since: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Say what a run would do, without doing it."""
     from shardkit.report import plan_text
 
     made = _read_pipeline(pipeline, given)
     with redirect_stdout(sys.stderr):
-        planned = made.plan()
+        planned = made.plan(days=_days(made, date, since))
         estimate = made.sample(sample) if sample is not None else None
     if as_json:
         from dataclasses import asdict

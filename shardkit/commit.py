@@ -28,13 +28,17 @@ def staging(folder: RunFolder) -> Folder:
 
 
 @contextlib.contextmanager
-def dataset_lock(output: Folder) -> Iterator[None]:
-    """Keep other processes of this machine from switching the same dataset, once any half-done switch is finished.
+def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[None]:
+    """Keep other processes from switching the same dataset, once any half-done switch is finished.
+
+    ``patience_s`` is how long to wait for another process that is at it.
 
     Raises:
         RunBusy: another process is at it.
     """
-    with output.lock(f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}."):
+    with output.lock(
+        f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}.", patience_s=patience_s
+    ):
         for run in _unfinished(output):
             _finish_switch(run)
         yield
@@ -68,11 +72,26 @@ def switch(folder: RunFolder, result: dict[str, Any]) -> None:
         StorageError: the switch could not be finished; it will be when the run is resumed.
     """
     old = current_result(folder.output)
+    before = [file["path"] for file in old["files"]] if old else []
+    if old is not None and old.get("by_day") and result["by_day"]:
+        _carry_over(old, result)
     new = {file["path"] for file in result["files"]}
-    gone = [f["path"] for f in old["files"] if f["path"] not in new] if old else []
+    gone = [path for path in before if path not in new]
     result["switched"] = (old["switched"] if old else 0) + 1
     folder.write("commit.json", {"result": result, "gone": gone})
     _finish_switch(folder)
+
+
+def _carry_over(old: dict[str, Any], result: dict[str, Any]) -> None:
+    """Have the new state hold the days that the run has not touched, as they are."""
+    kept = {day for day in old["partitions"] if day not in result["partitions"]}
+    files = [file for file in old["files"] if file["partition"] in kept]
+    result["partitions"] = {day: old["partitions"][day] for day in kept} | result["partitions"]
+    result["partitions"] = dict(sorted(result["partitions"].items()))
+    result["files"] = sorted(files + result["files"], key=lambda file: str(file["path"]))
+    result["rows"] = sum(file["rows"] for file in result["files"])
+    result["bytes_out"] = sum(file["bytes"] for file in result["files"])
+    result["columns"] = old["columns"] | result["columns"]
 
 
 def _finish_switch(folder: RunFolder) -> None:

@@ -34,12 +34,19 @@ NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a dataset is cut into files."""
+    """How a dataset is cut into files; ``day_column`` names the partition that days are, where there are days."""
 
     format: str
     rows_per_file: int
     target_bytes: int | None
     partition_by: tuple[str, ...]
+    day_column: str | None = None
+    day: str | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The folder of the day, with its trailing slash; nothing where there are no days."""
+        return f"{quote(self.day_column, safe='')}={_folder(self.day)}/" if self.day_column and self.day else ""
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ def write_dataset(folder: Folder, source: Source, layout: Layout, *, token: str,
     ]
 
     def write(number: int) -> DataFile:
-        file = _Building(folder, _name(number, token, layout), source.schema, layout)
+        file = _Building(folder, layout.prefix + _name(number, token, layout), source.schema, layout)
         for table in source.tables(*ranges[number], readers=threads or 1):
             file.append(table)
         return file.close()
@@ -206,7 +213,7 @@ class _PartitionedWriter:
 
     def _begin(self, prefix: str, schema: pa.Schema) -> _Building:
         number = self._numbers[prefix] = self._numbers.get(prefix, -1) + 1
-        path = prefix + _name(number, self._token, self._layout)
+        path = self._layout.prefix + prefix + _name(number, self._token, self._layout)
         file = self._building[prefix] = _Building(self._folder, path, schema, self._layout)
         return file
 

@@ -205,28 +205,34 @@ def _upload_code(folder: RunFolder, pipeline: Pipeline) -> str:
     )
 
 
-def start_jobs(pipeline: Pipeline, *, run_id: str | None, quiet: bool, wait: bool) -> Run:
+def start_jobs(
+    pipeline: Pipeline, *, days: tuple[str, ...] | None = None, run_id: str | None, quiet: bool, wait: bool
+) -> Run:
     """Plan a run, submit its jobs and drive them; or go on with the run of that id, if its plan is the same.
 
     Raises:
         PipelineError: the engine cannot do what the pipeline asks for.
         RunFailed, RunInterrupted: as for `RunJobs.drive`.
     """
-    from shardkit.runs import Run, check_same_plan, make_run_plan
+    from shardkit.runs import Run, check_same_plan, holding_days, make_run_plan, nothing_to_do
 
     check_engine(pipeline)
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref = pipeline.function_ref()
-    plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
-    with folder.lock():
+    plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
+    if not plan.content["totals"]["records"]:
+        return nothing_to_do(pipeline, plan, progress)
+    with holding_days(folder, plan.content), folder.lock():
         if folder.exists():
             check_same_plan(folder, plan)
             progress.note(f"Run {folder.run_id} exists; going on where it ended.")
         else:
             merging = pipeline.merge()
             folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
-            folder.write_plan(plan.content | {"merge": True, "python": python_version()}, plan.records, ref.pickled)
+            folder.write_plan(
+                plan.content | {"merge": True, "python": python_version()}, plan.records, ref.pickled, plan.taken_over
+            )
         run = Run(folder)
         go_on(run, pipeline, progress, changes={}, retry=False, wait=wait)
     return run

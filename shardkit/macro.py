@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +16,15 @@ import pyarrow.compute as pc
 
 from shardkit.arrays import arrow, numpy
 from shardkit.errors import PipelineError
-from shardkit.groups import has_groups
+from shardkit.groups import has_groups, with_dense_groups
+from shardkit.increments import partition_names
 from shardkit.micro import CHUNK_BYTES, CHUNK_RECORDS, SMALLEST_SHARE, assign_chunks, record_costs
 from shardkit.packing import evenly, in_order, longest_first
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from shardkit.increments import Comparison
     from shardkit.records import Records
 
 PLAN_VERSION = 2
@@ -34,11 +36,12 @@ class Plan:
     """What a run will do.
 
     ``records`` is the table of records with, for each, its ``shard`` and ``chunk`` (both int32); ``content`` is what
-    plan.json holds.
+    plan.json holds; ``taken_over`` are the markers of chunks that earlier runs have done.
     """
 
     records: pa.Table
     content: dict[str, Any]
+    taken_over: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
@@ -56,6 +59,8 @@ def make_plan(
     run_id: str,
     created: str,
     own_instances: bool = False,
+    by_day: bool = False,
+    comparison: Comparison | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -68,13 +73,26 @@ def make_plan(
         run_id: names the run.
         created: the time, in ISO 8601.
         own_instances: every shard has an instance of its own; else the same workers do one shard after the other.
+        by_day: every group is a partition of the dataset, so that no chunk may hold records of two.
+        comparison: with what earlier runs have done; the plan leaves out partitions in which nothing has changed.
 
     Raises:
         PipelineError: single objects are to be dealt out, but a record has several.
     """
-    table, rule = records.table, pipeline.get("shards")
+    rule = pipeline.get("shards")
+    table, taken, rows = _with_changes(records.table, comparison, by_day=by_day)
+    if not len(table):
+        return Plan(table, _nothing_to_do(pipeline, comparison, run_id=run_id, created=created))
     shard = _number_shards(table, rule)
-    chunk = _number_chunks(table, shard, how=chunks, workers=workers, own_instances=own_instances)
+    unit = numpy(_group_column(table).indices).astype(np.int32) if by_day else shard
+    chunk = np.zeros(len(table), np.int32)
+    free = np.flatnonzero(taken < 0)
+    if len(free):
+        chunk[free] = _number_chunks(
+            table.take(arrow(free)), _dense(unit[free]), how=chunks, workers=workers, own_instances=own_instances
+        )
+    if by_day or (taken >= 0).any():
+        chunk = _number_within(shard, unit, taken, chunk)
     table = table.append_column("shard", arrow(shard)).append_column("chunk", arrow(chunk))
     shards = _describe_shards(table, grouped=has_groups(rule), named=rule is not None)
     jobs = _describe_jobs(shards, together=rule is not None and rule["by"] == "s3key")
@@ -102,8 +120,101 @@ def make_plan(
         },
         "shards": shards,
         "jobs": jobs,
+        "by_day": by_day,
+        "work": work_digest(pipeline, function_digest),
+        "partitions": {name: c.to_dict() for name, c in comparison.changes.items() if c.any} if comparison else None,
+        "based_on": comparison.based_on if comparison else {},
+        "unchanged": _unchanged(comparison),
     }
-    return Plan(table, content)
+    if comparison is None:
+        return Plan(table, content)
+    new_ids = {old: new for new, old in enumerate(rows.tolist())}
+    return Plan(table, content, _taken_over(comparison, taken, new_ids, shard, chunk))
+
+
+def _with_changes(
+    table: pa.Table, comparison: Comparison | None, *, by_day: bool
+) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """The records of partitions in which something has changed.
+
+    Also the marker that each is taken over with, or -1, and which rows of the listing these were.
+    """
+    if comparison is None:
+        return table, np.full(len(table), -1, np.int64), np.arange(len(table))
+    partition, names = partition_names(table, by_day=by_day)
+    changed = np.array([comparison.changes[name].any for name in names], bool)
+    rows = np.flatnonzero(changed[partition])
+    kept = table if len(rows) == len(table) else table.take(arrow(rows))
+    return with_dense_groups(kept), comparison.taken[rows], rows
+
+
+def _dense(codes: np.ndarray) -> np.ndarray:
+    dense: np.ndarray = np.unique(codes, return_inverse=True)[1].astype(np.int32)
+    return dense
+
+
+def _number_within(shard: np.ndarray, unit: np.ndarray, taken: np.ndarray, chunk: np.ndarray) -> np.ndarray:
+    """Chunk numbers that are unique within each shard: first those taken over, then the others, unit by unit."""
+    fresh = taken < 0
+    keys = np.stack([shard, fresh, np.where(fresh, unit, 0), np.where(fresh, chunk, taken)]).astype(np.int64)
+    order = np.lexsort(keys[::-1])
+    ordered = keys[:, order]
+    begins = np.r_[True, (np.diff(ordered, axis=1) != 0).any(axis=0)]
+    number = np.cumsum(begins) - 1
+    first = np.r_[True, np.diff(ordered[0]) != 0]
+    start = np.maximum.accumulate(np.where(first, number, 0))
+    result = np.empty(len(shard), np.int32)
+    result[order] = number - start
+    return result
+
+
+def _taken_over(
+    comparison: Comparison, taken: np.ndarray, new_ids: dict[int, int], shard: np.ndarray, chunk: np.ndarray
+) -> list[dict[str, Any]]:
+    """The markers taken over, under their new numbers and with the new ids of what is in quarantine."""
+    found = []
+    for number in np.unique(taken[taken >= 0]).tolist():
+        first = int(np.flatnonzero(taken == number)[0])
+        marker = comparison.markers[number]
+        entries = [entry | {"record": new_ids[entry["record"]]} for entry in marker["quarantine"]]
+        found.append(marker | {"shard": int(shard[first]), "chunk": int(chunk[first]), "quarantine": entries})
+    return found
+
+
+def _unchanged(comparison: Comparison | None) -> dict[str, int]:
+    """How many partitions are left as they are, and how many records these have."""
+    same = [c for c in comparison.changes.values() if not c.any] if comparison else []
+    return {"partitions": len(same), "records": sum(c.unchanged for c in same)}
+
+
+def _nothing_to_do(
+    pipeline: dict[str, Any], comparison: Comparison | None, *, run_id: str, created: str
+) -> dict[str, Any]:
+    none = dict.fromkeys(("records", "bytes", "groups", "shards", "chunks", "jobs", "create_calls"), 0)
+    return {
+        "version": PLAN_VERSION,
+        "run_id": run_id,
+        "created": created,
+        "digest": "",
+        "pipeline": pipeline,
+        "totals": none,
+        "shards": [],
+        "jobs": [],
+        "partitions": {},
+        "unchanged": _unchanged(comparison),
+    }
+
+
+def work_digest(pipeline: dict[str, Any], function_digest: str) -> str:
+    """Tells whether the same would be computed from the same record."""
+    return digest_of(
+        {
+            "function": function_digest,
+            "records": pipeline["records"],
+            "input": pipeline["input"]["uri"],
+            "schema": pipeline["output"]["schema"],
+        }
+    )
 
 
 def _number_shards(table: pa.Table, rule: Mapping[str, Any] | None) -> np.ndarray:

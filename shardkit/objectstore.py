@@ -317,10 +317,18 @@ class ObjectFolder(Folder):
         ]
 
     @contextlib.contextmanager
-    def lock(self, key: str, busy: str) -> Iterator[None]:
+    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[None]:
         """Hold a lease: an object that says until when, renewed while the block runs."""
         lease = _Lease(self, key, busy)
-        lease.take()
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                lease.take()
+                break
+            except RunBusy:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
         try:
             yield
         finally:

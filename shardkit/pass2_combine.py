@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from shardkit.commit import STAGING, check_owner, current_result, dataset_lock, 
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.errors import CombineError, InputError, ShardkitError
 from shardkit.functions import FunctionRef, user_traceback
+from shardkit.ledger import WHOLE
 from shardkit.merging import combined, read_source
 from shardkit.progress import RowMeter
 from shardkit.runfolder import RunFolder, run_folder, runs_of
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from shardkit.attempt import Attempt
-    from shardkit.ledger import Ledger
+    from shardkit.ledger import CommittedPart, Ledger
     from shardkit.merging import Source
     from shardkit.runs import Run
     from shardkit.storage import Folder
+
+
+SWITCH_PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,23 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
         RunBusy: another run is switching the same dataset.
     """
     ledger.check()
+    plan = ledger.folder.plan()
     with _switching(ledger.folder, attempt, name=name) as build:
-        source = read_source((p.file for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
-        with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
-            build.files, build.schema = write_merged(
-                staging(ledger.folder), source, merge, token=build.token, threads=threads
-            )
+        sources = [(partition, _source(parts, merge)) for partition, parts in ledger.partitions()]
+        read = RowMeter(sum(s.num_rows for _, s in sources), lambda: sum(sum(s.read) for _, s in sources))
+        with attempt.pass2(read):
+            for partition, source in sources:
+                one = replace(merge, layout=replace(merge.layout, day=partition or None))
+                files, schema = write_merged(staging(ledger.folder), source, one, token=build.token, threads=threads)
+                build.add(partition, files, schema)
+        build.work = plan["work"]
+        build.by_day = plan["by_day"]
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
     return build.result
+
+
+def _source(parts: list[CommittedPart], merge: Merge) -> Source:
+    return read_source((p.file for p in parts), schema=merge.schema, widen_ints=merge.widen_ints)
 
 
 def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, Any]:
@@ -114,7 +127,7 @@ def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, A
             shard, name = part.file.key.split("/")[1:]
             path = f"part-{shard}-{name.removesuffix('.parquet')}-{build.token}.parquet"
             part.file.folder.place(part.file.key, File(staging(ledger.folder), path))
-            build.files.append(DataFile(path, part.rows, part.bytes))
+            build.add(WHOLE, [DataFile(path, part.rows, part.bytes)], build.schema)
         build.describe(Layout("parquet", 1, None, ()), records=ledger.counts(), bytes_in=ledger.total_bytes)
     return build.result
 
@@ -158,9 +171,8 @@ def combine_folders(
         with _switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
-                build.files, build.schema = write_merged(
-                    staging(folder), source, merge, token=build.token, threads=None
-                )
+                files, schema = write_merged(staging(folder), source, merge, token=build.token, threads=None)
+                build.add(WHOLE, files, schema)
             size = sum(size for _, size in found)
             build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)
     return Run(folder)
@@ -198,12 +210,22 @@ class _Build:
         before = folder.result()
         self.generation = (before["generation"] if before else 0) + 1
         self.token = folder.run_id if self.generation == 1 else f"{folder.run_id}.{self.generation}"
-        self.files: list[DataFile] = []
         self.schema = pa.schema([])
+        self.by_day = False
+        self.work = ""
+        self._files: list[tuple[str, DataFile]] = []
+        self._partitions: dict[str, None] = {}
         self.result: dict[str, Any] = {}
         self._folder = folder
         self._attempt = attempt
         self._name = name
+
+    def add(self, partition: str, files: list[DataFile], schema: pa.Schema) -> None:
+        """Take in the files of a partition."""
+        self._partitions[partition] = None
+        self._files += [(partition, file) for file in files]
+        known = {field.name for field in self.schema}
+        self.schema = pa.schema([*self.schema, *(field for field in schema if field.name not in known)])
 
     def describe(self, layout: Layout, *, records: dict[str, int], bytes_in: int) -> None:
         """Make the result out of what was built."""
@@ -212,13 +234,21 @@ class _Build:
             "name": self._name,
             "status": "done",
             "records": records,
-            "rows": sum(file.rows for file in self.files),
-            "files": [{"path": file.path, "rows": file.rows, "bytes": file.bytes} for file in self.files],
+            "rows": sum(file.rows for _, file in self._files),
+            "files": [
+                {"path": file.path, "rows": file.rows, "bytes": file.bytes, "partition": partition}
+                for partition, file in self._files
+            ],
+            "partitions": {
+                partition: {"run": self._folder.run_id, "work": self.work} for partition in self._partitions
+            },
+            "by_day": self.by_day,
             "bytes_in": bytes_in,
-            "bytes_out": sum(file.bytes for file in self.files),
+            "bytes_out": sum(file.bytes for _, file in self._files),
             "format": layout.format,
-            "partition_by": list(layout.partition_by),
-            "columns": {field.name: str(field.type) for field in self.schema},
+            "partition_by": [*([layout.day_column] if layout.day_column else []), *layout.partition_by],
+            "columns": {field.name: str(field.type) for field in self.schema}
+            | ({layout.day_column: "string"} if layout.day_column else {}),
             "started": self._attempt.started,
             "finished": now(),
             "seconds": round(self._attempt.seconds, 3),
@@ -229,7 +259,18 @@ class _Build:
 
 @contextlib.contextmanager
 def _switching(folder: RunFolder, attempt: Attempt, *, name: str) -> Iterator[_Build]:
-    """Hold the dataset while the block builds its next state, then switch to that."""
+    """Hold the dataset while the block builds its next state, then switch to that.
+
+    Runs of different days build side by side, and wait for each other only to switch.
+    """
+    if folder.plan().get("by_day"):
+        folder.files.remove_all(STAGING)
+        build = _Build(folder, attempt, name)
+        yield build
+        with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S):
+            check_owner(folder.output, name)
+            switch(folder, build.result)
+        return
     with dataset_lock(folder.output):
         check_owner(folder.output, name)  # again: another pipeline's run may have ended there meanwhile
         folder.files.remove_all(STAGING)

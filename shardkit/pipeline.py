@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from shardkit.days import DAY_COLUMN, parse_days
 from shardkit.engines.sagemaker import EngineSettings, Local, SageMaker
 from shardkit.errors import PipelineError
 from shardkit.functions import FunctionRef, name_of, reference
@@ -42,7 +43,7 @@ UNITS = {"": 1, "b": 1} | {
 # What each way of cutting takes, with an example.
 SHARD_FIELDS = {
     "directory": {"depth": "1", "max_jobs": "100"},
-    "date": {"path": "{Y}/{m}/{d}", "column": "modified", "max_jobs": "100"},
+    "date": {"path": "{Y}/{m}/{d}", "column": "modified", "max_jobs": "100", "zone": "Europe/Paris"},
     "size": {"count": "10", "target": "10GB"},
     "s3key": {"instances": "4"},
 }
@@ -102,6 +103,7 @@ class Shards(_Model):
     count: Annotated[int, NoTruth, Field(ge=1)] | None = None
     target: Bytes | None = None
     instances: Annotated[int, NoTruth, Field(ge=1, le=MAX_INSTANCES)] | None = None
+    zone: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -109,7 +111,7 @@ class Shards(_Model):
         by_directory = isinstance(given, Mapping) and given.get("by", "directory") == "directory"
         return {**given, "depth": 1} if by_directory and given.get("depth") is None else given
 
-    @field_validator("depth", "path", "column", "max_jobs", "count", "target", "instances", mode="before")
+    @field_validator("depth", "path", "column", "max_jobs", "count", "target", "instances", "zone", mode="before")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
         by, name = info.data.get("by"), str(info.field_name)
@@ -211,6 +213,7 @@ class Pipeline(_Model):
     max_failures: Annotated[int | str, NoTruth] = "1%"
     output: Output
     combine: str | Callable[..., Any] | None = None
+    incremental: bool | None = None
     engine: Engine = None
     input_mode: Literal["stream", "download"] = "stream"
     requirements: Annotated[str | None, BeforeValidator(_path_text)] = None
@@ -269,12 +272,21 @@ class Pipeline(_Model):
                 content[name] = content[name].model_dump(by_alias=True)
         return Pipeline(**content)
 
-    def run(self, engine: Any = None, *, run_id: str | None = None, quiet: bool = False, wait: bool = True) -> Run:
+    def run(
+        self,
+        engine: Any = None,
+        *,
+        days: Iterable[str] | None = None,
+        run_id: str | None = None,
+        quiet: bool = False,
+        wait: bool = True,
+    ) -> Run:
         """Run both passes. With the id of an unfinished run of the same plan, go on with that one.
 
         Args:
             engine: `SageMaker` or `Local` settings, or a Processor of the SageMaker SDK; by default the pipeline's
                 own ``engine``. Without any, the passes run in this process and its workers; else as jobs.
+            days: with shards by date, only these, such as ``["2020-01-01", "2020-01-05..2020-01-09"]``.
             run_id: a name for the run.
             quiet: show no progress.
             wait: with an engine, stay until all jobs have ended; else return when they are in the queue, and
@@ -289,19 +301,33 @@ class Pipeline(_Model):
         from shardkit.runs import start_run
 
         if engine is not None:
-            return self.replace(engine=engine).run(run_id=run_id, quiet=quiet, wait=wait)
+            return self.replace(engine=engine).run(days=days, run_id=run_id, quiet=quiet, wait=wait)
+        chosen = self.chosen_days(days)
         if self.engine is not None:
             from shardkit.driver import start_jobs
 
-            return start_jobs(self, run_id=run_id, quiet=quiet, wait=wait)
-        return start_run(self, run_id=run_id, quiet=quiet)
+            return start_jobs(self, days=chosen, run_id=run_id, quiet=quiet, wait=wait)
+        return start_run(self, days=chosen, run_id=run_id, quiet=quiet)
 
-    def plan(self, *, run_id: str | None = None) -> Plan:
+    def plan(self, *, days: Iterable[str] | None = None, run_id: str | None = None) -> Plan:
         """List the input and plan a run, without writing or running anything."""
         from shardkit.clock import new_run_id
         from shardkit.runs import make_run_plan
 
-        return make_run_plan(self, function_ref=self.function_ref(), run_id=run_id or new_run_id())
+        run_id = run_id or new_run_id()
+        return make_run_plan(self, function_ref=self.function_ref(), run_id=run_id, days=self.chosen_days(days))
+
+    def chosen_days(self, days: Iterable[str] | None) -> tuple[str, ...] | None:
+        """Days and ranges of days as single days; None for all.
+
+        Raises:
+            PipelineError: one is no date, or the pipeline has no days.
+        """
+        if days is None:
+            return None
+        if not self.by_day:
+            raise PipelineError("The pipeline has no days to choose.", hint="Set shards: {by: date, ...} in it.")
+        return parse_days([days] if isinstance(days, str) else days)
 
     def sample(self, records: int, *, quiet: bool = True) -> Estimate:
         """Run some records, and tell what the whole will take; nothing is left behind."""
@@ -312,6 +338,16 @@ class Pipeline(_Model):
     def function_ref(self) -> FunctionRef:
         """The function as workers get it."""
         return reference(self.function, source_dir=self.source_dir)
+
+    @property
+    def by_day(self) -> bool:
+        """Whether the dataset has a partition a day, or whatever the dates in its shards are."""
+        return self.shards is not None and self.shards.by == "date"
+
+    @property
+    def is_incremental(self) -> bool:
+        """Whether what earlier runs have done is taken over; by default where there are days."""
+        return self.by_day if self.incremental is None else self.incremental
 
     def pipeline_name(self) -> str:
         """The name given, else the function's."""
@@ -352,7 +388,13 @@ class Pipeline(_Model):
 
         out = self.output
         combine = reference(self.combine, source_dir=self.source_dir) if self.combine is not None else None
-        layout = Layout(out.format, out.rows_per_file, out.target_bytes, out.partition_by)
+        layout = Layout(
+            out.format,
+            out.rows_per_file,
+            out.target_bytes,
+            out.partition_by,
+            day_column=DAY_COLUMN if self.by_day else None,
+        )
         return Merge(layout, out.columns, out.widen_ints, combine)
 
     def to_dict(self) -> dict[str, Any]:

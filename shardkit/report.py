@@ -22,6 +22,11 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
     """What a run would do. ``rows`` are those expected, where a sample has told."""
     content, totals = plan.content, plan.content["totals"]
     pipeline = content["pipeline"]
+    if not totals["records"]:
+        same = content["unchanged"]
+        return (
+            f"Pipeline {pipeline['name']}: nothing has changed in {counted(same['records'], 'record')}; nothing to do."
+        )
     source, output = pipeline["input"], pipeline["output"]
     patterns, workers = " ".join(source["pattern"]), counted(content["workers"], "worker")
     chunks = counted(totals["chunks"], f"{pipeline['chunks']} chunk")
@@ -34,9 +39,26 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
         f"  shards   {totals['shards']:,}, in {chunks}, for {workers}",
         *_shard_lines(content),
         *_job_lines(content),
+        *_change_lines(content),
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
     return "\n".join(lines)
+
+
+def _change_lines(content: dict[str, Any]) -> Iterator[str]:
+    """What would be made anew, and why."""
+    partitions = content.get("partitions") or {}
+    if not partitions:
+        return
+    same = content["unchanged"]
+    yield f"  changes  {counted(len(partitions), 'partition')} to be made anew, {same['partitions']:,} as they are"
+    for name, changes in list(partitions.items())[:SHARDS_SHOWN]:
+        told = [f"{changes[kind]:,} {kind}" for kind in ("new", "changed", "vanished", "unchanged") if changes[kind]]
+        if changes["again"]:
+            told.append(f"{changes['again']:,} computed again: {changes['reason'] or 'beside one that has changed'}")
+        yield f"    {name or 'all':<12} {', '.join(told)}"
+    if len(partitions) > SHARDS_SHOWN:
+        yield f"    ... and {len(partitions) - SHARDS_SHOWN:,} more"
 
 
 def _rule(pipeline: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@
         plan.json                                  immutable: the pipeline, its digests, the shards
         records.parquet                            immutable: every record with its shard and chunk
         function.pkl, combine.pkl                  the functions, where they travel by value
+        taken_over.json                            markers of chunks that earlier runs have done
         parts/<shard>/<chunk>-<attempt>.parquet    rows
         markers/<shard>/<chunk>-<attempt>.json     commits a chunk: parts, rows, bytes, seconds, records, quarantine
         progress/<shard>-<attempt>.json            heartbeat of an attempt at a shard ("all": of every shard)
@@ -93,7 +94,13 @@ class RunFolder:
         """The plan, as it was written."""
         return self.read("plan.json")
 
-    def write_plan(self, plan: dict[str, Any], records: pa.Table, pickled: bytes | None) -> None:
+    def write_plan(
+        self,
+        plan: dict[str, Any],
+        records: pa.Table,
+        pickled: bytes | None,
+        taken_over: list[dict[str, Any]] | None = None,
+    ) -> None:
         """Write the immutable files, the plan last."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -102,6 +109,8 @@ class RunFolder:
         pq.write_table(records, sink, compression="zstd", compression_level=1, write_statistics=False)
         self.files.write("records.parquet", sink.getvalue().to_pybytes())
         self.write_pickled("function", pickled)
+        if taken_over:
+            self.files.write("taken_over.json", json.dumps({"markers": taken_over}).encode())
         self.write("plan.json", plan)
 
     def records(self, columns: list[str] | None = None) -> pa.Table:
@@ -132,6 +141,16 @@ class RunFolder:
         """All markers, of all attempts; or those of some shards only."""
         folders = ["markers"] if shards is None else [self.markers_of(shard) for shard in shards]
         return self._read_all([entry.key for name in folders for entry in self.files.entries(name)])
+
+    def taken_over(self, shards: list[int] | None = None) -> list[dict[str, Any]]:
+        """The markers of chunks that earlier runs have done, as the plan took them over."""
+        found = self._read_if_there("taken_over.json")
+        markers: list[dict[str, Any]] = found["markers"] if found else []
+        return [marker for marker in markers if shards is None or marker["shard"] in shards]
+
+    def of(self, run_id: str) -> Folder:
+        """Another run's own folder, of the same output."""
+        return RunFolder(self.output, run_id).files
 
     def result(self) -> dict[str, Any] | None:
         """The result, if the run has one."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.attempt import Attempt, resume_hint
 from shardkit.clock import new_run_id, now
-from shardkit.commit import check_owner, finish_switches
+from shardkit.commit import check_owner, current_result, finish_switches
 from shardkit.errors import PipelineError, PlanMismatch, RunNotFound
 from shardkit.functions import FunctionRef, python_version, reference
 from shardkit.runfolder import ALL_SHARDS, STATE_DIR, RunFolder, find_run, run_folder
@@ -290,7 +290,7 @@ class Run:
             return self
         merging = planned_merge(self.folder, pipeline, settings)
         begun, command = time.monotonic(), "retry" if retry else "resume"
-        with self.folder.lock():
+        with holding_days(self.folder, plan), self.folder.lock():
             if not settings and not (retry and self.quarantine()) and is_complete(self.folder):
                 progress.note(f"Run {self.run_id} is done; there is nothing to {command}.")
                 return self
@@ -315,7 +315,7 @@ class Run:
                 f"Run {self.run_id}: its jobs take the function that was planned.",
                 hint="Mend it where it is, or start a new run.",
             )
-        with self.folder.lock():
+        with holding_days(self.folder, self.folder.plan()), self.folder.lock():
             go_on(self, pipeline, progress, changes=settings, retry=retry)
 
 
@@ -413,14 +413,23 @@ def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pi
     return Pipeline(**content)
 
 
-def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str) -> Plan:
+def make_run_plan(
+    pipeline: Pipeline,
+    *,
+    function_ref: FunctionRef,
+    run_id: str,
+    days: tuple[str, ...] | None = None,
+    anew: bool = False,
+) -> Plan:
     """List the input and plan a run; writes nothing.
+
+    ``days`` are the only ones to look at; ``anew`` plans all of it, whatever earlier runs have done.
 
     Raises:
         InputError: the input is empty or cannot be read.
         PipelineError: the output lies around the input, or belongs to another pipeline.
     """
-    from shardkit.macro import make_plan
+    from shardkit.macro import make_plan, work_digest
     from shardkit.records import build_records
 
     source, output = pipeline.input_folder(), pipeline.output_folder()
@@ -434,6 +443,14 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
         exclude=pipeline.input.exclude,
         shards=content["shards"],
     )
+    if days is not None:
+        records = records.of_days(days)
+    comparison = None
+    if pipeline.is_incremental and not anew:
+        from shardkit.increments import compare
+
+        work = work_digest(content, function_ref.digest)
+        comparison = compare(records.table, output, by_day=pipeline.by_day, work=work)
     content["source_dir"] = content["source_dir"] or function_ref.source_dir  # for a resumption in another directory
     return make_plan(
         records,
@@ -444,6 +461,8 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
         run_id=run_id,
         created=now(),
         own_instances=pipeline.engine is not None and pipeline.worker_count() > 1,
+        by_day=pipeline.by_day,
+        comparison=comparison,
     )
 
 
@@ -496,7 +515,14 @@ def worker_pool(
         yield pool
 
 
-def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: bool = True) -> Run:
+def start_run(
+    pipeline: Pipeline,
+    *,
+    days: tuple[str, ...] | None = None,
+    run_id: str | None,
+    quiet: bool,
+    merge: bool = True,
+) -> Run:
     """Plan and run both passes; or go on with the run of that id, if its plan is the same.
 
     Without ``merge`` the dataset is pass 1's parts as they are.
@@ -507,8 +533,15 @@ def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: boo
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref, merging = pipeline.function_ref(), pipeline.merge()
-    with worker_pool(folder, pipeline, ref) as pool:  # the workers load the function while the input is listed
-        plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
+    with contextlib.ExitStack() as stack:
+        if not pipeline.is_incremental:  # the workers load the function while the input is listed
+            pool = stack.enter_context(worker_pool(folder, pipeline, ref))
+        plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
+        if not plan.content["totals"]["records"]:
+            return nothing_to_do(pipeline, plan, progress)
+        stack.enter_context(holding_days(folder, plan.content))
+        if pipeline.is_incremental:
+            pool = stack.enter_context(worker_pool(folder, pipeline, ref))
         with folder.lock():
             if folder.exists():
                 check_same_plan(folder, plan)
@@ -519,11 +552,47 @@ def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: boo
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
                 folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
-                folder.write_plan(
-                    plan.content | {"merge": merge, "python": python_version()}, plan.records, ref.pickled
-                )
+                content = plan.content | {"merge": merge, "python": python_version()}
+                folder.write_plan(content, plan.records, ref.pickled, plan.taken_over)
             _both_passes(folder, pipeline, merging, pool, Attempt(folder, progress, begun=begun), retry=False)
     return Run(folder)
+
+
+def nothing_to_do(pipeline: Pipeline, plan: Plan, progress: Progress) -> Run:
+    """The run that made the dataset as it is, for nothing of what it was made of has changed."""
+    current = current_result(pipeline.output_folder())
+    if current is None:
+        raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run with incremental: false.")
+    count = plan.content["unchanged"]["records"]
+    progress.note(f"Nothing has changed in {count:,} records since run {current['run_id']}; there is nothing to do.")
+    return Run(run_folder(pipeline.output_folder(), current["run_id"]))
+
+
+@contextlib.contextmanager
+def holding_days(folder: RunFolder, plan: Mapping[str, Any]) -> Iterator[None]:
+    """Keep other runs from the days that a plan is for, and see that none has made them since it was planned.
+
+    Raises:
+        RunBusy: another run is at one of them.
+        PlanMismatch: one has been made anew meanwhile.
+    """
+    if not plan.get("by_day"):
+        yield
+        return
+    output = folder.output
+    with contextlib.ExitStack() as stack:
+        for day in plan["partitions"] or plan["based_on"]:
+            busy = f"Another run is making {day} of {output.uri}."
+            stack.enter_context(output.lock(f"{STATE_DIR}/days/{day}.lock", busy))
+        made = (current_result(output) or {}).get("partitions", {})
+        for day, run_id in plan["based_on"].items():
+            now_by = made.get(day, {}).get("run")
+            if now_by not in {run_id, folder.run_id}:
+                raise PlanMismatch(
+                    f"Run {folder.run_id}: {day} has been made anew by run {now_by} since this one was planned.",
+                    hint="Start a new run; it computes only what has changed since.",
+                )
+        yield
 
 
 def check_same_plan(folder: RunFolder, plan: Plan) -> None:

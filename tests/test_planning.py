@@ -368,9 +368,9 @@ MODULES = {path.stem: imports_of(path) for path in PACKAGE.glob("*.py")}
 FLOORS = (
     {"_version", "errors", "clock", "arrays", "board", "record"},
     {"listing", "storage", "objectstore", "functions", "schema", "values"},
-    {"groups", "packing"},
+    {"groups", "packing", "days"},
     {"records", "runfolder", "rows", "formats", "inputs", "container", "jobs"},
-    {"parts", "progress", "ledger", "commit", "merging", "dataset"},
+    {"parts", "progress", "ledger", "commit", "merging", "dataset", "increments"},
     {"worker", "pool", "micro"},
     {"macro", "report", "attempt"},
     {
