@@ -25,14 +25,18 @@ if TYPE_CHECKING:
     from shardkit.storage import Folder
 
 
+def _write_examples(command: click.Command, formatter: click.HelpFormatter) -> None:
+    if command.epilog:
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  {line}\n" for line in command.epilog.strip().splitlines()))
+
+
 class _Command(click.Command):
     """A command that keeps the line breaks of its examples, and turns the library's errors into one clean message."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Print the examples as they are written."""
-        if self.epilog:
-            with formatter.section("Examples"):
-                formatter.write("".join(f"  {line}\n" for line in self.epilog.strip().splitlines()))
+        _write_examples(self, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors exit with their own code."""
@@ -48,6 +52,10 @@ class _Command(click.Command):
 
 class _Group(click.Group):
     command_class = _Command
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the examples as they are written."""
+        _write_examples(self, formatter)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which a user meets them."""
@@ -241,8 +249,9 @@ def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bo
     click.echo(str(summary), err=True)
     if count := summary.records["quarantined"]:
         where, first = folder.arguments, RunHandle(folder).quarantine()[0]
+        failed = "1 record failed and is" if count == 1 else f"{count:,} records failed and are"
         click.echo(
-            f"  {count:,} records failed and are not in the dataset, within max_failures. The first is {first['key']}: "
+            f"  {failed} not in the dataset, within max_failures. The first is {first['key']}: "
             f"{first['error']}: {first['message'][:200]}\n"
             f"  See them: shardkit failures {where}\n  Mend the function, then: shardkit retry {where}",
             err=True,
@@ -337,6 +346,9 @@ def stop(output: str, run_id: str | None) -> None:
 
     found = _open(output, run_id)
     count = found.stop()
+    if not count:
+        click.echo(f"Run {found.run_id}: no job is left to stop.")
+        return
     click.echo(
         f"{counted(count, 'job')} of run {found.run_id} stopped. Go on: shardkit resume {found.folder.arguments}"
     )
@@ -475,7 +487,7 @@ def init(kind: str, folder: Path) -> None:
         click.echo(line, err=True)
 
 
-@cli.group(cls=_Group)
+@cli.group(cls=_Group, epilog="shardkit engine serve --port 8765\nshardkit engine serve --help")
 def engine() -> None:
     """The engine that runs Processing jobs on this machine."""
 

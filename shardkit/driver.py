@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.clock import new_run_id
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
-from shardkit.functions import python_version
+from shardkit.functions import is_library, python_version
 from shardkit.jobs import (
     JobError,
     Policy,
@@ -63,26 +63,25 @@ class RunJobs:
         if pipeline.engine is None:
             raise RunFailed(f"Run {folder.run_id} has no engine.", hint="Resume it on this machine.")
         self.folder = folder
+        self.pipeline = pipeline
         self.engine = pipeline.engine
         self.base = name_base(folder, folder.plan()["pipeline"]["name"])
         self.policy = Policy.local(max_instances=self.engine.max_instances) if self.engine.kind == "local" else Policy()
         self._snapshot_due = 0.0
         path = _store_path(folder)
-        is_new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         with _queueing():
             self.store = SQLiteStore(path)
-            if is_new:
-                self._restore()
+            self._catch_up()
 
-    def _restore(self) -> None:
-        """Rebuild the queue where another machine, or an earlier life of this one, has submitted the jobs."""
+    def _catch_up(self) -> None:
+        """Take in what another machine, or an earlier life of this one, has submitted since this queue was used."""
         try:
             snapshot = json.loads(self.folder.files.read(SNAPSHOT))
         except FileNotFoundError:
             return
-        import_jobs(self.store, snapshot)
-        adopt(self.store, self.engine.client(), name_contains=self.base, policy=self.policy)
+        if import_jobs(self.store, snapshot):
+            adopt(self.store, self.engine.client(), name_contains=self.base, policy=self.policy)
 
     def snapshot(self, *, at_once: bool = True) -> None:
         """Keep a copy of the queue in the run folder, for other machines."""
@@ -120,9 +119,8 @@ class RunJobs:
         """Launch and watch until all jobs have ended.
 
         Raises:
-            RunFailed: a job failed for good, or was stopped.
+            RunFailed: the engine takes no calls.
             RunInterrupted: by Ctrl-C; the jobs that run go on.
-            RunBusy: another process is at it.
         """
         meter = JobMeter(self.folder, look_every_s=LOOK_EVERY_S[self.engine.kind])
         progress.start(meter.total)
@@ -141,7 +139,6 @@ class RunJobs:
             progress.finish()
             with contextlib.suppress(ShardkitError):
                 self.snapshot()
-        self._conclude()
 
     def _interruption(self) -> RunInterrupted:
         jobs = self.current()
@@ -152,11 +149,16 @@ class RunJobs:
             hint=f"\nGo on: shardkit resume {where}\nStop them: shardkit stop {where}",
         )
 
-    def _conclude(self) -> None:
-        """Say what went wrong, if something did."""
+    def conclude(self) -> None:
+        """Say what went wrong with the jobs, which have ended, if something did.
+
+        Raises:
+            RunFailed: a job failed for good.
+            RunInterrupted: the jobs were stopped.
+            BudgetExceeded: more records failed than the pipeline allows.
+        """
         from shardkit.ledger import Ledger
         from shardkit.pass1_preprocessing import check_budget
-        from shardkit.runs import planned_pipeline
 
         failed = [job for job in self.current() if job.status in {"Failed", "Stopped"}]
         if not failed:
@@ -165,7 +167,7 @@ class RunJobs:
         guilty = [job for job in failed if job.cause != "dependency"] or failed
         if all(job.status == "Stopped" for job in guilty):
             raise RunInterrupted(f"Run {self.folder.run_id} was stopped.", hint=f"Go on: shardkit resume {where}")
-        check_budget(Ledger(self.folder), planned_pipeline(self.folder.plan(), {}).limits())
+        check_budget(Ledger(self.folder), self.pipeline.limits())
         first = next(job for job in guilty if job.status != "Stopped")
         more = f" ({len(guilty) - 1} more jobs failed.)" if len(guilty) > 1 else ""
         raise RunFailed(
@@ -193,8 +195,9 @@ def _store_path(folder: RunFolder) -> Path:
 def _upload_code(folder: RunFolder, pipeline: Pipeline) -> str:
     from shardkit.bundle import upload_bundle
 
-    ref = pipeline.function_ref()
-    source = pipeline.source_dir or (None if ref.pickled is not None else ref.source_dir)
+    refs = [pipeline.function_ref(), pipeline.merge().combine]
+    homes = (ref.source_dir for ref in refs if ref is not None and ref.pickled is None)
+    source = pipeline.source_dir or next((home for home in homes if home and not is_library(home)), None)
     data = [f.root for f in (pipeline.input_folder(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
     return upload_bundle(
         folder.output,
@@ -217,6 +220,8 @@ def start_jobs(
     from shardkit.runs import Run, check_same_plan, holding_days, make_run_plan, nothing_to_do
 
     check_engine(pipeline)
+    if pipeline.engine is not None:
+        pipeline = pipeline.replace(engine=pipeline.engine.resolved())  # another machine may have to go on with it
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref = pipeline.function_ref()
@@ -245,6 +250,7 @@ def go_on(
 
     Raises:
         RunBusy: the settings are to change while jobs run.
+        RunFailed, RunInterrupted, BudgetExceeded: as for `RunJobs.drive` and `RunJobs.conclude`.
     """
     from shardkit.ledger import OPEN, QUARANTINED, Ledger
     from shardkit.runs import is_complete
@@ -252,7 +258,12 @@ def go_on(
     check_engine(pipeline)
     jobs = RunJobs(run.folder, pipeline)
     jobs.refresh()
-    if any(not job.ended for job in jobs.current()):
+    left = [job for job in jobs.current() if not job.ended]
+    if left and wait and all(job.stop_asked_at for job in left):
+        progress.note(f"Run {run.run_id}: waiting until its jobs have stopped.")
+        jobs.drive(progress)
+        left = []
+    if left:
         if changes or retry:
             raise RunBusy(
                 f"Run {run.run_id} has jobs that have not ended.",
@@ -269,3 +280,4 @@ def go_on(
         jobs.submit(pipeline, todo, changes=changes, retry=retry)
     if wait:
         jobs.drive(progress)
+        jobs.conclude()

@@ -39,7 +39,7 @@ EXPECTED = {
 }
 # Sections that may be given as one word, and the field that the word then is.
 SHORT = {"input": "uri", "output": "uri", "engine": "kind"}
-PATH_FIELDS = (("input", "uri"), ("output", "uri"), ("source_dir",), ("requirements",))
+PATH_FIELDS = (("input", "uri"), ("output", "uri"), ("source_dir",), ("requirements",), ("engine", "root"))
 
 
 def load_yaml(kind: type[P], path: Path, overrides: dict[str, Any]) -> P:
@@ -202,17 +202,21 @@ def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
+def _models_in(annotation: Any) -> list[Any]:
+    return [kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)]
+
+
 def _model_in(annotation: Any) -> Any:
-    return annotation if _is_model(annotation) else next((a for a in get_args(annotation) if _is_model(a)), None)
+    return next(iter(_models_in(annotation)), None)
 
 
 def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> str:
     given = problem.get("input")
     if problem["type"] == "extra_forbidden":
-        model: Any = kind
+        models: list[Any] = [kind]
         for step in at[:-1]:
-            model = _model_in(_fields(model)[str(step)])
-        return unknown_field(str(at[-1]), list(_fields(model)))
+            models = _models_in(_fields(models[0])[str(step)])
+        return unknown_field(str(at[-1]), list(dict.fromkeys(name for model in models for name in _fields(model))))
     if problem["type"] == "missing":
         return "this field is missing"
     if problem["type"] == "literal_error":

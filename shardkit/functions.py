@@ -182,12 +182,12 @@ def _sources(file: Path, source_dir: str) -> dict[str, bytes]:
         if name in found:
             continue
         found[name] = path.read_bytes()
-        if not _is_library(source_dir):
+        if not is_library(source_dir):
             queue.extend(_local_imports(path, found[name], source_dir))
     return found
 
 
-def _is_library(folder: str) -> bool:
+def is_library(folder: str) -> bool:
     """Whether what lies in ``folder`` is installed: it changes with its version, not under the user's hands."""
     return os.path.basename(folder) in {"site-packages", "dist-packages"} or folder == os.path.dirname(os.__file__)
 

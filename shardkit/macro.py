@@ -48,6 +48,11 @@ class Plan:
         """Tells whether two runs would do the same work."""
         return str(self.content["digest"])
 
+    def __str__(self) -> str:
+        from shardkit.report import plan_text
+
+        return plan_text(self)
+
 
 def make_plan(
     records: Records,

@@ -81,7 +81,10 @@ Uri = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
+    # A traceback in a notebook must not print the values of the environment.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
 
 class Input(_Model):
@@ -170,14 +173,25 @@ class Output(_Model):
         return value
 
 
+ENGINES = ("local", "sagemaker", "none")
+
+
 def _engine_settings(value: Any) -> Any:
     """Settings from what a user may give: a kind, a mapping, or a Processor."""
     if isinstance(value, str):
         value = {"kind": value}
     if isinstance(value, Mapping):
-        return None if value.get("kind") == "none" else value
+        if value.get("kind") in ENGINES:
+            return None if value["kind"] == "none" else value
+        import difflib
+
+        near = difflib.get_close_matches(str(value.get("kind", "")), ENGINES, n=1)
+        guess = f"; did you mean {near[0]}?" if near else "."
+        raise ValueError(f"expected local, sagemaker or none, or a mapping with its kind{guess}")
     if value is None or isinstance(value, BaseModel):
         return value
+    if isinstance(value, bool | int | float | list | tuple):
+        raise ValueError("expected local, sagemaker or none, or a mapping with its kind.")  # noqa: TRY004  for pydantic
     from shardkit.engines.local import LocalEngine
 
     if isinstance(value, LocalEngine):

@@ -141,9 +141,9 @@ def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
     yield f"jobs     {len(jobs):,}: {', '.join(f'{count:,} {state}' for state, count in states.items())}" + (
         f"; {counted(attempts, 'attempt')}" if attempts > len(jobs) else ""
     )
-    told = [job for job in jobs if job["reason"] and job["status"] != "Completed"]
+    told = [job for job in jobs if job["reason"] and job["status"] != "Completed" and job["cause"] != "dependency"]
     for job in told[:JOBS_SHOWN]:
-        yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'][:300]}"
+        yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'].splitlines()[0][:300]}"
     if len(told) > JOBS_SHOWN:
         yield f"  ... and {len(told) - JOBS_SHOWN:,} more"
 

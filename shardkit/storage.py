@@ -48,7 +48,10 @@ def local_root(uri: str | os.PathLike[str]) -> Path:
     if parts.scheme == "file":
         text = unquote(parts.path)
     elif "://" in text:
-        raise PipelineError(f"{text} is no folder of this machine.", hint="Give a path or a file:// URI.")
+        raise PipelineError(
+            f"{text}: shardkit knows no storage of kind {parts.scheme}:// here.",
+            hint="Give a path, a file:// URI or s3://bucket/prefix.",
+        )
     return Path(os.path.abspath(os.path.expanduser(text)))
 
 
@@ -69,12 +72,6 @@ def folder(uri: str | os.PathLike[str], *, session: Any = None) -> Folder:
         from shardkit.objectstore import ObjectFolder
 
         return ObjectFolder.of(os.fspath(uri), session=session)
-    scheme = urlsplit(os.fspath(uri)).scheme
-    if "://" in os.fspath(uri) and scheme != "file":
-        raise PipelineError(
-            f"{os.fspath(uri)}: shardkit knows no storage of kind {scheme}://.",
-            hint="Give a path, a file:// URI or s3://bucket/prefix.",
-        )
     return LocalFolder(local_root(uri))
 
 

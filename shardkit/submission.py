@@ -81,6 +81,10 @@ class Requests:
 
     def _settings(self) -> list[str]:
         changes = {name: value for name, value in self.changes.items() if not name.startswith("engine")}
+        if callable(changes.get("combine")):
+            raise PipelineError(
+                "combine: the jobs of a resumption take no function by value.", hint="Give it as 'module:callable'."
+            )
         if self._engine.kind == "local" and self.pipeline.workers == "auto":
             changes["workers"] = self._engine.vcpus  # its instances share one machine
         return [word for name, value in changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
@@ -109,8 +113,8 @@ class Requests:
         source = self.plan["pipeline"]["input"]["uri"].rstrip("/")
         rule = self.plan["pipeline"]["shards"] or {}
         shards = [self.plan["shards"][shard] for shard in job["shards"]]
-        whole = shards[0].get("group") if rule.get("by") == "directory" and len(shards) == 1 else None
-        if whole and whole != ".":
+        whole = shards[0].get("group") if rule.get("by") == "directory" else None
+        if whole and whole != "." and whole.count("/") + 1 == rule["depth"]:  # else there are other groups below it
             return _input("data", f"{source}/{whole}/", f"{local}/{whole}")
         dealt_out = job["instances"] > 1
         if dealt_out and self.plan["totals"]["objects_left_out"] == 0:
@@ -133,12 +137,13 @@ class Requests:
             yield from objects
 
     def _check_volume(self, job: dict[str, Any]) -> None:
-        share = job["bytes"] / job["instances"] * VOLUME_SLACK
-        if share > self._engine.volume_gb * GIB:
+        most = max(self.plan["shards"][shard]["bytes"] for shard in job["shards"])
+        if most * VOLUME_SLACK > self._engine.volume_gb * GIB:
             raise PipelineError(
-                f"engine.volume_gb: job {job['job']} downloads {human_bytes(job['bytes'] / job['instances'])} to each "
-                f"instance, and the volume has {self._engine.volume_gb} GB.",
-                hint=f"Set volume_gb to {int(share / GIB) + 1} or more, cut smaller shards, or use input_mode: stream.",
+                f"engine.volume_gb: job {job['job']} downloads {human_bytes(most)} to an instance, and the volume has "
+                f"{self._engine.volume_gb} GB.",
+                hint=f"Set volume_gb to {int(most * VOLUME_SLACK / GIB) + 1} or more, cut smaller shards, or use "
+                "input_mode: stream.",
             )
 
 
@@ -169,7 +174,13 @@ def check_engine(pipeline: Pipeline) -> None:
     if engine is None:
         return
     rule = pipeline.shards
-    engine.check_instances(rule.by if rule is not None else "", (rule.instances if rule is not None else None) or 1)
+    instances = (rule.instances if rule is not None else None) or 1
+    engine.check_instances(rule.by if rule is not None else "", instances)
+    if engine.kind == "local" and instances > engine.max_instances:
+        raise PipelineError(
+            f"shards.instances: {instances} instances at once, and engine.max_instances allows {engine.max_instances}.",
+            hint="Raise the one, or lower the other.",
+        )
     if engine.kind == "sagemaker":
         for name, uri in (("input", pipeline.input.uri), ("output", pipeline.output.uri)):
             if not is_remote(uri):

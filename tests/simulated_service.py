@@ -119,6 +119,7 @@ class SimulatedService:
         self.clock, self.seed, self.quota, self.faults, self.delay_s = clock, seed, quota, faults, delay_s
         self.creates_per_s, self.seconds, self.outcomes = creates_per_s, seconds, dict(outcomes or {})
         self.jobs: dict[str, Attempt] = {}
+        self._alive: list[Attempt] = []
         self.calls: Counter[str] = Counter()  # by operation
         self.answers: Counter[tuple[str, str]] = Counter()  # by operation and answer
         self.stops: list[str] = []
@@ -146,7 +147,8 @@ class SimulatedService:
 
     def alive(self) -> list[Attempt]:
         now = self.clock.time()
-        return [each for each in self.jobs.values() if now < each.over_at]
+        self._alive = [each for each in self._alive if now < each.over_at]
+        return self._alive
 
     def fail_next(self, method: str, *errors: Exception) -> None:
         self.next_errors.setdefault(method, []).extend(errors)
@@ -188,9 +190,9 @@ class SimulatedService:
     def _token(self) -> bool:
         """Whether the rate allows another create: a bucket of one."""
         now = self.clock.time()
-        self._tokens = min(1.0, self._tokens + (now - self._filled_at) * self.creates_per_s)
+        self._tokens = min(1.0, self._tokens + abs(now - self._filled_at) * self.creates_per_s)
         self._filled_at = now
-        if self._tokens < 1.0 - 1e-6:
+        if self._tokens < 0.999:
             return False
         self._tokens -= 1.0
         return True
@@ -215,6 +217,7 @@ class SimulatedService:
         if any(each.job_id == attempt.job_id for each in alive):
             self.twice.append(name)
         self.jobs[name] = attempt
+        self._alive.append(attempt)
         return {"ProcessingJobArn": arn(name)}
 
     def _fate(self, name: str) -> tuple[str, float]:

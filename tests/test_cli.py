@@ -23,7 +23,7 @@ from shardkit.cli import cli
 if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
-COMMANDS = ["run", "plan", "status", "failures", "retry", "resume", "pass1", "pass2", "init"]
+COMMANDS = ["run", "plan", "status", "logs", "stop", "failures", "retry", "resume", "pass1", "pass2", "init", "engine"]
 MODULE = """
 import sys
 print("module imported")

@@ -65,6 +65,10 @@ FULL = """
       schema: {key: string, at: "timestamp[us, tz=UTC]", tags: list<string>}
       widen_ints: true
     combine: module_of_pipeline:combine
+    engine: {kind: local, root: engine/, max_instances: 3, instance_type: ml.m5.large}
+    input_mode: download
+    requirements: requirements.txt
+    requirements_mode: bundle
 """
 
 
@@ -92,6 +96,20 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
             "widen_ints": True,
         },
         "combine": "module_of_pipeline:combine",
+        "engine": {
+            "kind": "local",
+            "role": "arn:aws:iam::000000000000:role/local",
+            "image": "local",
+            "instance_type": "ml.m5.large",
+            "instance_count": 1,
+            "volume_gb": 30,
+            "root": f"{here}/engine",
+            "max_instances": 3,
+            "isolation": "auto",
+        },
+        "input_mode": "download",
+        "requirements": f"{here}/requirements.txt",
+        "requirements_mode": "bundle",
     }
 
 
@@ -119,6 +137,10 @@ def test_python_says_the_same(yaml_file: Callable[..., Path]) -> None:
             "widen_ints": True,
         },
         combine="module_of_pipeline:combine",
+        engine=sk.Local(root=here / "engine", max_instances=3, instance_type="ml.m5.large"),
+        input_mode="download",
+        requirements=here / "requirements.txt",
+        requirements_mode="bundle",
     )
     in_yaml = sk.Pipeline.from_yaml(path)
     assert in_python.to_dict() == in_yaml.to_dict()
@@ -288,7 +310,7 @@ def test_what_is_wrong_in_output_is_named_with_its_line(
         ({"function": 5}, r"^function: expected module:callable, or a function, not 5$"),
         ({"records": 5}, r"^records: expected file, stem, directory, or module:callable, not 5$"),
         ({"workers": -1}, r"^workers: expected 'auto' or a number of 1 or more, not -1$"),
-        ({"input": "ftp://host/x"}, r"^ftp://host/x: shardkit knows no storage of kind ftp://"),
+        ({"input": "ftp://host/x"}, r"^ftp://host/x: shardkit knows no storage of kind ftp:// here"),
     ],
     ids=str,
 )

@@ -146,6 +146,8 @@ def test_preferences_replace_the_instance_type() -> None:
 def test_one_key_for_all_and_keys_of_their_own() -> None:
     engine = settings(kms_key="all", volume_kms_key="mine")
     assert (engine.volume_kms_key, engine.output_kms_key) == ("mine", "all")
+    for other in (engine.replace(kms_key="new"), SageMaker(ScriptProcessor(), kms_key="new")):
+        assert (other.volume_kms_key, other.output_kms_key) == ("new", "new")
 
 
 @pytest.mark.parametrize(
@@ -359,6 +361,9 @@ def test_a_copy_with_other_values() -> None:
     assert engine.volume_gb == 7
     assert engine.max_runtime == 7200
     assert engine.client() is client
+    several = engine.replace(instance_preferences=["ml.m5.large", "ml.m6i.large"])
+    assert several.instance_preferences == ("ml.m5.large", "ml.m6i.large")
+    assert several.replace(instance_type="ml.m5.xlarge").instance_preferences == ()
 
 
 def test_an_unknown_kind() -> None:
@@ -472,10 +477,13 @@ def test_a_processor() -> None:
 
 
 def test_fields_beside_a_processor_go_over_it() -> None:
-    engine = SageMaker(ScriptProcessor(), volume_gb=5, network=None, region="us-east-1")
+    processor = ScriptProcessor()
+    engine = SageMaker(processor, volume_gb=5, network=None, region="us-east-1")
     assert (engine.volume_gb, engine.network, engine.max_runtime) == (5, None, 3600)
-    assert engine.boto_session is None, "another region, another client"
-    assert engine.client().meta.region_name == "us-east-1"
+    assert engine.boto_session is processor.sagemaker_session.boto_session
+    assert engine.client().meta.region_name == "us-east-1", "another region, another client"
+    other = boto3.Session(region_name="us-west-2")
+    assert SageMaker(processor, boto_session=other).client().meta.region_name == "us-west-2"
 
 
 def test_preferences_of_a_processor() -> None:
@@ -668,6 +676,9 @@ def test_local_jobs_are_the_local_engines(tmp_path: Path, monkeypatch: pytest.Mo
     assert isinstance(client, LocalEngine)
     assert (client.root, client.max_instances, client.endpoint_url) == (engine.root, 2, engine.endpoint_url)
     assert engine.client() is client
+    given = Local(client=client)
+    assert given.client() is client
+    assert given.to_dict() == engine.to_dict(), "another process finds the same engine"
     with pytest.raises(sk.PipelineError, match="isolation: expected 'auto', 'namespace' or 'none', not \"docker\""):
         Local(isolation="docker")
 

@@ -2,7 +2,8 @@
 
 Where the kernel allows it, with or without root, an instance gets a mount namespace and a process namespace of its
 own: ``/opt/ml`` is its own folder, every other path is the machine's, and when its main process ends, all that it
-started ends. Elsewhere the program runs as it is, and finds its folder in the variable ``SHARDKIT_OPT_ML``.
+started ends. Where only bubblewrap may do that (some systems let no other program make user namespaces), it does.
+Elsewhere the program runs as it is, and finds its folder in the variable ``SHARDKIT_OPT_ML``.
 
 Standard library only: this runs in the supervisor, between fork and exec.
 """
@@ -37,7 +38,13 @@ KINDS = {
     "mount": _NEWNS,
     "user+mount": _NEWUSER | _NEWNS,
 }
+BUBBLEWRAP = "bubblewrap"
 NONE = "none"
+
+
+def ends_whole(kind: str) -> bool:
+    """Whether the kernel ends all that an instance has started when its keeper dies, whatever kills it."""
+    return bool(KINDS.get(kind, 0) & _NEWPID)
 
 
 class Program(NamedTuple):
@@ -77,12 +84,12 @@ def start(program: Program, kind: str) -> int:
 
 
 def probe() -> str:
-    """The kind of isolation that works here: one of ``KINDS``, or ``none``."""
+    """The kind of isolation that works here: one of ``KINDS``, ``bubblewrap`` or ``none``."""
     import tempfile
 
     if not sys.platform.startswith("linux"):
         return NONE
-    kinds = [kind for kind in KINDS if os.geteuid() == 0 or kind.startswith("user")]
+    kinds = [kind for kind in KINDS if os.geteuid() == 0 or kind.startswith("user")] + [BUBBLEWRAP]
     with tempfile.TemporaryDirectory(prefix="shardkit-probe-") as folder:
         os.makedirs(f"{folder}/ml")
         os.makedirs(f"{folder}/work")
@@ -117,13 +124,17 @@ def _keep(program: Program, kind: str, told: int) -> None:
     for number in _FORWARDED:
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
-    os.closerange(3, told)  # nothing that says that the supervisor lives, when it does not
+    signal.set_wakeup_fd(-1)
+    for first, last in ((3, told), (told + 1, 1024)):
+        os.closerange(first, last)  # nothing that says that the supervisor lives, when it does not
     _redirect(program.log)
     flags = KINDS.get(kind, 0)
     if flags:
         _unshare(flags | (0 if program.network else _NEWNET))
         if not program.network:
             _loopback_up()
+    elif kind == BUBBLEWRAP:
+        program = program._replace(command=bubblewrapped(program))
     elif not program.network:
         os.write(2, b"This machine cannot take the network from a job: it runs with it.\n")
     die_with(supervisor, signal.SIGUSR1)
@@ -133,12 +144,12 @@ def _keep(program: Program, kind: str, told: int) -> None:
             _guarded(lambda: _first_process(program, told), told)
         os.close(told)
         os._exit(_wait(first, tree=False))
-    _prctl(_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     if flags:
         _make_private()
         graft(os.path.join(program.volume, "ml"), OPT_ML, os.path.join(program.volume, "stage"))
-    code = _wait(_execute(program, told), tree=True)
-    _kill_descendants()
+    code = _wait(_execute(program, told), tree=True, wrapped=kind == BUBBLEWRAP)
+    kill_descendants()
     os._exit(code)
 
 
@@ -177,16 +188,20 @@ def _execute(program: Program, told: int) -> int:
         os._exit(code)
 
 
-def _wait(child: int, *, tree: bool) -> int:
+def _wait(child: int, *, tree: bool, wrapped: bool = False) -> int:
     """Wait for ``child``, hand SIGTERM on to it, and kill it on SIGUSR1; its exit code, or 128 + its signal."""
     while True:
         number = signal.sigwait(_FORWARDED)
         if number == signal.SIGTERM:
-            os.kill(child, signal.SIGTERM)
+            # Bubblewrap itself would die of it at once: the program is what its inner process has started.
+            inner = _children(_children({child})) if wrapped else set()
+            for process in inner or {child}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGTERM)
         elif number == signal.SIGUSR1:
             os.kill(child, signal.SIGKILL)
             if tree:
-                _kill_descendants(spare=child)
+                kill_descendants(spare=child)
         else:
             code = _reap(child)
             if code is not None:
@@ -212,7 +227,12 @@ def exit_code(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _kill_descendants(spare: int = 0) -> None:
+def adopt_orphans() -> None:
+    """Become the parent of every process below whose own parent dies, so that it is not lost."""
+    _prctl(_SET_CHILD_SUBREAPER, 1)
+
+
+def kill_descendants(spare: int = 0) -> None:
     """Kill every process that this one, or one of its children, has started, until none is left."""
     for _ in range(1000):
         found = descendants(os.getpid()) - {spare}
@@ -226,8 +246,23 @@ def _kill_descendants(spare: int = 0) -> None:
                 pass
 
 
+def _children(processes: set[int]) -> set[int]:
+    return {child for child, parent in _parents().items() if parent in processes}
+
+
 def descendants(process: int) -> set[int]:
     """The children of a process, and theirs, as far as the system tells; no zombies."""
+    parents = _parents()
+    found: set[int] = set()
+    fresh = {process}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+def _parents() -> dict[int, int]:
+    """The parent of every process that the system tells of."""
     parents: dict[int, int] = {}
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir("/proc"):
@@ -236,12 +271,33 @@ def descendants(process: int) -> set[int]:
                     fields = f.read().rpartition(")")[2].split()
                     if fields[0] != "Z":
                         parents[int(name)] = int(fields[1])
-    found: set[int] = set()
-    fresh = {process}
-    while fresh:
-        fresh = {child for child, parent in parents.items() if parent in fresh} - found
-        found |= fresh
-    return found
+    return parents
+
+
+# ---- bubblewrap --------------------------------------------------------------------------------------------------
+
+
+def bubblewrapped(program: Program) -> list[str]:
+    """The command that runs a program in bubblewrap, with the same view as `graft` gives it."""
+    import shutil
+
+    path = shutil.which("bwrap")
+    if path is None:
+        raise OSError("bubblewrap is not installed")
+    words = [path, "--die-with-parent", "--unshare-pid", *([] if program.network else ["--unshare-net"])]
+    above = _nearest(OPT_ML)
+    if above != "/":  # else the new root is empty, and gets the entries of the old one
+        words += ["--dev-bind", "/", "/"]
+    if above not in ("/", OPT_ML):
+        words += ["--tmpfs", above]
+    if above != OPT_ML:
+        for entry in os.scandir(above):
+            link = entry.is_symlink()
+            words += (
+                ["--symlink", os.readlink(entry.path), entry.path] if link else ["--dev-bind", entry.path, entry.path]
+            )
+    words += ["--proc", "/proc", "--bind", os.path.join(program.volume, "ml"), OPT_ML]
+    return [*words, "--chdir", os.path.join(program.volume, "work"), "--", *program.command]
 
 
 # ---- the kernel's calls ------------------------------------------------------------------------------------------
@@ -256,9 +312,7 @@ def graft(folder: str, target: str, stage: str) -> None:
     if os.path.isdir(target):
         _mount(folder, target, "", _BIND | _REC)
         return
-    above = os.path.dirname(target)
-    while not os.path.isdir(above):
-        above = os.path.dirname(above)
+    above = _nearest(target)
     os.makedirs(stage, exist_ok=True)
     _mount("tmpfs", stage, "tmpfs", _NOSUID | _NODEV, "mode=755,size=1m")
     for entry in list(os.scandir(above)):
@@ -271,6 +325,13 @@ def graft(folder: str, target: str, stage: str) -> None:
         os.chdir("/")
     else:
         _mount(stage, above, "", _BIND | _REC)
+
+
+def _nearest(path: str) -> str:
+    """The folder itself, or the nearest one above it that is there."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _show(entry: os.DirEntry[str], place: str) -> None:

@@ -70,8 +70,12 @@ class JobFiles:
         """Say how far the job is; once it has ended, it counts as an instance in use no more."""
         replace(self._state, json.dumps(state))
         if state["ProcessingJobStatus"] in ENDED:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(self.live_mark)
+            self.forget()
+
+    def forget(self) -> None:
+        """Count the job as one that uses instances no more."""
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.live_mark)
 
     def ask_to_stop(self) -> None:
         """Note that the job is to be stopped; the supervisor is woken by a signal."""
@@ -110,7 +114,7 @@ class JobFiles:
 @contextlib.contextmanager
 def root_lock(root: str) -> Iterator[None]:
     """Keep every other process from making jobs under ``root``, and from declaring one dead."""
-    os.makedirs(root, exist_ok=True)
+    os.makedirs(root, mode=0o700, exist_ok=True)
     descriptor = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

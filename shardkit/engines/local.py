@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.engines import isolation, validation
 from shardkit.engines.jobfiles import ENDED, JobFiles, root_lock
 from shardkit.engines.validation import refuse
-from shardkit.errors import PipelineError
+from shardkit.errors import PipelineError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,7 +94,9 @@ class LocalEngine:
                 "This machine does not let instances have an /opt/ml of their own.",
                 hint="Allow user namespaces, or use isolation='auto': then shardkit's own jobs run by path mapping.",
             )
-        self._ended: dict[str, dict[str, Any]] = {}  # what is known of jobs that have ended does not change
+        # What is known of jobs that have ended does not change: their state, and what a list says of them.
+        self._ended: dict[str, dict[str, Any]] = {}
+        self._listed: dict[str, dict[str, Any]] = {}
 
     # ---- the four calls --------------------------------------------------------------------------------------
 
@@ -105,6 +107,7 @@ class LocalEngine:
             botocore.exceptions.ParamValidationError: a field is missing or of another type.
             botocore.exceptions.ClientError: ValidationException, ResourceInUse (the name is taken) or
                 ResourceLimitExceeded (``max_instances`` are in use).
+            StorageError: ``root`` cannot be written to.
         """
         return self._create(request)
 
@@ -133,22 +136,22 @@ class LocalEngine:
             "path": f"{os.path.dirname(sys.executable)}:{PATH}",
             "sys_path": [path for path in sys.path if path],
         }
-        with root_lock(self.root):
-            if known := files.request():
-                refuse(
-                    "CreateProcessingJob",
-                    "ResourceInUse",
-                    "Job name must be unique within an AWS account and region, and a job with this name already exists "
-                    f"({known['arn']})",
-                )
-            self._check_quota(kind, count)
-            files.create(content, count)
-            if failed:
-                now = time.time()
-                ended = {"FailureReason": failed, "ProcessingEndTime": now, "LastModifiedTime": now}
-                files.write_state({"ProcessingJobStatus": "Failed"} | ended)
-            else:
-                self._supervise(files)
+        try:
+            with root_lock(self.root):
+                self._check_name(files)
+                self._check_quota(kind, count)
+                files.create(content, count)
+                if failed:
+                    now = time.time()
+                    ended = {"FailureReason": failed, "ProcessingEndTime": now, "LastModifiedTime": now}
+                    files.write_state({"ProcessingJobStatus": "Failed"} | ended)
+                else:
+                    self._supervise(files)
+        except OSError as error:
+            raise StorageError(
+                f"The local engine cannot make a job under {self.root}: {error.strerror or error}.",
+                hint="Give it another root, on a disk with free space and with the permission to write.",
+            ) from error
         return _answer({"ProcessingJobArn": arn})
 
     def describe_processing_job(self, **request: Any) -> dict[str, Any]:
@@ -232,14 +235,29 @@ class LocalEngine:
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
+    def _check_name(self, files: JobFiles) -> None:
+        """Refuse a name that a job has already. The root's lock is held."""
+        if known := files.request():
+            refuse(
+                "CreateProcessingJob",
+                "ResourceInUse",
+                "Job name must be unique within an AWS account and region, and a job with this name already exists "
+                f"({known['arn']})",
+            )
+
     def _check_quota(self, kind: str, count: int) -> None:
         """Refuse what would be more instances than may run. The root's lock is held."""
         live = os.path.join(self.root, "live")
         used = 0
         for name in os.listdir(live) if os.path.isdir(live) else []:
             files = JobFiles(self.root, name)
-            if self._state(files, locked=True)["ProcessingJobStatus"] not in ENDED and (known := files.request()):
+            known = files.request()
+            if known is None:  # somebody has removed the job's folder
+                files.forget()
+            elif self._state(files, locked=True)["ProcessingJobStatus"] not in ENDED:
                 used += len(known["hosts"])
+            else:
+                files.forget()
         if used + count > self.max_instances:
             refuse(
                 "CreateProcessingJob",
@@ -262,7 +280,7 @@ class LocalEngine:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                check=True,
+                check=False,  # a job that found no supervisor is one whose supervisor died
             )
 
     def _known(self, operation: str, name: str) -> tuple[JobFiles, dict[str, Any]]:
@@ -285,6 +303,8 @@ class LocalEngine:
                     state = self._bury(files)
         if state["ProcessingJobStatus"] in ENDED:
             self._ended[files.name] = state
+            if os.path.exists(files.volume("algo-1")) and not files.supervised():
+                files.remove_volumes()
         elif os.path.exists(files.stop_asked):
             state["ProcessingJobStatus"] = "Stopping"
         return state
@@ -294,8 +314,8 @@ class LocalEngine:
         state = files.state()
         if state["ProcessingJobStatus"] in ENDED or files.supervised():
             return state
-        for keeper in (state.get("keepers") or {}).values():
-            _signal(keeper if _is_keeper(keeper, files.folder) else None, signal.SIGUSR1)
+        for process in _left_behind(files):
+            _signal(process, signal.SIGKILL)
         now = time.time()
         state |= {"ProcessingJobStatus": "Failed", "FailureReason": DIED, "ProcessingEndTime": now}
         state |= {"LastModifiedTime": now}
@@ -307,10 +327,17 @@ class LocalEngine:
         """What a list says of every job whose name contains ``part``."""
         folder = os.path.join(self.root, "jobs")
         for name in os.listdir(folder) if os.path.isdir(folder) else []:
-            if part in name:
-                files = JobFiles(self.root, name)
-                if known := files.request():
-                    yield _summary(files, known, self._state(files))
+            if part not in name:
+                continue
+            if name in self._listed:
+                yield self._listed[name]
+                continue
+            files = JobFiles(self.root, name)
+            if known := files.request():
+                about = _summary(files, known, self._state(files))
+                if about["ProcessingJobStatus"] in ENDED:
+                    self._listed[name] = about
+                yield about
 
 
 def _summary(files: JobFiles, known: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
@@ -366,12 +393,14 @@ def _signal(process: int | None, number: signal.Signals) -> None:
             os.kill(process, number)
 
 
-def _is_keeper(process: int, folder: str) -> bool:
-    """Whether a process id still is that of a job's instance, not of somebody who got it later."""
-    try:
-        return os.readlink(f"/proc/{process}/fd/1").startswith(folder)
-    except OSError:
-        return False
+def _left_behind(files: JobFiles) -> Iterator[int]:
+    """The processes that still write to a job's logs."""
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        for descriptor in ("1", "2"):
+            with contextlib.suppress(OSError):  # no process, no longer one, or not ours
+                if os.readlink(f"/proc/{name}/fd/{descriptor}").startswith(os.path.join(files.logs, "algo-")):
+                    yield int(name)
+                    break
 
 
 def _lines(files: JobFiles, hosts: list[str]) -> Iterator[str]:

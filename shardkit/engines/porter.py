@@ -5,6 +5,7 @@ S3 takes packages, threads and memory; the supervisor keeps to one thread and th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -38,29 +39,36 @@ class Porter:
         """
         self._ask("bring", request, volumes)
 
-    def send(self, files: list[tuple[str, str, str]]) -> None:
+    def send(self, files: list[tuple[str, str, str]], *, settled: bool) -> None:
         """Upload files, each given as path, key and URI of the output's folder.
+
+        ``settled``: nobody will write to them any more.
 
         Raises:
             OSError: one of them could not be written; the message says which.
         """
         if files:
-            self._ask("send", files)
+            self._ask("send", files, settled)
 
     def close(self) -> None:
         """End the porter, whatever it is doing."""
         if self._pipes:
-            os.kill(self._process, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process, signal.SIGKILL)
             for pipe in self._pipes:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
             self._pipes = None
 
     def _ask(self, task: str, *arguments: Any) -> None:
         asks, answers = self._pipes or self._start()
-        asks.write(json.dumps([task, *arguments]) + "\n")
-        asks.flush()
-        line = answers.readline()
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            asks.write(json.dumps([task, *arguments]) + "\n")
+            asks.flush()
+            line = answers.readline()
         if not line:
+            self.close()
             raise OSError("the process that transfers the job's files died")
         kind, message = json.loads(line)
         if kind == InputMissing.__name__:

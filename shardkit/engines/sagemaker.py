@@ -6,7 +6,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from shardkit.engines import images, limits
 from shardkit.engines.instances import instance_vcpus, nearest
@@ -155,6 +155,14 @@ class Local(Settings):
 
     def __init__(self, processor: Any = None, /, **fields: Any) -> None:
         super().__init__(processor, **fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_engine(cls, fields: Any) -> Any:
+        """A local engine that is there already says itself where and how it runs; another machine wants to know."""
+        engine = fields.get("client") if isinstance(fields, dict) else None
+        told = {name: getattr(engine, name, None) for name in ("root", "max_instances", "endpoint_url")}
+        return {name: value for name, value in told.items() if value is not None} | fields if engine else fields
 
     @field_validator("role")
     @classmethod

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-CONNECTION = ("boto_session", "client", "region", "profile", "endpoint_url")
-
 
 def _no_truth(value: Any) -> Any:
     if isinstance(value, bool):
@@ -39,6 +37,21 @@ def _no_truth(value: Any) -> Any:
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _both_keys(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields in which ``kms_key`` is written out: it is the volume's key and the output's."""
+    if "kms_key" not in fields:
+        return fields
+    rest = {name: value for name, value in fields.items() if name != "kms_key"}
+    return dict.fromkeys(("volume_kms_key", "output_kms_key"), fields["kms_key"]) | rest
+
+
+def _outdated(given: set[str]) -> set[str]:
+    """What of a Processor's connection does not hold beside the fields that are given."""
+    if given & {"boto_session", "profile"}:
+        return {"boto_session", "client", "region"}
+    return {"client"} if given & {"region", "endpoint_url"} else set()
 
 
 Count = Annotated[int, BeforeValidator(_no_truth)]
@@ -107,13 +120,13 @@ class Settings(_Model):
             processor = fields.pop("processor", None)
         if processor is not None:
             read = read_processor(processor, local=self.local)
-            if any(fields.get(name) is not None for name in CONNECTION):
-                read = {name: value for name, value in read.items() if name not in CONNECTION}
+            for name in _outdated({name for name, value in fields.items() if value is not None}):
+                read.pop(name, None)
             if self.local:
                 read.pop("client", None)
             if fields.get("instance_type"):
                 read.pop("instance_preferences", None)
-            fields = read | fields
+            fields = read | _both_keys(fields)
         try:
             super().__init__(**fields)
         except ValidationError as error:
@@ -126,11 +139,7 @@ class Settings(_Model):
     @model_validator(mode="before")
     @classmethod
     def _one_key_for_all(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and "kms_key" in fields:
-            key = fields["kms_key"]
-            rest = {name: value for name, value in fields.items() if name != "kms_key"}
-            return {"volume_kms_key": key, "output_kms_key": key} | rest
-        return fields
+        return _both_keys(fields) if isinstance(fields, dict) else fields
 
     @field_validator("role")
     @classmethod
@@ -292,7 +301,10 @@ class Settings(_Model):
         return hash((self.kind, self.role, self.image))
 
     def replace(self, **fields: Any) -> Self:
-        """A copy with other values."""
+        """A copy with other values; an ``instance_type`` alone goes over ``instance_preferences``."""
+        fields = _both_keys(fields)
+        if "instance_type" in fields:
+            fields = {"instance_preferences": ()} | fields
         return type(self)(
             **{field.alias or name: getattr(self, name) for name, field in type(self).model_fields.items()} | fields
         )

@@ -89,6 +89,7 @@ class Supervisor:
         self._preparing = True
         signal.signal(signal.SIGTERM, self._terminated)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        isolation.adopt_orphans()  # of a keeper that is killed
 
     def run(self) -> None:
         """Run the job, and write down how it ended, whatever happens."""
@@ -107,6 +108,8 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self._kill(list(self._keepers))
         self._porter.close()
+        if not isolation.ends_whole(self._known["isolation"]):
+            isolation.kill_descendants()
         if "FailureReason" in end:
             end["FailureReason"] = end["FailureReason"][:MESSAGE_LIMIT]
         self._say(**end, ProcessingEndTime=time.time())
@@ -168,7 +171,7 @@ class Supervisor:
             command = [mapped(part, volume) for part in command]
             scratch = mapped(scratch, volume)
             environment["SHARDKIT_OPT_ML"] = os.path.join(volume, "ml")
-        environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"], "TMPDIR": scratch}
+        environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"], "TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
         environment |= self._request.get("Environment") or {}
         network = not (self._request.get("NetworkConfig") or {}).get("EnableNetworkIsolation", False)
         return isolation.Program(command, environment, volume, self._files.log(host), network)
@@ -177,6 +180,7 @@ class Supervisor:
 
     def _terminated(self, *_: object) -> None:
         if self._preparing:
+            self._preparing = False  # once is enough
             self._check_stop(unasked=True)
 
     def _check_stop(self, *, unasked: bool = False) -> None:
@@ -199,7 +203,8 @@ class Supervisor:
             until = min(self._deadline, next_upload if continuous else float("inf")) - now
             self._sleep(max(0.0, min(until, 3600.0)))
             if continuous and time.monotonic() >= next_upload:
-                self._outputs.upload_settled()
+                with contextlib.suppress(OSError):  # tried again, and told at the end
+                    self._outputs.upload_settled()
                 next_upload = time.monotonic() + UPLOAD_EVERY
 
     def _sleep(self, seconds: float) -> None:

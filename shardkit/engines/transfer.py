@@ -232,14 +232,14 @@ class Outputs:
                 self._seen[path] = stamp = _stamp(path)
                 if stamp == before.get(path) != self._sent.get(path):
                     fresh[path] = (path, key, uri)
-        self._porter.send(list(fresh.values()))
+        self._porter.send(list(fresh.values()), settled=False)
         self._sent |= {path: self._seen[path] for path in fresh}
 
     def upload_rest(self, *, completed: bool) -> None:
         """Upload what is left: EndOfJob outputs of a job that completed, continuous ones of any job."""
         modes = ("EndOfJob", "Continuous") if completed else ("Continuous",)
         files = [file for mode in modes for file in self._files(mode)]
-        self._porter.send([file for file in files if _stamp(file[0]) != self._sent.get(file[0])])
+        self._porter.send([file for file in files if _stamp(file[0]) != self._sent.get(file[0])], settled=True)
 
     def _files(self, mode: str) -> Iterable[tuple[str, str, str]]:
         """Path, key and URI of every file in the outputs of one upload mode."""
@@ -261,8 +261,10 @@ def _stamp(path: str) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def send(files: Sequence[tuple[str, str, str]]) -> None:
+def send(files: Sequence[tuple[str, str, str]], settled: bool) -> None:  # noqa: FBT001  # it comes through a pipe
     """Upload files, each given as path, key and URI of the output's folder.
+
+    ``settled``: nobody will write to them any more.
 
     Raises:
         OSError: one of them could not be written.
@@ -270,7 +272,7 @@ def send(files: Sequence[tuple[str, str, str]]) -> None:
     remote = [file for file in files if is_remote(file[2])]
     for file in files:
         if not is_remote(file[2]):
-            _send_one(*file)
+            _send_one(*file, settled=settled)
     if remote:
         from concurrent.futures import ThreadPoolExecutor
         from pathlib import Path
@@ -281,19 +283,34 @@ def send(files: Sequence[tuple[str, str, str]]) -> None:
                 pass
 
 
-def _send_one(path: str, key: str, uri: str) -> None:
-    """Copy one file to its name under a local folder, so that it appears whole."""
+def _send_one(path: str, key: str, uri: str, *, settled: bool) -> None:
+    """Bring one file to its name under a local folder, so that it appears whole.
+
+    A settled file gets a second name instead of a copy, where both lie on one disk: the first goes with the volume.
+    """
     target = os.path.join(local_path(uri), key)
     folder, name = os.path.split(target)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{os.getpid()}-{time.monotonic_ns()}-{name[:64]}")
     try:
-        copy(path, temporary)
+        if not (settled and _second_name(path, temporary)):
+            copy(path, temporary)
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         raise
+
+
+def _second_name(path: str, other: str) -> bool:
+    """Give a file that has but one name another; whether that went well."""
+    if os.path.islink(path) or os.stat(path).st_nlink != 1:
+        return False
+    try:
+        os.link(path, other)
+    except OSError:
+        return False
+    return True
 
 
 # ---- S3 ----------------------------------------------------------------------------------------------------------

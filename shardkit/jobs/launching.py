@@ -126,9 +126,8 @@ class _Launch:
 
     def _short_of(self, job: Job, now: float) -> str:
         """What there is no room for: ``max_instances``, ``quota``, or nothing."""
-        in_flight = self._store.in_flight()
         cap = self._policy.max_instances
-        if cap is not None and sum(in_flight.values()) + job.instances > cap:
+        if cap is not None and sum(self._store.in_flight().values()) + job.instances > cap:
             return "max_instances"
         return "quota" if self._over_quota(job, now) else ""
 
@@ -191,12 +190,12 @@ class _Launch:
 
         settle(self._store, claimed, change)
         self._launched.append(claimed.name)
-        in_flight = self._store.in_flight().get(claimed.instance_type, 0)
 
         def faster(state: dict[str, Any]) -> None:
             state["failures"] = 0
             state["interval_s"] = self._interval(state) * FASTER
             limit = state.get("limits", {}).get(claimed.instance_type)
+            in_flight = self._store.in_flight().get(claimed.instance_type, 0) if limit else 0
             if limit and in_flight > limit["ceiling"]:
                 limit.update(ceiling=in_flight, wait_s=limit["wait_s"] / 4, probe_at=now)
 

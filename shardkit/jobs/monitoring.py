@@ -95,14 +95,20 @@ class _Monitor:
     # ---- looking ---------------------------------------------------------------------------------------------------
 
     def _look(self, begun: float, state: dict[str, Any]) -> None:
-        """What changed since the last look; from time to time, what did not change too."""
+        """What changed since the last look; from time to time, what did not change too.
+
+        "Since" means the latest change that a look has seen, by the service's times, and for a while somewhat before
+        it: a change may show up in the list after a later one.
+        """
         live = self._store.live()
-        since = max(state.get("mark", 0.0), live.launched_at - CLOCKS_APART_S)
-        newest = state.get("mark", 0.0)
+        newest, newest_at = state.get("newest", 0.0), state.get("newest_at", 0.0)
+        reach_back_s = max(self._policy.overlap_s - (begun - newest_at), 0.0)
+        since = max(newest - reach_back_s, live.launched_at - CLOCKS_APART_S)
         after = datetime.datetime.fromtimestamp(since, datetime.timezone.utc)
         for page in calls.list_pages(self._engine, NameContains=_prefix(live), LastModifiedTimeAfter=after):
             self._take_in(page)
-            newest = max(newest, *(_modified(line) - self._policy.overlap_s for line in page)) if page else newest
+            latest = max((_modified(line) for line in page), default=0.0)
+            newest, newest_at = (latest, begun) if latest > newest else (newest, newest_at)
         whole, full_at = self._whole, state.setdefault("full_at", live.launched_at)
         if begun - full_at >= self._policy.recheck_s:
             full_at = self._look_at_everything(begun)
@@ -110,7 +116,8 @@ class _Monitor:
         def seen(shared: dict[str, Any]) -> None:
             shared["full_at"] = full_at
             if whole:
-                shared["mark"] = max(newest, shared.get("mark", 0.0))
+                if newest > shared.get("newest", 0.0):
+                    shared.update(newest=newest, newest_at=newest_at)
                 shared["passed"] = max(begun, shared.get("passed", 0.0))
 
         change_state(self._store, MONITORING, seen)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shardkit.jobs.store import Store
 
 FORMAT = 1
+_FIELDS = tuple(each.name for each in dataclasses.fields(Job))
 
 
 def export_jobs(store: Store, *, requests: bool = True) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def export_jobs(store: Store, *, requests: bool = True) -> dict[str, Any]:
     """
     rows = []
     for job in store.jobs():
-        row = dataclasses.asdict(job)
+        row = {name: getattr(job, name) for name in _FIELDS}
         rows.append(row | {"request": store.request(job.job_id)} if requests else row)
     return {"format": FORMAT, "jobs": rows}
 
@@ -81,8 +82,7 @@ def import_jobs(store: Store, data: Mapping[str, Any]) -> int:
 
 def _job(row: Mapping[str, Any]) -> Job:
     """A job of exported data."""
-    names = {each.name for each in dataclasses.fields(Job)}
-    values: dict[str, Any] = {name: value for name, value in row.items() if name in names}
+    values: dict[str, Any] = {name: value for name, value in row.items() if name in _FIELDS}
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return Job(**values)
 

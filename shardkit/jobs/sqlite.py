@@ -54,6 +54,8 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS jobs_waiting ON jobs (status, blocked, seq);
 CREATE INDEX IF NOT EXISTS jobs_time ON jobs (status, blocked, not_before);
 CREATE INDEX IF NOT EXISTS jobs_flight ON jobs (status, instance_type, instances);
+CREATE INDEX IF NOT EXISTS jobs_uncertain ON jobs (seq) WHERE known = 'maybe';
+CREATE INDEX IF NOT EXISTS jobs_stopping ON jobs (seq) WHERE stop_asked_at > 0;
 CREATE TABLE IF NOT EXISTS requests (job_id TEXT PRIMARY KEY, request TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS dependencies (
     job_id TEXT NOT NULL, place INTEGER NOT NULL, needs TEXT NOT NULL, PRIMARY KEY (job_id, place)
@@ -293,7 +295,7 @@ class SQLiteStore:
     def uncertain(self, limit: int = 1000) -> list[Job]:
         """``Launched`` jobs of which nobody knows whether the service has them."""
         with self._reading() as db:
-            return self._select(db, "status = ? AND known = ?", [LAUNCHED, MAYBE], order="seq", limit=limit)
+            return self._select(db, f"known = '{MAYBE}' AND status = ?", [LAUNCHED], order="seq", limit=limit)
 
     def stopping(self, limit: int = 1000) -> list[Job]:
         """Live jobs that somebody asked to be stopped."""
@@ -345,8 +347,10 @@ class SQLiteStore:
                 known = self._one(db, job.job_id)
                 if job.version > known.version:
                     self._write(db, dataclasses.replace(job, version=known.version))
-                    db.execute("UPDATE jobs SET version = ? WHERE job_id = ?", (job.version, job.job_id))
                     replaced += 1
+                if job.version >= known.version:
+                    values = (job.submitted_at, job.changed_at, job.version, job.job_id)
+                    db.execute("UPDATE jobs SET submitted_at=?, changed_at=?, version=? WHERE job_id=?", values)
             db.execute(_COUNT_BLOCKED, (COMPLETED,))
         return replaced
 

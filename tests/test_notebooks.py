@@ -1,0 +1,179 @@
+"""The examples' driver notebooks: run whole on the local engine, with a plot to show for it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+
+import shardkit as sk
+from shardkit.submission import check_engine
+
+if TYPE_CHECKING:
+    from conftest import RunCommand
+
+nbclient = pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("matplotlib")
+pytest.importorskip("wfdb")
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+LARGEST_BYTES = 15_000
+NOTEBOOKS = sorted(EXAMPLES.glob("*/driver.ipynb"))
+notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.parent.name)
+
+
+def copied(path: Path, folder: Path) -> Path:
+    """A copy of a notebook's example, as a user has it, without what runs beside the tests may have left there."""
+    return Path(shutil.copytree(path.parent, folder / "mine", ignore=shutil.ignore_patterns("__pycache__", "data")))
+
+
+def executed(folder: Path) -> Any:
+    """The notebook in ``folder``, run from top to bottom; a cell that fails fails the test."""
+    book = nbformat.read(folder / "driver.ipynb", as_version=4)
+    nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    return book
+
+
+def said(book: Any, cell_id: str) -> str:
+    """What a cell printed and showed, as text."""
+    outputs = next(cell for cell in book.cells if cell["id"] == cell_id)["outputs"]
+    texts = (out["text"] if "text" in out else out.get("data", {}).get("text/plain", "") for out in outputs)
+    return "\n".join(texts)
+
+
+def pictures(book: Any) -> list[Any]:
+    """The images that its cells showed, as arrays of pixels."""
+    from matplotlib.image import imread
+
+    outputs = [out for cell in book.cells for out in cell.get("outputs", ())]
+    shown = [out["data"]["image/png"] for out in outputs if "image/png" in out.get("data", {})]
+    return [imread(io.BytesIO(base64.b64decode(data)), format="png") for data in shown]
+
+
+def in_order(folder: Path, *columns: str) -> pd.DataFrame:
+    return pd.read_parquet(folder).sort_values(list(columns), ignore_index=True)
+
+
+# ---- as they are kept ------------------------------------------------------------------------------------------
+
+
+def test_both_examples_have_one() -> None:
+    assert [path.parent.name for path in NOTEBOOKS] == ["mimic_waveforms", "talent_jsonl"]
+
+
+@notebooks
+def test_it_is_kept_clean(path: Path) -> None:
+    """Valid, small, without outputs or counters, so that a change to it can be read."""
+    book = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(book)
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+    assert path.stat().st_size < LARGEST_BYTES
+    ids = [cell["id"] for cell in book.cells]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z-]+", name) for name in ids)
+    for cell in book.cells:
+        assert cell["metadata"] == {}
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+    assert path.read_text("utf-8") == nbformat.writes(book, indent=1) + "\n"
+
+
+@pytest.mark.parametrize("kind", ["mimic", "talent"])
+def test_init_brings_it_along(shardkit: RunCommand, tmp_path: Path, kind: str) -> None:
+    done = shardkit("init", kind, "mine")
+    assert "driver.ipynb" in done.stderr
+    example = {"mimic": "mimic_waveforms", "talent": "talent_jsonl"}[kind]
+    assert (tmp_path / "mine/driver.ipynb").read_bytes() == (EXAMPLES / example / "driver.ipynb").read_bytes()
+
+
+# ---- run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@notebooks
+def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs on the local engine, a plot, and after the mend the very dataset that one machine makes of the input."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = copied(path, tmp_path)
+    book = executed(folder)
+    assert re.search("[12] quarantined", said(book, "wait" if path.parent.name.startswith("mimic") else "run"))
+    assert "ValueError" in said(book, "failures")
+    assert "60 done + 0 quarantined" in said(book, "retry")
+    assert "Completed" in said(book, "jobs") and "Failed" not in said(book, "jobs")
+    assert "0 quarantined." in said(book, "logs")
+
+    (plot,) = pictures(book)
+    colours = {tuple(pixel) for row in (plot[::4, ::4, :3] * 16).astype(int) for pixel in row}
+    assert min(plot.shape[:2]) > 200 and len(colours) > 10
+
+    run = sk.open_run(folder / "out")
+    assert run.has_jobs and run.summary().status == "done"
+    function = run.folder.plan()["pipeline"]["function"]
+    command = [sys.executable, "-m", "shardkit", "run", "pipeline.yaml", "--function", function, "--quiet"]
+    subprocess.run([*command, "--set", "output.uri=one-machine/"], cwd=folder, check=True, stdin=subprocess.DEVNULL)
+    keys = ("record", "name", "signal") if path.parent.name.startswith("mimic") else ("id",)
+    pd.testing.assert_frame_equal(
+        in_order(folder / "out", *keys),
+        in_order(folder / "one-machine", *keys),
+        check_exact=False,
+        rtol=1e-9,  # a job has an environment of its own, in which numpy may add up in another order
+    )
+
+
+# ---- what is only shown ----------------------------------------------------------------------------------------
+
+
+class Processor:
+    """What both SDKs' ScriptProcessors have in common, as far as a pipeline looks at one."""
+
+    volume_size_in_gb, max_runtime_in_seconds = 30, None
+
+    def __init__(self, *, role: str, image_uri: str, command: list[str], instance_type: str, **more: Any) -> None:
+        known = {"instance_count", "volume_size_in_gb", "max_runtime_in_seconds"}
+        assert set(more) <= known, set(more) - known
+        self.__dict__ |= {"role": role, "image_uri": image_uri, "command": command, "instance_type": instance_type}
+        self.__dict__ |= more | {"sagemaker_session": None}
+
+
+class Opened:
+    """A run that is looked at from elsewhere."""
+
+    def jobs(self) -> list[Any]:
+        return []
+
+    def wait(self) -> None:
+        pass
+
+
+@notebooks
+def test_the_code_for_sagemaker_fits(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes a pipeline that would be taken; only the SDK, and the call that starts jobs, are stood in for."""
+    monkeypatch.chdir(copied(path, tmp_path))
+    for name in ("sagemaker", "sagemaker.core", "sagemaker.core.processing", "sagemaker.processing"):
+        module = types.ModuleType(name)
+        module.ScriptProcessor = Processor  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+    started: list[sk.Pipeline] = []
+    monkeypatch.setattr(sk.Pipeline, "run", lambda self, engine: started.append(self.replace(engine=engine)))
+    monkeypatch.setattr(sk, "open_run", lambda output: Opened())
+
+    text = nbformat.read(path, as_version=4).cells[-1]["source"]
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    namespace: dict[str, Any] = {"sk": sk, "pipeline": sk.Pipeline.from_yaml("pipeline.yaml")}
+    for block in blocks:
+        exec(block, namespace)
+    (pipeline,) = started
+    check_engine(pipeline)
+    assert pipeline.engine is not None and pipeline.engine.kind == "sagemaker"
+    assert f"s3://{pipeline.output.uri.split('/')[2]}/" in text
