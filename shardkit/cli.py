@@ -301,11 +301,16 @@ def _open(output: str, run_id: str | None) -> Run:
     """The run under an output, or under that of a pipeline's YAML file."""
     from shardkit.runs import open_run
 
-    if output.endswith((".yaml", ".yml")) and Path(output).is_file():
+    return open_run(_output_of(output), run_id)
+
+
+def _output_of(place: str) -> str:
+    """The output that is meant by its folder, or by a pipeline's YAML file."""
+    if place.endswith((".yaml", ".yml")) and Path(place).is_file():
         from shardkit.pipeline import Pipeline
 
-        output = Pipeline.from_yaml(output).output.uri
-    return open_run(output, run_id)
+        return Pipeline.from_yaml(place).output.uri
+    return place
 
 
 @cli.command(epilog="shardkit status out/\nshardkit status out/ --run-id 20261121-184259-7f3a --json")
@@ -375,6 +380,34 @@ def failures(output: str, run_id: str | None, *, traceback: bool, as_json: bool)
             click.echo("\n".join(failure_lines(entry, traceback=traceback)))
     verb = "is" if len(entries) == 1 else "are"
     click.echo(f"{counted(len(entries), 'record')} of run {found.run_id} {verb} in quarantine.", err=True)
+
+
+@cli.command(
+    epilog="""
+shardkit query "SELECT day_partition, count(*) AS ads FROM dataset GROUP BY 1 ORDER BY 1" pipeline.yaml
+shardkit query "SELECT * FROM dataset WHERE day_partition >= '2020-01-05'" --output out/ --format csv > late.csv
+shardkit query "SELECT * FROM shown JOIN clicks USING (ad)" --output shown=out/impressions --output clicks=out/clicks
+"""
+)
+@click.argument("sql")
+@click.argument("places", nargs=-1, metavar="[PIPELINE.yaml]...")
+@click.option("--output", "outputs", multiple=True, metavar="[NAME=]DIR", help="A dataset's folder; may be repeated.")
+@click.option(
+    "--format", "format_", type=click.Choice(["table", "csv", "json"]), default="table", help="Of the answer."
+)
+@click.option("--using", type=click.Choice(["athena", "duckdb"]), help="By default Athena where there is a catalogue.")
+def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: str, *, using: Any) -> None:
+    """Ask SQL of datasets: each is a table with its pipeline's name, or the NAME given; one alone also `dataset`.
+
+    Athena answers where a dataset is in a Glue catalogue, else DuckDB on this machine, from the same files.
+    """
+    from shardkit.query import as_lines, ask, named_outputs
+
+    given = [_output_of(place) for place in (*places, *outputs)]
+    if not given:
+        raise click.UsageError("Give a PIPELINE.yaml, or --output with a dataset's folder.")
+    for line in as_lines(ask(sql, named_outputs(given), using=using), format_):
+        click.echo(line)
 
 
 GO_ON = _options(OUTPUT, RUN_ID, SET, QUIET, JSON)
@@ -485,6 +518,39 @@ def init(kind: str, folder: Path) -> None:
 
     for line in write_template(kind, folder):
         click.echo(line, err=True)
+
+
+@cli.group(cls=_Group, epilog="shardkit schedule run pipeline.yaml\nshardkit schedule next pipeline.yaml")
+def schedule() -> None:
+    """Keep a pipeline going by the schedule in its YAML file."""
+
+
+@schedule.command("run", epilog="shardkit schedule run pipeline.yaml\nshardkit schedule run pipeline.yaml --once")
+@click.argument("pipeline", metavar="PIPELINE.yaml")
+@click.option("--once", is_flag=True, help="Run only if it is due by now, then end.")
+@SET
+def schedule_run(pipeline: str, *, once: bool, settings: tuple[str, ...]) -> None:
+    """Run the pipeline whenever it is due, until Ctrl-C or SIGTERM.
+
+    Missed times are caught up by one run; a run that fails is told of, and the next one comes in its time.
+    """
+    from shardkit.schedule import Scheduler
+
+    made = _read_pipeline(pipeline, {"settings": settings})
+    with redirect_stdout(sys.stderr):
+        Scheduler(made, say=lambda text: click.echo(text, err=True)).run(once=once)
+
+
+@schedule.command("next", epilog="shardkit schedule next pipeline.yaml\nshardkit schedule next pipeline.yaml --count 3")
+@click.argument("pipeline", metavar="PIPELINE.yaml")
+@click.option("--count", type=click.IntRange(1, 1000), default=5, metavar="N", help="How many (default 5).")
+@SET
+def schedule_next(pipeline: str, *, count: int, settings: tuple[str, ...]) -> None:
+    """Print the next times at which the pipeline is due."""
+    from shardkit.schedule import next_times
+
+    for due in next_times(_read_pipeline(pipeline, {"settings": settings}), count):
+        click.echo(f"{due:%Y-%m-%d %H:%M %Z}")
 
 
 @cli.group(cls=_Group, epilog="shardkit engine serve --port 8765\nshardkit engine serve --help")

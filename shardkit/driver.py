@@ -205,6 +205,7 @@ def _upload_code(folder: RunFolder, pipeline: Pipeline) -> str:
         requirements=pipeline.requirements,
         mode=pipeline.requirements_mode,
         leave_out=tuple(map(str, data)),
+        extras=("athena",) if pipeline.catalog is not None else (),
     )
 
 

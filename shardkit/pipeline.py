@@ -24,6 +24,7 @@ from shardkit.days import DAY_COLUMN, parse_days
 from shardkit.engines.sagemaker import EngineSettings, Local, SageMaker
 from shardkit.errors import PipelineError
 from shardkit.functions import FunctionRef, name_of, reference
+from shardkit.schedule import Schedule
 from shardkit.storage import absolute_uri, folder
 
 if TYPE_CHECKING:
@@ -173,6 +174,21 @@ class Output(_Model):
         return value
 
 
+class Glue(_Model):
+    """A table of the AWS Glue catalogue, and how Athena is asked: its workgroup, and where it puts its answers."""
+
+    database: Annotated[str, Field(min_length=1)]
+    table: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+    workgroup: Annotated[str, Field(min_length=1)] | None = None
+    results: Uri | None = None
+
+
+class Catalog(_Model):
+    """Where the dataset is registered as a table once it is made."""
+
+    glue: Glue
+
+
 ENGINES = ("local", "sagemaker", "none")
 
 
@@ -200,6 +216,7 @@ def _engine_settings(value: Any) -> Any:
 
 
 Engine = Annotated[EngineSettings, BeforeValidator(_engine_settings)]
+WhenDue = Schedule | None
 
 
 class Pipeline(_Model):
@@ -227,7 +244,9 @@ class Pipeline(_Model):
     max_failures: Annotated[int | str, NoTruth] = "1%"
     output: Output
     combine: str | Callable[..., Any] | None = None
+    catalog: Catalog | None = None
     incremental: bool | None = None
+    schedule: WhenDue = None
     engine: Engine = None
     input_mode: Literal["stream", "download"] = "stream"
     requirements: Annotated[str | None, BeforeValidator(_path_text)] = None
@@ -256,12 +275,32 @@ class Pipeline(_Model):
             raise ValueError("expected a count of 0 or more, or a share such as 1%")
         return value
 
+    @field_validator("catalog")
+    @classmethod
+    def _can_be_registered(cls, value: Catalog | None, info: ValidationInfo) -> Catalog | None:
+        output = info.data.get("output")
+        if value is None or output is None:
+            return value
+        if not output.uri.startswith("s3://"):
+            raise ValueError(f"a Glue catalogue is for datasets on S3; output.uri is {output.uri}.")
+        if output.format != "parquet":
+            raise ValueError(f"a Glue catalogue needs output.format: parquet, not {output.format}.")
+        return value
+
     @field_validator("workers")
     @classmethod
     def _some_workers(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
             raise ValueError("expected 'auto' or a number of 1 or more")
         return value
+
+    @model_validator(mode="after")
+    def _days_to_redo(self) -> Pipeline:
+        if self.schedule is not None and self.schedule.since is not None and not self.by_day:
+            raise ValueError(
+                "schedule.since is for a pipeline with days: set shards: {by: date, ...} too."
+            )
+        return self
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], *, overrides: Mapping[str, Any] | None = None) -> Pipeline:
@@ -281,7 +320,7 @@ class Pipeline(_Model):
             if name in {"input", "output"} and isinstance(value, Mapping):
                 value = content[name].model_dump(by_alias=True) | dict(value)  # noqa: PLW2901
             content[name] = value
-        for name in ("input", "output", "shards"):
+        for name in ("input", "output", "shards", "catalog"):
             if isinstance(content[name], BaseModel):
                 content[name] = content[name].model_dump(by_alias=True)
         return Pipeline(**content)
@@ -409,7 +448,8 @@ class Pipeline(_Model):
             out.partition_by,
             day_column=DAY_COLUMN if self.by_day else None,
         )
-        return Merge(layout, out.columns, out.widen_ints, combine)
+        glue = self.catalog.glue.model_dump() if self.catalog is not None else None
+        return Merge(layout, out.columns, out.widen_ints, combine, glue)
 
     def to_dict(self) -> dict[str, Any]:
         """The pipeline as plain data, with absolute paths and named functions."""
