@@ -6,7 +6,7 @@ import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -47,6 +47,11 @@ class Layout:
     def prefix(self) -> str:
         """The folder of the day, with its trailing slash; nothing where there are no days."""
         return f"{quote(self.day_column, safe='')}={_folder(self.day)}/" if self.day_column and self.day else ""
+
+    def form(self, shards: dict[str, Any] | None) -> dict[str, Any]:
+        """What all days of a dataset must have in common; ``shards`` is the pipeline's section, as plain data."""
+        rule = {n: v for n, v in (shards or {}).items() if n in {"path", "column", "zone"}} if self.day_column else None
+        return {"days": rule, "format": self.format, "partition_by": list(self.partition_by)}
 
 
 @dataclass(frozen=True)

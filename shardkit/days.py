@@ -12,7 +12,7 @@ from shardkit.errors import PipelineError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 MOST_DAYS = 10_000
 DAY_COLUMN = "day_partition"
 
@@ -66,7 +66,7 @@ def days_since(text: str, *, zone: datetime.tzinfo, now: datetime.datetime | Non
     Raises:
         PipelineError: it is no such time.
     """
-    match = re.fullmatch(r"\s*(\d{1,5})\s*([hdw])\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,5})\s*([mhdw])\s*", text)
     if match is None:
         raise PipelineError(f"--since {text}: expected a time such as 3d, 12h or 2w.")
     end = now or datetime.datetime.now(zone)

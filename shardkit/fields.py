@@ -32,6 +32,7 @@ EXPECTED = {
     "partition_by": "a column or a list of columns",
     "pattern": "a glob or a list of globs",
     "records": "file, stem, directory, or module:callable",
+    "schedule": "a time such as 3h, a cron expression, or a mapping such as {every: 3h, since: 2d}",
     "schema": "a mapping of columns to types",
     "shards": "a mapping such as {by: directory, depth: 1}",
     "widen_ints": "true or false",

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from shardkit.arrays import arrow, numpy
 from shardkit.errors import PipelineError
 from shardkit.groups import has_groups, with_dense_groups
+from shardkit.handover import changes_of, markers_taken_over, number_within, still_taken, unchanged
 from shardkit.increments import partition_names
 from shardkit.micro import CHUNK_BYTES, CHUNK_RECORDS, SMALLEST_SHARE, assign_chunks, record_costs
 from shardkit.packing import evenly, in_order, longest_first
@@ -90,14 +91,8 @@ def make_plan(
         return Plan(table, _nothing_to_do(pipeline, comparison, run_id=run_id, created=created))
     shard = _number_shards(table, rule)
     unit = numpy(_group_column(table).indices).astype(np.int32) if by_day else shard
-    chunk = np.zeros(len(table), np.int32)
-    free = np.flatnonzero(taken < 0)
-    if len(free):
-        chunk[free] = _number_chunks(
-            table.take(arrow(free)), _dense(unit[free]), how=chunks, workers=workers, own_instances=own_instances
-        )
-    if by_day or (taken >= 0).any():
-        chunk = _number_within(shard, unit, taken, chunk)
+    taken = still_taken(taken, shard, unit, numpy(table["bytes"]), workers=workers)
+    chunk = _cut(table, shard, unit, taken, how=chunks, workers=workers, own_instances=own_instances, by_day=by_day)
     table = table.append_column("shard", arrow(shard)).append_column("chunk", arrow(chunk))
     shards = _describe_shards(table, grouped=has_groups(rule), named=rule is not None)
     jobs = _describe_jobs(shards, together=rule is not None and rule["by"] == "s3key")
@@ -127,14 +122,43 @@ def make_plan(
         "jobs": jobs,
         "by_day": by_day,
         "work": work_digest(pipeline, function_digest),
-        "partitions": {name: c.to_dict() for name, c in comparison.changes.items() if c.any} if comparison else None,
-        "based_on": comparison.based_on if comparison else {},
-        "unchanged": _unchanged(comparison),
+        **changes_of(comparison, table, taken, by_day=by_day),
+        "unchanged": unchanged(comparison),
     }
     if comparison is None:
         return Plan(table, content)
-    new_ids = {old: new for new, old in enumerate(rows.tolist())}
-    return Plan(table, content, _taken_over(comparison, taken, new_ids, shard, chunk))
+    return Plan(table, content, markers_taken_over(comparison, taken, rows, shard, chunk))
+
+
+def _cut(
+    table: pa.Table,
+    shard: np.ndarray,
+    unit: np.ndarray,
+    taken: np.ndarray,
+    *,
+    how: str,
+    workers: int,
+    own_instances: bool,
+    by_day: bool,
+) -> np.ndarray:
+    """The chunk of each record: that of an earlier run which it is taken over with, else a new one of its unit."""
+    chunk = np.zeros(len(table), np.int32)
+    free = np.flatnonzero(taken < 0)
+    if len(free):
+        # What is left of a unit is not cut finer than all of it would be, or each redo would leave more small chunks.
+        costs = np.bincount(unit, record_costs(numpy(table["bytes"]))) * SMALLEST_SHARE / workers
+        dense, number = np.unique(unit[free], return_inverse=True)
+        chunk[free] = _number_chunks(
+            table.take(arrow(free)),
+            number.astype(np.int32),
+            how=how,
+            workers=workers,
+            own_instances=own_instances,
+            least=costs[dense] if len(free) < len(table) else None,
+        )
+    if by_day or len(free) < len(table):
+        chunk = number_within(shard, unit, taken, chunk)
+    return chunk
 
 
 def _with_changes(
@@ -153,45 +177,6 @@ def _with_changes(
     return with_dense_groups(kept), comparison.taken[rows], rows
 
 
-def _dense(codes: np.ndarray) -> np.ndarray:
-    dense: np.ndarray = np.unique(codes, return_inverse=True)[1].astype(np.int32)
-    return dense
-
-
-def _number_within(shard: np.ndarray, unit: np.ndarray, taken: np.ndarray, chunk: np.ndarray) -> np.ndarray:
-    """Chunk numbers that are unique within each shard: first those taken over, then the others, unit by unit."""
-    fresh = taken < 0
-    keys = np.stack([shard, fresh, np.where(fresh, unit, 0), np.where(fresh, chunk, taken)]).astype(np.int64)
-    order = np.lexsort(keys[::-1])
-    ordered = keys[:, order]
-    begins = np.r_[True, (np.diff(ordered, axis=1) != 0).any(axis=0)]
-    number = np.cumsum(begins) - 1
-    first = np.r_[True, np.diff(ordered[0]) != 0]
-    start = np.maximum.accumulate(np.where(first, number, 0))
-    result = np.empty(len(shard), np.int32)
-    result[order] = number - start
-    return result
-
-
-def _taken_over(
-    comparison: Comparison, taken: np.ndarray, new_ids: dict[int, int], shard: np.ndarray, chunk: np.ndarray
-) -> list[dict[str, Any]]:
-    """The markers taken over, under their new numbers and with the new ids of what is in quarantine."""
-    found = []
-    for number in np.unique(taken[taken >= 0]).tolist():
-        first = int(np.flatnonzero(taken == number)[0])
-        marker = comparison.markers[number]
-        entries = [entry | {"record": new_ids[entry["record"]]} for entry in marker["quarantine"]]
-        found.append(marker | {"shard": int(shard[first]), "chunk": int(chunk[first]), "quarantine": entries})
-    return found
-
-
-def _unchanged(comparison: Comparison | None) -> dict[str, int]:
-    """How many partitions are left as they are, and how many records these have."""
-    same = [c for c in comparison.changes.values() if not c.any] if comparison else []
-    return {"partitions": len(same), "records": sum(c.unchanged for c in same)}
-
-
 def _nothing_to_do(
     pipeline: dict[str, Any], comparison: Comparison | None, *, run_id: str, created: str
 ) -> dict[str, Any]:
@@ -206,7 +191,8 @@ def _nothing_to_do(
         "shards": [],
         "jobs": [],
         "partitions": {},
-        "unchanged": _unchanged(comparison),
+        "left": comparison.left if comparison else [],
+        "unchanged": unchanged(comparison),
     }
 
 
@@ -267,8 +253,16 @@ def _group_column(table: pa.Table) -> pa.DictionaryArray:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _number_chunks(table: pa.Table, shard: np.ndarray, *, how: str, workers: int, own_instances: bool) -> np.ndarray:
-    """The chunk of each record within its shard."""
+def _number_chunks(
+    table: pa.Table,
+    shard: np.ndarray,
+    *,
+    how: str,
+    workers: int,
+    own_instances: bool,
+    least: np.ndarray | None = None,
+) -> np.ndarray:
+    """The chunk of each record within its shard; ``least`` is what each shard's chunks cost at the least."""
     sizes = numpy(table["bytes"])
     costs = record_costs(sizes)
     # Workers that do all shards need not have a small one cut as finely as if it were alone.
@@ -281,7 +275,8 @@ def _number_chunks(table: pa.Table, shard: np.ndarray, *, how: str, workers: int
         whole |= (total <= min(least_cost, CHUNK_BYTES)) & (counts <= CHUNK_RECORDS)
     for i in np.flatnonzero(~whole):
         rows = order[starts[i] : starts[i] + counts[i]]
-        chunk[rows] = assign_chunks(sizes[rows], how=how, workers=workers, least_cost=least_cost)
+        cost = max(least_cost, float(least[i])) if least is not None else least_cost
+        chunk[rows] = assign_chunks(sizes[rows], how=how, workers=workers, least_cost=cost)
     return chunk
 
 

@@ -8,6 +8,8 @@ As a program it works alone on plain directories, as the macro/micro-sharding pa
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -19,14 +21,14 @@ import pyarrow as pa
 from shardkit.arrays import arrow
 from shardkit.attempt import resume_hint
 from shardkit.clock import now
-from shardkit.commit import STAGING, check_owner, current_result, dataset_lock, staging, switch
+from shardkit.commit import STAGING, check_owner, current_result, dataset_lock, kept_days, staging, switch
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
-from shardkit.errors import CombineError, InputError, ShardkitError
+from shardkit.errors import CombineError, InputError, PipelineError, ShardkitError
 from shardkit.functions import FunctionRef, user_traceback
 from shardkit.ledger import WHOLE
-from shardkit.merging import combined, read_source
+from shardkit.merging import combined, one_schema, read_source, schema_of
 from shardkit.progress import RowMeter
-from shardkit.runfolder import RunFolder, run_folder, runs_of
+from shardkit.runfolder import RunFolder, latest_run, run_folder
 from shardkit.storage import File
 from shardkit.storage import folder as folder_at
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from shardkit.attempt import Attempt
-    from shardkit.ledger import CommittedPart, Ledger
+    from shardkit.ledger import Ledger
     from shardkit.merging import Source
     from shardkit.runs import Run
     from shardkit.storage import Folder
@@ -52,6 +54,12 @@ class Merge:
     schema: dict[str, str] | None = None
     widen_ints: bool = False
     combine: FunctionRef | None = None
+    glue: dict[str, Any] | None = None  # the table to register the dataset as
+
+    def digest(self) -> str:
+        """Tells whether the same would be made of the same rows, but for how they are cut into files."""
+        combine = self.combine.digest if self.combine is not None else None
+        return hashlib.sha256(json.dumps([combine, self.widen_ints]).encode()).hexdigest()
 
 
 def write_merged(
@@ -94,25 +102,58 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
         LedgerError: records or parts are missing.
         SchemaConflict: parts give a column types that cannot be unified.
         RunBusy: another run is switching the same dataset.
+        CatalogError: the dataset is made, but could not be registered.
     """
     ledger.check()
     plan = ledger.folder.plan()
     with _switching(ledger.folder, attempt, name=name) as build:
-        sources = [(partition, _source(parts, merge)) for partition, parts in ledger.partitions()]
+        sources = _sources(ledger, merge)
         read = RowMeter(sum(s.num_rows for _, s in sources), lambda: sum(sum(s.read) for _, s in sources))
         with attempt.pass2(read):
             for partition, source in sources:
                 one = replace(merge, layout=replace(merge.layout, day=partition or None))
                 files, schema = write_merged(staging(ledger.folder), source, one, token=build.token, threads=threads)
                 build.add(partition, files, schema)
-        build.work = plan["work"]
+        # A combine that was sent by value has no digest here, but the plan has.
+        sent = merge.combine is not None and not merge.combine.digest
+        build.made_with = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
         build.by_day = plan["by_day"]
+        build.form = merge.layout.form(plan["form"]["days"])
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
+    if merge.glue is not None:
+        from shardkit.catalog import register
+
+        register(merge.glue, ledger.folder.output)
     return build.result
 
 
-def _source(parts: list[CommittedPart], merge: Merge) -> Source:
-    return read_source((p.file for p in parts), schema=merge.schema, widen_ints=merge.widen_ints)
+def _sources(ledger: Ledger, merge: Merge) -> list[tuple[str, Source]]:
+    """The rows of each partition, of one schema for all.
+
+    Raises:
+        SchemaConflict: the partitions, or those that stay as they are, give a column types that cannot be unified.
+        PipelineError: the rows have a column that is named as days are.
+    """
+    sources = [
+        (partition, read_source((p.file for p in parts), schema=merge.schema, widen_ints=merge.widen_ints))
+        for partition, parts in ledger.partitions()
+    ]
+    day = merge.layout.day_column
+    if day is None:
+        return sources
+    if any(day in source.schema.names for _, source in sources):
+        raise PipelineError(
+            f"The rows have a column {day!r}, which is what the dataset's days are named by.",
+            hint="Rename it in the function, then start a new run.",
+        )
+    current = current_result(ledger.folder.output)
+    known = {}
+    if merge.combine is None and (kept := kept_days(ledger.folder.plan(), current)) and current is not None:
+        known = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
+    if merge.schema is not None:
+        return sources
+    schema = one_schema(known | {name: s.schema for name, s in sources}, widen_ints=merge.widen_ints)
+    return [(name, replace(source, schema=schema)) for name, source in sources]
 
 
 def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, Any]:
@@ -184,12 +225,12 @@ def _parquet_files(root: Folder) -> list[tuple[File, int]]:
     Raises:
         InputError: there are none, or they are not all there yet.
     """
-    runs = runs_of(root)
-    if runs and runs[-1].result() is None:
-        raise InputError(f"Run {runs[-1].run_id} in {root.uri} is not finished.", hint=resume_hint(runs[-1]))
+    latest = latest_run(root)
+    if latest is not None and latest.result() is None:
+        raise InputError(f"Run {latest.run_id} in {root.uri} is not finished.", hint=resume_hint(latest))
     listed = root.objects().select(["key", "bytes"]).to_pylist()
     found = [(File(root, item["key"]), item["bytes"]) for item in listed if item["key"].endswith(".parquet")]
-    if not found and not runs:
+    if not found and latest is None:
         raise InputError(f"{root.uri} holds no Parquet files.", hint="Give the folders that pass 1 wrote.")
     return found
 
@@ -212,7 +253,8 @@ class _Build:
         self.token = folder.run_id if self.generation == 1 else f"{folder.run_id}.{self.generation}"
         self.schema = pa.schema([])
         self.by_day = False
-        self.work = ""
+        self.made_with: dict[str, str] = {}
+        self.form: dict[str, Any] = {}
         self._files: list[tuple[str, DataFile]] = []
         self._partitions: dict[str, None] = {}
         self.result: dict[str, Any] = {}
@@ -239,10 +281,9 @@ class _Build:
                 {"path": file.path, "rows": file.rows, "bytes": file.bytes, "partition": partition}
                 for partition, file in self._files
             ],
-            "partitions": {
-                partition: {"run": self._folder.run_id, "work": self.work} for partition in self._partitions
-            },
+            "partitions": {partition: {"run": self._folder.run_id} | self.made_with for partition in self._partitions},
             "by_day": self.by_day,
+            "form": self.form,
             "bytes_in": bytes_in,
             "bytes_out": sum(file.bytes for _, file in self._files),
             "format": layout.format,

@@ -23,10 +23,9 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
     content, totals = plan.content, plan.content["totals"]
     pipeline = content["pipeline"]
     if not totals["records"]:
-        same = content["unchanged"]
-        return (
-            f"Pipeline {pipeline['name']}: nothing has changed in {counted(same['records'], 'record')}; nothing to do."
-        )
+        same = counted(content["unchanged"]["records"], "record")
+        told = [f"Pipeline {pipeline['name']}: nothing has changed in {same}; nothing to do.", *_left_lines(content)]
+        return "\n".join(told)
     source, output = pipeline["input"], pipeline["output"]
     patterns, workers = " ".join(source["pattern"]), counted(content["workers"], "worker")
     chunks = counted(totals["chunks"], f"{pipeline['chunks']} chunk")
@@ -50,15 +49,26 @@ def _change_lines(content: dict[str, Any]) -> Iterator[str]:
     partitions = content.get("partitions") or {}
     if not partitions:
         return
+    yield from _left_lines(content)
     same = content["unchanged"]
     yield f"  changes  {counted(len(partitions), 'partition')} to be made anew, {same['partitions']:,} as they are"
     for name, changes in list(partitions.items())[:SHARDS_SHOWN]:
         told = [f"{changes[kind]:,} {kind}" for kind in ("new", "changed", "vanished", "unchanged") if changes[kind]]
         if changes["again"]:
-            told.append(f"{changes['again']:,} computed again: {changes['reason'] or 'beside one that has changed'}")
+            told.append(f"{changes['again']:,} computed again")
+        if changes["reason"] or changes["again"]:
+            told[-1:] = [f"{told[-1]}: {changes['reason'] or 'in the same chunk as one that has changed'}"]
         yield f"    {name or 'all':<12} {', '.join(told)}"
     if len(partitions) > SHARDS_SHOWN:
         yield f"    ... and {len(partitions) - SHARDS_SHOWN:,} more"
+
+
+def _left_lines(content: dict[str, Any]) -> Iterator[str]:
+    """Days of the dataset that the input no longer has."""
+    for kind, fate in (("left", "stay in the dataset; incremental: false drops them"), ("dropped", "go")):
+        if days := content.get(kind):
+            named = ", ".join(name or "the dataset without days" for name in days[:3])
+            yield f"  gone     {counted(len(days), 'partition')} without records ({named}) {fate}"
 
 
 def _rule(pipeline: dict[str, Any]) -> str:

@@ -6,11 +6,11 @@ import contextlib
 import datetime
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shardkit.attempt import Attempt, resume_hint
 from shardkit.clock import new_run_id, now
-from shardkit.commit import check_owner, current_result, finish_switches
+from shardkit.commit import check_base, check_form, check_owner, current_result, finish_switches
 from shardkit.errors import PipelineError, PlanMismatch, RunNotFound
 from shardkit.functions import FunctionRef, python_version, reference
 from shardkit.runfolder import ALL_SHARDS, STATE_DIR, RunFolder, find_run, run_folder
@@ -160,9 +160,7 @@ class Run:
         Raises:
             RunNotFound: the run has no dataset yet, or a later run has replaced it.
         """
-        import pyarrow.dataset as pads
-
-        from shardkit.formats import partitioning_of, reader_of
+        from shardkit.query import open_dataset
 
         result = self.folder.result()
         if result is None:
@@ -174,15 +172,20 @@ class Run:
             raise RunNotFound(
                 f"Run {self.run_id}: {files.uri}/{gone} is gone.", hint="A later run has replaced this dataset."
             )
-        columns, by = result.get("columns", {}), result["partition_by"]
-        filesystem, base = files.arrow()
-        return pads.dataset(
-            [f"{base}/{file['path']}" for file in result["files"]],
-            filesystem=filesystem,
-            format=reader_of(result["format"], [n for n, kind in columns.items() if "string" in kind and n not in by]),
-            partitioning=partitioning_of(by, columns) if by else None,
-            partition_base_dir=base if by else None,
-        )
+        return open_dataset(files, result)
+
+    def sql(self, query: str, *, using: Literal["athena", "duckdb"] | None = None) -> pd.DataFrame:
+        """Ask SQL of the dataset as it is now; in the query it has the pipeline's name, and ``dataset``.
+
+        ``using`` is by default Athena where the dataset is in a Glue catalogue, else DuckDB on this machine.
+
+        Raises:
+            QueryError: the query cannot be answered.
+            PipelineError: DuckDB, or for Athena awswrangler, is not installed.
+        """
+        from shardkit.query import read_sql
+
+        return read_sql(query, self.folder, using=using)
 
     @property
     def has_jobs(self) -> bool:
@@ -382,6 +385,7 @@ SETTINGS = {
     "timeout",
     "max_failures",
     "combine",
+    "catalog",
     "output",
     "engine",
     "input_mode",
@@ -406,8 +410,8 @@ def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pi
             raise PlanMismatch(
                 f"{name} cannot change between a run and its resumption: it decides what is computed.",
                 hint="Start a new run instead; a resumption takes "
-                "workers, timeout, max_failures, combine, engine.*, input_mode, requirements and output.* (but not "
-                "output.uri).",
+                "workers, timeout, max_failures, combine, catalog, engine.*, input_mode, requirements and output.* "
+                "(but not output.uri).",
             )
         content[section] = content[section] | {field: value} if field else value
     return Pipeline(**content)
@@ -429,12 +433,13 @@ def make_run_plan(
         InputError: the input is empty or cannot be read.
         PipelineError: the output lies around the input, or belongs to another pipeline.
     """
+    from shardkit.increments import Basis, compare
     from shardkit.macro import make_plan, work_digest
     from shardkit.records import build_records
 
     source, output = pipeline.input_folder(), pipeline.output_folder()
     _check_apart(source, output)
-    check_owner(output, pipeline.pipeline_name())
+    current = check_owner(output, pipeline.pipeline_name())
     content = pipeline.to_dict()
     records = build_records(
         source.objects(leave_out=output),
@@ -445,14 +450,19 @@ def make_run_plan(
     )
     if days is not None:
         records = records.of_days(days)
-    comparison = None
-    if pipeline.is_incremental and not anew:
-        from shardkit.increments import compare
-
-        work = work_digest(content, function_ref.digest)
-        comparison = compare(records.table, output, by_day=pipeline.by_day, work=work)
+    comparison, merging = None, pipeline.merge()
+    basis = Basis(
+        by_day=pipeline.by_day,
+        work=work_digest(content, function_ref.digest),
+        merge=merging.digest(),
+        form=merging.layout.form(content["shards"]),
+    )
+    if (pipeline.by_day or pipeline.is_incremental) and not anew:
+        comparison = compare(
+            records.table, output, current, basis, all_days=days is None, anew=not pipeline.is_incremental
+        )
     content["source_dir"] = content["source_dir"] or function_ref.source_dir  # for a resumption in another directory
-    return make_plan(
+    plan = make_plan(
         records,
         pipeline=content,
         function_digest=function_ref.digest,
@@ -464,6 +474,10 @@ def make_run_plan(
         by_day=pipeline.by_day,
         comparison=comparison,
     )
+    plan.content.update(work=basis.work, form=basis.form, merge_digest=basis.merge)
+    if comparison is not None and plan.content["totals"]["records"]:
+        check_form(plan.content, current, basis.form, output)
+    return plan
 
 
 def _check_apart(source: Folder, output: Folder) -> None:
@@ -530,6 +544,10 @@ def start_run(
     from shardkit.progress import make_progress
 
     begun = time.monotonic()
+    if pipeline.catalog is not None:
+        from shardkit.catalog import check_installed
+
+        check_installed()
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref, merging = pipeline.function_ref(), pipeline.merge()
@@ -581,17 +599,10 @@ def holding_days(folder: RunFolder, plan: Mapping[str, Any]) -> Iterator[None]:
         return
     output = folder.output
     with contextlib.ExitStack() as stack:
-        for day in plan["partitions"] or plan["based_on"]:
+        for day in plan["partitions"]:
             busy = f"Another run is making {day} of {output.uri}."
             stack.enter_context(output.lock(f"{STATE_DIR}/days/{day}.lock", busy))
-        made = (current_result(output) or {}).get("partitions", {})
-        for day, run_id in plan["based_on"].items():
-            now_by = made.get(day, {}).get("run")
-            if now_by not in {run_id, folder.run_id}:
-                raise PlanMismatch(
-                    f"Run {folder.run_id}: {day} has been made anew by run {now_by} since this one was planned.",
-                    hint="Start a new run; it computes only what has changed since.",
-                )
+        check_base(folder.run_id, dict(plan), current_result(output))
         yield
 
 
