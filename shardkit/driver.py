@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.clock import new_run_id
+from shardkit.commit import finish_switches
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
 from shardkit.jobs import (
@@ -226,6 +227,7 @@ def start_jobs(
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref = pipeline.function_ref()
+    finish_switches(folder.output)
     plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
     if not plan.content["totals"]["records"]:
         return nothing_to_do(pipeline, plan, progress)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ["key", "main", "group", "bytes", "objects", "etags", "shard"]
 READ_AT_ONCE = 8  # earlier runs' records
+COMPARED_AT_ONCE = 1 << 17  # records; what is compared is copied
 OTHER_WORK = "the function or what it is given has changed"
 OTHER_MERGE = "combine or the output's form has changed"
 FOLDER_GONE = "the folder of run {} is gone"
@@ -163,8 +164,10 @@ class _Earlier:
         then = number_of[codes]
         position = self._positions(before, then, sorted(numbers.values()))
         same = np.zeros(len(before), bool)
-        there = np.flatnonzero(position >= 0)
-        same[there] = _same_objects(before.take(arrow(there)), self._table.take(arrow(position[there])))
+        matched = np.flatnonzero(position >= 0)
+        for start in range(0, len(matched), COMPARED_AT_ONCE):
+            some = matched[start : start + COMPARED_AT_ONCE]
+            same[some] = _same_objects(before.take(arrow(some)), self._table.take(arrow(position[some])))
         changed = []
         for name, number in numbers.items():
             old = then == number

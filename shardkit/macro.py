@@ -19,7 +19,15 @@ from shardkit.errors import PipelineError
 from shardkit.groups import has_groups, with_dense_groups
 from shardkit.handover import changes_of, markers_taken_over, number_within, still_taken, unchanged
 from shardkit.increments import partition_names
-from shardkit.micro import CHUNK_BYTES, CHUNK_RECORDS, SMALLEST_SHARE, assign_chunks, record_costs
+from shardkit.micro import (
+    CHUNK_BYTES,
+    CHUNK_RECORDS,
+    REDONE_RECORDS,
+    REDONE_SHARE,
+    SMALLEST_SHARE,
+    assign_chunks,
+    record_costs,
+)
 from shardkit.packing import evenly, in_order, longest_first
 
 if TYPE_CHECKING:
@@ -92,7 +100,8 @@ def make_plan(
     shard = _number_shards(table, rule)
     unit = numpy(_group_column(table).indices).astype(np.int32) if by_day else shard
     taken = still_taken(taken, shard, unit, numpy(table["bytes"]), workers=workers)
-    chunk = _cut(table, shard, unit, taken, how=chunks, workers=workers, own_instances=own_instances, by_day=by_day)
+    cut = Cut(chunks, workers, own_instances=own_instances, for_redoing=comparison is not None)
+    chunk = _cut(table, shard, unit, taken, cut, by_day=by_day)
     table = table.append_column("shard", arrow(shard)).append_column("chunk", arrow(chunk))
     shards = _describe_shards(table, grouped=has_groups(rule), named=rule is not None)
     jobs = _describe_jobs(shards, together=rule is not None and rule["by"] == "s3key")
@@ -130,32 +139,30 @@ def make_plan(
     return Plan(table, content, markers_taken_over(comparison, taken, rows, shard, chunk))
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How records are cut into chunks; ``for_redoing`` is whether later runs may take these over."""
+
+    how: str
+    workers: int
+    own_instances: bool
+    for_redoing: bool
+
+
 def _cut(
-    table: pa.Table,
-    shard: np.ndarray,
-    unit: np.ndarray,
-    taken: np.ndarray,
-    *,
-    how: str,
-    workers: int,
-    own_instances: bool,
-    by_day: bool,
+    table: pa.Table, shard: np.ndarray, unit: np.ndarray, taken: np.ndarray, cut: Cut, *, by_day: bool
 ) -> np.ndarray:
     """The chunk of each record: that of an earlier run which it is taken over with, else a new one of its unit."""
     chunk = np.zeros(len(table), np.int32)
     free = np.flatnonzero(taken < 0)
     if len(free):
-        # What is left of a unit is not cut finer than all of it would be, or each redo would leave more small chunks.
-        costs = np.bincount(unit, record_costs(numpy(table["bytes"]))) * SMALLEST_SHARE / workers
         dense, number = np.unique(unit[free], return_inverse=True)
-        chunk[free] = _number_chunks(
-            table.take(arrow(free)),
-            number.astype(np.int32),
-            how=how,
-            workers=workers,
-            own_instances=own_instances,
-            least=costs[dense] if len(free) < len(table) else None,
-        )
+        total = np.bincount(unit, record_costs(numpy(table["bytes"])))[dense]
+        # What is left of a unit is not cut finer than all of it would be, or each redo would leave more small chunks.
+        least = total * (SMALLEST_SHARE / cut.workers if len(free) < len(table) else 0)
+        few = total / np.bincount(unit)[dense] * REDONE_RECORDS
+        most = np.maximum(total * REDONE_SHARE, few) if cut.for_redoing else np.full(len(total), np.inf)
+        chunk[free] = _number_chunks(table.take(arrow(free)), number.astype(np.int32), cut, least=least, most=most)
     if by_day or len(free) < len(table):
         chunk = number_within(shard, unit, taken, chunk)
     return chunk
@@ -253,30 +260,27 @@ def _group_column(table: pa.Table) -> pa.DictionaryArray:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _number_chunks(
-    table: pa.Table,
-    shard: np.ndarray,
-    *,
-    how: str,
-    workers: int,
-    own_instances: bool,
-    least: np.ndarray | None = None,
-) -> np.ndarray:
-    """The chunk of each record within its shard; ``least`` is what each shard's chunks cost at the least."""
+def _number_chunks(table: pa.Table, shard: np.ndarray, cut: Cut, *, least: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """The chunk of each record within its shard; ``least`` and ``most`` are what a chunk of each shard may cost."""
     sizes = numpy(table["bytes"])
     costs = record_costs(sizes)
     # Workers that do all shards need not have a small one cut as finely as if it were alone.
-    least_cost = 0.0 if own_instances else float(costs.sum()) * SMALLEST_SHARE / workers
+    least_cost = 0.0 if cut.own_instances else float(costs.sum()) * SMALLEST_SHARE / cut.workers
     chunk = np.zeros(len(table), np.int32)
     order, starts, counts = _by_shard(shard)
     whole = counts == 1
-    if how == "dynamic":
+    if cut.how == "dynamic":
         total = np.add.reduceat(costs[order], starts)
-        whole |= (total <= min(least_cost, CHUNK_BYTES)) & (counts <= CHUNK_RECORDS)
+        whole |= (total <= np.minimum(most, min(least_cost, CHUNK_BYTES))) & (counts <= CHUNK_RECORDS)
     for i in np.flatnonzero(~whole):
         rows = order[starts[i] : starts[i] + counts[i]]
-        cost = max(least_cost, float(least[i])) if least is not None else least_cost
-        chunk[rows] = assign_chunks(sizes[rows], how=how, workers=workers, least_cost=cost)
+        chunk[rows] = assign_chunks(
+            sizes[rows],
+            how=cut.how,
+            workers=cut.workers,
+            least_cost=max(least_cost, float(least[i])),
+            most_cost=float(most[i]),
+        )
     return chunk
 
 

@@ -294,13 +294,13 @@ class Pipeline(_Model):
             raise ValueError("expected 'auto' or a number of 1 or more")
         return value
 
-    @model_validator(mode="after")
-    def _days_to_redo(self) -> Pipeline:
-        if self.schedule is not None and self.schedule.since is not None and not self.by_day:
-            raise ValueError(
-                "schedule.since is for a pipeline with days: set shards: {by: date, ...} too."
-            )
-        return self
+    @field_validator("schedule")
+    @classmethod
+    def _days_to_redo(cls, value: Schedule | None, info: ValidationInfo) -> Schedule | None:
+        shards = info.data.get("shards")
+        if value is not None and value.since is not None and (shards is None or shards.by != "date"):
+            raise ValueError("since is for a pipeline with days: set shards: {by: date, ...} too.")
+        return value
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], *, overrides: Mapping[str, Any] | None = None) -> Pipeline:

@@ -551,6 +551,7 @@ def start_run(
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref, merging = pipeline.function_ref(), pipeline.merge()
+    finish_switches(folder.output)
     with contextlib.ExitStack() as stack:
         if not pipeline.is_incremental:  # the workers load the function while the input is listed
             pool = stack.enter_context(worker_pool(folder, pipeline, ref))

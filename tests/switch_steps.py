@@ -65,7 +65,14 @@ if ACTION == "run":
     fields: dict[str, Any] = {"source_dir": ROOT, "workers": 1, "rows_per_file": 3, "run_id": VERSION, "quiet": True}
     sk.run("work:features", ROOT / "data", ROOT / "out", **fields)
 elif ACTION == "days":
-    fields = {"source_dir": ROOT, "workers": 1, "run_id": VERSION, "quiet": True, "max_failures": "100%", "name": "feed"}
+    fields = {
+        "source_dir": ROOT,
+        "workers": 1,
+        "run_id": VERSION,
+        "quiet": True,
+        "max_failures": "100%",
+        "name": "feed",
+    }
     shards = {"by": "date", "path": "{Y}-{m}-{d}"}
     sk.run("feed_work:rows", ROOT / "data", ROOT / "out", shards=shards, **fields)
 else:

@@ -18,6 +18,7 @@ from shardkit.storage import LocalFolder
 SLOW = pytest.mark.slow
 WORK = """
 from pathlib import Path
+import pyarrow as pa
 
 HERE = Path(__file__).parent
 
@@ -31,7 +32,7 @@ def rows(record):
 
 def total(batches):
     for batch in batches:
-        yield batch.append_column("n", [[batches.num_rows] * batch.num_rows])
+        yield batch.append_column("n", pa.array([batches.num_rows] * batch.num_rows))
 """
 BY_DAY = {"by": "date", "path": "{Y}-{m}-{d}"}
 
@@ -306,10 +307,10 @@ def test_a_file_written_again_moves_to_its_new_day(tmp_path: Path) -> None:
 
 def test_equal_content_on_another_day_is_not_taken_for_the_old_record(feed: Feed) -> None:
     """Where the listing gives the same etag, a record that moved is in its new day only."""
+    import pyarrow as pa
+
     from shardkit.increments import Basis, compare
     from shardkit.records import build_records
-
-    import pyarrow as pa
 
     plan = feed.pipeline().plan()
     result = feed.result()
