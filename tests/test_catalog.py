@@ -362,7 +362,7 @@ for name in ("ads", "clicks"):  # unlike Athena, it takes all Parquet files belo
 both = {"ads": "s3://talent/ads", "clicks": "s3://talent/clicks"}
 for query, outputs in [
     ("SELECT CAST(day_partition AS varchar) AS day, count(*) AS n, max(late) AS late, sum(pay) AS pay FROM ads GROUP BY 1 ORDER BY 1", both["ads"]),
-    ("SELECT CAST(a.day_partition AS varchar) AS day, count(*) AS ads, count(c.ad) AS clicked, sum(clicks) AS clicks "
+    ("SELECT CAST(a.day_partition AS varchar) AS day, count(*) AS ads, count(c.ad) AS clicked, CAST(sum(clicks) AS bigint) AS clicks "
      "FROM ads a LEFT JOIN clicks c ON a.ad = c.ad GROUP BY 1 ORDER BY 1", both),
 ]:
     athena, duckdb = sk.read_sql(query, outputs), sk.read_sql(query, outputs, using="duckdb")
