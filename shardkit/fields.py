@@ -22,10 +22,12 @@ P = TypeVar("P", bound="Pipeline")
 ELSEWHERE = 0  # the line of a field that was not given in the file
 # What a field that takes several kinds of values expects; pydantic tells of the first kind only.
 EXPECTED = {
+    "catalog": "a mapping such as {glue: {database: features, table: ads}}",
     "columns": "a mapping of columns to types",
     "combine": "module:callable, or a function",
     "exclude": "a glob or a list of globs",
     "function": "module:callable, or a function",
+    "glue": "a mapping with its database and table",
     "input": "a folder, or a mapping with its uri",
     "max_failures": "a count such as 10, or a share such as 1%",
     "output": "a folder, or a mapping with its uri",

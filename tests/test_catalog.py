@@ -256,6 +256,10 @@ def test_a_column_of_another_type_is_named(bucket: Bucket) -> None:
         ),
         ({"catalog": {"glue": {"database": "d"}}}, "catalog.glue.table: this field is missing"),
         ({"catalog": {"glue": {"database": "d", "table": "a-b"}}}, "catalog.glue.table"),
+        (
+            {"catalog": "glue"},
+            'catalog: expected a mapping such as {glue: {database: features, table: ads}}, not "glue"',
+        ),
         ({"catalog": {"gleu": {}}}, "catalog.gleu: unknown field; did you mean glue?"),
     ],
     ids=str,
@@ -277,6 +281,15 @@ def test_without_awswrangler_nothing_is_begun(tmp_path: Path, monkeypatch: pytes
         sk.PipelineError, match=r"needs awswrangler, which is not installed\. .*pip install 'shardkit\[athena\]'"
     ):
         pipeline.run(quiet=True)
+
+
+def test_jobs_install_what_the_catalogue_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shardkit.bundle import _own_requirements
+
+    known = ["numpy>=1.26", 'awswrangler>=3.12; extra == "athena"', 'duckdb>=1.2; extra == "sql"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: known)
+    assert _own_requirements(()) == ["numpy>=1.26"]
+    assert _own_requirements(("athena",)) == ["numpy>=1.26", "awswrangler>=3.12"]
 
 
 # ---- types and names ---------------------------------------------------------------------------------------------

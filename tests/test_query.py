@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from crashing import TESTS, environment
 
 import shardkit as sk
 from shardkit.query import named_outputs
@@ -248,6 +249,42 @@ def test_a_query_sees_a_day_neither_twice_nor_half(
         assert len(answer) == 2
         assert answer[1] in [(DAYS[1], text, 5) for text in texts]
     assert sk.read_sql("SELECT max(text) AS t FROM dataset", tmp_path / "out").t[0] == texts[-1]
+
+
+@pytest.mark.slow
+def test_whoever_dies_in_the_middle_of_a_switch_a_query_sees_the_old_or_the_new(
+    tmp_path: Path, files: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "feed_work.py").write_text("def rows(record):\n    return [{'text': open(record).read()}] * 5\n")
+    query = "SELECT day_partition AS day, text, count(*) AS n FROM feed GROUP BY 1, 2 ORDER BY 1"
+
+    def make(state: str, step: int) -> int:
+        files({f"{DAYS[1]}/a.txt": state})
+        arguments = [str(step), "kill", "days", str(tmp_path), f"state-{state}-{step}"]
+        command = [sys.executable, TESTS / "switch_steps.py", *arguments]
+        return subprocess.run(command, env=environment(), capture_output=True, timeout=60, check=False).returncode
+
+    def answer() -> list[tuple[str, str, int]]:
+        return list(sk.read_sql(query, tmp_path / "out").itertuples(index=False, name=None))
+
+    files({f"{DAYS[0]}/a.txt": "same", f"{DAYS[1]}/a.txt": "0"})
+    assert make("0", 0) == 0
+    before = "0"
+    for step in range(1, 20):
+        state = "x" * step
+        code = make(state, step)
+        possible = [[(DAYS[0], "same", 5), (DAYS[1], text, 5)] for text in (before, state)]
+        with monkeypatch.context() as patched:
+            patched.setattr("shardkit.query.finish_switches", lambda root: None)  # who may not write there
+            assert answer() in possible
+        found = answer()  # finishes a switch that had begun
+        assert found in possible
+        assert answer() == found
+        before = found[1][1]
+        if code == 0:
+            break
+    assert step > 5
+    assert before == state
 
 
 # ---- when it cannot be answered ----------------------------------------------------------------------------------
