@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from shardkit.clock import new_run_id
 from shardkit.days import UNITS, days_since, zone_of
 from shardkit.errors import PipelineError, RunInterrupted, ShardkitError
 from shardkit.runfolder import STATE_DIR
@@ -176,7 +177,8 @@ class Scheduler:
         begun = self._clock.now()
         self._output.write(NOTE, json.dumps({"last": begun.isoformat()}).encode())
         try:
-            run = self._pipeline.run(days=self._days(begun), quiet=True)
+            planned = new_run_id()
+            run = self._pipeline.run(days=self._days(begun), run_id=planned, quiet=True)
         except KeyboardInterrupt:
             raise
         except ShardkitError as error:
@@ -185,10 +187,12 @@ class Scheduler:
             self._say(f"{begun:%Y-%m-%d %H:%M} the run failed: {type(error).__name__}: {error}")
         else:
             counts = run.summary().records
-            self._say(
-                f"{begun:%Y-%m-%d %H:%M} run {run.run_id}: {counts['done']:,} records done, {counts['quarantined']:,} "
-                f"quarantined, {counts['skipped']:,} skipped."
+            told = (
+                f"{counts['done']:,} records done, {counts['quarantined']:,} quarantined, {counts['skipped']:,} skipped"
             )
+            if run.run_id != planned:
+                told = "it is the last, for nothing has changed since"
+            self._say(f"{begun:%Y-%m-%d %H:%M} run {run.run_id}: {told}.")
 
     def _days(self, now: datetime.datetime) -> tuple[str, ...] | None:
         since, shards = self._schedule.since, self._pipeline.shards

@@ -67,11 +67,11 @@ class Scheduled:
         """Keep to the schedule from one time to another."""
         clock = SimulatedClock(now, end)
 
-        def run(_: sk.Pipeline, *, days: Any, quiet: bool) -> Any:
+        def run(_: sk.Pipeline, *, days: Any, run_id: str, quiet: bool) -> Any:
             assert quiet
             self.runs.append((f"{clock.time:%d %H:%M}", days))
             work(clock)
-            return _Done()
+            return _Done(run_id if len(self.runs) == 1 else "earlier")
 
         monkeypatch.setattr(sk.Pipeline, "run", run)
         scheduler = Scheduler(self.pipeline, say=self.said.append, clock=clock)
@@ -88,7 +88,8 @@ class Scheduled:
 
 
 class _Done:
-    run_id = "it"
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
 
     def summary(self) -> Any:
         return type("S", (), {"records": {"done": 1, "quarantined": 0, "skipped": 2}})()
@@ -145,7 +146,8 @@ def test_an_interval_runs_at_once_and_then_in_its_times(tmp_path: Path, monkeypa
     scheduled.go(monkeypatch, "2020-01-01T05:30", "2020-01-01T12:30")
     assert scheduled.times == ["01 05:30", "01 06:00", "01 09:00", "01 12:00"]
     assert "next at 2020-01-01 15:00 UTC" in scheduled.said[-1]
-    assert "run it: 1 records done, 0 quarantined, 2 skipped" in scheduled.said[0]
+    assert scheduled.said[0].endswith(": 1 records done, 0 quarantined, 2 skipped.")
+    assert scheduled.said[2].endswith("run earlier: it is the last, for nothing has changed since.")
 
 
 def test_a_cron_expression_waits_for_its_first_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
