@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import pyarrow.types as pt
 
 from shardkit.commit import current_result, dataset_lock
 from shardkit.errors import CatalogError, PipelineError, QueryError
-from shardkit.query import open_dataset
+from shardkit.query import REGISTERED, open_dataset, registered
 from shardkit.runfolder import STATE_DIR
 
 if TYPE_CHECKING:
@@ -150,6 +151,21 @@ def register(glue: Mapping[str, Any], output: Folder, *, session: Any = None) ->
         if result is not None and result["files"]:
             table = Table.of(glue, output, result)
             _Catalogue(table, _session(output, session)).bring_up_to_date(result["name"])
+            output.write(REGISTERED, json.dumps(dict(glue)).encode())
+
+
+def keep_registered(glue: Mapping[str, Any] | None, output: Folder, *, changed: bool) -> None:
+    """See to it that the catalogue holds the dataset, if it is to; ``changed`` tells whether the dataset is another.
+
+    Without a catalogue, queries no longer go to a table that is no longer brought up to date.
+
+    Raises:
+        CatalogError: as for `register`.
+    """
+    if glue is None:
+        output.remove(REGISTERED)
+    elif changed or registered(output) != dict(glue):
+        register(glue, output)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from shardkit.arrays import arrow
 from shardkit.attempt import resume_hint
+from shardkit.catalog import keep_registered
 from shardkit.clock import now
 from shardkit.commit import STAGING, check_owner, current_result, dataset_lock, kept_days, staging, switch
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
@@ -120,10 +121,7 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
         build.by_day = plan["by_day"]
         build.form = merge.layout.form(plan["form"]["days"])
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
-    if merge.glue is not None:
-        from shardkit.catalog import register
-
-        register(merge.glue, ledger.folder.output)
+    keep_registered(merge.glue, ledger.folder.output, changed=True)
     return build.result
 
 

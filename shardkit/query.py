@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -17,7 +18,7 @@ from shardkit.commit import current_result, finish_switches
 from shardkit.errors import PipelineError, QueryError, RunNotFound, SchemaConflict
 from shardkit.formats import partitioning_of, reader_of
 from shardkit.merging import schema_of
-from shardkit.runfolder import RunFolder, run_folder
+from shardkit.runfolder import STATE_DIR, RunFolder
 from shardkit.schema import TypeMismatch, unify_types
 from shardkit.storage import folder as folder_at
 
@@ -33,6 +34,7 @@ Backend = Literal["athena", "duckdb"]
 Output = str | os.PathLike[str] | RunFolder
 T = TypeVar("T")
 
+REGISTERED = f"{STATE_DIR}/catalog.json"
 ANY_DATASET = "dataset"  # what a dataset may be called where there is only one
 FOOTERS_AT_ONCE = 32
 SWITCHES_AT_MOST = 10  # of a dataset while one query reads it
@@ -107,6 +109,15 @@ def _common(left: pa.DataType, right: pa.DataType, column: str, uri: str) -> pa.
 # ---- what is asked -----------------------------------------------------------------------------------------------
 
 
+def registered(output: Folder) -> dict[str, Any] | None:
+    """The settings that the dataset is in a Glue catalogue with; None where it is in none."""
+    try:
+        glue: dict[str, Any] = json.loads(output.read(REGISTERED))
+    except FileNotFoundError:
+        return None
+    return glue
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A dataset as it is at one moment, and the names that a query may call it by."""
@@ -128,8 +139,7 @@ class Dataset:
         result = current_result(root)
         if result is None:
             raise RunNotFound(f"{root.uri} holds no dataset.", hint="Run a pipeline with this output first.")
-        pipeline = run_folder(root, result["run_id"]).plan().get("pipeline", {})
-        glue = (pipeline.get("catalog") or {}).get("glue")
+        glue = registered(root)
         names = [name or result["name"], *([ANY_DATASET] if alone else []), *([glue["table"]] if glue else [])]
         return cls(root, tuple(dict.fromkeys(names)), result, glue)
 
@@ -291,7 +301,6 @@ def named_outputs(given: Iterable[str]) -> dict[str, str] | str:
 def as_lines(table: pa.Table, format: str) -> Iterable[str]:
     """An answer as text: ``csv``, ``json`` (an object a row) or a ``table`` for people."""
     import io
-    import json
 
     if format == "csv":
         import csv

@@ -582,6 +582,9 @@ def nothing_to_do(pipeline: Pipeline, plan: Plan, progress: Progress) -> Run:
     current = current_result(pipeline.output_folder())
     if current is None:
         raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run with incremental: false.")
+    from shardkit.catalog import keep_registered
+
+    keep_registered(pipeline.merge().glue, pipeline.output_folder(), changed=False)
     count = plan.content["unchanged"]["records"]
     progress.note(f"Nothing has changed in {count:,} records since run {current['run_id']}; there is nothing to do.")
     return Run(run_folder(pipeline.output_folder(), current["run_id"]))

@@ -210,6 +210,26 @@ def test_duckdb_and_pyarrow_read_the_same_table(bucket: Bucket) -> None:
     assert pa.concat_tables(found).to_pandas().equals(run.sql("SELECT * FROM ads ORDER BY ad", using="duckdb"))
 
 
+def test_a_catalogue_is_begun_with_ended_and_changed_without_a_new_dataset(bucket: Bucket) -> None:
+    from shardkit.query import Dataset
+
+    def tables(run: sk.Run) -> list[str]:
+        glue = Dataset.at(run.folder, None, alone=True).glue
+        return [glue["table"]] if glue else []
+
+    run = bucket.run(catalog=None)
+    assert tables(run) == []
+    assert bucket.run().run_id == run.run_id  # nothing has changed but this
+    assert tables(run) == ["ads"]
+    assert set(bucket.partitions()) == set(DAYS[:2])
+    bucket.run(catalog={"glue": {"database": "features", "table": "other"}})
+    assert tables(run) == ["other"]
+    assert set(bucket.partitions("other")) == set(DAYS[:2])
+    bucket.run(catalog=None)
+    assert tables(run) == []
+    assert run.sql("SELECT count(*) AS n FROM ads").n[0] == 6
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------------
 
 
