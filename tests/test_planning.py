@@ -371,7 +371,7 @@ FLOORS = (
     {"listing", "storage", "objectstore", "functions", "schema", "values"},
     {"groups", "packing", "days"},
     {"records", "runfolder", "rows", "formats", "inputs", "container", "jobs"},
-    {"parts", "progress", "ledger", "commit", "merging", "dataset", "increments", "query", "catalog"},
+    {"parts", "progress", "ledger", "commit", "merging", "dataset", "increments", "query", "catalog", "schedule"},
     {"worker", "pool", "micro"},
     {"macro", "handover", "report", "attempt"},
     {
