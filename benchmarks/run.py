@@ -10,6 +10,7 @@ generated once under benchmarks/data.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -17,9 +18,11 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,15 +51,18 @@ class Benchmark:
     commands: dict[str, list[str]]
     goals: dict[str, float]
     files: int = 0
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def measure(command: list[str], scratch: Path) -> Measure:
-    """Run a command in an empty folder."""
+def measure(command: list[str], scratch: Path, more: dict[str, str] | None = None) -> Measure:
+    """Run a command in an empty folder, with more variables in its environment."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     os.sync()
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | (more or {})
+    )
     assert process.stderr is not None
     told = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -72,7 +78,7 @@ def run_benchmark(name: str, benchmark: Benchmark, *, runs: int) -> dict[str, ob
     measures: dict[str, list[Measure]] = {who: [] for who in benchmark.commands}
     for turn in range(runs + 1):
         for who, command in benchmark.commands.items():
-            taken = measure(command, DATA / "scratch")
+            taken = measure(command, DATA / "scratch", benchmark.environments.get(who))
             if turn:  # the first turn only warms the file cache
                 measures[who].append(taken)
     print(f"\n{name}")
@@ -170,6 +176,36 @@ def ads(workers: int, scale: float, *, skew: bool) -> Benchmark:
     )
 
 
+def ads_s3(workers: int, scale: float, stack: contextlib.ExitStack) -> Benchmark:
+    """The same 2,000 objects in S3 on loopback, without a delay and with 30 ms on each request."""
+    data = generated("talent_jsonl", files=int(2000 * scale), ads=100, bad=0)
+    port = stack.enter_context(servers.s3_server())
+    far = stack.enter_context(servers.delayed(port, 0.03))
+    servers.upload(data, "ads", port)
+    command = shardkit_ads(Path("s3:"), workers)
+    source = f"s3://{servers.BUCKET}/ads"
+    command[command.index("--input") + 1] = source
+    by_hand = contestant("ads_by_hand_s3.py", source, "tmp", "out", workers)
+    far_away, near = servers.environment(far), servers.environment(port)
+    return Benchmark(
+        {"shardkit": command, "by hand": by_hand, "shardkit near": command, "by hand near": by_hand},
+        {"by hand": 0.2, "shardkit near": 1.15},
+        environments={"shardkit": far_away, "by hand": far_away, "shardkit near": near, "by hand near": near},
+    )
+
+
+def jobs(workers: int, scale: float) -> Benchmark:
+    """Ten groups as ten jobs on the local engine and one for pass 2, and in one process."""
+    folder = DATA / f"groups-{scale}"
+    if not folder.exists():
+        making = folder.with_name(f".{folder.name}")
+        for group in range(10):
+            shutil.copytree(generated("talent_jsonl", files=int(100 * scale), ads=100, bad=0), making / f"g{group}")
+        making.rename(folder)
+    command = [*shardkit_ads(folder, workers), "--set", "shards.by=directory"]
+    return Benchmark({"shardkit": [*command, "--engine", "local"], "one process": command}, {})
+
+
 def tiny(workers: int, scale: float) -> Benchmark:
     """50,000 files of one line, and a function that returns one dict."""
     count = int(50_000 * scale)
@@ -240,6 +276,7 @@ def merge(count: int, rows: int, goal: float) -> Benchmark:
 
 
 BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
+    "jobs": jobs,
     "ads": lambda workers, scale: ads(workers, scale, skew=False),
     "ads-skew": lambda workers, scale: ads(workers, scale, skew=True),
     "tiny": tiny,
@@ -251,21 +288,32 @@ BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
 }
 
 
+WITH_SERVERS: dict[str, Callable[[int, float, contextlib.ExitStack], Benchmark]] = {"ads-s3": ads_s3}
+
+
 def main() -> None:
     """Run the benchmarks named, or all."""
+    names = [*BENCHMARKS, *WITH_SERVERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"any of {', '.join([*BENCHMARKS, *WITH_SERVERS])}; all by default"
+    )
     parser.add_argument("--runs", type=int, default=3, help="runs of each contestant that count (default 3)")
     parser.add_argument("--workers", type=int, default=2, help="worker processes (default 2)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the input's size (default 1.0)")
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - set(BENCHMARKS)
+    unknown = set(arguments.names) - set(names)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}")
     DATA.mkdir(exist_ok=True)
     results = {}
-    for name in arguments.names or BENCHMARKS:
-        results[name] = run_benchmark(name, BENCHMARKS[name](arguments.workers, arguments.scale), runs=arguments.runs)
+    for name in arguments.names or names:
+        with contextlib.ExitStack() as stack:
+            if name in WITH_SERVERS:
+                benchmark = WITH_SERVERS[name](arguments.workers, arguments.scale, stack)
+            else:
+                benchmark = BENCHMARKS[name](arguments.workers, arguments.scale)
+            results[name] = run_benchmark(name, benchmark, runs=arguments.runs)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(json.dumps(results, indent=1))
 

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from shardkit.engines.sagemaker import Local, SageMaker
     from shardkit.errors import (
         BudgetExceeded,
+        CatalogError,
         CombineError,
         InputError,
         LedgerError,
         ObjectChanged,
         PipelineError,
         PlanMismatch,
+        QueryError,
         RunBusy,
         RunFailed,
         RunInterrupted,
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
         StorageError,
     )
     from shardkit.pipeline import Pipeline
+    from shardkit.query import read_sql
     from shardkit.record import Record
     from shardkit.runs import Run, Summary, open_run, run
 
 _HOMES = {
     "BudgetExceeded": "errors",
+    "CatalogError": "errors",
     "CombineError": "errors",
     "InputError": "errors",
     "LedgerError": "errors",
@@ -42,6 +46,7 @@ _HOMES = {
     "Pipeline": "pipeline",
     "PipelineError": "errors",
     "PlanMismatch": "errors",
+    "QueryError": "errors",
     "Record": "record",
     "Run": "runs",
     "RunBusy": "errors",
@@ -54,11 +59,13 @@ _HOMES = {
     "SageMaker": "engines.sagemaker",
     "Summary": "runs",
     "open_run": "runs",
+    "read_sql": "query",
     "run": "runs",
 }
 
 __all__ = [
     "BudgetExceeded",
+    "CatalogError",
     "CombineError",
     "InputError",
     "LedgerError",
@@ -67,6 +74,7 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "PlanMismatch",
+    "QueryError",
     "Record",
     "Run",
     "RunBusy",
@@ -80,6 +88,7 @@ __all__ = [
     "Summary",
     "__version__",
     "open_run",
+    "read_sql",
     "run",
 ]
 

@@ -41,7 +41,13 @@ NO_SOURCE = {"__pycache__", "node_modules", STATE_DIR}
 
 
 def upload_bundle(
-    output: Folder, source_dir: str | None, *, requirements: str | None, mode: str, leave_out: tuple[str, ...] = ()
+    output: Folder,
+    source_dir: str | None,
+    *,
+    requirements: str | None,
+    mode: str,
+    leave_out: tuple[str, ...] = (),
+    extras: tuple[str, ...] = (),
 ) -> str:
     """Put the code where jobs find it, unless it is there already; returns the URI of its folder, with a slash.
 
@@ -51,13 +57,14 @@ def upload_bundle(
         requirements: a requirements file; by default ``requirements.txt`` in ``source_dir``, if there is one.
         mode: ``install`` (in each job, from the network), ``bundle`` (wheels travel with the code) or ``none``.
         leave_out: folders that are no code although they lie in ``source_dir``: the input and the output.
+        extras: those of this package that the jobs need.
 
     Raises:
         PipelineError: the code is too large, or a requirement cannot be had.
         StorageError: it cannot be uploaded.
     """
     lines = [] if mode == "none" else _requirement_lines(source_dir, requirements)
-    own = [] if mode == "none" else _own_requirements()
+    own = [] if mode == "none" else _own_requirements(extras)
     contents = {
         "python": python_version(),
         "shardkit": source_digest(PACKAGE),
@@ -151,13 +158,17 @@ def _requirement_lines(source_dir: str | None, requirements: str | None) -> list
     return [line for line in lines if line]
 
 
-def _own_requirements() -> list[str]:
-    """What this package needs, as its metadata tells."""
+def _own_requirements(extras: tuple[str, ...]) -> list[str]:
+    """What this package and some of its extras need, as its metadata tells."""
     try:
         known = importlib.metadata.requires("shardkit") or []
     except importlib.metadata.PackageNotFoundError:
         known = []
-    return [line for line in known if "extra ==" not in line]
+    wanted = {None, *extras}
+    found = ((line, re.search(r"extra == ['\"](\w+)", line)) for line in known)
+    return [
+        line.partition(";")[0].strip() if extra else line for line, extra in found if (extra and extra[1]) in wanted
+    ]
 
 
 def _upload_wheels(home: Folder, requirements: list[str]) -> None:

@@ -112,6 +112,10 @@ MERGE = _options(
     click.option("--partition-by", multiple=True, metavar="COLUMN", help="Hive partition; may be repeated."),
     click.option("--combine", metavar="MODULE:NAME", help="Your own computation on the merged rows."),
 )
+DAYS = _options(
+    click.option("--date", multiple=True, metavar="DAY", help="Only this day, or A..B; may be repeated."),
+    click.option("--since", metavar="TIME", help="Only the days from so long ago until now: 3d, 12h, 2w."),
+)
 PIPELINE = _options(
     click.argument("pipeline", required=False, metavar="[PIPELINE.yaml]"),
     click.option("--input", "input_", metavar="DIR", help="The folder with the files, where there is no YAML file."),
@@ -172,14 +176,28 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 shardkit run pipeline.yaml
 shardkit run pipeline.yaml --set input.uri=/data/2020 --set max_failures=10
 shardkit run pipeline.yaml --engine sagemaker
+shardkit run pipeline.yaml --date 2020-01-01 --date 2020-01-05..2020-01-09
+shardkit run pipeline.yaml --since 3d --dry-run
 shardkit run --function features:rows --input data/ --output out/ --pattern '*.jsonl'
 """
 )
 @PIPELINE
+@DAYS
+@click.option("--dry-run", is_flag=True, help="Only say what would run, and why.")
 @click.option("--run-id", metavar="ID", help="A name for the run; that of an unfinished one goes on with it.")
 @QUIET
 @JSON
-def run(pipeline: str | None, run_id: str | None, *, quiet: bool, as_json: bool, **given: Any) -> None:
+def run(
+    pipeline: str | None,
+    run_id: str | None,
+    *,
+    date: tuple[str, ...],
+    since: str | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Run both passes: records to parts, parts to the dataset.
 
     With an engine the passes are Processing jobs; Ctrl-C then leaves those running that were launched.
@@ -189,8 +207,28 @@ def run(pipeline: str | None, run_id: str | None, *, quiet: bool, as_json: bool,
     made = _read_pipeline(pipeline, given)
     from shardkit.clock import new_run_id
 
+    days = _days(made, date, since)
+    if dry_run:
+        _print_plan(made, days)
+        return
     known = run_id or new_run_id()
-    _report(made.output_folder(), known, lambda: made.run(run_id=known, quiet=quiet), as_json=as_json)
+    _report(made.output_folder(), known, lambda: made.run(days=days, run_id=known, quiet=quiet), as_json=as_json)
+
+
+def _days(made: Pipeline, date: tuple[str, ...], since: str | None) -> list[str] | None:
+    """The days that were asked for; None for all."""
+    from shardkit.days import days_since, zone_of
+
+    zone = zone_of(made.shards.zone if made.shards is not None else None)
+    return [*date, *(days_since(since, zone=zone) if since else ())] or None
+
+
+def _print_plan(made: Pipeline, days: list[str] | None) -> None:
+    from shardkit.report import plan_text
+
+    with redirect_stdout(sys.stderr):
+        planned = made.plan(days=days)
+    click.echo(plan_text(planned))
 
 
 def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bool) -> None:
@@ -200,7 +238,7 @@ def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bo
 
     try:
         with redirect_stdout(sys.stderr):  # what the user's own functions print
-            work()
+            run_id = work().run_id  # an earlier run's, where there was nothing to do
     except ShardkitError:
         folder = run_folder(output, run_id)
         if as_json and folder.exists():
@@ -230,15 +268,24 @@ shardkit plan pipeline.yaml --json | jq .totals
 """
 )
 @PIPELINE
+@DAYS
 @click.option("--sample", type=int, metavar="N", help="Run N records first, and say what the whole will take.")
 @JSON
-def plan(pipeline: str | None, sample: int | None, *, as_json: bool, **given: Any) -> None:
+def plan(
+    pipeline: str | None,
+    sample: int | None,
+    *,
+    date: tuple[str, ...],
+    since: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Say what a run would do, without doing it."""
     from shardkit.report import plan_text
 
     made = _read_pipeline(pipeline, given)
     with redirect_stdout(sys.stderr):
-        planned = made.plan()
+        planned = made.plan(days=_days(made, date, since))
         estimate = made.sample(sample) if sample is not None else None
     if as_json:
         from dataclasses import asdict
@@ -254,11 +301,16 @@ def _open(output: str, run_id: str | None) -> Run:
     """The run under an output, or under that of a pipeline's YAML file."""
     from shardkit.runs import open_run
 
-    if output.endswith((".yaml", ".yml")) and Path(output).is_file():
+    return open_run(_output_of(output), run_id)
+
+
+def _output_of(place: str) -> str:
+    """The output that is meant by its folder, or by a pipeline's YAML file."""
+    if place.endswith((".yaml", ".yml")) and Path(place).is_file():
         from shardkit.pipeline import Pipeline
 
-        output = Pipeline.from_yaml(output).output.uri
-    return open_run(output, run_id)
+        return Pipeline.from_yaml(place).output.uri
+    return place
 
 
 @cli.command(epilog="shardkit status out/\nshardkit status out/ --run-id 20261121-184259-7f3a --json")
@@ -328,6 +380,34 @@ def failures(output: str, run_id: str | None, *, traceback: bool, as_json: bool)
             click.echo("\n".join(failure_lines(entry, traceback=traceback)))
     verb = "is" if len(entries) == 1 else "are"
     click.echo(f"{counted(len(entries), 'record')} of run {found.run_id} {verb} in quarantine.", err=True)
+
+
+@cli.command(
+    epilog="""
+shardkit query "SELECT day_partition, count(*) AS ads FROM dataset GROUP BY 1 ORDER BY 1" pipeline.yaml
+shardkit query "SELECT * FROM dataset WHERE day_partition >= '2020-01-05'" --output out/ --format csv > late.csv
+shardkit query "SELECT * FROM shown JOIN clicks USING (ad)" --output shown=out/impressions --output clicks=out/clicks
+"""
+)
+@click.argument("sql")
+@click.argument("places", nargs=-1, metavar="[PIPELINE.yaml]...")
+@click.option("--output", "outputs", multiple=True, metavar="[NAME=]DIR", help="A dataset's folder; may be repeated.")
+@click.option(
+    "--format", "format_", type=click.Choice(["table", "csv", "json"]), default="table", help="Of the answer."
+)
+@click.option("--using", type=click.Choice(["athena", "duckdb"]), help="By default Athena where there is a catalogue.")
+def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: str, *, using: Any) -> None:
+    """Ask SQL of datasets: each is a table with its pipeline's name, or the NAME given; one alone also `dataset`.
+
+    Athena answers where a dataset is in a Glue catalogue, else DuckDB on this machine, from the same files.
+    """
+    from shardkit.query import as_lines, ask, named_outputs
+
+    given = [_output_of(place) for place in (*places, *outputs)]
+    if not given:
+        raise click.UsageError("Give a PIPELINE.yaml, or --output with a dataset's folder.")
+    for line in as_lines(ask(sql, named_outputs(given), using=using), format_):
+        click.echo(line)
 
 
 GO_ON = _options(OUTPUT, RUN_ID, SET, QUIET, JSON)
@@ -438,6 +518,39 @@ def init(kind: str, folder: Path) -> None:
 
     for line in write_template(kind, folder):
         click.echo(line, err=True)
+
+
+@cli.group(cls=_Group, epilog="shardkit schedule run pipeline.yaml\nshardkit schedule next pipeline.yaml")
+def schedule() -> None:
+    """Keep a pipeline going by the schedule in its YAML file."""
+
+
+@schedule.command("run", epilog="shardkit schedule run pipeline.yaml\nshardkit schedule run pipeline.yaml --once")
+@click.argument("pipeline", metavar="PIPELINE.yaml")
+@click.option("--once", is_flag=True, help="Run only if it is due by now, then end.")
+@SET
+def schedule_run(pipeline: str, *, once: bool, settings: tuple[str, ...]) -> None:
+    """Run the pipeline whenever it is due, until Ctrl-C or SIGTERM.
+
+    Missed times are caught up by one run; a run that fails is told of, and the next one comes in its time.
+    """
+    from shardkit.schedule import Scheduler
+
+    made = _read_pipeline(pipeline, {"settings": settings})
+    with redirect_stdout(sys.stderr):
+        Scheduler(made, say=lambda text: click.echo(text, err=True)).run(once=once)
+
+
+@schedule.command("next", epilog="shardkit schedule next pipeline.yaml\nshardkit schedule next pipeline.yaml --count 3")
+@click.argument("pipeline", metavar="PIPELINE.yaml")
+@click.option("--count", type=click.IntRange(1, 1000), default=5, metavar="N", help="How many (default 5).")
+@SET
+def schedule_next(pipeline: str, *, count: int, settings: tuple[str, ...]) -> None:
+    """Print the next times at which the pipeline is due."""
+    from shardkit.schedule import next_times
+
+    for due in next_times(_read_pipeline(pipeline, {"settings": settings}), count):
+        click.echo(f"{due:%Y-%m-%d %H:%M %Z}")
 
 
 @cli.group(cls=_Group, epilog="shardkit engine serve --port 8765\nshardkit engine serve --help")

@@ -1,17 +1,20 @@
 """The switch from one state of a dataset to the next.
 
-New files are written whole under the run folder first. ``commit.json`` then says what is to happen, which from that
-moment on will happen, if need be in a later process: the new files appear under their names, the result that lists
-them is written, and the files that the pipeline's earlier result lists go. Nobody else's file is touched.
+New files are written whole under the run folder first. ``_shardkit/commit.json`` then says what is to happen, which
+from that moment on will happen, if need be in a later process: the new files appear under their names,
+``_shardkit/current.json`` becomes the result that lists them, and the files that only the one before listed go. Nobody
+else's file is touched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import PipelineError, RunBusy
-from shardkit.runfolder import STATE_DIR, RunFolder, runs_of
+from shardkit.errors import PipelineError, PlanMismatch, RunBusy, StorageError
+from shardkit.ledger import WHOLE
+from shardkit.runfolder import RUNS, STATE_DIR, RunFolder
 from shardkit.storage import File
 
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from shardkit.storage import Folder
 
 STAGING = "dataset"
+COMMIT = f"{STATE_DIR}/commit.json"
+CURRENT = f"{STATE_DIR}/current.json"
 
 
 def staging(folder: RunFolder) -> Folder:
@@ -28,26 +33,43 @@ def staging(folder: RunFolder) -> Folder:
 
 
 @contextlib.contextmanager
-def dataset_lock(output: Folder) -> Iterator[None]:
-    """Keep other processes of this machine from switching the same dataset, once any half-done switch is finished.
+def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[None]:
+    """Keep other processes from switching the same dataset, once any half-done switch is finished.
+
+    ``patience_s`` is how long to wait for another process that is at it.
 
     Raises:
         RunBusy: another process is at it.
     """
-    with output.lock(f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}."):
-        for run in _unfinished(output):
-            _finish_switch(run)
+    with output.lock(
+        f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}.", patience_s=patience_s
+    ):
+        if (commit := _read(output, COMMIT)) is not None:
+            _finish_switch(output, commit)
         yield
 
 
 def current_result(output: Folder) -> dict[str, Any] | None:
-    """The result that describes the dataset as it is now: that of the run which finished last."""
-    results = [result for run in runs_of(output) if (result := run.result()) is not None]
-    return max(results, key=lambda result: result["switched"], default=None)
+    """The result that describes the dataset as it is now: that of the run which switched it last."""
+    current = _read(output, CURRENT)
+    if current is not None:
+        return current
+    results = [RunFolder(output, run_id).result() for run_id in output.children(RUNS)]
+    return max((r for r in results if r is not None), key=lambda result: int(result["switched"]), default=None)
 
 
-def check_owner(output: Folder, name: str) -> None:
-    """See that no other pipeline's dataset lies in ``output``.
+def _read(output: Folder, name: str) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(output.read(name))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StorageError(f"Cannot read {output.uri}/{name}: {error}.") from error
+    return content
+
+
+def check_owner(output: Folder, name: str) -> dict[str, Any] | None:
+    """See that no other pipeline's dataset lies in ``output``; returns the result that describes the one there.
 
     Raises:
         PipelineError: there is one.
@@ -59,45 +81,105 @@ def check_owner(output: Folder, name: str) -> None:
             f"{name!r}.",
             hint=f"Choose another output, or give this pipeline the name {current['name']!r} to replace that dataset.",
         )
+    return current
+
+
+def check_base(run_id: str, plan: dict[str, Any], current: dict[str, Any] | None) -> None:
+    """See that the days that a run is to make are those that it was planned upon.
+
+    Raises:
+        PlanMismatch: one has been made anew meanwhile.
+    """
+    made = (current or {}).get("partitions", {})
+    for day, before in plan.get("based_on", {}).items():
+        now_by = made.get(day, {}).get("run")
+        if now_by not in {before, run_id} and not (now_by is None and day in plan["dropped"]):
+            raise PlanMismatch(
+                f"Run {run_id}: {day} has been made anew by run {now_by} since this one was planned.",
+                hint="Start a new run; it computes only what has changed since. What is in quarantine is tried again "
+                f"with --date {day} --set incremental=false.",
+            )
+
+
+def kept_days(plan: dict[str, Any], current: dict[str, Any] | None) -> list[str]:
+    """The partitions of the dataset that a run leaves as they are."""
+    if current is None or not plan.get("by_day"):
+        return []
+    return [name for name in current.get("partitions", [WHOLE]) if name not in {*plan["partitions"], *plan["dropped"]}]
+
+
+def check_form(plan: dict[str, Any], current: dict[str, Any] | None, form: dict[str, Any], output: Folder) -> list[str]:
+    """See that the days that a run makes are of the same form as those that it leaves; returns these.
+
+    Raises:
+        PlanMismatch: they are not.
+    """
+    kept = kept_days(plan, current)
+    if kept and current is not None and current.get("form") != form:
+        before = current.get("form") or {}
+        names = [name for name in form if form[name] != before.get(name)]
+        raise PlanMismatch(
+            f"The other days of {output.uri} were made with another {' and '.join(names) or 'form'}.",
+            hint="Run all days once, without --date and --since, to make them alike.",
+        )
+    return kept
 
 
 def switch(folder: RunFolder, result: dict[str, Any]) -> None:
     """Make the files in ``staging`` the dataset, and ``result`` its description. The caller holds the dataset lock.
 
     Raises:
+        PlanMismatch: another run has made the same days meanwhile.
         StorageError: the switch could not be finished; it will be when the run is resumed.
     """
-    old = current_result(folder.output)
+    plan, old = folder.plan(), current_result(folder.output)
+    check_base(folder.run_id, plan, old)
+    before = [file["path"] for file in old["files"]] if old else []
+    if old is not None and (kept := check_form(plan, old, result["form"], folder.output)):
+        _carry_over(old, result, kept)
     new = {file["path"] for file in result["files"]}
-    gone = [f["path"] for f in old["files"] if f["path"] not in new] if old else []
+    gone = [path for path in before if path not in new]
     result["switched"] = (old["switched"] if old else 0) + 1
-    folder.write("commit.json", {"result": result, "gone": gone})
-    _finish_switch(folder)
+    commit = {"result": result, "gone": gone}
+    _note(folder.output, COMMIT, commit)
+    _finish_switch(folder.output, commit)
 
 
-def _finish_switch(folder: RunFolder) -> None:
+def _carry_over(old: dict[str, Any], result: dict[str, Any], kept: list[str]) -> None:
+    """Have the new state hold the days that the run has not touched, as they are."""
+    files = [file for file in old["files"] if file["partition"] in set(kept)]
+    result["partitions"] = dict(sorted(({day: old["partitions"][day] for day in kept} | result["partitions"]).items()))
+    result["files"] = sorted(files + result["files"], key=lambda file: str(file["path"]))
+    result["rows"] = sum(file["rows"] for file in result["files"])
+    result["bytes_out"] = sum(file["bytes"] for file in result["files"])
+    result["columns"] = old["columns"] | result["columns"]
+
+
+def _finish_switch(output: Folder, commit: dict[str, Any]) -> None:
     """Carry out what ``commit.json`` says, wherever an earlier process left off."""
-    commit = folder.read("commit.json")
+    folder = RunFolder(output, commit["result"]["run_id"])
     staged = {entry.key for entry in staging(folder).entries()}
     for file in commit["result"]["files"]:
         if file["path"] in staged:
-            _place(staging(folder), File(folder.output, file["path"]))
+            _place(staging(folder), File(output, file["path"]))
     folder.write("result.json", commit["result"])
+    _note(output, CURRENT, commit["result"])
     for name in commit["gone"]:
-        _remove(folder.output, name)
-    folder.files.remove("commit.json")
+        _remove(output, name)
+    output.remove(COMMIT)
     _tidy(folder)
 
 
 def finish_switches(output: Folder) -> None:
-    """Finish any switch of this output that a process left half-way; one that is under way is left to its process."""
-    if _unfinished(output):
+    """Finish a switch of this output that a process left half-way; one that is under way is left to its process."""
+    if output.exists(COMMIT):
         with contextlib.suppress(RunBusy), dataset_lock(output):
             pass
 
 
-def _unfinished(output: Folder) -> list[RunFolder]:
-    return [run for run in runs_of(output) if run.files.exists("commit.json")]
+def _note(output: Folder, name: str, content: dict[str, Any]) -> None:
+    """Write one of the dataset's own files, atomically."""
+    output.write(name, json.dumps(content, ensure_ascii=False).encode())
 
 
 def _place(staged: Folder, target: File) -> None:

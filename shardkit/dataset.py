@@ -6,7 +6,7 @@ import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -34,12 +34,24 @@ NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a dataset is cut into files."""
+    """How a dataset is cut into files; ``day_column`` names the partition that days are, where there are days."""
 
     format: str
     rows_per_file: int
     target_bytes: int | None
     partition_by: tuple[str, ...]
+    day_column: str | None = None
+    day: str | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The folder of the day, with its trailing slash; nothing where there are no days."""
+        return f"{quote(self.day_column, safe='')}={_folder(self.day)}/" if self.day_column and self.day else ""
+
+    def form(self, shards: dict[str, Any] | None) -> dict[str, Any]:
+        """What all days of a dataset must have in common; ``shards`` is the pipeline's section, as plain data."""
+        rule = {n: v for n, v in (shards or {}).items() if n in {"path", "column", "zone"}} if self.day_column else None
+        return {"days": rule, "format": self.format, "partition_by": list(self.partition_by)}
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ def write_dataset(folder: Folder, source: Source, layout: Layout, *, token: str,
     ]
 
     def write(number: int) -> DataFile:
-        file = _Building(folder, _name(number, token, layout), source.schema, layout)
+        file = _Building(folder, layout.prefix + _name(number, token, layout), source.schema, layout)
         for table in source.tables(*ranges[number], readers=threads or 1):
             file.append(table)
         return file.close()
@@ -206,7 +218,7 @@ class _PartitionedWriter:
 
     def _begin(self, prefix: str, schema: pa.Schema) -> _Building:
         number = self._numbers[prefix] = self._numbers.get(prefix, -1) + 1
-        path = prefix + _name(number, self._token, self._layout)
+        path = self._layout.prefix + prefix + _name(number, self._token, self._layout)
         file = self._building[prefix] = _Building(self._folder, path, schema, self._layout)
         return file
 

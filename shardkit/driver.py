@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.clock import new_run_id, now
+from shardkit.commit import finish_switches
 from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
@@ -258,17 +259,20 @@ def _upload_code(folder: RunFolder, pipeline: Pipeline, function: FunctionRef | 
         requirements=pipeline.requirements,
         mode=pipeline.requirements_mode,
         leave_out=tuple(map(str, data)),
+        extras=("athena",) if pipeline.catalog is not None else (),
     )
 
 
-def start_jobs(pipeline: Pipeline, *, run_id: str | None, quiet: bool, wait: bool) -> Run:
+def start_jobs(
+    pipeline: Pipeline, *, days: tuple[str, ...] | None = None, run_id: str | None, quiet: bool, wait: bool
+) -> Run:
     """Plan a run, submit its jobs and drive them; or go on with the run of that id, if its plan is the same.
 
     Raises:
         PipelineError: the engine cannot do what the pipeline asks for.
         RunFailed, RunInterrupted: as for `RunJobs.drive`.
     """
-    from shardkit.runs import Run, check_same_plan, make_run_plan
+    from shardkit.runs import Run, check_same_plan, holding_days, make_run_plan, nothing_to_do
 
     check_engine(pipeline)
     if pipeline.engine is not None:
@@ -276,8 +280,11 @@ def start_jobs(pipeline: Pipeline, *, run_id: str | None, quiet: bool, wait: boo
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref = pipeline.function_ref()
-    plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
-    with folder.lock():
+    finish_switches(folder.output)
+    plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
+    if not plan.content["totals"]["records"]:
+        return nothing_to_do(pipeline, plan, progress)
+    with holding_days(folder, plan.content), folder.lock():
         if folder.exists():
             check_same_plan(folder, plan)
             progress.note(f"Run {folder.run_id} exists; going on where it ended.")
@@ -285,7 +292,9 @@ def start_jobs(pipeline: Pipeline, *, run_id: str | None, quiet: bool, wait: boo
             _upload_code(folder, pipeline)  # what is wrong with it is told before there is a run
             merging = pipeline.merge()
             folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
-            folder.write_plan(plan.content | {"merge": True, "python": python_version()}, plan.records, ref.pickled)
+            folder.write_plan(
+                plan.content | {"merge": True, "python": python_version()}, plan.records, ref.pickled, plan.taken_over
+            )
         run = Run(folder)
         go_on(run, pipeline, progress, changes={}, retry=False, wait=wait)
     return run

@@ -12,7 +12,9 @@
     │   ├── StorageError     a file could not be written (disk full, no permission)
     │   ├── LedgerError      records are missing from the ledger
     │   ├── CombineError     the user's combine function raised
-    │   └── SchemaConflict   two parts give one column types that cannot be unified
+    │   ├── SchemaConflict   two parts give one column types that cannot be unified
+    │   └── CatalogError     the dataset is made, but the catalogue could not be brought up to date
+    ├── QueryError           an SQL query cannot be answered
     └── RunInterrupted       Ctrl-C or SIGTERM; `resume` goes on from there
 
 Every error is a sentence or two: what happened, to which run and file, and what to do next.
@@ -86,6 +88,14 @@ class CombineError(RunFailed):
 
 class SchemaConflict(RunFailed):
     """Two parts give one column types that cannot be unified."""
+
+
+class CatalogError(RunFailed):
+    """The dataset is made, but the catalogue could not be brought up to date with it."""
+
+
+class QueryError(ShardkitError):
+    """An SQL query cannot be answered: it is not SQL, or asks for what is not there."""
 
 
 class RunInterrupted(ShardkitError, KeyboardInterrupt):

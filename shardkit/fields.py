@@ -22,16 +22,19 @@ P = TypeVar("P", bound="Pipeline")
 ELSEWHERE = 0  # the line of a field that was not given in the file
 # What a field that takes several kinds of values expects; pydantic tells of the first kind only.
 EXPECTED = {
+    "catalog": "a mapping such as {glue: {database: features, table: ads}}",
     "columns": "a mapping of columns to types",
     "combine": "module:callable, or a function",
     "exclude": "a glob or a list of globs",
     "function": "module:callable, or a function",
+    "glue": "a mapping with its database and table",
     "input": "a folder, or a mapping with its uri",
     "max_failures": "a count such as 10, or a share such as 1%",
     "output": "a folder, or a mapping with its uri",
     "partition_by": "a column or a list of columns",
     "pattern": "a glob or a list of globs",
     "records": "file, stem, directory, or module:callable",
+    "schedule": "a time such as 3h, a cron expression, or a mapping such as {every: 3h, since: 2d}",
     "schema": "a mapping of columns to types",
     "shards": "a mapping such as {by: directory, depth: 1}",
     "widen_ints": "true or false",

@@ -195,7 +195,7 @@ class _JsonLines(_Base):
         with writing(self._path):
             for batch in table.to_batches(max_chunksize=4096):
                 lines = [
-                    json.dumps(_jsonable(row), ensure_ascii=False, separators=(",", ":")) for row in batch.to_pylist()
+                    json.dumps(jsonable(row), ensure_ascii=False, separators=(",", ":")) for row in batch.to_pylist()
                 ]
                 self._file.write(("\n".join(lines) + "\n").encode())
 
@@ -204,12 +204,12 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_fixed_size_binary(kind))
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """``value`` in JSON's own terms: NaN and infinities are null, times are ISO 8601, decimals are strings."""
     if isinstance(value, dict):
-        return {k: _jsonable(v) for k, v in value.items()}
+        return {k: jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(v) for v in value]
+        return [jsonable(v) for v in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):

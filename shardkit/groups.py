@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.arrays import arrow, numpy
+from shardkit.days import zone_of
 from shardkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,8 +66,18 @@ def group_records(
             "The listing of this input does not tell when its files were written.",
             hint="Use shards.path, a pattern for the dates in the files' names, instead of shards.column.",
         )
-    days = arrow(modified // MICROSECONDS_A_DAY).cast(pa.int32()).dictionary_encode()
+    days = arrow(_local(modified, shards.get("zone")) // MICROSECONDS_A_DAY).cast(pa.int32()).dictionary_encode()
     return _in_order(days.indices, days.dictionary.view(pa.date32()).cast(pa.string()))
+
+
+def _local(times: np.ndarray, zone: str | None) -> np.ndarray:
+    """Times in UTC as the clocks of a zone show them; in microseconds since 1970."""
+    if zone is None or zone == "UTC":
+        return times
+    zone_of(zone)
+    local = pc.local_timestamp(arrow(times).cast(pa.timestamp("us", zone)))
+    shown: np.ndarray = numpy(local.cast(pa.int64()))
+    return shown
 
 
 def folder_of(keys: pa.Array) -> pa.Array:
@@ -164,3 +175,15 @@ def _undated(records: pa.Array, dated: np.ndarray, path: str) -> InputError:
         hint="Write shards.path as the dates stand in the files' names, leave these files out with input.exclude, or "
         "use shards.column: modified.",
     )
+
+
+def with_dense_groups(table: pa.Table) -> pa.Table:
+    """The table with no group in its dictionary that no record has."""
+    column = table["group"]
+    group = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    used = np.unique(numpy(group.indices)) if len(group) and group.null_count == 0 else None
+    if used is None or len(used) == len(group.dictionary):
+        return table
+    codes = np.searchsorted(used, numpy(group.indices)).astype(np.int32)
+    dense = pa.DictionaryArray.from_arrays(arrow(codes), group.dictionary.take(arrow(used)))
+    return table.set_column(table.schema.get_field_index("group"), "group", dense)

@@ -17,7 +17,8 @@ from shardkit.storage import File
 if TYPE_CHECKING:
     from shardkit.runfolder import RunFolder
 
-OPEN, DONE, QUARANTINED, ELSEWHERE = range(4)
+WHOLE = ""  # the partition that is all of a dataset without days
+OPEN, DONE, QUARANTINED, ELSEWHERE, SKIPPED = range(5)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Ledger:
         self._entries: dict[int, dict[str, Any]] = {}
         self._members = _members(self.shard, self.chunk)
         self._next_chunk = int(self.chunk.max(initial=-1)) + 1
-        self._take(folder.markers(shards))
+        self._ids: dict[int, np.ndarray] = {}
+        self._take([*folder.taken_over(shards), *folder.markers(shards)])
 
     def _take(self, markers: list[dict[str, Any]]) -> None:
         covered = np.zeros(self.planned, bool)
@@ -66,7 +68,7 @@ class Ledger:
             if ids is None or not len(ids):
                 continue
             # A retry is only of records that are not done, so one that has some is a late duplicate.
-            if (covered[ids] if planned is not None else self.state[ids] == DONE).any():
+            if (covered[ids] if planned is not None else np.isin(self.state[ids], (DONE, SKIPPED))).any():
                 continue
             covered[ids] = True
             self._settle(ids, marker)
@@ -74,7 +76,8 @@ class Ledger:
         self.markers.sort(key=lambda m: (m["shard"], m["chunk"], m["ids"][0] if m["ids"] else -1))
 
     def _settle(self, ids: np.ndarray, marker: dict[str, Any]) -> None:
-        self.state[ids] = DONE
+        self._ids[id(marker)] = ids
+        self.state[ids] = SKIPPED if marker.get("taken_over") else DONE
         for entry in marker["quarantine"]:
             self._entries[entry["record"]] = {"shard": marker["shard"], "chunk": marker["chunk"]} | entry
             self.state[entry["record"]] = QUARANTINED
@@ -92,6 +95,11 @@ class Ledger:
     def done(self) -> int:
         """How many records are done."""
         return int((self.state == DONE).sum())
+
+    @property
+    def skipped(self) -> int:
+        """How many records need not be computed, for an earlier run has."""
+        return int((self.state == SKIPPED).sum())
 
     @property
     def quarantined(self) -> int:
@@ -118,20 +126,54 @@ class Ledger:
         ids = np.flatnonzero(self.state == QUARANTINED).tolist()
         return [self._entries[i] for i in ids]
 
+    def settled(self) -> list[tuple[dict[str, Any], np.ndarray]]:
+        """The markers that count, each with the ids of its records."""
+        return [(marker, self._ids[id(marker)]) for marker in self.markers]
+
+    def quarantine_of(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        """The entries of those of some records that are in quarantine."""
+        return [self._entries[i] for i in ids[self.state[ids] == QUARANTINED].tolist()]
+
     def counts(self) -> dict[str, int]:
         """The ledger in numbers."""
-        return {"listed": self.listed, "done": self.done, "quarantined": self.quarantined, "skipped": 0}
+        return {"listed": self.listed, "done": self.done, "quarantined": self.quarantined, "skipped": self.skipped}
 
     def parts(self) -> list[CommittedPart]:
         """All committed parts, in the order of their rows in the dataset."""
+        return [part for marker in self.markers for part in self._parts_of(marker)]
+
+    def _parts_of(self, marker: dict[str, Any]) -> list[CommittedPart]:
         files = self.folder.files
         return [
             CommittedPart(
-                File(files, f"{self.folder.parts_of(marker['shard'])}/{part['name']}"), part["rows"], part["bytes"]
+                File(self.folder.of(part["run"]), f"{part['at']}/{part['name']}")
+                if "at" in part
+                else File(files, f"{self.folder.parts_of(marker['shard'])}/{part['name']}"),
+                part["rows"],
+                part["bytes"],
             )
-            for marker in self.markers
             for part in marker["parts"]
         ]
+
+    def partitions(self) -> list[tuple[str, list[CommittedPart]]]:
+        """The committed parts of each partition of the dataset, in the order of their names."""
+        if not self.folder.plan().get("by_day"):
+            return [(WHOLE, self.parts())]
+        group = self.folder.records(["group"])["group"].combine_chunks()
+        names = group.dictionary.to_pylist()
+        codes = numpy(group.indices)
+        found: dict[str, list[CommittedPart]] = {name: [] for name in sorted(names)}
+        for marker, ids in self.settled():
+            found[names[int(codes[ids[0]])]] += self._parts_of(marker)
+        return list(found.items())
+
+    def apart(self, ids: np.ndarray, shards: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Some records by their shards, and by the partitions of the dataset, which no chunk may have two of."""
+        units = shards.astype(np.int64) << 32
+        if len(ids) and self.folder.plan().get("by_day"):
+            group = self.folder.records(["group"])["group"].combine_chunks()
+            units = units | numpy(group.indices)[ids]
+        return [(unit >> 32, ids[units == unit]) for unit in np.unique(units).tolist()]
 
     def to_do(self) -> list[tuple[int, int, np.ndarray, bool]]:
         """What is open: (shard, chunk, record ids, whether these are only some of the planned chunk's)."""
@@ -161,9 +203,17 @@ class Ledger:
                 f"the first is {key} (shard {self.shard[first]}, chunk {self.chunk[first]}).",
                 hint="Resume the run.",
             )
-        there = {entry.key: entry.bytes for entry in self.folder.files.entries("parts")}
+        there: dict[File, int] = {}
+        for files in {part.file.folder: None for part in self.parts()}:
+            there |= {File(files, entry.key): entry.bytes for entry in files.entries("parts")}
         for part in self.parts():
-            if there.get(part.file.key) != part.bytes:
+            if there.get(part.file) != part.bytes:
+                if part.file.folder != self.folder.files:
+                    raise LedgerError(
+                        f"Run {self.folder.run_id}: {part.file}, of an earlier run, is missing or not of its "
+                        f"{part.bytes:,} bytes.",
+                        hint="Run anew with incremental: false.",
+                    )
                 shard, name = part.file.key.split("/")[1:]
                 raise LedgerError(
                     f"Run {self.folder.run_id}: the committed part {part.file} is missing or not of its "

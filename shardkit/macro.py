@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +16,24 @@ import pyarrow.compute as pc
 
 from shardkit.arrays import arrow, numpy
 from shardkit.errors import PipelineError
-from shardkit.groups import has_groups
-from shardkit.micro import CHUNK_BYTES, CHUNK_RECORDS, SMALLEST_SHARE, assign_chunks, record_costs
+from shardkit.groups import has_groups, with_dense_groups
+from shardkit.handover import changes_of, markers_taken_over, number_within, still_taken, unchanged
+from shardkit.increments import partition_names
+from shardkit.micro import (
+    CHUNK_BYTES,
+    CHUNK_RECORDS,
+    REDONE_RECORDS,
+    REDONE_SHARE,
+    SMALLEST_SHARE,
+    assign_chunks,
+    record_costs,
+)
 from shardkit.packing import evenly, in_order, longest_first
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from shardkit.increments import Comparison
     from shardkit.records import Records
 
 PLAN_VERSION = 2
@@ -34,11 +45,12 @@ class Plan:
     """What a run will do.
 
     ``records`` is the table of records with, for each, its ``shard`` and ``chunk`` (both int32); ``content`` is what
-    plan.json holds.
+    plan.json holds; ``taken_over`` are the markers of chunks that earlier runs have done.
     """
 
     records: pa.Table
     content: dict[str, Any]
+    taken_over: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
@@ -61,6 +73,8 @@ def make_plan(
     run_id: str,
     created: str,
     own_instances: bool = False,
+    by_day: bool = False,
+    comparison: Comparison | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -73,13 +87,21 @@ def make_plan(
         run_id: names the run.
         created: the time, in ISO 8601.
         own_instances: every shard has an instance of its own; else the same workers do one shard after the other.
+        by_day: every group is a partition of the dataset, so that no chunk may hold records of two.
+        comparison: with what earlier runs have done; the plan leaves out partitions in which nothing has changed.
 
     Raises:
         PipelineError: single objects are to be dealt out, but a record has several.
     """
-    table, rule = records.table, pipeline.get("shards")
+    rule = pipeline.get("shards")
+    table, taken, rows = _with_changes(records.table, comparison, by_day=by_day)
+    if not len(table):
+        return Plan(table, _nothing_to_do(pipeline, comparison, run_id=run_id, created=created))
     shard = _number_shards(table, rule)
-    chunk = _number_chunks(table, shard, how=chunks, workers=workers, own_instances=own_instances)
+    unit = numpy(_group_column(table).indices).astype(np.int32) if by_day else shard
+    taken = still_taken(taken, shard, unit, numpy(table["bytes"]), workers=workers)
+    cut = Cut(chunks, workers, own_instances=own_instances, for_redoing=comparison is not None)
+    chunk = _cut(table, shard, unit, taken, cut, by_day=by_day)
     table = table.append_column("shard", arrow(shard)).append_column("chunk", arrow(chunk))
     shards = _describe_shards(table, grouped=has_groups(rule), named=rule is not None)
     jobs = _describe_jobs(shards, together=rule is not None and rule["by"] == "s3key")
@@ -107,8 +129,90 @@ def make_plan(
         },
         "shards": shards,
         "jobs": jobs,
+        "by_day": by_day,
+        "work": work_digest(pipeline, function_digest),
+        **changes_of(comparison, table, taken, by_day=by_day),
+        "unchanged": unchanged(comparison),
     }
-    return Plan(table, content)
+    if comparison is None:
+        return Plan(table, content)
+    return Plan(table, content, markers_taken_over(comparison, taken, rows, shard, chunk))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How records are cut into chunks; ``for_redoing`` is whether later runs may take these over."""
+
+    how: str
+    workers: int
+    own_instances: bool
+    for_redoing: bool
+
+
+def _cut(
+    table: pa.Table, shard: np.ndarray, unit: np.ndarray, taken: np.ndarray, cut: Cut, *, by_day: bool
+) -> np.ndarray:
+    """The chunk of each record: that of an earlier run which it is taken over with, else a new one of its unit."""
+    chunk = np.zeros(len(table), np.int32)
+    free = np.flatnonzero(taken < 0)
+    if len(free):
+        dense, number = np.unique(unit[free], return_inverse=True)
+        total = np.bincount(unit, record_costs(numpy(table["bytes"])))[dense]
+        # What is left of a unit is not cut finer than all of it would be, or each redo would leave more small chunks.
+        least = total * (SMALLEST_SHARE / cut.workers if len(free) < len(table) else 0)
+        few = total / np.bincount(unit)[dense] * REDONE_RECORDS
+        most = np.maximum(total * REDONE_SHARE, few) if cut.for_redoing else np.full(len(total), np.inf)
+        chunk[free] = _number_chunks(table.take(arrow(free)), number.astype(np.int32), cut, least=least, most=most)
+    if by_day or len(free) < len(table):
+        chunk = number_within(shard, unit, taken, chunk)
+    return chunk
+
+
+def _with_changes(
+    table: pa.Table, comparison: Comparison | None, *, by_day: bool
+) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """The records of partitions in which something has changed.
+
+    Also the marker that each is taken over with, or -1, and which rows of the listing these were.
+    """
+    if comparison is None:
+        return table, np.full(len(table), -1, np.int64), np.arange(len(table))
+    partition, names = partition_names(table, by_day=by_day)
+    changed = np.array([comparison.changes[name].any for name in names], bool)
+    rows = np.flatnonzero(changed[partition])
+    kept = table if len(rows) == len(table) else table.take(arrow(rows))
+    return with_dense_groups(kept), comparison.taken[rows], rows
+
+
+def _nothing_to_do(
+    pipeline: dict[str, Any], comparison: Comparison | None, *, run_id: str, created: str
+) -> dict[str, Any]:
+    none = dict.fromkeys(("records", "bytes", "groups", "shards", "chunks", "jobs", "create_calls"), 0)
+    return {
+        "version": PLAN_VERSION,
+        "run_id": run_id,
+        "created": created,
+        "digest": "",
+        "pipeline": pipeline,
+        "totals": none,
+        "shards": [],
+        "jobs": [],
+        "partitions": {},
+        "left": comparison.left if comparison else [],
+        "unchanged": unchanged(comparison),
+    }
+
+
+def work_digest(pipeline: dict[str, Any], function_digest: str) -> str:
+    """Tells whether the same would be computed from the same record."""
+    return digest_of(
+        {
+            "function": function_digest,
+            "records": pipeline["records"],
+            "input": pipeline["input"]["uri"],
+            "schema": pipeline["output"]["schema"],
+        }
+    )
 
 
 def _number_shards(table: pa.Table, rule: Mapping[str, Any] | None) -> np.ndarray:
@@ -156,21 +260,27 @@ def _group_column(table: pa.Table) -> pa.DictionaryArray:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _number_chunks(table: pa.Table, shard: np.ndarray, *, how: str, workers: int, own_instances: bool) -> np.ndarray:
-    """The chunk of each record within its shard."""
+def _number_chunks(table: pa.Table, shard: np.ndarray, cut: Cut, *, least: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """The chunk of each record within its shard; ``least`` and ``most`` are what a chunk of each shard may cost."""
     sizes = numpy(table["bytes"])
     costs = record_costs(sizes)
     # Workers that do all shards need not have a small one cut as finely as if it were alone.
-    least_cost = 0.0 if own_instances else float(costs.sum()) * SMALLEST_SHARE / workers
+    least_cost = 0.0 if cut.own_instances else float(costs.sum()) * SMALLEST_SHARE / cut.workers
     chunk = np.zeros(len(table), np.int32)
     order, starts, counts = _by_shard(shard)
     whole = counts == 1
-    if how == "dynamic":
+    if cut.how == "dynamic":
         total = np.add.reduceat(costs[order], starts)
-        whole |= (total <= min(least_cost, CHUNK_BYTES)) & (counts <= CHUNK_RECORDS)
+        whole |= (total <= np.minimum(most, min(least_cost, CHUNK_BYTES))) & (counts <= CHUNK_RECORDS)
     for i in np.flatnonzero(~whole):
         rows = order[starts[i] : starts[i] + counts[i]]
-        chunk[rows] = assign_chunks(sizes[rows], how=how, workers=workers, least_cost=least_cost)
+        chunk[rows] = assign_chunks(
+            sizes[rows],
+            how=cut.how,
+            workers=cut.workers,
+            least_cost=max(least_cost, float(least[i])),
+            most_cost=float(most[i]),
+        )
     return chunk
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import deque
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from shardkit.rows import as_table
 from shardkit.schema import TypeMismatch, conform, parse_type, unify_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from shardkit.storage import File
 
@@ -138,6 +139,40 @@ def read_source(parts: Iterable[File], *, schema: dict[str, str] | None, widen_i
             _check_covered(part, footer, schema)
     fields = unifier.fields() if schema is None else [pa.field(n, parse_type(t)) for n, t in schema.items()]
     return Source(parts, tuple(rows), pa.schema(fields))
+
+
+def one_schema(schemas: Mapping[str, pa.Schema], *, widen_ints: bool) -> pa.Schema:
+    """The schema that holds all of several, which are given by what to call them in a message.
+
+    Raises:
+        SchemaConflict: two give a column types that have nothing in common.
+    """
+    types: dict[str, tuple[pa.DataType, str]] = {}
+    for name, schema in schemas.items():
+        for column in schema:
+            known, where = types.get(column.name, (column.type, name))
+            try:
+                types[column.name] = (unify_types(known, column.type, widen_ints=widen_ints, column=column.name), where)
+            except TypeMismatch as mismatch:
+                raise SchemaConflict(
+                    f"Column {mismatch.column!r} is {mismatch.left} in {where} and {mismatch.right} in {name}.",
+                    hint=_cure(mismatch),
+                ) from None
+    return pa.schema([pa.field(name, kind) for name, (kind, _) in types.items()])
+
+
+# Types that Arrow prints otherwise than it takes them.
+PRINTED = {"float": "float32", "halffloat": "float16", "date32[day]": "date32", "date64[ms]": "date64"}
+
+
+def schema_of(result: Mapping[str, Any], *, without: Collection[str] = ()) -> pa.Schema:
+    """The columns of a dataset that a result describes, but for some, and those whose types cannot be read back."""
+    fields = []
+    for name, kind in result["columns"].items():
+        if name not in without:
+            with contextlib.suppress(PipelineError):
+                fields.append(pa.field(name, parse_type(PRINTED.get(kind, kind))))
+    return pa.schema(fields)
 
 
 class _Unifier:

@@ -8,6 +8,7 @@ if it brings that process down too.
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,13 +30,18 @@ if TYPE_CHECKING:
 RECORD_COST_BYTES = 1 << 14
 LARGEST_SHARE = 1 / 8  # of a worker's share of the work: the first dynamic chunks
 SMALLEST_SHARE = 1 / 64  # the last ones
+# Of a day, where one changed record has its whole chunk done again; but a few records cost little.
+REDONE_SHARE = 1 / 50
+REDONE_RECORDS = 16
 CHUNK_RECORDS = 5_000  # an upper bound, so that a crash never costs more than that
 CHUNK_BYTES = 1 << 30
 DEATHS_OUTSIDE_RECORDS = 3
 PUBLISHED_AT_ONCE = 4
 
 
-def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: float = 0.0) -> np.ndarray:
+def assign_chunks(
+    sizes: np.ndarray, *, how: str, workers: int, least_cost: float = 0.0, most_cost: float = math.inf
+) -> np.ndarray:
     """The chunk number, from 0 on, of each of a shard's records.
 
     Args:
@@ -45,6 +51,7 @@ def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: floa
             large ones and then ever smaller ones).
         workers: how many vCPUs the shard has.
         least_cost: what a dynamic chunk costs at the least, where the workers have other shards to do as well.
+        most_cost: what it costs at the most, where some of its records may have to be done again.
     """
     count = len(sizes)
     if how == "even":
@@ -53,7 +60,7 @@ def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: floa
     costs = record_costs(sizes)
     if how == "balanced":
         return longest_first(costs.astype(np.int64), bins=min(workers, count))
-    return _ever_smaller(costs, workers=workers, least_cost=least_cost)
+    return _ever_smaller(costs, workers=workers, least_cost=least_cost, most_cost=min(most_cost, CHUNK_BYTES))
 
 
 def record_costs(sizes: np.ndarray) -> np.ndarray:
@@ -61,7 +68,7 @@ def record_costs(sizes: np.ndarray) -> np.ndarray:
     return sizes.astype(np.float64) + RECORD_COST_BYTES
 
 
-def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float) -> np.ndarray:
+def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float, most_cost: float) -> np.ndarray:
     """Contiguous chunks whose cost falls with what remains, as guided self-scheduling has them."""
     ends = np.cumsum(costs)
     total = float(ends[-1]) if len(ends) else 0.0
@@ -70,7 +77,7 @@ def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float) -> np.n
     while start < len(costs):
         done = float(ends[start - 1]) if start else 0.0
         target = max((total - done) * LARGEST_SHARE / workers, total * SMALLEST_SHARE / workers, least_cost)
-        stop = int(np.searchsorted(ends, done + min(target, CHUNK_BYTES), "right"))
+        stop = int(np.searchsorted(ends, done + min(target, most_cost), "right"))
         stop = min(max(stop, start + 1), start + CHUNK_RECORDS)
         chunk[start:stop] = number
         start, number = stop, number + 1

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from shardkit.errors import InputError, ObjectChanged, PipelineError, StorageError
+from shardkit.errors import InputError, ObjectChanged, PipelineError, RunBusy, StorageError
 from shardkit.lease import Lease
 from shardkit.storage import Entry, File, Folder, writing
 
@@ -412,11 +412,19 @@ class ObjectFolder(Folder):
             return {key for key, there in zip(empty, pool.map(self.exists, empty), strict=True) if not there}
 
     @contextlib.contextmanager
-    def lock(self, key: str, busy: str) -> Iterator[None]:
+    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[None]:
         """Hold a lease: an object that says until when, renewed while the block runs."""
         lease = Lease(self._store, self.prefix + key, busy)
-        with _asking(f"{self.uri}/{key}"):
-            lease.take()
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                with _asking(f"{self.uri}/{key}"):
+                    lease.take()
+                break
+            except RunBusy:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
         try:
             yield
         finally:

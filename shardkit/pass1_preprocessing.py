@@ -169,8 +169,7 @@ def _work(
     else:
         again = np.union1d(again, np.flatnonzero(ledger.state == OPEN))
         work, shards = [], np.full(len(again), under)
-    for shard in np.unique(shards).tolist():
-        ids = again[shards == shard]
+    for shard, ids in ledger.apart(again, shards):
         chunk = assign_chunks(ledger.bytes[ids], how="dynamic", workers=workers)
         work += [(shard, ledger.free_chunk(), ids[chunk == c], True) for c in np.unique(chunk)]
     cost = {id(ids): float(record_costs(ledger.bytes[ids]).sum()) for _, _, ids, _ in work}

@@ -8,9 +8,11 @@ As a program it works alone on plain directories, as the macro/micro-sharding pa
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +20,16 @@ import pyarrow as pa
 
 from shardkit.arrays import arrow
 from shardkit.attempt import resume_hint
+from shardkit.catalog import keep_registered
 from shardkit.clock import now
-from shardkit.commit import STAGING, check_owner, current_result, dataset_lock, staging, switch
+from shardkit.commit import STAGING, check_owner, current_result, dataset_lock, kept_days, staging, switch
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
-from shardkit.errors import CombineError, InputError, ShardkitError
+from shardkit.errors import CombineError, InputError, PipelineError, ShardkitError
 from shardkit.functions import FunctionRef, user_traceback
-from shardkit.merging import combined, read_source
+from shardkit.ledger import WHOLE
+from shardkit.merging import combined, one_schema, read_source, schema_of
 from shardkit.progress import RowMeter
-from shardkit.runfolder import RunFolder, run_folder, runs_of
+from shardkit.runfolder import RunFolder, latest_run, run_folder
 from shardkit.storage import File
 from shardkit.storage import folder as folder_at
 
@@ -40,6 +44,9 @@ if TYPE_CHECKING:
     from shardkit.storage import Folder
 
 
+SWITCH_PATIENCE_S = 600.0
+
+
 @dataclass(frozen=True)
 class Merge:
     """What pass 2 shall make of the parts."""
@@ -48,6 +55,12 @@ class Merge:
     schema: dict[str, str] | None = None
     widen_ints: bool = False
     combine: FunctionRef | None = None
+    glue: dict[str, Any] | None = None  # the table to register the dataset as
+
+    def digest(self) -> str:
+        """Tells whether the same would be made of the same rows, but for how they are cut into files."""
+        combine = self.combine.digest if self.combine is not None else None
+        return hashlib.sha256(json.dumps([combine, self.widen_ints]).encode()).hexdigest()
 
 
 def write_merged(
@@ -90,16 +103,55 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
         LedgerError: records or parts are missing.
         SchemaConflict: parts give a column types that cannot be unified.
         RunBusy: another run is switching the same dataset.
+        CatalogError: the dataset is made, but could not be registered.
     """
     ledger.check()
+    plan = ledger.folder.plan()
     with _switching(ledger.folder, attempt, name=name) as build:
-        source = read_source((p.file for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
-        with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
-            build.files, build.schema = write_merged(
-                staging(ledger.folder), source, merge, token=build.token, threads=threads
-            )
+        sources = _sources(ledger, merge)
+        read = RowMeter(sum(s.num_rows for _, s in sources), lambda: sum(sum(s.read) for _, s in sources))
+        with attempt.pass2(read):
+            for partition, source in sources:
+                one = replace(merge, layout=replace(merge.layout, day=partition or None))
+                files, schema = write_merged(staging(ledger.folder), source, one, token=build.token, threads=threads)
+                build.add(partition, files, schema)
+        # A combine that was sent by value has no digest here, but the plan has.
+        sent = merge.combine is not None and not merge.combine.digest
+        build.made_with = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
+        build.by_day = plan["by_day"]
+        build.form = merge.layout.form(plan["form"]["days"])
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
+    keep_registered(merge.glue, ledger.folder.output, changed=True)
     return build.result
+
+
+def _sources(ledger: Ledger, merge: Merge) -> list[tuple[str, Source]]:
+    """The rows of each partition, of one schema for all.
+
+    Raises:
+        SchemaConflict: the partitions, or those that stay as they are, give a column types that cannot be unified.
+        PipelineError: the rows have a column that is named as days are.
+    """
+    sources = [
+        (partition, read_source((p.file for p in parts), schema=merge.schema, widen_ints=merge.widen_ints))
+        for partition, parts in ledger.partitions()
+    ]
+    day = merge.layout.day_column
+    if day is None:
+        return sources
+    if any(day in source.schema.names for _, source in sources):
+        raise PipelineError(
+            f"The rows have a column {day!r}, which is what the dataset's days are named by.",
+            hint="Rename it in the function, then start a new run.",
+        )
+    current = current_result(ledger.folder.output)
+    known = {}
+    if merge.combine is None and (kept := kept_days(ledger.folder.plan(), current)) and current is not None:
+        known = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
+    if merge.schema is not None:
+        return sources
+    schema = one_schema(known | {name: s.schema for name, s in sources}, widen_ints=merge.widen_ints)
+    return [(name, replace(source, schema=schema)) for name, source in sources]
 
 
 def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, Any]:
@@ -114,7 +166,7 @@ def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, A
             shard, name = part.file.key.split("/")[1:]
             path = f"part-{shard}-{name.removesuffix('.parquet')}-{build.token}.parquet"
             part.file.folder.place(part.file.key, File(staging(ledger.folder), path))
-            build.files.append(DataFile(path, part.rows, part.bytes))
+            build.add(WHOLE, [DataFile(path, part.rows, part.bytes)], build.schema)
         build.describe(Layout("parquet", 1, None, ()), records=ledger.counts(), bytes_in=ledger.total_bytes)
     return build.result
 
@@ -158,9 +210,8 @@ def combine_folders(
         with _switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
-                build.files, build.schema = write_merged(
-                    staging(folder), source, merge, token=build.token, threads=None
-                )
+                files, schema = write_merged(staging(folder), source, merge, token=build.token, threads=None)
+                build.add(WHOLE, files, schema)
             size = sum(size for _, size in found)
             build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)
     return Run(folder)
@@ -172,12 +223,12 @@ def _parquet_files(root: Folder) -> list[tuple[File, int]]:
     Raises:
         InputError: there are none, or they are not all there yet.
     """
-    runs = runs_of(root)
-    if runs and runs[-1].result() is None:
-        raise InputError(f"Run {runs[-1].run_id} in {root.uri} is not finished.", hint=resume_hint(runs[-1]))
+    latest = latest_run(root)
+    if latest is not None and latest.result() is None:
+        raise InputError(f"Run {latest.run_id} in {root.uri} is not finished.", hint=resume_hint(latest))
     listed = root.objects().select(["key", "bytes"]).to_pylist()
     found = [(File(root, item["key"]), item["bytes"]) for item in listed if item["key"].endswith(".parquet")]
-    if not found and not runs:
+    if not found and latest is None:
         raise InputError(f"{root.uri} holds no Parquet files.", hint="Give the folders that pass 1 wrote.")
     return found
 
@@ -198,12 +249,23 @@ class _Build:
         before = folder.result()
         self.generation = (before["generation"] if before else 0) + 1
         self.token = folder.run_id if self.generation == 1 else f"{folder.run_id}.{self.generation}"
-        self.files: list[DataFile] = []
         self.schema = pa.schema([])
+        self.by_day = False
+        self.made_with: dict[str, str] = {}
+        self.form: dict[str, Any] = {}
+        self._files: list[tuple[str, DataFile]] = []
+        self._partitions: dict[str, None] = {}
         self.result: dict[str, Any] = {}
         self._folder = folder
         self._attempt = attempt
         self._name = name
+
+    def add(self, partition: str, files: list[DataFile], schema: pa.Schema) -> None:
+        """Take in the files of a partition."""
+        self._partitions[partition] = None
+        self._files += [(partition, file) for file in files]
+        known = {field.name for field in self.schema}
+        self.schema = pa.schema([*self.schema, *(field for field in schema if field.name not in known)])
 
     def describe(self, layout: Layout, *, records: dict[str, int], bytes_in: int) -> None:
         """Make the result out of what was built."""
@@ -212,13 +274,20 @@ class _Build:
             "name": self._name,
             "status": "done",
             "records": records,
-            "rows": sum(file.rows for file in self.files),
-            "files": [{"path": file.path, "rows": file.rows, "bytes": file.bytes} for file in self.files],
+            "rows": sum(file.rows for _, file in self._files),
+            "files": [
+                {"path": file.path, "rows": file.rows, "bytes": file.bytes, "partition": partition}
+                for partition, file in self._files
+            ],
+            "partitions": {partition: {"run": self._folder.run_id} | self.made_with for partition in self._partitions},
+            "by_day": self.by_day,
+            "form": self.form,
             "bytes_in": bytes_in,
-            "bytes_out": sum(file.bytes for file in self.files),
+            "bytes_out": sum(file.bytes for _, file in self._files),
             "format": layout.format,
-            "partition_by": list(layout.partition_by),
-            "columns": {field.name: str(field.type) for field in self.schema},
+            "partition_by": [*([layout.day_column] if layout.day_column else []), *layout.partition_by],
+            "columns": {field.name: str(field.type) for field in self.schema}
+            | ({layout.day_column: "string"} if layout.day_column else {}),
             "started": self._attempt.started,
             "finished": now(),
             "seconds": round(self._attempt.seconds, 3),
@@ -229,7 +298,18 @@ class _Build:
 
 @contextlib.contextmanager
 def _switching(folder: RunFolder, attempt: Attempt, *, name: str) -> Iterator[_Build]:
-    """Hold the dataset while the block builds its next state, then switch to that."""
+    """Hold the dataset while the block builds its next state, then switch to that.
+
+    Runs of different days build side by side, and wait for each other only to switch.
+    """
+    if folder.plan().get("by_day"):
+        folder.files.remove_all(STAGING)
+        build = _Build(folder, attempt, name)
+        yield build
+        with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S):
+            check_owner(folder.output, name)
+            switch(folder, build.result)
+        return
     with dataset_lock(folder.output):
         check_owner(folder.output, name)  # again: another pipeline's run may have ended there meanwhile
         folder.files.remove_all(STAGING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,9 +20,11 @@ from pydantic import (
     model_validator,
 )
 
+from shardkit.days import DAY_COLUMN, parse_days
 from shardkit.engines.sagemaker import EngineSettings, Local, SageMaker
 from shardkit.errors import PipelineError
 from shardkit.functions import FunctionRef, name_of, reference
+from shardkit.schedule import Schedule
 from shardkit.storage import absolute_uri, folder
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ UNITS = {"": 1, "b": 1} | {
 # What each way of cutting takes, with an example.
 SHARD_FIELDS = {
     "directory": {"depth": "1", "max_jobs": "100"},
-    "date": {"path": "{Y}/{m}/{d}", "column": "modified", "max_jobs": "100"},
+    "date": {"path": "{Y}/{m}/{d}", "column": "modified", "max_jobs": "100", "zone": "Europe/Paris"},
     "size": {"count": "10", "target": "10GB"},
     "s3key": {"instances": "4"},
 }
@@ -105,6 +107,7 @@ class Shards(_Model):
     count: Annotated[int, NoTruth, Field(ge=1)] | None = None
     target: Bytes | None = None
     instances: Annotated[int, NoTruth, Field(ge=1, le=MAX_INSTANCES)] | None = None
+    zone: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -112,7 +115,7 @@ class Shards(_Model):
         by_directory = isinstance(given, Mapping) and given.get("by", "directory") == "directory"
         return {**given, "depth": 1} if by_directory and given.get("depth") is None else given
 
-    @field_validator("depth", "path", "column", "max_jobs", "count", "target", "instances", mode="before")
+    @field_validator("depth", "path", "column", "max_jobs", "count", "target", "instances", "zone", mode="before")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
         by, name = info.data.get("by"), str(info.field_name)
@@ -171,6 +174,21 @@ class Output(_Model):
         return value
 
 
+class Glue(_Model):
+    """A table of the AWS Glue catalogue, and how Athena is asked: its workgroup, and where it puts its answers."""
+
+    database: Annotated[str, Field(min_length=1)]
+    table: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+    workgroup: Annotated[str, Field(min_length=1)] | None = None
+    results: Uri | None = None
+
+
+class Catalog(_Model):
+    """Where the dataset is registered as a table once it is made."""
+
+    glue: Glue
+
+
 ENGINES = ("local", "sagemaker", "none")
 
 
@@ -199,6 +217,7 @@ def _engine_settings(value: Any) -> Any:
 
 
 Engine = Annotated[EngineSettings, BeforeValidator(_engine_settings)]
+WhenDue = Schedule | None
 
 
 class Pipeline(_Model):
@@ -226,6 +245,9 @@ class Pipeline(_Model):
     max_failures: Annotated[int | str, NoTruth] = "1%"
     output: Output
     combine: str | Callable[..., Any] | None = None
+    catalog: Catalog | None = None
+    incremental: bool | None = None
+    schedule: WhenDue = None
     engine: Engine = None
     input_mode: Literal["stream", "download"] = "stream"
     requirements: Annotated[str | None, BeforeValidator(_path_text)] = None
@@ -254,11 +276,31 @@ class Pipeline(_Model):
             raise ValueError("expected a count of 0 or more, or a share such as 1%")
         return value
 
+    @field_validator("catalog")
+    @classmethod
+    def _can_be_registered(cls, value: Catalog | None, info: ValidationInfo) -> Catalog | None:
+        output = info.data.get("output")
+        if value is None or output is None:
+            return value
+        if not output.uri.startswith("s3://"):
+            raise ValueError(f"a Glue catalogue is for datasets on S3; output.uri is {output.uri}.")
+        if output.format != "parquet":
+            raise ValueError(f"a Glue catalogue needs output.format: parquet, not {output.format}.")
+        return value
+
     @field_validator("workers")
     @classmethod
     def _some_workers(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
             raise ValueError("expected 'auto' or a number of 1 or more")
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _days_to_redo(cls, value: Schedule | None, info: ValidationInfo) -> Schedule | None:
+        shards = info.data.get("shards")
+        if value is not None and value.since is not None and (shards is None or shards.by != "date"):
+            raise ValueError("since is for a pipeline with days: set shards: {by: date, ...} too.")
         return value
 
     @classmethod
@@ -279,17 +321,26 @@ class Pipeline(_Model):
             if name in {"input", "output"} and isinstance(value, Mapping):
                 value = content[name].model_dump(by_alias=True) | dict(value)  # noqa: PLW2901
             content[name] = value
-        for name in ("input", "output", "shards"):
+        for name in ("input", "output", "shards", "catalog"):
             if isinstance(content[name], BaseModel):
                 content[name] = content[name].model_dump(by_alias=True)
         return Pipeline(**content)
 
-    def run(self, engine: Any = None, *, run_id: str | None = None, quiet: bool = False, wait: bool = True) -> Run:
+    def run(
+        self,
+        engine: Any = None,
+        *,
+        days: Iterable[str] | None = None,
+        run_id: str | None = None,
+        quiet: bool = False,
+        wait: bool = True,
+    ) -> Run:
         """Run both passes. With the id of an unfinished run of the same plan, go on with that one.
 
         Args:
             engine: `SageMaker` or `Local` settings, or a Processor of the SageMaker SDK; by default the pipeline's
                 own ``engine``. Without any, the passes run in this process and its workers; else as jobs.
+            days: with shards by date, only these, such as ``["2020-01-01", "2020-01-05..2020-01-09"]``.
             run_id: a name for the run.
             quiet: show no progress.
             wait: with an engine, stay until all jobs have ended; else return when they are in the queue, and
@@ -304,19 +355,33 @@ class Pipeline(_Model):
         from shardkit.runs import start_run
 
         if engine is not None:
-            return self.replace(engine=engine).run(run_id=run_id, quiet=quiet, wait=wait)
+            return self.replace(engine=engine).run(days=days, run_id=run_id, quiet=quiet, wait=wait)
+        chosen = self.chosen_days(days)
         if self.engine is not None:
             from shardkit.driver import start_jobs
 
-            return start_jobs(self, run_id=run_id, quiet=quiet, wait=wait)
-        return start_run(self, run_id=run_id, quiet=quiet)
+            return start_jobs(self, days=chosen, run_id=run_id, quiet=quiet, wait=wait)
+        return start_run(self, days=chosen, run_id=run_id, quiet=quiet)
 
-    def plan(self, *, run_id: str | None = None) -> Plan:
+    def plan(self, *, days: Iterable[str] | None = None, run_id: str | None = None) -> Plan:
         """List the input and plan a run, without writing or running anything."""
         from shardkit.clock import new_run_id
         from shardkit.runs import make_run_plan
 
-        return make_run_plan(self, function_ref=self.function_ref(), run_id=run_id or new_run_id())
+        run_id = run_id or new_run_id()
+        return make_run_plan(self, function_ref=self.function_ref(), run_id=run_id, days=self.chosen_days(days))
+
+    def chosen_days(self, days: Iterable[str] | None) -> tuple[str, ...] | None:
+        """Days and ranges of days as single days; None for all.
+
+        Raises:
+            PipelineError: one is no date, or the pipeline has no days.
+        """
+        if days is None:
+            return None
+        if not self.by_day:
+            raise PipelineError("The pipeline has no days to choose.", hint="Set shards: {by: date, ...} in it.")
+        return parse_days([days] if isinstance(days, str) else days)
 
     def sample(self, records: int, *, quiet: bool = True) -> Estimate:
         """Run some records, and tell what the whole will take; nothing is left behind."""
@@ -327,6 +392,16 @@ class Pipeline(_Model):
     def function_ref(self) -> FunctionRef:
         """The function as workers get it."""
         return reference(self.function, source_dir=self.source_dir)
+
+    @property
+    def by_day(self) -> bool:
+        """Whether the dataset has a partition a day, or whatever the dates in its shards are."""
+        return self.shards is not None and self.shards.by == "date"
+
+    @property
+    def is_incremental(self) -> bool:
+        """Whether what earlier runs have done is taken over; by default where there are days."""
+        return self.by_day if self.incremental is None else self.incremental
 
     def pipeline_name(self) -> str:
         """The name given, else the function's."""
@@ -371,8 +446,15 @@ class Pipeline(_Model):
 
         out = self.output
         combine = reference(self.combine, source_dir=self.source_dir) if self.combine is not None else None
-        layout = Layout(out.format, out.rows_per_file, out.target_bytes, out.partition_by)
-        return Merge(layout, out.columns, out.widen_ints, combine)
+        layout = Layout(
+            out.format,
+            out.rows_per_file,
+            out.target_bytes,
+            out.partition_by,
+            day_column=DAY_COLUMN if self.by_day else None,
+        )
+        glue = self.catalog.glue.model_dump() if self.catalog is not None else None
+        return Merge(layout, out.columns, out.widen_ints, combine, glue)
 
     def to_dict(self) -> dict[str, Any]:
         """The pipeline as plain data, with absolute paths and named functions."""

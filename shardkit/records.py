@@ -13,6 +13,7 @@ in the order of their main objects' keys:
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.arrays import arrow, numpy
+from shardkit.days import is_wanted
 from shardkit.errors import InputError, PipelineError
 from shardkit.functions import user_traceback
-from shardkit.groups import folder_of, group_records
+from shardkit.groups import folder_of, group_records, with_dense_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +43,25 @@ class Records:
     objects_listed: int
     objects_left_out: int
     left_out_sample: tuple[str, ...]
+
+    def of_days(self, days: Sequence[str]) -> Records:
+        """Only the records of some days.
+
+        Raises:
+            InputError: there are none.
+        """
+        column = self.table["group"]
+        group = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        names = group.dictionary.to_pylist()
+        wanted = np.array([is_wanted(name, days) for name in names], bool)
+        rows = np.flatnonzero(wanted[numpy(group.indices)])
+        if not len(rows):
+            asked = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+            raise InputError(
+                f"The input has no records of {asked}; it has {len(names):,} days, {names[0]} to {names[-1]}.",
+                hint="Choose among these.",
+            )
+        return dataclasses.replace(self, table=with_dense_groups(self.table.take(arrow(rows))))
 
 
 def glob_to_re2(pattern: str) -> str:

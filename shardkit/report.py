@@ -22,6 +22,10 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
     """What a run would do. ``rows`` are those expected, where a sample has told."""
     content, totals = plan.content, plan.content["totals"]
     pipeline = content["pipeline"]
+    if not totals["records"]:
+        same = counted(content["unchanged"]["records"], "record")
+        told = [f"Pipeline {pipeline['name']}: nothing has changed in {same}; nothing to do.", *_left_lines(content)]
+        return "\n".join(told)
     source, output = pipeline["input"], pipeline["output"]
     patterns, workers = " ".join(source["pattern"]), counted(content["workers"], "worker")
     chunks = counted(totals["chunks"], f"{pipeline['chunks']} chunk")
@@ -34,9 +38,37 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
         f"  shards   {totals['shards']:,}, in {chunks}, for {workers}",
         *_shard_lines(content),
         *_job_lines(content),
+        *_change_lines(content),
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
     return "\n".join(lines)
+
+
+def _change_lines(content: dict[str, Any]) -> Iterator[str]:
+    """What would be made anew, and why."""
+    partitions = content.get("partitions") or {}
+    if not partitions:
+        return
+    yield from _left_lines(content)
+    same = content["unchanged"]
+    yield f"  changes  {counted(len(partitions), 'partition')} to be made anew, {same['partitions']:,} as they are"
+    for name, changes in list(partitions.items())[:SHARDS_SHOWN]:
+        told = [f"{changes[kind]:,} {kind}" for kind in ("new", "changed", "vanished", "unchanged") if changes[kind]]
+        if changes["again"]:
+            told.append(f"{changes['again']:,} computed again")
+        if changes["reason"] or changes["again"]:
+            told[-1:] = [f"{told[-1]}: {changes['reason'] or 'in the same chunk as one that has changed'}"]
+        yield f"    {name or 'all':<12} {', '.join(told)}"
+    if len(partitions) > SHARDS_SHOWN:
+        yield f"    ... and {len(partitions) - SHARDS_SHOWN:,} more"
+
+
+def _left_lines(content: dict[str, Any]) -> Iterator[str]:
+    """Days of the dataset that the input no longer has."""
+    for kind, fate in (("left", "stay in the dataset; incremental: false drops them"), ("dropped", "go")):
+        if days := content.get(kind):
+            named = ", ".join(name or "the dataset without days" for name in days[:3])
+            yield f"  gone     {counted(len(days), 'partition')} without records ({named}) {fate}"
 
 
 def _rule(pipeline: dict[str, Any]) -> str:

@@ -4,14 +4,20 @@
         plan.json                                  immutable: the pipeline, its digests, the shards
         records.parquet                            immutable: every record with its shard and chunk
         function.pkl, combine.pkl                  the functions, where they travel by value
+        taken_over.json                            markers of chunks that earlier runs have done
         parts/<shard>/<chunk>-<attempt>.parquet    rows
         markers/<shard>/<chunk>-<attempt>.json     commits a chunk: parts, rows, bytes, seconds, records, quarantine
         progress/<shard>-<attempt>.json            heartbeat of an attempt at a shard ("all": of every shard)
         lock                                       held by the process that works on the run
         jobs.sqlite, jobs.json                     with an engine: the queue of its jobs, and a copy of it
         manifests/, settings/, stop.json           likewise: lists of objects, settings of a resumption, a wish to stop
-        commit.json                                the dataset's switch in progress
         result.json                                written last, by pass 2
+
+    <output>/_shardkit/
+        latest.json                                which run was planned last
+        current.json                               the result of the run that the dataset is of now
+        commit.json                                the dataset's switch in progress
+        days/<day>.lock                            held by the run that makes the day
 
 Status, report, retry and resume are functions of these files alone.
 """
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 STATE_DIR = "_shardkit"
 ALL_SHARDS = "all"
 RUNS = f"{STATE_DIR}/runs"
+LATEST = f"{STATE_DIR}/latest.json"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -100,7 +107,13 @@ class RunFolder:
         """The plan, as it was written."""
         return self.read("plan.json")
 
-    def write_plan(self, plan: dict[str, Any], records: pa.Table, pickled: bytes | None) -> None:
+    def write_plan(
+        self,
+        plan: dict[str, Any],
+        records: pa.Table,
+        pickled: bytes | None,
+        taken_over: list[dict[str, Any]] | None = None,
+    ) -> None:
         """Write the immutable files, the plan last."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -109,6 +122,10 @@ class RunFolder:
         pq.write_table(records, sink, compression="zstd", compression_level=1, write_statistics=False)
         self.files.write("records.parquet", sink.getvalue().to_pybytes())
         self.write_pickled("function", pickled)
+        if taken_over:
+            self.files.write("taken_over.json", json.dumps({"markers": taken_over}).encode())
+        # Before the plan: a run that dies between the two leaves a pointer to nothing, and the runs are looked through.
+        self.output.write(LATEST, json.dumps({"run_id": self.run_id}).encode())
         self.write("plan.json", plan)
 
     def records(self, columns: list[str] | None = None) -> pa.Table:
@@ -139,6 +156,16 @@ class RunFolder:
         """All markers, of all attempts; or those of some shards only."""
         folders = ["markers"] if shards is None else [self.markers_of(shard) for shard in shards]
         return self._read_all([entry.key for name in folders for entry in self.files.entries(name)])
+
+    def taken_over(self, shards: list[int] | None = None) -> list[dict[str, Any]]:
+        """The markers of chunks that earlier runs have done, as the plan took them over."""
+        found = self._read_if_there("taken_over.json")
+        markers: list[dict[str, Any]] = found["markers"] if found else []
+        return [marker for marker in markers if shards is None or marker["shard"] in shards]
+
+    def of(self, run_id: str) -> Folder:
+        """Another run's own folder, of the same output."""
+        return RunFolder(self.output, run_id).files
 
     def result(self) -> dict[str, Any] | None:
         """The result, if the run has one."""
@@ -226,20 +253,31 @@ def find_run(output: Folder, run_id: str | None = None) -> RunFolder:
     Raises:
         RunNotFound: there is none.
     """
-    runs = runs_of(output)
-    if not runs:
+    if run_id is not None and RUN_ID.fullmatch(run_id) and RunFolder(output, run_id).exists():
+        return RunFolder(output, run_id)
+    latest = latest_run(output)
+    if latest is None:
         raise RunNotFound(
             f"{output.uri} holds no run of shardkit.", hint="Give the output of the pipeline, as in its YAML."
         )
     if run_id is None:
-        return runs[-1]
-    found = next((run for run in runs if run.run_id == run_id), None)
-    if found is None:
-        import difflib
+        return latest
+    import difflib
 
-        near = difflib.get_close_matches(run_id, [run.run_id for run in runs], n=1)
-        raise RunNotFound(
-            f"{output.uri} holds no run {run_id}.",
-            hint=f"Did you mean {near[0]}?" if near else f"Its latest is {runs[-1].run_id}.",
-        )
-    return found
+    near = difflib.get_close_matches(run_id, output.children(RUNS), n=1)
+    raise RunNotFound(
+        f"{output.uri} holds no run {run_id}.",
+        hint=f"Did you mean {near[0]}?" if near else f"Its latest is {latest.run_id}.",
+    )
+
+
+def latest_run(output: Folder) -> RunFolder | None:
+    """The run that was planned last; only where no note tells of it are all looked through."""
+    try:
+        noted = RunFolder(output, str(json.loads(output.read(LATEST))["run_id"]))
+        if noted.exists():
+            return noted
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass
+    runs = runs_of(output)
+    return runs[-1] if runs else None

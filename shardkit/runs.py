@@ -6,11 +6,11 @@ import contextlib
 import datetime
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shardkit.attempt import Attempt, resume_hint
 from shardkit.clock import new_run_id, now
-from shardkit.commit import check_owner, finish_switches
+from shardkit.commit import check_base, check_form, check_owner, current_result, finish_switches
 from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound
 from shardkit.functions import FunctionRef, python_version, reference
 from shardkit.runfolder import ALL_SHARDS, STATE_DIR, RunFolder, find_run, run_folder
@@ -161,9 +161,7 @@ class Run:
         Raises:
             RunNotFound: the run has no dataset yet, or a later run has replaced it.
         """
-        import pyarrow.dataset as pads
-
-        from shardkit.formats import partitioning_of, reader_of
+        from shardkit.query import open_dataset
 
         result = self.folder.result()
         if result is None:
@@ -175,15 +173,20 @@ class Run:
             raise RunNotFound(
                 f"Run {self.run_id}: {files.uri}/{gone} is gone.", hint="A later run has replaced this dataset."
             )
-        columns, by = result.get("columns", {}), result["partition_by"]
-        filesystem, base = files.arrow()
-        return pads.dataset(
-            [f"{base}/{file['path']}" for file in result["files"]],
-            filesystem=filesystem,
-            format=reader_of(result["format"], [n for n, kind in columns.items() if "string" in kind and n not in by]),
-            partitioning=partitioning_of(by, columns) if by else None,
-            partition_base_dir=base if by else None,
-        )
+        return open_dataset(files, result)
+
+    def sql(self, query: str, *, using: Literal["athena", "duckdb"] | None = None) -> pd.DataFrame:
+        """Ask SQL of the dataset as it is now; in the query it has the pipeline's name, and ``dataset``.
+
+        ``using`` is by default Athena where the dataset is in a Glue catalogue, else DuckDB on this machine.
+
+        Raises:
+            QueryError: the query cannot be answered.
+            PipelineError: DuckDB, or for Athena awswrangler, is not installed.
+        """
+        from shardkit.query import read_sql
+
+        return read_sql(query, self.folder, using=using)
 
     @property
     def has_jobs(self) -> bool:
@@ -309,7 +312,7 @@ class Run:
             return self
         merging = planned_merge(self.folder, pipeline, settings)
         begun, command = time.monotonic(), "retry" if retry else "resume"
-        with self.folder.lock():
+        with holding_days(self.folder, plan), self.folder.lock():
             if not settings and not (retry and self.quarantine()) and is_complete(self.folder):
                 progress.note(f"Run {self.run_id} is done; there is nothing to {command}.")
                 return self
@@ -330,7 +333,7 @@ class Run:
         from shardkit.driver import go_on
 
         ref = reference(function, source_dir=pipeline.source_dir) if function is not None else None
-        with self.folder.lock():
+        with holding_days(self.folder, self.folder.plan()), self.folder.lock():
             go_on(self, pipeline, progress, changes=settings, retry=retry, function=ref)
 
 
@@ -402,6 +405,7 @@ SETTINGS = {
     "timeout",
     "max_failures",
     "combine",
+    "catalog",
     "output",
     "engine",
     "input_mode",
@@ -427,26 +431,36 @@ def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pi
             raise PlanMismatch(
                 f"{name} cannot change between a run and its resumption: it decides what is computed.",
                 hint="Start a new run instead; a resumption takes "
-                "workers, timeout, max_failures, combine, engine.*, input_mode, requirements and output.* (but not "
-                "output.uri).",
+                "workers, timeout, max_failures, combine, catalog, engine.*, input_mode, requirements and output.* "
+                "(but not output.uri).",
             )
         content[section] = content[section] | {field: value} if field else value
     return Pipeline(**content)
 
 
-def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str) -> Plan:
+def make_run_plan(
+    pipeline: Pipeline,
+    *,
+    function_ref: FunctionRef,
+    run_id: str,
+    days: tuple[str, ...] | None = None,
+    anew: bool = False,
+) -> Plan:
     """List the input and plan a run; writes nothing.
+
+    ``days`` are the only ones to look at; ``anew`` plans all of it, whatever earlier runs have done.
 
     Raises:
         InputError: the input is empty or cannot be read.
         PipelineError: the output lies around the input, or belongs to another pipeline.
     """
-    from shardkit.macro import make_plan
+    from shardkit.increments import Basis, compare
+    from shardkit.macro import make_plan, work_digest
     from shardkit.records import build_records
 
     source, output = pipeline.input_folder(), pipeline.output_folder()
     _check_apart(source, output)
-    check_owner(output, pipeline.pipeline_name())
+    current = check_owner(output, pipeline.pipeline_name())
     content = pipeline.to_dict()
     records = build_records(
         source.objects(leave_out=output),
@@ -455,8 +469,21 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
         exclude=pipeline.input.exclude,
         shards=content["shards"],
     )
+    if days is not None:
+        records = records.of_days(days)
+    comparison, merging = None, pipeline.merge()
+    basis = Basis(
+        by_day=pipeline.by_day,
+        work=work_digest(content, function_ref.digest),
+        merge=merging.digest(),
+        form=merging.layout.form(content["shards"]),
+    )
+    if (pipeline.by_day or pipeline.is_incremental) and not anew:
+        comparison = compare(
+            records.table, output, current, basis, all_days=days is None, anew=not pipeline.is_incremental
+        )
     content["source_dir"] = content["source_dir"] or function_ref.source_dir  # for a resumption in another directory
-    return make_plan(
+    plan = make_plan(
         records,
         pipeline=content,
         function_digest=function_ref.digest,
@@ -465,7 +492,13 @@ def make_run_plan(pipeline: Pipeline, *, function_ref: FunctionRef, run_id: str)
         run_id=run_id,
         created=now(),
         own_instances=pipeline.engine is not None and pipeline.worker_count() > 1,
+        by_day=pipeline.by_day,
+        comparison=comparison,
     )
+    plan.content.update(work=basis.work, form=basis.form, merge_digest=basis.merge)
+    if comparison is not None and plan.content["totals"]["records"]:
+        check_form(plan.content, current, basis.form, output)
+    return plan
 
 
 def _check_apart(source: Folder, output: Folder) -> None:
@@ -517,7 +550,14 @@ def worker_pool(
         yield pool
 
 
-def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: bool = True) -> Run:
+def start_run(
+    pipeline: Pipeline,
+    *,
+    days: tuple[str, ...] | None = None,
+    run_id: str | None,
+    quiet: bool,
+    merge: bool = True,
+) -> Run:
     """Plan and run both passes; or go on with the run of that id, if its plan is the same.
 
     Without ``merge`` the dataset is pass 1's parts as they are.
@@ -525,11 +565,23 @@ def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: boo
     from shardkit.progress import make_progress
 
     begun = time.monotonic()
+    if pipeline.catalog is not None:
+        from shardkit.catalog import check_installed
+
+        check_installed()
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref, merging = pipeline.function_ref(), pipeline.merge()
-    with worker_pool(folder, pipeline, ref) as pool:  # the workers load the function while the input is listed
-        plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id)
+    finish_switches(folder.output)
+    with contextlib.ExitStack() as stack:
+        if not pipeline.is_incremental:  # the workers load the function while the input is listed
+            pool = stack.enter_context(worker_pool(folder, pipeline, ref))
+        plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
+        if not plan.content["totals"]["records"]:
+            return nothing_to_do(pipeline, plan, progress)
+        stack.enter_context(holding_days(folder, plan.content))
+        if pipeline.is_incremental:
+            pool = stack.enter_context(worker_pool(folder, pipeline, ref))
         with folder.lock():
             if folder.exists():
                 check_same_plan(folder, plan)
@@ -540,11 +592,43 @@ def start_run(pipeline: Pipeline, *, run_id: str | None, quiet: bool, merge: boo
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
                 folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
-                folder.write_plan(
-                    plan.content | {"merge": merge, "python": python_version()}, plan.records, ref.pickled
-                )
+                content = plan.content | {"merge": merge, "python": python_version()}
+                folder.write_plan(content, plan.records, ref.pickled, plan.taken_over)
             _both_passes(folder, pipeline, merging, pool, Attempt(folder, progress, begun=begun), retry=False)
     return Run(folder)
+
+
+def nothing_to_do(pipeline: Pipeline, plan: Plan, progress: Progress) -> Run:
+    """The run that made the dataset as it is, for nothing of what it was made of has changed."""
+    current = current_result(pipeline.output_folder())
+    if current is None:
+        raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run with incremental: false.")
+    from shardkit.catalog import keep_registered
+
+    keep_registered(pipeline.merge().glue, pipeline.output_folder(), changed=False)
+    count = plan.content["unchanged"]["records"]
+    progress.note(f"Nothing has changed in {count:,} records since run {current['run_id']}; there is nothing to do.")
+    return Run(run_folder(pipeline.output_folder(), current["run_id"]))
+
+
+@contextlib.contextmanager
+def holding_days(folder: RunFolder, plan: Mapping[str, Any]) -> Iterator[None]:
+    """Keep other runs from the days that a plan is for, and see that none has made them since it was planned.
+
+    Raises:
+        RunBusy: another run is at one of them.
+        PlanMismatch: one has been made anew meanwhile.
+    """
+    if not plan.get("by_day"):
+        yield
+        return
+    output = folder.output
+    with contextlib.ExitStack() as stack:
+        for day in plan["partitions"]:
+            busy = f"Another run is making {day} of {output.uri}."
+            stack.enter_context(output.lock(f"{STATE_DIR}/days/{day}.lock", busy))
+        check_base(folder.run_id, dict(plan), current_result(output))
+        yield
 
 
 def check_same_plan(folder: RunFolder, plan: Plan) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TEMPORARY_PREFIX = ".shardkit-tmp-"
 OBJECT_SCHEMES = ("s3",)
+LOOK_S = 0.2
 
 
 def is_remote(uri: str | os.PathLike[str]) -> bool:
@@ -226,8 +227,8 @@ class Folder(ABC):
         """
 
     @abstractmethod
-    def lock(self, key: str, busy: str) -> contextlib.AbstractContextManager[None]:
-        """Keep other processes from what the lock ``key`` stands for.
+    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes from what the lock ``key`` stands for; wait ``patience_s`` for one that holds it.
 
         Raises:
             RunBusy: another process holds it; ``busy`` says so.
@@ -359,14 +360,14 @@ class LocalFolder(Folder):
         return list_files(self.root, leave_out=leave_out.path if isinstance(leave_out, LocalFolder) else None)
 
     @contextlib.contextmanager
-    def lock(self, key: str, busy: str) -> Iterator[None]:
+    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[None]:
         """Hold an advisory lock; the system lets go of it when the process ends, however it ends."""
         path = self.root / key
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(descriptor, busy)
+            _lock(descriptor, busy, patience_s)
             yield
         finally:
             os.close(descriptor)
@@ -386,16 +387,18 @@ class LocalFolder(Folder):
         return False
 
 
-def _lock(descriptor: int, busy: str) -> None:
+def _lock(descriptor: int, busy: str, patience_s: float) -> None:
     # Whoever only looks whether it is locked holds it too, for a moment.
-    for patience_s in (0.02, 0.05, 0.1, 0.0):
+    deadline = time.monotonic() + max(patience_s, LOOK_S)
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(patience_s)
+            if time.monotonic() > deadline:
+                raise RunBusy(busy, hint="Wait for it to end, or stop it first.") from None
+            time.sleep(0.02)
         else:
             return
-    raise RunBusy(busy, hint="Wait for it to end, or stop it first.")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """A program that ends itself before the n-th step of a dataset's switch, or finds the disk full there.
 
-    switch_steps.py STEP kill|full|none run|open PROJECT VERSION
+    switch_steps.py STEP kill|full|none run|days|open PROJECT VERSION
 
 It prints the steps that it came to.
 """
@@ -56,6 +56,7 @@ commit._finish_switch = within_switch(commit._finish_switch)
 pass2_combine.switch = within_switch(commit.switch)
 commit._place = step("place", commit._place)
 RunFolder.write = step("write", RunFolder.write)  # type: ignore[method-assign]
+commit._note = step("note", commit._note)
 commit._remove = step("remove", commit._remove)
 Path.unlink = step("unlink", Path.unlink, of="commit.json")  # type: ignore[method-assign]
 commit._tidy = step("tidy", commit._tidy)
@@ -63,6 +64,17 @@ commit._tidy = step("tidy", commit._tidy)
 if ACTION == "run":
     fields: dict[str, Any] = {"source_dir": ROOT, "workers": 1, "rows_per_file": 3, "run_id": VERSION, "quiet": True}
     sk.run("work:features", ROOT / "data", ROOT / "out", **fields)
+elif ACTION == "days":
+    fields = {
+        "source_dir": ROOT,
+        "workers": 1,
+        "run_id": VERSION,
+        "quiet": True,
+        "max_failures": "100%",
+        "name": "feed",
+    }
+    shards = {"by": "date", "path": "{Y}-{m}-{d}"}
+    sk.run("feed_work:rows", ROOT / "data", ROOT / "out", shards=shards, **fields)
 else:
     sk.open_run(ROOT / "out")
 sys.stdout.write(" ".join(steps))

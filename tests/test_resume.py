@@ -460,7 +460,7 @@ PHASES = {  # what can be seen of how far a run is, as a glob in its folder; and
     "planned": ("plan.json", 0.1),
     "pass 1": ("markers/*/*.json", 0.3),
     "merge": ("dataset/*", 0.03),
-    "switch": ("commit.json", 0.005),
+    "switch": ("../../commit.json", 0.005),
 }
 
 

@@ -85,7 +85,7 @@ WRONG: list[tuple[str, str]] = [
     ("{depth: 1, count: 3}", r"shards\.count: this field is for by: size; by: directory takes depth or max_jobs"),
     ("{by: size, max_jobs: 3, count: 3}", r"shards\.max_jobs: .*for by: directory and by: date; by: size takes count"),
     ("{by: s3key, depth: 2, instances: 3}", r"shards\.depth: .*for by: directory; by: s3key takes instances\."),
-    ("{by: date, depth: 2, path: '{Y}'}", r"shards\.depth: .*; by: date takes path, column or max_jobs"),
+    ("{by: date, depth: 2, path: '{Y}'}", r"shards\.depth: .*; by: date takes path, column, max_jobs or zone"),
     ("{by: sise, count: 3}", r"shards\.by: expected 'directory', 'date', 'size' or 's3key'.*did you mean size\?"),
     ("{by: size, cuont: 3}", r"shards\.cuont: unknown field; did you mean count\?"),
     ("{by: size, count: 0}", r"shards\.count: .*greater than or equal to 1, not 0"),

@@ -34,7 +34,7 @@ SLOW = pytest.mark.slow
 RECORDS = 4
 FIELDS: dict[str, Any] = {"workers": 1, "rows_per_file": 3}
 # What a switch from three files to three others consists of.
-STEPS = ["write", *["place"] * 3, "write", *["remove"] * 3, "unlink", "tidy"]
+STEPS = ["note", *["place"] * 3, "write", "note", *["remove"] * 3, "unlink", "tidy"]
 KILLED = -signal.SIGKILL
 
 
@@ -122,8 +122,8 @@ def test_killed_before_any_step_the_dataset_is_the_old_or_the_new(after_first: P
         check_is(project, "second")
         return
     assert done.code == KILLED
-    result_written = step > STEPS.index("write", 1) + 1
-    assert readable(project) == rows_of_version("second" if result_written else "first")
+    switched = step > STEPS.index("note", 1) + 1
+    assert readable(project) == rows_of_version("second" if switched else "first")
     # Any command finishes what had begun.
     begun = step > 1
     latest = sk.open_run(project.out)
@@ -136,7 +136,7 @@ def test_killed_before_any_step_the_dataset_is_the_old_or_the_new(after_first: P
     else:
         latest.resume(quiet=True)
         check_is(project, "second")
-    assert not list(project.out.glob("_shardkit/runs/*/commit.json"))
+    assert not list(project.out.glob("_shardkit/commit.json"))
 
 
 @pytest.mark.parametrize("command", ["status", "resume", *(pytest.param(c, marks=SLOW) for c in ("failures", "run"))])
@@ -156,7 +156,7 @@ def test_whichever_command_comes_next_finishes_the_switch(after_first: Path, tmp
 def test_who_finishes_the_switch_may_die_as_well(after_first: Path, tmp_path: Path) -> None:
     project = copy_of(after_first, tmp_path / "project")
     assert switch_steps(project, 3, "kill", "run", "second").code == KILLED
-    codes = [switch_steps(project, step, "kill", "open", "second").code for step in range(1, 11)]
+    codes = [switch_steps(project, step, "kill", "open", "second").code for step in range(1, 12)]
     assert codes[0] == KILLED
     assert codes[-1] == 0
     check_is(project, "second")
@@ -168,7 +168,7 @@ def test_a_disk_that_is_full_in_the_middle_of_the_switch(after_first: Path, tmp_
     done = switch_steps(project, step, "full", "run", "second")
     assert done.code == 1
     assert "StorageError: Cannot write" in done.stderr
-    assert readable(project) == rows_of_version("second" if step > 5 else "first")
+    assert readable(project) == rows_of_version("second" if step > 6 else "first")
     project.command("resume", project.out, "--run-id", "second")
     check_is(project, "second")
 

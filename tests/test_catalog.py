@@ -1,0 +1,436 @@
+"""The Glue catalogue: what is registered after a run, what stays, and queries that go to Athena."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+
+import shardkit as sk
+from shardkit.catalog import glue_type, with_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CODE = """
+def ads(record):
+    text = open(record).read().strip()
+    rows = [{"Ad": f"{record.key}-{i}", "pay": 1.5 * i, "country": "FR" if i else None} for i in range(3)]
+    return [row | ({"late": text == "late"} if text != "x" else {}) for row in rows]
+
+def clicks(record):
+    return [{"Ad": f"{record.key}-{i}", "clicks": 10 * i} for i in range(2)]
+
+def bad(record):
+    return {"net pay": 1}
+
+def numbers(record):
+    return {"Ad": 1, "pay": 1.0}
+"""
+DAYS = ("2020-01-01", "2020-01-02", "2020-01-03")
+
+
+class Bucket:
+    """An S3 bucket and a Glue catalogue on this machine, and pipelines that use them."""
+
+    def __init__(self, root: Path) -> None:
+        import boto3
+
+        self.root = root
+        self.glue = boto3.client("glue")
+        boto3.client("s3").create_bucket(Bucket="talent", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+        (root / "functions_for_glue.py").write_text(CODE)
+        for day in DAYS[:2]:
+            self.write(day)
+
+    def write(self, day: str, text: str = "x") -> None:
+        folder = self.root / "data" / day
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.txt").write_text(text)
+
+    def pipeline(self, name: str = "ads", **fields: Any) -> sk.Pipeline:
+        return sk.Pipeline(
+            **{
+                "name": name,
+                "function": f"functions_for_glue:{name}",
+                "source_dir": self.root,
+                "input": self.root / "data",
+                "output": f"s3://talent/{name}",
+                "shards": {"by": "date", "path": "{Y}-{m}-{d}"},
+                "catalog": {"glue": {"database": "features", "table": name}},
+                "workers": 1,
+            }
+            | fields
+        )
+
+    def run(self, name: str = "ads", **fields: Any) -> sk.Run:
+        return self.pipeline(name, **fields).run(quiet=True)
+
+    def table(self, name: str = "ads") -> Any:
+        return self.glue.get_table(DatabaseName="features", Name=name)["Table"]
+
+    def columns(self, name: str = "ads") -> dict[str, str]:
+        return {column["Name"]: column["Type"] for column in self.table(name)["StorageDescriptor"]["Columns"]}
+
+    def partitions(self, name: str = "ads") -> dict[str, Any]:
+        pages = self.glue.get_paginator("get_partitions").paginate(DatabaseName="features", TableName=name)
+        return {"/".join(found["Values"]): found for page in pages for found in page["Partitions"]}
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """The URL of moto's server."""
+    pytest.importorskip("awswrangler")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    server.stop()
+
+
+def _use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    import boto3
+
+    from shardkit import objectstore
+
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    objectstore._bucket_store.cache_clear()
+
+
+@pytest.fixture
+def bucket(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty account, which all clients of this process and its children use."""
+    urllib.request.urlopen(urllib.request.Request(f"{moto}/moto-api/reset", method="POST")).close()
+    _use(monkeypatch, moto)
+    return Bucket(tmp_path)
+
+
+# ---- what is registered ------------------------------------------------------------------------------------------
+
+
+def test_a_run_registers_its_dataset_and_days(bucket: Bucket) -> None:
+    bucket.run()
+    table = bucket.table()
+    assert table["StorageDescriptor"]["Location"] == "s3://talent/ads/"
+    assert table["StorageDescriptor"]["SerdeInfo"]["SerializationLibrary"].endswith("ParquetHiveSerDe")
+    assert bucket.columns() == {"ad": "string", "pay": "double", "country": "string"}
+    assert [(key["Name"], key["Type"]) for key in table["PartitionKeys"]] == [("day_partition", "string")]
+    assert {day: found["StorageDescriptor"]["Location"] for day, found in bucket.partitions().items()} == {
+        day: f"s3://talent/ads/day_partition={day}/" for day in DAYS[:2]
+    }
+
+
+def test_later_runs_add_columns_and_days_and_take_nothing_away(bucket: Bucket) -> None:
+    bucket.run()
+    bucket.write(DAYS[1], "late")
+    bucket.write(DAYS[2], "late")
+    bucket.run()
+    wanted = {"ad": "string", "pay": "double", "country": "string", "late": "boolean"}
+    assert bucket.columns() == wanted
+    assert list(bucket.partitions()) == list(DAYS)
+    for found in bucket.partitions().values():  # without it, Athena would have no value of it where there are some
+        assert {column["Name"]: column["Type"] for column in found["StorageDescriptor"]["Columns"]} == wanted
+    # The column goes from the data of all days: it stays in the catalogue, and so do partitions without files.
+    for day in DAYS:
+        bucket.write(day, "x")
+    bucket.run(incremental=False)
+    shutil.rmtree(bucket.root / "data" / DAYS[0])
+    bucket.run(incremental=False)
+    assert bucket.columns() == wanted
+    assert list(bucket.partitions()) == list(DAYS)
+
+
+def test_a_day_that_is_made_again_changes_nothing_else(bucket: Bucket) -> None:
+    bucket.run()
+    before = bucket.table(), bucket.partitions()
+    bucket.write(DAYS[1], "x ")
+    bucket.pipeline(function="functions_for_glue:ads").run(days=[DAYS[1]], quiet=True)
+    table, partitions = bucket.table(), bucket.partitions()
+    assert partitions[DAYS[0]] == before[1][DAYS[0]]
+    assert {day: found["StorageDescriptor"]["Location"] for day, found in partitions.items()} == {
+        day: found["StorageDescriptor"]["Location"] for day, found in before[1].items()
+    }
+    assert table["PartitionKeys"] == before[0]["PartitionKeys"]
+
+
+def test_partition_columns_are_registered_with_their_types(bucket: Bucket) -> None:
+    bucket.run(output={"uri": "s3://talent/ads", "partition_by": ["country", "pay"]}, shards=None)
+    assert [(key["Name"], key["Type"]) for key in bucket.table()["PartitionKeys"]] == [
+        ("country", "string"),
+        ("pay", "string"),
+    ]
+    assert set(bucket.partitions()) == {"__HIVE_DEFAULT_PARTITION__/0.0", "FR/1.5", "FR/3.0"}
+    bucket.run("clicks", output={"uri": "s3://talent/clicks", "partition_by": "clicks"})
+    assert [(key["Name"], key["Type"]) for key in bucket.table("clicks")["PartitionKeys"]] == [
+        ("day_partition", "string"),
+        ("clicks", "bigint"),
+    ]
+    assert "2020-01-02/10" in bucket.partitions("clicks")
+
+
+def test_a_dataset_in_one_piece_has_no_partitions(bucket: Bucket) -> None:
+    bucket.run(shards=None)
+    assert bucket.table()["PartitionKeys"] == []
+    assert bucket.partitions() == {}
+
+
+def test_duckdb_and_pyarrow_read_the_same_table(bucket: Bucket) -> None:
+    bucket.run()
+    for day in DAYS[:2]:
+        bucket.write(day, "late")
+    run = bucket.run()
+    assert run.sql("SELECT * FROM ads", using="duckdb").equals(run.dataset().to_table().to_pandas())
+    # The same through the catalogue's own words: where the table is, and which days it has.
+    import pyarrow.dataset as pads
+
+    files, base = run.folder.output.arrow()
+    found = [
+        pads.dataset(f"{base}/day_partition={day}", filesystem=files)
+        .to_table()
+        .append_column("day_partition", [[day] * 3])
+        for day in bucket.partitions()
+    ]
+    assert pa.concat_tables(found).to_pandas().equals(run.sql("SELECT * FROM ads ORDER BY ad", using="duckdb"))
+
+
+def test_a_catalogue_is_begun_with_ended_and_changed_without_a_new_dataset(bucket: Bucket) -> None:
+    from shardkit.query import Dataset
+
+    def tables(run: sk.Run) -> list[str]:
+        glue = Dataset.at(run.folder, None, alone=True).glue
+        return [glue["table"]] if glue else []
+
+    run = bucket.run(catalog=None)
+    assert tables(run) == []
+    assert bucket.run().run_id == run.run_id  # nothing has changed but this
+    assert tables(run) == ["ads"]
+    assert set(bucket.partitions()) == set(DAYS[:2])
+    bucket.run(catalog={"glue": {"database": "features", "table": "other"}})
+    assert tables(run) == ["other"]
+    assert set(bucket.partitions("other")) == set(DAYS[:2])
+    bucket.run(catalog=None)
+    assert tables(run) == []
+    assert run.sql("SELECT count(*) AS n FROM ads").n[0] == 6
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_another_dataset_is_left_alone(bucket: Bucket) -> None:
+    bucket.run()
+    before = bucket.table()
+    with pytest.raises(
+        sk.CatalogError,
+        match=r"is complete, but .*features\.ads is not up to date.*stands for the files in s3://talent/ads/",
+    ):
+        bucket.run("clicks", catalog={"glue": {"database": "features", "table": "ads"}})
+    assert bucket.table() == before
+    run = sk.open_run("s3://talent/clicks")
+    assert run.summary().status == "failed"
+    assert len(run.dataset().to_table()) == 4
+    run.resume(quiet=True, catalog={"glue": {"database": "features", "table": "clicks"}})
+    assert run.summary().status == "done"
+    assert set(bucket.columns("clicks")) == {"ad", "clicks"}
+
+
+def test_a_column_that_cannot_be_registered_is_named(bucket: Bucket) -> None:
+    with pytest.raises(sk.CatalogError, match=r"column 'net pay' which Athena cannot name\. Let the function"):
+        bucket.run("bad")
+
+
+def test_a_column_of_another_type_is_named(bucket: Bucket) -> None:
+    bucket.run()
+    with pytest.raises(
+        sk.CatalogError, match=r"Column 'ad' is string there, and bigint in the dataset\. Drop the table"
+    ):
+        bucket.run(function="functions_for_glue:numbers", incremental=False)
+    bucket.glue.delete_table(DatabaseName="features", Name="ads")
+    sk.open_run("s3://talent/ads").resume(quiet=True)
+    assert bucket.columns() == {"ad": "bigint", "pay": "double"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"output": "out"}, "catalog: a Glue catalogue is for datasets on S3; output.uri is out."),
+        (
+            {"output": {"uri": "s3://b/x", "format": "csv"}},
+            "catalog: a Glue catalogue needs output.format: parquet, not csv.",
+        ),
+        ({"catalog": {"glue": {"database": "d"}}}, "catalog.glue.table: this field is missing"),
+        ({"catalog": {"glue": {"database": "d", "table": "a-b"}}}, "catalog.glue.table"),
+        (
+            {"catalog": "glue"},
+            'catalog: expected a mapping such as {glue: {database: features, table: ads}}, not "glue"',
+        ),
+        ({"catalog": {"gleu": {}}}, "catalog.gleu: unknown field; did you mean glue?"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+    catalog = {"glue": {"database": "d", "table": "t"}}
+    with pytest.raises(sk.PipelineError) as caught:
+        sk.Pipeline(**{"function": "a:b", "input": "in", "output": "s3://b/x", "catalog": catalog} | fields)
+    assert message in str(caught.value)
+
+
+def test_without_awswrangler_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "awswrangler", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    pipeline = sk.Pipeline(
+        function="a:b", input=tmp_path, output="s3://b/x", catalog={"glue": {"database": "d", "table": "t"}}
+    )
+    with pytest.raises(
+        sk.PipelineError, match=r"needs awswrangler, which is not installed\. .*pip install 'shardkit\[athena\]'"
+    ):
+        pipeline.run(quiet=True)
+
+
+def test_jobs_install_what_the_catalogue_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shardkit.bundle import _own_requirements
+
+    known = ["numpy>=1.26", 'awswrangler>=3.12; extra == "athena"', 'duckdb>=1.2; extra == "sql"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: known)
+    assert _own_requirements(()) == ["numpy>=1.26"]
+    assert _own_requirements(("athena",)) == ["numpy>=1.26", "awswrangler>=3.12"]
+
+
+# ---- types and names ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (pa.uint32(), "bigint"),
+        (pa.float32(), "float"),
+        (pa.timestamp("us", "UTC"), "timestamp"),
+        (pa.decimal128(10, 2), "decimal(10,2)"),
+        (pa.list_(pa.struct([("a", pa.int8()), ("b", pa.large_string())])), "array<struct<a:tinyint,b:string>>"),
+        (pa.dictionary(pa.int32(), pa.string()), "string"),
+        (pa.map_(pa.string(), pa.date32()), "map<string,date>"),
+    ],
+    ids=str,
+)
+def test_types(kind: pa.DataType, name: str) -> None:
+    assert glue_type(kind) == name
+
+
+@pytest.mark.parametrize("kind", [pa.uint64(), pa.duration("us"), pa.time64("us"), pa.list_(pa.uint64())], ids=str)
+def test_types_that_the_catalogue_does_not_have(kind: pa.DataType) -> None:
+    with pytest.raises(ValueError, match="a Glue catalogue has no type for"):
+        glue_type(kind)
+
+
+TABLES = {"shown": ("f", "impressions"), "ads": ("f", "ads"), "other": ("g", "other")}
+
+
+@pytest.mark.parametrize(
+    ("query", "answer"),
+    [
+        ("SELECT 1", "SELECT 1"),
+        ("SELECT * FROM ads", "SELECT * FROM ads"),
+        ("SELECT * FROM Shown", 'WITH "shown" AS (SELECT * FROM "f"."impressions") SELECT * FROM Shown'),
+        ('-- all\nselect * from "other"', 'WITH "other" AS (SELECT * FROM "g"."other") -- all\nselect * from "other"'),
+        ("WITH t AS (SELECT 1) SELECT * FROM t, shown", 'WITH "shown" AS (SELECT * FROM "f"."impressions"), t AS (SELECT 1) SELECT * FROM t, shown'),
+        ("SELECT * FROM g.other, shown_too", "SELECT * FROM g.other, shown_too"),
+        ("SHOW TABLES -- shown", "SHOW TABLES -- shown"),
+    ],
+)  # fmt: skip
+def test_names_that_athena_does_not_know_are_explained_to_it(query: str, answer: str) -> None:
+    assert with_names(query, TABLES, database="f") == answer
+
+
+# ---- an Athena that runs -----------------------------------------------------------------------------------------
+
+# localemu answers Athena's calls with DuckDB, which needs its httpfs extension in ~/.duckdb. It listens on all
+# interfaces, so it gets a network of its own, and the queries are asked in there.
+ATHENA = """
+set -e
+ip link set lo up
+"$1" start --host 127.0.0.1 --port 4566 >localemu.log 2>&1 &
+trap "kill $!" EXIT
+"$2" athena.py
+"""
+ASK = """
+import sys, time, urllib.request
+for _ in range(200):
+    try:
+        urllib.request.urlopen("http://127.0.0.1:4566/_localemu/health").close()
+        break
+    except OSError:
+        time.sleep(0.2)
+from pathlib import Path
+from test_catalog import DAYS, Bucket
+import shardkit as sk, boto3, pandas as pd
+bucket = Bucket(Path.cwd())
+for day in DAYS[:2]:
+    bucket.write(day, "soon")  # all days get all columns: it takes the first file's to be the table's, which Athena does not
+bucket.run()
+bucket.write(DAYS[1], "late")
+bucket.write(DAYS[2], "late")
+run = bucket.run()
+bucket.run("clicks")
+s3 = boto3.client("s3")
+for name in ("ads", "clicks"):  # unlike Athena, it takes all Parquet files below the table's folder, wherever they are
+    for item in s3.list_objects_v2(Bucket="talent", Prefix=f"{name}/_shardkit/")["Contents"]:
+        if item["Key"].endswith(".parquet"):
+            s3.delete_object(Bucket="talent", Key=item["Key"])
+both = {"ads": "s3://talent/ads", "clicks": "s3://talent/clicks"}
+for query, outputs in [
+    ("SELECT CAST(day_partition AS varchar) AS day, count(*) AS n, max(late) AS late, sum(pay) AS pay FROM ads GROUP BY 1 ORDER BY 1", both["ads"]),
+    ("SELECT CAST(a.day_partition AS varchar) AS day, count(*) AS ads, count(c.ad) AS clicked, CAST(sum(clicks) AS bigint) AS clicks "
+     "FROM ads a LEFT JOIN clicks c ON a.ad = c.ad GROUP BY 1 ORDER BY 1", both),
+]:
+    athena, duckdb = sk.read_sql(query, outputs), sk.read_sql(query, outputs, using="duckdb")
+    print(athena, duckdb, sep="\\n")
+    assert len(athena) == 3
+    pd.testing.assert_frame_equal(athena, duckdb)
+try:
+    sk.read_sql("SELEC 1", both["ads"])
+except sk.QueryError as error:
+    assert "\\n" not in str(error) and "syntax error" in str(error), error
+left = s3.list_objects_v2(Bucket="talent", Prefix="ads/_shardkit/queries/").get("Contents", [])
+assert not [item["Key"] for item in left if item["Key"].endswith(".csv")]
+print("as one")
+"""
+
+
+@pytest.mark.slow
+def test_athena_and_duckdb_answer_alike(tmp_path: Path) -> None:
+    pytest.importorskip("awswrangler")
+    localemu = shutil.which(os.environ.get("LOCALEMU", "localemu"))
+    if localemu is None or shutil.which("unshare") is None:
+        pytest.skip("localemu is not installed; LOCALEMU may name it")
+    (tmp_path / "athena.py").write_text(ASK)
+    environment = os.environ | {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:4566",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]),
+    }
+    command = ["unshare", "-Urn", "bash", "-c", ATHENA, "bash", localemu, sys.executable]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=180
+    )
+    if 'extension "httpfs"' in done.stderr:
+        pytest.skip("localemu's DuckDB lacks the httpfs extension")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "as one" in done.stdout
