@@ -65,6 +65,8 @@ FULL = """
       schema: {key: string, at: "timestamp[us, tz=UTC]", tags: list<string>}
       widen_ints: true
     combine: module_of_pipeline:combine
+    incremental: true
+    schedule: {cron: "0 */3 * * *", zone: Europe/Paris}
     engine: {kind: local, root: engine/, max_instances: 3, instance_type: ml.m5.large}
     input_mode: download
     requirements: requirements.txt
@@ -96,6 +98,9 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
             "widen_ints": True,
         },
         "combine": "module_of_pipeline:combine",
+        "incremental": True,
+        "schedule": {"cron": "0 */3 * * *", "every": None, "since": None, "zone": "Europe/Paris"},
+        "catalog": None,
         "engine": {
             "kind": "local",
             "role": "arn:aws:iam::000000000000:role/local",
@@ -137,6 +142,8 @@ def test_python_says_the_same(yaml_file: Callable[..., Path]) -> None:
             "widen_ints": True,
         },
         combine="module_of_pipeline:combine",
+        incremental=True,
+        schedule={"cron": "0 */3 * * *", "zone": "Europe/Paris"},
         engine=sk.Local(root=here / "engine", max_instances=3, instance_type="ml.m5.large"),
         input_mode="download",
         requirements=here / "requirements.txt",
