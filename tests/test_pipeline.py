@@ -65,6 +65,8 @@ FULL = """
       schema: {key: string, at: "timestamp[us, tz=UTC]", tags: list<string>}
       widen_ints: true
     combine: module_of_pipeline:combine
+    incremental: true
+    schedule: {every: 3h, zone: Europe/Paris}
     engine: {kind: local, root: engine/, max_instances: 3, instance_type: ml.m5.large}
     input_mode: download
     requirements: requirements.txt
@@ -107,6 +109,9 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
             "max_instances": 3,
             "isolation": "auto",
         },
+        "incremental": True,
+        "schedule": {"every": "3h", "cron": None, "since": None, "zone": "Europe/Paris"},
+        "catalog": None,
         "input_mode": "download",
         "requirements": f"{here}/requirements.txt",
         "requirements_mode": "bundle",
@@ -137,6 +142,8 @@ def test_python_says_the_same(yaml_file: Callable[..., Path]) -> None:
             "widen_ints": True,
         },
         combine="module_of_pipeline:combine",
+        incremental=True,
+        schedule={"every": "3h", "zone": "Europe/Paris"},
         engine=sk.Local(root=here / "engine", max_instances=3, instance_type="ml.m5.large"),
         input_mode="download",
         requirements=here / "requirements.txt",
