@@ -229,9 +229,11 @@ class RunJobs:
 
     def stop(self) -> list[Job]:
         """Stop all jobs that have not ended; returns them. A driver on another machine hears of it too."""
-        self.folder.write(STOP, {"asked": now()})
         with _queueing():
-            stopped = stop(self.store, self.engine.client(), prefix=self.base)
+            left = [job.job_id for job in self.store.jobs(prefix=self.base) if not job.ended]
+            self.folder.write(STOP, {"asked": now()})
+            stop(self.store, self.engine.client(), prefix=self.base)
+            stopped = list(self.store.find(left).values())  # the driver may have been faster with some
         self.snapshot()
         return stopped
 

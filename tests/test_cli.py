@@ -23,7 +23,8 @@ from shardkit.cli import cli
 if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
-COMMANDS = ["run", "plan", "status", "logs", "stop", "failures", "retry", "resume", "pass1", "pass2", "init", "engine"]
+COMMANDS = ["run", "plan", "status", "logs", "stop", "failures", "query", "retry", "resume", "pass1", "pass2"]
+COMMANDS += ["init", "schedule", "engine"]
 MODULE = """
 import sys
 print("module imported")

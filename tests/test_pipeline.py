@@ -66,7 +66,7 @@ FULL = """
       widen_ints: true
     combine: module_of_pipeline:combine
     incremental: true
-    schedule: {cron: "0 */3 * * *", zone: Europe/Paris}
+    schedule: {every: 3h, zone: Europe/Paris}
     engine: {kind: local, root: engine/, max_instances: 3, instance_type: ml.m5.large}
     input_mode: download
     requirements: requirements.txt
@@ -98,9 +98,6 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
             "widen_ints": True,
         },
         "combine": "module_of_pipeline:combine",
-        "incremental": True,
-        "schedule": {"cron": "0 */3 * * *", "every": None, "since": None, "zone": "Europe/Paris"},
-        "catalog": None,
         "engine": {
             "kind": "local",
             "role": "arn:aws:iam::000000000000:role/local",
@@ -112,6 +109,9 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
             "max_instances": 3,
             "isolation": "auto",
         },
+        "incremental": True,
+        "schedule": {"every": "3h", "cron": None, "since": None, "zone": "Europe/Paris"},
+        "catalog": None,
         "input_mode": "download",
         "requirements": f"{here}/requirements.txt",
         "requirements_mode": "bundle",
@@ -143,7 +143,7 @@ def test_python_says_the_same(yaml_file: Callable[..., Path]) -> None:
         },
         combine="module_of_pipeline:combine",
         incremental=True,
-        schedule={"cron": "0 */3 * * *", "zone": "Europe/Paris"},
+        schedule={"every": "3h", "zone": "Europe/Paris"},
         engine=sk.Local(root=here / "engine", max_instances=3, instance_type="ml.m5.large"),
         input_mode="download",
         requirements=here / "requirements.txt",
