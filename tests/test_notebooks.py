@@ -1,11 +1,13 @@
-"""The examples' driver notebooks: run whole on the local engine, with a plot to show for it."""
+"""The examples' notebooks: run whole, the drivers on the local engine, with a plot to show for it."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
+import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import types
@@ -29,17 +31,19 @@ pytest.importorskip("wfdb")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 LARGEST_BYTES = 15_000
 NOTEBOOKS = sorted(EXAMPLES.glob("*/driver.ipynb"))
+DAYS = EXAMPLES / "talent_jsonl/days.ipynb"
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.parent.name)
 
 
 def copied(path: Path, folder: Path) -> Path:
     """A copy of a notebook's example, as a user has it, without what runs beside the tests may have left there."""
-    return Path(shutil.copytree(path.parent, folder / "mine", ignore=shutil.ignore_patterns("__pycache__", "data")))
+    made = shutil.ignore_patterns("__pycache__", "data", "out", "week")
+    return Path(shutil.copytree(path.parent, folder / "mine", ignore=made))
 
 
-def executed(folder: Path) -> Any:
-    """The notebook in ``folder``, run from top to bottom; a cell that fails fails the test."""
-    book = nbformat.read(folder / "driver.ipynb", as_version=4)
+def executed(folder: Path, book: Any = None) -> Any:
+    """The driver notebook in ``folder``, or another, run from top to bottom; a cell that fails fails the test."""
+    book = book or nbformat.read(folder / "driver.ipynb", as_version=4)
     nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
     return book
 
@@ -60,6 +64,12 @@ def pictures(book: Any) -> list[Any]:
     return [imread(io.BytesIO(base64.b64decode(data)), format="png") for data in shown]
 
 
+def is_drawn(plot: Any) -> bool:
+    """Whether there is more on a picture than its background."""
+    colours = {tuple(pixel) for row in (plot[::4, ::4, :3] * 16).astype(int) for pixel in row}
+    return bool(min(plot.shape[:2]) > 200 and len(colours) > 10)
+
+
 def in_order(folder: Path, *columns: str) -> pd.DataFrame:
     return pd.read_parquet(folder).sort_values(list(columns), ignore_index=True)
 
@@ -71,7 +81,7 @@ def test_both_examples_have_one() -> None:
     assert [path.parent.name for path in NOTEBOOKS] == ["mimic_waveforms", "talent_jsonl"]
 
 
-@notebooks
+@pytest.mark.parametrize("path", [*NOTEBOOKS, DAYS], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_it_is_kept_clean(path: Path) -> None:
     """Valid, small, without outputs or counters, so that a change to it can be read."""
     book = nbformat.read(path, as_version=nbformat.NO_CONVERT)
@@ -91,9 +101,11 @@ def test_it_is_kept_clean(path: Path) -> None:
 @pytest.mark.parametrize("kind", ["mimic", "talent"])
 def test_init_brings_it_along(shardkit: RunCommand, tmp_path: Path, kind: str) -> None:
     done = shardkit("init", kind, "mine")
-    assert "driver.ipynb" in done.stderr
     example = {"mimic": "mimic_waveforms", "talent": "talent_jsonl"}[kind]
-    assert (tmp_path / "mine/driver.ipynb").read_bytes() == (EXAMPLES / example / "driver.ipynb").read_bytes()
+    more = {"mimic": [], "talent": ["days.ipynb", "s3_server.py"]}[kind]
+    for name in ["driver.ipynb", *more]:
+        assert name in done.stderr
+        assert (tmp_path / "mine" / name).read_bytes() == (EXAMPLES / example / name).read_bytes()
 
 
 # ---- run -------------------------------------------------------------------------------------------------------
@@ -113,8 +125,7 @@ def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "0 quarantined." in said(book, "logs")
 
     (plot,) = pictures(book)
-    colours = {tuple(pixel) for row in (plot[::4, ::4, :3] * 16).astype(int) for pixel in row}
-    assert min(plot.shape[:2]) > 200 and len(colours) > 10
+    assert is_drawn(plot)
 
     run = sk.open_run(folder / "out")
     assert run.has_jobs and run.summary().status == "done"
@@ -128,6 +139,59 @@ def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         check_exact=False,
         rtol=1e-9,  # a job has an environment of its own, in which numpy may add up in another order
     )
+
+
+KEEP = """
+table = sk.open_run("s3://talent/impressions/").dataset().to_table()
+table.to_pandas().to_parquet("kept.parquet")
+print(server.url)
+"""
+
+
+@pytest.mark.slow
+def test_a_week_of_days_runs_whole(tmp_path: Path) -> None:
+    """From and to its own S3; one day redone; at its end the very dataset that a local run makes, and no server."""
+    pytest.importorskip("duckdb")
+    pytest.importorskip("moto.server")
+    folder = copied(DAYS, tmp_path)
+    book = nbformat.read(folder / DAYS.name, as_version=4)
+    end = next(i for i, cell in enumerate(book.cells) if cell["id"] == "end")
+    book.cells.insert(end, nbformat.v4.new_code_cell(KEEP, id="keep"))
+    book = executed(folder, book)
+
+    assert "records  55 of" in said(book, "plan") and "7 partitions to be made anew" in said(book, "plan")
+    assert "55 listed = 55 done" in said(book, "run")
+    assert said(book, "run").count("talent/impressions/day_partition=2020-01-0") == 7
+    late = said(book, "late")
+    assert "1 partition to be made anew, 6 as they are" in late
+    assert re.search(r"2020-01-04 +1 new, 7 unchanged", late)
+    redone = said(book, "redo")
+    assert "8 listed = 1 done + 0 quarantined + 7 skipped" in redone
+    for kind in ("gone", "new"):
+        assert re.search(rf"{kind} +\S+/day_partition=2020-01-04/\S+$", redone, re.MULTILINE)
+    assert "as it was 6 files" in redone and "nothing has changed in 56 records" in redone
+    assert re.findall(r"2020-01-\d\d", said(book, "range")) == ["2020-01-03", "2020-01-04", "2020-01-05"]
+    (plot,) = pictures(book)
+    assert is_drawn(plot)
+
+    command = [sys.executable, "-m", "shardkit", "run", "pipeline.yaml", "--quiet", "--set", "input.uri=week/"]
+    days = ["--set", "shards={by: date, path: '{Y}/{m}/{d}'}", "--set", "output.uri=here/"]
+    subprocess.run([*command, *days], cwd=folder, check=True, stdin=subprocess.DEVNULL)
+    here = sk.open_run(folder / "here").dataset().to_table().to_pandas()
+    kept = pd.read_parquet(folder / "kept.parquet")
+    assert len(kept) == 56 * 40
+    pd.testing.assert_frame_equal(
+        kept.sort_values("id", ignore_index=True), here.sort_values("id", ignore_index=True), check_exact=True
+    )
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(said(book, "keep").rpartition(":")[2])))
+
+
+def test_the_server_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = runpy.run_path(str(DAYS.with_name("s3_server.py")))["start"]
+    monkeypatch.setitem(start.__globals__, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'moto\[server\]'"):
+        start()
 
 
 # ---- what is only shown ----------------------------------------------------------------------------------------
@@ -177,3 +241,16 @@ def test_the_code_for_sagemaker_fits(path: Path, tmp_path: Path, monkeypatch: py
     check_engine(pipeline)
     assert pipeline.engine is not None and pipeline.engine.kind == "sagemaker"
     assert f"s3://{pipeline.output.uri.split('/')[2]}/" in text
+
+
+def test_the_pipeline_for_aws_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copied(DAYS, tmp_path))
+    text = nbformat.read(DAYS, as_version=4).cells[-1]["source"]
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    Path("impressions.yaml").write_text(block)
+    pipeline = sk.Pipeline.from_yaml("impressions.yaml")
+    check_engine(pipeline)
+    pipeline.function_ref()
+    assert pipeline.engine is not None and pipeline.engine.kind == "sagemaker"
+    assert pipeline.catalog is not None and pipeline.catalog.glue.table == pipeline.name
+    assert pipeline.schedule is not None and pipeline.schedule.every == "3h"
