@@ -381,6 +381,8 @@ FLOORS = (
         "fields",
         "pipeline",
         "runs",
+        "planning",
+        "summary",
         "engines",
         "bundle",
         "driver",
