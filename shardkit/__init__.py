@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from shardkit.pipeline import Pipeline
     from shardkit.query import read_sql
     from shardkit.record import Record
-    from shardkit.runs import Run, Summary, open_run, run
+    from shardkit.runs import Run, open_run, run
+    from shardkit.summary import Summary
 
 _HOMES = {
     "BudgetExceeded": "errors",
@@ -57,7 +58,7 @@ _HOMES = {
     "ShardkitError": "errors",
     "StorageError": "errors",
     "SageMaker": "engines.sagemaker",
-    "Summary": "runs",
+    "Summary": "summary",
     "open_run": "runs",
     "read_sql": "query",
     "run": "runs",

@@ -274,7 +274,8 @@ def start_jobs(
         PipelineError: the engine cannot do what the pipeline asks for.
         RunFailed, RunInterrupted: as for `RunJobs.drive`.
     """
-    from shardkit.runs import Run, check_same_plan, holding_days, make_run_plan, nothing_to_do
+    from shardkit.planning import check_same_plan, make_run_plan
+    from shardkit.runs import Run, holding_days, nothing_to_do
 
     check_engine(pipeline)
     if pipeline.engine is not None:
@@ -319,7 +320,7 @@ def go_on(
         RunFailed, RunInterrupted, BudgetExceeded: as for `RunJobs.drive` and `RunJobs.conclude`.
     """
     from shardkit.ledger import OPEN, QUARANTINED, Ledger
-    from shardkit.runs import is_complete
+    from shardkit.summary import is_complete
 
     check_engine(pipeline)
     jobs = RunJobs(run.folder, pipeline)

@@ -75,7 +75,8 @@ def estimate(pipeline: Pipeline, records: int, *, quiet: bool) -> Estimate:
     """
     if records < 1:
         raise PipelineError(f"--sample {records}: expected 1 or more.")
-    from shardkit.runs import make_run_plan, worker_pool
+    from shardkit.planning import make_run_plan
+    from shardkit.runs import worker_pool
 
     scratch = Path(tempfile.mkdtemp(prefix="shardkit-sample-"))
     folder = run_folder(LocalFolder(scratch), new_run_id())

@@ -113,8 +113,8 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, Pipeline, d
     Raises:
         RunFailed: there is no plan.
     """
+    from shardkit.planning import planned_pipeline
     from shardkit.runfolder import RUNS, RunFolder
-    from shardkit.runs import planned_pipeline
     from shardkit.storage import folder
 
     output, _, run_id = uri.rstrip("/").rpartition(f"/{RUNS}/")
@@ -168,8 +168,8 @@ def _pass2(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.ledger import Ledger
     from shardkit.pass1_preprocessing import check_budget
     from shardkit.pass2_combine import run_pass2
+    from shardkit.planning import planned_merge
     from shardkit.progress import make_progress
-    from shardkit.runs import planned_merge
 
     folder, pipeline, changes = open_planned(given.run, given.settings)
     merging = planned_merge(folder, pipeline, changes)

@@ -208,9 +208,9 @@ def work_digest(pipeline: dict[str, Any], function_digest: str) -> str:
     return digest_of(
         {
             "function": function_digest,
-            "records": pipeline["records"],
-            "input": pipeline["input"]["uri"],
-            "schema": pipeline["output"]["schema"],
+            "records": pipeline.get("records"),
+            "input": pipeline.get("input", {}).get("uri"),
+            "schema": pipeline.get("output", {}).get("schema"),
         }
     )
 

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from shardkit.errors import InputError, ObjectChanged, PipelineError, RunBusy, StorageError
 from shardkit.lease import Lease
+from shardkit.objectlist import list_objects
 from shardkit.storage import Entry, File, Folder, writing
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ ODD_KEY_HINT = (
     "objects, or choose an input without them."
 )
 _MAKING = threading.Lock()
+HIDDEN = r"(^|/)[._]"  # names that are no input
 RESUME_HINT = "What was committed is kept; resume the run when the storage can be reached."
 
 
@@ -150,6 +152,12 @@ def _answer(text: str) -> tuple[str, str]:
     found = re.search(r"<Code>(.*?)</Code>\s*(?:<Message>(.*?)</Message>)?", text, re.DOTALL)
     first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     return (found[1], (found[2] or found[1])[:500]) if found else ("", first[:500])
+
+
+def _texts(keys: set[str]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.array(sorted(keys), pa.large_string())
 
 
 @dataclass(frozen=True)
@@ -372,37 +380,39 @@ class ObjectFolder(Folder):
 
     def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
         """What lies under the prefix as input."""
-        import pyarrow as pa
+        import pyarrow.compute as pc
 
-        kept = self._input_entries(leave_out)
-        if not kept:
+        try:
+            table = list_objects(self._store, self.prefix, self._ask)
+            table = table.filter(pc.invert(pc.match_substring_regex(table["key"], HIDDEN)))
+            table = self._without(table, leave_out)
+            empty = pc.equal(table["bytes"], 0)
+            markers = self._markers(table.filter(empty)["key"].to_pylist())
+        except StorageError as error:
+            raise InputError(error.message, hint=error.hint) from error
+        if markers:
+            table = table.filter(pc.invert(pc.is_in(table["key"], value_set=_texts(markers))))
+        if not len(table):
             raise InputError(
                 f"The input {self.uri} holds no objects.", hint="Is the prefix right, with no typing error?"
             )
-        return pa.table(
-            {
-                "key": pa.array([entry.key for entry in kept], pa.large_string()),
-                "bytes": pa.array([entry.bytes for entry in kept], pa.int64()),
-                "etag": pa.array([entry.etag for entry in kept], pa.large_string()),
-                "modified": pa.array([int(entry.modified * 1e6) for entry in kept], pa.timestamp("us", "UTC")),
-            }
-        )
+        return table
 
-    def _input_entries(self, leave_out: Folder | None) -> list[Entry]:
-        same = isinstance(leave_out, ObjectFolder) and leave_out.bucket == self.bucket
-        left_out = leave_out.prefix if same and isinstance(leave_out, ObjectFolder) else None
-        try:
-            entries = self.entries()
-            markers = self._markers([entry.key for entry in entries if not entry.bytes])
-        except StorageError as error:
-            raise InputError(error.message, hint=error.hint) from error
-        return [
-            entry
-            for entry in entries
-            if entry.key not in markers
-            and not any(name[:1] in {"_", "."} for name in entry.key.split("/"))
-            and not (left_out is not None and (self.prefix + entry.key).startswith(left_out))
-        ]
+    @_repeated
+    def _ask(self, request: Callable[[], T]) -> T:
+        with _asking(self.uri):
+            return request()
+
+    def _without(self, table: pa.Table, leave_out: Folder | None) -> pa.Table:
+        """The listing without what lies under another folder."""
+        import pyarrow.compute as pc
+
+        if not isinstance(leave_out, ObjectFolder) or leave_out.bucket != self.bucket:
+            return table
+        if not leave_out.prefix.startswith(self.prefix):
+            return table
+        inside = leave_out.prefix[len(self.prefix) :]
+        return table.filter(pc.invert(pc.starts_with(table["key"], inside))) if inside else table
 
     def _markers(self, empty: list[str]) -> set[str]:
         """Those of the empty objects that stand for folders: their keys end with a slash, which the list leaves out."""

@@ -366,7 +366,7 @@ class Pipeline(_Model):
     def plan(self, *, days: Iterable[str] | None = None, run_id: str | None = None) -> Plan:
         """List the input and plan a run, without writing or running anything."""
         from shardkit.clock import new_run_id
-        from shardkit.runs import make_run_plan
+        from shardkit.planning import make_run_plan
 
         run_id = run_id or new_run_id()
         return make_run_plan(self, function_ref=self.function_ref(), run_id=run_id, days=self.chosen_days(days))

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import time
-from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from shardkit.attempt import Attempt, resume_hint
-from shardkit.clock import new_run_id, now
-from shardkit.commit import check_base, check_form, check_owner, current_result, finish_switches
+from shardkit.attempt import Attempt
+from shardkit.clock import new_run_id
+from shardkit.commit import check_base, current_result, finish_switches
 from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound
 from shardkit.functions import FunctionRef, python_version, reference
-from shardkit.runfolder import ALL_SHARDS, STATE_DIR, RunFolder, find_run, run_folder
-from shardkit.storage import LocalFolder, absolute_uri
+from shardkit.planning import check_same_plan, make_run_plan, planned_merge, planned_pipeline
+from shardkit.runfolder import STATE_DIR, RunFolder, find_run, run_folder
+from shardkit.storage import absolute_uri
 from shardkit.storage import folder as folder_at
+from shardkit.summary import Summary, is_complete, summarize
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import pandas as pd
@@ -32,61 +32,9 @@ if TYPE_CHECKING:
     from shardkit.pipeline import Pipeline
     from shardkit.pool import WorkerPool
     from shardkit.progress import Progress
-    from shardkit.storage import Folder
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A run in numbers.
-
-    ``status`` is ``running``, ``interrupted`` (can be resumed), ``failed`` or ``done``; ``records`` counts listed,
-    done, quarantined and skipped; ``seconds`` is the wall time of the attempts together.
-    """
-
-    run_id: str
-    status: str
-    records: dict[str, int]
-    rows: int
-    files: int
-    bytes_in: int
-    bytes_out: int
-    seconds: float
-    output: str
-    run_folder: str
-    message: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As ``run --json`` prints it."""
-        content = asdict(self)
-        del content["message"]
-        return content
-
-    def __str__(self) -> str:
-        from shardkit.progress import human_bytes, human_seconds
-
-        n = self.records
-        lines = [
-            f"Run {self.run_id}: {self.status}.",
-            f"  records  {n['listed']:,} listed = {n['done']:,} done + {n['quarantined']:,} quarantined "
-            f"+ {n['skipped']:,} skipped" + (f" + {rest:,} open" if (rest := self._open()) else ""),
-            self._output_line(),
-            f"  input    {human_bytes(self.bytes_in)} in {human_seconds(self.seconds)}",
-        ]
-        if self.message:
-            lines.append(f"  {self.message}")
-        return "\n".join(lines)
-
-    def _output_line(self) -> str:
-        from shardkit.progress import counted, human_bytes
-
-        rows, size = counted(self.rows, "row"), human_bytes(self.bytes_out)
-        if self.status != "done":
-            return f"  so far   {rows}, {size}"
-        return f"  dataset  {rows} in {counted(self.files, 'file')}, {size}, in {self.output}"
-
-    def _open(self) -> int:
-        n = self.records
-        return n["listed"] - n["done"] - n["quarantined"] - n["skipped"]
+STOP_TRIES = 4  # in vain, with longer and longer waits
 
 
 class Run:
@@ -120,26 +68,7 @@ class Run:
 
     def summary(self) -> Summary:
         """The run in numbers."""
-        from shardkit.ledger import Ledger
-
-        result = self.folder.result()
-        ledger = Ledger(self.folder)
-        beats = self.folder.heartbeats()
-        status, message = _status(self.folder, result, beats)
-        finished = status == "done" and result is not None
-        return Summary(
-            run_id=self.run_id,
-            status=status,
-            records=result["records"] if finished and result else ledger.counts(),
-            rows=result["rows"] if finished and result else ledger.rows,
-            files=len(result["files"]) if finished and result else 0,
-            bytes_in=result["bytes_in"] if finished and result else ledger.total_bytes,
-            bytes_out=result["bytes_out"] if finished and result else sum(m["bytes_out"] for m in ledger.markers),
-            seconds=_seconds(beats),
-            output=self.output_uri,
-            run_folder=self.folder.uri,
-            message=message,
-        )
+        return summarize(self.folder)
 
     def failures(self) -> pd.DataFrame:
         """The quarantine: one row a record, with its key, error, message, traceback, seconds, bytes and signal."""
@@ -342,193 +271,6 @@ def _untold(jobs: list[Job]) -> int:
     return sum(job.live and job.exists == "yes" and not job.stop_sent_at for job in jobs)
 
 
-def _seconds(beats: list[dict[str, Any]]) -> float:
-    """Wall time: of attempts at the whole run together; of jobs, which run side by side, from first to last."""
-    alone = sum(beat.get("seconds", 0.0) for beat in beats if beat["shard"] == ALL_SHARDS)
-    times = [beat for beat in beats if beat["shard"] != ALL_SHARDS]
-    if not times:
-        return float(round(alone, 3))
-    first = min(datetime.datetime.fromisoformat(beat["started"]) for beat in beats)
-    last = max(datetime.datetime.fromisoformat(beat["at"]) for beat in beats)
-    return round(float((last - first).total_seconds()), 3)
-
-
-def _status(folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]) -> tuple[str, str | None]:
-    if folder.is_locked():
-        return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None
-    if folder.plan().get("pipeline", {}).get("engine"):
-        return _job_status(folder, result, beats)
-    last = beats[-1] if beats else {"state": "interrupted", "message": None}
-    if result is not None and last["state"] != "failed":
-        return "done", None
-    if last["state"] == "failed":
-        return "failed", last["message"]
-    return "interrupted", resume_hint(folder)
-
-
-def _job_status(
-    folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]
-) -> tuple[str, str | None]:
-    """How a run is whose jobs nobody watches now."""
-    recent = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=JOB_SILENCE_S)
-    latest = {str(beat["shard"]): beat for beat in beats}
-    live = [
-        beat
-        for beat in latest.values()
-        if beat["state"] == "running" and datetime.datetime.fromisoformat(beat["at"]) > recent
-    ]
-    if live:
-        return "running", f"{len(live)} jobs are at work; nobody is watching. Watch: shardkit resume {folder.arguments}"
-    failed = [beat for beat in latest.values() if beat["state"] == "failed"]
-    merge = latest.get(ALL_SHARDS)
-    if result is not None and (merge is None or merge["state"] == "done") and not failed:
-        return "done", None
-    if failed:
-        return "failed", failed[0]["message"]
-    return "interrupted", resume_hint(folder)
-
-
-def is_complete(folder: RunFolder) -> bool:
-    """Whether the dataset was made of all that the markers hold, so that to make it anew would change nothing."""
-    from shardkit.ledger import Ledger
-
-    result, beats = folder.result(), folder.heartbeats()
-    if result is None or not beats or beats[-1]["state"] == "failed":
-        return False
-    # A combine function may have been changed since.
-    return result["records"] == Ledger(folder).counts() and folder.plan()["pipeline"]["combine"] is None
-
-
-# Sections of a pipeline that a resumption may change.
-SETTINGS = {
-    "workers",
-    "timeout",
-    "max_failures",
-    "combine",
-    "catalog",
-    "output",
-    "engine",
-    "input_mode",
-    "requirements",
-    "requirements_mode",
-}
-STOP_TRIES = 4  # in vain, with longer and longer waits
-JOB_SILENCE_S = 30.0  # a job notes every few seconds that it is at work
-
-
-def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pipeline:
-    """The pipeline that a plan holds, with other settings where these are allowed.
-
-    Raises:
-        PlanMismatch: a setting would change what is computed.
-    """
-    from shardkit.pipeline import Pipeline
-
-    content = dict(plan["pipeline"])
-    for name, value in settings.items():
-        section, _, field = name.partition(".")
-        if section not in SETTINGS or name in {"output.uri", "output"}:
-            raise PlanMismatch(
-                f"{name} cannot change between a run and its resumption: it decides what is computed.",
-                hint="Start a new run instead; a resumption takes "
-                "workers, timeout, max_failures, combine, catalog, engine.*, input_mode, requirements and output.* "
-                "(but not output.uri).",
-            )
-        content[section] = content[section] | {field: value} if field else value
-    return Pipeline(**content)
-
-
-def make_run_plan(
-    pipeline: Pipeline,
-    *,
-    function_ref: FunctionRef,
-    run_id: str,
-    days: tuple[str, ...] | None = None,
-    anew: bool = False,
-) -> Plan:
-    """List the input and plan a run; writes nothing.
-
-    ``days`` are the only ones to look at; ``anew`` plans all of it, whatever earlier runs have done.
-
-    Raises:
-        InputError: the input is empty or cannot be read.
-        PipelineError: the output lies around the input, or belongs to another pipeline.
-    """
-    from shardkit.increments import Basis, compare
-    from shardkit.macro import make_plan, work_digest
-    from shardkit.records import build_records
-
-    source, output = pipeline.input_folder(), pipeline.output_folder()
-    _check_apart(source, output)
-    current = check_owner(output, pipeline.pipeline_name())
-    content = pipeline.to_dict()
-    records = build_records(
-        source.objects(leave_out=output),
-        records=_records_rule(pipeline),
-        pattern=pipeline.input.pattern,
-        exclude=pipeline.input.exclude,
-        shards=content["shards"],
-    )
-    if days is not None:
-        records = records.of_days(days)
-    comparison, merging = None, pipeline.merge()
-    basis = Basis(
-        by_day=pipeline.by_day,
-        work=work_digest(content, function_ref.digest),
-        merge=merging.digest(),
-        form=merging.layout.form(content["shards"]),
-    )
-    if (pipeline.by_day or pipeline.is_incremental) and not anew:
-        comparison = compare(
-            records.table, output, current, basis, all_days=days is None, anew=not pipeline.is_incremental
-        )
-    content["source_dir"] = content["source_dir"] or function_ref.source_dir  # for a resumption in another directory
-    plan = make_plan(
-        records,
-        pipeline=content,
-        function_digest=function_ref.digest,
-        chunks=pipeline.chunks,
-        workers=pipeline.worker_count(),
-        run_id=run_id,
-        created=now(),
-        own_instances=pipeline.engine is not None and pipeline.worker_count() > 1,
-        by_day=pipeline.by_day,
-        comparison=comparison,
-    )
-    plan.content.update(work=basis.work, form=basis.form, merge_digest=basis.merge)
-    if comparison is not None and plan.content["totals"]["records"]:
-        check_form(plan.content, current, basis.form, output)
-    return plan
-
-
-def _check_apart(source: Folder, output: Folder) -> None:
-    """See that the output is a folder that does not hold the input."""
-    if isinstance(source, LocalFolder) and isinstance(output, LocalFolder):
-        around = output.root.resolve() in {source.root.resolve(), *source.root.resolve().parents}
-    else:
-        around = f"{source.uri}/".startswith(f"{output.uri}/")
-    if around:
-        raise PipelineError(
-            f"The output {output.uri} holds the input {source.uri}.",
-            hint="Choose an output beside the input, or inside it.",
-        )
-    if isinstance(output, LocalFolder):
-        root = output.root
-        below_a_file = next((path for path in (root, *root.parents) if path.exists() and not path.is_dir()), None)
-        if below_a_file is not None:
-            raise PipelineError(
-                f"The output {root}: {below_a_file} is a file, not a folder.", hint="Choose another output."
-            )
-
-
-def _records_rule(pipeline: Pipeline) -> str | Callable[[str], str | None]:
-    rule = pipeline.records
-    if isinstance(rule, str) and ":" in rule:
-        named: Callable[[str], str | None] = reference(rule, source_dir=pipeline.source_dir).load()
-        return named
-    return rule
-
-
 @contextlib.contextmanager
 def worker_pool(
     folder: RunFolder, pipeline: Pipeline, ref: FunctionRef, *, source: str | None = None
@@ -629,31 +371,6 @@ def holding_days(folder: RunFolder, plan: Mapping[str, Any]) -> Iterator[None]:
             stack.enter_context(output.lock(f"{STATE_DIR}/days/{day}.lock", busy))
         check_base(folder.run_id, dict(plan), current_result(output))
         yield
-
-
-def check_same_plan(folder: RunFolder, plan: Plan) -> None:
-    """See that a run that exists has this very plan.
-
-    Raises:
-        PlanMismatch: it has another one.
-    """
-    from shardkit.macro import differences
-
-    known = folder.plan()
-    if known["digest"] != plan.digest:
-        raise PlanMismatch(
-            f"Run {folder.run_id} has another plan: {'; '.join(differences(known, plan.content))}.",
-            hint="Start a new run without --run-id, or undo the change.",
-        )
-
-
-def planned_merge(folder: RunFolder, pipeline: Pipeline, settings: Collection[str]) -> Merge:
-    """What pass 2 of a resumption has to do; a ``combine`` that was sent by value is the one that was sent."""
-    pickled = None if "combine" in settings else folder.pickled("combine")
-    if pickled is None:
-        return pipeline.merge()
-    sent = FunctionRef(str(pipeline.combine), None, "", pickled)
-    return replace(pipeline.replace(combine=None).merge(), combine=sent)
 
 
 def _both_passes(

@@ -111,7 +111,7 @@ def _use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    objectstore._bucket_store.cache_clear()
+    objectstore._make_store.cache_clear()
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_ctrl_c_leaves_the_jobs_and_says_how_to_go_on(project: JobProject) -> No
         project.wait_for_calls("a/r1.txt", "b/r1.txt")
         driver.signal_group(signal.SIGINT)
         done = driver.wait()
-    assert "no longer watching; 2 jobs go on, and 1 wait to be launched" in done.stderr
+    assert "no longer watching; 2 jobs go on, and 1 waits to be launched" in done.stderr
     commands = re.findall(r": (shardkit \w+) .*--run-id", done.stderr)
     assert commands == ["shardkit resume", "shardkit stop"]
     assert len(project.supervisors()) == 2

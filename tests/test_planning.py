@@ -368,7 +368,7 @@ MODULES = {path.stem: imports_of(path) for path in PACKAGE.glob("*.py")}
 # Each room may import the rooms of the floors below it, and those of its own floor.
 FLOORS = (
     {"_version", "errors", "clock", "arrays", "board", "record"},
-    {"listing", "storage", "objectstore", "lease", "functions", "schema", "values"},
+    {"listing", "storage", "objectlist", "objectstore", "lease", "functions", "schema", "values"},
     {"groups", "packing", "days"},
     {"records", "runfolder", "rows", "formats", "inputs", "container", "jobs"},
     {"parts", "progress", "ledger", "commit", "merging", "dataset", "increments", "query", "catalog", "schedule"},
@@ -381,6 +381,8 @@ FLOORS = (
         "fields",
         "pipeline",
         "runs",
+        "planning",
+        "summary",
         "engines",
         "bundle",
         "driver",
