@@ -50,19 +50,29 @@ ODD_KEY_HINT = (
     "objects, or choose an input without them."
 )
 _MAKING = threading.Lock()
+# What boto3 goes by where it is given no session; a notebook may change it at any time.
+SURROUNDINGS = (
+    "AWS_PROFILE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+)
 HIDDEN = r"(^|/)[._]"  # names that are no input
 RESUME_HINT = "What was committed is kept; resume the run when the storage can be reached."
 
 
 def _bucket_store(bucket: str, session: Any, kms_key: str | None) -> Any:
     """The store of one bucket, the same for all threads: a client is worth 20 MB and 0.2 s of CPU to make."""
+    surroundings = tuple(os.environ.get(name) for name in SURROUNDINGS) if session is None else ()
     with _MAKING:
-        return _make_store(bucket, session, kms_key)
+        return _make_store(bucket, session, kms_key, surroundings)
 
 
 @functools.lru_cache(maxsize=64)
-def _make_store(bucket: str, session: Any, kms_key: str | None) -> Any:
-    """A store whose endpoint, region and credentials are what ``session`` says."""
+def _make_store(bucket: str, session: Any, kms_key: str | None, surroundings: tuple[str | None, ...]) -> Any:  # noqa: ARG001  a key of the cache
+    """A store whose endpoint, region and credentials are what ``session`` says, or else the environment."""
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store
