@@ -1,6 +1,6 @@
 """Micro-sharding: a shard's records to chunks, and chunks to workers.
 
-Each of joblib's threads watches over one worker process, and takes the next chunk when its worker comes free. When that
+Each worker process has a lane, a thread that watches over it and takes the next chunk when it comes free. When that
 process dies, only its own chunk is begun again: the record that it was at is run by itself first, and quarantined
 if it brings that process down too.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -200,20 +200,24 @@ class Supervisor:
 
     def run(self, tasks: Iterable[ChunkTask]) -> None:
         """See the tasks through; ends early when a stop is asked for."""
-        from joblib import Parallel, delayed
-
-        feed = _Feed(tasks)
-        parallel = Parallel(n_jobs=self._pool.size, backend="threading", batch_size=1, pre_dispatch="all")
         try:
-            parallel(delayed(self._lane)(feed) for _ in range(self._pool.size))
-        except BaseException as error:
-            self._stop.ask(error, patience_s=0.0)  # or joblib's other threads would go on unseen
-            raise
+            self._all_lanes(_Feed(tasks))
         finally:
             if self._publisher is not None:
                 self._publisher.close()
         if self._publisher is not None:
             self._publisher.check()
+
+    def _all_lanes(self, feed: _Feed) -> None:
+        # Leaving the block waits for all threads: one that is in the middle of Arrow when the interpreter ends would
+        # take the process down.
+        with ThreadPoolExecutor(self._pool.size, thread_name_prefix="shardkit-lane") as threads:
+            try:
+                for lane in as_completed([threads.submit(self._lane, feed) for _ in range(self._pool.size)]):
+                    lane.result()
+            except BaseException as error:
+                self._stop.ask(error, patience_s=0.0)  # or the other lanes would go on
+                raise
 
     def _lane(self, feed: _Feed) -> None:
         """One chunk after the other, for one worker."""
