@@ -19,6 +19,11 @@ def arrow(values: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array, copied only where it is in several pieces."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def numpy(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """An Arrow array of booleans or integers, without nulls, as a NumPy array."""
     if isinstance(values, pa.ChunkedArray):

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.arrays import arrow, numpy
+from shardkit.arrays import arrow, numpy, one_chunk
 from shardkit.days import zone_of
 from shardkit.errors import InputError
 
@@ -179,8 +179,7 @@ def _undated(records: pa.Array, dated: np.ndarray, path: str) -> InputError:
 
 def with_dense_groups(table: pa.Table) -> pa.Table:
     """The table with no group in its dictionary that no record has."""
-    column = table["group"]
-    group = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    group = one_chunk(table["group"])
     used = np.unique(numpy(group.indices)) if len(group) and group.null_count == 0 else None
     if used is None or len(used) == len(group.dictionary):
         return table

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.arrays import arrow, numpy
+from shardkit.arrays import arrow, numpy, one_chunk
 from shardkit.ledger import WHOLE, Ledger
 from shardkit.runfolder import RunFolder
 
@@ -89,8 +89,7 @@ def partition_names(table: pa.Table, *, by_day: bool) -> tuple[np.ndarray, list[
     """The partition of each record, as a number and as the names that these stand for."""
     if not by_day:
         return np.zeros(len(table), np.int32), [WHOLE]
-    column = table["group"]
-    group = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    group = one_chunk(table["group"])
     return numpy(group.indices), group.dictionary.to_pylist()
 
 

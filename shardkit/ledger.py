@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardkit.arrays import numpy
+from shardkit.arrays import numpy, one_chunk
 from shardkit.errors import LedgerError
 from shardkit.storage import File
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from shardkit.runfolder import RunFolder
 
 WHOLE = ""  # the partition that is all of a dataset without days
@@ -157,9 +159,9 @@ class Ledger:
 
     def partitions(self) -> list[tuple[str, list[CommittedPart]]]:
         """The committed parts of each partition of the dataset, in the order of their names."""
-        if not self.folder.plan().get("by_day"):
+        group = self._days()
+        if group is None:
             return [(WHOLE, self.parts())]
-        group = self.folder.records(["group"])["group"].combine_chunks()
         names = group.dictionary.to_pylist()
         codes = numpy(group.indices)
         found: dict[str, list[CommittedPart]] = {name: [] for name in sorted(names)}
@@ -167,11 +169,16 @@ class Ledger:
             found[names[int(codes[ids[0]])]] += self._parts_of(marker)
         return list(found.items())
 
+    def _days(self) -> pa.DictionaryArray | None:
+        """Each record's day, where these are the partitions of the dataset."""
+        if not self.folder.plan().get("by_day"):
+            return None
+        return one_chunk(self.folder.records(["group"])["group"])
+
     def apart(self, ids: np.ndarray, shards: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Some records by their shards, and by the partitions of the dataset, which no chunk may have two of."""
         units = shards.astype(np.int64) << 32
-        if len(ids) and self.folder.plan().get("by_day"):
-            group = self.folder.records(["group"])["group"].combine_chunks()
+        if len(ids) and (group := self._days()) is not None:
             units = units | numpy(group.indices)[ids]
         return [(unit >> 32, ids[units == unit]) for unit in np.unique(units).tolist()]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.arrays import arrow, numpy
+from shardkit.arrays import arrow, numpy, one_chunk
 from shardkit.errors import PipelineError
 from shardkit.groups import has_groups, with_dense_groups
 from shardkit.handover import changes_of, markers_taken_over, number_within, still_taken, unchanged
@@ -98,7 +98,7 @@ def make_plan(
     if not len(table):
         return Plan(table, _nothing_to_do(pipeline, comparison, run_id=run_id, created=created))
     shard = _number_shards(table, rule)
-    unit = numpy(_group_column(table).indices).astype(np.int32) if by_day else shard
+    unit = numpy(one_chunk(table["group"]).indices).astype(np.int32) if by_day else shard
     taken = still_taken(taken, shard, unit, numpy(table["bytes"]), workers=workers)
     cut = Cut(chunks, workers, own_instances=own_instances, for_redoing=comparison is not None)
     chunk = _cut(table, shard, unit, taken, cut, by_day=by_day)
@@ -229,7 +229,7 @@ def _number_shards(table: pa.Table, rule: Mapping[str, Any] | None) -> np.ndarra
     if rule["by"] == "size":
         wanted = rule["count"] if "count" in rule else -(-int(sizes.sum() - count) // rule["target"])
         return evenly(sizes, bins=min(max(wanted, 1), count))
-    group: np.ndarray = numpy(_group_column(table).indices)
+    group: np.ndarray = numpy(one_chunk(table["group"]).indices)
     groups = int(group.max()) + 1
     if groups <= rule.get("max_jobs", groups):
         return group
@@ -253,11 +253,6 @@ def _check_single_objects(table: pa.Table) -> None:
         "a record in part.",
         hint="Use by: size, with count for the number of jobs, or by: directory or date: these keep records whole.",
     )
-
-
-def _group_column(table: pa.Table) -> pa.DictionaryArray:
-    column = table["group"]
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _number_chunks(table: pa.Table, shard: np.ndarray, cut: Cut, *, least: np.ndarray, most: np.ndarray) -> np.ndarray:
@@ -297,7 +292,9 @@ def _describe_shards(table: pa.Table, *, grouped: bool, named: bool) -> list[dic
     order, starts, records = _by_shard(shard)
     size = np.add.reduceat(numpy(table["bytes"])[order], starts).tolist()
     chunks = (np.maximum.reduceat(numpy(table["chunk"])[order], starts) + 1).tolist()
-    names, ends = _names_by_shard(_group_column(table), shard) if grouped else ([], np.zeros(len(records), np.int64))
+    names, ends = (
+        _names_by_shard(one_chunk(table["group"]), shard) if grouped else ([], np.zeros(len(records), np.int64))
+    )
     begin = 0
     found = []
     for number, (end, count) in enumerate(zip(ends.tolist(), records.tolist(), strict=True)):
@@ -362,9 +359,7 @@ def _digest_table(table: pa.Table) -> str:
     """The sha256 of which objects there are, as which records, in which state."""
     digest = hashlib.sha256()
     for name in ("key", "bytes", "objects", "etags"):
-        column = table[name]
-        flat = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-        for buffer in flat.buffers():
+        for buffer in one_chunk(table[name]).buffers():
             if buffer is not None:
                 digest.update(buffer)
     return digest.hexdigest()

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.arrays import arrow, numpy
+from shardkit.arrays import arrow, numpy, one_chunk
 from shardkit.days import is_wanted
 from shardkit.errors import InputError, PipelineError
 from shardkit.functions import user_traceback
@@ -50,8 +50,7 @@ class Records:
         Raises:
             InputError: there are none.
         """
-        column = self.table["group"]
-        group = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        group = one_chunk(self.table["group"])
         names = group.dictionary.to_pylist()
         wanted = np.array([is_wanted(name, days) for name in names], bool)
         rows = np.flatnonzero(wanted[numpy(group.indices)])
