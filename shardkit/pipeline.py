@@ -22,6 +22,7 @@ from pydantic import (
 
 from shardkit.days import DAY_COLUMN, parse_days
 from shardkit.engines.sagemaker import EngineSettings, Local, SageMaker
+from shardkit.engines.settings import Names, NoTruth
 from shardkit.errors import PipelineError
 from shardkit.functions import FunctionRef, name_of, reference
 from shardkit.schedule import Schedule
@@ -61,23 +62,11 @@ def parse_bytes(value: Any) -> Any:
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _no_truth(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("expected a number")  # noqa: TRY004  pydantic wants a ValueError
-    return value
-
-
 def _path_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-NoTruth = BeforeValidator(_no_truth)
 Bytes = Annotated[int, NoTruth, BeforeValidator(parse_bytes), Field(ge=1)]
-Globs = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Uri = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
 
 
@@ -92,8 +81,8 @@ class Input(_Model):
     """Where the files are, and which of them count."""
 
     uri: Uri
-    pattern: Annotated[Globs, Field(min_length=1)] = ("*",)
-    exclude: Globs = ()
+    pattern: Annotated[Names, Field(min_length=1)] = ("*",)
+    exclude: Names = ()
 
 
 class Shards(_Model):
@@ -157,7 +146,7 @@ class Output(_Model):
     format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
     rows_per_file: Annotated[int, NoTruth] = Field(1 << 20, ge=1)
     target_bytes: Bytes | None = None
-    partition_by: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    partition_by: Names = ()
     columns: dict[str, str] | None = Field(None, alias="schema")
     widen_ints: bool = False
 

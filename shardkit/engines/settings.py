@@ -54,7 +54,8 @@ def _outdated(given: set[str]) -> set[str]:
     return {"client"} if given & {"region", "endpoint_url"} else set()
 
 
-Count = Annotated[int, BeforeValidator(_no_truth)]
+NoTruth = BeforeValidator(_no_truth)
+Count = Annotated[int, NoTruth]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Key = Annotated[str, AfterValidator(limits.checked_key)]
 
