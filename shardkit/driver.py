@@ -21,7 +21,7 @@ from shardkit.clock import new_run_id, now
 from shardkit.commit import finish_switches
 from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
-from shardkit.functions import is_library, python_version
+from shardkit.functions import is_library
 from shardkit.job import FUNCTION
 from shardkit.jobs import (
     JobError,
@@ -134,13 +134,14 @@ class RunJobs:
         changes: Mapping[str, Any],
         retry: bool,
         function: FunctionRef | None = None,
+        code: str | None = None,
     ) -> None:
         """Put a new generation of jobs in the queue: those of the plan with these numbers, and pass 2.
 
-        ``function`` is one that takes the place of the plan's.
+        ``function`` and ``code`` are as for `go_on`.
         """
         plan, generation = self.folder.plan(), self.generation + 1
-        code = _upload_code(self.folder, pipeline, function)
+        code = code or _upload_code(self.folder, pipeline, function or pipeline.function_ref())
         if function is not None:
             changes = {**changes, FUNCTION: function.name}
             self.folder.write_pickled(f"function-{generation}", function.pickled)
@@ -246,10 +247,10 @@ def _store_path(folder: RunFolder) -> Path:
     return home / "shardkit" / "runs" / f"{hashlib.sha256(folder.uri.encode()).hexdigest()[:32]}.sqlite"
 
 
-def _upload_code(folder: RunFolder, pipeline: Pipeline, function: FunctionRef | None = None) -> str:
+def _upload_code(folder: RunFolder, pipeline: Pipeline, function: FunctionRef) -> str:
     from shardkit.bundle import upload_bundle
 
-    refs = [function or pipeline.function_ref(), pipeline.merge().combine]
+    refs = [function, pipeline.merge().combine]
     homes = (ref.source_dir for ref in refs if ref is not None and ref.pickled is None)
     source = pipeline.source_dir or next((home for home in homes if home and not is_library(home)), None)
     data = [f.root for f in (pipeline.input_folder(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
@@ -274,7 +275,7 @@ def start_jobs(
         PipelineError: the engine cannot do what the pipeline asks for.
         RunFailed, RunInterrupted: as for `RunJobs.drive`.
     """
-    from shardkit.planning import check_same_plan, make_run_plan
+    from shardkit.planning import check_same_plan, make_run_plan, write_run
     from shardkit.runs import Run, holding_days, nothing_to_do
 
     check_engine(pipeline)
@@ -287,19 +288,16 @@ def start_jobs(
     plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
     if not plan.content["totals"]["records"]:
         return nothing_to_do(pipeline, plan, progress)
+    code = None
     with holding_days(folder, plan.content), folder.lock():
         if folder.exists():
             check_same_plan(folder, plan)
             progress.note(f"Run {folder.run_id} exists; going on where it ended.")
         else:
-            _upload_code(folder, pipeline)  # what is wrong with it is told before there is a run
-            merging = pipeline.merge()
-            folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
-            folder.write_plan(
-                plan.content | {"merge": True, "python": python_version()}, plan.records, ref.pickled, plan.taken_over
-            )
+            code = _upload_code(folder, pipeline, ref)  # what is wrong with it is told before there is a run
+            write_run(folder, plan, ref, pipeline.merge(), merge=True)
         run = Run(folder)
-        go_on(run, pipeline, progress, changes={}, retry=False, wait=wait)
+        go_on(run, pipeline, progress, changes={}, retry=False, wait=wait, code=code)
     return run
 
 
@@ -312,8 +310,11 @@ def go_on(
     retry: bool,
     wait: bool = True,
     function: FunctionRef | None = None,
+    code: str | None = None,
 ) -> None:
     """Drive a run's jobs; where none is left and work is, submit a new generation. The caller holds the run's lock.
+
+    ``function`` takes the place of the plan's; ``code`` is the URI of the code's folder, where it is there already.
 
     Raises:
         RunBusy: the settings are to change while jobs run.
@@ -346,7 +347,7 @@ def go_on(
         if not todo and not changes and is_complete(run.folder):
             progress.note(f"Run {run.run_id} is done; there is nothing to do.")
             return
-        jobs.submit(pipeline, todo, changes=changes, retry=retry, function=function)
+        jobs.submit(pipeline, todo, changes=changes, retry=retry, function=function, code=code)
     if wait:
         jobs.drive(progress)
         jobs.conclude()

@@ -107,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, Pipeline, dict[str, Any]]:
-    """The run folder at ``uri``, its pipeline, and the settings given since, which ``settings`` in there holds.
+def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, Any], Pipeline, dict[str, Any]]:
+    """The run folder at ``uri``, its plan, its pipeline, and the settings given since, which ``settings`` there holds.
 
     Raises:
         RunFailed: there is no plan.
@@ -121,12 +121,13 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, Pipeline, d
     run = RunFolder(folder(output), run_id)
     if not run.exists():
         raise RunFailed(f"{uri} holds no plan.", hint="Was the run folder removed?")
-    run = run.encrypted()
+    plan = run.plan()
+    run = run.encrypted(plan)
     changes = run.read(settings) if settings else {}
-    pipeline = planned_pipeline(run.plan(), {name: value for name, value in changes.items() if name != FUNCTION})
+    pipeline = planned_pipeline(plan, {name: value for name, value in changes.items() if name != FUNCTION})
     if source := os.environ.get("SHARDKIT_SOURCE_DIR"):
         pipeline = pipeline.replace(source_dir=source, engine=None)
-    return run, pipeline, changes
+    return run, plan, pipeline, changes
 
 
 def _pass1(given: argparse.Namespace, container: Container, begun: float) -> None:
@@ -135,8 +136,7 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.progress import counted, make_progress
     from shardkit.runs import worker_pool
 
-    folder, pipeline, changes = open_planned(given.run, given.settings)
-    plan = folder.plan()
+    folder, plan, pipeline, changes = open_planned(given.run, given.settings)
     shards = plan["jobs"][given.job]["shards"]
     shard = shards[container.instance] if len(shards) > 1 else shards[0]
     source = str(container.root / INPUT_FOLDER) if given.download else None
@@ -171,7 +171,7 @@ def _pass2(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.planning import planned_merge
     from shardkit.progress import make_progress
 
-    folder, pipeline, changes = open_planned(given.run, given.settings)
+    folder, _, pipeline, changes = open_planned(given.run, given.settings)
     merging = planned_merge(folder, pipeline, changes)
     with Attempt(folder, make_progress(quiet=False), begun=begun, number=container.attempt) as attempt:
         ledger = Ledger(folder)

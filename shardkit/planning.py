@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.clock import now
 from shardkit.commit import check_form, check_owner
 from shardkit.errors import PipelineError, PlanMismatch
-from shardkit.functions import FunctionRef, reference
+from shardkit.functions import FunctionRef, python_version, reference
 from shardkit.storage import LocalFolder
 
 if TYPE_CHECKING:
@@ -162,6 +162,13 @@ def check_same_plan(folder: RunFolder, plan: Plan) -> None:
             f"Run {folder.run_id} has another plan: {'; '.join(differences(known, plan.content))}.",
             hint="Start a new run without --run-id, or undo the change.",
         )
+
+
+def write_run(folder: RunFolder, plan: Plan, ref: FunctionRef, merging: Merge, *, merge: bool) -> None:
+    """Make a planned run exist: its plan, its records and the functions that travel by value."""
+    folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
+    content = plan.content | {"merge": merge, "python": python_version()}
+    folder.write_plan(content, plan.records, ref.pickled, plan.taken_over)
 
 
 def planned_merge(folder: RunFolder, pipeline: Pipeline, settings: Collection[str]) -> Merge:

@@ -98,9 +98,9 @@ class RunFolder:
         """Whether the run was planned to the end: without a plan there is no run."""
         return self.files.exists("plan.json")
 
-    def encrypted(self) -> RunFolder:
+    def encrypted(self, plan: dict[str, Any]) -> RunFolder:
         """The same folder, but what is written there is encrypted with the key that the plan's engine names."""
-        engine = self.plan().get("pipeline", {}).get("engine") or {}
+        engine = plan.get("pipeline", {}).get("engine") or {}
         return RunFolder(self.output.encrypted(engine.get("output_kms_key")), self.run_id)
 
     def plan(self) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from shardkit.attempt import Attempt
 from shardkit.clock import new_run_id
 from shardkit.commit import check_base, current_result, finish_switches
 from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound
-from shardkit.functions import FunctionRef, python_version, reference
-from shardkit.planning import check_same_plan, make_run_plan, planned_merge, planned_pipeline
+from shardkit.functions import FunctionRef, reference
+from shardkit.planning import check_same_plan, make_run_plan, planned_merge, planned_pipeline, write_run
 from shardkit.runfolder import STATE_DIR, RunFolder, find_run, run_folder
 from shardkit.storage import absolute_uri
 from shardkit.storage import folder as folder_at
@@ -237,7 +237,11 @@ class Run:
                 "--changed-function.",
             )
         if pipeline.engine is not None:
-            self._resume_jobs(pipeline, progress, retry=retry, settings=settings, function=function)
+            from shardkit.driver import go_on
+
+            instead = ref if function is not None else None
+            with holding_days(self.folder, plan), self.folder.lock():
+                go_on(self, pipeline, progress, changes=settings, retry=retry, function=instead)
             return self
         merging = planned_merge(self.folder, pipeline, settings)
         begun, command = time.monotonic(), "retry" if retry else "resume"
@@ -249,21 +253,6 @@ class Run:
                 attempt = Attempt(self.folder, progress, begun=begun, command=command)
                 _both_passes(self.folder, pipeline, merging, pool, attempt, retry=retry)
         return self
-
-    def _resume_jobs(
-        self,
-        pipeline: Pipeline,
-        progress: Progress,
-        *,
-        retry: bool,
-        settings: Mapping[str, Any],
-        function: str | Callable[..., Any] | None,
-    ) -> None:
-        from shardkit.driver import go_on
-
-        ref = reference(function, source_dir=pipeline.source_dir) if function is not None else None
-        with holding_days(self.folder, self.folder.plan()), self.folder.lock():
-            go_on(self, pipeline, progress, changes=settings, retry=retry, function=ref)
 
 
 def _untold(jobs: list[Job]) -> int:
@@ -333,9 +322,7 @@ def start_run(
                     return Run(folder)
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
-                folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
-                content = plan.content | {"merge": merge, "python": python_version()}
-                folder.write_plan(content, plan.records, ref.pickled, plan.taken_over)
+                write_run(folder, plan, ref, merging, merge=merge)
             _both_passes(folder, pipeline, merging, pool, Attempt(folder, progress, begun=begun), retry=False)
     return Run(folder)
 
@@ -398,7 +385,8 @@ def open_run(output: str | os.PathLike[str], run_id: str | None = None, *, boto_
     """
     root = folder_at(output, session=boto_session)
     finish_switches(root)
-    return Run(find_run(root, run_id).encrypted())
+    found = find_run(root, run_id)
+    return Run(found.encrypted(found.plan()))
 
 
 # Fields of a pipeline's input and output that `run` takes as they are.
