@@ -21,7 +21,7 @@ from shardkit.clock import new_run_id, now
 from shardkit.commit import finish_switches
 from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
-from shardkit.functions import is_library
+from shardkit.functions import is_library, python_version
 from shardkit.job import FUNCTION
 from shardkit.jobs import (
     JobError,
@@ -143,7 +143,8 @@ class RunJobs:
         plan, generation = self.folder.plan(), self.generation + 1
         code = code or _upload_code(self.folder, pipeline, function or pipeline.function_ref())
         if function is not None:
-            changes = {**changes, FUNCTION: function.name}
+            told = {"name": function.name, "digest": function.digest, "python": python_version()}
+            changes = {**changes, FUNCTION: told}
             self.folder.write_pickled(f"function-{generation}", function.pickled)
         requests = Requests(self.folder, pipeline, plan, code, generation, changes, retry)
         self.folder.files.remove(STOP)

@@ -180,27 +180,29 @@ def _pass2(given: argparse.Namespace, container: Container, begun: float) -> Non
 
 
 def planned_function(
-    folder: RunFolder, plan: dict[str, Any], pipeline: Pipeline, settings: str | None, name: str | None
+    folder: RunFolder, plan: dict[str, Any], pipeline: Pipeline, settings: str | None, instead: dict[str, str] | None
 ) -> FunctionRef:
-    """The function of a planned run, or the one that ``settings`` has in its place, as this process can load it.
+    """The function of a planned run, or the one that ``settings`` tells of, as this process can load it.
+
+    ``instead`` is what is told: the function's name, its digest, and the Python that it comes from.
 
     Raises:
         RunFailed: it travels by value, from another minor version of Python.
     """
     from shardkit.functions import FunctionRef, python_version, reference
 
-    kept = f"function-{Path(settings).stem}" if settings and name else "function"
-    pickled = folder.pickled(kept)
+    planned = {"name": plan["pipeline"]["function"], "digest": plan["function_digest"], "python": plan["python"]}
+    told = instead or planned
+    pickled = folder.pickled(f"function-{Path(settings).stem}" if settings and instead else "function")
     if pickled is None:
-        return reference(name, source_dir=pipeline.source_dir) if name else pipeline.function_ref()
-    here, there = python_version(), plan["python"]
+        return reference(told["name"], source_dir=pipeline.source_dir) if instead else pipeline.function_ref()
+    here, there = python_version(), told["python"]
     if here != there:
         raise RunFailed(
-            f"The function {plan['pipeline']['function']} travels by value from Python {there}, and this image has "
-            f"Python {here}.",
+            f"The function {told['name']} travels by value from Python {there}, and this image has Python {here}.",
             hint=f"Use an image with Python {there}, or put the function in a module and set source_dir.",
         )
-    return FunctionRef(plan["pipeline"]["function"], None, plan["function_digest"], pickled)
+    return FunctionRef(told["name"], None, told["digest"], pickled)
 
 
 if __name__ == "__main__":

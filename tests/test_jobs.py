@@ -16,6 +16,7 @@ from job_runs import JobProject
 from test_examples import EXAMPLES, load
 
 import shardkit as sk
+from shardkit import driver
 from shardkit.engines.local import LocalEngine, available_isolation
 
 if TYPE_CHECKING:
@@ -369,6 +370,14 @@ def test_a_function_mended_in_a_notebook_is_for_the_records_that_failed(project:
     assert run.summary().records == {"listed": 4, "done": 4, "quarantined": 0, "skipped": 0}
     texts = {row["key"]: row["text"] for row in rows_of(run)}
     assert texts == {"a/r0.txt": "go", "a/r1.txt": "mended", "b/r0.txt": "go", "b/r1.txt": "mended"}
+
+
+def test_a_mended_function_brings_its_own_python(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write_groups("go", "bad", groups="a")
+    run = project.run_jobs(max_failures="100%")
+    monkeypatch.setattr(driver, "python_version", lambda: "3.99")
+    with pytest.raises(sk.RunFailed, match=r"travels by value from Python 3\.99"):
+        run.retry(function=lambda record: {"key": record.key}, quiet=True)
 
 
 def test_code_that_cannot_travel_leaves_no_run(project: JobProject) -> None:
