@@ -16,32 +16,20 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import days
+import lists
 import servers
+from common import DATA, HERE, PYTHON, SHARDKIT, Measure, contestant, generated, measure, shardkit_ads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HERE = Path(__file__).resolve().parent
-DATA = HERE / "data"
 RESULTS = HERE / "results"
-EXAMPLES = HERE.parent / "examples"
-PYTHON = sys.executable
-SHARDKIT = [PYTHON, "-m", "shardkit"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One run of a command: seconds and bytes."""
-
-    wall_s: float
-    cpu_s: float
-    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -52,25 +40,6 @@ class Benchmark:
     goals: dict[str, float]
     files: int = 0
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
-
-
-def measure(command: list[str], scratch: Path, more: dict[str, str] | None = None) -> Measure:
-    """Run a command in an empty folder, with more variables in its environment."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    os.sync()
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | (more or {})
-    )
-    assert process.stderr is not None
-    told = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    wall = time.perf_counter() - started
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} exited with {process.returncode}:\n{told.decode()[-2000:]}")
-    return Measure(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def run_benchmark(name: str, benchmark: Benchmark, *, runs: int) -> dict[str, object]:
@@ -102,23 +71,9 @@ def run_benchmark(name: str, benchmark: Benchmark, *, runs: int) -> dict[str, ob
     return report
 
 
-def generated(kind: str, **options: object) -> Path:
-    """Generated input of an example, made once."""
-    name = "-".join([kind, *(f"{k}{v}" for k, v in options.items())])
-    folder = DATA / name
-    if not folder.exists():
-        print(f"generating {name} ...", file=sys.stderr)
-        arguments = [a for k, v in options.items() for a in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
-        making = folder.with_name(f".{name}")
-        shutil.rmtree(making, ignore_errors=True)
-        subprocess.run([PYTHON, str(EXAMPLES / kind / "generate.py"), str(making), *arguments], check=True, stdout=2)
-        making.rename(folder)
-    return folder
-
-
 def tiny_files(count: int) -> Path:
     """Files of one short line, a thousand a folder."""
-    folder = DATA / f"tiny{count}"
+    folder: Path = DATA / f"tiny{count}"
     if not folder.exists():
         making = folder.with_name(f".tiny{count}")
         for i in range(count):
@@ -132,32 +87,12 @@ def tiny_files(count: int) -> Path:
 
 def parts(count: int, rows: int) -> Path:
     """Parquet files as pass 1 leaves them."""
-    folder = DATA / f"parts{count}x{rows}"
+    folder: Path = DATA / f"parts{count}x{rows}"
     if not folder.exists():
         subprocess.run(
             [PYTHON, str(HERE / "contestants" / "make_parts.py"), str(folder), str(count), str(rows)], check=True
         )
     return folder
-
-
-def contestant(script: str, *arguments: object) -> list[str]:
-    """A script beside this one."""
-    return [PYTHON, str(HERE / "contestants" / script), *map(str, arguments)]
-
-
-def shardkit_ads(data: Path, workers: int) -> list[str]:
-    """The command that does the job ads."""
-    where = ["--input", str(data), "--output", "out", "--pattern", "*.jsonl", "--workers", str(workers)]
-    return [
-        *SHARDKIT,
-        "run",
-        "--function",
-        "ads:ad_features",
-        "--source-dir",
-        str(EXAMPLES / "talent_jsonl"),
-        *where,
-        "--quiet",
-    ]
 
 
 def ads(workers: int, scale: float, *, skew: bool) -> Benchmark:
@@ -223,14 +158,15 @@ def memory(workers: int, scale: float) -> Benchmark:
 
 def waveforms_anywhere(scale: float) -> Path:
     """1,000 WFDB records whose sizes have a heavy tail; the long ones lie anywhere."""
-    return generated("mimic_waveforms", records=int(1000 * scale), seconds=240, bad=0, skew=True)
+    folder: Path = generated("mimic_waveforms", records=int(1000 * scale), seconds=240, bad=0, skew=True)
+    return folder
 
 
 def waveforms_by_patient(scale: float) -> Path:
     """900 short WFDB records, and behind them 100 long ones, as of patients who were watched for long."""
     short = generated("mimic_waveforms", records=int(900 * scale), seconds=60, bad=0)
     long = generated("mimic_waveforms", records=int(100 * scale), seconds=3600, bad=0, seed=8)
-    folder = DATA / f"waveforms-by-patient-{scale}"
+    folder: Path = DATA / f"waveforms-by-patient-{scale}"
     if not folder.exists():
         making = folder.with_name(f".{folder.name}")
         shutil.copytree(short, making / "p0", copy_function=os.link)
@@ -290,14 +226,19 @@ BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
 
 WITH_SERVERS: dict[str, Callable[[int, float, contextlib.ExitStack], Benchmark]] = {"ads-s3": ads_s3}
 
+# These run and print by themselves: workers, scale, runs.
+MEASUREMENTS: dict[str, Callable[[int, float, int], dict[str, object]]] = {
+    "ads-day": days.ads_day,
+    "list-s3": lists.list_s3,
+    "ninety-days": days.ninety_days,
+}
+
 
 def main() -> None:
     """Run the benchmarks named, or all."""
-    names = [*BENCHMARKS, *WITH_SERVERS]
+    names = [*BENCHMARKS, *WITH_SERVERS, *MEASUREMENTS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"any of {', '.join([*BENCHMARKS, *WITH_SERVERS])}; all by default"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(names)}; all by default")
     parser.add_argument("--runs", type=int, default=3, help="runs of each contestant that count (default 3)")
     parser.add_argument("--workers", type=int, default=2, help="worker processes (default 2)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the input's size (default 1.0)")
@@ -306,8 +247,11 @@ def main() -> None:
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}")
     DATA.mkdir(exist_ok=True)
-    results = {}
+    results: dict[str, object] = {}
     for name in arguments.names or names:
+        if name in MEASUREMENTS:
+            results[name] = MEASUREMENTS[name](arguments.workers, arguments.scale, arguments.runs)
+            continue
         with contextlib.ExitStack() as stack:
             if name in WITH_SERVERS:
                 benchmark = WITH_SERVERS[name](arguments.workers, arguments.scale, stack)

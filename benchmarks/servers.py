@@ -41,7 +41,7 @@ def s3_server() -> Iterator[int]:
         options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false"]
         command = [program, "mini", f"-dir={folder}", *options, "-admin.ui=false", f"-s3.port={port}"]
         with _running(command, os.environ | KEYS):
-            _wait_for(port)
+            wait_for(port)
             yield port
 
 
@@ -50,7 +50,7 @@ def delayed(port: int, seconds: float) -> Iterator[int]:
     """A proxy before a server that holds every request back for so long."""
     listen = free_port()
     with _running([sys.executable, __file__, str(listen), str(port), str(seconds)], dict(os.environ)):
-        _wait_for(listen)
+        wait_for(listen)
         yield listen
 
 
@@ -64,7 +64,8 @@ def _running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
         process.wait()
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Wait until something answers on a port of the loopback."""
     for _ in range(300):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
@@ -90,7 +91,8 @@ def upload(folder: Path, prefix: str, port: int) -> None:
 
     session = boto3.Session(KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1")
     client = session.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
-    client.create_bucket(Bucket=BUCKET)
+    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket=BUCKET)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda p: client.upload_file(str(p), BUCKET, f"{prefix}/{p.relative_to(folder)}"), files))

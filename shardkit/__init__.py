@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit._version import __version__
 
 if TYPE_CHECKING:
+    from shardkit import jobs
     from shardkit.engines.sagemaker import Local, SageMaker
     from shardkit.errors import (
         BudgetExceeded,
@@ -88,6 +89,7 @@ __all__ = [
     "StorageError",
     "Summary",
     "__version__",
+    "jobs",
     "open_run",
     "read_sql",
     "run",
@@ -97,6 +99,8 @@ __all__ = [
 if not TYPE_CHECKING:  # type checkers would take any name for one that is there
 
     def __getattr__(name: str) -> Any:
+        if name == "jobs":
+            return importlib.import_module("shardkit.jobs")
         if name not in _HOMES:
             raise AttributeError(f"module 'shardkit' has no attribute {name!r}")
         return getattr(importlib.import_module(f"shardkit.{_HOMES[name]}"), name)

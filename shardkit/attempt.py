@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.clock import now
 from shardkit.errors import RunInterrupted, ShardkitError
+from shardkit.repeats import REPEATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ class Attempt:
         self.started = now()
         self._folder = folder
         self._begun = begun
+        self._own = REPEATS.counts()
         self._beat: dict[str, Any] = {"phase": "pass 1"}
         self._tally: Tally | None = None
         self._stop: Stop | None = None
@@ -115,6 +117,7 @@ class Attempt:
         if (tally := self._tally) is not None:
             counts = tally.counts()
             self._beat |= {"records": counts.records, "bytes": counts.bytes, "quarantined": counts.quarantined}
+            self._beat["repeated_by_workers"] = dict(counts.repeated)  # which the markers tell too
 
     def _write(self, state: str, message: str | None = None) -> None:
         self._count()
@@ -125,6 +128,7 @@ class Attempt:
                 "state": state,
                 "message": message,
                 **self._beat,
+                "repeated": dict(REPEATS.counts() - self._own),
                 "started": self.started,
                 "at": now(),
                 "seconds": round(self.seconds, 3),

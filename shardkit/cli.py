@@ -5,6 +5,8 @@ Everything for people goes to stderr; stdout holds what was asked for. Heavy imp
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import sys
@@ -15,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardkit._version import __version__
-from shardkit.errors import RunInterrupted, ShardkitError
+from shardkit.cli_jobs import jobs
+from shardkit.commands import Group, options
+from shardkit.errors import ShardkitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,44 +29,7 @@ if TYPE_CHECKING:
     from shardkit.storage import Folder
 
 
-def _write_examples(command: click.Command, formatter: click.HelpFormatter) -> None:
-    if command.epilog:
-        with formatter.section("Examples"):
-            formatter.write("".join(f"  {line}\n" for line in command.epilog.strip().splitlines()))
-
-
-class _Command(click.Command):
-    """A command that keeps the line breaks of its examples, and turns the library's errors into one clean message."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Print the examples as they are written."""
-        _write_examples(self, formatter)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; errors exit with their own code."""
-        try:
-            return super().invoke(ctx)
-        except ShardkitError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(RunInterrupted.exit_code)
-
-
-class _Group(click.Group):
-    command_class = _Command
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Print the examples as they are written."""
-        _write_examples(self, formatter)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which a user meets them."""
-        return list(self.commands)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="shardkit")
 def cli() -> None:
     """Preprocess huge file collections with your own Python function.
@@ -75,16 +42,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """The program."""
     # Arrow's own allocator keeps what is freed for a while, which here is a third of the peak and no faster.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.2 s
     cli.main(args=args, prog_name="shardkit")
-
-
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def add(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
 
 
 SET = click.option(
@@ -94,7 +53,7 @@ QUIET = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object last on stdout.")
 RUN_ID = click.option("--run-id", metavar="ID", help="Which run; by default the latest.")
 OUTPUT = click.argument("output", metavar="OUTPUT")
-WORK = _options(
+WORK = options(
     click.option("--function", metavar="MODULE:NAME", help="The function that turns a record into rows."),
     click.option("--source-dir", metavar="DIR", help="Where its module is; by default the current directory."),
     click.option("--records", metavar="RULE", help="file (default), stem, directory, or MODULE:NAME."),
@@ -105,18 +64,18 @@ WORK = _options(
     click.option("--timeout", metavar="SECONDS", help="What a record may take (default 3600)."),
     click.option("--max-failures", metavar="N|P%", help="How many records may fail (default 1%)."),
 )
-MERGE = _options(
+MERGE = options(
     click.option("--format", "format_", metavar="FORMAT", help="parquet (default), jsonl, csv or arrow."),
     click.option("--rows-per-file", metavar="N", help="Rows of an output file (default 1048576)."),
     click.option("--target-bytes", metavar="SIZE", help="About how large an output file may be, such as 128MB."),
     click.option("--partition-by", multiple=True, metavar="COLUMN", help="Hive partition; may be repeated."),
     click.option("--combine", metavar="MODULE:NAME", help="Your own computation on the merged rows."),
 )
-DAYS = _options(
+DAYS = options(
     click.option("--date", multiple=True, metavar="DAY", help="Only this day, or A..B; may be repeated."),
     click.option("--since", metavar="TIME", help="Only the days from so long ago until now: 3d, 12h, 2w."),
 )
-PIPELINE = _options(
+PIPELINE = options(
     click.argument("pipeline", required=False, metavar="[PIPELINE.yaml]"),
     click.option("--input", "input_", metavar="DIR", help="The folder with the files, where there is no YAML file."),
     click.option("--output", metavar="DIR", help="The folder of the dataset."),
@@ -410,7 +369,7 @@ def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: 
         click.echo(line)
 
 
-GO_ON = _options(OUTPUT, RUN_ID, SET, QUIET, JSON)
+GO_ON = options(OUTPUT, RUN_ID, SET, QUIET, JSON)
 
 
 @cli.command(
@@ -520,7 +479,7 @@ def init(kind: str, folder: Path) -> None:
         click.echo(line, err=True)
 
 
-@cli.group(cls=_Group, epilog="shardkit schedule run pipeline.yaml\nshardkit schedule next pipeline.yaml")
+@cli.group(cls=Group, epilog="shardkit schedule run pipeline.yaml\nshardkit schedule next pipeline.yaml")
 def schedule() -> None:
     """Keep a pipeline going by the schedule in its YAML file."""
 
@@ -553,7 +512,10 @@ def schedule_next(pipeline: str, *, count: int, settings: tuple[str, ...]) -> No
         click.echo(f"{due:%Y-%m-%d %H:%M %Z}")
 
 
-@cli.group(cls=_Group, epilog="shardkit engine serve --port 8765\nshardkit engine serve --help")
+cli.add_command(jobs)
+
+
+@cli.group(cls=Group, epilog="shardkit engine serve --port 8765\nshardkit engine serve --help")
 def engine() -> None:
     """The engine that runs Processing jobs on this machine."""
 

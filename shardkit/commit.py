@@ -18,7 +18,7 @@ from shardkit.runfolder import RUNS, STATE_DIR, RunFolder
 from shardkit.storage import File
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from shardkit.storage import Folder
 
@@ -125,8 +125,10 @@ def check_form(plan: dict[str, Any], current: dict[str, Any] | None, form: dict[
     return kept
 
 
-def switch(folder: RunFolder, result: dict[str, Any]) -> None:
+def switch(folder: RunFolder, result: dict[str, Any], kept_files: Collection[str] = ()) -> None:
     """Make the files in ``staging`` the dataset, and ``result`` its description. The caller holds the dataset lock.
+
+    ``kept_files`` are those of the days made anew that are not in ``staging``, for they stay as they are.
 
     Raises:
         PlanMismatch: another run has made the same days meanwhile.
@@ -135,6 +137,11 @@ def switch(folder: RunFolder, result: dict[str, Any]) -> None:
     plan, old = folder.plan(), current_result(folder.output)
     check_base(folder.run_id, plan, old)
     before = [file["path"] for file in old["files"]] if old else []
+    if not set(kept_files) <= set(before):
+        raise PlanMismatch(
+            f"Run {folder.run_id}: the dataset in {folder.output.uri} has been made anew meanwhile.",
+            hint="Start a new run; it computes only what has changed since.",
+        )
     if old is not None and (kept := check_form(plan, old, result["form"], folder.output)):
         _carry_over(old, result, kept)
     new = {file["path"] for file in result["files"]}

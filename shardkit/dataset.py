@@ -18,7 +18,7 @@ from shardkit.errors import PipelineError
 from shardkit.formats import SUFFIXES, FileWriter, open_writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from shardkit.merging import Source
     from shardkit.storage import Folder
@@ -42,6 +42,11 @@ class Layout:
     partition_by: tuple[str, ...]
     day_column: str | None = None
     day: str | None = None
+
+    @property
+    def cuts_by_rows(self) -> bool:
+        """Whether nothing but their number tells which rows come into which file."""
+        return not (self.partition_by or self.target_bytes)
 
     @property
     def prefix(self) -> str:
@@ -143,24 +148,35 @@ class _Building:
         return done
 
 
-def write_dataset(folder: Folder, source: Source, layout: Layout, *, token: str, threads: int | None) -> list[DataFile]:
+def write_dataset(
+    folder: Folder,
+    source: Source,
+    layout: Layout,
+    *,
+    token: str,
+    threads: int | None,
+    numbers_taken: Collection[int] = (),
+) -> list[DataFile]:
     """Write all rows of ``source`` under ``folder``; file names carry ``token``.
 
-    ``threads`` is how many files may be written at once; None: as many as this process may use CPUs.
+    ``threads`` is how many files may be written at once; None: as many as this process may use CPUs. Where files are
+    cut by rows alone, none has one of the ``numbers_taken`` in its name.
 
     Raises:
         PipelineError: a partition column is not there, or the format cannot hold a column.
         StorageError: a file cannot be written.
     """
-    if layout.partition_by or layout.target_bytes:
+    if not layout.cuts_by_rows:
         return write_stream(folder, source.tables(), layout, token=token)
     ranges = [
         (s, min(s + layout.rows_per_file, source.num_rows)) for s in range(0, source.num_rows, layout.rows_per_file)
     ]
 
-    def write(number: int) -> DataFile:
-        file = _Building(folder, layout.prefix + _name(number, token, layout), source.schema, layout)
-        for table in source.tables(*ranges[number], readers=threads or 1):
+    numbers = [n for n in range(len(ranges) + len(numbers_taken)) if n not in numbers_taken]
+
+    def write(i: int) -> DataFile:
+        file = _Building(folder, layout.prefix + _name(numbers[i], token, layout), source.schema, layout)
+        for table in source.tables(*ranges[i], readers=threads or 1):
             file.append(table)
         return file.close()
 

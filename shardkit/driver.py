@@ -7,12 +7,8 @@ how they are, the engine tells.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import signal
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,36 +19,22 @@ from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
 from shardkit.job import FUNCTION
-from shardkit.jobs import (
-    JobError,
-    Policy,
-    SQLiteStore,
-    adopt,
-    drive,
-    export_jobs,
-    import_jobs,
-    monitor,
-    stop,
-)
+from shardkit.jobs import JobError, stop
 from shardkit.progress import JobMeter, counted, make_progress
-from shardkit.runfolder import run_folder
-from shardkit.storage import LocalFolder, writing
+from shardkit.runfolder import STOP, run_folder
+from shardkit.runqueue import LOOK_EVERY_S, run_queue
+from shardkit.storage import LocalFolder
 from shardkit.submission import Requests, check_engine, name_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from shardkit.functions import FunctionRef
-    from shardkit.jobs import Job, Report
+    from shardkit.jobs import Job
     from shardkit.pipeline import Pipeline
     from shardkit.progress import Progress
     from shardkit.runfolder import RunFolder
     from shardkit.runs import Run
-
-SNAPSHOT = "jobs.json"
-STOP = "stop.json"  # there while the latest generation of jobs is to be stopped
-SNAPSHOT_EVERY_S = 15.0
-LOOK_EVERY_S = {"local": 0.5, "sagemaker": 10.0}
 
 
 @contextlib.contextmanager
@@ -91,40 +73,29 @@ class RunJobs:
         self.pipeline = pipeline
         self.engine = pipeline.engine
         self.base = name_base(folder, folder.plan()["pipeline"]["name"])
-        self.policy = Policy.local(max_instances=self.engine.max_instances) if self.engine.kind == "local" else Policy()
-        self._snapshot_due = self._stop_due = 0.0
-        path = _store_path(folder)
-        with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
         with _queueing():
-            self.store = SQLiteStore(path)
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        """Take in what another machine, or an earlier life of this one, has submitted since this queue was used."""
-        try:
-            snapshot = json.loads(self.folder.files.read(SNAPSHOT))
-        except FileNotFoundError:
-            return
-        if import_jobs(self.store, snapshot):
-            adopt(self.store, self.engine.client(), name_contains=self.base, policy=self.policy)
-
-    def snapshot(self, *, at_once: bool = True) -> None:
-        """Keep a copy of the queue in the run folder, for other machines."""
-        if time.monotonic() < self._snapshot_due and not at_once:
-            return
-        self._snapshot_due = time.monotonic() + SNAPSHOT_EVERY_S
-        self.folder.files.write(SNAPSHOT, json.dumps(export_jobs(self.store)).encode())
+            self.queue = run_queue(folder, self.base, self.engine, pipeline.queue)
+        self.store = self.queue.store
+        self._submitted = 0
 
     @property
     def generation(self) -> int:
         """The number of the latest generation of jobs; 0 if none was submitted yet."""
-        numbers = (job.job_id.removeprefix(f"{self.base}-g").partition("-")[0] for job in self.store.jobs())
-        return max((int(number) for number in numbers if number.isdigit()), default=0)
+        return max(map(self._generation_of, self.jobs()), default=0)
+
+    def _generation_of(self, job: Job) -> int:
+        number = job.job_id.removeprefix(f"{self.base}-g").partition("-")[0]
+        return int(number) if number.isdigit() else 0
+
+    def jobs(self) -> list[Job]:
+        """All jobs of the run, those of earlier generations too."""
+        return self.store.jobs(run=self.base)
 
     def current(self) -> list[Job]:
         """The jobs of the latest generation."""
-        return list(self.store.jobs(prefix=f"{self.base}-g{self.generation}-"))
+        jobs = self.jobs()
+        latest = max(map(self._generation_of, jobs), default=0)
+        return [job for job in jobs if self._generation_of(job) == latest]
 
     def submit(
         self,
@@ -149,21 +120,14 @@ class RunJobs:
         requests = Requests(self.folder, pipeline, plan, code, generation, changes, retry)
         self.folder.files.remove(STOP)
         with _queueing():
-            self.store.submit_many(requests.submissions([plan["jobs"][number] for number in jobs]))
-        self.snapshot()
+            self._submitted = len(self.store.submit_many(requests.submissions([plan["jobs"][each] for each in jobs])))
+        self.queue.keep()
 
     def refresh(self) -> None:
         """Ask the engine how the jobs are."""
         with _queueing():
             if any(job.live for job in self.current()):
-                monitor(self.store, self.engine.client(), policy=self.policy, force=True)
-
-    def heed_stop(self) -> None:
-        """Stop the jobs if somebody has asked for that, perhaps on another machine, now and then."""
-        if time.monotonic() >= self._stop_due:
-            self._stop_due = time.monotonic() + LOOK_EVERY_S[self.engine.kind]
-            if self.folder.files.exists(STOP):
-                stop(self.store, self.engine.client(), prefix=self.base)
+                self.queue.refresh()
 
     def drive(self, progress: Progress) -> None:
         """Launch and watch until all jobs have ended.
@@ -172,25 +136,23 @@ class RunJobs:
             RunFailed: the engine takes no calls.
             RunInterrupted: by Ctrl-C; the jobs that run go on.
         """
-        earlier = Counter(job.status for job in self.store.jobs()) - Counter(job.status for job in self.current())
+        earlier = Counter(job.status for job in self.jobs()) - Counter(job.status for job in self.current())
         meter = JobMeter(self.folder, earlier, look_every_s=LOOK_EVERY_S[self.engine.kind])
         progress.start(meter.total)
 
-        def show(_: Report, report: Report) -> None:
-            progress.update(*meter.read(report))
-            self.heed_stop()
-            self.snapshot(at_once=False)
+        def show(trouble: str) -> None:
+            progress.update(*meter.read(self.store.counts(run=self.base), trouble))
 
         try:
             with _queueing(), _interruptible():
-                drive(self.store, self.engine.client(), policy=self.policy, on_round=show)
+                self.queue.drive(self._submitted, show)
             progress.update(*meter.read(None))
         except KeyboardInterrupt:
             raise self._interruption() from None
         finally:
             progress.finish()
             with contextlib.suppress(ShardkitError):
-                self.snapshot()
+                self.queue.keep()
 
     def _interruption(self) -> RunInterrupted:
         jobs = self.current()
@@ -232,20 +194,12 @@ class RunJobs:
     def stop(self) -> list[Job]:
         """Stop all jobs that have not ended; returns them. A driver on another machine hears of it too."""
         with _queueing():
-            left = [job.job_id for job in self.store.jobs(prefix=self.base) if not job.ended]
+            left = [job.job_id for job in self.jobs() if not job.ended]
             self.folder.write(STOP, {"asked": now()})
-            stop(self.store, self.engine.client(), prefix=self.base)
+            stop(self.store, self.engine.client(), run=self.base)
             stopped = list(self.store.find(left).values())  # the driver may have been faster with some
-        self.snapshot()
+        self.queue.keep()
         return stopped
-
-
-def _store_path(folder: RunFolder) -> Path:
-    """The queue lies with the run; where that is in an object store, with the user's own state."""
-    if isinstance(folder.output, LocalFolder):
-        return folder.path / "jobs.sqlite"
-    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return home / "shardkit" / "runs" / f"{hashlib.sha256(folder.uri.encode()).hexdigest()[:32]}.sqlite"
 
 
 def _upload_code(folder: RunFolder, pipeline: Pipeline, function: FunctionRef) -> str:
@@ -328,7 +282,7 @@ def go_on(
     jobs = RunJobs(run.folder, pipeline)
     jobs.refresh()
     with _queueing():
-        jobs.heed_stop()
+        jobs.queue.heed_stop()
     left = [job for job in jobs.current() if not job.ended]
     if left and wait and all(job.stop_asked_at for job in left):
         progress.note(f"Run {run.run_id}: waiting until its jobs have stopped.")

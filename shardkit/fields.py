@@ -22,6 +22,7 @@ P = TypeVar("P", bound="Pipeline")
 ELSEWHERE = 0  # the line of a field that was not given in the file
 # What a field that takes several kinds of values expects; pydantic tells of the first kind only.
 EXPECTED = {
+    "anonymous": "true or false",
     "catalog": "a mapping such as {glue: {database: features, table: ads}}",
     "columns": "a mapping of columns to types",
     "combine": "module:callable, or a function",
@@ -33,7 +34,9 @@ EXPECTED = {
     "output": "a folder, or a mapping with its uri",
     "partition_by": "a column or a list of columns",
     "pattern": "a glob or a list of globs",
+    "queue": "dynamodb, dynamodb://TABLE, or a mapping with its place",
     "records": "file, stem, directory, or module:callable",
+    "requester_pays": "true or false",
     "schedule": "a time such as 3h, a cron expression, or a mapping such as {every: 3h, since: 2d}",
     "schema": "a mapping of columns to types",
     "shards": "a mapping such as {by: directory, depth: 1}",
@@ -41,8 +44,16 @@ EXPECTED = {
     "workers": "'auto' or a number of 1 or more",
 }
 # Sections that may be given as one word, and the field that the word then is.
-SHORT = {"input": "uri", "output": "uri", "engine": "kind"}
-PATH_FIELDS = (("input", "uri"), ("output", "uri"), ("source_dir",), ("requirements",), ("engine", "root"))
+SHORT = {"input": "uri", "output": "uri", "engine": "kind", "queue": "place"}
+PATH_FIELDS = (
+    ("input", "uri"),
+    ("output", "uri"),
+    ("source_dir",),
+    ("requirements",),
+    ("engine", "root"),
+    ("queue", "place"),
+)
+NO_PATHS = {"dynamodb"}  # words that stand where a path may stand
 
 
 def load_yaml(kind: type[P], path: Path, overrides: dict[str, Any]) -> P:
@@ -103,7 +114,7 @@ def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
         for name in names[:-1]:
             home = home.get(name) if isinstance(home, dict) else None
         value = home.get(names[-1]) if isinstance(home, dict) else None
-        if isinstance(value, str) and value and "://" not in value:
+        if isinstance(value, str) and value and "://" not in value and value not in NO_PATHS:
             home[names[-1]] = str(folder / os.path.expanduser(value))
 
 

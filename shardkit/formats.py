@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from shardkit.errors import PipelineError
+from shardkit.files import sync_file, writing
 from shardkit.schema import holds
-from shardkit.storage import sync_file, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

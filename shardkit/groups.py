@@ -14,15 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.arrays import arrow, numpy, one_chunk
+from shardkit.arrays import arrow, numpy, one_chunk, scalar
 from shardkit.days import zone_of
 from shardkit.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 MICROSECONDS_A_DAY = 86_400_000_000
 UNDATED_NAMED = 3
+ENCODED_AT_ONCE = 1 << 17
 
 # The parts of a date: what their digits look like between other digits, and where nothing else can be meant.
 DATE_PARTS = {
@@ -41,12 +42,12 @@ def has_groups(shards: Mapping[str, Any] | None) -> bool:
 
 
 def group_records(
-    keys: pa.Array, records: pa.Array, modified: np.ndarray | None, shards: Mapping[str, Any] | None
+    keys: Iterable[pa.Array], records: pa.ChunkedArray, modified: np.ndarray | None, shards: Mapping[str, Any] | None
 ) -> pa.DictionaryArray:
     """The group of each record; null where there are no groups.
 
     Args:
-        keys: of each record's main object.
+        keys: of each record's main object, in several arrays.
         records: the records' own keys, for messages.
         modified: when the newest object of each was written, in microseconds since 1970, UTC; None where the listing
             does not tell.
@@ -56,9 +57,10 @@ def group_records(
         InputError: a record has no date.
     """
     if not has_groups(shards):
-        return pa.DictionaryArray.from_arrays(pa.nulls(len(keys), pa.int32()), pa.nulls(0, pa.string()))
+        return pa.DictionaryArray.from_arrays(pa.nulls(len(records), pa.int32()), pa.nulls(0, pa.string()))
     if shards is None or shards["by"] == "directory":
-        return group_by_directory(keys, depth=shards["depth"] if shards else 1).cast(pa.string()).dictionary_encode()
+        depth = shards["depth"] if shards else 1
+        return _encoded(group_by_directory(some, depth=depth).cast(pa.string()) for some in keys)
     if "column" not in shards:
         return _group_by_path_date(keys, records, shards["path"])
     if modified is None:
@@ -66,8 +68,15 @@ def group_records(
             "The listing of this input does not tell when its files were written.",
             hint="Use shards.path, a pattern for the dates in the files' names, instead of shards.column.",
         )
-    days = arrow(_local(modified, shards.get("zone")) // MICROSECONDS_A_DAY).cast(pa.int32()).dictionary_encode()
+    some_times = (modified[start : start + ENCODED_AT_ONCE] for start in range(0, len(modified), ENCODED_AT_ONCE))
+    zone = shards.get("zone")
+    days = _encoded(arrow(_local(times, zone) // MICROSECONDS_A_DAY).cast(pa.int32()) for times in some_times)
     return _in_order(days.indices, days.dictionary.view(pa.date32()).cast(pa.string()))
+
+
+def _encoded(values: Iterable[pa.Array]) -> pa.DictionaryArray:
+    """Arrays as one, whose dictionary has its values in the order in which they come."""
+    return one_chunk(pa.chunked_array([some.dictionary_encode() for some in values]).unify_dictionaries())
 
 
 def _local(times: np.ndarray, zone: str | None) -> np.ndarray:
@@ -132,21 +141,26 @@ def _check_parts(items: list[str]) -> None:
         raise ValueError("expected a pattern with {Y}, or {Y} and {m}, or these and {d}, such as logs/{Y}/{m}/{d}.")
 
 
-def _group_by_path_date(keys: pa.Array, records: pa.Array, path: str) -> pa.DictionaryArray:
+def _group_by_path_date(keys: Iterable[pa.Array], records: pa.ChunkedArray, path: str) -> pa.DictionaryArray:
     expression, rewrite = date_expression(path)
-    dated = numpy(pc.match_substring_regex(keys, expression))
-    if dated.all():
-        found = pc.replace_substring_regex(keys, expression, rewrite).cast(pa.string()).dictionary_encode()
-        names = pc.replace_substring_regex(found.dictionary, r"-([0-9])\b", r"-0\1")
-        names = pc.replace_substring_regex(names, r"^(.{10})-", r"\1T")
-        exists = np.array([_is_date(name) for name in names.to_pylist()], bool)
-        dated = exists[numpy(found.indices)]
+
+    def dates() -> Iterator[pa.Array]:
+        for some in keys:
+            dated = pc.match_substring_regex(some, expression)
+            yield pc.if_else(dated, pc.replace_substring_regex(some, expression, rewrite), scalar("")).cast(pa.string())
+
+    found = _encoded(dates())
+    names = pc.replace_substring_regex(found.dictionary, r"-([0-9])\b", r"-0\1")
+    names = pc.replace_substring_regex(names, r"^(.{10})-", r"\1T")
+    dated = np.array([_is_date(name) for name in names.to_pylist()], bool)
     if not dated.all():
-        raise _undated(records, dated, path)
+        raise _undated(records, dated[numpy(found.indices)], path)
     return _in_order(found.indices, names)
 
 
 def _is_date(name: str) -> bool:
+    if len(name) not in DATE_FORMATS:
+        return False  # where there is no date, the name is empty
     try:
         datetime.strptime(name, DATE_FORMATS[len(name)])  # noqa: DTZ007  only whether there is such a day
     except ValueError:
@@ -164,9 +178,9 @@ def _in_order(codes: pa.Array, names: pa.Array) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(arrow(ranks), distinct.dictionary.take(arrow(order)))
 
 
-def _undated(records: pa.Array, dated: np.ndarray, path: str) -> InputError:
+def _undated(records: pa.ChunkedArray, dated: np.ndarray, path: str) -> InputError:
     missing = np.flatnonzero(~dated)
-    sample = ", ".join(records.take(arrow(missing[:UNDATED_NAMED])).to_pylist())
+    sample = ", ".join(records[row].as_py() for row in missing[:UNDATED_NAMED].tolist())
     has = "has" if len(missing) == 1 else "have"
     some = "such as " if len(missing) > UNDATED_NAMED else ""
     return InputError(

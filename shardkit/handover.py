@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from shardkit.increments import Comparison
 
-TAKEN_AT_MOST = 2 * round(1 / SMALLEST_SHARE)  # chunks of a unit, for each worker
+# Chunks of a unit for each worker: about five times as many as there are when it is new.
+TAKEN_BY_WORKER = 2 * round(1 / SMALLEST_SHARE)
 
 
 def still_taken(
@@ -35,7 +36,7 @@ def still_taken(
     costs = record_costs(sizes)
     smallest = np.bincount(unit, costs) * SMALLEST_SHARE / workers
     unit_of = unit[rows][first]
-    crowded = np.bincount(unit_of, minlength=len(smallest)) > TAKEN_AT_MOST * workers
+    crowded = np.bincount(unit_of, minlength=len(smallest)) > TAKEN_BY_WORKER * workers
     bad |= crowded[unit_of] & (np.bincount(marker, costs[rows]) < smallest[unit_of])
     kept: np.ndarray = taken.copy()
     kept[rows[bad[marker]]] = -1
@@ -85,10 +86,23 @@ def markers_taken_over(
         marker = comparison.markers[number]
         entries = [entry | {"record": int(new_ids[entry["record"]])} for entry in marker["quarantine"]]
         entries = [entry for entry in entries if taken[entry["record"]] == number]  # others were tried again since
-        records = {"listed": count, "done": count - len(entries), "quarantined": len(entries)}
-        changes = {"shard": int(shard[first]), "chunk": int(chunk[first]), "quarantine": entries, "records": records}
-        found.append(marker | changes)
+        found.append(
+            marker
+            | {
+                "shard": int(shard[first]),
+                "chunk": int(chunk[first]),
+                "quarantine": entries,
+                "records": {"listed": count, "done": count - len(entries), "quarantined": len(entries)},
+                "gone": _gone(new_ids[comparison.places[number]], comparison.places[number] < 0, taken, number),
+            }
+        )
     return found
+
+
+def _gone(ids: np.ndarray, absent: np.ndarray, taken: np.ndarray, number: int) -> list[int]:
+    """The positions in a chunk, as it was computed, whose records are not taken over with it any more."""
+    gone: list[int] = np.flatnonzero(absent | (taken[ids] != number)).tolist()
+    return gone
 
 
 def unchanged(comparison: Comparison | None) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """What earlier runs have left: which records need not be computed again, and why the others must be.
 
 The dataset consists of partitions (days, or one that is all of it). Of each it is known which run made it; that run's
-markers tell which chunk holds which records' rows. A chunk whose records are all there, made of the same objects as
-then, is taken over: its parts stay where they are, and the new run's ledger counts its records as skipped.
+markers tell which chunk holds which records' rows. A record that is made of the same objects as then is taken over with
+its chunk: the parts stay where they are, the rows of others in them no longer count, and the new run's ledger counts
+the record as skipped.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.arrays import arrow, numpy, one_chunk
+from shardkit.arrays import arrow, numpy, one_chunk, positions, scalar
 from shardkit.ledger import WHOLE, Ledger
 from shardkit.runfolder import RunFolder
+from shardkit.takeover import take_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,13 +68,15 @@ class Basis:
 class Comparison:
     """Records beside what earlier runs have left.
 
-    ``taken`` gives for each record the number of the marker in ``markers`` whose chunk it is taken over with, or -1.
+    ``taken`` gives for each record the number of the marker in ``markers`` whose chunk it is taken over with, or -1;
+    ``places`` are for each marker, by the positions in its chunk as it was computed, the records that are there, or -1.
     ``changes`` are those of each partition, and ``made_by`` tells which run has made it. Of the partitions that have no
     records any more, ``dropped`` go and ``left`` stay.
     """
 
     taken: np.ndarray
     markers: list[dict[str, Any]] = field(default_factory=list)
+    places: list[np.ndarray] = field(default_factory=list)
     changes: dict[str, Changes] = field(default_factory=dict)
     made_by: dict[str, str | None] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
@@ -125,7 +129,10 @@ def compare(
             other = not same_form or made[name]["merge"] != basis.merge
             comparison.changes[name] = Changes(reason=OTHER_MERGE if other else "")
             by_run.setdefault(made[name]["run"], {})[name] = number
-    _Earlier(table, partition, comparison).compare(output, by_run, by_day=basis.by_day)
+    # In one chunk: rows are taken from all over it, several times.
+    _Earlier(table.combine_chunks() if by_run else table, partition, comparison).compare(
+        output, by_run, by_day=basis.by_day
+    )
     without = [name for name in known.get("partitions", {}) if name not in comparison.changes] if all_days else []
     drop = basis.by_day and (anew or not same_form)
     comparison.dropped, comparison.left = (without, []) if drop else ([], without)
@@ -149,13 +156,13 @@ class _Earlier:
 
     def compare(self, output: Folder, by_run: dict[str, dict[str, int]], *, by_day: bool) -> None:
         """Find the changes of partitions, given by the run that made each, with their numbers."""
-        for run_id, before in _read_records(output, list(by_run)):
-            numbers = by_run[run_id]
+        for folder, before in _read_records(output, list(by_run)):
+            numbers = by_run[folder.run_id]
             if before is None:
                 for name in numbers:
-                    self._comparison.changes[name] = Changes(reason=FOLDER_GONE.format(run_id))
+                    self._comparison.changes[name] = Changes(reason=FOLDER_GONE.format(folder.run_id))
                 continue
-            self._compare_run(RunFolder(output, run_id), before, numbers, by_day=by_day)
+            self._compare_run(folder, before, numbers, by_day=by_day)
 
     def _compare_run(self, folder: RunFolder, before: pa.Table, numbers: dict[str, int], *, by_day: bool) -> None:
         codes, names = partition_names(before, by_day=by_day)
@@ -180,30 +187,32 @@ class _Earlier:
         same &= np.isin(then, changed)
         if same.any():
             shards = np.unique(numpy(before["shard"])[same]).tolist() if by_day else None
-            _take_over(folder, Ledger(folder, shards), position, same, self._comparison)
+            take_over(Ledger(folder, shards), before, position, same, self._comparison)
 
     def _positions(self, before: pa.Table, then: np.ndarray, numbers: list[int]) -> np.ndarray:
         """The row of the new listing that each earlier record has become, in the same partition; or -1."""
         old = np.flatnonzero(then >= 0)
         mine = np.concatenate([self._rows(number) for number in numbers])
-        keys = self._table["key"].combine_chunks().take(arrow(mine))
-        found = numpy(pc.fill_null(pc.index_in(before["key"].combine_chunks().take(arrow(old)), keys), -1))
+        keys = one_chunk(self._table["key"]).take(arrow(mine))
+        found = positions(pc.index_in(one_chunk(before["key"]).take(arrow(old)), keys))
         row = mine[found]
         position = np.full(len(before), -1, np.int64)
         position[old] = np.where((found >= 0) & (self._partition[row] == then[old]), row, -1)
         return position
 
 
-def _read_records(output: Folder, run_ids: list[str]) -> Iterator[tuple[str, pa.Table | None]]:
+def _read_records(output: Folder, run_ids: list[str]) -> Iterator[tuple[RunFolder, pa.Table | None]]:
     """The records of earlier runs, a few read side by side; None where the run's folder is gone."""
 
-    def read(run_id: str) -> pa.Table | None:
-        folder = RunFolder(output, run_id)
-        return folder.records(COLUMNS) if folder.files.exists("records.parquet") else None
+    def read(folder: RunFolder) -> pa.Table | None:
+        try:
+            return folder.records(COLUMNS)
+        except FileNotFoundError:
+            return None
 
     with ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="shardkit-compare") as pool:
         for start in range(0, len(run_ids), READ_AT_ONCE):
-            some = run_ids[start : start + READ_AT_ONCE]
+            some = [RunFolder(output, run_id) for run_id in run_ids[start : start + READ_AT_ONCE]]
             yield from zip(some, pool.map(read, some), strict=True)
 
 
@@ -211,48 +220,7 @@ def _same_objects(before: pa.Table, now: pa.Table) -> np.ndarray:
     """Whether records are made of the same objects, in the same state, row by row."""
     same = (numpy(before["main"]) == numpy(now["main"])) & (numpy(before["bytes"]) == numpy(now["bytes"]))
     for name in ("objects", "etags"):
-        then, here = (pc.binary_join(table[name].combine_chunks(), "\n") for table in (before, now))
-        same &= numpy(pc.fill_null(pc.equal(then, here), fill_value=False))
+        then, here = (pc.binary_join(one_chunk(table[name]), scalar("\n")) for table in (before, now))
+        same &= numpy(pc.fill_null(pc.equal(then, here), scalar(value=False)))
     result: np.ndarray = same
     return result
-
-
-def _take_over(
-    folder: RunFolder, ledger: Ledger, position: np.ndarray, same: np.ndarray, comparison: Comparison
-) -> None:
-    """Take over the chunks of which every record is as it was and every part still there.
-
-    Entries of what is in quarantine tell the new listing's row.
-    """
-    settled = [(marker, ids) for marker, ids in ledger.settled() if len(ids) and same[ids].all()]
-    parts = _parts_there(folder, [marker for marker, _ in settled])
-    for marker, ids in settled:
-        home = {"run": folder.run_id, "at": folder.parts_of(marker["shard"])}
-        placed = [home | part for part in marker["parts"]]
-        if any(parts.get((part["run"], f"{part['at']}/{part['name']}")) != part["bytes"] for part in placed):
-            continue
-        rows = position[ids]
-        known = dict(zip(ids.tolist(), rows.tolist(), strict=True))
-        comparison.taken[rows] = len(comparison.markers)  # of a chunk and a retry, the retry has the last word
-        comparison.markers.append(
-            marker
-            | {
-                "attempt": 0,
-                "ids": None,
-                "seconds": 0.0,
-                "parts": placed,
-                "quarantine": [_moved(entry, known) for entry in ledger.quarantine_of(ids)],
-                "taken_over": True,
-            }
-        )
-
-
-def _moved(entry: dict[str, Any], known: dict[int, int]) -> dict[str, Any]:
-    moved = {name: value for name, value in entry.items() if name not in {"shard", "chunk"}}
-    return moved | {"record": known[entry["record"]]}
-
-
-def _parts_there(folder: RunFolder, markers: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
-    """The bytes of all parts of the runs that markers count on, by run and key."""
-    runs = {part.get("run", folder.run_id) for marker in markers for part in marker["parts"]}
-    return {(run, entry.key): entry.bytes for run in sorted(runs) for entry in folder.of(run).entries("parts")}

@@ -20,7 +20,7 @@ from shardkit.storage import folder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from shardkit.storage import Folder
+    from shardkit.storage import Access, Folder
 
 READ_AHEAD_BYTES = 64 << 20
 READ_AHEAD_RECORDS = 64
@@ -39,9 +39,9 @@ class Wanted:
     arrivals: list[Future[None]] = field(default_factory=list)
 
 
-def open_inputs(uri: str, scratch: str | None) -> LocalInputs | RemoteInputs:
+def open_inputs(uri: str, scratch: str | None, access: Access) -> LocalInputs | RemoteInputs:
     """The way to the objects under ``uri``; ``scratch`` is where those of a store arrive."""
-    return LocalInputs(uri) if scratch is None else RemoteInputs(folder(uri), Path(scratch))
+    return LocalInputs(uri) if scratch is None else RemoteInputs(folder(uri, access), Path(scratch))
 
 
 class LocalInputs:

@@ -6,18 +6,22 @@ records listed = done + quarantined + skipped        (once the run is complete)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardkit.arrays import numpy, one_chunk
 from shardkit.errors import LedgerError
+from shardkit.spans import as_spans
 from shardkit.storage import File
+from shardkit.together import together
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from shardkit.runfolder import RunFolder
+    from shardkit.spans import Spans
 
 WHOLE = ""  # the partition that is all of a dataset without days
 OPEN, DONE, QUARANTINED, ELSEWHERE, SKIPPED = range(5)
@@ -25,11 +29,16 @@ OPEN, DONE, QUARANTINED, ELSEWHERE, SKIPPED = range(5)
 
 @dataclass(frozen=True)
 class CommittedPart:
-    """A part whose chunk is committed."""
+    """A part whose chunk is committed.
+
+    ``name`` tells it from all parts of all runs; ``spans`` are the rows of it that count, where these are not all.
+    """
 
     file: File
+    name: str
     rows: int
     bytes: int
+    spans: Spans | None
 
 
 class Ledger:
@@ -56,7 +65,8 @@ class Ledger:
         self._members = _members(self.shard, self.chunk)
         self._next_chunk = int(self.chunk.max(initial=-1)) + 1
         self._ids: dict[int, np.ndarray] = {}
-        self._take([*folder.taken_over(shards), *folder.markers(shards)])
+        taken_over, markers = together([lambda: folder.taken_over(shards), lambda: folder.markers(shards)])
+        self._take([*taken_over, *markers])
 
     def _take(self, markers: list[dict[str, Any]]) -> None:
         covered = np.zeros(self.planned, bool)
@@ -145,17 +155,14 @@ class Ledger:
         return [part for marker in self.markers for part in self._parts_of(marker)]
 
     def _parts_of(self, marker: dict[str, Any]) -> list[CommittedPart]:
-        files = self.folder.files
-        return [
-            CommittedPart(
-                File(self.folder.of(part["run"]), f"{part['at']}/{part['name']}")
-                if "at" in part
-                else File(files, f"{self.folder.parts_of(marker['shard'])}/{part['name']}"),
-                part["rows"],
-                part["bytes"],
-            )
-            for part in marker["parts"]
-        ]
+        return [self._part(marker["shard"], part) for part in marker["parts"]]
+
+    def _part(self, shard: int, part: dict[str, Any]) -> CommittedPart:
+        run, at = part.get("run", self.folder.run_id), part.get("at", self.folder.parts_of(shard))
+        files = self.folder.of(run) if "run" in part else self.folder.files
+        key = f"{at}/{part['name']}"
+        spans = as_spans(part["spans"]) if "spans" in part else None
+        return CommittedPart(File(files, key), f"{run}/{key}", part["rows"], part["bytes"], spans)
 
     def partitions(self) -> list[tuple[str, list[CommittedPart]]]:
         """The committed parts of each partition of the dataset, in the order of their names."""
@@ -211,8 +218,9 @@ class Ledger:
                 hint="Resume the run.",
             )
         there: dict[File, int] = {}
-        for files in {part.file.folder: None for part in self.parts()}:
-            there |= {File(files, entry.key): entry.bytes for entry in files.entries("parts")}
+        folders = list({part.file.folder: None for part in self.parts()})
+        for files, entries in zip(folders, together([partial(f.entries, "parts") for f in folders]), strict=True):
+            there |= {File(files, entry.key): entry.bytes for entry in entries}
         for part in self.parts():
             if there.get(part.file) != part.bytes:
                 if part.file.folder != self.folder.files:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+LISTED_AT_ONCE = 1 << 16
+
 
 def list_files(root: Path, *, leave_out: Path | None = None) -> pa.Table:
     """Every file under ``root``, in key order: ``key`` and ``etag`` (strings), ``bytes`` (int64), ``modified`` (UTC).
@@ -24,52 +26,44 @@ def list_files(root: Path, *, leave_out: Path | None = None) -> pa.Table:
 
     Raises:
         InputError: ``root`` is no folder, cannot be read, or holds a name that is not valid UTF-8.
+        NoRoom: the listing is long, and the temporary folder cannot take it.
     """
+    from shardkit.spill import LISTED, Spill
+
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise InputError(f"The input {root} {what}.", hint="Give the folder that holds the files.")
+    spill = Spill(LISTED)
+    walk = _walk(str(root), str(leave_out) if leave_out else None)
+    return spill.sorted_table([spill.keep_sorted(_batch(root, *files)) for files in walk if files[0]])
+
+
+def _batch(root: Path, names: list[str], sizes: list[int], times: list[int]) -> pa.RecordBatch:
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from shardkit.arrays import arrow
+    from shardkit.spill import LISTED
 
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise InputError(f"The input {root} {what}.", hint="Give the folder that holds the files.")
-    names, sizes, times = [], [], []
-    walk = _walk(str(root), str(leave_out) if leave_out else None)
-    for folder_names, folder_sizes, folder_times in walk:
-        names.append(_strings(folder_names, root))
-        sizes.append(np.array(folder_sizes, dtype=np.int64))
-        times.append(np.array(folder_times, dtype=np.int64))
-    key = pa.chunked_array(names, type=pa.large_string()).combine_chunks()
-    size = arrow(np.concatenate(sizes) if sizes else np.zeros(0, np.int64))
-    time_ns = np.concatenate(times) if times else np.zeros(0, np.int64)
-    time = arrow(time_ns)
+    size, time_ns = np.array(sizes, np.int64), np.array(times, np.int64)
     dash = _strings(["-"], root)[0]
-    etag = pc.binary_join_element_wise(time.cast(pa.large_string()), size.cast(pa.large_string()), dash)
+    etag = pc.binary_join_element_wise(arrow(time_ns).cast(pa.string()), arrow(size).cast(pa.string()), dash)
     modified = arrow(time_ns // 1000).cast(pa.timestamp("us", "UTC"))
-    table = pa.table({"key": key, "bytes": size, "etag": etag, "modified": modified})
-    return table.take(pc.sort_indices(key))
+    return pa.RecordBatch.from_arrays([_strings(names, root), arrow(size), etag, modified], schema=LISTED)
 
 
 def _strings(names: list[str], root: Path) -> pa.Array:
-    """A string array made without pyarrow's conversion from Python objects, which would import pandas."""
-    import numpy as np
-    import pyarrow as pa
+    from shardkit.arrays import texts
 
     try:
-        data = "".join(names).encode()
-        lengths = np.fromiter((len(name) for name in names), np.int64, len(names))
-        if len(data) != int(lengths.sum()):
-            lengths = np.fromiter((len(name.encode()) for name in names), np.int64, len(names))
+        return texts(names)
     except UnicodeEncodeError:
         bad = next(name for name in names if _undecodable(name))
         raise InputError(
             f"The name of {os.fsencode(bad)!r} under {root} is not valid UTF-8.",
             hint="Rename the file; a dataset could not name it.",
         ) from None
-    offsets = np.zeros(len(names) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return pa.LargeStringArray.from_buffers(len(names), pa.py_buffer(offsets), pa.py_buffer(data))
 
 
 def _undecodable(name: str) -> bool:
@@ -97,13 +91,14 @@ def _walk(root: str, leave_out: str | None) -> Iterator[tuple[list[str], list[in
                 f"Cannot list the input folder {folder}: {error.strerror}.",
                 hint="Make it readable, or exclude it by starting its name with '_' or '.'.",
             ) from error
+        below = []
         for entry in entries:
             if entry.name[0] in "._":
                 continue
             try:
                 if entry.is_dir():
                     if not left_out(entry) and not (entry.is_symlink() and _leads_back(entry.path, folder, root)):
-                        folders.append(entry.path)
+                        below.append(f"{entry.path}/")
                     continue
                 status = entry.stat()
             except OSError as error:
@@ -119,9 +114,11 @@ def _walk(root: str, leave_out: str | None) -> Iterator[tuple[list[str], list[in
             names.append(entry.path[cut:])
             sizes.append(status.st_size)
             times.append(status.st_mtime_ns)
-        if len(names) >= 1 << 16:
-            yield names, sizes, times
-            names, sizes, times = [], [], []
+            if len(names) >= LISTED_AT_ONCE:
+                yield names, sizes, times
+                names, sizes, times = [], [], []
+        # In the order of the keys, so that there is little to sort.
+        folders += (path[:-1] for path in sorted(below, reverse=True))
     yield names, sizes, times
 
 

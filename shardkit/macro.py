@@ -5,6 +5,7 @@ Planning is a pure function of a listing and a pipeline; the plan is plain data 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -22,16 +23,16 @@ from shardkit.increments import partition_names
 from shardkit.micro import (
     CHUNK_BYTES,
     CHUNK_RECORDS,
-    REDONE_RECORDS,
-    REDONE_SHARE,
     SMALLEST_SHARE,
     assign_chunks,
     record_costs,
 )
 from shardkit.packing import evenly, in_order, longest_first
+from shardkit.spill import batches_of
+from shardkit.storage import ACCESS_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from shardkit.increments import Comparison
     from shardkit.records import Records
@@ -100,7 +101,7 @@ def make_plan(
     shard = _number_shards(table, rule)
     unit = numpy(one_chunk(table["group"]).indices).astype(np.int32) if by_day else shard
     taken = still_taken(taken, shard, unit, numpy(table["bytes"]), workers=workers)
-    cut = Cut(chunks, workers, own_instances=own_instances, for_redoing=comparison is not None)
+    cut = Cut(chunks, workers, own_instances=own_instances)
     chunk = _cut(table, shard, unit, taken, cut, by_day=by_day)
     table = table.append_column("shard", arrow(shard)).append_column("chunk", arrow(chunk))
     shards = _describe_shards(table, grouped=has_groups(rule), named=rule is not None)
@@ -141,12 +142,11 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Cut:
-    """How records are cut into chunks; ``for_redoing`` is whether later runs may take these over."""
+    """How records are cut into chunks."""
 
     how: str
     workers: int
     own_instances: bool
-    for_redoing: bool
 
 
 def _cut(
@@ -154,16 +154,15 @@ def _cut(
 ) -> np.ndarray:
     """The chunk of each record: that of an earlier run which it is taken over with, else a new one of its unit."""
     chunk = np.zeros(len(table), np.int32)
-    free = np.flatnonzero(taken < 0)
-    if len(free):
+    free, sizes = taken < 0, numpy(table["bytes"])
+    if free.all():
+        chunk = _number_chunks(sizes, unit, cut)
+    elif free.any():
         dense, number = np.unique(unit[free], return_inverse=True)
-        total = np.bincount(unit, record_costs(numpy(table["bytes"])))[dense]
         # What is left of a unit is not cut finer than all of it would be, or each redo would leave more small chunks.
-        least = total * (SMALLEST_SHARE / cut.workers if len(free) < len(table) else 0)
-        few = total / np.bincount(unit)[dense] * REDONE_RECORDS
-        most = np.maximum(total * REDONE_SHARE, few) if cut.for_redoing else np.full(len(total), np.inf)
-        chunk[free] = _number_chunks(table.take(arrow(free)), number.astype(np.int32), cut, least=least, most=most)
-    if by_day or len(free) < len(table):
+        least = np.bincount(unit, record_costs(sizes))[dense] * (SMALLEST_SHARE / cut.workers)
+        chunk[free] = _number_chunks(sizes[free], number.astype(np.int32), cut, least=least)
+    if by_day or not free.all():
         chunk = number_within(shard, unit, taken, chunk)
     return chunk
 
@@ -176,7 +175,7 @@ def _with_changes(
     Also the marker that each is taken over with, or -1, and which rows of the listing these were.
     """
     if comparison is None:
-        return table, np.full(len(table), -1, np.int64), np.arange(len(table))
+        return table, np.full(len(table), -1, np.int32), np.zeros(0, np.int64)
     partition, names = partition_names(table, by_day=by_day)
     changed = np.array([comparison.changes[name].any for name in names], bool)
     rows = np.flatnonzero(changed[partition])
@@ -255,33 +254,29 @@ def _check_single_objects(table: pa.Table) -> None:
     )
 
 
-def _number_chunks(table: pa.Table, shard: np.ndarray, cut: Cut, *, least: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """The chunk of each record within its shard; ``least`` and ``most`` are what a chunk of each shard may cost."""
-    sizes = numpy(table["bytes"])
-    costs = record_costs(sizes)
+def _number_chunks(sizes: np.ndarray, shard: np.ndarray, cut: Cut, *, least: np.ndarray | None = None) -> np.ndarray:
+    """The chunk of each record within its shard; ``least`` is what a chunk of each shard costs at the least."""
     # Workers that do all shards need not have a small one cut as finely as if it were alone.
-    least_cost = 0.0 if cut.own_instances else float(costs.sum()) * SMALLEST_SHARE / cut.workers
-    chunk = np.zeros(len(table), np.int32)
+    whole_cost = float(record_costs(sizes.sum(), len(sizes)))
+    least_cost = 0.0 if cut.own_instances else whole_cost * SMALLEST_SHARE / cut.workers
+    chunk = np.zeros(len(sizes), np.int32)
     order, starts, counts = _by_shard(shard)
     whole = counts == 1
     if cut.how == "dynamic":
-        total = np.add.reduceat(costs[order], starts)
-        whole |= (total <= np.minimum(most, min(least_cost, CHUNK_BYTES))) & (counts <= CHUNK_RECORDS)
+        total = record_costs(np.add.reduceat(sizes[order], starts), counts)
+        whole |= (total <= min(least_cost, CHUNK_BYTES)) & (counts <= CHUNK_RECORDS)
     for i in np.flatnonzero(~whole):
-        rows = order[starts[i] : starts[i] + counts[i]]
-        chunk[rows] = assign_chunks(
-            sizes[rows],
-            how=cut.how,
-            workers=cut.workers,
-            least_cost=max(least_cost, float(least[i])),
-            most_cost=float(most[i]),
-        )
+        among = slice(starts[i], starts[i] + counts[i])
+        rows = among if isinstance(order, slice) else order[among]
+        wanted = least_cost if least is None else max(least_cost, float(least[i]))
+        chunk[rows] = assign_chunks(sizes[rows], how=cut.how, workers=cut.workers, least_cost=wanted)
     return chunk
 
 
-def _by_shard(shard: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_shard(shard: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray, np.ndarray]:
     """Records in the order of their shards, where each shard begins in it, and how many records it has."""
-    order = np.argsort(shard, kind="stable")
+    in_order = (shard[1:] >= shard[:-1]).all()
+    order = slice(None) if in_order else np.argsort(shard, kind="stable")
     counts = np.bincount(shard)
     return order, np.cumsum(counts) - counts, counts
 
@@ -347,7 +342,10 @@ WORK_FIELDS = ("input", "function", "records", "shards", "chunks")
 
 def work_of(pipeline: dict[str, Any]) -> dict[str, Any]:
     """The fields that a run and its resumption must have in common."""
-    return {name: pipeline.get(name) for name in WORK_FIELDS}
+    work = {name: pipeline.get(name) for name in WORK_FIELDS}
+    if isinstance(source := work["input"], dict):  # how a bucket is read does not change what lies in it
+        work["input"] = {name: value for name, value in source.items() if name not in ACCESS_FIELDS}
+    return work
 
 
 def digest_of(value: Any) -> str:
@@ -359,10 +357,38 @@ def _digest_table(table: pa.Table) -> str:
     """The sha256 of which objects there are, as which records, in which state."""
     digest = hashlib.sha256()
     for name in ("key", "bytes", "objects", "etags"):
-        for buffer in one_chunk(table[name]).buffers():
-            if buffer is not None:
-                digest.update(buffer)
+        _add_column(digest.update, table.schema.field(name).type, functools.partial(_chunks, table.select([name])))
     return digest.hexdigest()
+
+
+def _chunks(table: pa.Table) -> Iterator[pa.Array]:
+    return (batch.column(0) for batch in batches_of(table) if len(batch))
+
+
+def _add_column(add: Callable[[Any], None], kind: pa.DataType, chunks: Callable[[], Iterator[pa.Array]]) -> None:
+    """Add a column's buffers as they would be, were it one chunk."""
+    if pa.types.is_integer(kind):
+        for chunk in chunks():
+            add(numpy(chunk))
+        return
+    end = 0
+    add(np.zeros(1, np.int32))
+    for chunk in chunks():
+        offsets = _offsets(chunk)
+        add((offsets[1:] + (end - offsets[0])).astype(np.int32))
+        end += int(offsets[-1] - offsets[0])
+    if pa.types.is_list(kind):
+        _add_column(add, kind.value_type, lambda: (chunk.flatten() for chunk in chunks()))
+        return
+    for chunk in chunks():
+        begin, end = _offsets(chunk)[[0, -1]].tolist()
+        if end > begin:
+            add(chunk.buffers()[2][begin:end])
+
+
+def _offsets(chunk: pa.StringArray | pa.ListArray) -> np.ndarray:
+    """Where each of a chunk's values begins, and where the last ends, int64."""
+    return np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1].astype(np.int64)
 
 
 def differences(plan: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit.errors import PipelineError, SchemaConflict, StorageError
-from shardkit.parts import ORIGINS_KEY
+from shardkit.partfiles import PartFiles
+from shardkit.parts import origins_of
 from shardkit.rows import as_table
 from shardkit.schema import TypeMismatch, conform, parse_type, unify_types
+from shardkit.spans import clip, overlap, row_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from shardkit.spans import Spans
     from shardkit.storage import File
 
 # Rows are read in pieces of about this size: small parts several at a time, large ones bit by bit.
@@ -33,17 +36,33 @@ READ_AHEAD = 4
 
 @dataclass(frozen=True)
 class Source:
-    """Parts in the order of their rows, and the schema that all of them fit; ``read`` counts rows as they are read."""
+    """Parts in the order of their rows, and the schema that all of them fit; ``read`` counts rows as they are read.
 
-    parts: tuple[File, ...]
-    rows: tuple[int, ...]
+    ``spans`` are the rows of each part that count.
+    """
+
+    files: PartFiles
+    spans: tuple[Spans, ...]
     schema: pa.Schema
     read: list[int] = field(default_factory=list)
+
+    @functools.cached_property
+    def rows(self) -> tuple[int, ...]:
+        """The rows of each part."""
+        return tuple(map(row_count, self.spans))
 
     @property
     def num_rows(self) -> int:
         """The rows of all parts together."""
         return sum(self.rows)
+
+    def where(self, start: int, stop: int) -> Iterator[tuple[int, Spans]]:
+        """The numbers of the parts that the rows from ``start`` up to ``stop`` are in, and which of their rows."""
+        ends = np.cumsum(self.rows, dtype=np.int64)
+        begins = ends - self.rows
+        for i in range(int(np.searchsorted(ends, start, "right")), int(np.searchsorted(begins, stop, "left"))):
+            if spans := clip(self.spans[i], start - int(begins[i]), stop - int(begins[i])):
+                yield i, spans
 
     def tables(self, start: int = 0, stop: int | None = None, *, readers: int = 1) -> Iterator[pa.Table]:
         """The rows from ``start`` up to ``stop``, read ahead by another thread; ``readers`` is how many do so at once.
@@ -52,17 +71,17 @@ class Source:
             SchemaConflict: a value does not fit its column.
             StorageError: a part cannot be read.
         """
-        pieces = self._pieces(start, self.num_rows if stop is None else stop)
+        pieces = self._pieces(start, self.num_rows if stop is None else stop, readers)
         with ThreadPoolExecutor(1, thread_name_prefix="shardkit-read") as reader:
             ahead = deque(reader.submit(next, pieces, None) for _ in range(max(1, READ_AHEAD // readers)))
             while (table := ahead.popleft().result()) is not None:
                 ahead.append(reader.submit(next, pieces, None))
                 yield table
 
-    def _pieces(self, start: int, stop: int) -> Iterator[pa.Table]:
+    def _pieces(self, start: int, stop: int, readers: int) -> Iterator[pa.Table]:
         held: list[pa.Table] = []
         rows = size = 0
-        for table in self._slices(start, stop):
+        for table in self._slices(start, stop, readers):
             held.append(table)
             rows, size = rows + len(table), size + table.nbytes
             if rows >= PIECE_ROWS or size >= PIECE_BYTES:
@@ -71,39 +90,34 @@ class Source:
         if held:
             yield pa.concat_tables(held).combine_chunks()
 
-    def _slices(self, start: int, stop: int) -> Iterator[pa.Table]:
+    def _slices(self, start: int, stop: int, readers: int) -> Iterator[pa.Table]:
         """The rows from ``start`` up to ``stop``, part by part."""
-        ends = np.cumsum(self.rows, dtype=np.int64)
-        for i in range(int(np.searchsorted(ends, start, "right")), len(self.parts)):
-            begin = int(ends[i]) - self.rows[i]
-            if begin >= stop:
-                return
-            yield from self._part(i, max(start - begin, 0), min(stop - begin, self.rows[i]))
+        wanted = dict(self.where(start, stop))
+        for i, opening in self.files.each(wanted, readers=readers):
+            yield from self._part(i, opening, wanted[i])
 
-    def _part(self, i: int, start: int, stop: int) -> Iterator[pa.Table]:
-        with self.parts[i].open() as opened:
+    def _part(self, i: int, opening: Callable[[], Any], spans: Spans) -> Iterator[pa.Table]:
+        with opening() as opened:
             file = pq.ParquetFile(opened)
             footer = file.metadata
             size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
-            if self.rows[i] <= PIECE_ROWS and size <= PIECE_BYTES:
-                yield self._fit(i, file.read(use_threads=False).slice(start, stop - start))
+            if footer.num_rows <= PIECE_ROWS and size <= PIECE_BYTES:
+                yield self._fit(i, _only(file.read(use_threads=False), spans))
                 return
             begin = 0
             for group in range(footer.num_row_groups):
                 rows = footer.row_group(group).num_rows
-                low, high = max(start - begin, 0), min(stop - begin, rows)
-                if low < high:
-                    yield from self._group(i, file, group, low, high)
+                if some := overlap(spans, begin, begin + rows):
+                    yield from self._group(i, file, group, begin, some)
                 begin += rows
 
-    def _group(self, i: int, file: pq.ParquetFile, group: int, low: int, high: int) -> Iterator[pa.Table]:
+    def _group(self, i: int, file: pq.ParquetFile, group: int, begin: int, spans: Spans) -> Iterator[pa.Table]:
         footer = file.metadata.row_group(group)
         step = max(1, min(PIECE_ROWS, PIECE_BYTES * footer.num_rows // max(footer.total_byte_size, 1)))
-        begin = 0
         for batch in file.iter_batches(step, row_groups=[group], use_threads=False):
-            first, last = max(low - begin, 0), min(high - begin, len(batch))
-            if first < last:
-                yield self._fit(i, pa.Table.from_batches([batch.slice(first, last - first)]))
+            if some := overlap(spans, begin, begin + len(batch)):
+                table = pa.Table.from_batches([batch])
+                yield self._fit(i, _only(table, [(low - begin, high - begin) for low, high in some]))
             begin += len(batch)
 
     def _fit(self, i: int, table: pa.Table) -> pa.Table:
@@ -112,33 +126,50 @@ class Source:
             return conform(table.replace_schema_metadata(None), self.schema)
         except pa.ArrowException as error:
             raise SchemaConflict(
-                f"The rows of {_origin(self.parts[i])} do not fit the dataset's schema: {error}.",
+                f"The rows of {_origin(self.files.parts[i])} do not fit the dataset's schema: {error}.",
                 hint="Correct the type in output.schema, then resume the run.",
             ) from error
 
 
-def read_source(parts: Iterable[File], *, schema: dict[str, str] | None, widen_ints: bool) -> Source:
+def _only(table: pa.Table, spans: Iterable[tuple[int, int]]) -> pa.Table:
+    return pa.concat_tables([table.slice(start, stop - start) for start, stop in spans])
+
+
+def read_source(
+    parts: Iterable[File],
+    *,
+    spans: Iterable[Spans | None] = (),
+    schema: dict[str, str] | None,
+    widen_ints: bool,
+) -> Source:
     """Read the footers of parts and unify their schemas; ``schema`` (column: type), if given, is taken instead.
+
+    ``spans`` are the rows of each part that count, where these are not all.
 
     Raises:
         SchemaConflict: two parts give a column types that have nothing in common.
         StorageError: a part cannot be read.
     """
-    parts = tuple(parts)
+    files = PartFiles(tuple(parts))
     unifier = _Unifier(widen_ints=widen_ints)
-    rows = []
-    for part in parts:
+    counting: list[Spans] = []
+    known = dict(enumerate(spans))
+    for i, opening in files.each(range(len(files.parts))):
+        part = files.parts[i]
         try:
-            footer = _footer(part)
+            opened = opening()
+            footer = pq.read_metadata(opened)
+            files.keep_or_close(i, opened)
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"Cannot read the part {part}: {error}.", hint="Is it a whole Parquet file?") from error
-        rows.append(footer.num_rows)
+        whole = ((0, footer.num_rows),) if footer.num_rows else ()
+        counting.append(whole if (some := known.get(i)) is None else some)
         if schema is None:
             unifier.add(part, footer)
         else:
             _check_covered(part, footer, schema)
     fields = unifier.fields() if schema is None else [pa.field(n, parse_type(t)) for n, t in schema.items()]
-    return Source(parts, tuple(rows), pa.schema(fields))
+    return Source(files, tuple(counting), pa.schema(fields))
 
 
 def one_schema(schemas: Mapping[str, pa.Schema], *, widen_ints: bool) -> pa.Schema:
@@ -185,7 +216,7 @@ class _Unifier:
     def add(self, part: File, footer: pq.FileMetaData) -> None:
         """Take in one part's columns."""
         schema = footer.schema.to_arrow_schema().remove_metadata()
-        origins = _origins_of(footer)
+        origins = {name: _telling(seen) for name, seen in origins_of(footer).items()}
         if schema in self._known and not any("int64" in seen and len(seen) > 1 for seen in origins.values()):
             return
         self._known.add(schema)
@@ -234,10 +265,9 @@ def _check_covered(part: File, footer: pq.FileMetaData, schema: dict[str, str]) 
         )
 
 
-def _origins_of(footer: pq.FileMetaData) -> dict[str, dict[str, str]]:
-    text = (footer.metadata or {}).get(ORIGINS_KEY)
-    origins: dict[str, dict[str, str]] = json.loads(text) if text else {}
-    return origins
+def _telling(seen: dict[str, str]) -> dict[str, str]:
+    """Without the record that gave a column nothing but nulls, where others gave it a type."""
+    return {kind: record for kind, record in seen.items() if kind != "null" or len(seen) == 1}
 
 
 def _footer(part: File) -> pq.FileMetaData:
@@ -247,7 +277,7 @@ def _footer(part: File) -> pq.FileMetaData:
 
 def _origin(part: File) -> str:
     """A record whose rows a part holds, or the part itself."""
-    for seen in _origins_of(_footer(part)).values():
+    for seen in origins_of(_footer(part)).values():
         return f"the part that begins with {next(iter(seen.values()))}"
     return str(part)
 

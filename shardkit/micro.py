@@ -8,8 +8,8 @@ if it brings that process down too.
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 from shardkit.errors import BudgetExceeded, RunFailed
 from shardkit.packing import longest_first
 from shardkit.pool import Stop, Stopped, WorkerDied, WorkerPool
+from shardkit.repeats import count_of
 from shardkit.worker import EXIT_OUT_OF_MEMORY, ChunkTask, Settled, failure_entry
 
 if TYPE_CHECKING:
@@ -30,18 +31,13 @@ if TYPE_CHECKING:
 RECORD_COST_BYTES = 1 << 14
 LARGEST_SHARE = 1 / 8  # of a worker's share of the work: the first dynamic chunks
 SMALLEST_SHARE = 1 / 64  # the last ones
-# Of a day, where one changed record has its whole chunk done again; but a few records cost little.
-REDONE_SHARE = 1 / 50
-REDONE_RECORDS = 16
 CHUNK_RECORDS = 5_000  # an upper bound, so that a crash never costs more than that
 CHUNK_BYTES = 1 << 30
 DEATHS_OUTSIDE_RECORDS = 3
 PUBLISHED_AT_ONCE = 4
 
 
-def assign_chunks(
-    sizes: np.ndarray, *, how: str, workers: int, least_cost: float = 0.0, most_cost: float = math.inf
-) -> np.ndarray:
+def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: float = 0.0) -> np.ndarray:
     """The chunk number, from 0 on, of each of a shard's records.
 
     Args:
@@ -51,7 +47,6 @@ def assign_chunks(
             large ones and then ever smaller ones).
         workers: how many vCPUs the shard has.
         least_cost: what a dynamic chunk costs at the least, where the workers have other shards to do as well.
-        most_cost: what it costs at the most, where some of its records may have to be done again.
     """
     count = len(sizes)
     if how == "even":
@@ -60,24 +55,26 @@ def assign_chunks(
     costs = record_costs(sizes)
     if how == "balanced":
         return longest_first(costs.astype(np.int64), bins=min(workers, count))
-    return _ever_smaller(costs, workers=workers, least_cost=least_cost, most_cost=min(most_cost, CHUNK_BYTES))
+    return _ever_smaller(costs, workers=workers, least_cost=least_cost)
 
 
-def record_costs(sizes: np.ndarray) -> np.ndarray:
-    """What each record is expected to cost, in bytes of reading."""
-    return sizes.astype(np.float64) + RECORD_COST_BYTES
+def record_costs(sizes: np.ndarray, counts: np.ndarray | int = 1) -> np.ndarray:
+    """What each record, or so many records of that size together, are expected to cost, in bytes of reading."""
+    costs = sizes.astype(np.float64)
+    costs += np.multiply(counts, RECORD_COST_BYTES)
+    return costs
 
 
-def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float, most_cost: float) -> np.ndarray:
+def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float) -> np.ndarray:
     """Contiguous chunks whose cost falls with what remains, as guided self-scheduling has them."""
-    ends = np.cumsum(costs)
+    ends = np.cumsum(costs, out=costs)  # in their place: nobody needs the costs any more
     total = float(ends[-1]) if len(ends) else 0.0
     chunk = np.empty(len(costs), np.int32)
     start = number = 0
     while start < len(costs):
         done = float(ends[start - 1]) if start else 0.0
         target = max((total - done) * LARGEST_SHARE / workers, total * SMALLEST_SHARE / workers, least_cost)
-        stop = int(np.searchsorted(ends, done + min(target, most_cost), "right"))
+        stop = int(np.searchsorted(ends, done + min(target, CHUNK_BYTES), "right"))
         stop = min(max(stop, start + 1), start + CHUNK_RECORDS)
         chunk[start:stop] = number
         start, number = stop, number + 1
@@ -86,11 +83,15 @@ def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float, most_co
 
 @dataclass(frozen=True)
 class Counts:
-    """How far the work is: records and bytes handled, and how many of the records were quarantined."""
+    """How far the work is: records and bytes handled, and how many of the records were quarantined.
+
+    ``repeated`` are the requests that the workers have made again, by the reason, as far as chunks have ended.
+    """
 
     records: int
     bytes: int
     quarantined: int
+    repeated: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 class Tally:
@@ -112,6 +113,7 @@ class Tally:
                 known.records + records["listed"],
                 known.bytes + marker["bytes_in"],
                 known.quarantined + records["quarantined"],
+                known.repeated + count_of(marker),
             )
 
     def counts(self) -> Counts:
@@ -123,6 +125,7 @@ class Tally:
             known.records + sum(r.done for r in live),
             known.bytes + sum(r.bytes for r in live),
             known.quarantined + sum(r.failed for r in live),
+            known.repeated,
         )
 
     def check_budget(self) -> None:

@@ -1,40 +1,37 @@
-"""Folders in object stores: prefixes of S3 buckets, reached through obstore.
+"""Folders in object stores: prefixes of buckets, reached through obstore.
 
-Requests are repeated with back-off by obstore itself. What is not there is a FileNotFoundError; every other failure
-is a StorageError that names the object.
+What is not there is a FileNotFoundError; every other failure is a StorageError that names the object.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import io
 import json
 import os
-import random
-import re
 import tempfile
-import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shardkit.errors import InputError, ObjectChanged, PipelineError, RunBusy, StorageError
+from shardkit.files import writing
 from shardkit.lease import Lease
 from shardkit.objectlist import list_objects
-from shardkit.storage import Entry, File, Folder, writing
+from shardkit.repeats import CUT_SHORT, Denied, Unanswered, asking, repeated
+from shardkit.spill import NoRoom, batches_of, filtered, values_of
+from shardkit.storage import Access, Entry, File, Folder
+from shardkit.stores import AMAZON, Bucket, NoCredentials, open_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import pyarrow as pa
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 CONCURRENT_REQUESTS = 32
@@ -43,172 +40,86 @@ WHOLE_BYTES = 8 << 20
 LARGE_BYTES = 32 << 20
 RANGE_BYTES = 8 << 20
 RANGES_AT_ONCE = 4
-REPEAT_AFTER_S = (0.1, 0.5, 2.0, 8.0)
-REPEATED = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}  # by obstore: throttling, 5xx, lost connections
-ODD_KEY_HINT = (
-    "Keys with // in them, with . or .. between two slashes or with control characters cannot be read: rename these "
-    "objects, or choose an input without them."
-)
-_MAKING = threading.Lock()
-# What boto3 goes by where it is given no session; a notebook may change it at any time.
-SURROUNDINGS = (
-    "AWS_PROFILE",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SESSION_TOKEN",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-)
+SEVERAL_PARTS_BYTES = 5 << 20  # obstore uploads what is larger in several parts
 HIDDEN = r"(^|/)[._]"  # names that are no input
-RESUME_HINT = "What was committed is kept; resume the run when the storage can be reached."
+ANONYMOUS_HINT = "A public bucket can be read without credentials: set input.anonymous: true."
+DENIED_HINT = (
+    "Give yourself, or the job's role, the permission. If the bucket bills whoever reads it, set "
+    "input.requester_pays: true; if it is public, input.anonymous: true."
+)
 
 
-def _bucket_store(bucket: str, session: Any, kms_key: str | None) -> Any:
-    """The store of one bucket, the same for all threads: a client is worth 20 MB and 0.2 s of CPU to make."""
-    surroundings = tuple(os.environ.get(name) for name in SURROUNDINGS) if session is None else ()
-    with _MAKING:
-        return _make_store(bucket, session, kms_key, surroundings)
+def _empty(table: pa.Table) -> list[str]:
+    """The keys of the objects of a listing that have no bytes."""
+    import pyarrow.compute as pc
 
+    from shardkit.arrays import scalar
 
-@functools.lru_cache(maxsize=64)
-def _make_store(bucket: str, session: Any, kms_key: str | None, surroundings: tuple[str | None, ...]) -> Any:  # noqa: ARG001  a key of the cache
-    """A store whose endpoint, region and credentials are what ``session`` says, or else the environment."""
-    import boto3
-    from obstore.auth.boto3 import Boto3CredentialProvider
-    from obstore.store import S3Store
-
-    session = session or boto3.Session()
-    client = session.client("s3", region_name=session.region_name or "us-east-1")
-    endpoint = client.meta.endpoint_url
-    if session.get_credentials() is None:
-        raise PipelineError(
-            f"There are no AWS credentials for s3://{bucket}.",
-            hint="Sign in (aws configure, aws sso login), set AWS_PROFILE, or give the job's role access.",
-        )
-    config: dict[str, Any] = {"region": client.meta.region_name}
-    if endpoint.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-        config["region"] = bucket_region(client, bucket)
-    else:
-        config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
-    if kms_key is not None:
-        config |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": kms_key}
-    return S3Store(
-        bucket,
-        config=config,  # type: ignore[arg-type]  # its keys are told apart above
-        credential_provider=Boto3CredentialProvider(session),
-        retry_config=REPEATED,  # type: ignore[arg-type]  # its other fields have defaults
-        client_options={"allow_http": endpoint.startswith("http://"), "timeout": "120s"},
-    )
-
-
-def bucket_region(client: Any, bucket: str) -> str:
-    """The region of a bucket, which need not be the session's own; that one where S3 does not tell."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        answer = client.head_bucket(Bucket=bucket)
-    except ClientError as error:  # even a refusal tells it
-        answer = error.response
-    except BotoCoreError:
-        answer = {}
-    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return str(headers.get("x-amz-bucket-region") or client.meta.region_name)
-
-
-@contextlib.contextmanager
-def _asking(uri: str) -> Iterator[None]:
-    """Turn obstore's errors into ours."""
-    from obstore import exceptions
-
-    try:
-        yield
-    except (FileNotFoundError, exceptions.BaseError) as error:
-        text = str(error)
-        code, message = _answer(text)
-        if code == "NoSuchBucket":
-            bucket = uri.split("/")[2]
-            raise StorageError(f"There is no bucket {bucket}.", hint="Is its name right?") from error
-        if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
-            raise FileNotFoundError(f"{uri} is not there") from error
-        if "403 Forbidden" in text or "401 Unauthorized" in text:
-            hint = "Give yourself, or the job's role, the permission."
-            raise StorageError(f"Access to {uri} is denied: {code}: {message}", hint=hint) from error
-        if "invalid path" in text:
-            raise StorageError(f"{uri}: {message}", hint=ODD_KEY_HINT) from error
-        raise _Unanswered(f"{uri}: {message}", hint=RESUME_HINT) from error
-
-
-class _Unanswered(StorageError):
-    """A request that failed for no reason of its own: the same one again may succeed."""
-
-
-def _repeated(request: Callable[P, T]) -> Callable[P, T]:
-    """Make a request again that was not answered, or not to the end, which obstore does not do by itself."""
-
-    @functools.wraps(request)
-    def again(*arguments: P.args, **options: P.kwargs) -> T:
-        for wait_s in REPEAT_AFTER_S:
-            try:
-                return request(*arguments, **options)
-            except _Unanswered:
-                time.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311  so that not all come back at once
-        return request(*arguments, **options)
-
-    return again
-
-
-def _answer(text: str) -> tuple[str, str]:
-    """The store's own error code and message out of obstore's, or an empty code and its first line."""
-    found = re.search(r"<Code>(.*?)</Code>\s*(?:<Message>(.*?)</Message>)?", text, re.DOTALL)
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
-    return (found[1], (found[2] or found[1])[:500]) if found else ("", first[:500])
-
-
-def _texts(keys: set[str]) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array(sorted(keys), pa.large_string())
+    nothing = scalar(0)
+    found = (batch["key"].filter(pc.equal(batch["bytes"], nothing)) for batch in batches_of(table))
+    return [key for keys in found for key in keys.to_pylist()]
 
 
 @dataclass(frozen=True)
 class ObjectFolder(Folder):
-    """A prefix of a bucket; ``prefix`` is empty or ends with a slash. ``kms_key`` encrypts what is written there."""
+    """A prefix of a bucket; ``prefix`` is empty or ends with a slash."""
 
+    scheme: str
     bucket: str
     prefix: str
-    session: Any = None
-    kms_key: str | None = None
+    access: Access
 
     @classmethod
-    def of(cls, uri: str, *, session: Any = None, kms_key: str | None = None) -> ObjectFolder:
+    def of(cls, uri: str, access: Access) -> ObjectFolder:
         """The folder that ``uri`` names."""
-        parts = urlsplit(uri, allow_fragments=False)
-        path = uri.split("://", 1)[1].partition("/")[2].strip("/")
-        if not parts.netloc:
-            raise PipelineError(f"{uri} names no bucket.", hint="Write s3://bucket/prefix.")
-        return cls(parts.netloc, f"{path}/" if path else "", session, kms_key)
+        scheme, _, rest = uri.partition("://")
+        bucket, _, path = rest.partition("/")
+        path = path.strip("/")
+        if not bucket:
+            raise PipelineError(f"{uri} names no bucket.", hint=f"Write {scheme}://bucket/prefix.")
+        return cls(scheme, bucket, f"{path}/" if path else "", access)
 
     @property
     def uri(self) -> str:  # type: ignore[override]  # read-only here
         """``s3://bucket/prefix``, without a slash at its end."""
-        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        return f"{self.root}/{self.prefix}".rstrip("/")
+
+    @property
+    def session(self) -> Any:
+        """The boto3 session that the folder was given, if it was."""
+        return self.access.session
+
+    @property
+    def root(self) -> str:
+        """The whole bucket's URI, without a slash at its end."""
+        return f"{self.scheme}://{self.bucket}"
+
+    @property
+    def _opened(self) -> Bucket:
+        return open_bucket(self.scheme, self.bucket, self.access)
 
     @property
     def _store(self) -> Any:
-        return _bucket_store(self.bucket, self.session, self.kms_key)
+        return self._opened.store
+
+    def _asking(self, key: str = "") -> contextlib.AbstractContextManager[None]:
+        """What turns the errors of a request about an object into ours."""
+        return asking(f"{self.uri}/{key}" if key else self.uri, self._opened.renew)
 
     def child(self, name: str) -> ObjectFolder:
         """The folder of that name in this one."""
-        return ObjectFolder(self.bucket, f"{self.prefix}{name.strip('/')}/", self.session, self.kms_key)
+        return dataclasses.replace(self, prefix=f"{self.prefix}{name.strip('/')}/")
 
     def encrypted(self, kms_key: str | None) -> ObjectFolder:
         """The same folder, with that key for what is written."""
-        return self if kms_key is None else ObjectFolder(self.bucket, self.prefix, self.session, kms_key)
+        if kms_key is None or self.scheme != "s3":
+            return self
+        return dataclasses.replace(self, access=dataclasses.replace(self.access, kms_key=kms_key))
 
-    @_repeated
+    @repeated
     def read(self, key: str) -> bytes:
         """An object's content."""
-        with _asking(f"{self.uri}/{key}"):
+        with self._asking(key):
             return bytes(self._store.get(self.prefix + key).bytes())
 
     def read_many(self, keys: Sequence[str]) -> list[bytes]:
@@ -218,55 +129,60 @@ class ObjectFolder(Folder):
         with ThreadPoolExecutor(min(CONCURRENT_REQUESTS, len(keys))) as pool:
             return list(pool.map(self.read, keys))
 
-    @_repeated
+    @repeated
     def write(self, key: str, data: bytes) -> None:
         """Write an object, replacing what was there."""
-        with _asking(f"{self.uri}/{key}"):
-            self._store.put(self.prefix + key, data)
+        with self._asking(key):
+            opened = self._opened
+            (opened.patient if len(data) > SEVERAL_PARTS_BYTES else opened.store).put(self.prefix + key, data)
 
-    @_repeated
+    @repeated
     def size(self, key: str) -> int | None:
         """An object's size in bytes; None if it is not there."""
         try:
-            with _asking(f"{self.uri}/{key}"):
+            with self._asking(key):
                 return int(self._store.head(self.prefix + key)["size"])
         except FileNotFoundError:
             return None
 
-    @_repeated
+    @repeated
     def entries(self, prefix: str = "") -> list[Entry]:
         """The objects in the folder ``prefix`` and below, in key order."""
         start = self.prefix + (f"{prefix.strip('/')}/" if prefix else "")
         found = []
-        with _asking(f"s3://{self.bucket}/{start}"):
-            for page in self._store.list(start, chunk_size=LIST_PAGE):
+        with asking(f"{self.root}/{start}", self._opened.renew):
+            for page in self._opened.patient.list(start or None, chunk_size=LIST_PAGE):
                 for item in page:
                     key = item["path"][len(self.prefix) :]
                     etag = (item["e_tag"] or "").strip('"')
                     found.append(Entry(key, item["size"], etag, item["last_modified"].timestamp()))
         return sorted(found, key=lambda entry: entry.key)
 
-    @_repeated
+    @repeated
     def children(self, key: str) -> list[str]:
         """The names of the folders in the folder ``key``."""
-        start = f"{self.prefix}{key.strip('/')}/"
-        with _asking(f"s3://{self.bucket}/{start}"):
-            listed = self._store.list_with_delimiter(start)
+        start = self.prefix + (f"{key.strip('/')}/" if key else "")
+        with asking(f"{self.root}/{start}", self._opened.renew):
+            listed = self._opened.patient.list_with_delimiter(start or None)
         return sorted(path.rstrip("/").rpartition("/")[2] for path in listed["common_prefixes"])
 
-    @_repeated
+    @repeated
     def remove(self, key: str) -> None:
         """Remove an object, if it is there."""
-        with contextlib.suppress(FileNotFoundError), _asking(f"{self.uri}/{key}"):
+        with contextlib.suppress(FileNotFoundError), self._asking(key):
             self._store.delete(self.prefix + key)
 
-    @_repeated
     def remove_all(self, key: str) -> None:
         """Remove all objects of the folder ``key``."""
-        paths = [self.prefix + entry.key for entry in self.entries(key)]
-        with _asking(f"{self.uri}/{key}"):
-            if paths:
-                self._store.delete(paths)
+        while paths := [self.prefix + entry.key for entry in self.entries(key)]:
+            with contextlib.suppress(FileNotFoundError):  # another process has removed one; some stores end there
+                self._remove(key, paths)
+                return
+
+    @repeated
+    def _remove(self, key: str, paths: list[str]) -> None:
+        with self._asking(key):
+            self._opened.patient.delete(paths)
 
     def remove_empty_parents(self, key: str) -> None:
         """A prefix without objects does not exist."""
@@ -284,51 +200,61 @@ class ObjectFolder(Folder):
         path.unlink()
         path.parent.rmdir()
 
-    @_repeated
+    @repeated
     def place(self, source: str, target: File) -> None:
         """Copy an object within the store."""
         to = target.folder
-        if not isinstance(to, ObjectFolder) or to.bucket != self.bucket:
+        if not isinstance(to, ObjectFolder) or to.root != self.root:
             raise StorageError(f"{self.uri}/{source} cannot be copied to {target}.", hint="They lie in two stores.")
-        with _asking(str(target)):
-            self._store.copy(self.prefix + source, to.prefix + target.key)
+        with asking(str(target), self._opened.renew):
+            self._opened.patient.copy(self.prefix + source, to.prefix + target.key)
 
-    @_repeated
+    @repeated
     def put_file(self, path: Path, key: str) -> None:
         """Upload a file, a large one in several parts at once."""
-        with _asking(f"{self.uri}/{key}"):
-            self._store.put(self.prefix + key, path)
+        with self._asking(key):
+            opened = self._opened
+            several = path.stat().st_size > SEVERAL_PARTS_BYTES
+            (opened.patient if several else opened.store).put(self.prefix + key, path)
 
-    @_repeated
     def get_file(self, key: str, path: Path, *, etag: str | None = None, size: int | None = None) -> None:
         """Download an object, whole or not at all; a large one in several ranges at once."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _asking(f"{self.uri}/{key}"):
-            if etag and size is not None and size > LARGE_BYTES:
-                self._get_ranges(key, path, etag, size)
-                return
+        if not etag or size is None or size <= LARGE_BYTES:
+            now, size = self._get_whole(key, path, etag)
+            etag = etag or now
+        if size > LARGE_BYTES:
+            self._get_ranges(key, path, etag, size)
+
+    @repeated
+    def _get_whole(self, key: str, path: Path, etag: str | None) -> tuple[str, int]:
+        """Download an object unless it is large; returns its etag and its size."""
+        with self._asking(key):
             found = self._store.get(self.prefix + key)
-            meta = found.meta
-            now = (meta["e_tag"] or "").strip('"')
+            size, now = int(found.meta["size"]), (found.meta["e_tag"] or "").strip('"')
             if etag is not None and now != etag:
                 raise self._changed(key, etag)
-            with writing(path), open(path, "wb", buffering=0) as file:
-                if meta["size"] <= LARGE_BYTES:
-                    file.write(found.bytes())
-                else:
-                    file.writelines(found.stream(min_chunk_size=1 << 20))
-        if path.stat().st_size != meta["size"]:
-            raise _Unanswered(f"{self.uri}/{key}: the answer was cut short.", hint=RESUME_HINT)
+            if size <= LARGE_BYTES:
+                data = found.bytes()
+                if len(data) != size:
+                    raise Unanswered(f"{self.uri}/{key}: the answer was cut short.", kind=CUT_SHORT)
+                with writing(path), open(path, "wb", buffering=0) as file:
+                    file.write(data)
+        return now, size
 
     def _get_ranges(self, key: str, path: Path, etag: str, size: int) -> None:
         """Download an object a range at a time; each request asks for the same etag."""
         from obstore import exceptions
 
+        @repeated
         def get(file: int, start: int) -> None:
             end = min(start + RANGE_BYTES, size)
-            options = {"range": (start, end), "if_match": f'"{etag}"'}
-            data = self._store.get(self.prefix + key, options=options).bytes()
+            options = {"range": (start, end)} | ({"if_match": f'"{etag}"'} if etag else {})
+            with self._asking(key):
+                data = self._store.get(self.prefix + key, options=options).bytes()
+            if len(data) != end - start:
+                raise Unanswered(f"{self.uri}/{key}: the answer was cut short.", kind=CUT_SHORT)
             with writing(path):
                 os.pwrite(file, data, start)
 
@@ -348,81 +274,77 @@ class ObjectFolder(Folder):
             hint="Start a new run, which lists the input again.",
         )
 
-    @_repeated
+    @repeated
     def open(self, key: str) -> Any:
         """The object as Arrow reads it: a small one at once, of a large one the ranges that are asked for."""
         import pyarrow as pa
 
-        with _asking(f"{self.uri}/{key}"):
+        with self._asking(key):
             found = self._store.get(self.prefix + key)
             size = found.meta["size"]
             if size <= WHOLE_BYTES:
                 return pa.BufferReader(pa.py_buffer(found.bytes()))
-        return pa.PythonFile(_Ranges(self, key, size), mode="r")
+        from shardkit.objectfiles import as_file
 
-    @_repeated
+        return as_file(self, key, size)
+
+    @repeated
     def read_range(self, key: str, start: int, end: int) -> memoryview:
         """The bytes of an object from ``start`` up to ``end``."""
-        with _asking(f"{self.uri}/{key}"):
+        with self._asking(key):
             return memoryview(self._store.get_range(self.prefix + key, start=start, end=end))
 
     def arrow(self) -> tuple[Any, str]:
-        """Arrow's own S3 file system, with the same endpoint and credentials."""
-        import boto3
-        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+        """Arrow's own file system for S3, which is the fastest; for other stores one that reads through this folder."""
+        if self.scheme == "s3":
+            return _amazon_in_arrow(self._opened), f"{self.bucket}/{self.prefix}".rstrip("/")
+        from shardkit.objectfiles import file_system
 
-        session = self.session or boto3.Session()
-        client = session.client("s3", region_name=session.region_name or "us-east-1")
-        credentials = session.get_credentials().get_frozen_credentials()
-        options: dict[str, Any] = {
-            "region": client.meta.region_name,
-            "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=10),
-        }
-        if not client.meta.endpoint_url.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            scheme, _, host = client.meta.endpoint_url.partition("://")
-            options |= {"endpoint_override": host, "scheme": scheme}
-        keys = {
-            "access_key": credentials.access_key,
-            "secret_key": credentials.secret_key,
-            "session_token": credentials.token,
-        }
-        return S3FileSystem(**keys, **options), f"{self.bucket}/{self.prefix}".rstrip("/")
+        return file_system(self), ""
 
     def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
         """What lies under the prefix as input."""
         import pyarrow.compute as pc
 
+        from shardkit.arrays import texts
+
         try:
-            table = list_objects(self._store, self.prefix, self._ask)
-            table = table.filter(pc.invert(pc.match_substring_regex(table["key"], HIDDEN)))
-            table = self._without(table, leave_out)
-            empty = pc.equal(table["bytes"], 0)
-            markers = self._markers(table.filter(empty)["key"].to_pylist())
+            table = list_objects(self._opened.patient, self.prefix, self._ask, self._wanted(leave_out))
+            markers = self._markers(_empty(table))
+        except NoCredentials as error:
+            raise PipelineError(error.message, hint=f"{error.hint} {ANONYMOUS_HINT}") from None
+        except NoRoom:
+            raise
         except StorageError as error:
-            raise InputError(error.message, hint=error.hint) from error
+            unclear = isinstance(error, Denied) and self.scheme == "s3" and self.access == Access(self.session)
+            raise InputError(error.message, hint=DENIED_HINT if unclear else error.hint) from error
         if markers:
-            table = table.filter(pc.invert(pc.is_in(table["key"], value_set=_texts(markers))))
+            those = texts(sorted(markers))
+            table = filtered(table, ~values_of(table, lambda batch: pc.is_in(batch["key"], value_set=those)))
         if not len(table):
             raise InputError(
                 f"The input {self.uri} holds no objects.", hint="Is the prefix right, with no typing error?"
             )
         return table
 
-    @_repeated
+    @repeated
     def _ask(self, request: Callable[[], T]) -> T:
-        with _asking(self.uri):
+        with self._asking():
             return request()
 
-    def _without(self, table: pa.Table, leave_out: Folder | None) -> pa.Table:
-        """The listing without what lies under another folder."""
+    def _wanted(self, leave_out: Folder | None) -> Callable[[pa.StringArray], pa.BooleanArray]:
+        """Tells which keys are input: not those of hidden names, nor those under another folder."""
         import pyarrow.compute as pc
 
-        if not isinstance(leave_out, ObjectFolder) or leave_out.bucket != self.bucket:
-            return table
-        if not leave_out.prefix.startswith(self.prefix):
-            return table
-        inside = leave_out.prefix[len(self.prefix) :]
-        return table.filter(pc.invert(pc.starts_with(table["key"], inside))) if inside else table
+        inside = ""
+        if isinstance(leave_out, ObjectFolder) and leave_out.root == self.root:
+            inside = leave_out.prefix[len(self.prefix) :] if leave_out.prefix.startswith(self.prefix) else ""
+
+        def wanted(keys: pa.StringArray) -> pa.BooleanArray:
+            shown = pc.invert(pc.match_substring_regex(keys, HIDDEN))
+            return pc.and_not(shown, pc.starts_with(keys, inside)) if inside else shown
+
+        return wanted
 
     def _markers(self, empty: list[str]) -> set[str]:
         """Those of the empty objects that stand for folders: their keys end with a slash, which the list leaves out."""
@@ -434,12 +356,11 @@ class ObjectFolder(Folder):
     @contextlib.contextmanager
     def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[None]:
         """Hold a lease: an object that says until when, renewed while the block runs."""
-        lease = Lease(self._store, self.prefix + key, busy)
+        lease = Lease(self._store, self.prefix + key, busy, self._ask)
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                with _asking(f"{self.uri}/{key}"):
-                    lease.take()
+                lease.take()
                 break
             except RunBusy:
                 if time.monotonic() > deadline:
@@ -458,36 +379,23 @@ class ObjectFolder(Folder):
             return False
 
 
-class _Ranges(io.RawIOBase):
-    """An object as a file of which each read is a request."""
+def _amazon_in_arrow(bucket: Bucket) -> Any:
+    """Arrow's S3 file system for a bucket, with the credentials that there are now."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-    def __init__(self, folder: ObjectFolder, key: str, size: int) -> None:
-        self._folder = folder
-        self._key = key
-        self._size = size
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._at + len(buffer), self._size)
-        if end <= self._at:
-            return 0
-        data = self._folder.read_range(self._key, self._at, end)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+    options: dict[str, Any] = {"region": bucket.region, "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=10)}
+    if bucket.endpoint is not None and not bucket.endpoint.endswith(AMAZON):
+        scheme, _, host = bucket.endpoint.partition("://")
+        options |= {"endpoint_override": host, "scheme": scheme}
+    if bucket.credentials is None:
+        return S3FileSystem(anonymous=True, **options)
+    now = bucket.credentials()
+    keys = {
+        "access_key": now["access_key_id"],
+        "secret_key": now["secret_access_key"],
+        "session_token": now["token"],
+    }
+    return S3FileSystem(**keys, **options)
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shardkit.files import sync_file, writing
 from shardkit.rows import Batch, Result, fit, to_batches
 from shardkit.schema import TypeMismatch, conform, unify_fields
-from shardkit.storage import sync_file, writing
+from shardkit.spans import RecordRows, Spans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from shardkit.storage import Folder
@@ -31,6 +32,7 @@ ROW_GROUP_ROWS = 1 << 17
 CONVERT_ROWS = 1 << 13
 CONVERT_BYTES = 8 << 20
 ORIGINS_KEY = b"shardkit.origins"
+RECORDS_KEY = b"shardkit.records"
 
 
 @dataclass
@@ -60,6 +62,7 @@ class _Stream:
     path: Path | None = None
     name: str = ""
     origins: dict[str, dict[str, str]] = field(default_factory=dict)
+    records: RecordRows | None = field(default_factory=RecordRows)
 
 
 class PartsWriter:
@@ -128,8 +131,8 @@ class PartsWriter:
             self._give_up(result, error)
             return
         for table in tables:
-            origins = {f.name: {str(f.type): result.key} for f in table.schema if not pa.types.is_null(f.type)}
-            self._put(Batch(table, {} if self._schema is not None else origins))
+            origins = {f.name: {str(f.type): result.key} for f in table.schema}
+            self._put(Batch(table, {} if self._schema is not None else origins, [(result.index, len(table))]))
 
     def _put(self, batch: Batch) -> None:
         if not len(batch.table) or not batch.table.num_columns:
@@ -139,6 +142,11 @@ class PartsWriter:
             known = stream.origins.setdefault(column, {})
             for kind, record in seen.items():
                 known.setdefault(kind, record)
+        if batch.records is None:
+            stream.records = None
+        elif stream.records is not None:
+            for position, rows in batch.records:
+                stream.records.add(position, rows)
         table = conform(batch.table, stream.schema)
         stream.tables.append(table)
         stream.rows += len(table)
@@ -200,6 +208,8 @@ class PartsWriter:
             return
         with writing(stream.path):
             stream.writer.add_key_value_metadata({ORIGINS_KEY: json.dumps(stream.origins).encode()})
+            if stream.records is not None:
+                stream.writer.add_key_value_metadata({RECORDS_KEY: stream.records.dump()})
             stream.writer.close()
         sync_file(stream.path)
         part = Part(stream.name, stream.written, os.path.getsize(stream.path))
@@ -210,6 +220,25 @@ class PartsWriter:
         for stream in self._streams:
             self._finish(stream)
         self._streams = []
+
+
+def origins_of(footer: pq.FileMetaData) -> dict[str, dict[str, str]]:
+    """For each column of a part, and each type that a record alone would have given it, the first record to do so."""
+    text = (footer.metadata or {}).get(ORIGINS_KEY)
+    origins: dict[str, dict[str, str]] = json.loads(text) if text else {}
+    return origins
+
+
+def rows_of(footer: pq.FileMetaData, records: Mapping[int, str]) -> Spans | None:
+    """The rows in a part of some records, given by their positions in the chunk, with their keys.
+
+    None where the others' rows alone would have made another part, as columns and types go.
+    """
+    text = (footer.metadata or {}).get(RECORDS_KEY)
+    gone = set(records.values())
+    if text is None or any(gone & set(seen.values()) for seen in origins_of(footer).values()):
+        return None
+    return RecordRows.load(text).of(records)
 
 
 def _weight_of(row: dict[str, Any]) -> int:

@@ -26,6 +26,7 @@ from shardkit.commit import STAGING, check_owner, current_result, dataset_lock, 
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.errors import CombineError, InputError, PipelineError, ShardkitError
 from shardkit.functions import FunctionRef, user_traceback
+from shardkit.keeping import CONTENTS, Keeper
 from shardkit.ledger import WHOLE
 from shardkit.merging import combined, one_schema, read_source, schema_of
 from shardkit.progress import RowMeter
@@ -35,10 +36,10 @@ from shardkit.storage import folder as folder_at
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from shardkit.attempt import Attempt
-    from shardkit.ledger import Ledger
+    from shardkit.ledger import CommittedPart, Ledger
     from shardkit.merging import Source
     from shardkit.runs import Run
     from shardkit.storage import Folder
@@ -64,11 +65,18 @@ class Merge:
 
 
 def write_merged(
-    folder: Folder, source: Source, merge: Merge, *, token: str, threads: int | None
+    folder: Folder,
+    source: Source,
+    merge: Merge,
+    *,
+    token: str,
+    threads: int | None,
+    numbers_taken: Collection[int] = (),
 ) -> tuple[list[DataFile], pa.Schema]:
     """Write the parts of ``source`` as dataset files under ``folder``, their names carrying ``token``.
 
-    Returns the files, and the schema of the dataset with its partition columns.
+    Returns the files, and the schema of the dataset with its partition columns. The last three arguments are as for
+    `write_dataset`.
 
     Raises:
         SchemaConflict: a value does not fit its column.
@@ -76,7 +84,8 @@ def write_merged(
         StorageError: something could not be read or written.
     """
     if merge.combine is None:
-        return write_dataset(folder, source, merge.layout, token=token, threads=threads), source.schema
+        files = write_dataset(folder, source, merge.layout, token=token, threads=threads, numbers_taken=numbers_taken)
+        return files, source.schema
     function = merge.combine.load()
     schemas: list[pa.Schema] = []
 
@@ -108,38 +117,54 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
     ledger.check()
     plan = ledger.folder.plan()
     with _switching(ledger.folder, attempt, name=name) as build:
-        sources = _sources(ledger, merge)
-        read = RowMeter(sum(s.num_rows for _, s in sources), lambda: sum(sum(s.read) for _, s in sources))
-        with attempt.pass2(read):
-            for partition, source in sources:
-                one = replace(merge, layout=replace(merge.layout, day=partition or None))
-                files, schema = write_merged(staging(ledger.folder), source, one, token=build.token, threads=threads)
-                build.add(partition, files, schema)
         # A combine that was sent by value has no digest here, but the plan has.
         sent = merge.combine is not None and not merge.combine.digest
         build.made_with = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
         build.by_day = plan["by_day"]
         build.form = merge.layout.form(plan["form"]["days"])
+        keeper = _keeper(ledger.folder.output, merge, build)
+        work = [(name, parts, keeper.keep(name, parts, source)) for name, parts, source in _sources(ledger, merge)]
+        read = RowMeter(sum(k.rest.num_rows for *_, k in work), lambda: sum(sum(k.rest.read) for *_, k in work))
+        with attempt.pass2(read):
+            for partition, parts, kept in work:
+                files, schema = write_merged(
+                    staging(ledger.folder),
+                    kept.rest,
+                    replace(merge, layout=replace(merge.layout, day=partition or None)),
+                    token=build.token,
+                    threads=threads,
+                    numbers_taken=kept.numbers,
+                )
+                keeper.note(partition, parts, kept.rest, files)
+                build.add(partition, [*kept.files, *files], schema)
+        if keeper.contents.columns:
+            ledger.folder.write(CONTENTS, keeper.contents.dump())
+        build.kept = [file.path for *_, kept in work for file in kept.files]
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
     keep_registered(merge.glue, ledger.folder.output, changed=True)
     return build.result
 
 
-def _sources(ledger: Ledger, merge: Merge) -> list[tuple[str, Source]]:
-    """The rows of each partition, of one schema for all.
+def _keeper(output: Folder, merge: Merge, build: _Build) -> Keeper:
+    by_rows = merge.combine is None and merge.layout.cuts_by_rows
+    rows_per_file = merge.layout.rows_per_file if by_rows else None
+    return Keeper(
+        output, current_result(output), rows_per_file=rows_per_file, made_with=build.made_with, form=build.form
+    )
+
+
+def _sources(ledger: Ledger, merge: Merge) -> list[tuple[str, list[CommittedPart], Source]]:
+    """Each partition's parts and their rows, of one schema for all.
 
     Raises:
         SchemaConflict: the partitions, or those that stay as they are, give a column types that cannot be unified.
         PipelineError: the rows have a column that is named as days are.
     """
-    sources = [
-        (partition, read_source((p.file for p in parts), schema=merge.schema, widen_ints=merge.widen_ints))
-        for partition, parts in ledger.partitions()
-    ]
+    sources = [(name, parts, _source(parts, merge)) for name, parts in ledger.partitions()]
     day = merge.layout.day_column
     if day is None:
         return sources
-    if any(day in source.schema.names for _, source in sources):
+    if any(day in source.schema.names for *_, source in sources):
         raise PipelineError(
             f"The rows have a column {day!r}, which is what the dataset's days are named by.",
             hint="Rename it in the function, then start a new run.",
@@ -150,8 +175,13 @@ def _sources(ledger: Ledger, merge: Merge) -> list[tuple[str, Source]]:
         known = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
     if merge.schema is not None:
         return sources
-    schema = one_schema(known | {name: s.schema for name, s in sources}, widen_ints=merge.widen_ints)
-    return [(name, replace(source, schema=schema)) for name, source in sources]
+    schema = one_schema(known | {name: source.schema for name, _, source in sources}, widen_ints=merge.widen_ints)
+    return [(name, parts, replace(source, schema=schema)) for name, parts, source in sources]
+
+
+def _source(parts: list[CommittedPart], merge: Merge) -> Source:
+    files, spans = [part.file for part in parts], [part.spans for part in parts]
+    return read_source(files, spans=spans, schema=merge.schema, widen_ints=merge.widen_ints)
 
 
 def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, Any]:
@@ -253,6 +283,7 @@ class _Build:
         self.by_day = False
         self.made_with: dict[str, str] = {}
         self.form: dict[str, Any] = {}
+        self.kept: list[str] = []
         self._files: list[tuple[str, DataFile]] = []
         self._partitions: dict[str, None] = {}
         self.result: dict[str, Any] = {}
@@ -308,14 +339,14 @@ def _switching(folder: RunFolder, attempt: Attempt, *, name: str) -> Iterator[_B
         yield build
         with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S):
             check_owner(folder.output, name)
-            switch(folder, build.result)
+            switch(folder, build.result, build.kept)
         return
     with dataset_lock(folder.output):
         check_owner(folder.output, name)  # again: another pipeline's run may have ended there meanwhile
         folder.files.remove_all(STAGING)
         build = _Build(folder, attempt, name)
         yield build
-        switch(folder, build.result)
+        switch(folder, build.result, build.kept)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,22 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_serializer,
-    model_validator,
 )
 
 from shardkit.days import DAY_COLUMN, parse_days
-from shardkit.engines.sagemaker import EngineSettings, Local, SageMaker
-from shardkit.engines.settings import Names, NoTruth
+from shardkit.engines.sagemaker import SageMaker
+from shardkit.engines.settings import NoTruth
 from shardkit.errors import PipelineError
 from shardkit.functions import FunctionRef, name_of, reference
-from shardkit.schedule import Schedule
-from shardkit.storage import absolute_uri, folder
+from shardkit.sections import Catalog, Engine, Input, Output, Queue, Section, Shards, WhenDue, path_text
+from shardkit.storage import Access, absolute_uri, folder
 
 if TYPE_CHECKING:
     from shardkit.estimate import Estimate
@@ -34,182 +32,11 @@ if TYPE_CHECKING:
     from shardkit.pass1_preprocessing import WorkLimits
     from shardkit.pass2_combine import Merge
     from shardkit.runs import Run
+    from shardkit.schedule import Schedule
     from shardkit.storage import Folder
 
-UNITS = {"": 1, "b": 1} | {
-    f"{letter}{suffix}": base**power
-    for power, letter in enumerate("kmgt", 1)
-    for suffix, base in (("b", 1000), ("ib", 1024))
-}
 
-# What each way of cutting takes, with an example.
-SHARD_FIELDS = {
-    "directory": {"depth": "1", "max_jobs": "100"},
-    "date": {"path": "{Y}/{m}/{d}", "column": "modified", "max_jobs": "100", "zone": "Europe/Paris"},
-    "size": {"count": "10", "target": "10GB"},
-    "s3key": {"instances": "4"},
-}
-MAX_INSTANCES = 100  # of one Processing job
-
-
-def parse_bytes(value: Any) -> Any:
-    """``"128MB"`` or ``"1 GiB"`` as a number of bytes; a number stays one."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE]\d+)?)\s*([a-zA-Z]*)\s*", value)
-    if not match or match[2].lower() not in UNITS:
-        raise ValueError("expected a number of bytes, or one with a unit such as 128MB")
-    return int(float(match[1]) * UNITS[match[2].lower()])
-
-
-def _path_text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-Bytes = Annotated[int, NoTruth, BeforeValidator(parse_bytes), Field(ge=1)]
-Uri = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
-
-
-class _Model(BaseModel):
-    # A traceback in a notebook must not print the values of the environment.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True, hide_input_in_errors=True
-    )
-
-
-class Input(_Model):
-    """Where the files are, and which of them count."""
-
-    uri: Uri
-    pattern: Annotated[Names, Field(min_length=1)] = ("*",)
-    exclude: Names = ()
-
-
-class Shards(_Model):
-    """How the records come into jobs: by folder or date, whose groups stay whole, by size, or object by object."""
-
-    by: Literal["directory", "date", "size", "s3key"] = "directory"
-    depth: Annotated[int, NoTruth, Field(ge=1, le=1000)] | None = None
-    path: Annotated[str, Field(min_length=1)] | None = None
-    column: Literal["modified"] | None = None
-    max_jobs: Annotated[int, NoTruth, Field(ge=1)] | None = None
-    count: Annotated[int, NoTruth, Field(ge=1)] | None = None
-    target: Bytes | None = None
-    instances: Annotated[int, NoTruth, Field(ge=1, le=MAX_INSTANCES)] | None = None
-    zone: Annotated[str, Field(min_length=1)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_depth(cls, given: Any) -> Any:
-        by_directory = isinstance(given, Mapping) and given.get("by", "directory") == "directory"
-        return {**given, "depth": 1} if by_directory and given.get("depth") is None else given
-
-    @field_validator("depth", "path", "column", "max_jobs", "count", "target", "instances", "zone", mode="before")
-    @classmethod
-    def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        by, name = info.data.get("by"), str(info.field_name)
-        if value is not None and by is not None and name not in SHARD_FIELDS[by]:
-            homes = [f"by: {kind}" for kind, fields in SHARD_FIELDS.items() if name in fields]
-            takes = " or ".join(SHARD_FIELDS[by]).replace(" or ", ", ", len(SHARD_FIELDS[by]) - 2)
-            raise ValueError(f"this field is for {' and '.join(homes)}; by: {by} takes {takes}.")
-        return value
-
-    @field_validator("path")
-    @classmethod
-    def _dated(cls, value: str | None) -> str | None:
-        from shardkit.groups import date_expression
-
-        if value is not None:
-            date_expression(value)
-        return value
-
-    @model_validator(mode="after")
-    def _whole(self) -> Shards:
-        needed = {"date": ("path", "column"), "size": ("count", "target"), "s3key": ("instances",)}.get(self.by, ())
-        given = [name for name in needed if getattr(self, name) is not None]
-        if needed and not given:
-            examples = " or ".join(f"{name} (such as {SHARD_FIELDS[self.by][name]})" for name in needed)
-            raise ValueError(f"by: {self.by} needs {examples}.")
-        if len(given) > 1:
-            raise ValueError(f"by: {self.by} takes {' or '.join(given)}, not both.")
-        return self
-
-    @model_serializer
-    def _given(self) -> dict[str, Any]:
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
-
-
-class Output(_Model):
-    """Where the dataset goes, and how it is cut into files."""
-
-    uri: Uri
-    format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
-    rows_per_file: Annotated[int, NoTruth] = Field(1 << 20, ge=1)
-    target_bytes: Bytes | None = None
-    partition_by: Names = ()
-    columns: dict[str, str] | None = Field(None, alias="schema")
-    widen_ints: bool = False
-
-    @field_validator("columns")
-    @classmethod
-    def _known_types(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        from shardkit.schema import parse_schema
-
-        if value:
-            try:
-                parse_schema(value)
-            except PipelineError as error:
-                raise ValueError(str(error).removeprefix("output.schema: ")) from None
-        return value
-
-
-class Glue(_Model):
-    """A table of the AWS Glue catalogue, and how Athena is asked: its workgroup, and where it puts its answers."""
-
-    database: Annotated[str, Field(min_length=1)]
-    table: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-    workgroup: Annotated[str, Field(min_length=1)] | None = None
-    results: Uri | None = None
-
-
-class Catalog(_Model):
-    """Where the dataset is registered as a table once it is made."""
-
-    glue: Glue
-
-
-ENGINES = ("local", "sagemaker", "none")
-
-
-def _engine_settings(value: Any) -> Any:
-    """Settings from what a user may give: a kind, a mapping, or a Processor."""
-    if isinstance(value, str):
-        value = {"kind": value}
-    if isinstance(value, Mapping):
-        if value.get("kind") in ENGINES:
-            return None if value["kind"] == "none" else value
-        import difflib
-
-        near = difflib.get_close_matches(str(value.get("kind", "")), ENGINES, n=1)
-        guess = f"; did you mean {near[0]}?" if near else "."
-        raise ValueError(f"expected local, sagemaker or none, or a mapping with its kind{guess}")
-    if value is None or isinstance(value, BaseModel):
-        return value
-    if isinstance(value, bool | int | float | list | tuple):
-        raise ValueError("expected local, sagemaker or none, or a mapping with its kind.")  # noqa: TRY004  for pydantic
-    from shardkit.engines.local import LocalEngine
-
-    if isinstance(value, LocalEngine):
-        isolation = "none" if value.isolation == "none" else "auto"
-        return Local(client=value, root=value.root, max_instances=value.max_instances, isolation=isolation)
-    return SageMaker(value)
-
-
-Engine = Annotated[EngineSettings, BeforeValidator(_engine_settings)]
-WhenDue = Schedule | None
-
-
-class Pipeline(_Model):
+class Pipeline(Section):
     """One job: an input, a function and an output, with all that is to be said about them.
 
     >>> pipeline = Pipeline.from_yaml("pipeline.yaml")                              # doctest: +SKIP
@@ -225,7 +52,7 @@ class Pipeline(_Model):
     name: str = ""
     input: Input
     function: str | Callable[..., Any]
-    source_dir: Annotated[str | None, BeforeValidator(_path_text)] = None
+    source_dir: Annotated[str | None, BeforeValidator(path_text)] = None
     records: str | Callable[[str], str | None] = "file"
     shards: Shards | None = None
     workers: Annotated[int | Literal["auto"], NoTruth] = "auto"
@@ -238,14 +65,15 @@ class Pipeline(_Model):
     incremental: bool | None = None
     schedule: WhenDue = None
     engine: Engine = None
+    queue: Queue | None = None
     input_mode: Literal["stream", "download"] = "stream"
-    requirements: Annotated[str | None, BeforeValidator(_path_text)] = None
+    requirements: Annotated[str | None, BeforeValidator(path_text)] = None
     requirements_mode: Literal["install", "bundle", "none"] = "install"
 
     def __init__(self, **fields: Any) -> None:
-        for section in ("input", "output"):
+        for section, field in (("input", "uri"), ("output", "uri"), ("queue", "place")):
             if isinstance(fields.get(section), str | os.PathLike):
-                fields[section] = {"uri": fields[section]}
+                fields[section] = {field: fields[section]}
         try:
             super().__init__(**fields)
         except ValidationError as error:
@@ -310,7 +138,7 @@ class Pipeline(_Model):
             if name in {"input", "output"} and isinstance(value, Mapping):
                 value = content[name].model_dump(by_alias=True) | dict(value)  # noqa: PLW2901
             content[name] = value
-        for name in ("input", "output", "shards", "catalog"):
+        for name in ("input", "output", "shards", "catalog", "queue"):
             if isinstance(content[name], BaseModel):
                 content[name] = content[name].model_dump(by_alias=True)
         return Pipeline(**content)
@@ -332,8 +160,8 @@ class Pipeline(_Model):
             days: with shards by date, only these, such as ``["2020-01-01", "2020-01-05..2020-01-09"]``.
             run_id: a name for the run.
             quiet: show no progress.
-            wait: with an engine, stay until all jobs have ended; else return when they are in the queue, and
-                ``run.wait()`` launches them.
+            wait: with an engine, stay until all jobs have ended; else return when they are in the queue. Then
+                ``run.wait()`` launches them, or who serves the pipeline's ``queue`` does.
 
         Raises:
             InputError: the input is empty or cannot be read.
@@ -350,6 +178,8 @@ class Pipeline(_Model):
             from shardkit.driver import start_jobs
 
             return start_jobs(self, days=chosen, run_id=run_id, quiet=quiet, wait=wait)
+        if self.queue is not None:
+            raise PipelineError("queue: only jobs of an engine go into a queue.", hint="Set engine: too.")
         return start_run(self, days=chosen, run_id=run_id, quiet=quiet)
 
     def plan(self, *, days: Iterable[str] | None = None, run_id: str | None = None) -> Plan:
@@ -398,12 +228,12 @@ class Pipeline(_Model):
 
     def input_folder(self) -> Folder:
         """The input's folder."""
-        return folder(self.input.uri, session=self._session())
+        return folder(self.input.uri, dataclasses.replace(self.input.access(), session=self._session()))
 
     def output_folder(self) -> Folder:
         """The output's folder."""
         key = self.engine.output_kms_key if self.engine is not None else None
-        return folder(self.output.uri, session=self._session(), kms_key=key)
+        return folder(self.output.uri, Access(self._session(), key))
 
     def _session(self) -> Any:
         """The session that the engine's settings name, which then is for the storage as well."""
@@ -456,6 +286,10 @@ class Pipeline(_Model):
             value = getattr(self, name)
             content[name] = _function_name(value) if callable(value) else value
         content["engine"] = self.engine.to_dict() if self.engine is not None else None
+        if self.queue is not None:
+            content["queue"] |= {"notify": list(self.queue.notify)}
+            if "://" not in self.queue.place:
+                content["queue"]["place"] = os.path.abspath(os.path.expanduser(self.queue.place))
         content["requirements"] = os.path.abspath(self.requirements) if self.requirements else None
         content["input"] |= {k: list(content["input"][k]) for k in ("pattern", "exclude")}
         content["output"]["partition_by"] = list(self.output.partition_by)

@@ -9,7 +9,7 @@ from shardkit.clock import now
 from shardkit.commit import check_form, check_owner
 from shardkit.errors import PipelineError, PlanMismatch
 from shardkit.functions import FunctionRef, python_version, reference
-from shardkit.storage import LocalFolder
+from shardkit.storage import ACCESS_FIELDS, LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -33,6 +33,7 @@ SETTINGS = {
     "requirements",
     "requirements_mode",
 }
+READING = {f"input.{name}" for name in ACCESS_FIELDS}
 
 
 def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pipeline:
@@ -46,7 +47,7 @@ def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pi
     content = dict(plan["pipeline"])
     for name, value in settings.items():
         section, _, field = name.partition(".")
-        if section not in SETTINGS or name in {"output.uri", "output"}:
+        if name not in READING and (section not in SETTINGS or name in {"output.uri", "output"}):
             raise PlanMismatch(
                 f"{name} cannot change between a run and its resumption: it decides what is computed.",
                 hint="Start a new run instead; a resumption takes "

@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from shardkit.board import Board
 from shardkit.errors import RunFailed, RunInterrupted
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 
 TICK_S = 0.1
 GOODBYE_S = 2.0
-BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.worker import main; main({fd}, {board}, {number})"
+BOOTSTRAP = (
+    "import sys; sys.path[:] = {path}; from shardkit.worker import main; main({fd}, {board}, {number}, {store!r})"
+)
 # One thread a worker, for there is a worker a CPU; and an allocator that gives back what is freed.
 WORKER_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system"} | dict.fromkeys(
     (
@@ -90,8 +93,13 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs, _no_interrupt():
             fd, shared = theirs.fileno(), board.descriptor
+            store = urlsplit(settings.input_root).scheme if is_remote(settings.input_root) else None
             self._process = subprocess.Popen(  # noqa: S603  our own interpreter and code
-                [sys.executable, "-c", BOOTSTRAP.format(path=sys.path, fd=fd, board=shared, number=number)],
+                [
+                    sys.executable,
+                    "-c",
+                    BOOTSTRAP.format(path=sys.path, fd=fd, board=shared, number=number, store=store),
+                ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[fd, shared],
                 env=WORKER_ENVIRONMENT | dict(os.environ),
@@ -124,7 +132,7 @@ class WorkerProcess:
     def _introduce(self, stop: Stop) -> None:
         """Send the settings to a new worker, and wait until it has loaded the function."""
         if self._settings is not None:
-            self._connection.send(self._settings)
+            self._connection.send(_located(self._settings))
             self._receive(None, stop)
             self._settings = None
 
@@ -192,7 +200,9 @@ class WorkerProcess:
         self._connection.close()
 
     def close(self) -> None:
-        """See that the process has ended."""
+        """See that the process has ended; one that was never asked for anything has nothing to end."""
+        if self._settings is not None:
+            self.kill()
         self._wait()
 
     def _wait(self) -> None:
@@ -202,6 +212,15 @@ class WorkerProcess:
             if time.monotonic() > deadline:
                 self.kill()
             time.sleep(0.005)
+
+
+def _located(settings: WorkerSettings) -> WorkerSettings:
+    """The settings with where the input is, which need not be found out by every worker."""
+    if not is_remote(settings.input_root):
+        return settings
+    from shardkit.stores import located
+
+    return dataclasses.replace(settings, input_access=located(settings.input_root, settings.input_access))
 
 
 @contextlib.contextmanager
@@ -245,9 +264,12 @@ class Stop:
 
 
 class WorkerPool:
-    """As many workers as the machine shall have; a dead one is replaced when it is next needed."""
+    """As many workers as the machine shall have; one that is dead, or not begun, begins when it is needed.
 
-    def __init__(self, settings: WorkerSettings, size: int) -> None:
+    ``begun`` is how many begin at once; by default all.
+    """
+
+    def __init__(self, settings: WorkerSettings, size: int, *, begun: int | None = None) -> None:
         self.size = size
         self.fetches = is_remote(settings.input_root)
         if self.fetches or is_remote(settings.output):
@@ -261,11 +283,16 @@ class WorkerPool:
         for number in range(size):
             self._idle.put(number)
         try:
-            for number in range(size):
-                self._workers[number] = self._start(number)
+            self.begin(size if begun is None else begun)
         except BaseException:
             self.close()
             raise
+
+    def begin(self, count: int) -> None:
+        """See that so many workers have begun, for there is work for them; before the first is asked for anything."""
+        for number in range(min(count, self.size)):
+            if self._workers[number] is None:
+                self._workers[number] = self._start(number)
 
     def _start(self, number: int) -> WorkerProcess:
         try:

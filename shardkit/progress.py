@@ -6,12 +6,14 @@ import html
 import os
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
+
+from shardkit.repeats import REPEATS, count_of, repeats_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from shardkit.jobs import Report
     from shardkit.micro import Counts
     from shardkit.runfolder import RunFolder
 
@@ -158,6 +160,7 @@ class RecordMeter:
         self._before = before
         self._counts = counts
         self._begun = time.monotonic()
+        self._own = REPEATS.counts()
 
     def read(self) -> tuple[int, str]:
         """Records handled, and a line about them."""
@@ -170,6 +173,8 @@ class RecordMeter:
             parts.append(f"{done / elapsed:,.0f} records/s, {human_bytes(rate)}/s")
         left = f"ETA {human_seconds(self._left(counts, elapsed))}" if done and counts.records < self.total else ""
         parts += [left or human_seconds(elapsed), f"{counts.quarantined:,} quarantined"]
+        if repeats := repeats_text(counts.repeated + (REPEATS.counts() - self._own)):
+            parts.append(f"requests: {repeats}")
         return counts.records, " | ".join(parts)
 
     def _left(self, counts: Counts, elapsed: float) -> float:
@@ -210,30 +215,35 @@ class JobMeter:
         self._next_look = 0.0
         self._begun = time.monotonic()
         self._records = self._quarantined = 0
+        self._repeated: Counter[str] = Counter()
         self._line = ""
 
-    def read(self, report: Report | None) -> tuple[int, str]:
-        """Records handled, and a line about the jobs; without a report, as they are at the end."""
-        if time.monotonic() >= self._next_look or report is None:
+    def read(self, counts: Mapping[str, int] | None, trouble: str = "") -> tuple[int, str]:
+        """Records handled, and a line about the run's jobs, by status; without them, as they are at the end."""
+        if time.monotonic() >= self._next_look or counts is None:
             self._look()
             self._next_look = time.monotonic() + self._look_every_s
-        if report is not None:
-            counts = {status: count - self._earlier.get(status, 0) for status, count in report.counts.items()}
-            ended = sum(counts[status] for status in ("Completed", "Failed", "Stopped"))
-            live = counts["Launched"] + counts["InProgress"]
-            self._line = f"jobs: {ended:,}/{sum(counts.values()):,} ended, {live:,} running"
-            if counts["Failed"]:
-                self._line += f", {counts['Failed']:,} failed"
+        if counts is not None:
+            mine = {status: count - self._earlier.get(status, 0) for status, count in counts.items()}
+            ended = sum(mine[status] for status in ("Completed", "Failed", "Stopped"))
+            live = mine["Launched"] + mine["InProgress"]
+            self._line = f"jobs: {ended:,}/{sum(mine.values()):,} ended, {live:,} running"
+            if mine["Failed"]:
+                self._line += f", {mine['Failed']:,} failed"
         parts = [self._line, f"{self._records:,}/{self.total:,} records", f"{self._quarantined:,} quarantined"]
         parts.append(human_seconds(time.monotonic() - self._begun))
-        if report is not None and report.trouble:
-            parts.append(report.trouble[:100])
+        if repeats := repeats_text(self._repeated):
+            parts.append(f"requests: {repeats}")
+        if trouble:
+            parts.append(trouble[:100])
         return self._records, " | ".join(parts)
 
     def _look(self) -> None:
         latest = {str(beat["shard"]): beat for beat in self._folder.heartbeats() if "records" in beat}
         self._records = sum(int(beat["records"]) for beat in latest.values())
         self._quarantined = sum(int(beat["quarantined"]) for beat in latest.values())
+        told = [count_of(beat) + Counter(beat.get("repeated_by_workers", {})) for beat in latest.values()]
+        self._repeated = sum(told, Counter())
 
 
 def human_bytes(size: float) -> str:

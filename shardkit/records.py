@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,16 +24,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.arrays import arrow, numpy, one_chunk
+from shardkit.arrays import arrow, numpy, one_chunk, positions
 from shardkit.days import is_wanted
 from shardkit.errors import InputError, PipelineError
 from shardkit.functions import user_traceback
 from shardkit.groups import folder_of, group_records, with_dense_groups
+from shardkit.joining import join, main_keys, single
+from shardkit.spill import batches_of, filtered, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 RECORD_KINDS = ("file", "stem", "directory")
+COLUMNS = ["key", "main", "group", "bytes", "objects", "etags"]
 
 
 @dataclass(frozen=True)
@@ -158,70 +162,64 @@ def build_records(
     """
     listed = len(objects)
     if exclude:
-        objects = objects.filter(pc.invert(matches(objects["key"].combine_chunks(), exclude)))
-    keys = _one_chunk(objects["key"])
-    is_main = matches(keys, pattern)
-    names = record_keys(keys, records)
-    is_main = pc.and_(is_main, pc.is_valid(names))
-    codes = pc.dictionary_encode(names).indices
-    mains = np.flatnonzero(numpy(is_main))
-    if not len(mains):
-        raise InputError(_nothing_found(listed, keys, names, pattern, exclude))
-    code = numpy(pc.fill_null(codes, -1) if codes.null_count else codes)
-    # The first main object of each record, in key order; objects of records without one are left out.
-    first_main = np.full(int(code.max()) + 1, -1, np.int64)
-    first_main[code[mains][::-1]] = mains[::-1]
-    kept = np.flatnonzero((code >= 0) & (first_main[code] >= 0))
-    order = kept[np.lexsort((kept, first_main[code[kept]]))]
-    table = _assemble(objects, names, order, first_main[code[order]], shards)
-    left = np.setdiff1d(np.arange(len(keys)), kept, assume_unique=True)
-    sample = tuple(keys.take(arrow(left[:5])).to_pylist())
-    return Records(table, listed, listed - len(kept), sample)
+        objects = filtered(objects, ~values_of(objects, lambda batch: matches(batch["key"], exclude)))
+    numbers = ["bytes", *(["modified"] if _by_time(objects, shards) else [])]
+    used, named = values_of(objects, lambda batch: matches(batch["key"], pattern)), True
+    if records == "file":
+        build = functools.partial(single, objects, used, numbers)
+    else:
+        names, code = _named(objects, records)
+        main, named = _first_mains(code, used, len(names)), len(names) > 0
+        used = main >= 0
+        build = functools.partial(join, objects, main, names, code, numbers)
+    if not used.any():
+        raise InputError(_nothing_found(listed, objects["key"], pattern, exclude, named=named))
+    table = build()
+    newest = numpy(table["modified"]) if "modified" in numbers else None
+    table = table.append_column("group", group_records(main_keys(table), table["key"], newest, shards))
+    sample = tuple(objects["key"][row].as_py() for row in np.flatnonzero(~used)[:5].tolist())
+    return Records(table.select(COLUMNS), listed, listed - int(used.sum()), sample)
 
 
-def _assemble(
-    objects: pa.Table, names: pa.Array, order: np.ndarray, main: np.ndarray, shards: Mapping[str, Any] | None
-) -> pa.Table:
-    """One row a record, from objects put in ``order``, with each object's record told by its ``main`` object."""
-    starts = np.flatnonzero(np.r_[True, main[1:] != main[:-1]])
-    offsets = arrow(np.r_[starts, len(order)].astype(np.int32))
-    main_index = main[starts]
-    position = np.empty(len(objects), np.int64)
-    position[order] = np.arange(len(order))
-    rows = objects.take(arrow(order))
-    sizes = np.r_[0, np.cumsum(numpy(rows["bytes"]))]
-    main_keys = _one_chunk(objects["key"]).take(arrow(main_index))
-    keys = names.take(arrow(main_index)).cast(pa.string())
-    return pa.table(
-        {
-            "key": keys,
-            "main": arrow((position[main_index] - starts).astype(np.int32)),
-            "group": group_records(main_keys, keys, _newest(rows, starts), shards),
-            "bytes": arrow(np.diff(sizes[np.r_[starts, len(order)]])),
-            "objects": pa.ListArray.from_arrays(offsets, _one_chunk(rows["key"]).cast(pa.string())),
-            "etags": pa.ListArray.from_arrays(offsets, _one_chunk(rows["etag"]).cast(pa.string())),
-        }
-    )
+def _by_time(objects: pa.Table, shards: Mapping[str, Any] | None) -> bool:
+    """Whether groups are told by when objects were written, and that is known."""
+    asked = shards is not None and "column" in shards
+    return asked and "modified" in objects.column_names and not objects["modified"].null_count
 
 
-def _newest(rows: pa.Table, starts: np.ndarray) -> np.ndarray | None:
-    """When the newest of each record's objects was written, in microseconds since 1970; None if that is not known."""
-    if "modified" not in rows.column_names or rows["modified"].null_count:
-        return None
-    return np.maximum.reduceat(numpy(_one_chunk(rows["modified"]).cast(pa.int64())), starts)
+def _named(objects: pa.Table, records: str | Callable[[str], str | None]) -> tuple[pa.Array, np.ndarray]:
+    """The names of all records, and the number of each object's record among them; -1 for none."""
+    runs, lengths = [], [np.zeros(0, np.int64)]
+    for batch in batches_of(objects.select(["key"])):
+        names = record_keys(batch["key"], records).cast(pa.string())
+        # Most neighbours share a name, which is looked up once.
+        same = pc.equal(names[1:], names[:-1])
+        starts = np.flatnonzero(np.r_[True, ~(numpy(same) & numpy(pc.is_valid(same)))])
+        runs.append(names.take(arrow(starts)))
+        lengths.append(np.diff(np.r_[starts, len(names)]))
+    encoded = one_chunk(pa.chunked_array(runs, pa.string())).dictionary_encode()
+    return encoded.dictionary, np.repeat(positions(encoded.indices), np.concatenate(lengths))
 
 
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+def _first_mains(code: np.ndarray, is_main: np.ndarray, count: int) -> np.ndarray:
+    """The row of the first main object of each object's record; -1 where it has none, or there is no record."""
+    kind = np.int32 if len(code) < 1 << 31 else np.int64
+    mains = np.flatnonzero(is_main & (code >= 0)).astype(kind)[::-1]
+    first = np.full(count + 1, -1, kind)  # the last one stands for no record
+    first[code[mains]] = mains
+    found: np.ndarray = first[code]
+    return found
 
 
-def _nothing_found(listed: int, keys: pa.Array, names: pa.Array, pattern: Sequence[str], exclude: Sequence[str]) -> str:
+def _nothing_found(
+    listed: int, keys: pa.ChunkedArray, pattern: Sequence[str], exclude: Sequence[str], *, named: bool
+) -> str:
     wanted = " or ".join(repr(p) for p in pattern)
     if not listed:
         return f"The input holds no files (looked for {wanted}; names starting with '_' or '.' are not input)."
     if not len(keys):
         return f"All {listed:,} files of the input are excluded by {', '.join(map(repr, exclude))}."
     sample = ", ".join(keys.slice(0, 3).to_pylist())
-    if names.null_count == len(names):
+    if not named:
         return f"The records function names no record for any of the {len(keys):,} files, for example {sample}."
     return f"None of the input's {len(keys):,} files matches {wanted}; it holds, for example, {sample}."

@@ -37,10 +37,15 @@ class Result:
 
 @dataclass
 class Batch:
-    """A table of the rows of one or more records, and the record that gave each column its type first."""
+    """A table of the rows of one or more records, and the record that gave each column its type first.
+
+    ``records`` are these records' positions, in the order of their rows, and how many rows each has given. They are
+    only there where any of the records but those in ``origins`` could be left out, and all types would be the same.
+    """
 
     table: pa.Table
     origins: dict[str, dict[str, str]]
+    records: list[tuple[int, int]] | None
 
 
 def collect(result: Any, index: int, key: str) -> Result:
@@ -226,35 +231,54 @@ def _joint(results: list[Result], schema: pa.Schema | None) -> Batch:
     rows = [row for result in results for row in result.rows] if len(results) > 1 else results[0].rows
     columns = _columns(rows)
     table = _table(columns, schema, together=len(results) > 1)
+    records = [(result.index, len(result.rows)) for result in results]
     if schema is not None:
-        return Batch(fit(table, schema), {})
+        return Batch(fit(table, schema), {}, records)
     ends = np.cumsum([len(result.rows) for result in results]).tolist()
-    return Batch(
-        table,
-        {
-            name: _origins(columns[name], column.type, ends, results)
-            for name, column in zip(table.column_names, table.columns, strict=True)
-            if not pt.is_null(column.type)
-        },
-    )
+    origins, each_alone = {}, True
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        origins[name], alone = _origins(name, columns[name], column.type, ends, results)
+        each_alone = each_alone and alone
+    return Batch(table, origins, records if each_alone else None)
 
 
-def _origins(values: list[Any], kind: pa.DataType, ends: list[int], results: list[Result]) -> dict[str, str]:
+def _origins(
+    name: str, values: list[Any], kind: pa.DataType, ends: list[int], results: list[Result]
+) -> tuple[dict[str, str], bool]:
     """For each type that a record alone would have given a column, the first record to do so.
 
     That is one type, but for integers and floats: together they make floats, but a record of nothing but integers
     would have made integers. The outcome must not hang on which records were converted together.
+
+    Also whether these records alone make the column's type, whatever the others have.
     """
+    if pt.is_null(kind):
+        first = next(result for result in results if any(name in row for row in result.rows))
+        return {str(kind): first.key}, True
     found: dict[str, str] = {}
     is_mixed = pt.is_floating(kind) and any(family(k) == "int" for k in kinds_of(values))
-    start = 0
+    start, alone = 0, True
     for end, result in zip(ends, results, strict=True):
         if families := {family(k) for k in kinds_of(values[start:end])}:
+            if not found and not _is_plain(kind):
+                alone = len(results) == 1 or _type_of(values[start:end]) == kind
             found.setdefault("int64" if is_mixed and families == {"int"} else str(kind), result.key)
             if len(found) == 1 + is_mixed:
                 break
         start = end
-    return found
+    return found, alone
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether any single value that is of this type when it is alone makes a column of it."""
+    return bool(pt.is_int64(kind) or pt.is_float64(kind) or pt.is_string(kind) or pt.is_boolean(kind))
+
+
+def _type_of(values: list[Any]) -> pa.DataType | None:
+    try:
+        return to_array(values, None, together=False).type
+    except Exception:  # noqa: BLE001  values of the user's own classes may raise anything
+        return None
 
 
 def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -11,6 +11,7 @@
         lock                                       held by the process that works on the run
         jobs.sqlite, jobs.json                     with an engine: the queue of its jobs, and a copy of it
         manifests/, settings/, stop.json           likewise: lists of objects, settings of a resumption, a wish to stop
+        contents.json                              which rows of which parts the dataset's files hold
         result.json                                written last, by pass 2
 
     <output>/_shardkit/
@@ -27,11 +28,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError, RunNotFound, StorageError
 from shardkit.storage import File
+from shardkit.together import together
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -42,9 +44,12 @@ if TYPE_CHECKING:
     from shardkit.storage import Folder
 
 STATE_DIR = "_shardkit"
+STOP = "stop.json"  # in a run folder: the latest generation of jobs is to be stopped
 ALL_SHARDS = "all"
 RUNS = f"{STATE_DIR}/runs"
 LATEST = f"{STATE_DIR}/latest.json"
+RECORDS = "records.parquet"
+KEPT_BYTES = 8 << 20  # of the records; more are read again when they are needed
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -55,10 +60,11 @@ def part_base(chunk: int, attempt: int, *, alone: int | None = None) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Reads and writes one run's files, in the folder of its output; has no state of its own."""
+    """Reads and writes one run's files, in the folder of its output; keeps of those what never changes."""
 
     output: Folder
     run_id: str
+    _kept: dict[str, bytes | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def files(self) -> Folder:
@@ -105,7 +111,12 @@ class RunFolder:
 
     def plan(self) -> dict[str, Any]:
         """The plan, as it was written."""
-        return self.read("plan.json")
+        if "plan.json" not in self._kept:
+            try:
+                self._kept["plan.json"] = self.files.read("plan.json")
+            except FileNotFoundError:
+                raise self._missing("plan.json") from None
+        return self._parse("plan.json", self._kept["plan.json"] or b"")
 
     def write_plan(
         self,
@@ -120,19 +131,38 @@ class RunFolder:
 
         sink = pa.BufferOutputStream()
         pq.write_table(records, sink, compression="zstd", compression_level=1, write_statistics=False)
-        self.files.write("records.parquet", sink.getvalue().to_pybytes())
-        self.write_pickled("function", pickled)
-        if taken_over:
-            self.files.write("taken_over.json", json.dumps({"markers": taken_over}).encode())
-        # Before the plan: a run that dies between the two leaves a pointer to nothing, and the runs are looked through.
-        self.output.write(LATEST, json.dumps({"run_id": self.run_id}).encode())
-        self.write("plan.json", plan)
+        table = sink.getvalue().to_pybytes()
+        taken = json.dumps({"markers": taken_over}).encode() if taken_over else None
+        latest = json.dumps({"run_id": self.run_id}).encode()
+        together(
+            [
+                lambda: self.files.write(RECORDS, table),
+                lambda: self.write_pickled("function", pickled),
+                *([lambda: self.files.write("taken_over.json", taken)] if taken is not None else []),
+                # Not after the plan: a run that dies before that leaves a pointer to nothing, and the runs are looked
+                # through.
+                lambda: self.output.write(LATEST, latest),
+            ]
+        )
+        self._kept["plan.json"] = self.write("plan.json", plan)
+        self._kept["taken_over.json"] = taken
+        if len(table) <= KEPT_BYTES:
+            self._kept[RECORDS] = table
 
     def records(self, columns: list[str] | None = None) -> pa.Table:
-        """The table of records."""
+        """The table of records.
+
+        Raises:
+            OSError: there is none.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with File(self.files, "records.parquet").open() as file:
+        kept = self._kept.get(RECORDS)
+        with pa.BufferReader(kept) if kept is not None else File(self.files, RECORDS).open() as file:
+            if kept is None and file.size() <= KEPT_BYTES:
+                self._kept[RECORDS] = file.read()
+                file.seek(0)
             return pq.ParquetFile(file).read(columns=columns)
 
     def write_pickled(self, name: str, pickled: bytes | None) -> None:
@@ -159,8 +189,13 @@ class RunFolder:
 
     def taken_over(self, shards: list[int] | None = None) -> list[dict[str, Any]]:
         """The markers of chunks that earlier runs have done, as the plan took them over."""
-        found = self._read_if_there("taken_over.json")
-        markers: list[dict[str, Any]] = found["markers"] if found else []
+        if "taken_over.json" not in self._kept:
+            try:
+                self._kept["taken_over.json"] = self.files.read("taken_over.json")
+            except FileNotFoundError:
+                self._kept["taken_over.json"] = None
+        found = self._kept["taken_over.json"]
+        markers: list[dict[str, Any]] = self._parse("taken_over.json", found)["markers"] if found else []
         return [marker for marker in markers if shards is None or marker["shard"] in shards]
 
     def of(self, run_id: str) -> Folder:
@@ -187,16 +222,21 @@ class RunFolder:
         mine = {str(shard), ALL_SHARDS}
         return 1 + max((int(n) for of, n in attempts if shard == ALL_SHARDS or of in mine), default=0)
 
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write one of the JSON files, atomically."""
-        self.files.write(name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    def write(self, name: str, content: dict[str, Any]) -> bytes:
+        """Write one of the JSON files, atomically; returns what it holds."""
+        data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+        self.files.write(name, data)
+        return data
 
     def read(self, name: str) -> dict[str, Any]:
         """Read one of the JSON files."""
         content = self._read_if_there(name)
         if content is None:
-            raise StorageError(f"Run {self.run_id}: {self.uri}/{name} is not there.")
+            raise self._missing(name)
         return content
+
+    def _missing(self, name: str) -> StorageError:
+        return StorageError(f"Run {self.run_id}: {self.uri}/{name} is not there.")
 
     def _read_if_there(self, name: str) -> dict[str, Any] | None:
         try:

@@ -13,7 +13,7 @@ from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound
 from shardkit.functions import FunctionRef, reference
 from shardkit.planning import check_same_plan, make_run_plan, planned_merge, planned_pipeline, write_run
 from shardkit.runfolder import STATE_DIR, RunFolder, find_run, run_folder
-from shardkit.storage import absolute_uri
+from shardkit.storage import Access, absolute_uri
 from shardkit.storage import folder as folder_at
 from shardkit.summary import Summary, is_complete, summarize
 
@@ -262,22 +262,28 @@ def _untold(jobs: list[Job]) -> int:
 
 @contextlib.contextmanager
 def worker_pool(
-    folder: RunFolder, pipeline: Pipeline, ref: FunctionRef, *, source: str | None = None
+    folder: RunFolder,
+    pipeline: Pipeline,
+    ref: FunctionRef,
+    *,
+    source: str | None = None,
+    begun: int | None = None,
 ) -> Iterator[WorkerPool]:
-    """The workers of a pipeline, starting to load its function; ``source`` is where its input lies by now."""
+    """The workers of a pipeline; ``source`` is where its input lies by now, ``begun`` how many begin at once."""
     from shardkit.pool import WorkerPool
     from shardkit.worker import WorkerSettings
 
     settings = WorkerSettings(
         function=ref,
         input_root=source or absolute_uri(pipeline.input.uri),
+        input_access=pipeline.input.access(),
         output=folder.output.uri,
         run_id=folder.run_id,
         scratch=None,
         by_stem=pipeline.records == "stem",
         schema=pipeline.output.columns,
     )
-    with WorkerPool(settings, pipeline.worker_count()) as pool:
+    with WorkerPool(settings, pipeline.worker_count(), begun=begun) as pool:
         yield pool
 
 
@@ -296,6 +302,8 @@ def start_run(
     from shardkit.progress import make_progress
 
     begun = time.monotonic()
+    if not merge:
+        pipeline = pipeline.replace(incremental=False)  # of a part taken over, some rows may no longer count
     if pipeline.catalog is not None:
         from shardkit.catalog import check_installed
 
@@ -305,14 +313,14 @@ def start_run(
     ref, merging = pipeline.function_ref(), pipeline.merge()
     finish_switches(folder.output)
     with contextlib.ExitStack() as stack:
-        if not pipeline.is_incremental:  # the workers load the function while the input is listed
-            pool = stack.enter_context(worker_pool(folder, pipeline, ref))
+        # The workers get ready while the input is listed; one is enough if little has changed.
+        ready = 1 if pipeline.is_incremental else None
+        pool = stack.enter_context(worker_pool(folder, pipeline, ref, begun=ready))
         plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
         if not plan.content["totals"]["records"]:
             return nothing_to_do(pipeline, plan, progress)
         stack.enter_context(holding_days(folder, plan.content))
-        if pipeline.is_incremental:
-            pool = stack.enter_context(worker_pool(folder, pipeline, ref))
+        pool.begin(plan.content["totals"]["chunks"] - len(plan.taken_over))
         with folder.lock():
             if folder.exists():
                 check_same_plan(folder, plan)
@@ -383,14 +391,14 @@ def open_run(output: str | os.PathLike[str], run_id: str | None = None, *, boto_
     Raises:
         RunNotFound: there is none.
     """
-    root = folder_at(output, session=boto_session)
+    root = folder_at(output, Access(boto_session))
     finish_switches(root)
     found = find_run(root, run_id)
     return Run(found.encrypted(found.plan()))
 
 
 # Fields of a pipeline's input and output that `run` takes as they are.
-INPUT_FIELDS = ("pattern", "exclude")
+INPUT_FIELDS = ("pattern", "exclude", "requester_pays", "anonymous")
 OUTPUT_FIELDS = ("format", "rows_per_file", "target_bytes", "partition_by", "schema", "widen_ints")
 
 

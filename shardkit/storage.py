@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import os
 import shutil
 import time
-import uuid
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +19,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from shardkit.errors import PipelineError, RunBusy, StorageError
+from shardkit.files import copy_file, place_file, write_bytes, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
 
-TEMPORARY_PREFIX = ".shardkit-tmp-"
-OBJECT_SCHEMES = ("s3",)
+MEMORY = "memory"
+OBJECT_SCHEMES = ("s3", "gs", "az", "abfss", MEMORY)
 LOOK_S = 0.2
+ACCESS_FIELDS = ("requester_pays", "anonymous")  # of a pipeline's input: how it is read, not what it is
 
 
 def is_remote(uri: str | os.PathLike[str]) -> bool:
@@ -50,7 +50,7 @@ def local_root(uri: str | os.PathLike[str]) -> Path:
     elif "://" in text:
         raise PipelineError(
             f"{text}: shardkit knows no storage of kind {parts.scheme}:// here.",
-            hint="Give a path, a file:// URI or s3://bucket/prefix.",
+            hint="Give a path, a file:// URI, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.",
         )
     return Path(os.path.abspath(os.path.expanduser(text)))
 
@@ -60,11 +60,27 @@ def absolute_uri(uri: str | os.PathLike[str]) -> str:
     return os.fspath(uri).rstrip("/") if is_remote(uri) else str(local_root(uri))
 
 
-def folder(uri: str | os.PathLike[str], *, session: Any = None, kms_key: str | None = None) -> Folder:
-    """The folder that ``uri`` names: a path, ``file://`` or ``s3://bucket/prefix``.
+@dataclass(frozen=True)
+class Access:
+    """How an object store is reached, where that is not as its own tools do by default.
 
-    ``session`` is a boto3 session; without one, an object store is reached as boto3 would by default. ``kms_key``
-    encrypts what is written to a store, which else does as its bucket says.
+    ``session`` is a boto3 session, for S3 alone. ``kms_key`` encrypts what is written to S3, which else does as its
+    bucket says. ``requester_pays`` says that whoever reads is billed, and ``anonymous`` that no request is signed.
+    ``region`` and ``endpoint`` (a URL) are those of a bucket of S3, where another process has found them out already.
+    """
+
+    session: Any = None
+    kms_key: str | None = None
+    requester_pays: bool = False
+    anonymous: bool = False
+    region: str | None = None
+    endpoint: str | None = None
+
+
+def folder(uri: str | os.PathLike[str], access: Access | None = None) -> Folder:
+    """The folder that ``uri`` names: a path, ``file://``, ``s3://bucket/prefix``, ``gs://...`` or ``az://...``.
+
+    ``memory://name`` is a store of this process alone.
 
     Raises:
         PipelineError: no storage of that kind is known, or there are no credentials for it.
@@ -72,7 +88,7 @@ def folder(uri: str | os.PathLike[str], *, session: Any = None, kms_key: str | N
     if is_remote(uri):
         from shardkit.objectstore import ObjectFolder
 
-        return ObjectFolder.of(os.fspath(uri), session=session, kms_key=kms_key)
+        return ObjectFolder.of(os.fspath(uri), access or Access())
     return LocalFolder(local_root(uri))
 
 
@@ -214,7 +230,7 @@ class Folder(ABC):
 
     @abstractmethod
     def arrow(self) -> tuple[Any, str]:
-        """The Arrow file system (None: this machine's) and the path that stand for the folder."""
+        """An Arrow file system to read with (None: this machine's), and the path that stands for the folder in it."""
 
     @abstractmethod
     def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
@@ -334,7 +350,7 @@ class LocalFolder(Folder):
         target = self.root / key
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _copy_file(path, target)
+            copy_file(path, target)
 
     def get_file(self, key: str, path: Path, *, etag: str | None = None, size: int | None = None) -> None:
         """Copy the file ``key`` to ``path``."""
@@ -399,73 +415,3 @@ def _lock(descriptor: int, busy: str, patience_s: float) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-@contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an OSError inside the block into a StorageError that names the file and the cure."""
-    try:
-        yield
-    except OSError as error:
-        cures = {
-            errno.ENOSPC: "Free some space, then resume the run.",
-            errno.EDQUOT: "Free some of your quota, then resume the run.",
-            errno.EACCES: "Give yourself write permission there, then resume the run.",
-            errno.EPERM: "Give yourself write permission there, then resume the run.",
-            errno.EROFS: "Choose an output that is not mounted read-only.",
-        }
-        reason = error.strerror or str(error)
-        hint = cures.get(error.errno or 0, "What was committed is kept; resume the run when this is mended.")
-        raise StorageError(f"Cannot write {os.fspath(path)}: {reason}.", hint=hint) from error
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` at ``path`` atomically and durably, replacing what was there.
-
-    Raises:
-        StorageError: the file could not be written; nothing is left behind.
-    """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def sync_file(path: Path) -> None:
-    """Flush ``path`` to the disk, so that what is written after it may rely on it."""
-    with writing(path):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def place_file(source: Path, target: Path) -> None:
-    """Make ``source`` appear at ``target`` too, by a hard link where the file system has them."""
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, target)
-        except FileExistsError:
-            pass
-        except OSError:
-            _copy_file(source, target)
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    try:
-        shutil.copyfile(source, temporary)
-        sync_file(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from shardkit.engines.sagemaker import SageMaker
 from shardkit.errors import PipelineError
 from shardkit.job import INPUT_FOLDER
 from shardkit.jobs import Submission
+from shardkit.jobs.submitting import user_name
 from shardkit.progress import human_bytes
 from shardkit.storage import is_remote
 
@@ -72,9 +73,15 @@ class Requests:
         return f"{name_base(self.folder, self.plan['pipeline']['name'])}-g{self.generation}-"
 
     def submissions(self, jobs: list[dict[str, Any]]) -> list[Submission]:
-        """Pass 1 for those of the plan's jobs, and pass 2 after all of them."""
-        first = [Submission(f"{self.prefix}{job['job']:05d}", self._pass1(job)) for job in jobs]
-        last = Submission(f"{self.prefix}merge", self._pass2(), depends_on=[job.job_id for job in first])
+        """Pass 1 for those of the plan's jobs, and pass 2 after all of them, whose end is the run's."""
+        queue = self.pipeline.queue
+        owner = (queue.owner or user_name()) if queue is not None else ""
+        notify = queue.notify if queue is not None else ()
+        run = name_base(self.folder, self.plan["pipeline"]["name"])
+        tags = {"output": self.folder.output.uri, "run_id": self.folder.run_id}
+        first = [Submission(f"{self.prefix}{job['job']:05d}", self._pass1(job), (), owner, run) for job in jobs]
+        needs = [job.job_id for job in first]
+        last = Submission(f"{self.prefix}merge", self._pass2(), needs, owner, run, notify, tags)
         return [*first, last]
 
     @property
@@ -212,18 +219,35 @@ def check_engine(pipeline: Pipeline) -> None:
             f"shards.instances: {instances} instances at once, and engine.max_instances allows {engine.max_instances}.",
             hint="Raise the one, or lower the other.",
         )
+    _check_places(pipeline, engine)
     if engine.kind == "sagemaker":
-        for name, uri in (("input", pipeline.input.uri), ("output", pipeline.output.uri)):
-            if not is_remote(uri):
-                raise PipelineError(
-                    f"{name}.uri: {uri} is a folder of this machine, which jobs on SageMaker do not see.",
-                    hint="Give s3://bucket/prefix; or try the jobs here first, with engine: local.",
-                )
         _check_python(pipeline, engine)
     if engine.isolated:
         raise PipelineError(
             "engine.network: with enable_network_isolation a job cannot write its parts to S3.",
             hint="Give subnets and security groups with an S3 endpoint, and requirements_mode: bundle.",
+        )
+
+
+def _check_places(pipeline: Pipeline, engine: Settings) -> None:
+    """See that the jobs reach the input and the output."""
+    for name, uri in (("input", pipeline.input.uri), ("output", pipeline.output.uri)):
+        if is_remote(uri) and not uri.startswith("s3://"):
+            raise PipelineError(
+                f"{name}.uri: {uri} is in a store that jobs of an engine cannot use.",
+                hint="Give s3://bucket/prefix; or run without an engine, in the processes of one machine.",
+            )
+        if engine.kind == "sagemaker" and not is_remote(uri):
+            raise PipelineError(
+                f"{name}.uri: {uri} is a folder of this machine, which jobs on SageMaker do not see.",
+                hint="Give s3://bucket/prefix; or try the jobs here first, with engine: local.",
+            )
+    source = pipeline.input
+    if pipeline.input_mode == "download" and (source.requester_pays or source.anonymous):
+        named = "requester_pays" if source.requester_pays else "anonymous"
+        raise PipelineError(
+            f"input.{named}: with input_mode: download the service brings the input, signs, and does not pay.",
+            hint="Use input_mode: stream.",
         )
 
 

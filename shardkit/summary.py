@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardkit.attempt import resume_hint
 from shardkit.ledger import Ledger
 from shardkit.progress import counted, human_bytes, human_seconds
-from shardkit.runfolder import ALL_SHARDS
+from shardkit.repeats import count_of, repeats_text
+from shardkit.runfolder import ALL_SHARDS, STOP
+from shardkit.together import together
 
 if TYPE_CHECKING:
     from shardkit.runfolder import RunFolder
@@ -22,7 +25,8 @@ class Summary:
     """A run in numbers.
 
     ``status`` is ``running``, ``interrupted`` (can be resumed), ``failed`` or ``done``; ``records`` counts listed,
-    done, quarantined and skipped; ``seconds`` is the wall time of the attempts together.
+    done, quarantined and skipped; ``seconds`` is the wall time of the attempts together; ``repeated`` counts the
+    requests to object stores that were made again, by the reason.
     """
 
     run_id: str
@@ -35,6 +39,7 @@ class Summary:
     seconds: float
     output: str
     run_folder: str
+    repeated: dict[str, int] = field(default_factory=dict)
     message: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,6 +57,8 @@ class Summary:
             self._output_line(),
             f"  input    {human_bytes(self.bytes_in)} in {human_seconds(self.seconds)}",
         ]
+        if repeats := repeats_text(self.repeated):
+            lines.append(f"  requests {repeats}")
         if self.message:
             lines.append(f"  {self.message}")
         return "\n".join(lines)
@@ -69,8 +76,9 @@ class Summary:
 
 def summarize(folder: RunFolder) -> Summary:
     """A run in numbers."""
-    result, ledger, beats = folder.result(), Ledger(folder), folder.heartbeats()
-    status, message = _status(folder, result, beats)
+    asked = [folder.result, lambda: Ledger(folder), folder.heartbeats, folder.is_locked]
+    result, ledger, beats, is_locked = together(asked)
+    status, message = _status(folder, result, beats, is_locked=is_locked)
     finished = result if status == "done" else None
     return Summary(
         run_id=folder.run_id,
@@ -83,8 +91,15 @@ def summarize(folder: RunFolder) -> Summary:
         seconds=_seconds(beats),
         output=folder.output.uri,
         run_folder=folder.uri,
+        repeated=_repeated(ledger, beats),
         message=message,
     )
+
+
+def _repeated(ledger: Ledger, beats: list[dict[str, Any]]) -> dict[str, int]:
+    """What the workers have told in the markers, and the processes above them in their heartbeats."""
+    markers = [marker for marker in ledger.markers if not marker.get("taken_over")]
+    return dict(sum(map(count_of, [*markers, *beats]), Counter()))
 
 
 def _seconds(beats: list[dict[str, Any]]) -> float:
@@ -98,8 +113,10 @@ def _seconds(beats: list[dict[str, Any]]) -> float:
     return round(float((last - first).total_seconds()), 3)
 
 
-def _status(folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]) -> tuple[str, str | None]:
-    if folder.is_locked():
+def _status(
+    folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]], *, is_locked: bool
+) -> tuple[str, str | None]:
+    if is_locked:
         return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None
     if folder.plan().get("pipeline", {}).get("engine"):
         return _job_status(folder, result, beats)
@@ -130,6 +147,10 @@ def _job_status(
         return "done", None
     if failed:
         return "failed", failed[0]["message"]
+    queue = folder.plan()["pipeline"].get("queue")
+    if queue is not None and not folder.files.exists(STOP):
+        where = f"shardkit resume {folder.arguments}"
+        return "running", f"Its jobs are in the queue {queue['place']}, and go on while that is served. Watch: {where}"
     return "interrupted", resume_hint(folder)
 
 

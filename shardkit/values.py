@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
+from shardkit.arrays import PLAIN, plain_array
 from shardkit.schema import holds
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def to_array(values: list[Any], kind: pa.DataType | None, *, together: bool) -> 
         Exception: they have no common type, or do not fit ``kind``; whatever pyarrow and the values raise.
     """
     values, kinds = _without_missing(values, kinds_of(values), together=together)
+    if (plain := _plain(values, kinds, kind)) is not None:
+        return plain
     if kind is not None and any(test(kind) and kinds <= natural for test, natural in NATURAL):
         return pa.array(values, type=kind)
     try:
@@ -84,6 +87,16 @@ def to_array(values: list[Any], kind: pa.DataType | None, *, together: bool) -> 
             raise
         return pa.array(values, type=kind)  # what Arrow cannot infer, it may know when it is told
     return array
+
+
+def _plain(values: list[Any], kinds: set[type], kind: pa.DataType | None) -> pa.Array | None:
+    """The array of values that are nothing, or all of one simple type, where ``kind`` is that type's too."""
+    if not kinds:
+        return pa.nulls(len(values), kind)
+    (first, *others) = kinds
+    if others or first not in PLAIN or kind not in (None, PLAIN[first][0]):
+        return None
+    return plain_array(values, first)
 
 
 # What pa.array(values, type=...) takes without loss.

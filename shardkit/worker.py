@@ -6,9 +6,11 @@ board which one it begins, so that whoever watches knows what a dead or hanging 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
+import gc
 import io
 import os
 import resource
@@ -26,6 +28,7 @@ from shardkit.errors import ObjectChanged, ShardkitError, StorageError
 from shardkit.functions import FunctionRef, error_message, user_traceback
 from shardkit.inputs import READ_AHEAD_RECORDS, LocalInputs, Wanted, open_inputs
 from shardkit.record import Record
+from shardkit.repeats import REPEATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from shardkit.inputs import RemoteInputs, Ticket
     from shardkit.parts import Part
     from shardkit.runfolder import RunFolder
-    from shardkit.storage import LocalFolder
+    from shardkit.storage import Access, LocalFolder
 
 
 EXIT_OUT_OF_MEMORY = 86
@@ -45,11 +48,13 @@ EXIT_OUT_OF_MEMORY = 86
 class WorkerSettings:
     """What stays the same for all chunks of a worker.
 
+    ``input_access`` is how a store lets us in; the boto3 session is each worker's own.
     ``scratch`` is a folder for what comes from or goes to another store; None where input and output are both here.
     """
 
     function: FunctionRef
     input_root: str
+    input_access: Access
     output: str
     run_id: str
     scratch: str | None
@@ -95,12 +100,12 @@ class Failure:
     error: ShardkitError
 
 
-def main(descriptor: int, board: int, number: int) -> None:
-    """Serve chunks until the other end of the pipe hangs up."""
+def main(descriptor: int, board: int, number: int, store: str | None) -> None:
+    """Serve chunks until the other end of the pipe hangs up; ``store`` is the kind that objects are fetched from."""
     connection = Connection(descriptor)
     os.set_inheritable(descriptor, False)  # noqa: FBT003  it takes no name
     output = _Output()
-    _settle_in()
+    _settle_in(store)
     slot = Slot.inherited(board, number)
     with contextlib.suppress(EOFError, ConnectionError):
         settings: WorkerSettings | None = connection.recv()
@@ -125,11 +130,12 @@ def _outcome(worker: _Worker, task: ChunkTask) -> dict[str, Any] | Failure:
         os._exit(EXIT_OUT_OF_MEMORY)
 
 
-def _settle_in() -> None:
+def _settle_in(store: str | None) -> None:
     """Leave Ctrl-C to the parent, die with it, be the first to go when memory runs out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the parent had it blocked until here
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.1 s
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -139,9 +145,15 @@ def _settle_in() -> None:
     import pyarrow as pa
 
     import shardkit.parts
-    import shardkit.runfolder  # noqa: F401
+    import shardkit.runfolder
 
     pa.set_cpu_count(1)
+    if store is not None:
+        import shardkit.objectstore  # noqa: F401
+        from shardkit.stores import get_ready
+
+        with contextlib.suppress(Exception):  # whoever fetches from it will tell
+            get_ready(store)
 
 
 class _Log(io.FileIO):
@@ -202,8 +214,9 @@ class _Worker:
         self._pid = os.getpid()
         self._schema = parse_schema(settings.schema) if settings.schema else None
         self._folder = RunFolder(folder(settings.output), settings.run_id)
-        self._inputs = open_inputs(settings.input_root, arrivals_of(settings))
+        self._inputs = open_inputs(settings.input_root, arrivals_of(settings), settings.input_access)
         self._expected: tuple[int, int] | None = None
+        self._told = REPEATS.counts()
 
     def run(self, task: ChunkTask) -> dict[str, Any]:
         """Work on a chunk and commit it; returns its marker (of a record run alone: its outcome)."""
@@ -240,7 +253,12 @@ class _Worker:
             run.end(i)
             slot.end_record(run.bytes[i], failed=False)
         slot.finish_records()
-        return run.commit(started)
+        return run.commit(started, self._repeats())
+
+    def _repeats(self) -> dict[str, int]:
+        """How many requests have been made again since the last chunk, by the reason."""
+        before, self._told = self._told, REPEATS.counts()
+        return dict(self._told - before)
 
     def _look_ahead(self, task: ChunkTask, run: _ChunkRun) -> None:
         """Have the objects fetched that this chunk needs, and then the first ones of the next."""
@@ -368,7 +386,7 @@ class _ChunkRun:
             attempt=self.task.attempt,
         )
 
-    def commit(self, started: float) -> dict[str, Any]:
+    def commit(self, started: float, repeats: dict[str, int]) -> dict[str, Any]:
         parts: list[Part] = self.writer.close()
         task = self.task
         listed = 1 if task.alone is not None else self._listed
@@ -383,6 +401,7 @@ class _ChunkRun:
             "bytes_out": sum(part.bytes for part in parts),
             "seconds": round(time.perf_counter() - started, 6),
             "peak_memory_bytes": peak_memory_bytes(),
+            "repeated": repeats,
             "function_digest": self._settings.function.digest,
             "parts": [part.to_dict() for part in parts],
             "quarantine": [self._failures[i] for i in sorted(self._failures)],

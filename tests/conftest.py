@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
+READER = JSONFileLoader()
 WriteFiles = Callable[..., Path]
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -50,3 +53,12 @@ def shardkit(tmp_path: Path) -> RunCommand:
         return done
 
     return run
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _models_read_once() -> Iterator[None]:
+    """Let botocore keep the descriptions of services: a client for every test would read its megabytes anew."""
+    read = functools.cache(JSONFileLoader.load_file)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(JSONFileLoader, "load_file", lambda self, path: read(READER, path))
+        yield

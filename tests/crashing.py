@@ -82,8 +82,13 @@ class Command:
         wait_for(lambda: not any(map(is_alive, family)), what="the end of all processes")
 
     def wait(self, *, timeout_s: float = PATIENCE_S) -> Done:
-        """Wait for its end."""
-        code = self.process.wait(timeout=timeout_s)
+        """Wait for its end. One that does not come is an error that tells what every thread was at."""
+        try:
+            code = self.process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            self.process.wait(timeout=10)
+            raise AssertionError(f"it has not ended within {timeout_s:g} s\n{self.stderr.read_text()}") from None
         return Done(code, self.stdout.read_text(), self.stderr.read_text())
 
 
@@ -130,7 +135,7 @@ class Project:
         program = ["-m", "shardkit"] if code is None else ["-c", code]
         with stdout.open("wb") as out, stderr.open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, *program, *map(str, arguments)],
+                [sys.executable, "-X", "faulthandler", *program, *map(str, arguments)],
                 cwd=self.root,
                 env=environment(),
                 stdin=subprocess.DEVNULL,

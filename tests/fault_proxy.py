@@ -14,7 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 FAULTS = ("slow down", "error", "cut", "reset", "stall")
 STALL_S = 0.5
@@ -27,6 +27,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if (refusal := self.server.gate(self)) is not None:
+            self._refuse(*refusal)
+            return
         fault = self.server.next_fault()
         if fault == "reset":
             self._reset()
@@ -75,14 +78,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class FaultProxy(http.server.ThreadingHTTPServer):
-    """Passes requests on to the server on the port ``behind``; ``share`` of them meet each kind of fault."""
+    """Passes requests on to the server on the port ``behind``; ``share`` of them meet each kind of fault.
+
+    ``gate`` looks at a request first, and may refuse it with a status and a code.
+    """
 
     daemon_threads = True
 
-    def __init__(self, behind: int, *, share: float, seed: int = 1) -> None:
+    def __init__(
+        self,
+        behind: int,
+        *,
+        share: float = 0.0,
+        seed: int = 1,
+        gate: Callable[[http.server.BaseHTTPRequestHandler], tuple[int, str] | None] = lambda _: None,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.behind = behind
         self.share = share
+        self.gate = gate
         self.seen: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._lock = threading.Lock()

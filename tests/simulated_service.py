@@ -1,6 +1,6 @@
-"""SageMaker Processing in simulated time, with its limits and its bad days.
+"""SageMaker's Processing and training jobs in simulated time, with its limits and its bad days.
 
-An object with the four methods of the boto3 client that an engine has. Nothing happens by itself: what has become of a job
+An object with the methods of the boto3 client that an engine has. Nothing happens by itself: what has become of a job
 is worked out from the clock when somebody asks. Errors are botocore's own.
 
     clock = SimulatedClock()
@@ -26,6 +26,10 @@ OPERATIONS = {
     "describe_processing_job": "DescribeProcessingJob",
     "list_processing_jobs": "ListProcessingJobs",
     "stop_processing_job": "StopProcessingJob",
+    "create_training_job": "CreateTrainingJob",
+    "describe_training_job": "DescribeTrainingJob",
+    "list_training_jobs": "ListTrainingJobs",
+    "stop_training_job": "StopTrainingJob",
 }
 
 
@@ -50,8 +54,9 @@ class Faults:
 
 @dataclass
 class Attempt:
-    """A Processing job of the service."""
+    """A job of the service."""
 
+    kind: str
     name: str
     request: dict[str, Any]
     created_at: float
@@ -143,12 +148,37 @@ class SimulatedService:
     def stop_processing_job(self, **request: Any) -> dict[str, Any]:
         return self._call("stop_processing_job", lambda: self._stop(request["ProcessingJobName"]))
 
+    def create_training_job(self, **request: Any) -> dict[str, Any]:
+        name = request.pop("TrainingJobName")
+        return self._call("create_training_job", lambda: self._create(name, request, kind="Training"))
+
+    def describe_training_job(self, **request: Any) -> dict[str, Any]:
+        return self._call("describe_training_job", lambda: training_words(self._describe(request["TrainingJobName"])))
+
+    def list_training_jobs(self, **filters: Any) -> dict[str, Any]:
+        def list_them() -> dict[str, Any]:
+            answer = self._list(filters, kind="Training")
+            lines = [training_words(line) for line in answer.pop("ProcessingJobSummaries")]
+            return answer | {"TrainingJobSummaries": [without_reason(line) for line in lines]}
+
+        return self._call("list_training_jobs", list_them)
+
+    def stop_training_job(self, **request: Any) -> dict[str, Any]:
+        return self._call("stop_training_job", lambda: self._stop(request["TrainingJobName"]))
+
     # ---- what tests look at -----------------------------------------------------------------------------------------
 
     def alive(self) -> list[Attempt]:
         now = self.clock.time()
         self._alive = [each for each in self._alive if now < each.over_at]
         return self._alive
+
+    def event(self, name: str, *, ago_s: float = 0.0) -> dict[str, Any]:
+        """What a state-change event tells of a job, as it was so many seconds ago."""
+        now = self.clock.time() - ago_s
+        attempt = self.jobs[name]
+        told = self._line(attempt, now) | self._why(attempt, now)
+        return training_words(told) if attempt.kind == "Training" else told
 
     def fail_next(self, method: str, *errors: Exception) -> None:
         self.next_errors.setdefault(method, []).extend(errors)
@@ -175,7 +205,7 @@ class SimulatedService:
     def _with_faults(self, operation: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if self._dice.random() < self.faults.throttled:
             raise client_error("ThrottlingException", "Rate exceeded", operation)
-        if operation == "CreateProcessingJob" and not self._token():
+        if operation.startswith("Create") and not self._token():
             self.answers[operation, "too fast"] += 1
             raise client_error("ThrottlingException", "Rate exceeded", operation)
         lost = self._dice.random() < self.faults.lost
@@ -197,11 +227,11 @@ class SimulatedService:
         self._tokens -= 1.0
         return True
 
-    def _create(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+    def _create(self, name: str, request: dict[str, Any], *, kind: str = "Processing") -> dict[str, Any]:
         operation, now = "CreateProcessingJob", self.clock.time()
         if name in self.jobs:
             raise client_error("ResourceInUse", f"Processing job {name} already exists.", operation)
-        attempt = Attempt(name, request, now, now, "", changed_at=now)
+        attempt = Attempt(kind, name, request, now, now, "", changed_at=now)
         alive = self.alive()
         used = sum(each.instances for each in alive)
         if used + attempt.instances > self.quota:
@@ -247,9 +277,14 @@ class SimulatedService:
             answer["ProcessingStartTime"] = moment(attempt.created_at)
         return answer
 
-    def _list(self, filters: Mapping[str, Any]) -> dict[str, Any]:
+    def _list(self, filters: Mapping[str, Any], *, kind: str = "Processing") -> dict[str, Any]:
         now = self.clock.time() - self.delay_s
-        lines = [self._line(each, now) for each in self.jobs.values() if each.created_at <= now]
+        since = filters["LastModifiedTimeAfter"].timestamp() - 1 if "LastModifiedTimeAfter" in filters else 0.0
+        lines = [
+            self._line(each, now)
+            for each in self.jobs.values()
+            if each.kind == kind and each.created_at <= now and min(each.over_at, now) >= since
+        ]
         lines = [line for line in lines if matches(line, filters)]
         lines.sort(key=lambda line: (line["CreationTime"], line["ProcessingJobName"]))
         after = filters.get("NextToken", "")
@@ -315,6 +350,18 @@ def matches(line: Mapping[str, Any], filters: Mapping[str, Any]) -> bool:
             yield filters.get(f"{name}Before", line[key]) >= line[key]
 
     return all(checks())
+
+
+def training_words(answer: Mapping[str, Any]) -> dict[str, Any]:
+    told = {key.replace("ProcessingJob", "TrainingJob"): value for key, value in answer.items()}
+    for ours, theirs in (("ProcessingStartTime", "TrainingStartTime"), ("ProcessingEndTime", "TrainingEndTime")):
+        if ours in told:
+            told[theirs] = told.pop(ours)
+    return told
+
+
+def without_reason(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in {"FailureReason", "ExitMessage"}}
 
 
 def client_error(code: str, message: str, operation: str, *, status: int = 400, retries: int = 0) -> ClientError:

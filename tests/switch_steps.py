@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import shardkit as sk
 from shardkit import commit, pass2_combine
+from shardkit.files import writing
 from shardkit.runfolder import RunFolder
-from shardkit.storage import writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

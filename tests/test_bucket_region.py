@@ -8,7 +8,7 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from shardkit.objectstore import bucket_region
+from shardkit.stores import bucket_region
 
 
 @pytest.fixture

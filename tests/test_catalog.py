@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
+from emulators import CREDENTIALS, use_emulator
 
 import shardkit as sk
 from shardkit.catalog import glue_type, with_names
@@ -97,21 +98,12 @@ def moto() -> Iterator[str]:
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    import boto3
-
-    from shardkit import objectstore
+    from shardkit import stores
 
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "eu-west-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    objectstore._make_store.cache_clear()
+    use_emulator(monkeypatch, url)
+    stores._opened.cache_clear()
 
 
 @pytest.fixture
@@ -421,9 +413,7 @@ def test_athena_and_duckdb_answer_alike(tmp_path: Path) -> None:
     (tmp_path / "athena.py").write_text(ASK)
     environment = os.environ | {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:4566",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "eu-west-1",
+        **CREDENTIALS,
         "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]),
     }
     command = ["unshare", "-Urn", "bash", "-c", ATHENA, "bash", localemu, sys.executable]

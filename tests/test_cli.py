@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import subprocess
 import sys
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
 COMMANDS = ["run", "plan", "status", "logs", "stop", "failures", "query", "retry", "resume", "pass1", "pass2"]
-COMMANDS += ["init", "schedule", "engine"]
+COMMANDS += ["init", "schedule", "jobs", "engine"]
 MODULE = """
 import sys
 print("module imported")
@@ -37,7 +38,7 @@ def rows(record):
 
 def slow(record):
     import time
-    time.sleep(0.04)
+    time.sleep(0.12)  # the bar, on a busy machine, moves when it gets its turn
     return {"key": record.key}
 
 def rule(key):
@@ -59,7 +60,10 @@ max_failures: 1
 workers: 1
 output: {uri: out/}
 """
-KEYS = {"run_id", "status", "records", "rows", "files", "bytes_in", "bytes_out", "seconds", "output", "run_folder"}
+KEYS = {
+    *("run_id", "status", "records", "rows", "files", "bytes_in", "bytes_out", "seconds", "output", "run_folder"),
+    "repeated",
+}
 
 
 @pytest.fixture
@@ -91,9 +95,11 @@ def test_help_has_an_example_and_says_what_every_option_is(shardkit: RunCommand,
 @pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]], ids=str)
 def test_help_comes_at_once(command: list[str]) -> None:
     def seconds() -> float:
-        begun = time.perf_counter()
+        """Of CPU: what it takes while nothing else is at work."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "shardkit", *command, "--help"], check=True, capture_output=True)
-        return time.perf_counter() - begun
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 0.3
 

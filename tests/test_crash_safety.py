@@ -38,7 +38,7 @@ DEATHS = {
 }
 HANGS = ("sleeps", "hangs_in_c")
 RUDE = ("prints", "closes_stdout", "closes_descriptor", "forks_and_returns_twice", "forks_and_leaves")
-TIMEOUT_S = 1.5
+TIMEOUT_S = 3.0  # also where somebody else keeps the machine busy
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def check_entry(kind: str, entry: dict[str, Any]) -> None:
         assert entry["peak_memory_bytes"] > (300 << 20 if kind == "is_killed" else 10 << 20)
     else:
         assert (entry["error"], entry["signal"]) == ("TimeoutError", "SIGKILL")
-        assert f"longer than {TIMEOUT_S} s" in entry["message"]
+        assert f"longer than {TIMEOUT_S:g} s" in entry["message"]
         assert TIMEOUT_S <= entry["seconds"] < 4 * TIMEOUT_S
         assert entry["peak_memory_bytes"] > 10 << 20
 
@@ -267,7 +267,8 @@ def test_a_function_that_cannot_be_loaded_ends_the_run_with_its_reason(project: 
     failed = sk.open_run(project.out)
     assert failed.summary().status == "failed"
     if name == "a class that raises":  # as every other, the run goes on once the function is mended
-        project.write_function("def features(record):\n    return {'key': record.key}\n")
+        # Of another length: Python takes a module of the same second and length for the one that it has compiled.
+        project.write_function("def features(record):\n    return {'name': record.key}\n")
         failed.resume(quiet=True, changed_function=True)
         assert len(project.rows()) == 3
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from crashing import TESTS, environment
 from test_increments import BY_DAY, WORK, Feed
@@ -394,7 +395,7 @@ def listing(records: int, days: int, *, changed: tuple[int, ...] = ()) -> pa.Tab
 
 
 def planned(objects: pa.Table, out: Path, run_id: str, *, workers: int = 2, carry_out: bool = True) -> Any:
-    """A plan for the objects; carried out, as far as later runs can tell, with parts that hold nothing."""
+    """A plan for the objects; carried out, as far as later runs can tell."""
     rule = {"by": "date", "path": "{Y}-{m}-{d}"}
     output = LocalFolder(out)
     records = build_records(objects, shards=rule)
@@ -428,8 +429,8 @@ def _carry_out(plan: Any, output: LocalFolder, run_id: str, current: dict[str, A
     taken = {(m["shard"], m["chunk"]) for m in plan.taken_over}
     pairs = set(zip(plan.records["shard"].to_pylist(), plan.records["chunk"].to_pylist(), strict=True)) - taken
     for shard, chunk in sorted(pairs):
-        part = {"name": f"{chunk}.parquet", "rows": 0, "bytes": 1}
-        folder.files.write(f"{folder.parts_of(shard)}/{chunk}.parquet", b"x")
+        there = pc.and_(pc.equal(plan.records["shard"], shard), pc.equal(plan.records["chunk"], chunk))
+        part = _write_part(folder.files.child(folder.parts_of(shard)), f"{chunk}", pc.sum(there).as_py())
         marker = {
             "shard": shard,
             "chunk": chunk,
@@ -437,13 +438,25 @@ def _carry_out(plan: Any, output: LocalFolder, run_id: str, current: dict[str, A
             "ids": None,
             "parts": [part],
             "quarantine": [],
-            "rows": 0,
+            "rows": part["rows"],
         }
         folder.write_marker(marker | {"records": {"listed": 1}, "bytes_out": 1})
     made = (current or {}).get("partitions", {})
     made |= {day: {"run": run_id, "work": "w", "merge": "m"} for day in plan.content["partitions"]}
     result = {"run_id": run_id, "name": "n", "by_day": True, "form": basis.form, "partitions": made, "switched": 1}
     output.write("_shardkit/current.json", json.dumps(result | {"files": []}).encode())
+
+
+def _write_part(folder: LocalFolder, base: str, records: int) -> dict[str, Any]:
+    """A part in which every record has one row."""
+    from shardkit.parts import PartsWriter
+    from shardkit.rows import Result
+
+    writer = PartsWriter(folder, base, schema=pa.schema([("v", pa.int64())]), give_up=lambda *_: None)
+    for i in range(records):
+        writer.add(Result(i, str(i), rows=[{"v": i}]))
+    (part,) = writer.close()
+    return {"name": part.name, "rows": part.rows, "bytes": part.bytes}
 
 
 def planned_redos(out: Path, *, redos: int, records: int, workers: int) -> tuple[list[int], list[int]]:
@@ -459,8 +472,10 @@ def planned_redos(out: Path, *, redos: int, records: int, workers: int) -> tuple
     return chunks, computed[1:]
 
 
-@pytest.mark.parametrize("redos", [30, pytest.param(400, marks=SLOW)])
+@pytest.mark.parametrize("redos", [30, pytest.param(200, marks=SLOW)])
 def test_the_chunks_of_a_day_stay_few_however_often_it_is_redone(tmp_path: Path, redos: int) -> None:
-    chunks, computed = planned_redos(tmp_path, redos=redos, records=2000, workers=2)
-    assert max(chunks) <= 3 * 2 * 64
-    assert sum(computed) / len(computed) < 0.05 * 2000
+    """With one worker, 128 chunks that are taken over are too many, which a hundred redos come to."""
+    chunks, computed = planned_redos(tmp_path, redos=redos, records=2000, workers=1)
+    assert max(chunks) <= 2 * 64 + 2
+    assert (chunks[-1] < max(chunks)) == (redos > 120), "it never came to that"
+    assert sum(computed) / len(computed) < 0.01 * 2000

@@ -142,12 +142,10 @@ def test_nothing_changed_is_nothing_to_do(feed: Feed) -> None:
     assert "nothing has changed in 36 records" in str(feed.pipeline().plan())
 
 
-def test_a_changed_record_costs_its_chunk_and_no_other_day_is_touched(feed: Feed) -> None:
+def test_only_a_changed_record_is_computed_and_no_other_day_is_touched(feed: Feed) -> None:
     before = feed.files()
-    feed.put("2020-01-02/05.txt", "changed")
-    computed = feed.run()
-    assert "2020-01-02/05.txt" in computed
-    assert len(computed) < 6
+    feed.put("2020-01-02/02.txt", "changed")
+    assert feed.run() == ["2020-01-02/02.txt"]
     feed.check()
     others = {path: stat for path, stat in before.items() if "2020-01-02" not in path}
     assert others.items() <= feed.files().items()
@@ -173,6 +171,124 @@ def test_the_plan_tells_how_many_are_computed_again(feed: Feed) -> None:
     computed = feed.run()
     assert changes["changed"] + changes["again"] == len(computed)
     assert changes["unchanged"] == 11
+
+
+def test_records_of_one_chunk_change_and_vanish_run_after_run(tmp_path: Path) -> None:
+    """Each record has rows of its own number, so that a row cut out of a part at the wrong place is told."""
+    feed = Feed(tmp_path / "rows", chunks="even", function="feed_work:several")
+    feed.write_work(WORK + SEVERAL)
+    feed.put_days(1, 40)
+    feed.run()
+    for turn, name in enumerate(("07", "31", "08", "07", "30")):
+        feed.put(f"2020-01-01/{name}.txt", f"turn {turn}")
+        (feed.data / f"2020-01-01/2{turn}.txt").unlink()
+        assert feed.run() == [f"2020-01-01/{name}.txt"]
+        assert several(feed) == expected_several(feed)
+    assert sk.open_run(feed.out).summary().records == {"listed": 35, "done": 1, "quarantined": 0, "skipped": 34}
+
+
+SEVERAL = """
+def several(record):
+    for i, row in enumerate([rows(record)] * (1 + sum(map(ord, record.key)) % 3)):
+        yield row | {"i": i}
+"""
+
+
+def several(feed: Feed) -> list[tuple[str, str, int]]:
+    table = sk.open_run(feed.out).dataset().to_table(columns=["key", "text", "i"])
+    return sorted((row["key"], row["text"], row["i"]) for row in table.to_pylist())
+
+
+def expected_several(feed: Feed) -> list[tuple[str, str, int]]:
+    counts = {key: 1 + sum(map(ord, key)) % 3 for key in feed.expected()}
+    return sorted((key, text, i) for key, text in feed.expected().items() for i in range(counts[key]))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ((1, 2.5, 3), "int64"),
+        ((None, "text", None), "null"),
+        (([1], [2.5], [3]), "list<element: int64>"),
+        (({"a": 1}, {"a": 1, "b": 2}, {"a": 3}), "struct<a: int64>"),
+    ],
+)
+def test_types_that_only_a_vanished_record_gave_are_not_there_any_more(
+    tmp_path: Path, values: tuple[Any, ...], kind: str
+) -> None:
+    output = {"uri": tmp_path / "types/out", "widen_ints": True}
+    feed = Feed(tmp_path / "types", chunks="even", function="feed_work:typed", output=output)
+    feed.write_work(
+        WORK + f"VALUES = {values!r}\ndef typed(record):\n"
+        "    return rows(record) | {'value': VALUES[int(record.stem[-2:])]}\n"
+    )
+    feed.put_days(1, 3)
+    feed.run()
+    (feed.data / "2020-01-01/01.txt").unlink()
+    feed.run()
+    feed.check()
+    (file,) = (feed.out / name for name in feed.files())
+    assert str(pq.read_schema(file).field("value").type) == kind
+
+
+def test_full_files_without_a_changed_row_stay_as_they_are(tmp_path: Path) -> None:
+    feed = Feed(tmp_path / "kept", output={"uri": tmp_path / "kept/out", "rows_per_file": 5})
+    feed.put_days(1, 23)
+    feed.run()
+    before = feed.files()
+    assert len(before) == 5
+    feed.put("2020-01-01/07.txt", "changed")
+    assert feed.run() == ["2020-01-01/07.txt"]
+    feed.check()
+    after = feed.files()
+    assert len(after) == 5
+    assert len(before.items() & after.items()) == 3  # but for the one that held the row, and the last, which is short
+    assert len({path.rpartition("/")[2][:10] for path in after}) == 5, "two files have one number"
+    feed.put("2020-01-01/99.txt", "new")
+    feed.run()
+    feed.check()
+    assert len(after.items() & feed.files().items()) == 4
+
+
+def test_a_file_that_somebody_removed_is_written_again(tmp_path: Path) -> None:
+    feed = Feed(tmp_path / "kept", output={"uri": tmp_path / "kept/out", "rows_per_file": 5})
+    feed.put_days(1, 20)
+    feed.run()
+    (feed.out / next(iter(feed.files()))).unlink()
+    feed.put("2020-01-01/19.txt", "changed")
+    feed.run()
+    feed.check()
+
+
+def test_files_without_a_column_that_others_have_now_are_not_kept(tmp_path: Path) -> None:
+    feed = Feed(tmp_path / "kept", output={"uri": tmp_path / "kept/out", "rows_per_file": 5}, function="feed_work:more")
+    feed.write_work(
+        WORK + "def more(record):\n"
+        "    found = rows(record)\n    return found | {'more': 1} if found['text'] == 'more' else found\n"
+    )
+    feed.put_days(1, 20)
+    feed.run()
+    before = feed.files()
+    feed.put("2020-01-01/07.txt", "more")
+    assert feed.run() == ["2020-01-01/07.txt"]
+    feed.check()
+    assert not before.items() & feed.files().items()
+    assert all("more" in pq.read_schema(feed.out / name).names for name in feed.files())
+
+
+def test_files_of_another_size_or_format_are_not_kept(tmp_path: Path) -> None:
+    feed = Feed(tmp_path / "kept", output={"uri": tmp_path / "kept/out", "rows_per_file": 5})
+    feed.put_days(1, 20)
+    feed.run()
+    for changes in (
+        {"output": {"uri": feed.out, "rows_per_file": 6}},
+        {"output": {"uri": feed.out, "rows_per_file": 6, "format": "arrow"}},
+    ):
+        before = feed.files()
+        feed.put("2020-01-01/07.txt", f"changed {len(changes['output'])}")
+        feed.run(**changes)
+        assert not before.items() & feed.files().items()
+        assert sk.open_run(feed.out).dataset().count_rows() == 20
 
 
 def test_another_function_computes_all_again(feed: Feed) -> None:

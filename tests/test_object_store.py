@@ -17,7 +17,7 @@ from crashing import check_ledger, dying, environment, is_alive, rows_of, wait_f
 from job_runs import JobProject
 
 import shardkit as sk
-from shardkit import lease
+from shardkit import lease, repeats
 from shardkit.engines.local import available_isolation
 from shardkit.storage import folder
 
@@ -146,6 +146,15 @@ def test_names_of_all_kinds(project: JobProject, bucket: Bucket) -> None:
     assert {row["key"]: row["text"] for row in rows_of(run)} == {key: text[:10] for key, text in NAMES.items()}
     sizes = {key: len(text.encode()) for key, text in NAMES.items()}
     assert {row["key"]: row["bytes"] for row in rows_of(run)} == sizes
+
+
+def test_workers_need_not_find_out_where_the_bucket_is(project: JobProject, bucket: Bucket) -> None:
+    bucket.put_all({f"in/r{i}.txt": "go" for i in range(20)})
+    clients = (
+        "import sys\ndef features(record):\n    return {'clients': {'boto3', 'pandas'} & set(sys.modules) != set()}\n"
+    )
+    project.write_function(clients)
+    assert [row["clients"] for row in rows_of(run_here(project, bucket, chunks="even"))] == [False] * 20
 
 
 def test_a_run_is_found_replaced_and_cleaned_up(project: JobProject, bucket: Bucket) -> None:
@@ -316,11 +325,13 @@ def test_without_credentials(project: JobProject, bucket: Bucket) -> None:
 
 @SLOW
 def test_a_store_that_is_not_there(project: JobProject, bucket: Bucket) -> None:
+    assert repeats.PATIENCE_S[repeats.UNREACHABLE] < 60
+    hurry = "from shardkit import repeats\nrepeats.PATIENCE_S[repeats.UNREACHABLE] = 3.0\n"
     begun = time.monotonic()
-    told = in_another_process(project, CATCH.format(bucket=bucket.uri), AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    told = in_another_process(project, hurry + CATCH.format(bucket=bucket.uri), AWS_ENDPOINT_URL="http://127.0.0.1:9")
     assert told.startswith("InputError"), told
     assert bucket.name in told
-    assert time.monotonic() - begun < 60
+    assert 3 < time.monotonic() - begun < 30
 
 
 class Denied(Exception):

@@ -68,6 +68,7 @@ FULL = """
     incremental: true
     schedule: {every: 3h, zone: Europe/Paris}
     engine: {kind: local, root: engine/, max_instances: 3, instance_type: ml.m5.large}
+    queue: {place: jobs.sqlite, owner: ana, notify: "slack:env:HOOK"}
     input_mode: download
     requirements: requirements.txt
     requirements_mode: bundle
@@ -112,6 +113,7 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
         "incremental": True,
         "schedule": {"every": "3h", "cron": None, "since": None, "zone": "Europe/Paris"},
         "catalog": None,
+        "queue": {"place": f"{here}/jobs.sqlite", "owner": "ana", "notify": ["slack:env:HOOK"]},
         "input_mode": "download",
         "requirements": f"{here}/requirements.txt",
         "requirements_mode": "bundle",
@@ -145,6 +147,7 @@ def test_python_says_the_same(yaml_file: Callable[..., Path]) -> None:
         incremental=True,
         schedule={"every": "3h", "zone": "Europe/Paris"},
         engine=sk.Local(root=here / "engine", max_instances=3, instance_type="ml.m5.large"),
+        queue={"place": here / "jobs.sqlite", "owner": "ana", "notify": ["slack:env:HOOK"]},
         input_mode="download",
         requirements=here / "requirements.txt",
         requirements_mode="bundle",

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import botocore.session
 import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError, ReadTimeoutError
-from simulated_service import SimulatedService, client_error
+from simulated_service import Faults, SimulatedService, client_error
 
 from shardkit.jobs import (
+    Change,
     EngineRefused,
     Job,
     JobConflict,
@@ -36,8 +37,12 @@ from shardkit.jobs import (
     import_jobs,
     launch,
     monitor,
+    observe,
     stop,
 )
+from shardkit.jobs.job import SENT
+from shardkit.jobs.pace import Pace
+from shardkit.jobs.store import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +88,12 @@ class Bench:
     def rules(self, changes: dict[str, Any]) -> Policy:
         return Policy(**(vars(self.policy) | changes))
 
-    def finish(self) -> Report:
-        return drive(self.store, self.service, policy=self.policy, clock=self.clock)
+    def finish(self) -> dict[str, int]:
+        drive(self.store, self.service, policy=self.policy, clock=self.clock)
+        return self.store.counts()
+
+    def observe(self, *answers: dict[str, Any]) -> list[Change]:
+        return observe(self.store, self.service, answers, policy=self.policy, clock=self.clock)
 
     def wait(self, seconds: float) -> Report:
         self.clock.sleep(seconds)
@@ -160,9 +169,13 @@ def test_names_of_all_attempts_are_names_for_the_service(good: str, bench: Bench
 
 
 def test_lists_and_counts(bench: Bench) -> None:
-    bench.submit("r1-a", "r1-b", "r2-a")
+    bench.submit("r1-a", "r1-b", run="r1", owner="ana")
+    bench.submit("r2-a", run="r2", owner="ben")
     bench.launch()
-    assert [job.job_id for job in bench.store.jobs(prefix="r1-")] == ["r1-a", "r1-b"]
+    assert [job.job_id for job in bench.store.jobs(run="r1")] == ["r1-a", "r1-b"]
+    assert [job.job_id for job in bench.store.jobs(run="r1", latest=True, limit=1)] == ["r1-b"]
+    assert [job.job_id for job in bench.store.jobs(owner="ben")] == ["r2-a"]
+    assert sum(bench.store.counts(run="r1").values()) == 2
     assert [job.job_id for job in bench.store.jobs(status="New")] == ["r1-b", "r2-a"]
     assert [job.job_id for job in bench.store.jobs(status=["New", "Launched"], limit=2)] == ["r1-a", "r1-b"]
     assert {status: n for status, n in bench.store.counts().items() if n} == {"New": 2, "Launched": 1}
@@ -180,7 +193,7 @@ def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "later") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(StoreError, match="later version of shardkit"):
+    with pytest.raises(StoreError, match="another version of shardkit"):
         SQLiteStore(tmp_path / "later")
 
 
@@ -257,6 +270,86 @@ def test_throttled_calls_are_made_again_later_and_later(bench: Bench) -> None:
     assert len(bench["a"].attempts) == 1
 
 
+def test_a_launch_with_time_goes_on_after_calls_that_were_throttled_or_lost(bench: Bench) -> None:
+    bench.submit(*(f"a-{i:02d}" for i in range(40)))
+    throttled = client_error("ThrottlingException", "Rate exceeded", "CreateProcessingJob")
+    bench.service.fail_next(CREATE, throttled, throttled, ReadTimeoutError(endpoint_url="https://service"))
+    report = bench.launch(launch_s=50)
+    assert 25 <= len(report.launched) < 40 and not report.trouble and bench.store.counts()["New"] == report.new
+    assert [job.job_id for job in bench.store.jobs(status="Launched") if job.exists == "maybe"] != []
+    assert not bench.service.answers["CreateProcessingJob", "too fast"]
+    bench.clock.sleep(60)
+    assert bench.finish() == {**dict.fromkeys(bench.store.counts(), 0), "Completed": 40}
+
+
+def test_moments_for_calls_are_not_wasted_on_jobs_that_others_took(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.submit(*(f"a-{i:02d}" for i in range(30)))
+    create = bench.service.create_processing_job
+
+    def others_are_faster(**request: Any) -> Any:
+        monkeypatch.undo()
+        stop(bench.store, bench.service, [f"a-{i:02d}" for i in range(10, 20)], clock=bench.clock)
+        return create(**request)
+
+    monkeypatch.setattr(bench.service, CREATE, others_are_faster)
+    began = bench.clock.time()
+    report = bench.launch(launch_s=60)
+    assert len(report.launched) == 20 and report.new == 0 and bench.clock.time() - began < 20
+
+
+def test_two_launchers_do_not_get_into_each_others_moments(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is throttled, and goes on with the moments that it has; those of the other one come behind."""
+    bench.submit(*(f"a-{i:02d}" for i in range(10)))
+    taken: list[float] = []
+
+    def throttled_once(**_: Any) -> Any:
+        monkeypatch.undo()
+        assert Pace(bench.store, Policy(launch_s=50), bench.clock, None).reserve(10) == 10
+        taken.append(bench.store.state("launch")[0]["next_at"])
+        raise client_error("ThrottlingException", "Rate exceeded", "CreateProcessingJob")
+
+    monkeypatch.setattr(bench.service, CREATE, throttled_once)
+    began = bench.clock.time()
+    report = bench.launch(launch_s=9)
+    assert 4 <= len(report.launched) <= 8 and bench.clock.time() - began <= 9
+    assert bench.store.state("launch")[0]["next_at"] >= taken[0]
+
+
+def test_a_quota_of_long_ago_wakes_nobody(bench: Bench) -> None:
+    over = client_error("ResourceLimitExceeded", "no more", "CreateProcessingJob")
+    bench.submit("a", request=request_of("ml.m5.large"))
+    bench.service.fail_next(CREATE, over)
+    bench.launch()
+    bench.clock.sleep(100)
+    assert bench.launch().launched == ("a-1",)
+    bench.wait(200)
+    bench.submit("b", request=request_of("ml.p4d.24xlarge"))
+    bench.service.fail_next(CREATE, over)
+    for _ in range(2):
+        report = bench.launch()
+        assert report.waiting == {"quota": 1} and report.next_in_s > 1
+
+
+def test_a_loop_does_not_end_on_what_an_index_does_not_show_yet(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that changed less than a second ago are in no list, as it may be while they go from one index to another."""
+    bench.submit("a")
+    bench.submit("b", depends_on=["a"])
+    shown, waiting = bench.store.jobs, bench.store.waiting
+
+    def settled() -> bool:
+        return all(job.changed_at + 0.9 <= bench.clock.time() for job in shown())
+
+    monkeypatch.setattr(SQLiteStore, "lag_s", 1.0)
+    monkeypatch.setattr(bench.store, "jobs", lambda **given: shown(**given) if settled() else [])
+    monkeypatch.setattr(
+        bench.store, "waiting", lambda now, most: waiting(now, most=most) if settled() else Waiting((), 0, 0, None, 0)
+    )
+    bench.finish()
+    assert [job.status for job in shown()] == ["Completed", "Completed"]
+
+
 def test_a_clock_that_was_set_back_stops_nobody(bench: Bench) -> None:
     bench.submit("a", "b")
     bench.launch()
@@ -281,7 +374,7 @@ def test_a_quota_keeps_jobs_new_and_lowers_the_number_in_flight(bench: Bench) ->
     assert bench.service.answers["CreateProcessingJob", "ResourceLimitExceeded"] == 1
     bench.wait(100)
     assert len(bench.launch(launch_s=30).launched) == 3
-    assert bench.finish().counts["Completed"] == 6
+    assert bench.finish()["Completed"] == 6
     assert bench.service.answers["CreateProcessingJob", "ResourceLimitExceeded"] <= 3
 
 
@@ -310,7 +403,7 @@ def test_no_more_instances_than_the_policy_allows(bench: Bench) -> None:
     report = bench.launch(launch_s=10, max_instances=3)
     assert report.launched == ("a-1", "b-1") and report.waiting == {"max_instances": 2}
     bench.policy = Policy(max_instances=3)
-    counts = bench.finish().counts
+    counts = bench.finish()
     assert (counts["Completed"], counts["Failed"]) == (3, 1)
     assert "max_instances allows 3" in bench["huge"].reason
 
@@ -430,7 +523,7 @@ def test_a_lost_answer_to_a_call_that_was_done_costs_no_call(bench: Bench) -> No
     bench.submit("a")
     assert "ReadTimeoutError" in lose(bench, created=True).trouble
     assert bench["a"].status == "Launched"
-    assert bench.finish().counts["Completed"] == 1
+    assert bench.finish()["Completed"] == 1
     assert bench.service.calls["CreateProcessingJob"] == 1 and list(bench.service.jobs) == ["a-1"]
 
 
@@ -439,7 +532,7 @@ def test_a_call_that_was_not_done_is_made_again_under_the_same_name(bench: Bench
     lose(bench, created=False)
     bench.clock.sleep(3)
     assert bench.launch().launched == () and bench["a"].status == "Launched"
-    assert bench.finish().counts["Completed"] == 1
+    assert bench.finish()["Completed"] == 1
     assert bench.service.calls["CreateProcessingJob"] == 2 and list(bench.service.jobs) == ["a-1"]
     assert len(bench["a"].attempts) == 1
 
@@ -453,7 +546,7 @@ def test_errors_after_which_nobody_knows(bench: Bench, error: Exception) -> None
     bench.service.fail_next(CREATE, error)
     assert bench.launch().trouble
     assert bench["a"].status == "Launched"
-    assert bench.finish().counts["Completed"] == 1
+    assert bench.finish()["Completed"] == 1
 
 
 @pytest.mark.parametrize("code", ["ResourceInUse", "ValidationException"])
@@ -464,7 +557,7 @@ def test_the_same_call_again_is_recognised(bench: Bench, code: str) -> None:
     bench.wait(20)
     bench.service.fail_next(CREATE, client_error(code, "Processing job a-1 already exists", "CreateProcessingJob"))
     assert bench.launch().launched == ("a-1",)
-    assert bench.finish().counts["Completed"] == 1 and list(bench.service.jobs) == ["a-1"]
+    assert bench.finish()["Completed"] == 1 and list(bench.service.jobs) == ["a-1"]
 
 
 @pytest.mark.parametrize("code", ["ThrottlingException", "ResourceLimitExceeded", "ValidationException"])
@@ -476,7 +569,7 @@ def test_an_error_says_nothing_of_an_earlier_call(bench: Bench, code: str) -> No
     bench.service.fail_next(CREATE, client_error(code, "no", "CreateProcessingJob"))
     bench.launch()
     assert bench["a"].status == "Launched"
-    assert bench.finish().counts["Completed"] == 1 and list(bench.service.jobs) == ["a-1"]
+    assert bench.finish()["Completed"] == 1 and list(bench.service.jobs) == ["a-1"]
 
 
 @pytest.mark.parametrize("code", ["ThrottlingException", "ResourceLimitExceeded", "ValidationException"])
@@ -486,7 +579,7 @@ def test_calls_that_the_client_library_repeated_are_not_trusted(bench: Bench, co
     bench.service.fail_next(CREATE, client_error(code, "no", "CreateProcessingJob", retries=2))
     bench.launch()
     assert bench["a"].status == "Launched"
-    assert bench.finish().counts["Completed"] == 1 and list(bench.service.jobs) == ["a-1"]
+    assert bench.finish()["Completed"] == 1 and list(bench.service.jobs) == ["a-1"]
 
 
 class Dead(BaseException):
@@ -512,7 +605,7 @@ def test_a_launcher_that_dies_in_the_call(bench: Bench, monkeypatch: pytest.Monk
         bench.launch()
     monkeypatch.undo()
     assert bench["a"].status == "Launched"
-    assert bench.finish().counts["Completed"] == 1
+    assert bench.finish()["Completed"] == 1
     assert list(bench.service.jobs) == ["a-1"]
 
 
@@ -555,7 +648,7 @@ def test_no_job_suffers_for_expired_credentials(bench: Bench, error: Exception) 
     bench.launch()
     with pytest.raises(EngineRefused):
         bench.monitor()
-    assert bench.finish().counts["Completed"] == 1
+    assert bench.finish()["Completed"] == 1
 
 
 def test_a_fault_of_the_engine_is_raised(bench: Bench) -> None:
@@ -563,7 +656,7 @@ def test_a_fault_of_the_engine_is_raised(bench: Bench) -> None:
     bench.service.fail_next(CREATE, ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
         bench.launch()
-    assert bench.finish().counts["Completed"] == 1 and bench["a"].attempt == 1
+    assert bench.finish()["Completed"] == 1 and bench["a"].attempt == 1
 
 
 # ---- stopping ------------------------------------------------------------------------------------------------------
@@ -634,12 +727,12 @@ def test_a_job_fails_with_what_it_needs_and_comes_back_with_it(bench: Bench) -> 
     bench.submit("a", "b")
     bench.submit("p2", depends_on=["a", "b"])
     bench.submit("p3", depends_on=["p2"])
-    assert bench.finish().counts["Failed"] == 3
+    assert bench.finish()["Failed"] == 3
     assert (bench["p2"].cause, bench["p2"].attempt) == ("dependency", 0)
     assert "It needs a, which did not complete" in bench["p2"].reason
     again(bench.store, "a", clock=bench.clock)
     assert bench.status() == "a:New b:Completed p2:New p3:New"
-    assert bench.finish().counts["Completed"] == 4
+    assert bench.finish()["Completed"] == 4
     stop(bench.store, bench.service)
 
 
@@ -672,7 +765,7 @@ def test_a_look_is_a_page_of_what_changed(bench: Bench) -> None:
 def test_nothing_in_flight_nothing_to_look_at(bench: Bench) -> None:
     bench.submit("a")
     assert bench.monitor().calls == 0
-    assert bench.finish().ended and bench.monitor().calls == 0
+    assert bench.finish()["Completed"] == 1 and bench.monitor().calls == 0
 
 
 def test_a_look_that_fails_half_way_is_made_again(bench: Bench) -> None:
@@ -725,7 +818,7 @@ def test_a_job_that_never_showed_up_is_created_again_under_its_name(bench: Bench
 def lost_store(bench: Bench, tmp_path: Path) -> SQLiteStore:
     fresh = SQLiteStore(tmp_path / "another.sqlite", clock=bench.clock)
     for job in bench.store.jobs():
-        fresh.submit(job.job_id, bench.store.request(job.job_id), depends_on=job.depends_on)
+        fresh.submit(job.job_id, bench.store.requests([job.job_id])[job.job_id], depends_on=job.depends_on)
     return fresh
 
 
@@ -799,6 +892,103 @@ def test_an_old_snapshot_catches_up(bench: Bench, tmp_path: Path) -> None:
 def test_data_of_another_format(bench: Bench) -> None:
     with pytest.raises(JobError, match="exported in format 9; this version reads 1"):
         import_jobs(bench.store, {"format": 9, "jobs": []})
+
+
+def test_owners_take_turns(bench: Bench) -> None:
+    bench.submit(*(f"ana-{i}" for i in range(100)), owner="ana")
+    bench.submit("ben-0", "ben-1", owner="ben")
+    bench.submit("cleo-0", owner="cleo")
+    first = bench.launch(launch_s=6).launched
+    assert first == ("ana-0-1", "ben-0-1", "cleo-0-1", "ana-1-1", "ben-1-1", "ana-2-1", "ana-3-1")
+
+
+def test_a_ceiling_of_an_instance_type(bench: Bench) -> None:
+    bench.submit("a", "b", "c")
+    bench.submit("d", request=request_of("ml.m5.large"))
+    bench.submit("e", request=request_of(instances=3))
+    report = bench.launch(launch_s=30, ceilings={"ml.m5.xlarge": 2})
+    assert report.launched == ("a-1", "b-1", "d-1") and report.waiting == {"max_instances": 2}
+    bench.wait(110)
+    assert bench.launch(launch_s=30, ceilings={"ml.m5.xlarge": 2}).launched == ("c-1",)
+    assert bench["e"].reason == "It needs 3 instances at once; ceilings allows 2."
+
+
+TRAINING = {
+    "AlgorithmSpecification": {"TrainingImage": "image", "TrainingInputMode": "File"},
+    "ResourceConfig": {"InstanceType": "ml.p3.2xlarge", "InstanceCount": 2, "VolumeSizeInGB": 50},
+    "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
+}
+
+
+def test_training_jobs_go_the_same_way(bench: Bench) -> None:
+    bench.service.outcomes = {"b-1": "user", "c-1": "capacity"}
+    for job_id in "abc":
+        bench.submit(job_id, request=TRAINING)
+    bench.submit("d", depends_on=["a"])
+    assert bench["a"].kind == "training" and (bench["a"].instance_type, bench["a"].instances) == ("ml.p3.2xlarge", 2)
+    assert bench.finish() == {"New": 0, "Launched": 0, "InProgress": 0, "Completed": 3, "Failed": 1, "Stopped": 0}
+    assert bench["b"].reason == "ValueError: no such column" and bench["c"].attempt == 2
+    assert bench.service.calls["CreateTrainingJob"] == 4 and bench.service.calls["CreateProcessingJob"] == 1
+    bench.submit("e", request=TRAINING)
+    bench.launch()
+    bench.wait(20)
+    stop(bench.store, bench.service, ["e"], clock=bench.clock)
+    assert bench.finish()["Stopped"] == 1 and bench.service.calls["StopTrainingJob"] == 1
+    with pytest.raises(JobError, match="The request of job f has a TrainingJobName"):
+        bench.submit("f", request=TRAINING | {"TrainingJobName": "f-1"})
+
+
+def test_an_engine_without_training_jobs_refuses_them(bench: Bench) -> None:
+    class Processing:
+        def __getattr__(self, name: str) -> Any:
+            if "training" in name:
+                raise AttributeError(name)
+            return getattr(bench.service, name)
+
+    bench.submit("a", request=TRAINING)
+    bench.submit("b")
+    drive(bench.store, Processing(), clock=bench.clock)
+    assert bench.status() == "a:Failed b:Completed" and "has no training jobs" in bench["a"].reason
+
+
+# ---- events --------------------------------------------------------------------------------------------------------
+
+
+def test_events_tell_what_the_list_would(bench: Bench) -> None:
+    bench.service.outcomes = {"a-1": "capacity", "b-1": "user"}
+    bench.service.faults = Faults(hidden_reason=1.0)
+    bench.submit("a", "b", "c", notify=["arn:aws:sns:eu-west-1:123456789012:jobs"])
+    bench.launch(launch_s=10)
+    bench.clock.sleep(100)
+    events = [bench.service.event(name) for name in ("c-1", "b-1", "a-1", "a-1")]
+    late = bench.service.event("c-1", ago_s=100)
+    assert late["ProcessingJobStatus"] == "InProgress"
+    without_reason = {key: value for key, value in events[2].items() if key != "FailureReason"}
+    looks = bench.service.calls["ListProcessingJobs"]
+    changes = bench.observe(*events[:2], without_reason, events[3], late)
+    assert {change.name: change.status for change in changes} == {"a-1": "New", "b-1": "Failed", "c-1": "Completed"}
+    assert (bench["a"].cause, bench["b"].cause, bench["b"].reason) == ("capacity", "user", "ValueError: no such column")
+    assert bench.service.calls["ListProcessingJobs"] == looks and bench.service.calls["DescribeProcessingJob"] == 1
+    assert len(changes) == 3, "an event that came twice tells of one change"
+    assert bench.observe(*events, late) == [] and bench.finish()["Completed"] == 2
+    assert bench.observe(*events, {"ProcessingJobName": "another-1", "ProcessingJobStatus": "Failed"}) == []
+
+
+def test_an_end_makes_a_notice_due_once(bench: Bench) -> None:
+    bench.service.outcomes = {"a-1": "user"}
+    bench.submit("a", notify=["arn:aws:sns:eu-west-1:123456789012:jobs"])
+    bench.submit("b")
+    assert bench.finish()["Failed"] == 1
+    (due,) = bench.store.notices(bench.clock.time())
+    assert due.job_id == "a" and due.notice_at == due.changed_at
+    bench.store.update(replace(due, notice_at=SENT))
+    assert bench.store.notices(bench.clock.time() + 1e6) == []
+    again(bench.store, "a", clock=bench.clock)
+    assert bench.finish()["Completed"] == 2
+    assert [job.job_id for job in bench.store.notices(bench.clock.time())] == ["a"]
+
+
+# ---- policies ------------------------------------------------------------------------------------------------------
 
 
 def test_policies_as_data() -> None:

@@ -34,6 +34,7 @@ from shardkit.jobs import (
     drive,
     launch,
     monitor,
+    observe,
     stop,
 )
 
@@ -45,6 +46,7 @@ REQUEST = {
     "ProcessingResources": {"ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.xlarge"}},
     "StoppingCondition": {"MaxRuntimeInSeconds": 86400},
 }
+TRAINING = {"AlgorithmSpecification": {"TrainingInputMode": "File"}, "ResourceConfig": {"InstanceType": "ml.m5.xlarge"}}
 BAD_DAY = Faults(
     throttled=0.2, lost=0.1, capacity=0.03, internal=0.02, stopped=0.01, timeout=0.01, died=0.01, hidden_reason=0.2
 )
@@ -302,6 +304,7 @@ class Stopwatch:
         return call
 
 
+@pytest.mark.alone
 def test_a_round_over_ten_thousand_jobs_takes_less_than_a_second(tmp_path: Path) -> None:
     clock = SimulatedClock()
     service = SimulatedService(clock, creates_per_s=200, seconds=lambda name: random.Random(name).uniform(100, 200))
@@ -343,19 +346,28 @@ class Queue(RuleBasedStateMachine):
         self.store = SQLiteStore(":memory:", clock=self.clock)
         self.rng = random.Random(seed)
 
-    @rule(target=ids, needs=st.lists(ids, max_size=2))
-    def submit(self, needs: list[str]) -> str:
+    @rule(target=ids, needs=st.lists(ids, max_size=2), training=st.booleans())
+    def submit(self, needs: list[str], *, training: bool) -> str:
         job_id = f"job-{len(self.store.jobs())}"
-        self.store.submit(job_id, REQUEST, depends_on=needs)
+        self.store.submit(job_id, TRAINING if training else REQUEST, depends_on=needs)
         return job_id
 
-    @rule()
-    def launch(self) -> None:
-        launch(self.store, self.service, clock=self.clock, rng=self.rng)
+    @rule(launch_s=st.sampled_from([0, 15]))
+    def launch(self, launch_s: int) -> None:
+        launch(self.store, self.service, policy=Policy(launch_s=launch_s), clock=self.clock, rng=self.rng)
+
+    @rule(place=st.integers(0, 50), ago_s=st.sampled_from([0, 0, 30, 2000]))
+    def event(self, place: int, ago_s: int) -> None:
+        """An event, perhaps late, of a job and of one that is not the store's."""
+        names = [name for name, job in self.service.jobs.items() if job.created_at <= self.clock.time() - ago_s]
+        if names:
+            told = self.service.event(names[place % len(names)], ago_s=ago_s)
+            field = "TrainingJobName" if "TrainingJobName" in told else "ProcessingJobName"
+            observe(self.store, self.service, [told, told | {field: "another-1"}, told], clock=self.clock)
 
     @rule(force=st.booleans())
     def look(self, *, force: bool) -> None:
-        monitor(self.store, self.service, clock=self.clock, rng=self.rng, force=force)
+        monitor(self.store, self.service, clock=self.clock, force=force)
 
     @rule(seconds=st.sampled_from([1, 20, 120, 1000]))
     def wait(self, seconds: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -147,7 +149,7 @@ def test_a_second_ctrl_c_stops_at_once(project: GatedProject) -> None:
 def test_interrupted_before_there_is_a_run(project: GatedProject, number: signal.Signals) -> None:
     project.write_function(
         "import time\nfrom pathlib import Path\n"
-        "def key_of(key):\n    Path('planning').touch()\n    time.sleep(60)\n"
+        "def key_of(key):\n    Path('planning').touch()\n    for _ in range(1200):\n        time.sleep(0.05)\n"
         "def features(record):\n    return None\n"
     )
     with dying(project.start(*project.run_arguments(records="work:key_of"))) as command:
@@ -464,16 +466,30 @@ PHASES = {  # what can be seen of how far a run is, as a glob in its folder; and
 }
 
 
+@functools.cache
+def undisturbed_rows(chunks: str) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        return rows_of(steady_project(Path(folder)).run(**as_steady(chunks)))
+
+
+def steady_project(folder: Path) -> Project:
+    project = Project(folder)
+    project.write_function(STEADY)
+    project.write_records(["x" * (i * 7 % 90) for i in range(120)])
+    return project
+
+
+def as_steady(chunks: str) -> dict[str, Any]:
+    return {"chunks": chunks, "workers": 3, "rows_per_file": 1, "run_id": "it"}
+
+
 @SLOW
 @pytest.mark.parametrize("trial", range(10))
 def test_killed_at_any_moment_the_dataset_is_that_of_an_undisturbed_run(tmp_path: Path, trial: int) -> None:
     chance = random.Random(trial)
-    arguments = {"chunks": ("dynamic", "even", "balanced")[trial % 3], "workers": 3, "rows_per_file": 1, "run_id": "it"}
-    undisturbed, project = (Project(tmp_path / name) for name in ("undisturbed", "disturbed"))
-    for each in (undisturbed, project):
-        each.write_function(STEADY)
-        each.write_records(["x" * (i * 7 % 90) for i in range(120)])
-    undisturbed.run(**arguments)
+    chunks = ("dynamic", "even", "balanced")[trial % 3]
+    arguments = as_steady(chunks)
+    project = steady_project(tmp_path)
     run_folder = project.out / "_shardkit/runs/it"
 
     def go_on() -> list[str | Path]:
@@ -490,7 +506,7 @@ def test_killed_at_any_moment_the_dataset_is_that_of_an_undisturbed_run(tmp_path
         ends.append(command.process.returncode)
     assert -signal.SIGKILL in ends
     project.command(*go_on())
-    assert project.rows() == undisturbed.rows()
+    assert project.rows() == undisturbed_rows(chunks)
     run = sk.open_run(project.out)
     assert check_ledger(run).status == "done"
     listed = {str(Path(file).relative_to(project.out)) for file in run.dataset().files}

@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import shardkit as sk
 from shardkit.errors import SchemaConflict
@@ -25,6 +27,7 @@ from shardkit.merging import read_source
 from shardkit.parts import PartsWriter
 from shardkit.rows import collect
 from shardkit.storage import File, LocalFolder
+from shardkit.values import to_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -425,17 +428,20 @@ POOL: dict[str, Any] = {
 PLAIN = re.compile(r"(item|element): ")  # what the values of a list are called differs, and does not matter
 
 
-def outcome(folder: Path, groups: list[list[Any]], *, widen_ints: bool = False) -> tuple[str, Any]:
-    """What becomes of one value a record, where the records of a group are in one chunk: a type and values, or an end."""
-    parts: list[File] = []
+def written(folder: Path, base: str, group: list[tuple[int, Any]]) -> list[File]:
+    """The parts of a chunk with one value a record."""
     home = LocalFolder(folder)
     given_up: list[Any] = []
-    for number, group in enumerate(groups):
-        writer = PartsWriter(home, f"part{number}", schema=None, give_up=lambda _, error: given_up.append(error))
-        for index, value in group:
-            writer.add(collect({"x": value, "index": index}, index, f"record-{index}"))
-        parts += [File(home, part.name) for part in writer.close()]
+    writer = PartsWriter(home, base, schema=None, give_up=lambda _, error: given_up.append(error))
+    for index, value in group:
+        writer.add(collect({"x": value, "index": index}, index, f"record-{index}"))
+    parts = [File(home, part.name) for part in writer.close()]
     assert not given_up
+    return parts
+
+
+def outcome(parts: list[File], *, widen_ints: bool = False) -> tuple[str, Any]:
+    """What becomes of the values in some parts: a type and values, or an end."""
     try:
         source = read_source(parts, schema=None, widen_ints=widen_ints)
     except SchemaConflict as error:
@@ -447,28 +453,30 @@ def outcome(folder: Path, groups: list[list[Any]], *, widen_ints: bool = False) 
     return PLAIN.sub("", str(source.schema.field("x").type)), [str(v) for v in table["x"].to_pylist()]
 
 
-def compare(folder: Path, pairs: Iterable[tuple[str, str]], *, widen_ints: bool) -> None:
+def compare(folder: Path, pairs: Iterable[tuple[str, str]]) -> None:
+    alone = {
+        (index, name): written(folder, f"{index}-{name}", [(index, value)])
+        for index in range(2)
+        for name, value in POOL.items()
+    }
     differences = []
     for left, right in pairs:
-        values = list(enumerate([POOL[left], POOL[right]]))
-        together, apart = (
-            outcome(folder, groups, widen_ints=widen_ints) for groups in ([values], [[v] for v in values])
-        )
-        if together != apart:
-            differences.append(f"{left}, {right}: {together} together, {apart} apart")
+        one_chunk = written(folder, "both", [(0, POOL[left]), (1, POOL[right])])
+        two_chunks = alone[0, left] + alone[1, right]
+        for widen_ints in (False, True):
+            together, apart = (outcome(parts, widen_ints=widen_ints) for parts in (one_chunk, two_chunks))
+            if together != apart:
+                differences.append(f"{left}, {right}, {widen_ints=}: {together} together, {apart} apart")
     assert not differences, "\n".join(differences[:20]) + f"\n{len(differences)} in all"
 
 
-@pytest.mark.parametrize("widen_ints", [False, True])
-def test_pairs_of_values_come_to_the_same_together_and_apart(tmp_path: Path, *, widen_ints: bool) -> None:
-    pairs = list(itertools.product(POOL, POOL))
-    compare(tmp_path, pairs[int(widen_ints) :: 13], widen_ints=widen_ints)
+def test_pairs_of_values_come_to_the_same_together_and_apart(tmp_path: Path) -> None:
+    compare(tmp_path, list(itertools.product(POOL, POOL))[::13])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("widen_ints", [False, True])
-def test_every_pair_of_values_comes_to_the_same_together_and_apart(tmp_path: Path, *, widen_ints: bool) -> None:
-    compare(tmp_path, itertools.product(POOL, POOL), widen_ints=widen_ints)
+def test_every_pair_of_values_comes_to_the_same_together_and_apart(tmp_path: Path) -> None:
+    compare(tmp_path, itertools.product(POOL, POOL))
 
 
 def test_many_values_come_to_the_same_however_they_are_cut(tmp_path: Path) -> None:
@@ -478,11 +486,54 @@ def test_many_values_come_to_the_same_however_they_are_cut(tmp_path: Path) -> No
         some = random.choice(names, size=random.integers(1, 4), replace=False)
         values = list(enumerate(POOL[name] for name in random.choice(some, size=8)))
         cut = int(random.integers(1, 8))
-        found = [
-            outcome(tmp_path, groups) for groups in ([values], [[v] for v in values], [values[:cut], values[cut:]])
-        ]
+        found = []
+        for groups in ([values], [[v] for v in values], [values[:cut], values[cut:]]):
+            chunks = [written(tmp_path, f"chunk{number}", group) for number, group in enumerate(groups)]
+            found.append(outcome(list(itertools.chain(*chunks))))
         kinds = [kind if kind in {"conflict", "does not fit"} else (kind, rows) for kind, rows in found]
         assert kinds[0] == kinds[1] == kinds[2], list(some)
+
+
+# ---- without pandas --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        st.booleans(),
+        st.integers(-(2**63), 2**63 - 1),
+        st.integers(),
+        st.floats(allow_nan=False),
+        st.text(),
+        st.text(st.characters(exclude_categories=())),  # half a surrogate pair is no text
+        st.integers(-(2**63), 2**63 - 1).map(np.int64),
+        st.floats(allow_nan=False).map(np.float64),
+        st.nothing(),
+    ],
+    ids=["bool", "int64", "int", "float", "text", "surrogates", "numpy-int", "numpy-float", "none"],
+)
+@given(data=st.data())
+def test_simple_values_become_what_pyarrow_makes_of_them(values: st.SearchStrategy[Any], data: st.DataObject) -> None:
+    column = data.draw(st.lists(st.none() | values, max_size=20))
+    try:
+        expected = pa.array(column)
+    except (OverflowError, UnicodeEncodeError, pa.ArrowException) as error:
+        with pytest.raises(type(error)):
+            to_array(column, None, together=False)
+    else:
+        found = to_array(column, None, together=False)
+        found.validate(full=True)
+        assert found.equals(expected)
+
+
+def test_a_worker_loads_pandas_only_where_it_is_needed(files: WriteFiles, tmp_path: Path) -> None:
+    def plain(record: sk.Record) -> dict[str, Any]:
+        import sys
+
+        return {"key": record.key, "count": 1, "share": 0.5, "none": None, "pandas": "pandas" in sys.modules}
+
+    run = sk.run(plain, files([f"{i}.txt" for i in range(40)]), tmp_path / "out", workers=2, chunks="even", quiet=True)
+    assert run.dataset().to_table()["pandas"].to_pylist() == [False] * 40
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------

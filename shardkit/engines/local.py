@@ -29,6 +29,7 @@ from shardkit.engines import isolation, validation
 from shardkit.engines.jobfiles import ENDED, JobFiles, root_lock
 from shardkit.engines.validation import refuse
 from shardkit.errors import PipelineError, StorageError
+from shardkit.state import state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,8 +44,7 @@ DIED = "InternalServerError: The process that ran the job was killed, or the mac
 
 def default_root() -> str:
     """Where jobs live unless another root is given: in the user's state folder."""
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(state, "shardkit", "engine")
+    return state_path("engine")
 
 
 @functools.cache

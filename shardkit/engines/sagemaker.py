@@ -12,6 +12,7 @@ from shardkit.engines import images, limits
 from shardkit.engines.instances import instance_vcpus, nearest
 from shardkit.engines.settings import Count, Network, Settings
 from shardkit.errors import PipelineError, ShardkitError
+from shardkit.state import state_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["EngineSettings", "Local", "Network", "SageMaker", "Settings", "instance_vcpus", "settings_from"]
 
 NOWHERE = "arn:aws:iam::000000000000:role/"  # of no account: the local engine asks for a role, and uses none
-
-
-def _state_folder() -> str:
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(home, "shardkit", "engine")
 
 
 class SageMaker(Settings):
@@ -158,7 +154,7 @@ class Local(Settings):
     kind: Literal["local"] = "local"
     role: str = f"{NOWHERE}local"
     image: str = Field("local", min_length=1, max_length=255)
-    root: str = Field(default_factory=_state_folder, min_length=1)
+    root: str = Field(default_factory=lambda: state_path("engine"), min_length=1)
     max_instances: Count = Field(4, ge=1, le=1000)
     isolation: Literal["auto", "namespace", "none"] = "auto"
     own_client: Any = Field(None, alias="client", exclude=True, repr=False)

@@ -26,12 +26,16 @@ from shardkit.jobs.errors import EngineRefused, JobConflict, JobError, JobNotFou
 from shardkit.jobs.job import Job
 from shardkit.jobs.launching import launch
 from shardkit.jobs.loop import drive
-from shardkit.jobs.monitoring import monitor
+from shardkit.jobs.monitoring import monitor, observe
+from shardkit.jobs.notices import send_notices
+from shardkit.jobs.places import create_table, open_store
 from shardkit.jobs.policy import Policy
 from shardkit.jobs.recovery import adopt, export_jobs, import_jobs
 from shardkit.jobs.rounds import Change, Report
+from shardkit.jobs.service import policy_of, serve, set_policy
 from shardkit.jobs.sqlite import SQLiteStore
 from shardkit.jobs.store import Store, Submission
+from shardkit.jobs.submitting import submit
 
 __all__ = [
     "Change",
@@ -53,10 +57,18 @@ __all__ = [
     "adopt",
     "again",
     "classify",
+    "create_table",
     "drive",
     "export_jobs",
     "import_jobs",
     "launch",
     "monitor",
+    "observe",
+    "open_store",
+    "policy_of",
+    "send_notices",
+    "serve",
+    "set_policy",
     "stop",
+    "submit",
 ]

@@ -1,17 +1,23 @@
-"""Calls to the engine, and what its answers mean."""
+"""Calls to the engine, and what its answers mean.
+
+Processing jobs and training jobs have methods and fields of their own. Here both get the same: whatever an answer tells
+of a training job, it tells in the words of a Processing job.
+"""
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import botocore.exceptions
 import botocore.parsers
 
 from shardkit.jobs.errors import EngineRefused
+from shardkit.jobs.job import PROCESSING, TRAINING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 PAGE = 100  # the most that ListProcessingJobs gives at a time
 
@@ -55,7 +61,10 @@ EXPECTED = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, 
 
 
 class Engine(Protocol):
-    """Where Processing jobs run: these four methods of boto3's SageMaker client."""
+    """Where jobs run: these four methods of boto3's SageMaker client.
+
+    Where training jobs are submitted too, it also has those four for them (``create_training_job`` and so on).
+    """
 
     def create_processing_job(self, **kwargs: Any) -> Any:
         """CreateProcessingJob."""
@@ -74,33 +83,74 @@ class OutOfCalls(Exception):
     """As many calls were made as may be."""
 
 
-class Counted:
-    """An engine that counts its calls, and makes no more than so many."""
+@dataclass(frozen=True)
+class Kind:
+    """The service's words for a kind of job."""
 
-    def __init__(self, engine: Engine, most: int) -> None:
+    method: str
+    word: str
+
+    @property
+    def name(self) -> str:
+        """The field of a job's name."""
+        return f"{self.word}JobName"
+
+
+KINDS = {PROCESSING: Kind("processing", "Processing"), TRAINING: Kind("training", "Training")}
+RAN_OUT = {"MaxRuntimeExceeded", "MaxWaitTimeExceeded"}  # secondary statuses
+
+
+class Service:
+    """An engine that counts its calls, and makes no more than so many; None: any number."""
+
+    def __init__(self, engine: Engine, *, most: int | None = None) -> None:
         self._engine, self._most, self.made = engine, most, 0
 
-    def create_processing_job(self, **kwargs: Any) -> Any:
-        """CreateProcessingJob."""
-        return self._call("create_processing_job", kwargs)
+    def create(self, kind: str, name: str, request: Mapping[str, Any]) -> None:
+        """Create a job."""
+        self._call("create_{}_job", kind, **request, **{KINDS[kind].name: name})
 
-    def describe_processing_job(self, **kwargs: Any) -> Any:
-        """DescribeProcessingJob."""
-        return self._call("describe_processing_job", kwargs)
+    def describe(self, kind: str, name: str) -> dict[str, Any]:
+        """What it knows of a job."""
+        return processing_words(self._call("describe_{}_job", kind, **{KINDS[kind].name: name}))
 
-    def list_processing_jobs(self, **kwargs: Any) -> Any:
-        """ListProcessingJobs."""
-        return self._call("list_processing_jobs", kwargs)
+    def stop(self, kind: str, name: str) -> None:
+        """Stop a job."""
+        self._call("stop_{}_job", kind, **{KINDS[kind].name: name})
 
-    def stop_processing_job(self, **kwargs: Any) -> Any:
-        """StopProcessingJob."""
-        return self._call("stop_processing_job", kwargs)
+    def list_pages(self, kind: str, **filters: Any) -> Iterator[list[dict[str, Any]]]:
+        """The lines of the service's list, page by page, the oldest job first; empty filters are left out."""
+        request = {"SortBy": "CreationTime", "SortOrder": "Ascending", "MaxResults": PAGE}
+        request |= {name: value for name, value in filters.items() if value}
+        while True:
+            answer = self._call("list_{}_jobs", kind, **request)
+            yield [processing_words(line) for line in answer[f"{KINDS[kind].word}JobSummaries"]]
+            if not answer.get("NextToken"):
+                return
+            request["NextToken"] = answer["NextToken"]
 
-    def _call(self, method: str, kwargs: dict[str, Any]) -> Any:
-        if self.made >= self._most:
+    def _call(self, method: str, kind: str, **request: Any) -> Any:
+        name = method.format(KINDS[kind].method)
+        call = getattr(self._engine, name, None)
+        if call is None:
+            raise EngineRefused(f"This engine has no {kind} jobs.", hint="Use boto3's SageMaker client.")
+        if self._most is not None and self.made >= self._most:
             raise OutOfCalls
         self.made += 1
-        return getattr(self._engine, method)(**kwargs)
+        return call(**request)
+
+
+def processing_words(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a training job, as it is told of a Processing job; that of one as it is."""
+    if "TrainingJobName" not in answer:
+        return dict(answer)
+    told = {key.replace("TrainingJob", "ProcessingJob"): value for key, value in answer.items()}
+    for ours, theirs in (("ProcessingStartTime", "TrainingStartTime"), ("ProcessingEndTime", "TrainingEndTime")):
+        if theirs in answer:
+            told[ours] = answer[theirs]
+    if answer.get("SecondaryStatus") in RAN_OUT and not answer.get("FailureReason"):
+        told["FailureReason"] = f"{answer['SecondaryStatus']}: it ran longer than its StoppingCondition allows."
+    return told
 
 
 def kind_of(error: Exception) -> str:
@@ -165,18 +215,6 @@ def jitter(seconds: float, rng: random.Random | None = None) -> float:
     """Between a half and all of it, so that two that wait do not come back together."""
     draw = rng.random() if rng else random.random()  # noqa: S311  no secret
     return seconds * (0.5 + draw / 2)
-
-
-def list_pages(engine: Engine, **filters: Any) -> Iterator[list[dict[str, Any]]]:
-    """The lines of the service's list, page by page, the oldest job first; empty filters are left out."""
-    request = {"SortBy": "CreationTime", "SortOrder": "Ascending", "MaxResults": PAGE}
-    request |= {name: value for name, value in filters.items() if value}
-    while True:
-        answer = engine.list_processing_jobs(**request)
-        yield answer["ProcessingJobSummaries"]
-        if not answer.get("NextToken"):
-            return
-        request["NextToken"] = answer["NextToken"]
 
 
 def turned_away(error: Exception) -> EngineRefused:

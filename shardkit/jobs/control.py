@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardkit.jobs import transitions
+from shardkit.jobs import calls, transitions
 from shardkit.jobs.clock import Clock, RealClock
 from shardkit.jobs.errors import JobConflict
 from shardkit.jobs.job import COMPLETED, FAILED, LIVE, NEW, STOPPED, YES, Job
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def stop(
-    store: Store, engine: Engine, job_ids: Iterable[str] | None = None, *, prefix: str = "", clock: Clock | None = None
+    store: Store,
+    engine: Engine | None,
+    job_ids: Iterable[str] | None = None,
+    *,
+    run: str = "",
+    clock: Clock | None = None,
 ) -> list[Job]:
     """Stop jobs: ``New`` ones at once; the service is told to stop the others, and monitor() sees them end.
 
@@ -27,9 +32,9 @@ def stop(
 
     Args:
         store: The jobs.
-        engine: The service.
-        job_ids: Which jobs; all that have not ended by default.
-        prefix: Only those whose id begins like this.
+        engine: The service; None leaves it to monitor() to tell it.
+        job_ids: Which jobs; all that have not ended by default, or those of the run.
+        run: The run.
         clock: What tells the time.
 
     Returns:
@@ -40,19 +45,24 @@ def stop(
     """
     time = clock or RealClock()
     wanted = list(job_ids) if job_ids is not None else None
-    found = store.jobs(status=(NEW, *LIVE), prefix=prefix) if wanted is None else [store.get(each) for each in wanted]
+    found = store.jobs(status=(NEW, *LIVE), run=run) if wanted is None else [store.get(each) for each in wanted]
     now = time.time()
 
     def ask(job: Job) -> Job | None:
         return None if job.ended or (job.live and job.stop_asked_at) else transitions.stop_asked(job, now)
 
-    marked = [settle(store, job, ask) for job in found if not job.ended and job.job_id.startswith(prefix)]
-    reachable = True
-    for job in marked:
-        if reachable and job.live and job.exists == YES and not job.stop_sent_at:
-            reachable = send_stop(store, engine, job, time.time())
+    marked = [settle(store, job, ask) for job in found if not job.ended]
+    if engine is not None:
+        _send_stops(store, calls.Service(engine), marked, time)
     after = store.find(job.job_id for job in marked)
     return [after[job.job_id] for job in marked]
+
+
+def _send_stops(store: Store, service: calls.Service, jobs: list[Job], time: Clock) -> None:
+    """Tell the service of those that it was not told of, until it does not listen."""
+    for job in jobs:
+        if job.live and job.exists == YES and not job.stop_sent_at and not send_stop(store, service, job, time.time()):
+            return
 
 
 def again(store: Store, job_id: str, *, clock: Clock | None = None) -> Job:

@@ -3,7 +3,7 @@
     JobError
     ├── JobNotFound       the store has no job of that id
     ├── JobConflict       the id is taken by another request, or the job is not in a state that allows it
-    ├── StoreError        the store's file cannot be used
+    ├── StoreError        the store's file or table cannot be used
     └── EngineRefused     the service takes no calls from us: credentials, region, network settings
 
 Every error is a sentence or two: what happened, to which job, and what to do next.
@@ -33,7 +33,7 @@ class JobConflict(JobError):
 
 
 class StoreError(JobError):
-    """The store's file cannot be used."""
+    """The store's file or table cannot be used."""
 
 
 class EngineRefused(JobError):

@@ -27,6 +27,11 @@ ENDED = (COMPLETED, FAILED, STOPPED)
 # through. YES: the service said so; the next attempt needs a name of its own.
 NO, MAYBE, YES = "no", "maybe", "yes"
 
+SENT = -1.0  # of a notice
+
+PROCESSING, TRAINING = "processing", "training"
+KINDS = (PROCESSING, TRAINING)
+
 NAME_CHARACTERS = 63
 MAX_ATTEMPT = 9999
 ID_CHARACTERS = NAME_CHARACTERS - len(f"-{MAX_ATTEMPT}")
@@ -50,7 +55,10 @@ class Job:
             ``instances``, ``launched_at``, ``created_at``, ``ended_at``, ``status``, ``cause``, ``reason``,
             ``exit_message``, as far as they are known; times are ISO 8601 in UTC.
         depends_on: The ids of the jobs that must be ``Completed`` first.
+        kind: ``processing`` or ``training``.
         owner: Whose job it is.
+        run: What it belongs to with other jobs; empty if it stands alone.
+        notify: Who is told when it ends (see ``shardkit.jobs.notices``).
         tags: Whatever else its owner wants to know about it.
         instance_types: The instance types that the request allows, in order of preference.
         instance_type: The one that the current or next attempt asks for first.
@@ -65,6 +73,9 @@ class Job:
         stop_sent_at: When the service was told so; 0 if it was not.
         missing_since: Since when the service denies to know the attempt; 0 if it does not.
         base: The attempts up to this number belong to an earlier budget.
+        notice_at: When its notice is to be sent; 0 before it ends, and ``SENT`` when it was sent or given up.
+        notice_tries: How often sending it was tried in vain.
+        notified: Of ``notify``, who has got it.
         version: Counts the changes; a change is written only where nobody else has made one meanwhile.
     """
 
@@ -75,7 +86,10 @@ class Job:
     cause: str = ""
     attempts: tuple[Attempt, ...] = ()
     depends_on: tuple[str, ...] = ()
+    kind: str = PROCESSING
     owner: str = ""
+    run: str = ""
+    notify: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     instance_types: tuple[str, ...] = ()
     instance_type: str = ""
@@ -90,11 +104,14 @@ class Job:
     stop_sent_at: float = 0.0
     missing_since: float = 0.0
     base: int = 0
+    notice_at: float = 0.0
+    notice_tries: int = 0
+    notified: tuple[str, ...] = ()
     version: int = 0
 
     @property
     def name(self) -> str:
-        """The ProcessingJobName of the current attempt; empty before the first launch."""
+        """The service's name of the current attempt; empty before the first launch."""
         return name_of(self.job_id, self.attempt) if self.attempt else ""
 
     @property
@@ -106,6 +123,11 @@ class Job:
     def ended(self) -> bool:
         """Whether nothing more happens to it by itself."""
         return self.status in ENDED
+
+    def written(self) -> Job:
+        """The job as a store writes it over the one that it was read as; where it has ended, its notice is due."""
+        due = self.notify and self.ended and not self.notice_at
+        return replace(self, version=self.version + 1, notice_at=self.changed_at if due else self.notice_at)
 
     def entry(self, attempt: int | None = None) -> Attempt:
         """A copy of what is known of an attempt, the current one by default; empty if there is nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardkit.jobs.clock import Clock, RealClock
+from shardkit.jobs.job import LIVE, NEW
 from shardkit.jobs.launching import launch
 from shardkit.jobs.monitoring import monitor
 from shardkit.jobs.policy import Policy
@@ -27,7 +28,7 @@ def drive(
     on_round: Callable[[Report, Report], bool | None] | None = None,
     rng: random.Random | None = None,
 ) -> Report:
-    """Monitor and launch until every job has ended.
+    """Monitor and launch until every job has ended; where the store's reads lag, until two rounds in a row say so.
 
     Interrupting it does the jobs no harm: they go on, and so does the next drive().
 
@@ -43,9 +44,12 @@ def drive(
         The last report of launch().
     """
     rules, time = policy or Policy(), clock or RealClock()
+    over = False
     while True:
-        seen = monitor(store, engine, policy=rules, clock=time, rng=rng)
+        seen = monitor(store, engine, policy=rules, clock=time)
         report = launch(store, engine, policy=rules, clock=time, rng=rng)
-        if (on_round is not None and on_round(seen, report) is False) or report.ended:
+        told_to_end = on_round is not None and on_round(seen, report) is False
+        before, over = over, report.ended and not store.jobs(status=(NEW, *LIVE), limit=1)  # another may be at work
+        if told_to_end or (over and (before or not store.lag_s)):
             return report
-        time.sleep(report.next_in_s)
+        time.sleep(max(report.next_in_s, store.lag_s) if report.ended else report.next_in_s)

@@ -9,21 +9,21 @@ what is missing there is asked for by name.
 from __future__ import annotations
 
 import datetime
-import os
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs import calls, transitions
 from shardkit.jobs.causes import needs_describe
 from shardkit.jobs.clock import Clock, RealClock, seconds_of
-from shardkit.jobs.job import COMPLETED, IN_PROGRESS, LIVE, NEW, NO, YES, Job, parse_name
+from shardkit.jobs.flight import Flight
+from shardkit.jobs.job import COMPLETED, IN_PROGRESS, NEW, NO, YES, Job, parse_name
 from shardkit.jobs.policy import Policy
-from shardkit.jobs.rounds import MONITORING, Change, Report, change_state, fail_dependents, monitor_due, settle
+from shardkit.jobs.rounds import MONITORING, Change, Report, fail_dependents, monitor_due, settle
 
 if TYPE_CHECKING:
-    import random
+    from collections.abc import Callable, Iterable, Mapping
 
     from shardkit.jobs.calls import Engine
-    from shardkit.jobs.store import Live, Store
+    from shardkit.jobs.store import Store
 
 CLOCKS_APART_S = 900.0  # how far this machine's clock and the service's may be apart
 
@@ -34,7 +34,6 @@ def monitor(
     *,
     policy: Policy | None = None,
     clock: Clock | None = None,
-    rng: random.Random | None = None,
     force: bool = False,
 ) -> Report:
     """Bring the store up to date with the service, if it is time for that.
@@ -46,7 +45,6 @@ def monitor(
         engine: The service.
         policy: How often; the default is for SageMaker, ``Policy.local()`` for an engine on this machine.
         clock: What tells the time.
-        rng: Where the randomness of waits comes from.
         force: Look now, whenever the last look was.
 
     Returns:
@@ -55,82 +53,145 @@ def monitor(
     Raises:
         EngineRefused: The service takes no calls from this client.
     """
-    return _Monitor(store, engine, policy or Policy(), clock or RealClock(), rng).run(force=force)
+    return _Monitor(store, engine, policy or Policy(), clock or RealClock()).run(force=force)
+
+
+def observe(
+    store: Store,
+    engine: Engine,
+    answers: Iterable[Mapping[str, Any]],
+    *,
+    policy: Policy | None = None,
+    clock: Clock | None = None,
+) -> list[Change]:
+    """Take in what the service told of jobs by itself: a way faster than the next monitor(), and not needed for it.
+
+    They may come late, twice and in any order; those of jobs that are not the store's are left alone.
+
+    Args:
+        store: The jobs.
+        engine: The service; asked only where an answer does not say why a job failed.
+        answers: Describe responses or lines of List responses, or what has their fields.
+        policy: Whether attempts that failed are tried again.
+        clock: What tells the time.
+
+    Returns:
+        What changed.
+    """
+    return _Monitor(store, engine, policy or Policy(), clock or RealClock()).observe(answers)
 
 
 class _Monitor:
-    def __init__(self, store: Store, engine: Engine, policy: Policy, clock: Clock, rng: random.Random | None) -> None:
-        self._store, self._policy, self._clock, self._rng = store, policy, clock, rng
-        self._engine = calls.Counted(engine, policy.max_calls)
+    def __init__(self, store: Store, engine: Engine, policy: Policy, clock: Clock) -> None:
+        self._store, self._policy, self._clock = store, policy, clock
+        self._service = calls.Service(engine, most=policy.max_calls)
+        self._flight = Flight([])
         self._changed: list[Change] = []
         self._trouble = ""
         self._whole = True  # whether everything that this look met is in the store
+        self._state: dict[str, Any] = {}  # what monitors keep for each other, and its version
+        self._version = 0
 
     def run(self, *, force: bool) -> Report:
         begun = self._clock.time()
         looked = self._take_turn(begun, force=force)
-        if looked is not None:
+        if looked:
             try:
-                self._look(begun, looked)
+                self._look(begun)
                 self._stop_what_is_to_stop(begun)
             except calls.OutOfCalls:
                 self._trouble = f"More than {self._policy.max_calls} calls are needed; the next round goes on."
             except calls.EXPECTED as error:
                 self._failed(error)
         self._changed += fail_dependents(self._store, begun)
-        return self._report(looked=looked is not None)
+        return self._report(looked=looked)
 
-    def _take_turn(self, now: float, *, force: bool) -> dict[str, Any] | None:
-        """What is known of earlier looks, if it is this call's turn to look; else None."""
-        live = self._store.live()
-        if not live.jobs:
-            return None
-        state, version = self._store.state(MONITORING)
-        wait_s = monitor_due(state, live, self._policy) - now
+    def observe(self, answers: Iterable[Mapping[str, Any]]) -> list[Change]:
+        """Write down what these say."""
+        self._take_in([calls.processing_words(answer) for answer in answers])
+        return self._changed + fail_dependents(self._store, self._clock.time())
+
+    def _take_turn(self, now: float, *, force: bool) -> bool:
+        """Whether it is this call's turn to look."""
+        self._flight = Flight(self._store.flight())
+        if not len(self._flight):
+            return False
+        self._state, self._version = self._store.state(MONITORING)
+        wait_s = monitor_due(self._state, self._flight, self._policy) - now
         if not force and 0 < wait_s <= self._policy.poll_s:  # longer than that: the clock was set back
-            return None
-        taken = state | {"next_at": now + self._policy.poll_s}
-        return taken if self._store.put_state(MONITORING, taken, version) else None
+            return False
+        if self._put(self._state | {"next_at": now + self._policy.poll_s}):
+            return True
+        self._state, self._version = self._store.state(MONITORING)
+        return False
+
+    def _put(self, state: dict[str, Any]) -> bool:
+        """Write what monitors keep for each other, if nobody else did; whether it was written."""
+        if not self._store.put_state(MONITORING, state, self._version):
+            return False
+        self._state, self._version = state, self._version + 1
+        return True
+
+    def _change_state(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change it, whoever else does so at the same time."""
+        while True:
+            state = dict(self._state)
+            change(state)
+            if self._put(state):
+                return
+            self._state, self._version = self._store.state(MONITORING)
 
     # ---- looking ---------------------------------------------------------------------------------------------------
 
-    def _look(self, begun: float, state: dict[str, Any]) -> None:
+    def _look(self, begun: float) -> None:
         """What changed since the last look; from time to time, what did not change too.
 
         "Since" means the latest change that a look has seen, by the service's times, and for a while somewhat before
         it: a change may show up in the list after a later one.
         """
-        live = self._store.live()
-        newest, newest_at = state.get("newest", 0.0), state.get("newest_at", 0.0)
+        state = self._state
+        newest: dict[str, tuple[float, float]] = {}
+        for kind in self._flight.kinds:
+            newest[kind] = self._look_at_changes(kind, begun, *state.get("newest", {}).get(kind, (0.0, 0.0)))
+
+        full_at = state.get("full_at", self._flight.launched_at())
+
+        def seen(shared: dict[str, Any]) -> None:
+            before = shared.get("newest", {})
+            later = {kind: told for kind, told in newest.items() if told[0] > before.get(kind, (0.0, 0.0))[0]}
+            shared.update(newest=before | later, passed=max(begun, shared.get("passed", 0.0)))
+            shared.setdefault("full_at", full_at)
+
+        if self._whole:
+            self._change_state(seen)
+        if begun - full_at >= self._policy.recheck_s:
+            full_at = self._look_at_everything(begun)
+            self._change_state(lambda shared: shared.update(full_at=full_at))
+
+    def _look_at_changes(self, kind: str, begun: float, newest: float, newest_at: float) -> tuple[float, float]:
+        """Take in what changed; the time of the latest change by the service's clock, and when it was seen by ours."""
         reach_back_s = max(self._policy.overlap_s - (begun - newest_at), 0.0)
-        since = max(newest - reach_back_s, live.launched_at - CLOCKS_APART_S)
+        since = max(newest - reach_back_s, self._flight.launched_at(kind) - CLOCKS_APART_S)
         after = datetime.datetime.fromtimestamp(since, datetime.timezone.utc)
-        for page in calls.list_pages(self._engine, NameContains=_prefix(live), LastModifiedTimeAfter=after):
+        prefix = self._flight.prefix(kind)
+        for page in self._service.list_pages(kind, NameContains=prefix, LastModifiedTimeAfter=after):
             self._take_in(page)
             latest = max((_modified(line) for line in page), default=0.0)
             newest, newest_at = (latest, begun) if latest > newest else (newest, newest_at)
-
-        def seen(shared: dict[str, Any]) -> None:
-            if newest > shared.get("newest", 0.0):
-                shared.update(newest=newest, newest_at=newest_at)
-            shared["passed"] = max(begun, shared.get("passed", 0.0))
-
-        if self._whole:
-            change_state(self._store, MONITORING, seen)
-        full_at = state.get("full_at", live.launched_at)
-        if begun - full_at >= self._policy.recheck_s:
-            full_at = self._look_at_everything(begun)
-        if full_at != state.get("full_at"):
-            change_state(self._store, MONITORING, lambda shared: shared.update(full_at=full_at))
+        return newest, newest_at
 
     def _look_at_everything(self, begun: float) -> float:
         """Ask by name for jobs in flight that the service's list does not show as running."""
-        live = self._store.live()
         running: set[str] = set()
-        for page in calls.list_pages(self._engine, NameContains=_prefix(live), StatusEquals=IN_PROGRESS):
-            running |= {line["ProcessingJobName"] for line in page}
+        for kind in self._flight.kinds:
+            for page in self._service.list_pages(
+                kind, NameContains=self._flight.prefix(kind), StatusEquals=IN_PROGRESS
+            ):
+                running |= {line["ProcessingJobName"] for line in page}
         any_missing = False
-        for job in self._store.jobs(status=LIVE):
+        for job in self._store.find(each.job_id for each in self._flight).values():
+            if not job.live:
+                continue
             if job.exists == YES and job.changed_at < begun - self._policy.settle_s and job.name not in running:
                 any_missing |= self._ask(job).missing_since > 0
             elif job.missing_since and job.name in running:
@@ -147,7 +208,7 @@ class _Monitor:
             if job is None:
                 continue
             if is_stray(job, attempt, line):
-                self._stop(line["ProcessingJobName"])
+                self._stop(job.kind, line["ProcessingJobName"])
                 continue
             answer = self._full(job, attempt, line)
             changed = None if answer is None else self._after(job, attempt, answer)
@@ -155,8 +216,10 @@ class _Monitor:
                 told.append((job, changed, answer))
         written = self._store.update_many(changed for _, changed, _ in told)
         for (job, changed, answer), now in zip(told, written, strict=True):
-            done = now or self._settle(self._store.get(job.job_id), answer, changed.attempt)
-            if done.version != job.version:
+            before = job if now else self._store.get(job.job_id)  # where somebody was faster, as it is now
+            done = now or self._settle(before, answer, changed.attempt)
+            self._flight.update(done)
+            if done.version != before.version:
                 self._changed.append(Change.of(done))
 
     def _full(self, job: Job, attempt: int, line: dict[str, Any]) -> dict[str, Any] | None:
@@ -165,7 +228,7 @@ class _Monitor:
         if asked or not needs_describe(line) or self._after(job, attempt, line) is None:
             return line
         try:
-            return self._describe(line["ProcessingJobName"])
+            return self._service.describe(job.kind, line["ProcessingJobName"])
         except calls.EXPECTED as error:
             self._failed(error)
             return None
@@ -190,7 +253,7 @@ class _Monitor:
         """What the service says of a job that its list does not show."""
         now = self._clock.time()
         try:
-            answer = self._describe(job.name)
+            answer = self._service.describe(job.kind, job.name)
         except calls.EXPECTED as error:
             if calls.kind_of(error) != "missing":
                 raise
@@ -213,25 +276,24 @@ class _Monitor:
 
     def _stop_what_is_to_stop(self, begun: float) -> None:
         """Tell the service to stop what it was not told to stop yet; see what became of calls without an answer."""
-        looked_at = self._store.state(MONITORING)[0].get("passed", 0.0)
-        for job in self._store.stopping():
+        looked_at = self._state.get("passed", 0.0)
+        stopping = self._store.find(each.job_id for each in self._flight.stopping)
+        for job in stopping.values():
+            if not job.live or not job.stop_asked_at:
+                continue
             if job.exists != YES:
                 if begun >= job.lease_until and looked_at >= job.changed_at + self._policy.settle_s:
                     self._ask(job)
             elif job.stop_sent_at <= begun - self._policy.recheck_s:
-                send_stop(self._store, self._engine, job, begun)
+                send_stop(self._store, self._service, job, begun)
 
-    def _stop(self, name: str) -> None:
+    def _stop(self, kind: str, name: str) -> None:
         """Stop an attempt that nobody wants: it was created after all, when all had given it up."""
         try:
-            self._engine.stop_processing_job(ProcessingJobName=name)
+            self._service.stop(kind, name)
         except calls.EXPECTED as error:
             if calls.kind_of(error) not in {"missing", "refused"}:
                 self._failed(error)
-
-    def _describe(self, name: str) -> dict[str, Any]:
-        answer: dict[str, Any] = self._engine.describe_processing_job(ProcessingJobName=name)
-        return answer
 
     def _failed(self, error: Exception) -> None:
         """A call failed: this look is not whole; the next one sees the same again."""
@@ -244,12 +306,11 @@ class _Monitor:
     # ---- the report ------------------------------------------------------------------------------------------------
 
     def _report(self, *, looked: bool) -> Report:
-        state, live = self._store.state(MONITORING)[0], self._store.live()
-        due = monitor_due(state, live, self._policy) if live.jobs else 0.0
+        due = monitor_due(self._state, self._flight, self._policy) if len(self._flight) else 0.0
         return Report(
             next_in_s=max(due - self._clock.time(), 0.0),
-            counts=self._store.counts(),
-            calls=self._engine.made,
+            live=len(self._flight),
+            calls=self._service.made,
             trouble=self._trouble,
             changed=tuple(self._changed),
             looked=looked,
@@ -263,10 +324,10 @@ def is_stray(job: Job, attempt: int, line: dict[str, Any]) -> bool:
     return attempt < job.attempt or (job.ended and job.status != COMPLETED)
 
 
-def send_stop(store: Store, engine: Engine, job: Job, now: float) -> bool:
+def send_stop(store: Store, service: calls.Service, job: Job, now: float) -> bool:
     """Tell the service to stop a job; whether it took that. A job that has ended meanwhile is no error."""
     try:
-        engine.stop_processing_job(ProcessingJobName=job.name)
+        service.stop(job.kind, job.name)
     except calls.EXPECTED as error:
         kind = calls.kind_of(error)
         if kind == "caller":
@@ -280,12 +341,6 @@ def send_stop(store: Store, engine: Engine, job: Job, now: float) -> bool:
 def _open(job: Job) -> bool:
     """Whether what the service says of the current attempt can still change the job."""
     return job.live or (job.status == NEW and job.attempt > 0 and job.exists == NO)
-
-
-def _prefix(live: Live) -> str:
-    """What all names in flight begin with, if that is anything to search for."""
-    common = os.path.commonprefix([live.first, live.last])  # noqa: RUF071  of words, not of paths
-    return common if len(common) >= 3 else ""
 
 
 def _modified(line: dict[str, Any]) -> float:

@@ -35,6 +35,7 @@ class Policy:
         creates_per_s: CreateProcessingJob calls a second, of all launchers of a store together.
         poll_s: The time from one look at the service's list to the next.
         max_instances: The instances in flight at once; None leaves it to the service's quota.
+        ceilings: The same for instance types by name.
         attempts: How many attempts may end for a cause, where it differs from the default.
         max_attempts: How many attempts a job has in all, until somebody calls again().
         retry_wait_s: The wait after a failure; doubled by every further failure of that cause.
@@ -56,6 +57,7 @@ class Policy:
     creates_per_s: float = 1.0
     poll_s: float = 20.0
     max_instances: int | None = None
+    ceilings: Mapping[str, int] = field(default_factory=dict)
     attempts: Mapping[str, int] = field(default_factory=dict)
     max_attempts: int = 15
     retry_wait_s: float = 5.0

@@ -9,7 +9,7 @@ from shardkit.jobs import calls, transitions
 from shardkit.jobs.causes import needs_describe
 from shardkit.jobs.clock import Clock, RealClock, iso, seconds_of
 from shardkit.jobs.errors import JobError
-from shardkit.jobs.job import COMPLETED, LAUNCHED, YES, Job, parse_name
+from shardkit.jobs.job import COMPLETED, LAUNCHED, PROCESSING, YES, Job, parse_name
 from shardkit.jobs.policy import Policy
 from shardkit.jobs.rounds import Change, settle
 from shardkit.jobs.store import Submission
@@ -35,11 +35,10 @@ def export_jobs(store: Store, *, requests: bool = True) -> dict[str, Any]:
     Returns:
         The data for ``import_jobs()``.
     """
-    rows = []
-    for job in store.jobs():
-        row = {name: getattr(job, name) for name in _FIELDS}
-        rows.append(row | {"request": store.request(job.job_id)} if requests else row)
-    return {"format": FORMAT, "jobs": rows}
+    jobs = store.jobs()
+    asked = store.requests(job.job_id for job in jobs) if requests else {}
+    rows = [{name: getattr(job, name) for name in _FIELDS} for job in jobs]
+    return {"format": FORMAT, "jobs": [row | {"request": asked[row["job_id"]]} if requests else row for row in rows]}
 
 
 def import_jobs(store: Store, data: Mapping[str, Any]) -> int:
@@ -68,7 +67,7 @@ def import_jobs(store: Store, data: Mapping[str, Any]) -> int:
     new = []
     for job, row in zip(jobs, data["jobs"], strict=True):
         if "request" in row:
-            new.append(Submission(job.job_id, row["request"], job.depends_on, job.owner, job.tags))
+            new.append(Submission(job.job_id, row["request"], job.depends_on, job.owner, job.run, job.notify, job.tags))
         elif job.job_id not in known:
             raise JobError(
                 f"Job {job.job_id} was exported without its request, and {store!r} does not have it.",
@@ -95,7 +94,7 @@ def adopt(
     policy: Policy | None = None,
     clock: Clock | None = None,
 ) -> list[Change]:
-    """Rebuild what the store does not know of its jobs from the service's list: names tell job and attempt.
+    """Rebuild what the store does not know of its Processing jobs from the service's list: names tell job and attempt.
 
     For a store that was lost and whose jobs were submitted again, or that was restored from an older state.
 
@@ -113,15 +112,16 @@ def adopt(
         EngineRefused: The service takes no calls from this client.
     """
     rules, time = policy or Policy(), clock or RealClock()
+    service = calls.Service(engine)
     lines: dict[str, dict[int, dict[str, Any]]] = {}
-    for page in calls.list_pages(engine, NameContains=name_contains):
+    for page in service.list_pages(PROCESSING, NameContains=name_contains):
         for line in page:
             parsed = parse_name(line["ProcessingJobName"])
             if parsed:
                 lines.setdefault(parsed[0], {})[parsed[1]] = line
     changes = []
     for job in store.find(lines).values():
-        attempts = _with_reasons(engine, job, lines[job.job_id])
+        attempts = _with_reasons(service, job, lines[job.job_id])
 
         def rebuild(current: Job, attempts: dict[int, dict[str, Any]] = attempts) -> Job | None:
             return _rebuilt(current, attempts, time.time(), rules)
@@ -132,17 +132,13 @@ def adopt(
     return changes
 
 
-def _with_reasons(engine: Engine, job: Job, lines: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def _with_reasons(service: calls.Service, job: Job, lines: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """The attempts that the store does not know the end of, each with the reason if it failed."""
     wanted = {}
     for attempt, line in sorted(lines.items()):
         if job.entry(attempt).get("ended_at") or attempt < job.attempt:
             continue
-        full = (
-            engine.describe_processing_job(ProcessingJobName=line["ProcessingJobName"])
-            if needs_describe(line)
-            else line
-        )
+        full = service.describe(job.kind, line["ProcessingJobName"]) if needs_describe(line) else line
         wanted[attempt] = full
     return wanted
 

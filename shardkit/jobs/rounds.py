@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shardkit.jobs.job import ENDED, Job
 from shardkit.jobs.transitions import given_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from shardkit.jobs.flight import Flight
+    from shardkit.jobs.job import Job
     from shardkit.jobs.policy import Policy
-    from shardkit.jobs.store import Live, Store
+    from shardkit.jobs.store import Flying, Store
 
 UNMET = "It needs {needs}, which did not complete. Once that is tried again, so is this one."
-LAUNCHING, MONITORING = "launch", "monitor"  # the keys of the shared state
+MONITORING = "monitor"  # the key of the shared state
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,20 @@ class Report:
 
     Args:
         next_in_s: Seconds until there is something to do again, for a launcher or a monitor.
-        counts: How many jobs there are now, by status.
+        new: launch(): how many jobs are still ``New``.
+        live: How many jobs are ``Launched`` or ``InProgress``.
         calls: The calls of the engine that it made.
         trouble: What kept it from doing more, in words: a throttled call, a network error; empty if nothing did.
         changed: The jobs that changed.
         launched: launch(): the ProcessingJobNames of the attempts that the service has taken.
         waiting: launch(): how many jobs are still ``New``, by what they wait for: ``dependency``, ``retry`` (a wait
-            after a failure), ``quota``, ``max_instances`` or ``pace``.
+            after a failure), ``quota``, ``max_instances`` (the policy's own limits) or ``pace``.
         looked: monitor(): whether it looked at the service's list; it does so every ``policy.poll_s``.
     """
 
     next_in_s: float
-    counts: Mapping[str, int]
+    new: int = 0
+    live: int = 0
     calls: int = 0
     trouble: str = ""
     changed: tuple[Change, ...] = ()
@@ -69,8 +72,8 @@ class Report:
 
     @property
     def ended(self) -> bool:
-        """Whether every job has ended."""
-        return all(not number for status, number in self.counts.items() if status not in ENDED)
+        """launch(): whether every job has ended, as far as this round saw."""
+        return not self.new and not self.live
 
 
 def change_state(store: Store, key: str, change: Callable[[dict[str, Any]], None]) -> None:
@@ -107,13 +110,22 @@ def fail_dependents(store: Store, now: float) -> list[Change]:
     """Jobs that need one that will not complete fail themselves, and those that need them, and so on."""
     changes: list[Change] = []
     while True:
-        found = store.doomed()
+        found = store.unblock()
         failed = [given_up(job, now, "dependency", UNMET.format(needs=needs)) for job, needs in found]
         changes += [Change.of(job) for job in store.update_many(failed) if job is not None]
         if not found:
             return changes
 
 
-def monitor_due(state: Mapping[str, Any], live: Live, policy: Policy) -> float:
+def monitor_due(state: Mapping[str, Any], flight: Flight, policy: Policy) -> float:
     """When the service's list is worth the next look; only if something is in flight."""
-    return max(float(state.get("next_at", 0.0)), live.launched_at + policy.poll_s)
+    return max(float(state.get("next_at", 0.0)), flight.launched_at() + policy.poll_s)
+
+
+def repeat_due(job: Job | Flying, now: float, looked_at: float, policy: Policy) -> bool:
+    """Whether it is time to make the call again of a job that may not have been created.
+
+    That is so once a look at the whole list, begun after the call, did not show it: the call again would be answered
+    with "it exists" at the worst, but it would be a call too many.
+    """
+    return not job.stop_asked_at and now >= job.lease_until and looked_at >= job.changed_at + policy.settle_s

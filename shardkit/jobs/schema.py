@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import time
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WAIT_FOR_LOCK_S = 60.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -18,7 +18,9 @@ CREATE TABLE IF NOT EXISTS jobs (
     attempt INTEGER NOT NULL,
     reason TEXT NOT NULL,
     cause TEXT NOT NULL,
+    kind TEXT NOT NULL,
     owner TEXT NOT NULL,
+    run TEXT NOT NULL,
     instance_type TEXT NOT NULL,
     instances INTEGER NOT NULL,
     known TEXT NOT NULL,
@@ -31,18 +33,22 @@ CREATE TABLE IF NOT EXISTS jobs (
     stop_sent_at REAL NOT NULL,
     missing_since REAL NOT NULL,
     base INTEGER NOT NULL,
+    notice_at REAL NOT NULL,
+    notice_tries INTEGER NOT NULL,
     version INTEGER NOT NULL,
     needs INTEGER NOT NULL,
     blocked INTEGER NOT NULL,
     instance_types TEXT NOT NULL,
+    notify TEXT NOT NULL,
+    notified TEXT NOT NULL,
     tags TEXT NOT NULL,
     attempts TEXT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS jobs_waiting ON jobs (status, blocked, seq);
+CREATE INDEX IF NOT EXISTS jobs_waiting ON jobs (status, blocked, owner, instance_type, seq);
 CREATE INDEX IF NOT EXISTS jobs_time ON jobs (status, blocked, not_before);
-CREATE INDEX IF NOT EXISTS jobs_flight ON jobs (status, instance_type, instances);
-CREATE INDEX IF NOT EXISTS jobs_uncertain ON jobs (seq) WHERE known = 'maybe';
-CREATE INDEX IF NOT EXISTS jobs_stopping ON jobs (seq) WHERE stop_asked_at > 0;
+CREATE INDEX IF NOT EXISTS jobs_ended ON jobs (status, changed_at);
+CREATE INDEX IF NOT EXISTS jobs_run ON jobs (run, status);
+CREATE INDEX IF NOT EXISTS jobs_notices ON jobs (notice_at) WHERE notice_at > 0;
 CREATE TABLE IF NOT EXISTS requests (job_id TEXT PRIMARY KEY, request TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS dependencies (
     job_id TEXT NOT NULL, place INTEGER NOT NULL, needs TEXT NOT NULL, PRIMARY KEY (job_id, place)

@@ -12,27 +12,33 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.clock import Clock, RealClock
-from shardkit.jobs.errors import JobConflict, JobError, JobNotFound, StoreError
-from shardkit.jobs.job import COMPLETED, FAILED, IN_PROGRESS, LAUNCHED, MAYBE, NEW, STATUSES, STOPPED, Job
+from shardkit.jobs.errors import JobNotFound, StoreError
+from shardkit.jobs.job import COMPLETED, ENDED, FAILED, IN_PROGRESS, LAUNCHED, NEW, STATUSES, STOPPED, Job
 from shardkit.jobs.schema import SCHEMA_VERSION, WAIT_FOR_LOCK_S, prepare
-from shardkit.jobs.store import Live, Request, Submission
+from shardkit.jobs.store import Flying, Ready, Submission, Submitting, Waiting, batches, check_statuses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 BATCH = 500  # ids in one query: fewer than the variables that any SQLite allows
-COLUMNS = (
-    "job_id, status, attempt, reason, cause, owner, instance_type, instances, known, submitted_at, changed_at, "
-    "launched_at, not_before, lease_until, stop_asked_at, stop_sent_at, missing_since, base, version, needs, "
-    "instance_types, tags, attempts"
+PLAIN = (
+    "job_id, status, attempt, reason, cause, kind, owner, run, instance_type, instances, known, submitted_at, "
+    "changed_at, launched_at, not_before, lease_until, stop_asked_at, stop_sent_at, missing_since, base, notice_at, "
+    "notice_tries, version"
 )
+COLUMNS = f"{PLAIN}, needs, instance_types, notify, notified, tags, attempts"
+_FIELDS = tuple("exists" if name == "known" else name for name in PLAIN.split(", "))
 _LIVE = f"status IN ('{LAUNCHED}', '{IN_PROGRESS}')"
 _READY = f"status = '{NEW}' AND blocked = 0"
-_UPDATE = (
-    "UPDATE jobs SET status=?, attempt=?, reason=?, cause=?, instance_type=?, known=?, changed_at=?, launched_at=?, "
-    "not_before=?, lease_until=?, stop_asked_at=?, stop_sent_at=?, missing_since=?, base=?, attempts=?, "
-    "version=version+1 WHERE job_id=? AND version=?"
+_FLYING = (
+    "job_id, status, kind, owner, instance_type, instances, known, launched_at, changed_at, lease_until, stop_asked_at"
 )
+_CHANGING = (
+    *("status", "attempt", "reason", "cause", "instance_type", "exists", "changed_at", "launched_at", "not_before"),
+    *("lease_until", "stop_asked_at", "stop_sent_at", "missing_since", "base", "notice_at", "notice_tries", "version"),
+)
+_SET = ", ".join(f"{'known' if name == 'exists' else name}=?" for name in _CHANGING)
+_UPDATE = f"UPDATE jobs SET {_SET}, notified=?, attempts=? WHERE job_id=? AND version=?"  # noqa: S608  columns of this module
 _UNBLOCK = "UPDATE jobs SET blocked = blocked - 1 WHERE job_id IN (SELECT job_id FROM dependencies WHERE needs = ?)"
 _COUNT_BLOCKED = """
 UPDATE jobs SET blocked = (
@@ -42,7 +48,7 @@ UPDATE jobs SET blocked = (
 """
 
 
-class SQLiteStore:
+class SQLiteStore(Submitting):
     """Jobs in a SQLite file on a local disk; the file is made if it is missing.
 
     Any number of processes and threads may use the same file, and threads the same store.
@@ -54,6 +60,8 @@ class SQLiteStore:
     Raises:
         StoreError: The file cannot be opened, is no such store, or was written by a later version.
     """
+
+    lag_s = 0.0
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
         self.path = os.fspath(path)
@@ -75,50 +83,18 @@ class SQLiteStore:
 
     # ---- adding -----------------------------------------------------------------------------------------------------
 
-    def submit(
-        self,
-        job_id: str,
-        request: Request,
-        *,
-        depends_on: Sequence[str] = (),
-        owner: str = "",
-        tags: Mapping[str, str] | None = None,
-    ) -> Job:
-        """Add a job.
-
-        Args:
-            job_id: Its id (see ``Submission``).
-            request: The arguments of CreateProcessingJob, without ProcessingJobName.
-            depends_on: The ids of jobs that must be ``Completed`` first.
-            owner: Whose job it is.
-            tags: Whatever else its owner wants to know about it.
-
-        Returns:
-            The job; the one that is there already if it has the same request and needs the same jobs.
-
-        Raises:
-            JobConflict: The id is taken by another request.
-            JobNotFound: It depends on a job that was not submitted.
-            JobError: The id or the request cannot be used.
-        """
-        return self.submit_many([Submission(job_id, request, depends_on, owner, tags or {})])[0]
-
     def submit_many(self, submissions: Iterable[Submission]) -> list[Job]:
         """Add jobs, all or none; raises what submit() does."""
-        prepared = [(each.job(self._clock.time()), each.text()) for each in submissions]
+        prepared = [(each, each.job(self._clock.time())) for each in submissions]
         with self._writing() as db:
-            return [self._add(db, job, text) for job, text in prepared]
+            return [self._add(db, each, job) for each, job in prepared]
 
-    def _add(self, db: sqlite3.Connection, job: Job, text: str) -> Job:
+    def _add(self, db: sqlite3.Connection, submission: Submission, job: Job) -> Job:
         row = db.execute("SELECT request FROM requests WHERE job_id = ?", (job.job_id,)).fetchone()
         if row is not None:
             known = self._one(db, job.job_id)
-            if row[0] == text and known.depends_on == job.depends_on:
-                return known
-            what = "request" if row[0] != text else "list of jobs that it depends on"
-            raise JobConflict(
-                f"There is a job {job.job_id} already, with another {what}.", hint="Submit this one under another id."
-            )
+            submission.check_same(known, row[0])
+            return known
         blocked = 0
         for place, needs in enumerate(job.depends_on):
             found = db.execute("SELECT status FROM jobs WHERE job_id = ?", (needs,)).fetchone()
@@ -128,10 +104,9 @@ class SQLiteStore:
                 )
             blocked += found[0] != COMPLETED
             db.execute("INSERT INTO dependencies VALUES (?, ?, ?)", (job.job_id, place, needs))
-        db.execute("INSERT INTO requests VALUES (?, ?)", (job.job_id, text))
-        values = _values(job)
-        marks = ", ".join("?" * (len(values) + 1))
-        db.execute(f"INSERT INTO jobs ({COLUMNS}, blocked) VALUES ({marks})", (*values, blocked))  # noqa: S608
+        db.execute("INSERT INTO requests VALUES (?, ?)", (job.job_id, submission.text()))
+        values = (*_values(job), blocked)
+        db.execute(f"INSERT INTO jobs ({COLUMNS}, blocked) VALUES ({_marks(values)})", values)  # noqa: S608
         return job
 
     # ---- reading ----------------------------------------------------------------------------------------------------
@@ -147,118 +122,143 @@ class SQLiteStore:
 
     def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
         """The jobs of those ids, as far as there are any."""
-        wanted = list(dict.fromkeys(job_ids))
         found: dict[str, Job] = {}
         with self._reading() as db:
-            for at in range(0, len(wanted), BATCH):
-                batch = wanted[at : at + BATCH]
-                where = f"job_id IN ({', '.join('?' * len(batch))})"
-                found |= {job.job_id: job for job in self._select(db, where, batch)}
+            for batch in batches(job_ids, BATCH):
+                found |= {job.job_id: job for job in self._select(db, f"job_id IN ({_marks(batch)})", batch)}
         return found
 
-    def request(self, job_id: str) -> dict[str, Any]:
-        """The request of that job.
-
-        Raises:
-            JobNotFound: There is no such job.
-        """
+    def requests(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The requests of those jobs, as far as there are any."""
+        found: dict[str, dict[str, Any]] = {}
         with self._reading() as db:
-            row = db.execute("SELECT request FROM requests WHERE job_id = ?", (job_id,)).fetchone()
-        if row is None:
-            raise self._missing(job_id)
-        request: dict[str, Any] = json.loads(row[0])
-        return request
+            for batch in batches(job_ids, BATCH):
+                query = f"SELECT job_id, request FROM requests WHERE job_id IN ({_marks(batch)})"  # noqa: S608
+                found |= {job_id: json.loads(text) for job_id, text in db.execute(query, batch)}
+        return found
 
     def jobs(
-        self, *, status: str | Iterable[str] | None = None, prefix: str = "", limit: int | None = None
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        run: str = "",
+        owner: str = "",
+        limit: int | None = None,
+        latest: bool = False,
     ) -> list[Job]:
         """Jobs in the order of their submission.
 
         Args:
             status: Only those of this status, or of these.
-            prefix: Only those whose id begins like this.
+            run: Only those of this run.
+            owner: Only those of this owner.
             limit: At most so many.
+            latest: The latest first.
         """
         where, values = ["1"], list[Any]()
         if status is not None:
-            wanted = [status] if isinstance(status, str) else list(status)
-            unknown = sorted(set(wanted) - set(STATUSES))
-            if unknown:
-                raise JobError(f"There is no status {unknown[0]!r}.", hint=f"There are {', '.join(STATUSES)}.")
-            where.append(f"status IN ({', '.join('?' * len(wanted))})")
+            wanted = check_statuses(status)
+            where.append(f"status IN ({_marks(wanted)})")
             values += wanted
-        if prefix:
-            where.append("job_id >= ? AND job_id < ?")
-            values += [prefix, prefix + "\x7f"]
+        for column, value in (("run", run), ("owner", owner)):
+            if value:
+                where.append(f"{column} = ?")
+                values.append(value)
         with self._reading() as db:
-            return self._select(db, " AND ".join(where), values, order="seq", limit=limit)
+            return self._select(db, " AND ".join(where), values, order="seq DESC" if latest else "seq", limit=limit)
 
-    def counts(self) -> dict[str, int]:
-        """How many jobs there are, by status; every status is named."""
+    def counts(self, *, run: str = "") -> dict[str, int]:
+        """How many jobs there are, or are of that run, by status; every status is named."""
+        where, values = ("WHERE run = ? ", (run,)) if run else ("", ())
         with self._reading() as db:
-            rows = db.execute("SELECT status, COUNT(*) FROM jobs GROUP BY status").fetchall()
+            rows = db.execute(f"SELECT status, COUNT(*) FROM jobs {where}GROUP BY status", values).fetchall()  # noqa: S608
         return dict.fromkeys(STATUSES, 0) | dict(rows)
 
-    def ready(self, now: float, *, without: Iterable[str] = (), limit: int = 1) -> list[Job]:
-        """``New`` jobs that may be launched now, in the order of their submission, not of those instance types."""
-        left_out = list(without)
-        types = f" AND instance_type NOT IN ({', '.join('?' * len(left_out))})" if left_out else ""
+    def waiting(self, now: float, *, most: int) -> Waiting:
+        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type."""
         with self._reading() as db:
-            where = f"{_READY} AND not_before <= ?{types}"
-            return self._select(db, where, [now, *left_out], order="seq", limit=limit)
+            blocked = self._count(db, f"status = '{NEW}' AND blocked > 0")
+            later = self._count(db, f"{_READY} AND not_before > {float(now)!r}")
+            row = db.execute(f"SELECT MIN(not_before) FROM jobs WHERE {_READY} AND not_before > ?", (now,)).fetchone()  # noqa: S608
+            ready = [each for line in self._lines(db) for each in self._ready(db, line, now, most)]
+            everything = self._count(db, _READY)
+        ready.sort(key=lambda each: each.place)
+        return Waiting(tuple(ready), everything - later, later, row[0], blocked)
 
-    def next_ready(self) -> float | None:
-        """When the first ``New`` job that waits for nothing but time may be launched; None if there is none."""
-        with self._reading() as db:
-            row = db.execute(f"SELECT MIN(not_before) FROM jobs WHERE {_READY}").fetchone()  # noqa: S608
-        return None if row[0] is None else float(row[0])
+    def _lines(self, db: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+        """Every owner and instance type that jobs wait for, one step through the index each."""
+        query = (
+            f"SELECT owner, instance_type FROM jobs WHERE {_READY} AND (owner, instance_type) > (?, ?) "  # noqa: S608
+            "ORDER BY owner, instance_type LIMIT 1"
+        )
+        row = db.execute(f"SELECT MIN(owner) FROM jobs WHERE {_READY}").fetchone()  # noqa: S608
+        if row[0] is None:
+            return
+        first = (
+            f"SELECT owner, instance_type FROM jobs WHERE {_READY} AND owner = ? "  # noqa: S608
+            "ORDER BY instance_type LIMIT 1"
+        )
+        line = db.execute(first, (row[0],)).fetchone()
+        while line is not None:
+            yield line
+            line = db.execute(query, line).fetchone()
 
-    def blocked(self) -> int:
-        """How many ``New`` jobs wait for others."""
-        with self._reading() as db:
-            row = db.execute("SELECT COUNT(*) FROM jobs WHERE status = ? AND blocked > 0", (NEW,)).fetchone()
-        return int(row[0])
+    def _ready(self, db: sqlite3.Connection, line: tuple[str, str], now: float, most: int) -> list[Ready]:
+        query = (
+            f"SELECT job_id, owner, instance_type, instances, seq FROM jobs WHERE {_READY} AND owner = ? "  # noqa: S608
+            "AND instance_type = ? AND not_before <= ? ORDER BY seq LIMIT ?"
+        )
+        return [Ready(*row) for row in db.execute(query, (*line, now, most))]
 
-    def doomed(self, limit: int = 100) -> list[tuple[Job, str]]:
-        """``New`` jobs that wait for one that failed or was stopped, each with the id of that one."""
+    def _count(self, db: sqlite3.Connection, where: str) -> int:
+        return int(db.execute(f"SELECT COUNT(*) FROM jobs WHERE {where}").fetchone()[0])  # noqa: S608
+
+    def unblock(self, limit: int = 100) -> list[tuple[Job, str]]:
+        """``New`` jobs that wait for one that failed or was stopped, each with the id of that one.
+
+        Those whose needs are met were let go when the last of these completed.
+        """
         query = (
             "SELECT j.job_id, MIN(d.needs) FROM jobs j JOIN dependencies d ON d.job_id = j.job_id "
             "JOIN jobs n ON n.job_id = d.needs WHERE j.status = ? AND j.blocked > 0 AND n.status IN (?, ?) "
             "GROUP BY j.job_id LIMIT ?"
         )
         with self._reading() as db:
-            rows = db.execute(query, (NEW, FAILED, STOPPED, limit)).fetchall() if self.blocked() else []
+            any_blocked = self._count(db, f"status = '{NEW}' AND blocked > 0")
+            rows = db.execute(query, (NEW, FAILED, STOPPED, limit)).fetchall() if any_blocked else []
             return [(self._one(db, job_id), needs) for job_id, needs in rows]
 
     def dependents(self, job_id: str) -> list[Job]:
-        """The jobs that wait for that one."""
+        """The jobs that wait for that one, or have failed because it did not complete."""
         with self._reading() as db:
             return self._select(
                 db, "job_id IN (SELECT job_id FROM dependencies WHERE needs = ?)", [job_id], order="seq"
             )
 
-    def in_flight(self) -> dict[str, int]:
-        """Instances of live jobs, by instance type."""
-        query = f"SELECT instance_type, SUM(instances) FROM jobs WHERE {_LIVE} GROUP BY instance_type"  # noqa: S608
+    def flight(self) -> list[Flying]:
+        """All live jobs, in short."""
         with self._reading() as db:
-            return dict(db.execute(query).fetchall())
+            return [Flying(*row) for row in db.execute(f"SELECT {_FLYING} FROM jobs WHERE {_LIVE} ORDER BY seq")]  # noqa: S608
 
-    def live(self) -> Live:
-        """What is in flight, in short."""
-        query = f"SELECT COUNT(*), MIN(job_id), MAX(job_id), MIN(launched_at) FROM jobs WHERE {_LIVE}"  # noqa: S608
+    def notices(self, now: float, *, limit: int = 100) -> list[Job]:
+        """Ended jobs whose notice is due, the longest due first."""
         with self._reading() as db:
-            jobs, first, last, launched_at = db.execute(query).fetchone()
-        return Live(jobs, first or "", last or "", launched_at or 0.0)
+            return self._select(db, "notice_at > 0 AND notice_at <= ?", [now], order="notice_at", limit=limit)
 
-    def uncertain(self, limit: int = 1000) -> list[Job]:
-        """``Launched`` jobs of which nobody knows whether the service has them."""
-        with self._reading() as db:
-            return self._select(db, f"known = '{MAYBE}' AND status = ?", [LAUNCHED], order="seq", limit=limit)
-
-    def stopping(self, limit: int = 1000) -> list[Job]:
-        """Live jobs that somebody asked to be stopped."""
-        with self._reading() as db:
-            return self._select(db, f"{_LIVE} AND stop_asked_at > 0", [], order="seq", limit=limit)
+    def ended(self, since: float, until: float) -> Iterator[Job]:
+        """The jobs that ended from ``since`` on and before ``until``, in that order."""
+        where = f"status IN ({_marks(ENDED)}) AND (changed_at, seq) > (?, ?) AND changed_at < ?"
+        after: tuple[float, int] = (since, -1)
+        while True:
+            with self._reading() as db:
+                page = self._select(db, where, [*ENDED, *after, until], order="changed_at, seq", limit=BATCH)
+                if page:
+                    last = page[-1]
+                    row = db.execute("SELECT seq FROM jobs WHERE job_id = ?", (last.job_id,)).fetchone()
+                    after = (last.changed_at, row[0])
+            yield from page
+            if len(page) < BATCH:
+                return
 
     # ---- changing ---------------------------------------------------------------------------------------------------
 
@@ -282,16 +282,14 @@ class SQLiteStore:
         before = db.execute("SELECT status FROM jobs WHERE job_id = ?", (job.job_id,)).fetchone()
         if before is None:
             raise self._missing(job.job_id)
-        values = (
-            *(job.status, job.attempt, job.reason, job.cause, job.instance_type, job.exists, job.changed_at),
-            *(job.launched_at, job.not_before, job.lease_until, job.stop_asked_at, job.stop_sent_at),
-            *(job.missing_since, job.base, json.dumps(job.attempts), job.job_id, job.version),
-        )
-        if not db.execute(_UPDATE, values).rowcount:
+        written = job.written()
+        values = tuple(getattr(written, name) for name in _CHANGING)
+        texts = json.dumps(job.notified), json.dumps(job.attempts)
+        if not db.execute(_UPDATE, (*values, *texts, job.job_id, job.version)).rowcount:
             return None
         if job.status == COMPLETED != before[0]:
             db.execute(_UNBLOCK, (job.job_id,))
-        return dataclasses.replace(job, version=job.version + 1)
+        return written
 
     def take_over(self, jobs: Iterable[Job]) -> int:
         """Put jobs in the place of those with their ids, if they are later versions; their requests stay.
@@ -341,10 +339,10 @@ class SQLiteStore:
                 f"{self.path} cannot be used as a store of jobs: {error}.",
                 hint="Give a file on a local disk that this program may write to.",
             ) from error
-        if found > SCHEMA_VERSION:
+        if found not in {0, SCHEMA_VERSION}:
             db.close()
             raise StoreError(
-                f"{self.path} was written by a later version of shardkit.", hint="Install that version or a later one."
+                f"{self.path} was written by another version of shardkit.", hint="Use that version, or another file."
             )
         self._db, self._pid = db, os.getpid()
         self._closing = weakref.finalize(self, db.close)
@@ -388,23 +386,25 @@ class SQLiteStore:
         return [self._job(db, row) for row in db.execute(query, values).fetchall()]
 
     def _job(self, db: sqlite3.Connection, row: Sequence[Any]) -> Job:
-        *plain, needs, types, tags, attempts = row
+        *plain, needs, types, notify, notified, tags, attempts = row
         query = "SELECT needs FROM dependencies WHERE job_id = ? ORDER BY place"
         depends_on = tuple(each for (each,) in db.execute(query, (row[0],))) if needs else ()
         return Job(
             **dict(zip(_FIELDS, plain, strict=True)),
             depends_on=depends_on,
             instance_types=tuple(json.loads(types)),
+            notify=tuple(json.loads(notify)),
+            notified=tuple(json.loads(notified)),
             tags=json.loads(tags),
             attempts=tuple(json.loads(attempts)),
         )
 
 
-_FIELDS = tuple("exists" if name == "known" else name for name in COLUMNS.split(", ")[:19])
-
-
 def _values(job: Job) -> tuple[Any, ...]:
     """The job in the order of the columns."""
-    plain = tuple(getattr(job, name) for name in _FIELDS)
-    rest = (len(job.depends_on), json.dumps(job.instance_types), json.dumps(dict(job.tags)), json.dumps(job.attempts))
-    return plain + rest
+    texts = (job.instance_types, job.notify, job.notified, dict(job.tags), job.attempts)
+    return (*(getattr(job, name) for name in _FIELDS), len(job.depends_on), *map(json.dumps, texts))
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))

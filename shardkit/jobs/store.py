@@ -7,12 +7,13 @@ the rest know only this contract, so that a table in a file and a table in the c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from shardkit.jobs.errors import JobError
-from shardkit.jobs.job import Job, check_job_id
+from shardkit.jobs.errors import JobConflict, JobError
+from shardkit.jobs.job import LAUNCHED, MAYBE, PROCESSING, STATUSES, TRAINING, Job, check_job_id
 
 Request = Mapping[str, Any]
 
@@ -22,12 +23,13 @@ class Submission:
     """A job to be submitted.
 
     Args:
-        job_id: Its id; the ProcessingJobNames of its attempts are ``<id>-1``, ``<id>-2`` and so on, and must be
-            unique in account and region. A Processing job that is already there under such a name is taken for this
-            one's.
-        request: The arguments of CreateProcessingJob, without ProcessingJobName.
+        job_id: Its id; the service's names of its attempts are ``<id>-1``, ``<id>-2`` and so on, and must be unique in
+            account and region. A job that is already there under such a name is taken for this one's.
+        request: The arguments of CreateProcessingJob or CreateTrainingJob, without the job's name.
         depends_on: The ids of jobs, submitted before it, that must be ``Completed`` first.
         owner: Whose job it is.
+        run: What it belongs to with other jobs.
+        notify: Who is told when it ends (see ``shardkit.jobs.notices``).
         tags: Whatever else its owner wants to know about it; these are not the service's tags.
     """
 
@@ -35,6 +37,8 @@ class Submission:
     request: Request
     depends_on: Sequence[str] = ()
     owner: str = ""
+    run: str = ""
+    notify: Sequence[str] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def job(self, now: float) -> Job:
@@ -44,16 +48,20 @@ class Submission:
             JobError: The id or the request cannot be used.
         """
         check_job_id(self.job_id)
-        if "ProcessingJobName" in self.request:
-            raise JobError(
-                f"The request of job {self.job_id} has a ProcessingJobName; the queue names every attempt itself.",
-                hint="Leave it out.",
-            )
+        for name in ("ProcessingJobName", "TrainingJobName"):
+            if name in self.request:
+                raise JobError(
+                    f"The request of job {self.job_id} has a {name}; the queue names every attempt itself.",
+                    hint="Leave it out.",
+                )
         types, instances = resources_of(self.request)
         return Job(
             self.job_id,
             depends_on=tuple(dict.fromkeys(self.depends_on)),
+            kind=kind_of(self.request),
             owner=self.owner,
+            run=self.run,
+            notify=tuple(dict.fromkeys(self.notify)),
             tags=dict(self.tags),
             instance_types=types,
             instance_type=types[0] if types else "",
@@ -74,26 +82,101 @@ class Submission:
         except (TypeError, ValueError) as error:
             raise JobError(f"The request of job {self.job_id} cannot be written as JSON: {error}.") from None
 
+    def check_same(self, known: Job, text: str) -> None:
+        """See that this is the job that is there already, whose request is ``text``.
+
+        Raises:
+            JobConflict: It is another one.
+        """
+        same = self.text() == text
+        if same and tuple(dict.fromkeys(self.depends_on)) == known.depends_on:
+            return
+        what = "list of jobs that it depends on" if same else "request"
+        raise JobConflict(
+            f"There is a job {self.job_id} already, with another {what}.", hint="Submit this one under another id."
+        )
+
 
 @dataclass(frozen=True)
-class Live:
-    """What is in flight, in short.
+class Ready:
+    """A ``New`` job that may be launched now, in short.
 
     Args:
-        jobs: How many jobs are ``Launched`` or ``InProgress``.
-        first: The first of their ids in the alphabet; empty if there is none.
-        last: The last one.
-        launched_at: When the oldest of their attempts was launched, seconds since 1970.
+        job_id: Its id.
+        owner: Whose job it is.
+        instance_type: What it asks for first.
+        instances: How many.
+        place: Its place in the order of submission; a later job has a greater one.
     """
 
-    jobs: int
-    first: str
-    last: str
+    job_id: str
+    owner: str
+    instance_type: str
+    instances: int
+    place: float | str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The ``New`` jobs, in short.
+
+    Args:
+        ready: Those that may be launched now: of each owner and instance type the first ones, by place.
+        now: How many may be launched now.
+        later: How many wait for a time.
+        next_at: When the first of those may be launched, seconds since 1970; None if there is none.
+        blocked: How many wait for other jobs.
+    """
+
+    ready: tuple[Ready, ...]
+    now: int
+    later: int
+    next_at: float | None
+    blocked: int
+
+    @property
+    def jobs(self) -> int:
+        """How many there are."""
+        return self.now + self.later + self.blocked
+
+
+@dataclass(frozen=True)
+class Flying:
+    """A live job, in short; the fields are the job's."""
+
+    job_id: str
+    status: str
+    kind: str
+    owner: str
+    instance_type: str
+    instances: int
+    exists: str
     launched_at: float
+    changed_at: float
+    lease_until: float
+    stop_asked_at: float
+
+    @classmethod
+    def of(cls, job: Job) -> Flying:
+        """A live job, in short."""
+        return cls(**{each.name: getattr(job, each.name) for each in fields(cls)})
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether nobody knows if the service has it."""
+        return self.status == LAUNCHED and self.exists == MAYBE
 
 
 class Store(Protocol):
-    """What a table of jobs can do; every write is a condition and a change in one."""
+    """What a table of jobs can do; every write is a condition and a change in one.
+
+    Reads of many jobs (``waiting``, ``flight``, ``jobs``, ``counts``, ``ended``, ``notices``) may lag a moment behind
+    the writes; ``get``, ``find``, ``requests`` and ``state`` do not.
+
+    ``lag_s`` is how long that moment may be, in seconds; 0 if there is none.
+    """
+
+    lag_s: float
 
     def submit(
         self,
@@ -102,12 +185,14 @@ class Store(Protocol):
         *,
         depends_on: Sequence[str] = (),
         owner: str = "",
+        run: str = "",
+        notify: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
     ) -> Job:
         """Add a job, or return the one that is there if it has the same request."""
 
     def submit_many(self, submissions: Iterable[Submission]) -> list[Job]:
-        """Add jobs, all or none."""
+        """Add jobs, in their order; after an error or a crash the same call again adds those that are missing."""
 
     def get(self, job_id: str) -> Job:
         """The job of that id; JobNotFound if there is none."""
@@ -115,16 +200,25 @@ class Store(Protocol):
     def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
         """The jobs of those ids, as far as there are any."""
 
-    def request(self, job_id: str) -> dict[str, Any]:
-        """The request of that job."""
+    def requests(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The requests of those jobs, as far as there are any."""
 
     def jobs(
-        self, *, status: str | Iterable[str] | None = None, prefix: str = "", limit: int | None = None
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        run: str = "",
+        owner: str = "",
+        limit: int | None = None,
+        latest: bool = False,
     ) -> list[Job]:
-        """Jobs in the order of their submission: of a status or several, with an id that begins like that."""
+        """Jobs in the order of their submission, or with ``latest`` the other way round.
 
-    def counts(self) -> dict[str, int]:
-        """How many jobs there are, by status; every status is named."""
+        Of a status or several, of a run, of an owner.
+        """
+
+    def counts(self, *, run: str = "") -> dict[str, int]:
+        """How many jobs there are, or are of that run, by status; every status is named."""
 
     def update(self, job: Job) -> Job | None:
         """Write a changed job, if nobody changed it since it was read; the job as it is now, or None."""
@@ -135,32 +229,27 @@ class Store(Protocol):
     def take_over(self, jobs: Iterable[Job]) -> int:
         """Put jobs in the place of those with their ids, if they are later versions; how many were."""
 
-    def ready(self, now: float, *, without: Iterable[str] = (), limit: int = 1) -> list[Job]:
-        """``New`` jobs that may be launched now, in the order of their submission, not of those instance types."""
+    def waiting(self, now: float, *, most: int) -> Waiting:
+        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type."""
 
-    def next_ready(self) -> float | None:
-        """When the first ``New`` job that waits for nothing but time may be launched; None if there is none."""
+    def unblock(self, limit: int = 100) -> list[tuple[Job, str]]:
+        """Let those go that waited for others which are ``Completed``.
 
-    def blocked(self) -> int:
-        """How many ``New`` jobs wait for others."""
-
-    def doomed(self, limit: int = 100) -> list[tuple[Job, str]]:
-        """``New`` jobs that wait for one that failed or was stopped, each with the id of that one."""
+        Returns:
+            ``New`` jobs that wait for one that failed or was stopped, at most so many, each with the id of that one.
+        """
 
     def dependents(self, job_id: str) -> list[Job]:
-        """The jobs that wait for that one."""
+        """The jobs that wait for that one, or have failed because it did not complete."""
 
-    def in_flight(self) -> dict[str, int]:
-        """Instances of live jobs, by instance type."""
+    def flight(self) -> list[Flying]:
+        """All live jobs, in short."""
 
-    def live(self) -> Live:
-        """What is in flight, in short."""
+    def notices(self, now: float, *, limit: int = 100) -> list[Job]:
+        """Ended jobs whose notice is due, the longest due first."""
 
-    def uncertain(self, limit: int = 1000) -> list[Job]:
-        """``Launched`` jobs of which nobody knows whether the service has them."""
-
-    def stopping(self, limit: int = 1000) -> list[Job]:
-        """Live jobs that somebody asked to be stopped."""
+    def ended(self, since: float, until: float) -> Iterator[Job]:
+        """The jobs that ended from ``since`` on and before ``until``, in that order."""
 
     def state(self, key: str) -> tuple[dict[str, Any], int]:
         """What launchers and monitors keep for each other under that key, and its version; empty, 0 if nothing."""
@@ -169,13 +258,91 @@ class Store(Protocol):
         """Write it, if its version is still that one; whether it was."""
 
 
+class Submitting(ABC):
+    """What stores have in common: one job is submitted as several are."""
+
+    @abstractmethod
+    def submit_many(self, submissions: Iterable[Submission]) -> list[Job]:
+        """Add jobs, in their order."""
+
+    def submit(
+        self,
+        job_id: str,
+        request: Request,
+        *,
+        depends_on: Sequence[str] = (),
+        owner: str = "",
+        run: str = "",
+        notify: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> Job:
+        """Add a job.
+
+        Args:
+            job_id: Its id (see ``Submission``).
+            request: The arguments of CreateProcessingJob or CreateTrainingJob, without the job's name.
+            depends_on: The ids of jobs that must be ``Completed`` first.
+            owner: Whose job it is.
+            run: What it belongs to with other jobs.
+            notify: Who is told when it ends.
+            tags: Whatever else its owner wants to know about it.
+
+        Returns:
+            The job; the one that is there already if it has the same request and needs the same jobs.
+
+        Raises:
+            JobConflict: The id is taken by another request.
+            JobNotFound: It depends on a job that was not submitted.
+            JobError: The id or the request cannot be used.
+            StoreError: The store cannot be used, or has no place for such a request.
+        """
+        return self.submit_many([Submission(job_id, request, depends_on, owner, run, notify, tags or {})])[0]
+
+
+def request_of(store: Store, job_id: str) -> dict[str, Any]:
+    """The request of that job.
+
+    Raises:
+        JobNotFound: There is no such job.
+    """
+    found = store.requests([job_id])
+    if job_id not in found:
+        store.get(job_id)  # tells that it is not there
+    return found[job_id]
+
+
+def batches(values: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Different values, so many at a time."""
+    different = list(dict.fromkeys(values))
+    return (different[at : at + size] for at in range(0, len(different), size))
+
+
+def check_statuses(status: str | Iterable[str]) -> list[str]:
+    """A status, or several, as a list.
+
+    Raises:
+        JobError: One of them is none.
+    """
+    wanted = [status] if isinstance(status, str) else list(status)
+    unknown = sorted(set(wanted) - set(STATUSES))
+    if unknown:
+        raise JobError(f"There is no status {unknown[0]!r}.", hint=f"There are {', '.join(STATUSES)}.")
+    return wanted
+
+
+def kind_of(request: Request) -> str:
+    """Whether it is a request for a Processing job or for a training job."""
+    return TRAINING if "AlgorithmSpecification" in request or "ResourceConfig" in request else PROCESSING
+
+
 def resources_of(request: Request) -> tuple[tuple[str, ...], int]:
     """The instance types that a request allows, in order of preference, and how many instances it takes at most."""
-    cluster = (request.get("ProcessingResources") or {}).get("ClusterConfig") or {}
-    wanted = cluster.get("InstancePreferences") or [cluster]
+    cluster = (request.get("ProcessingResources") or {}).get("ClusterConfig") or request.get("ResourceConfig") or {}
+    choices, groups = cluster.get("InstancePreferences"), cluster.get("InstanceGroups")
+    wanted = choices or groups or [cluster]
     types = tuple(dict.fromkeys(each["InstanceType"] for each in wanted if each.get("InstanceType")))
     counts = [each.get("InstanceCount") or cluster.get("InstanceCount") or 1 for each in wanted]
-    return types, max(counts)
+    return types, sum(counts) if groups else max(counts)
 
 
 def turned(request: dict[str, Any], first: str) -> dict[str, Any]:

@@ -140,6 +140,9 @@ def fresh(job: Job, now: float) -> Job:
         not_before=0.0,
         stop_asked_at=0.0,
         stop_sent_at=0.0,
+        notice_at=0.0,
+        notice_tries=0,
+        notified=(),
     )
 
 

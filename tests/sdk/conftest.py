@@ -3,6 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 if importlib.util.find_spec("sagemaker") is None:
     collect_ignore_glob = ["test_*"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _schema_checked_once() -> Iterator[None]:
+    """The SDK checks its configuration a dozen times a call, and the very schema of it each time."""
+    validators = pytest.importorskip("jsonschema.validators")
+    checked: dict[int, Any] = {}
+    with pytest.MonkeyPatch.context() as patched:
+        for kind in (validators.Draft7Validator, validators.Draft202012Validator):
+            check = kind.check_schema
+
+            def once(schema: Any, *more: Any, check: Any = check, **options: Any) -> None:
+                if id(schema) not in checked:
+                    check(schema, *more, **options)
+                    checked[id(schema)] = schema
+
+            patched.setattr(kind, "check_schema", once)
+        yield

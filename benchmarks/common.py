@@ -1,0 +1,80 @@
+"""What the benchmarks share: commands that are measured from outside, and input that is made once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE / "data"
+EXAMPLES = HERE.parent / "examples"
+PYTHON = sys.executable
+SHARDKIT = [PYTHON, "-m", "shardkit"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One run of a command: seconds and bytes."""
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+
+def measure(command: list[str], scratch: Path, more: dict[str, str] | None = None, *, again: bool = False) -> Measure:
+    """Run a command in an empty folder, or ``again`` as it was left, with more variables in its environment."""
+    if not again:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    os.sync()
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | (more or {})
+    )
+    assert process.stderr is not None
+    told = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} exited with {process.returncode}:\n{told.decode()[-2000:]}")
+    return Measure(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def generated(kind: str, **options: object) -> Path:
+    """Generated input of an example, made once."""
+    name = "-".join([kind, *(f"{k}{v}" for k, v in options.items())])
+    folder = DATA / name
+    if not folder.exists():
+        print(f"generating {name} ...", file=sys.stderr)
+        arguments = [a for k, v in options.items() for a in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
+        making = folder.with_name(f".{name}")
+        shutil.rmtree(making, ignore_errors=True)
+        subprocess.run([PYTHON, str(EXAMPLES / kind / "generate.py"), str(making), *arguments], check=True, stdout=2)
+        making.rename(folder)
+    return folder
+
+
+def contestant(script: str, *arguments: object) -> list[str]:
+    """A script beside this one."""
+    return [PYTHON, str(HERE / "contestants" / script), *map(str, arguments)]
+
+
+def shardkit_ads(data: Path, workers: int) -> list[str]:
+    """The command that does the job ads."""
+    where = ["--input", str(data), "--output", "out", "--pattern", "*.jsonl", "--workers", str(workers)]
+    return [
+        *SHARDKIT,
+        "run",
+        "--function",
+        "ads:ad_features",
+        "--source-dir",
+        str(EXAMPLES / "talent_jsonl"),
+        *where,
+        "--quiet",
+    ]

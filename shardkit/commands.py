@@ -1,0 +1,62 @@
+"""How every command looks, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shardkit.errors import RunInterrupted, ShardkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _write_examples(command: click.Command, formatter: click.HelpFormatter) -> None:
+    if command.epilog:
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  {line}\n" for line in command.epilog.strip().splitlines()))
+
+
+class Command(click.Command):
+    """A command that keeps the line breaks of its examples, and turns the library's errors into one clean message."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the examples as they are written."""
+        _write_examples(self, formatter)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors exit with their own code."""
+        try:
+            return super().invoke(ctx)
+        except ShardkitError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(RunInterrupted.exit_code)
+
+
+class Group(click.Group):
+    """A group whose commands are such, listed in the order in which a user meets them."""
+
+    command_class = Command
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the examples as they are written."""
+        _write_examples(self, formatter)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which a user meets them."""
+        return list(self.commands)
+
+
+def options(*wanted: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options or arguments as one decorator."""
+
+    def add(function: Any) -> Any:
+        for option in reversed(wanted):
+            function = option(function)
+        return function
+
+    return add

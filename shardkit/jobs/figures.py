@@ -1,0 +1,103 @@
+"""What is told of a job: how long it waited and ran, why it failed in words, where its log is."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from shardkit.jobs.job import TRAINING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shardkit.jobs.job import Job
+
+CAUSES_IN_WORDS = {
+    "capacity": "the service had no such instance",
+    "internal": "the service failed",
+    "stopped": "it was stopped, and nobody had asked the queue for that",
+    "timeout": "it ran longer than it may",
+    "died": "the program was killed",
+    "transient": "the program asked for another try",
+    "lost": "the service knows nothing of it any more",
+    "unknown": "for a reason that the service does not tell",
+    "user": "the program failed",
+    "client": "the service could not work with the request",
+    "refused": "the service refused the request",
+    "dependency": "a job that it needs did not complete",
+}
+LOG_GROUPS = "/aws/sagemaker/ProcessingJobs", "/aws/sagemaker/TrainingJobs"
+# Where the service's console is, by the beginning of the region's name.
+_CONSOLES = {
+    "cn-": "{region}.console.amazonaws.cn",
+    "us-gov-": "{region}.console.amazonaws-us-gov.com",
+    "": "{region}.console.aws.amazon.com",
+}
+
+
+def seconds_at(text: object) -> float | None:
+    """A time of an attempt, ISO 8601, in seconds since 1970; None where there is none."""
+    if not isinstance(text, str) or not text:
+        return None
+    time = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return (time if time.tzinfo else time.replace(tzinfo=datetime.timezone.utc)).timestamp()
+
+
+def waited_s(job: Job) -> float | None:
+    """How long it took from its submission to the launch of its last attempt; None if it was never launched."""
+    launched = seconds_at(job.attempts[-1].get("launched_at")) if job.attempts else None
+    return None if launched is None else max(0.0, launched - job.submitted_at)
+
+
+def ran_s(attempt: Mapping[str, Any]) -> float | None:
+    """How long the service had an attempt; None if it never had it, or has it still."""
+    begun, ended = seconds_at(attempt.get("created_at")), seconds_at(attempt.get("ended_at"))
+    return None if begun is None or ended is None else max(0.0, ended - begun)
+
+
+def in_words(seconds: float | None) -> str:
+    """Seconds as a person reads them: ``42 s``, ``3 min 10 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min {int(seconds % 60)} s"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def log_group(job: Job) -> str:
+    """The CloudWatch log group of its attempts; their streams begin with the attempt's name and a slash."""
+    return LOG_GROUPS[job.kind == TRAINING]
+
+
+def log_url(job: Job, region: str, *, name: str = "") -> str:
+    """Where a browser finds the log of an attempt, the last one by default; empty where there is none.
+
+    Args:
+        job: The job.
+        region: The service's region; without one there is no such place.
+        name: The attempt's name.
+    """
+    wanted = name or next((entry["name"] for entry in reversed(job.attempts) if entry.get("created_at")), "")
+    if not wanted or not region:
+        return ""
+    host = next(host for start, host in _CONSOLES.items() if region.startswith(start)).format(region=region)
+    place = f"log-groups/log-group/{_twice(log_group(job))}" + _once(f"?logStreamNameFilter={_percent(wanted + '/')}")
+    return f"https://{host}/cloudwatch/home?region={region}#logsV2:{place}"
+
+
+def _percent(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _once(text: str) -> str:
+    """Encoded as the console does within its fragment: with dollar signs for per cent signs."""
+    return _percent(text).replace("%", "$")
+
+
+def _twice(text: str) -> str:
+    return _once(_percent(text))

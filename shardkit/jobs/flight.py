@@ -1,0 +1,94 @@
+"""The live jobs as one round sees them: as the store told, and with what the round has done itself since."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from shardkit.jobs.store import Flying
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from shardkit.jobs.job import Job
+
+
+class Flight:
+    """Live jobs, and how many instances they take.
+
+    Args:
+        jobs: The live jobs, as the store tells them.
+    """
+
+    def __init__(self, jobs: Iterable[Flying]) -> None:
+        self.see(jobs)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Flying]:
+        return iter(self._jobs.values())
+
+    def see(self, jobs: Iterable[Flying]) -> None:
+        """Take in what the store tells now."""
+        self._jobs: dict[str, Flying] = {}
+        self._by_owner: Counter[str] = Counter()
+        self._by_type: Counter[str] = Counter()
+        for job in jobs:
+            self._add(job)
+
+    def update(self, job: Job) -> None:
+        """Take in a job as it is now, live or not."""
+        before = self._jobs.pop(job.job_id, None)
+        if before is not None:
+            self._count(before, -1)
+        if job.live:
+            self._add(Flying.of(job))
+
+    def _add(self, job: Flying) -> None:
+        self._jobs[job.job_id] = job
+        self._count(job, 1)
+
+    def _count(self, job: Flying, sign: int) -> None:
+        self._by_owner[job.owner] += sign * job.instances
+        self._by_type[job.instance_type] += sign * job.instances
+
+    @property
+    def instances(self) -> int:
+        """How many there are in all."""
+        return self._by_type.total()
+
+    def of_owner(self, owner: str) -> int:
+        """How many instances an owner's jobs take."""
+        return self._by_owner[owner]
+
+    def of_type(self, instance_type: str, *, surely: bool = False) -> int:
+        """How many instances of a type there are; ``surely``: of jobs that the service is known to have."""
+        doubtful = (job for job in self if surely and job.uncertain and job.instance_type == instance_type)
+        return self._by_type[instance_type] - sum(job.instances for job in doubtful)
+
+    @property
+    def uncertain(self) -> list[Flying]:
+        """Those of which nobody knows whether the service has them."""
+        return [job for job in self if job.uncertain]
+
+    @property
+    def stopping(self) -> list[Flying]:
+        """Those that somebody asked to be stopped."""
+        return [job for job in self if job.stop_asked_at]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of jobs that there are."""
+        return sorted({job.kind for job in self})
+
+    def launched_at(self, kind: str = "") -> float:
+        """When the oldest attempt, or the oldest of that kind, was launched; 0 if there is none."""
+        return min((job.launched_at for job in self if kind in {"", job.kind}), default=0.0)
+
+    def prefix(self, kind: str) -> str:
+        """What the ids of that kind begin with, if that is anything to search for."""
+        ids = [job.job_id for job in self if job.kind == kind]
+        common = os.path.commonprefix([min(ids), max(ids)]) if ids else ""  # noqa: RUF071  of words, not of paths
+        return common if len(common) >= 3 else ""

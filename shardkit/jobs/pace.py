@@ -1,0 +1,198 @@
+"""How fast the service takes calls, and how many instances it gives: what all launchers of a store have learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardkit.jobs.calls import jitter
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable
+
+    from shardkit.jobs.clock import Clock
+    from shardkit.jobs.flight import Flight
+    from shardkit.jobs.job import Job
+    from shardkit.jobs.policy import Policy
+    from shardkit.jobs.store import Store
+
+LAUNCHING = "launch"  # the key of the shared state
+# With these, the pace is as fast as it may be while fewer than two calls in seven are throttled.
+SLOWER, FASTER = 1.5, 0.85
+SLOWEST = 20.0  # times the interval of the policy
+CLOSE_S = 1e-3  # moments that are no further apart are one
+
+
+class Pace:
+    """The shared state of launchers; each change of it is a conditional write.
+
+    Args:
+        store: Where the state lies.
+        policy: How fast calls may be made at most.
+        clock: What tells the time.
+        rng: Where the randomness of waits comes from.
+    """
+
+    def __init__(self, store: Store, policy: Policy, clock: Clock, rng: random.Random | None) -> None:
+        self._store, self._policy, self._clock, self._rng = store, policy, clock, rng
+        self._deadline = clock.time() + policy.launch_s
+        self._next_call = self._end = 0.0  # the calls that were reserved last: not before the one, and before the other
+        self._state, self._version = store.state(LAUNCHING)
+
+    def _change(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change the state, whoever else does so at the same time."""
+        while True:
+            value = {**self._state, "limits": {**self._state.get("limits", {})}}
+            change(value)
+            if self._store.put_state(LAUNCHING, value, self._version):
+                self._state, self._version = value, self._version + 1
+                return
+            self._state, self._version = self._store.state(LAUNCHING)
+
+    # ---- the pace --------------------------------------------------------------------------------------------------
+
+    @property
+    def next_at(self) -> float:
+        """When the next call may be made."""
+        return float(self._state.get("next_at", 0.0))
+
+    def _interval(self, state: dict[str, Any]) -> float:
+        """Seconds from one call to the next, as the service has taught."""
+        return max(float(state.get("interval_s", 0.0)), 1 / self._policy.creates_per_s)
+
+    def together(self, most: int) -> int:
+        """How many of so many calls to reserve together: fewer while the pace is slow, for it may soon be faster."""
+        return max(int(most / (self._interval(self._state) * self._policy.creates_per_s)), 1)
+
+    def room(self, wanted: int) -> int:
+        """How many calls could be made soon enough, as far as is known here."""
+        return self._moments(self._state, wanted)[1]
+
+    def reserve(self, wanted: int) -> int:
+        """Take the next moments at which calls may be made, as far as they come soon enough; how many these are."""
+        taken = 0
+
+        def take(state: dict[str, Any]) -> None:
+            nonlocal taken
+            self._next_call, taken = self._moments(state, wanted)
+            self._end = self._next_call + taken * self._interval(state)
+            if taken:
+                state["next_at"] = self._end
+
+        if self.room(wanted):
+            self._change(take)
+        return taken
+
+    def _moments(self, state: dict[str, Any], wanted: int) -> tuple[float, int]:
+        """The first of so many moments, and how many of them come soon enough."""
+        now = self._clock.time()
+        wait_s = state.get("next_at", 0.0) - now
+        longest_s = max(self._policy.throttle_max_s, SLOWEST / self._policy.creates_per_s)
+        first = now + wait_s if 0 < wait_s <= longest_s else now  # longer than that: the clock was set back
+        if first > self._deadline and (first > now or self._policy.launch_s > 0):
+            return first, 0
+        return first, min(wanted, 1 + int(max(self._deadline - first, 0.0) / self._interval(state)))
+
+    def await_moment(self) -> bool:
+        """Wait for the next of the moments that were taken; False if there is none left, for calls that were slower."""
+        if self._next_call > self._end - self._interval(self._state) + CLOSE_S:
+            return False  # the next one is somebody else's
+        self._clock.sleep(max(self._next_call - self._clock.time(), 0.0))
+        self._next_call += self._interval(self._state)
+        return True
+
+    @property
+    def takes_s(self) -> float:
+        """How long it is until the last of the moments that were taken."""
+        return max(self._end - self._clock.time(), 0.0)
+
+    def slower(self, *, throttled: bool) -> None:
+        """Back off after a throttled call or a network error: longer each time that it happens in a row.
+
+        Calls that are throttled again and again make the pace itself slower, until they are rare. What others have
+        reserved stays theirs, and of what was reserved here remains what comes after the wait.
+        """
+
+        def back_off(state: dict[str, Any]) -> None:
+            state["failures"] = state.get("failures", 0) + 1
+            if throttled:
+                state["interval_s"] = min(self._interval(state) * SLOWER, SLOWEST / self._policy.creates_per_s)
+            wait_s = min(2.0 ** min(state["failures"], 30) / self._policy.creates_per_s, self._policy.throttle_max_s)
+            again_at = self._clock.time() + max(jitter(wait_s, self._rng), self._interval(state))
+            self._next_call = max(again_at, self._next_call)
+            state["next_at"] = max(again_at, state.get("next_at", 0.0))
+
+        self._change(back_off)
+
+    def learn(self, taken: Iterable[Job], flight: Flight) -> None:
+        """Take in that the service has accepted these jobs: it may be asked faster, and has so many instances."""
+        jobs = list(taken)
+        base_s, now = 1 / self._policy.creates_per_s, self._clock.time()
+        limits = self._state.get("limits", {})
+        raised = {
+            job.instance_type
+            for job in jobs
+            if job.instance_type in limits and flight.of_type(job.instance_type) > limits[job.instance_type]["ceiling"]
+        }
+        slowed = self._state.get("failures", 0) or self._state.get("interval_s", 0.0) > base_s
+        if not jobs or not (raised or slowed):
+            return
+
+        def faster(state: dict[str, Any]) -> None:
+            state["failures"] = 0
+            state["interval_s"] = max(self._interval(state) * FASTER ** len(jobs), base_s)
+            for kind in raised & set(state["limits"]):
+                limit, found = state["limits"][kind], flight.of_type(kind)
+                if found > limit["ceiling"]:
+                    state["limits"][kind] = limit | {
+                        "ceiling": found,
+                        "wait_s": limit["wait_s"] / 4,
+                        "probe_at": now,
+                    }
+
+        self._change(faster)
+
+    # ---- quotas ----------------------------------------------------------------------------------------------------
+
+    def over_quota(self, instance_type: str, wanted: int, in_flight: int) -> bool:
+        """Whether the service would surely refuse so many more instances of that type."""
+        limit = self._state.get("limits", {}).get(instance_type)
+        if limit is None or self._clock.time() >= limit["probe_at"]:
+            return False
+        return bool(in_flight + wanted > limit["ceiling"])
+
+    def quota_used_up(self, job: Job, in_flight: int, reason: str) -> None:
+        """A quota is used up: no more instances of that type in flight than the service surely has now.
+
+        Each time that one more than the ceiling is tried in vain, the next such try is further away.
+        """
+        kind, now = job.instance_type, self._clock.time()
+
+        def learn(state: dict[str, Any]) -> None:
+            before = state["limits"].get(kind, {"ceiling": 0, "wait_s": 0.0})
+            tried_more = in_flight + job.instances > before["ceiling"]
+            wait_s = before["wait_s"] * 2 if tried_more else before["wait_s"]
+            wait_s = min(max(wait_s, self._policy.probe_s), self._policy.probe_max_s)
+            state["limits"][kind] = {
+                "ceiling": in_flight,
+                "wait_s": wait_s,
+                "probe_at": now + wait_s,
+                "reason": reason,
+            }
+
+        self._change(learn)
+
+    def quota_at(self, instance_type: str, wanted: int, in_flight: int) -> float:
+        """When more instances of that type may be asked for; 0 if now."""
+        over = self.over_quota(instance_type, wanted, in_flight)
+        return float(self._state["limits"][instance_type]["probe_at"]) if over else 0.0
+
+    def probe_at(self, instance_types: Iterable[str]) -> float:
+        """When the first quota of these types is tried again; 0 if none is known."""
+        limits = self._state.get("limits", {})
+        return min((limits[kind]["probe_at"] for kind in instance_types if kind in limits), default=0.0)
+
+    @property
+    def quota_reason(self) -> str:
+        """What the service says of a quota that is used up; empty if none is known."""
+        return next((limit["reason"] for limit in self._state.get("limits", {}).values()), "")

@@ -1,0 +1,116 @@
+"""What an hour of an instance costs: from a file, or from AWS' Price List."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import botocore.exceptions
+
+from shardkit.jobs.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PRICE_LIST_REGION = "us-east-1"  # the Price List answers in few regions only, for all of them
+
+
+class KnownPrices:
+    """Prices by instance type, the same for Processing and training jobs.
+
+    Args:
+        usd: US dollars an hour, such as ``{"ml.m5.xlarge": 0.25}``.
+    """
+
+    def __init__(self, usd: Mapping[str, float]) -> None:
+        self._usd = dict(usd)
+
+    @classmethod
+    def from_file(cls, path: str) -> KnownPrices:
+        """Those of a JSON file.
+
+        Raises:
+            JobError: It cannot be read, or is something else.
+        """
+        try:
+            found = json.loads(Path(path).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise JobError(f"{path} cannot be read as a file of prices: {error}.", hint=_HINT) from None
+        numbers = list(found.values()) if isinstance(found, dict) else [None]
+        if any(isinstance(n, bool) or not isinstance(n, int | float) or not 0 <= n < math.inf for n in numbers):
+            raise JobError(f"{path} has no prices by instance type.", hint=_HINT)
+        return cls(found)
+
+    def usd_per_hour(self, instance_type: str, kind: str) -> float | None:
+        """The price of that type; None if it is not among them."""
+        return self._usd.get(instance_type)
+
+
+_HINT = 'Write JSON such as {"ml.m5.xlarge": 0.25}, in US dollars an hour.'
+
+
+class ListPrices:
+    """The on-demand prices of AWS' Price List; each is asked for once. It takes ``pricing:GetProducts``.
+
+    Args:
+        client: boto3's ``pricing`` client.
+        region: Where the instances run.
+    """
+
+    def __init__(self, client: Any, region: str) -> None:
+        self._client, self._region = client, region
+        self._known: dict[tuple[str, str], float | None] = {}
+
+    @classmethod
+    def of_session(cls, session: Any, region: str = "") -> ListPrices:
+        """Those of the session's region, or of another one.
+
+        Raises:
+            JobError: No region is known.
+        """
+        known = region or session.region_name
+        if not known:
+            raise JobError("Prices differ from region to region, and none is set.", hint="Set AWS_DEFAULT_REGION.")
+        return cls(session.client("pricing", region_name=PRICE_LIST_REGION), known)
+
+    def usd_per_hour(self, instance_type: str, kind: str) -> float | None:
+        """The price of that type; None if the list has none.
+
+        Raises:
+            JobError: The list cannot be asked.
+        """
+        if not instance_type:
+            return None
+        if (instance_type, kind) not in self._known:
+            self._known[instance_type, kind] = self._ask(instance_type, kind)
+        return self._known[instance_type, kind]
+
+    def _ask(self, instance_type: str, kind: str) -> float | None:
+        facts = {"regionCode": self._region, "component": kind.capitalize(), "instanceName": instance_type}
+        filters = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in facts.items()]
+        found: set[float] = set()
+        arguments: dict[str, Any] = {"ServiceCode": "AmazonSageMaker", "Filters": filters}
+        while True:
+            try:
+                answer = self._client.get_products(**arguments)
+            except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+                raise JobError(
+                    f"AWS' Price List does not answer: {error}.",
+                    hint="Allow pricing:GetProducts, or give a file of prices.",
+                ) from None
+            for text in answer["PriceList"]:
+                found |= _hourly(text)
+            if not answer.get("NextToken"):
+                return max(found, default=None)
+            arguments["NextToken"] = answer["NextToken"]
+
+
+def _hourly(product: str) -> set[float]:
+    """The on-demand prices of a product, in US dollars an hour; none for what is free or paid otherwise."""
+    terms = json.loads(product).get("terms", {}).get("OnDemand", {}).values()
+    dimensions = [each for term in terms for each in term.get("priceDimensions", {}).values()]
+    hourly = [each for each in dimensions if each.get("unit", "").lower() in {"hrs", "hours", "hour"}]
+    prices = {float(each.get("pricePerUnit", {}).get("USD", 0)) for each in hourly}
+    return {price for price in prices if price > 0}

@@ -1,0 +1,140 @@
+"""The queue that a run's jobs are in: one of its own, which whoever watches drives, or one that others serve."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from shardkit.files import writing
+from shardkit.jobs import Policy, SQLiteStore, adopt, drive, export_jobs, import_jobs, monitor, stop
+from shardkit.jobs.places import open_store
+from shardkit.jobs.service import trouble_of
+from shardkit.runfolder import STOP
+from shardkit.state import state_path
+from shardkit.storage import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardkit.engines.sagemaker import Local, SageMaker
+    from shardkit.jobs import Report, Store
+    from shardkit.runfolder import RunFolder
+    from shardkit.sections import Queue
+
+SNAPSHOT = "jobs.json"
+SNAPSHOT_EVERY_S = 15.0
+LOOK_EVERY_S = {"local": 0.5, "sagemaker": 10.0}
+
+
+class RunQueue(Protocol):
+    """Where the jobs of one run are."""
+
+    store: Store
+
+    def keep(self) -> None:
+        """See that another machine can find the jobs as they are now."""
+
+    def refresh(self) -> None:
+        """Ask the engine how the jobs are, where nobody else does."""
+
+    def heed_stop(self) -> None:
+        """Stop the jobs if somebody has asked for that, perhaps on another machine."""
+
+    def drive(self, jobs: int, show: Callable[[str], None]) -> None:
+        """Stay until all jobs of the run have ended; ``jobs`` is how many were submitted just now.
+
+        ``show`` is called after every round, with what troubles the queue.
+        """
+
+
+def run_queue(folder: RunFolder, base: str, engine: SageMaker | Local, queue: Queue | None) -> RunQueue:
+    """The queue of a run whose jobs' names begin with ``base``."""
+    return OwnQueue(folder, base, engine) if queue is None else ServedQueue(base, engine, queue)
+
+
+class OwnQueue:
+    """A queue in a file, for one run; a copy of it is in the run folder, for other machines."""
+
+    def __init__(self, folder: RunFolder, base: str, engine: SageMaker | Local) -> None:
+        self._folder, self._base, self._engine = folder, base, engine
+        self._policy = Policy.local(max_instances=engine.max_instances) if engine.kind == "local" else Policy()
+        self._copy_due = self._stop_due = 0.0
+        path = _store_path(folder)
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.store: Store = SQLiteStore(path)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Take in what another machine, or an earlier life of this one, has submitted since this queue was used."""
+        try:
+            copy = json.loads(self._folder.files.read(SNAPSHOT))
+        except FileNotFoundError:
+            return
+        if import_jobs(self.store, copy):
+            adopt(self.store, self._engine.client(), name_contains=self._base, policy=self._policy)
+
+    def keep(self) -> None:
+        """Keep a copy of the queue in the run folder."""
+        self._copy_due = time.monotonic() + SNAPSHOT_EVERY_S
+        self._folder.files.write(SNAPSHOT, json.dumps(export_jobs(self.store)).encode())
+
+    def refresh(self) -> None:
+        """Ask the engine how the jobs are."""
+        monitor(self.store, self._engine.client(), policy=self._policy, force=True)
+
+    def heed_stop(self) -> None:
+        """Stop the jobs if somebody has asked for that, now and then."""
+        if time.monotonic() >= self._stop_due:
+            self._stop_due = time.monotonic() + LOOK_EVERY_S[self._engine.kind]
+            if self._folder.files.exists(STOP):
+                stop(self.store, self._engine.client(), run=self._base)
+
+    def drive(self, jobs: int, show: Callable[[str], None]) -> None:
+        """Launch and watch."""
+
+        def after_round(_: Report, report: Report) -> None:
+            show(report.trouble)
+            self.heed_stop()
+            if time.monotonic() >= self._copy_due:
+                self.keep()
+
+        drive(self.store, self._engine.client(), policy=self._policy, on_round=after_round)
+
+
+class ServedQueue:
+    """A table of jobs that somebody else launches and monitors; here they are only submitted and looked at."""
+
+    def __init__(self, base: str, engine: SageMaker | Local, queue: Queue) -> None:
+        self._base, self._engine = base, engine
+        session = engine.session() if engine.kind == "sagemaker" else engine.boto_session
+        self.store: Store = open_store(queue.place, session=session)
+
+    def keep(self) -> None:
+        """All is in the table."""
+
+    def refresh(self) -> None:
+        """Who serves the queue does so."""
+
+    def heed_stop(self) -> None:
+        """Who asked for it has written it in the table."""
+
+    def drive(self, jobs: int, show: Callable[[str], None]) -> None:
+        """Watch."""
+        while True:
+            counts = self.store.counts(run=self._base)
+            left = counts["New"] + counts["Launched"] + counts["InProgress"]
+            show(trouble_of(self.store, time.time()) if left else "")
+            if not left and sum(counts.values()) >= jobs:  # what was just submitted may not be in the index yet
+                return
+            time.sleep(LOOK_EVERY_S[self._engine.kind])
+
+
+def _store_path(folder: RunFolder) -> Path:
+    """The queue lies with the run; where that is in an object store, with the user's own state."""
+    if isinstance(folder.output, LocalFolder):
+        return folder.path / "jobs.sqlite"
+    return Path(state_path("runs", f"{hashlib.sha256(folder.uri.encode()).hexdigest()[:32]}.sqlite"))

@@ -1,0 +1,107 @@
+"""Spans: rows ``[start, stop)`` of a part, and which of them each record has given."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+Spans: TypeAlias = tuple[tuple[int, int], ...]
+"""In order, none empty, and none touching the next."""
+
+
+def as_spans(pairs: Iterable[Iterable[int]]) -> Spans:
+    """Spans from plain data."""
+    return tuple((start, stop) for start, stop in pairs)
+
+
+def row_count(spans: Spans) -> int:
+    """The rows of all spans together."""
+    return sum(stop - start for start, stop in spans)
+
+
+def clip(spans: Spans, start: int, stop: int) -> Spans:
+    """The rows from the ``start``-th up to the ``stop``-th of those that the spans have."""
+    found, begin = [], 0
+    for low, high in spans:
+        first, last = max(start - begin, 0), min(stop - begin, high - low)
+        if first < last:
+            found.append((low + first, low + last))
+        begin += high - low
+    return tuple(found)
+
+
+def overlap(spans: Spans, start: int, stop: int) -> Spans:
+    """What of the spans lies in the rows ``[start, stop)``."""
+    return tuple((max(low, start), min(high, stop)) for low, high in spans if low < stop and high > start)
+
+
+def contains(spans: Spans, others: Spans) -> bool:
+    """Whether all rows of the others are in the spans."""
+    return all(any(low <= start and stop <= high for low, high in spans) for start, stop in others)
+
+
+def subtract(spans: Spans, gone: Iterable[tuple[int, int]]) -> Spans:
+    """The spans without the rows that are gone."""
+    left = list(spans)
+    for start, stop in sorted(gone):
+        if start < stop:
+            left = [
+                piece
+                for low, high in left
+                for piece in ((low, min(high, start)), (max(low, stop), high))
+                if piece[0] < piece[1]
+            ]
+    return _joined(left)
+
+
+def _joined(pieces: Iterable[tuple[int, int]]) -> Spans:
+    found: list[tuple[int, int]] = []
+    for low, high in sorted(pieces):
+        if found and found[-1][1] == low:
+            found[-1] = (found[-1][0], high)
+        else:
+            found.append((low, high))
+    return tuple(found)
+
+
+class RecordRows:
+    """Which records' rows follow each other in a part: a record's position in its chunk, and how many rows.
+
+    As text it is short where neighbours have equally many rows: ``[[first position, records, rows of each], ...]``.
+    """
+
+    def __init__(self, runs: Iterable[tuple[int, int, int]] = ()) -> None:
+        self._runs = list(runs)
+
+    def add(self, position: int, rows: int) -> None:
+        """The next rows are this record's."""
+        first, records, each = self._runs.pop() if self._runs else (0, 0, 0)
+        if records and first + records - 1 == position:  # more of the same record
+            rows, records = rows + each, records - 1
+        if records and first + records == position and each == rows:
+            self._runs.append((first, records + 1, each))
+        else:
+            self._runs += [(first, records, each)] * bool(records) + [(position, 1, rows)]
+
+    def of(self, positions: Collection[int]) -> Spans:
+        """The rows of some records."""
+        wanted = sorted(positions)
+        found, begin = [], 0
+        for first, records, each in self._runs:
+            some = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + records)]
+            found += [(begin + (p - first) * each, begin + (p - first + 1) * each) for p in some]
+            begin += records * each
+        return _joined(found)
+
+    def dump(self) -> bytes:
+        """As text."""
+        return json.dumps(self._runs, separators=(",", ":")).encode()
+
+    @classmethod
+    def load(cls, text: bytes) -> RecordRows:
+        """From text."""
+        return cls((first, records, each) for first, records, each in json.loads(text))

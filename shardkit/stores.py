@@ -1,0 +1,257 @@
+"""The making of obstore's stores: one bucket of S3, of Google's or Azure's storage, or of this process's memory.
+
+S3 is reached by what a boto3 session says of endpoint, region and credentials; the others as their own tools do, by
+the environment. Each bucket is opened twice. One store repeats nothing, so that we see, count and repeat what fails;
+the other, for what is many requests in one call (lists, uploads of several parts), repeats by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import threading
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import PipelineError
+from shardkit.storage import MEMORY
+
+if TYPE_CHECKING:
+    from shardkit.storage import Access
+
+AMAZON = (".amazonaws.com", ".amazonaws.com.cn")
+TIMEOUT = "120s"  # for one request, its body included
+ONCE = {"max_retries": 0, "retry_timeout": timedelta(seconds=60)}
+REPEATED = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}  # throttling, 5xx, lost connections
+# obstore asks for credentials again when these are near their end, at most every 0.1 s. boto3 keeps them and renews
+# them in time, so there is no need for a second cache.
+CREDENTIALS_S = 1.0
+# What boto3 goes by where it is given no session; a notebook may change it at any time. So for the other stores.
+SURROUNDINGS = (
+    "AWS_PROFILE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ENDPOINT",
+)
+_MAKING = threading.Lock()
+_IN_MEMORY: dict[str, Any] = {}
+
+
+class NoCredentials(PipelineError):
+    """There is nothing to sign requests with."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket: the store that repeats nothing, and the one that does.
+
+    Of S3, also the credentials (None: nothing is signed), the region, and the URL where it answers.
+    """
+
+    store: Any
+    patient: Any
+    credentials: Credentials | None = None
+    region: str | None = None
+    endpoint: str | None = None
+
+    def renew(self) -> None:
+        """Have the credentials looked up anew, where that makes sense."""
+        if self.credentials is not None:
+            self.credentials.renew()
+
+
+class Credentials:
+    """What obstore asks for S3's credentials: those that a boto3 session has at this moment."""
+
+    def __init__(self, session: Any) -> None:
+        self._given = session
+        self._credentials = self._look_up()
+
+    def _look_up(self) -> Any:
+        import botocore.session  # which takes a third of the time that boto3 takes, and goes by the same
+
+        return (self._given or botocore.session.get_session()).get_credentials()
+
+    @property
+    def missing(self) -> bool:
+        """Whether there are none."""
+        return self._credentials is None
+
+    def renew(self) -> None:
+        """Look again at what the environment and the files say; a session that was given sees to its own."""
+        if self._given is None:
+            self._credentials = self._look_up() or self._credentials
+
+    def __call__(self) -> dict[str, Any]:
+        """The keys, as obstore takes them."""
+        now = self._credentials.get_frozen_credentials()
+        return {
+            "access_key_id": now.access_key,
+            "secret_access_key": now.secret_key,
+            "token": now.token,
+            "expires_at": datetime.now(timezone.utc) + timedelta(seconds=CREDENTIALS_S),
+        }
+
+
+def open_bucket(scheme: str, name: str, access: Access) -> Bucket:
+    """A bucket, the same for all threads.
+
+    Raises:
+        PipelineError: there are no credentials for it, or the settings make no sense.
+    """
+    with _MAKING:
+        return _opened(scheme, name, access, _surroundings(access.session))
+
+
+def _surroundings(session: Any) -> tuple[str | None, ...]:
+    return tuple(os.environ.get(name) for name in SURROUNDINGS) if session is None else ()
+
+
+def get_ready(scheme: str) -> None:
+    """Do what the opening of a bucket takes longest for, before it is known which one, or how it is reached.
+
+    Raises:
+        LookupError: there are no credentials for S3, which a public bucket does not need.
+    """
+    import obstore.store  # noqa: F401  only to have it
+
+    if scheme == "s3":
+        _credentials(None, _surroundings(None))
+
+
+def located(uri: str, access: Access) -> Access:
+    """How another process can reach what this one can, without finding out again where a bucket of S3 is.
+
+    Raises:
+        PipelineError: as `open_bucket`.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme != "s3":
+        return access
+    opened = open_bucket(scheme, rest.partition("/")[0], access)
+    return dataclasses.replace(access, region=opened.region, endpoint=opened.endpoint)
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(scheme: str, name: str, access: Access, surroundings: tuple[str | None, ...]) -> Bucket:  # noqa: ARG001  a key of the cache
+    if scheme == "s3":
+        return _amazon(name, access)
+    if scheme == MEMORY:
+        from obstore.store import MemoryStore
+
+        store = _IN_MEMORY.setdefault(name, MemoryStore())
+        return Bucket(store, store)
+    make = _google if scheme == "gs" else _azure
+    try:
+        return Bucket(make(name, access, ONCE), make(name, access, REPEATED))
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PipelineError(
+            f"{scheme}://{name} cannot be reached: {first}.",
+            hint="Its account and credentials are found in the environment; see docs/running.md.",
+        ) from error
+
+
+def _amazon(bucket: str, access: Access) -> Bucket:
+    """A bucket of S3, or of a server that speaks it."""
+    from obstore.store import S3Store
+
+    region, endpoint = access.region, access.endpoint
+    if region is None or endpoint is None:
+        region, endpoint = _find(bucket, access)
+    options: dict[str, Any] = {"client_options": {"allow_http": endpoint.startswith("http://"), "timeout": TIMEOUT}}
+    config: dict[str, Any] = {"region": region}
+    credentials = None
+    if access.anonymous:
+        config["skip_signature"] = True
+    else:
+        try:
+            credentials = options["credential_provider"] = _credentials(access.session, _surroundings(access.session))
+        except LookupError:
+            raise NoCredentials(
+                f"There are no AWS credentials for s3://{bucket}.",
+                hint="Sign in (aws configure, aws sso login), set AWS_PROFILE, or give the job's role access.",
+            ) from None
+    if not endpoint.endswith(AMAZON):
+        config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
+    if access.requester_pays:
+        config["request_payer"] = True
+    if access.kms_key is not None:
+        config |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": access.kms_key}
+    once, patient = (S3Store(bucket, config=config, retry_config=how, **options) for how in (ONCE, REPEATED))  # type: ignore[arg-type]  # plain dicts
+    return Bucket(once, patient, credentials, region, endpoint)
+
+
+@functools.lru_cache(maxsize=64)
+def _credentials(session: Any, surroundings: tuple[str | None, ...]) -> Credentials:  # noqa: ARG001  a key of the cache
+    found = Credentials(session)
+    if found.missing:
+        raise LookupError  # which is not cached: there may be some the next time
+    return found
+
+
+def _find(bucket: str, access: Access) -> tuple[str, str]:
+    """The region of a bucket of S3, and the URL where it answers."""
+    client = _client(access.session, access.anonymous, _surroundings(access.session))
+    endpoint: str = client.meta.endpoint_url
+    return bucket_region(client, bucket) if endpoint.endswith(AMAZON) else client.meta.region_name, endpoint
+
+
+@functools.lru_cache(maxsize=8)
+def _client(session: Any, anonymous: bool, surroundings: tuple[str | None, ...]) -> Any:  # noqa: ARG001, FBT001  keys of the cache
+    """boto3's client for S3, which takes 0.1 s of CPU and 20 MB to make."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    session = session or boto3.Session()
+    signing = Config(signature_version=UNSIGNED) if anonymous else None
+    return session.client("s3", region_name=session.region_name or "us-east-1", config=signing)
+
+
+def bucket_region(client: Any, bucket: str) -> str:
+    """The region of a bucket, which need not be the session's own; that one where S3 does not tell."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        answer = client.head_bucket(Bucket=bucket)
+    except ClientError as error:  # even a refusal tells it
+        answer = error.response
+    except BotoCoreError:
+        answer = {}
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(headers.get("x-amz-bucket-region") or client.meta.region_name)
+
+
+def _google(bucket: str, access: Access, retries: dict[str, Any]) -> Any:
+    """A bucket of Google Cloud Storage, with the application default credentials."""
+    from obstore.store import GCSStore
+
+    config: dict[str, Any] = {"skip_signature": True} if access.anonymous else {}
+    options = {"allow_http": _is_plain("GOOGLE_BASE_URL"), "timeout": TIMEOUT}
+    return GCSStore(bucket, config=config, client_options=options, retry_config=retries)  # type: ignore[arg-type]  # plain dicts
+
+
+def _azure(name: str, access: Access, retries: dict[str, Any]) -> Any:
+    """A container of Azure Blob Storage; ``name`` is the container's, or ``container@account.dfs.core.windows.net``."""
+    from obstore.store import AzureStore
+
+    container, _, host = name.partition("@")
+    config: dict[str, Any] = {"skip_signature": True} if access.anonymous else {}
+    if host:
+        config["account_name"] = host.partition(".")[0]
+    options = {"allow_http": _is_plain("AZURE_STORAGE_ENDPOINT"), "timeout": TIMEOUT}
+    return AzureStore(container, config=config, client_options=options, retry_config=retries)  # type: ignore[arg-type]  # plain dicts
+
+
+def _is_plain(variable: str) -> bool:
+    """Whether the environment names a server without TLS, as one on this machine is."""
+    return os.environ.get(variable, "").startswith("http://")

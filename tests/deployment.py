@@ -1,0 +1,165 @@
+"""What is run beside ministack in its network: bringing the template up, submitting, watching. Prints JSON.
+
+python deployment.py deploy FOLDER | submit NUMBER TOPIC | watch NUMBER QUEUE SECONDS HURRY
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from engine_jobs import ROLE, request
+
+from shardkit.deploying import ZIP, write_deployment
+from shardkit.jobs.places import open_store
+from shardkit.jobs.service import set_policy
+
+PLACE = "dynamodb://shardkit-jobs?expire_days=90"
+STACK, CODE, TOLD = "jobs", "code", "told"
+PATIENT = Config(retries={"mode": "standard", "total_max_attempts": 20})
+# As the service's, but for a service that is this machine.
+POLICY = {"creates_per_s": 25.0, "poll_s": 5.0, "retry_wait_s": 0.5, "capacity_wait_s": 0.5, "throttle_max_s": 5.0}
+POLICY |= {"lease_s": 10.0, "settle_s": 1.0, "overlap_s": 30.0, "recheck_s": 60.0, "lost_s": 20.0}
+
+
+def deploy(folder: str) -> dict[str, str]:
+    """Bring the template up, as `sam deploy` does: the code into a bucket, and the stack."""
+    template, code = write_deployment(folder)
+    s3, cloud = boto3.client("s3"), boto3.client("cloudformation")
+    s3.create_bucket(Bucket=CODE, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    s3.upload_file(str(code), CODE, ZIP)
+    given = {"PassRoleArns": ROLE, "NotifyEmail": "somebody@example.com", "RequestsBucket": CODE, "ExpireDays": "30"}
+    cloud.create_stack(
+        StackName=STACK,
+        TemplateBody=template.read_text().replace(f"CodeUri: {ZIP}", f"CodeUri: s3://{CODE}/{ZIP}"),
+        Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
+        Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in given.items()],
+    )
+    cloud.get_waiter("stack_create_complete").wait(StackName=STACK, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    outputs = cloud.describe_stacks(StackName=STACK)["Stacks"][0]["Outputs"]
+    found = {each["OutputKey"]: each["OutputValue"] for each in outputs}
+    queue = boto3.client("sqs").create_queue(QueueName=TOLD)["QueueUrl"]
+    about = boto3.client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
+    arn = about["Attributes"]["QueueArn"]
+    may_send = {"Effect": "Allow", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [may_send]})
+    boto3.client("sqs").set_queue_attributes(QueueUrl=queue, Attributes={"Policy": policy})
+    boto3.client("sns").subscribe(
+        TopicArn=found["TopicArn"], Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"}
+    )
+    set_policy(open_store(found["Jobs"]), POLICY)
+    return found | {"Queue": queue}
+
+
+def submit(number: int, topic: str) -> dict[str, int]:
+    """Submit jobs through the function, a hundred in a call; every call is made twice, as who got no answer would."""
+    about = request("unused", "true")
+    del about["ProcessingJobName"]
+    function = boto3.client("lambda", config=Config(read_timeout=120))
+    jobs = [
+        {"id": f"small-{i:04d}", "request": about, "owner": f"team-{i % 3}", "run": "small", "notify": [topic]}
+        for i in range(number)
+    ]
+    for first in range(0, number, 100):
+        for _ in range(2):
+            payload = json.dumps({"jobs": jobs[first : first + 100]})
+            answer = function.invoke(FunctionName="shardkit-jobs-submit", Payload=payload)
+            told = json.load(answer["Payload"])
+            assert "FunctionError" not in answer and len(told["jobs"]) == len(jobs[first : first + 100]), told
+    return {"submitted": number}
+
+
+def watch(number: int, queue: str, seconds: float, *, hurry: bool) -> dict[str, Any]:
+    """Wait until all have ended and their notices are there, and meanwhile be SageMaker's events of jobs that end.
+
+    Once the schedules have fired, which they do within 70 seconds, ``hurry`` has them fire more often than every minute.
+    """
+    begun = time.monotonic()
+    told: dict[str, int] = {}
+    sent: set[str] = set()
+    store = open_store(PLACE)
+    fired = 0.0
+    while time.monotonic() - begun < seconds:
+        lines = listed()
+        _send_events([line for line in lines if line["ProcessingJobName"] not in sent], sent)
+        _receive(queue, told)
+        counts = store.counts()
+        if counts["Completed"] == number and len(told) == number:
+            break
+        if hurry and (lines or time.monotonic() - begun > 80) and time.monotonic() - fired > 8:
+            fired = time.monotonic()
+            for name in ("launch", "monitor"):
+                boto3.client("lambda").invoke(
+                    FunctionName=f"shardkit-jobs-{name}", InvocationType="Event", Payload="{}"
+                )
+        time.sleep(1)
+    last = {job.job_id: job.notice_at for job in store.jobs()}
+    return {
+        "seconds": round(time.monotonic() - begun, 1),
+        "counts": store.counts(),
+        "told": told,
+        "open_notices": sum(at >= 0 for at in last.values()),
+        "attempts": [_times(line) for line in listed()],
+        "attempts_known": sum(len(job.attempts) for job in store.jobs()),
+    }
+
+
+def listed() -> list[dict[str, Any]]:
+    """All that the service knows."""
+    engine = boto3.client("sagemaker", config=PATIENT)
+    pages = engine.get_paginator("list_processing_jobs").paginate(MaxResults=100)
+    return [line for page in pages for line in page["ProcessingJobSummaries"]]
+
+
+def _times(line: dict[str, Any]) -> list[Any]:
+    ended = line.get("ProcessingEndTime")
+    end = ended.timestamp() if ended else None
+    return [line["ProcessingJobName"], line["ProcessingJobStatus"], line["CreationTime"].timestamp(), end]
+
+
+def _send_events(lines: list[dict[str, Any]], sent: set[str]) -> None:
+    """Of every third job, twice and in any order; of the others the monitor learns when it looks."""
+    function = boto3.client("lambda")
+    ended = [line for line in lines if line.get("ProcessingEndTime")]
+    sent |= {line["ProcessingJobName"] for line in ended}
+    chosen = [line for line in ended if hash(line["ProcessingJobName"]) % 3 == 0] * 2
+    random.shuffle(chosen)
+    for line in chosen[:100]:
+        detail = {
+            "ProcessingJobName": line["ProcessingJobName"],
+            "ProcessingJobStatus": line["ProcessingJobStatus"],
+            "FailureReason": line.get("FailureReason", ""),
+            "ExitMessage": line.get("ExitMessage", ""),
+            "CreationTime": int(line["CreationTime"].timestamp() * 1000),
+            "ProcessingEndTime": int(line["ProcessingEndTime"].timestamp() * 1000),
+        }
+        event = {"source": "aws.sagemaker", "detail-type": "SageMaker Processing Job State Change", "detail": detail}
+        function.invoke(FunctionName="shardkit-jobs-monitor", InvocationType="Event", Payload=json.dumps(event))
+
+
+def _receive(queue: str, told: dict[str, int]) -> None:
+    sqs = boto3.client("sqs")
+    while True:
+        messages = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
+        for message in messages:
+            notice = json.loads(message["Body"])
+            told[notice["job_id"]] = told.get(notice["job_id"], 0) + 1
+            sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+        if not messages:
+            return
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "deploy":
+        answer: dict[str, Any] = dict(deploy(rest[0]))
+    elif what == "submit":
+        answer = dict(submit(int(rest[0]), rest[1]))
+    else:
+        answer = watch(int(rest[0]), rest[1], float(rest[2]), hurry=rest[3] == "hurry")
+    json.dump(answer, sys.stdout)

@@ -1,0 +1,168 @@
+"""Emulators of AWS services for the tests, which listen where nobody else can reach them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+PORT = 4566
+URL = f"http://127.0.0.1:{PORT}"
+START_S = 40
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "eu-west-1"}
+
+_LOOPBACK_UP = """
+import fcntl, os, socket, struct, sys
+line = struct.pack("16sh", b"lo", 0x1 | 0x40)  # IFF_UP, IFF_RUNNING
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
+    fcntl.ioctl(plain, 0x8914, line)  # SIOCSIFFLAGS
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+_WAIT = """
+import sys, time, urllib.request
+until = time.monotonic() + float(sys.argv[2])
+while True:
+    try:
+        urllib.request.urlopen(sys.argv[1] + "/_ministack/health", timeout=5).close()
+        break
+    except OSError:
+        if time.monotonic() > until:
+            raise
+        time.sleep(0.1)
+"""
+
+
+@dataclass(frozen=True)
+class Ministack:
+    """A running ministack, alone with what is run beside it in its network."""
+
+    pid: int
+    env: Mapping[str, str]
+
+    def run(
+        self, command: str | Sequence[str], env: Mapping[str, str] | None = None, *, timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command, or a text as a Python program, where boto3 finds ministack by itself; its output is text."""
+        words = [sys.executable, "-c", command] if isinstance(command, str) else list(command)
+        return subprocess.run(
+            ["nsenter", "-t", str(self.pid), "-U", "-n", "--preserve-credentials", *words],
+            env={**self.env, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+
+
+@contextlib.contextmanager
+def ministack(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Ministack]:
+    """Start ministack in a network of its own; what it writes goes under ``folder``. Skips where that cannot be.
+
+    ``env`` is for ministack and for everything that is run beside it. For what needs more than its tables and buckets,
+    as code that it runs may listen anywhere.
+    """
+    tools = shutil.which("unshare") and shutil.which("nsenter")
+    if not tools or subprocess.run(["unshare", "-Urn", "true"], check=False).returncode:
+        pytest.skip("unshare cannot make a network namespace here")
+    around = _around(folder, PORT) | dict(env or {})
+    with _started(["unshare", "-Urn", sys.executable, "-c", _LOOPBACK_UP, _program()], around) as (process, log):
+        beside = Ministack(process.pid, around)
+        ready = _wait(beside)
+        assert ready.returncode == 0, f"{ready.stderr}\n{log.read_text()[-3000:]}"
+        yield beside
+
+
+@contextlib.contextmanager
+def ministack_on_loopback(folder: Path) -> Iterator[str]:
+    """Start ministack on a free port of 127.0.0.1, for its tables and buckets only; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    around = _around(folder, port)
+    with _started([_program()], around) as (_, log):
+        url = around["AWS_ENDPOINT_URL"]
+        ready = subprocess.run(
+            [sys.executable, "-c", _WAIT, url, str(START_S)], env=around, check=False, timeout=START_S + 10
+        )
+        assert ready.returncode == 0, log.read_text()[-3000:]
+        yield url
+
+
+def use_emulator(monkeypatch: pytest.MonkeyPatch, url: str, *, service: str = "") -> None:
+    """Have this process's clients, and its children's, ask an emulator; with ``service`` those of that one alone."""
+    import boto3
+
+    for name, value in ({f"AWS_ENDPOINT_URL{service and '_'}{service}": url} | CREDENTIALS).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+
+def _program() -> str:
+    program = Path(sys.executable).with_name("ministack")
+    if not program.exists():
+        pytest.skip("ministack is not installed: pip install ministack")
+    return str(program)
+
+
+def _around(folder: Path, port: int) -> dict[str, str]:
+    """The environment of ministack and its clients: nothing of this one's proxies and credentials."""
+    home = folder / "ministack"
+    home.mkdir(parents=True, exist_ok=True)
+    plain = {name: text for name, text in os.environ.items() if name[:4] != "AWS_" and name[-6:].lower() != "_proxy"}
+    return {
+        **plain,
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "GATEWAY_PORT": str(port),
+        "BIND_HOST": "127.0.0.1",
+        "IOT_MTLS_ENABLED": "0",  # it would listen on all interfaces
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        **CREDENTIALS,
+        "AWS_REGION": "eu-west-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+@contextlib.contextmanager
+def _started(command: list[str], env: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A running process and its log; it is ended with all that it started."""
+    home = Path(env["HOME"])
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            env=env,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process, home / "log"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+def _wait(beside: Ministack) -> subprocess.CompletedProcess[str]:
+    """Wait until it answers; the first tries may come before the namespace is there."""
+    for _ in range(50):
+        done = beside.run([sys.executable, "-c", _WAIT, URL, str(START_S)], timeout_s=START_S + 10)
+        if "nsenter" not in done.stderr:
+            return done
+        time.sleep(0.05)
+    return done

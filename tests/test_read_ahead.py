@@ -1,0 +1,84 @@
+"""What a worker fetches ahead stays within its bounds, however small or large the objects are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shardkit import inputs
+from shardkit.inputs import RemoteInputs, Wanted
+from shardkit.storage import folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BOUND = 1 << 20
+
+
+class Watch:
+    """Looks at what lies in a folder, again and again."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self.most_bytes = self.most_files = 0
+
+    def _look(self) -> None:
+        while not self._end.wait(0.001):
+            self.look()
+
+    def look(self) -> None:
+        sizes = []
+        for top, _, names in os.walk(self._root):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    sizes.append(os.path.getsize(os.path.join(top, name)))
+        self.most_bytes, self.most_files = max(self.most_bytes, sum(sizes)), max(self.most_files, len(sizes))
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "most"),
+    [
+        (1_000, 2_000, (inputs.READ_AHEAD_RECORDS * 1_000, inputs.READ_AHEAD_RECORDS)),
+        (300_000, 40, (BOUND, 3)),
+        (3 << 20, 6, (3 << 20, 1)),  # each larger than the bound, and held alone
+    ],
+    ids=["small", "middling", "large"],
+)
+def test_what_is_held_is_bounded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    count: int,
+    most: tuple[int, int],
+) -> None:
+    monkeypatch.setattr(inputs, "READ_AHEAD_BYTES", BOUND)
+    source = folder(f"memory://ahead-{size}")
+    for i in range(count):
+        source.write(f"{i:05d}", bytes(size))
+    etags = {entry.key: entry.etag for entry in source.entries()}
+    ahead = RemoteInputs(source, tmp_path / "scratch")
+    with Watch(tmp_path / "scratch") as watch:
+        ahead.expect(((0, 0, i), Wanted([f"{i:05d}"], [etags[f"{i:05d}"]], size)) for i in range(count))
+        for i in range(count):
+            root = ahead.fetch((0, 0, i))
+            assert os.path.getsize(os.path.join(root, f"{i:05d}")) == size
+            if i % 16 == 0:
+                watch.look()
+            ahead.release((0, 0, i))
+    assert 0 < watch.most_bytes <= most[0]
+    assert watch.most_files <= most[1]
+    assert not any((tmp_path / "scratch").iterdir())
