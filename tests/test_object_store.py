@@ -37,17 +37,30 @@ def features(record):
     return [{"key": record.key, "row": i, "bytes": record.bytes, "text": text[:10]} for i in range(2)]
 """
 
+MOTO = """
+import threading, time
+from moto.s3.responses import S3Response
+from moto.server import ThreadedMotoServer
+
+put_object, one_at_a_time = S3Response.put_object, threading.Lock()
+
+def atomic(self):  # or of two that create an object only if there is none, both may
+    with one_at_a_time:
+        return put_object(self)
+
+S3Response.put_object = atomic
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+time.sleep(3600)
+"""
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The URL of an S3 of our own, in a process of its own."""
-    code = (
-        "import time; from moto.server import ThreadedMotoServer; "
-        "s = ThreadedMotoServer('127.0.0.1', port=0, verbose=False); s.start(); "
-        "print(s.get_host_and_port()[1], flush=True); time.sleep(3600)"
-    )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", MOTO], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
     try:

@@ -128,7 +128,7 @@ class Sender:
         try:
             answer.result(self._timeout_s)
         except TookTooLong:
-            raise Undelivered(f"{target} did not answer within {self._timeout_s:g} s.") from None
+            raise _too_late(target, self._timeout_s) from None
 
     def _publish(self, topic: str, notice: Notice) -> None:
         parts = _TOPIC.match(topic)
@@ -239,19 +239,20 @@ def _post(target: str, url: str, data: bytes, timeout_s: float) -> None:
             wait_s=_retry_after(error) if error.code in {429, 503} else 0.0,
         ) from None
     except OSError as error:  # its text may have the URL
-        raise Undelivered(f"{target} cannot be reached: {_why(error)}.") from None
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise _too_late(target, timeout_s) from None
+        why = (isinstance(reason, OSError) and reason.strerror) or type(reason).__name__
+        raise Undelivered(f"{target} cannot be reached: {why}.") from None
+
+
+def _too_late(target: str, timeout_s: float) -> Undelivered:
+    return Undelivered(f"{target} did not answer within {timeout_s:g} s.")
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:
     text = (error.headers.get("Retry-After") or "").strip()
     return min(max(float(text), 1.0), 3600.0) if text.isdigit() else 60.0
-
-
-def _why(error: OSError) -> str:
-    reason = getattr(error, "reason", error)
-    if isinstance(reason, TimeoutError):
-        return "no answer in time"
-    return (isinstance(reason, OSError) and reason.strerror) or type(reason).__name__
 
 
 def _split(url: str) -> urllib.parse.SplitResult | None:
