@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from botocore.loaders import JSONFileLoader
+from emulators import ministack_on_loopback, moto_on_loopback
 
 READER = JSONFileLoader()
 WriteFiles = Callable[..., Path]
@@ -53,6 +54,20 @@ def shardkit(tmp_path: Path) -> RunCommand:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The URL of an S3, moto's, in which every test has a bucket of its own."""
+    with moto_on_loopback() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def dynamodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a DynamoDB and S3, ministack's: moto would take 20 ms an update, and its conditions are not atomic."""
+    with ministack_on_loopback(tmp_path_factory.mktemp("server")) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True, scope="session")

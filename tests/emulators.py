@@ -44,6 +44,24 @@ while True:
         time.sleep(0.1)
 """
 
+_MOTO = """
+import threading, time
+from moto.s3.responses import S3Response
+from moto.server import ThreadedMotoServer
+
+put_object, one_at_a_time = S3Response.put_object, threading.Lock()
+
+def atomic(self):  # or of two that create an object only if there is none, both may
+    with one_at_a_time:
+        return put_object(self)
+
+S3Response.put_object = atomic
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+time.sleep(3600)
+"""
+
 
 @dataclass(frozen=True)
 class Ministack:
@@ -99,6 +117,19 @@ def ministack_on_loopback(folder: Path) -> Iterator[str]:
         )
         assert ready.returncode == 0, log.read_text()[-3000:]
         yield url
+
+
+@contextlib.contextmanager
+def moto_on_loopback() -> Iterator[str]:
+    """Start moto's server, for S3, in a process of its own; its URL."""
+    command = [sys.executable, "-c", _MOTO]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def use_emulator(monkeypatch: pytest.MonkeyPatch, url: str, *, service: str = "") -> None:

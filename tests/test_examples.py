@@ -826,12 +826,18 @@ def test_cli_blank(tmp_path: Path) -> None:
 
 @shared_data
 def test_cli_real_waveforms(waveforms: ModuleType, tmp_path: Path) -> None:
-    """All sets of real records at once, broken and incomplete ones among them."""
+    """All sets of real records at once, broken and incomplete ones among them, but for the few that take seconds."""
     example = copy_example("mimic_waveforms", tmp_path)
     records = records_by(waveforms.record_key, WFDB)
     records = {key: record for key, record in records.items() if any(path.suffix == ".hea" for path in record.paths)}
+    long = [key for key, record in records.items() if sum(path.stat().st_size for path in record.paths) > 200_000]
+    records = {key: record for key, record in records.items() if key not in long}
     loop = plain_loop(waveforms.segment_features, records)
-    result = run_pipeline(example, "--set", f"input.uri={WFDB}/", "--set", "max_failures=100%")
+    leave_out = json.dumps([f"{key}{end}" for key in long for end in (".*", "_*")])
+    result = run_pipeline(
+        example,
+        *("--set", f"input.uri={WFDB}/", "--set", f"input.exclude={leave_out}", "--set", "max_failures=100%"),
+    )
     assert result["records"]["listed"] == len(records)
     assert_run_equals_loop(example, result, loop)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from emulators import ministack, ministack_on_loopback
+from emulators import ministack
 
 from shardkit.jobs import (
     JobConflict,
@@ -61,18 +61,11 @@ def clock() -> SimulatedClock:
     return SimulatedClock(START)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of DynamoDB and S3; moto would take 20 ms an update, and its conditions are not atomic."""
-    with ministack_on_loopback(tmp_path_factory.mktemp("server")) as url:
-        yield url
-
-
 @pytest.fixture
-def aws(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def aws(dynamodb_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty table ``jobs`` for clients that know nothing but their environment."""
     for name in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(f"AWS_{name}", server if name == "ENDPOINT_URL" else "test")
+        monkeypatch.setenv(f"AWS_{name}", dynamodb_url if name == "ENDPOINT_URL" else "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     monkeypatch.delenv("AWS_REGION", raising=False)
     assert create_table("jobs")

@@ -37,38 +37,6 @@ def features(record):
     return [{"key": record.key, "row": i, "bytes": record.bytes, "text": text[:10]} for i in range(2)]
 """
 
-MOTO = """
-import threading, time
-from moto.s3.responses import S3Response
-from moto.server import ThreadedMotoServer
-
-put_object, one_at_a_time = S3Response.put_object, threading.Lock()
-
-def atomic(self):  # or of two that create an object only if there is none, both may
-    with one_at_a_time:
-        return put_object(self)
-
-S3Response.put_object = atomic
-server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-time.sleep(3600)
-"""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The URL of an S3 of our own, in a process of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", MOTO], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.kill()
-        process.wait()
-
 
 class Bucket:
     """A bucket, and what the tests do with it past shardkit."""
@@ -98,16 +66,16 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     known = {
         "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
         "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-session",
         "AWS_DEFAULT_REGION": REGION,
-        "AWS_ENDPOINT_URL": server,
+        "AWS_ENDPOINT_URL": s3_url,
     }
     for name, value in known.items():
         monkeypatch.setenv(name, value)
-    return Bucket(server)
+    return Bucket(s3_url)
 
 
 @pytest.fixture

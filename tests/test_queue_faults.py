@@ -94,7 +94,7 @@ def least_calls(service: SimulatedService, policy: Policy) -> float:
     return creates + shortest / policy.poll_s
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=SLOW), pytest.param(3, marks=SLOW)])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=SLOW)])
 def test_a_thousand_jobs_on_a_bad_day(tmp_path: Path, seed: int) -> None:
     clock = SimulatedClock()
     service = make_service(clock, seed)

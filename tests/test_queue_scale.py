@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
-from emulators import ministack_on_loopback
 from simulated_service import Faults, SimulatedService
 from test_queue_faults import Dead, Mortal, check, least_calls
 
@@ -24,7 +23,7 @@ from shardkit.jobs.launching import BLOCK
 from shardkit.jobs.places import create_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from shardkit.jobs import Report
@@ -40,17 +39,11 @@ PAGE_BYTES = 2**20  # of an index that a Query reads
 OWNERS = ("ana", "ben", "cem", "dana")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ministack_on_loopback(tmp_path_factory.mktemp("server")) as url:
-        yield url
-
-
 @pytest.fixture
-def aws(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def aws(dynamodb_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """For clients that know nothing but their environment."""
     for name in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(f"AWS_{name}", server if name == "ENDPOINT_URL" else "test")
+        monkeypatch.setenv(f"AWS_{name}", dynamodb_url if name == "ENDPOINT_URL" else "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     monkeypatch.delenv("AWS_REGION", raising=False)
 
@@ -353,7 +346,7 @@ def test_lambdas_that_die_bring_all_jobs_to_their_end(tmp_path: Path) -> None:
 def test_lambdas_that_die_within_what_the_store_does(aws: None) -> None:
     """The same with DynamoDB, where a step is one of its calls."""
     clock, lives = SimulatedClock(), threading.local()
-    service, submissions = simulated(clock, JOBS // 15)
+    service, submissions = simulated(clock, JOBS // 25)
     session = boto3.Session()
     for moment in ("before-call.dynamodb", "after-call.dynamodb"):
         session.events.register(moment, lambda **_: lives.now.step())

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from crashing import check_ledger
 from fault_proxy import FaultProxy
-from test_object_store import Bucket, bucket, in_another_process, keys_of, namespaces, project, run_here, server  # noqa: F401  fixtures too
+from test_object_store import Bucket, bucket, in_another_process, keys_of, namespaces, project, run_here  # noqa: F401  fixtures too
 
 import shardkit as sk
 from shardkit import repeats
@@ -56,14 +56,14 @@ class Guard:
 def test_the_input_is_read_as_its_owner_wants(
     project: JobProject,  # noqa: F811
     bucket: Bucket,  # noqa: F811
-    server: str,  # noqa: F811
+    s3_url: str,
     monkeypatch: pytest.MonkeyPatch,
     wanted: str,
 ) -> None:
     put_public(bucket, {f"in/{group}/r{i}.txt": "go" for group in "ab" for i in range(2)} | {"in/empty.txt": ""})
-    output = Bucket(server)
+    output = Bucket(s3_url)
     guard = Guard(bucket, wanted)
-    with FaultProxy(urlsplit(server).port or 0, gate=guard).running() as url:
+    with FaultProxy(urlsplit(s3_url).port or 0, gate=guard).running() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         fields: dict[str, Any] = {"source_dir": project.code, "name": "work"}
         source = {"uri": f"{bucket.uri}/in", wanted: True}
@@ -225,13 +225,13 @@ def test_credentials_that_expire_midway(
 def test_credentials_that_nobody_renews(
     project: JobProject,  # noqa: F811
     bucket: Bucket,  # noqa: F811
-    server: str,  # noqa: F811
+    s3_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bucket.put("in/r.txt")
     monkeypatch.setitem(repeats.PATIENCE_S, repeats.EXPIRED, 0.3)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "old")
-    with FaultProxy(urlsplit(server).port or 0, gate=lambda _: EXPIRED).running() as url:
+    with FaultProxy(urlsplit(s3_url).port or 0, gate=lambda _: EXPIRED).running() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(sk.InputError, match="have expired: .* Sign in again .* then resume the run"):
             sk.run("work:features", f"{bucket.uri}/in", project.out, source_dir=project.code, quiet=True)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 from crashing import check_ledger, rows_of
 from fault_proxy import FAULTS, FaultProxy
-from test_object_store import Bucket, bucket, project, run_here, server  # noqa: F401  fixtures too
+from test_object_store import Bucket, bucket, project, run_here  # noqa: F401  fixtures too
 
 from shardkit import objectstore
 from shardkit.storage import folder
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 def test_the_dataset_is_that_of_a_good_day(
     project: JobProject,  # noqa: F811
     bucket: Bucket,  # noqa: F811
-    server: str,  # noqa: F811
+    s3_url: str,
     monkeypatch: pytest.MonkeyPatch,
     seed: int,
 ) -> None:
     count = 120
     bucket.put_all({f"in/p{i % 3}/{i:03d}.txt": f"go {i} " + "x" * 1000 for i in range(count)})
     quiet = rows_of(run_here(project, bucket))
-    proxy = FaultProxy(urlsplit(server).port or 0, share=0.05, seed=seed)
+    proxy = FaultProxy(urlsplit(s3_url).port or 0, share=0.05, seed=seed)
     with proxy.running() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         run = run_here(project, bucket, shards={"by": "directory"}, run_id=f"bad-day-{seed}")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
     assert sorted(map(str, rows_of(run))) == sorted(map(str, quiet))
     summary = check_ledger(run)
     assert summary.records == {"listed": count, "done": count, "quarantined": 0, "skipped": 0}
@@ -50,7 +50,7 @@ def test_the_dataset_is_that_of_a_good_day(
 def test_large_objects_come_whole_through_faults(
     project: JobProject,  # noqa: F811
     bucket: Bucket,  # noqa: F811
-    server: str,  # noqa: F811
+    s3_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -59,7 +59,7 @@ def test_large_objects_come_whole_through_faults(
     monkeypatch.setattr(objectstore, "LARGE_BYTES", 1 << 20)
     monkeypatch.setattr(objectstore, "RANGE_BYTES", 1 << 20)
     entry = folder(f"{bucket.uri}/in").entries()[0]
-    proxy = FaultProxy(urlsplit(server).port or 0, share=0.04, seed=4)
+    proxy = FaultProxy(urlsplit(s3_url).port or 0, share=0.04, seed=4)
     with proxy.running() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         source = folder(f"{bucket.uri}/in")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from crashing import LINUX, wait_for
-from emulators import ministack_on_loopback, use_emulator
+from emulators import use_emulator
 from job_runs import JobProject
 
 import shardkit as sk
@@ -40,18 +40,12 @@ def project(tmp_path: Path) -> Iterator[JobProject]:
     made.end()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ministack_on_loopback(tmp_path_factory.mktemp("server")) as url:
-        yield url
-
-
 @pytest.fixture(params=["sqlite", pytest.param("dynamodb", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the jobs are; DynamoDB's is an emulator's, a table for every test."""
     if request.param == "sqlite":
         return str(tmp_path / "jobs.sqlite")
-    use_emulator(monkeypatch, request.getfixturevalue("server"), service="DYNAMODB")
+    use_emulator(monkeypatch, request.getfixturevalue("dynamodb_url"), service="DYNAMODB")
     table = f"jobs-{next(NUMBERS)}"
     create_table(table)
     return f"dynamodb://{table}"

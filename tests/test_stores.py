@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 from crashing import check_ledger, rows_of, wait_for
 from fake_google import google
-from test_object_store import REGION, project, server  # noqa: F401  fixtures too
+from test_object_store import REGION, project  # noqa: F401  fixtures too
 
 import shardkit as sk
 from shardkit import objectstore
@@ -107,7 +107,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     elif kind == "memory":
         yield f"memory://{next(NUMBERS)}"
     elif kind == "s3":
-        yield in_amazon(request.getfixturevalue("server"), monkeypatch)
+        yield in_amazon(request.getfixturevalue("s3_url"), monkeypatch)
     elif kind == "az":
         yield in_azure(request.getfixturevalue("azurite"), monkeypatch)
     else:
