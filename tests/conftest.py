@@ -64,8 +64,8 @@ def s3_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def dynamodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a DynamoDB and S3, ministack's: moto would take 20 ms an update, and its conditions are not atomic."""
+def ministack_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of ministack: its DynamoDB is fast and its conditions are atomic, and its Athena runs the queries."""
     with ministack_on_loopback(tmp_path_factory.mktemp("server")) as url:
         yield url
 

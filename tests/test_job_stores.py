@@ -62,10 +62,10 @@ def clock() -> SimulatedClock:
 
 
 @pytest.fixture
-def aws(dynamodb_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def aws(ministack_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty table ``jobs`` for clients that know nothing but their environment."""
     for name in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(f"AWS_{name}", dynamodb_url if name == "ENDPOINT_URL" else "test")
+        monkeypatch.setenv(f"AWS_{name}", ministack_url if name == "ENDPOINT_URL" else "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     monkeypatch.delenv("AWS_REGION", raising=False)
     assert create_table("jobs")

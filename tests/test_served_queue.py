@@ -45,7 +45,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """Where the jobs are; DynamoDB's is an emulator's, a table for every test."""
     if request.param == "sqlite":
         return str(tmp_path / "jobs.sqlite")
-    use_emulator(monkeypatch, request.getfixturevalue("dynamodb_url"), service="DYNAMODB")
+    use_emulator(monkeypatch, request.getfixturevalue("ministack_url"), service="DYNAMODB")
     table = f"jobs-{next(NUMBERS)}"
     create_table(table)
     return f"dynamodb://{table}"
