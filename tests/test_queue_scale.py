@@ -346,7 +346,7 @@ def test_lambdas_that_die_bring_all_jobs_to_their_end(tmp_path: Path) -> None:
 def test_lambdas_that_die_within_what_the_store_does(aws: None) -> None:
     """The same with DynamoDB, where a step is one of its calls."""
     clock, lives = SimulatedClock(), threading.local()
-    service, submissions = simulated(clock, JOBS // 25)
+    service, submissions = simulated(clock, JOBS // 15)
     session = boto3.Session()
     for moment in ("before-call.dynamodb", "after-call.dynamodb"):
         session.events.register(moment, lambda **_: lives.now.step())
