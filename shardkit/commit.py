@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError, PlanMismatch, RunBusy, StorageError
 from shardkit.ledger import WHOLE
 from shardkit.runfolder import RUNS, STATE_DIR, RunFolder
 from shardkit.storage import File
+from shardkit.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -125,16 +127,19 @@ def check_form(plan: dict[str, Any], current: dict[str, Any] | None, form: dict[
     return kept
 
 
-def switch(folder: RunFolder, result: dict[str, Any], kept_files: Collection[str] = ()) -> None:
-    """Make the files in ``staging`` the dataset, and ``result`` its description. The caller holds the dataset lock.
+def switch(
+    folder: RunFolder, result: dict[str, Any], old: dict[str, Any] | None, kept_files: Collection[str] = ()
+) -> None:
+    """Make the files in ``staging`` the dataset, and ``result`` its description instead of ``old``.
 
-    ``kept_files`` are those of the days made anew that are not in ``staging``, for they stay as they are.
+    The caller holds the dataset lock. ``kept_files`` are those of the days made anew that are not in ``staging``, for
+    they stay as they are.
 
     Raises:
         PlanMismatch: another run has made the same days meanwhile.
         StorageError: the switch could not be finished; it will be when the run is resumed.
     """
-    plan, old = folder.plan(), current_result(folder.output)
+    plan = folder.plan()
     check_base(folder.run_id, plan, old)
     before = [file["path"] for file in old["files"]] if old else []
     if not set(kept_files) <= set(before):
@@ -166,13 +171,11 @@ def _finish_switch(output: Folder, commit: dict[str, Any]) -> None:
     """Carry out what ``commit.json`` says, wherever an earlier process left off."""
     folder = RunFolder(output, commit["result"]["run_id"])
     staged = {entry.key for entry in staging(folder).entries()}
-    for file in commit["result"]["files"]:
-        if file["path"] in staged:
-            _place(staging(folder), File(output, file["path"]))
+    new = [file["path"] for file in commit["result"]["files"] if file["path"] in staged]
+    together([partial(_place, staging(folder), File(output, path)) for path in new])
     folder.write("result.json", commit["result"])
     _note(output, CURRENT, commit["result"])
-    for name in commit["gone"]:
-        _remove(output, name)
+    together([partial(_remove, output, name) for name in commit["gone"]])
     output.remove(COMMIT)
     _tidy(folder)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LEASE_S = 60.0
 LEASE_RENEWAL_S = 15.0
+CLOCKS_APART_S = 20.0  # at most, those of two machines
 
 
 class Lease:
@@ -33,6 +34,7 @@ class Lease:
         self._busy = busy
         self._holder = uuid.uuid4().hex
         self._state: dict[str, str] = {}
+        self._until = 0.0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="shardkit-lease", daemon=True)
 
@@ -71,8 +73,10 @@ class Lease:
             raise RunBusy(self._busy, hint="Wait for it to end, or stop it first.") from None
 
     def _put(self, mode: Any) -> None:
-        lease = {"host": socket.gethostname(), "holder": self._holder, "until": time.time() + LEASE_S}
+        until = time.time() + LEASE_S
+        lease = {"host": socket.gethostname(), "holder": self._holder, "until": until}
         self._state = _state(self._ask(lambda: self._store.put(self._path, json.dumps(lease).encode(), mode=mode)))
+        self._until = until
 
     def _renew(self) -> None:
         while not self._end.wait(LEASE_RENEWAL_S):
@@ -84,7 +88,10 @@ class Lease:
         """Whether nobody has taken the lease over."""
         held, meta = self._look()
         self._state = _state(meta)
-        return bool(held.get("holder") == self._holder)
+        ours = bool(held.get("holder") == self._holder)
+        if not ours:
+            self._until = 0.0
+        return ours
 
     def _look(self) -> tuple[dict[str, Any], Any]:
         """What the lease says, and the state of its object."""
@@ -101,7 +108,7 @@ class Lease:
         self._end.set()
         self._thread.join()
         with contextlib.suppress(Exception):  # it runs out by itself
-            if self._is_ours():
+            if time.time() < self._until - CLOCKS_APART_S or self._is_ours():
                 self._ask(lambda: self._store.delete(self._path))
 
 

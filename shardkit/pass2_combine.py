@@ -33,6 +33,7 @@ from shardkit.progress import RowMeter
 from shardkit.runfolder import RunFolder, latest_run, run_folder
 from shardkit.storage import File
 from shardkit.storage import folder as folder_at
+from shardkit.together import together
 
 if TYPE_CHECKING:
     import os
@@ -122,8 +123,10 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
         build.made_with = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
         build.by_day = plan["by_day"]
         build.form = merge.layout.form(plan["form"]["days"])
-        keeper = _keeper(ledger.folder.output, merge, build)
-        work = [(name, parts, keeper.keep(name, parts, source)) for name, parts, source in _sources(ledger, merge)]
+        current = current_result(ledger.folder.output)
+        keeper = _keeper(ledger.folder.output, merge, build, current)
+        sources = _sources(ledger, merge, current)
+        work = [(name, parts, keeper.keep(name, parts, source)) for name, parts, source in sources]
         read = RowMeter(sum(k.rest.num_rows for *_, k in work), lambda: sum(sum(k.rest.read) for *_, k in work))
         with attempt.pass2(read):
             for partition, parts, kept in work:
@@ -145,15 +148,15 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
     return build.result
 
 
-def _keeper(output: Folder, merge: Merge, build: _Build) -> Keeper:
+def _keeper(output: Folder, merge: Merge, build: _Build, current: dict[str, Any] | None) -> Keeper:
     by_rows = merge.combine is None and merge.layout.cuts_by_rows
     rows_per_file = merge.layout.rows_per_file if by_rows else None
-    return Keeper(
-        output, current_result(output), rows_per_file=rows_per_file, made_with=build.made_with, form=build.form
-    )
+    return Keeper(output, current, rows_per_file=rows_per_file, made_with=build.made_with, form=build.form)
 
 
-def _sources(ledger: Ledger, merge: Merge) -> list[tuple[str, list[CommittedPart], Source]]:
+def _sources(
+    ledger: Ledger, merge: Merge, current: dict[str, Any] | None
+) -> list[tuple[str, list[CommittedPart], Source]]:
     """Each partition's parts and their rows, of one schema for all.
 
     Raises:
@@ -169,7 +172,6 @@ def _sources(ledger: Ledger, merge: Merge) -> list[tuple[str, list[CommittedPart
             f"The rows have a column {day!r}, which is what the dataset's days are named by.",
             hint="Rename it in the function, then start a new run.",
         )
-    current = current_result(ledger.folder.output)
     known = {}
     if merge.combine is None and (kept := kept_days(ledger.folder.plan(), current)) and current is not None:
         known = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
@@ -275,10 +277,9 @@ def _ledgers_of(roots: Sequence[Folder]) -> dict[str, int]:
 class _Build:
     """A dataset on its way to the switch."""
 
-    def __init__(self, folder: RunFolder, attempt: Attempt, name: str) -> None:
-        before = folder.result()
-        self.generation = (before["generation"] if before else 0) + 1
-        self.token = folder.run_id if self.generation == 1 else f"{folder.run_id}.{self.generation}"
+    def __init__(self, folder: RunFolder, attempt: Attempt, name: str, *, generation: int) -> None:
+        self.generation = generation
+        self.token = folder.run_id if generation == 1 else f"{folder.run_id}.{generation}"
         self.schema = pa.schema([])
         self.by_day = False
         self.made_with: dict[str, str] = {}
@@ -334,19 +335,23 @@ def _switching(folder: RunFolder, attempt: Attempt, *, name: str) -> Iterator[_B
     Runs of different days build side by side, and wait for each other only to switch.
     """
     if folder.plan().get("by_day"):
-        folder.files.remove_all(STAGING)
-        build = _Build(folder, attempt, name)
+        build = _begin(folder, attempt, name)
         yield build
         with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S):
-            check_owner(folder.output, name)
-            switch(folder, build.result, build.kept)
+            old = check_owner(folder.output, name)
+            switch(folder, build.result, old, build.kept)
         return
     with dataset_lock(folder.output):
-        check_owner(folder.output, name)  # again: another pipeline's run may have ended there meanwhile
-        folder.files.remove_all(STAGING)
-        build = _Build(folder, attempt, name)
+        old = check_owner(folder.output, name)  # again: another pipeline's run may have ended there meanwhile
+        build = _begin(folder, attempt, name)
         yield build
-        switch(folder, build.result, build.kept)
+        switch(folder, build.result, old, build.kept)
+
+
+def _begin(folder: RunFolder, attempt: Attempt, name: str) -> _Build:
+    """A build in an empty staging folder."""
+    before, _ = together([folder.result, lambda: folder.files.remove_all(STAGING)])
+    return _Build(folder, attempt, name, generation=(before["generation"] if before else 0) + 1)
 
 
 if __name__ == "__main__":

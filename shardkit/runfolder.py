@@ -18,7 +18,7 @@
         latest.json                                which run was planned last
         current.json                               the result of the run that the dataset is of now
         commit.json                                the dataset's switch in progress
-        days/<day>.lock                            held by the run that makes the day
+        days/<day>.lock, days/lock                 held by the run that makes the day; while a run takes several
 
 Status, report, retry and resume are functions of these files alone.
 """

@@ -16,6 +16,7 @@ from shardkit.runfolder import STATE_DIR, RunFolder, find_run, run_folder
 from shardkit.storage import Access, absolute_uri
 from shardkit.storage import folder as folder_at
 from shardkit.summary import Summary, is_complete, summarize
+from shardkit.together import all_within
 
 if TYPE_CHECKING:
     import os
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from shardkit.pipeline import Pipeline
     from shardkit.pool import WorkerPool
     from shardkit.progress import Progress
+    from shardkit.storage import Folder
 
 
+TAKING_PATIENCE_S = 60.0
 STOP_TRIES = 4  # in vain, with longer and longer waits
 
 
@@ -360,12 +363,20 @@ def holding_days(folder: RunFolder, plan: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     output = folder.output
+    busy = {day: f"Another run is making {day} of {output.uri}." for day in plan["partitions"]}
+    locks = [output.lock(f"{STATE_DIR}/days/{day}.lock", text) for day, text in busy.items()]
     with contextlib.ExitStack() as stack:
-        for day in plan["partitions"]:
-            busy = f"Another run is making {day} of {output.uri}."
-            stack.enter_context(output.lock(f"{STATE_DIR}/days/{day}.lock", busy))
+        # Of two runs that take some of the same days at once, each might keep the other from one.
+        with _first(output) if len(locks) > 1 else contextlib.nullcontext():
+            stack.enter_context(all_within(locks))
         check_base(folder.run_id, dict(plan), current_result(output))
         yield
+
+
+def _first(output: Folder) -> contextlib.AbstractContextManager[None]:
+    """Keep other runs from taking days meanwhile, which takes a moment."""
+    busy = f"Other runs are taking their days of {output.uri}."
+    return output.lock(f"{STATE_DIR}/days/lock", busy, patience_s=TAKING_PATIENCE_S)
 
 
 def _both_passes(

@@ -14,6 +14,7 @@ from botocore.loaders import JSONFileLoader
 from emulators import ministack_on_loopback, moto_on_loopback
 
 READER = JSONFileLoader()
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin while NumPy is imported, in each process
 WriteFiles = Callable[..., Path]
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ FATAL, HOW, ACTION = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 ROOT, VERSION = Path(sys.argv[4]), sys.argv[5]
 steps: list[str] = []
 switching: list[bool] = []
+ONE_AT_A_TIME = threading.Lock()
 
 
 def within_switch(do: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,10 +43,12 @@ def within_switch(do: Callable[..., Any]) -> Callable[..., Any]:
 def step(name: str, do: Callable[..., Any], *, of: str = "") -> Callable[..., Any]:
     def instead(*arguments: Any, **options: Any) -> Any:
         if switching and str(arguments[0]).endswith(of):
-            steps.append(name)
-            if len(steps) == FATAL and HOW == "kill":
+            with ONE_AT_A_TIME:
+                steps.append(name)
+                number = len(steps)
+            if number == FATAL and HOW == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if len(steps) == FATAL and HOW == "full":
+            if number == FATAL and HOW == "full":
                 with writing(str(arguments[-1])[:100]):
                     raise OSError(28, "No space left on device")
         return do(*arguments, **options)

@@ -310,7 +310,7 @@ def test_a_late_run_does_not_put_an_older_day_back(feed: Feed) -> None:
     from shardkit.commit import switch
 
     with pytest.raises(sk.PlanMismatch, match="has been made anew by run"):
-        switch(late.folder, feed.result() | {"run_id": "late"})
+        switch(late.folder, feed.result() | {"run_id": "late"}, feed.result())
     feed.check()
 
 

@@ -745,10 +745,10 @@ def test_combine_by_name(tmp_path: Path, files: WriteFiles) -> None:
 
 # ---- memory, and parts that are gone ---------------------------------------------------------------------------
 
-A_GIGABYTE = """
+MANY_BYTES = """
 import sys, numpy as np, pyarrow as pa, pyarrow.parquet as pq
 shape = sys.argv[1]
-for n in range(10):
+for n in range(5 if shape == "numbers" else 10):
     random = np.random.default_rng(n)
     if shape == "numbers":
         table = pa.table({f"c{i}": random.random(1_000_000) for i in range(12)})
@@ -776,25 +776,23 @@ print(next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.
 @pytest.mark.parametrize(
     ("shape", "ways", "rows"),
     [
-        ("numbers", [{"target_bytes": "64MB"}], 10_000_000),
+        ("numbers", [{"target_bytes": "64MB"}], 5_000_000),
         ("wide", [{}], 25_000),
-        ("texts", [{}, {"partition_by": "part"}, {"format": "arrow"}], 3_000_000),
+        ("texts", [{"partition_by": "part"}, {"format": "arrow"}], 3_000_000),
         ("skewed", [{"partition_by": "part"}], 3_000_000),
     ],
     ids=["numbers", "wide", "texts", "skewed"],
 )
-def test_a_gigabyte_is_merged_in_bounded_memory(
-    tmp_path: Path, shape: str, ways: list[dict[str, Any]], rows: int
-) -> None:
+def test_much_is_merged_in_bounded_memory(tmp_path: Path, shape: str, ways: list[dict[str, Any]], rows: int) -> None:
     (tmp_path / "parts").mkdir()
-    subprocess.run([sys.executable, "-c", A_GIGABYTE, shape], cwd=tmp_path, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", MANY_BYTES, shape], cwd=tmp_path, check=True, timeout=300)
     for fields in ways:
         command = [sys.executable, "-c", MERGE, repr(fields)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         megabytes, merged = map(int, done.stdout.split())
         assert merged == rows
-        assert megabytes < 600, fields
+        assert megabytes < (400 if shape == "numbers" else 600), fields
         shutil.rmtree(tmp_path / "out")
     shutil.rmtree(tmp_path / "parts")
 
