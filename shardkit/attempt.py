@@ -32,6 +32,7 @@ class Attempt:
 
     ``begun`` is when the attempt began, on the clock of ``time.monotonic``; ``command`` goes on with what it does.
     ``shard`` is what a job of its own works on, or ``all``; ``number`` is what the attempt's number shall be at least.
+    ``fresh`` says that nobody can have worked on the run before, which saves looking.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class Attempt:
         command: str = "resume",
         shard: int | str = "all",
         number: int = 1,
+        fresh: bool = False,
     ) -> None:
         self._command = command
         self._shard = shard
-        self.number = max(number, folder.next_attempt(shard))
+        self.number = number if fresh else max(number, folder.next_attempt(shard))
         self.progress = progress
         self.started = now()
         self._folder = folder

@@ -197,17 +197,16 @@ def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bo
 
     try:
         with redirect_stdout(sys.stderr):  # what the user's own functions print
-            run_id = work().run_id  # an earlier run's, where there was nothing to do
+            run = work()  # an earlier one, where there was nothing to do
     except ShardkitError:
         folder = run_folder(output, run_id)
         if as_json and folder.exists():
             click.echo(json.dumps(RunHandle(folder).summary().to_dict()))
         raise
-    folder = run_folder(output, run_id)
-    summary = RunHandle(folder).summary()
+    summary = run.summary()
     click.echo(str(summary), err=True)
     if count := summary.records["quarantined"]:
-        where, first = folder.arguments, RunHandle(folder).quarantine()[0]
+        where, first = run.folder.arguments, run.quarantine()[0]
         failed = "1 record failed and is" if count == 1 else f"{count:,} records failed and are"
         click.echo(
             f"  {failed} not in the dataset, within max_failures. The first is {first['key']}: "

@@ -35,8 +35,10 @@ def staging(folder: RunFolder) -> Folder:
 
 
 @contextlib.contextmanager
-def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[None]:
+def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[dict[str, Any] | None]:
     """Keep other processes from switching the same dataset, once any half-done switch is finished.
+
+    Gives the result that describes the dataset as it is then.
 
     ``patience_s`` is how long to wait for another process that is at it.
 
@@ -46,9 +48,11 @@ def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[None]:
     with output.lock(
         f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}.", patience_s=patience_s
     ):
-        if (commit := _read(output, COMMIT)) is not None:
+        commit, current = together([lambda: _read(output, COMMIT), lambda: current_result(output)])
+        if commit is not None:
             _finish_switch(output, commit)
-        yield
+            current = commit["result"]
+        yield current
 
 
 def current_result(output: Folder) -> dict[str, Any] | None:
@@ -77,13 +81,22 @@ def check_owner(output: Folder, name: str) -> dict[str, Any] | None:
         PipelineError: there is one.
     """
     current = current_result(output)
+    check_name(output, current, name)
+    return current
+
+
+def check_name(output: Folder, current: dict[str, Any] | None, name: str) -> None:
+    """The same, of a result that is known.
+
+    Raises:
+        PipelineError: it is another pipeline's.
+    """
     if current is not None and current["name"] != name:
         raise PipelineError(
             f"{output.uri} holds the dataset of pipeline {current['name']!r} (run {current['run_id']}), not of "
             f"{name!r}.",
             hint=f"Choose another output, or give this pipeline the name {current['name']!r} to replace that dataset.",
         )
-    return current
 
 
 def check_base(run_id: str, plan: dict[str, Any], current: dict[str, Any] | None) -> None:
@@ -154,7 +167,7 @@ def switch(
     result["switched"] = (old["switched"] if old else 0) + 1
     commit = {"result": result, "gone": gone}
     _note(folder.output, COMMIT, commit)
-    _finish_switch(folder.output, commit)
+    _finish_switch(folder.output, commit, staged=new - set(before))
 
 
 def _carry_over(old: dict[str, Any], result: dict[str, Any], kept: list[str]) -> None:
@@ -167,17 +180,20 @@ def _carry_over(old: dict[str, Any], result: dict[str, Any], kept: list[str]) ->
     result["columns"] = old["columns"] | result["columns"]
 
 
-def _finish_switch(output: Folder, commit: dict[str, Any]) -> None:
-    """Carry out what ``commit.json`` says, wherever an earlier process left off."""
+def _finish_switch(output: Folder, commit: dict[str, Any], *, staged: set[str] | None = None) -> None:
+    """Carry out what ``commit.json`` says, wherever an earlier process left off.
+
+    ``staged`` are the files that nobody has placed yet, where that is known.
+    """
     folder = RunFolder(output, commit["result"]["run_id"])
-    staged = {entry.key for entry in staging(folder).entries()}
+    if staged is None:
+        staged = {entry.key for entry in staging(folder).entries()}
     new = [file["path"] for file in commit["result"]["files"] if file["path"] in staged]
     together([partial(_place, staging(folder), File(output, path)) for path in new])
     folder.write("result.json", commit["result"])
     _note(output, CURRENT, commit["result"])
-    together([partial(_remove, output, name) for name in commit["gone"]])
+    together([*(partial(_remove, output, name) for name in commit["gone"]), partial(_tidy, folder)])
     output.remove(COMMIT)
-    _tidy(folder)
 
 
 def finish_switches(output: Folder) -> None:

@@ -106,14 +106,21 @@ class Keeper:
         self._made_with = made_with
         self._known: dict[str, Contents] = {}
 
+    def look_up(self, partitions: Iterable[str]) -> None:
+        """Read what the runs that made these partitions have noted, side by side."""
+        if self._rows_per_file is not None:
+            runs = sorted({self._partitions[name]["run"] for name in partitions if name in self._partitions})
+            found = together([partial(Contents.of_run, self._output, run) for run in runs])
+            self._known = dict(zip(runs, found, strict=True))
+
     def keep(self, partition: str, parts: Sequence[CommittedPart], source: Source) -> Kept:
-        """The files of the partition that may stay; ``source`` has its rows, in these parts."""
+        """The files of the partition, which was looked up, that may stay; ``source`` has its rows, in these parts."""
         if self._rows_per_file is None:
             return Kept([], source)
         made = self._partitions.get(partition)
         if made is None or any(made.get(name) != value for name, value in self._made_with.items()):
             return Kept([], source)
-        known = self._contents(made["run"])
+        known = self._known.get(made["run"], Contents())
         if known.columns.get(partition) != _columns(source):
             return Kept([], source)
         number = {part.name: i for i, part in enumerate(parts)}
@@ -138,11 +145,6 @@ class Keeper:
             pieces = rest.where(start, start + file.rows)
             self.contents.files[file.path] = [(parts[i].name, spans) for i, spans in pieces]
             start += file.rows
-
-    def _contents(self, run_id: str) -> Contents:
-        if run_id not in self._known:
-            self._known[run_id] = Contents.of_run(self._output, run_id)
-        return self._known[run_id]
 
     def _there(self, partition: str) -> list[DataFile]:
         """The full files of a partition that are still as they were written."""

@@ -46,10 +46,10 @@ class Ledger:
 
     A record's last word is its latest marker's: a retry overrules the chunk that quarantined it. Two markers for the
     same planned records (a duplicate attempt) count once. With ``shards`` it is the ledger of these alone: the records
-    of others are neither counted nor looked at.
+    of others are neither counted nor looked at. ``fresh`` says that nobody can have committed anything yet.
     """
 
-    def __init__(self, folder: RunFolder, shards: list[int] | None = None) -> None:
+    def __init__(self, folder: RunFolder, shards: list[int] | None = None, *, fresh: bool = False) -> None:
         self.folder = folder
         self.shards = shards
         table = folder.records(["shard", "chunk", "bytes"])
@@ -65,8 +65,8 @@ class Ledger:
         self._members = _members(self.shard, self.chunk)
         self._next_chunk = int(self.chunk.max(initial=-1)) + 1
         self._ids: dict[int, np.ndarray] = {}
-        taken_over, markers = together([lambda: folder.taken_over(shards), lambda: folder.markers(shards)])
-        self._take([*taken_over, *markers])
+        asked = [lambda: folder.taken_over(shards), *([] if fresh else [lambda: folder.markers(shards)])]
+        self._take([marker for found in together(asked) for marker in found])
 
     def _take(self, markers: list[dict[str, Any]]) -> None:
         covered = np.zeros(self.planned, bool)

@@ -46,10 +46,10 @@ def list_objects(
     Raises:
         NoRoom: the listing is long, and the temporary folder cannot take it.
     """
-    listing = _Listing(store, len(prefix), wanted)
     beside: list[Piece] = []
     folders = [prefix]
     with ThreadPoolExecutor(LISTED_AT_ONCE, thread_name_prefix="shardkit-list") as pool:
+        listing = _Listing(store, len(prefix), wanted, lambda work, folder: pool.submit(ask, lambda: work(folder)))
         for _ in range(LEVELS):
             if not 0 < len(folders) < ENOUGH_FOLDERS:
                 break
@@ -80,10 +80,18 @@ def _side_by_side(
 class _Listing:
     """What is found of the objects that are wanted, by the threads of one listing."""
 
-    def __init__(self, store: Any, cut: int, wanted: Callable[[pa.StringArray], pa.BooleanArray]) -> None:
+    def __init__(
+        self,
+        store: Any,
+        cut: int,
+        wanted: Callable[[pa.StringArray], pa.BooleanArray],
+        beside: Callable[[Callable[[str], Any], str], Future[Any]],
+    ) -> None:
         self._store = store
         self._cut = cut
         self._wanted = wanted
+        self._beside = beside
+        self._ahead: dict[str, Future[Any]] = {}
         self._spill = Spill(LISTED)
 
     def everything(self, folder: str) -> list[Piece]:
@@ -91,14 +99,28 @@ class _Listing:
         return self._pieces(self._pages(folder))
 
     def level(self, folder: str) -> tuple[list[Piece], list[str]]:
-        """The objects right in a folder, and the folders in it."""
+        """The objects right in a folder, and the folders in it; or all objects in it, where a page tells of all."""
         # Asking for both gives all objects at once, however many. So it is not asked where there may be no folders.
-        try:
-            return self._pieces(_flat(self._pages(folder), len(folder))), []
-        except _NotFlat:
-            listed = self._store.list_with_delimiter(folder or None, return_arrow=True)
+        if (ahead := self._ahead.get(folder)) is not None:
+            listed = ahead.result()
+        else:
+            try:
+                return self._pieces(_flat(self._pages(folder), len(folder))), []
+            except _NotFlat as found:
+                self._look_ahead(folder, found.key)
+                listed = self._both(folder)
         objects = pa.RecordBatchReader.from_stream(listed["objects"]).read_all().to_batches(max_chunksize=BATCH_ROWS)
         return self._pieces(objects), [f"{path.rstrip('/')}/" for path in listed["common_prefixes"]]
+
+    def _both(self, folder: str) -> Any:
+        return self._store.list_with_delimiter(folder or None, return_arrow=True)
+
+    def _look_ahead(self, folder: str, key: str) -> None:
+        """Ask for the folders on the way to an object already, for each level may have one folder only."""
+        steps = key[len(folder) :].split("/")[:-2]  # the last folder may hold all objects
+        for number in range(1, min(len(steps), LEVELS - 1) + 1):
+            below = f"{folder}{'/'.join(steps[:number])}/"
+            self._ahead.setdefault(below, self._beside(self._both, below))
 
     def table(self, pieces: Iterable[Piece]) -> pa.Table:
         """All pieces in key order. Those that are too small for a place in the file get one together."""
@@ -134,11 +156,20 @@ class _Listing:
 
 
 class _NotFlat(Exception):
-    """A folder has folders in it."""
+    """A folder has folders in it, such as those on the way to the object ``key``."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
 def _flat(pages: Iterable[pa.RecordBatch], cut: int) -> Iterator[pa.RecordBatch]:
-    for page in pages:
-        if pc.any(pc.match_substring(pc.utf8_slice_codeunits(page["path"], cut), "/")).as_py():
-            raise _NotFlat
+    """The pages of a folder in which there are no folders, or whose first page is all of it."""
+    coming = iter(pages)
+    for number, page in enumerate(coming):
+        below = pc.match_substring(pc.utf8_slice_codeunits(page["path"], cut), "/")
+        first = pc.index(below, scalar(value=True)).as_py()
+        whole = number == 0 and len(page) < PAGE and first >= 0 and next(coming, None) is None
+        if first >= 0 and not whole:
+            raise _NotFlat(page["path"][first].as_py())
         yield page

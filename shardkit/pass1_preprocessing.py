@@ -81,18 +81,20 @@ def run_pass1(
     attempt: Attempt,
     *,
     retry: bool = False,
+    fresh: bool = False,
     share: Share | None = None,
 ) -> Ledger:
     """Work on all records that are open, and with ``retry`` on those in quarantine too; returns the ledger then.
 
-    With ``share`` it works on that alone, as one of several instances does.
+    With ``share`` it works on that alone, as one of several instances does. ``fresh`` says that the run has just been
+    planned.
 
     Raises:
         BudgetExceeded: more records failed than ``limits`` allow.
         RunInterrupted: by Ctrl-C or SIGTERM.
         StorageError, RunFailed: the run cannot go on; what is committed is kept.
     """
-    ledger = share.ledger(folder) if share else Ledger(folder)
+    ledger = share.ledger(folder) if share else Ledger(folder, fresh=fresh)
     again = np.flatnonzero(ledger.state == QUARANTINED) if retry else np.zeros(0, np.int64)
     work = _work(ledger, again, workers=pool.size, under=share.shard if share and share.here is not None else None)
     if work:

@@ -22,7 +22,7 @@ from shardkit.arrays import arrow
 from shardkit.attempt import resume_hint
 from shardkit.catalog import keep_registered
 from shardkit.clock import now
-from shardkit.commit import STAGING, check_owner, current_result, dataset_lock, kept_days, staging, switch
+from shardkit.commit import STAGING, check_name, check_owner, current_result, dataset_lock, kept_days, staging, switch
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.errors import CombineError, InputError, PipelineError, ShardkitError
 from shardkit.functions import FunctionRef, user_traceback
@@ -106,8 +106,12 @@ def write_merged(
         ) from error
 
 
-def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, threads: int) -> dict[str, Any]:
+def run_pass2(
+    ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, threads: int, fresh: bool = False
+) -> dict[str, Any]:
     """Merge a run's parts and switch the dataset to them; returns the result.
+
+    ``fresh`` says that nobody can have tried that before.
 
     Raises:
         LedgerError: records or parts are missing.
@@ -115,17 +119,17 @@ def run_pass2(ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, thre
         RunBusy: another run is switching the same dataset.
         CatalogError: the dataset is made, but could not be registered.
     """
-    ledger.check()
+    _, current = together([ledger.check, lambda: current_result(ledger.folder.output)])
     plan = ledger.folder.plan()
-    with _switching(ledger.folder, attempt, name=name) as build:
+    with _switching(ledger.folder, attempt, name=name, fresh=fresh) as build:
         # A combine that was sent by value has no digest here, but the plan has.
         sent = merge.combine is not None and not merge.combine.digest
         build.made_with = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
         build.by_day = plan["by_day"]
         build.form = merge.layout.form(plan["form"]["days"])
-        current = current_result(ledger.folder.output)
         keeper = _keeper(ledger.folder.output, merge, build, current)
         sources = _sources(ledger, merge, current)
+        keeper.look_up(name for name, *_ in sources)
         work = [(name, parts, keeper.keep(name, parts, source)) for name, parts, source in sources]
         read = RowMeter(sum(k.rest.num_rows for *_, k in work), lambda: sum(sum(k.rest.read) for *_, k in work))
         with attempt.pass2(read):
@@ -329,27 +333,29 @@ class _Build:
 
 
 @contextlib.contextmanager
-def _switching(folder: RunFolder, attempt: Attempt, *, name: str) -> Iterator[_Build]:
+def _switching(folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = False) -> Iterator[_Build]:
     """Hold the dataset while the block builds its next state, then switch to that.
 
     Runs of different days build side by side, and wait for each other only to switch.
     """
     if folder.plan().get("by_day"):
-        build = _begin(folder, attempt, name)
+        build = _begin(folder, attempt, name, fresh=fresh)
         yield build
-        with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S):
-            old = check_owner(folder.output, name)
+        with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as old:
+            check_name(folder.output, old, name)
             switch(folder, build.result, old, build.kept)
         return
-    with dataset_lock(folder.output):
-        old = check_owner(folder.output, name)  # again: another pipeline's run may have ended there meanwhile
-        build = _begin(folder, attempt, name)
+    with dataset_lock(folder.output) as old:
+        check_name(folder.output, old, name)  # again: another pipeline's run may have ended there meanwhile
+        build = _begin(folder, attempt, name, fresh=fresh)
         yield build
         switch(folder, build.result, old, build.kept)
 
 
-def _begin(folder: RunFolder, attempt: Attempt, name: str) -> _Build:
+def _begin(folder: RunFolder, attempt: Attempt, name: str, *, fresh: bool) -> _Build:
     """A build in an empty staging folder."""
+    if fresh:
+        return _Build(folder, attempt, name, generation=1)
     before, _ = together([folder.result, lambda: folder.files.remove_all(STAGING)])
     return _Build(folder, attempt, name, generation=(before["generation"] if before else 0) + 1)
 

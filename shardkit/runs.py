@@ -325,7 +325,8 @@ def start_run(
         stack.enter_context(holding_days(folder, plan.content))
         pool.begin(plan.content["totals"]["chunks"] - len(plan.taken_over))
         with folder.lock():
-            if folder.exists():
+            fresh = run_id is None or not folder.exists()
+            if not fresh:
                 check_same_plan(folder, plan)
                 same = folder.plan()["pipeline"] == plan.content["pipeline"]
                 if same and is_complete(folder):
@@ -334,7 +335,8 @@ def start_run(
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
                 write_run(folder, plan, ref, merging, merge=merge)
-            _both_passes(folder, pipeline, merging, pool, Attempt(folder, progress, begun=begun), retry=False)
+            attempt = Attempt(folder, progress, begun=begun, fresh=fresh)
+            _both_passes(folder, pipeline, merging, pool, attempt, fresh=fresh)
     return Run(folder)
 
 
@@ -380,16 +382,24 @@ def _first(output: Folder) -> contextlib.AbstractContextManager[None]:
 
 
 def _both_passes(
-    folder: RunFolder, pipeline: Pipeline, merging: Merge, pool: WorkerPool, attempt: Attempt, *, retry: bool
+    folder: RunFolder,
+    pipeline: Pipeline,
+    merging: Merge,
+    pool: WorkerPool,
+    attempt: Attempt,
+    *,
+    retry: bool = False,
+    fresh: bool = False,
 ) -> None:
     from shardkit.pass1_preprocessing import run_pass1
     from shardkit.pass2_combine import publish_parts, run_pass2
 
     with attempt:
-        ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=retry)
+        ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=retry, fresh=fresh)
         pool.hang_up()  # the workers end while the parts are merged
         if folder.plan()["merge"]:
-            run_pass2(ledger, merging, attempt, name=pipeline.pipeline_name(), threads=pool.size)
+            name, threads = pipeline.pipeline_name(), pool.size
+            run_pass2(ledger, merging, attempt, name=name, threads=threads, fresh=fresh)
         else:
             publish_parts(ledger, attempt, name=pipeline.pipeline_name())
 
