@@ -101,13 +101,13 @@ class _Listing:
     def level(self, folder: str) -> tuple[list[Piece], list[str]]:
         """The objects right in a folder, and the folders in it; or all objects in it, where a page tells of all."""
         # Asking for both gives all objects at once, however many. So it is not asked where there may be no folders.
-        if (ahead := self._ahead.get(folder)) is not None:
+        if (ahead := self._ahead.pop(folder, None)) is not None:
             listed = ahead.result()
         else:
             try:
                 return self._pieces(_flat(self._pages(folder), len(folder))), []
             except _NotFlat as found:
-                self._look_ahead(folder, found.key)
+                self._look_ahead(folder, found.keys)
                 listed = self._both(folder)
         objects = pa.RecordBatchReader.from_stream(listed["objects"]).read_all().to_batches(max_chunksize=BATCH_ROWS)
         return self._pieces(objects), [f"{path.rstrip('/')}/" for path in listed["common_prefixes"]]
@@ -115,12 +115,16 @@ class _Listing:
     def _both(self, folder: str) -> Any:
         return self._store.list_with_delimiter(folder or None, return_arrow=True)
 
-    def _look_ahead(self, folder: str, key: str) -> None:
-        """Ask for the folders on the way to an object already, for each level may have one folder only."""
-        steps = key[len(folder) :].split("/")[:-2]  # the last folder may hold all objects
-        for number in range(1, min(len(steps), LEVELS - 1) + 1):
-            below = f"{folder}{'/'.join(steps[:number])}/"
-            self._ahead.setdefault(below, self._beside(self._both, below))
+    def _look_ahead(self, folder: str, keys: list[str]) -> None:
+        """Ask already for the folders on the way to the first object, for each level may have one folder only.
+
+        ``keys`` are those of a page; folders with objects right in them, of which there may be many, are left out.
+        """
+        for step in keys[0][len(folder) :].split("/")[: LEVELS - 1]:
+            folder = f"{folder}{step}/"
+            if any("/" not in key[len(folder) :] for key in keys if key.startswith(folder)) or keys[0] == folder[:-1]:
+                return
+            self._ahead[folder] = self._beside(self._both, folder)
 
     def table(self, pieces: Iterable[Piece]) -> pa.Table:
         """All pieces in key order. Those that are too small for a place in the file get one together."""
@@ -156,11 +160,11 @@ class _Listing:
 
 
 class _NotFlat(Exception):
-    """A folder has folders in it, such as those on the way to the object ``key``."""
+    """A folder has folders in it; ``keys`` are those of a page that begin with one of an object in such a folder."""
 
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__()
+        self.keys = keys
 
 
 def _flat(pages: Iterable[pa.RecordBatch], cut: int) -> Iterator[pa.RecordBatch]:
@@ -171,5 +175,5 @@ def _flat(pages: Iterable[pa.RecordBatch], cut: int) -> Iterator[pa.RecordBatch]
         first = pc.index(below, scalar(value=True)).as_py()
         whole = number == 0 and len(page) < PAGE and first >= 0 and next(coming, None) is None
         if first >= 0 and not whole:
-            raise _NotFlat(page["path"][first].as_py())
+            raise _NotFlat(page["path"][first:].to_pylist())
         yield page

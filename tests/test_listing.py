@@ -163,6 +163,45 @@ def test_all_files_of_a_folder_are_listed_in_order(tmp_path: Path) -> None:
 # ---- what it costs ---------------------------------------------------------------------------------------------
 
 
+class Counting:
+    """A store that notes what is asked of it, one after the other."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.store = open_bucket("memory", f"listed-{next(NUMBERS)}", Access()).store
+        for key in keys:
+            obstore.put(self.store, key, key.encode())
+        self.asked: list[str] = []
+
+    def list(self, prefix: str | None, **options: Any) -> Any:
+        self.asked.append(prefix or "")
+        return self.store.list(prefix, **options)
+
+    def list_with_delimiter(self, prefix: str | None, **options: Any) -> Any:
+        self.asked.append(f"folders of {prefix or ''}")
+        return self.store.list_with_delimiter(prefix, **options)
+
+
+def test_a_listing_of_one_page_is_one_request() -> None:
+    keys = [f"{day}/{i}" for day in ("a", "b/c", "d") for i in range(100)]
+    store = Counting(keys)
+    assert sorted(listed(store)["key"].to_pylist()) == sorted(keys)
+    assert store.asked == [""]
+
+
+def test_folders_on_the_way_are_asked_for_at_once() -> None:
+    keys = [f"2020/01/01/{i:04d}" for i in range(1500)]
+    store = Counting(keys)
+    assert listed(store)["key"].to_pylist() == keys
+    assert sorted(store.asked) == ["", "2020/01/01/", "folders of ", "folders of 2020/", "folders of 2020/01/"]
+
+
+def test_no_folder_with_objects_in_it_is_asked_for_ahead() -> None:
+    keys = [f"a/{name}" for name in ("!b/x", *(f"{i:04d}" for i in range(1500)))] + [f"c{i}/x" for i in range(20)]
+    store = Counting(keys)
+    assert listed(store)["key"].to_pylist() == sorted(keys)
+    assert "folders of a/" not in store.asked
+
+
 def test_a_short_listing_needs_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", None)
     check(listed(of_pages([[f"{i:05d}" for i in range(5000)]])), [f"{i:05d}" for i in range(5000)])
