@@ -119,7 +119,7 @@ def run_pass2(
         RunBusy: another run is switching the same dataset.
         CatalogError: the dataset is made, but could not be registered.
     """
-    _, current = together([ledger.check, lambda: current_result(ledger.folder.output)])
+    ledger.check()
     plan = ledger.folder.plan()
     with _switching(ledger.folder, attempt, name=name, fresh=fresh) as build:
         # A combine that was sent by value has no digest here, but the plan has.
@@ -127,8 +127,8 @@ def run_pass2(
         build.made_with = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
         build.by_day = plan["by_day"]
         build.form = merge.layout.form(plan["form"]["days"])
-        keeper = _keeper(ledger.folder.output, merge, build, current)
-        sources = _sources(ledger, merge, current)
+        keeper = _keeper(ledger.folder.output, merge, build)
+        sources = _sources(ledger, merge, build.current)
         keeper.look_up(name for name, *_ in sources)
         work = [(name, parts, keeper.keep(name, parts, source)) for name, parts, source in sources]
         read = RowMeter(sum(k.rest.num_rows for *_, k in work), lambda: sum(sum(k.rest.read) for *_, k in work))
@@ -152,10 +152,10 @@ def run_pass2(
     return build.result
 
 
-def _keeper(output: Folder, merge: Merge, build: _Build, current: dict[str, Any] | None) -> Keeper:
+def _keeper(output: Folder, merge: Merge, build: _Build) -> Keeper:
     by_rows = merge.combine is None and merge.layout.cuts_by_rows
     rows_per_file = merge.layout.rows_per_file if by_rows else None
-    return Keeper(output, current, rows_per_file=rows_per_file, made_with=build.made_with, form=build.form)
+    return Keeper(output, build.current, rows_per_file=rows_per_file, made_with=build.made_with, form=build.form)
 
 
 def _sources(
@@ -279,9 +279,12 @@ def _ledgers_of(roots: Sequence[Folder]) -> dict[str, int]:
 
 
 class _Build:
-    """A dataset on its way to the switch."""
+    """A dataset on its way to the switch; ``current`` is the result that describes it as it is before."""
 
-    def __init__(self, folder: RunFolder, attempt: Attempt, name: str, *, generation: int) -> None:
+    def __init__(
+        self, folder: RunFolder, attempt: Attempt, name: str, *, current: dict[str, Any] | None, generation: int
+    ) -> None:
+        self.current = current
         self.generation = generation
         self.token = folder.run_id if generation == 1 else f"{folder.run_id}.{generation}"
         self.schema = pa.schema([])
@@ -339,7 +342,7 @@ def _switching(folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = 
     Runs of different days build side by side, and wait for each other only to switch.
     """
     if folder.plan().get("by_day"):
-        build = _begin(folder, attempt, name, fresh=fresh)
+        build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh)
         yield build
         with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as old:
             check_name(folder.output, old, name)
@@ -347,17 +350,17 @@ def _switching(folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = 
         return
     with dataset_lock(folder.output) as old:
         check_name(folder.output, old, name)  # again: another pipeline's run may have ended there meanwhile
-        build = _begin(folder, attempt, name, fresh=fresh)
+        build = _begin(folder, attempt, name, current=old, fresh=fresh)
         yield build
         switch(folder, build.result, old, build.kept)
 
 
-def _begin(folder: RunFolder, attempt: Attempt, name: str, *, fresh: bool) -> _Build:
+def _begin(folder: RunFolder, attempt: Attempt, name: str, *, current: dict[str, Any] | None, fresh: bool) -> _Build:
     """A build in an empty staging folder."""
-    if fresh:
-        return _Build(folder, attempt, name, generation=1)
-    before, _ = together([folder.result, lambda: folder.files.remove_all(STAGING)])
-    return _Build(folder, attempt, name, generation=(before["generation"] if before else 0) + 1)
+    before = None
+    if not fresh:
+        before, _ = together([folder.result, lambda: folder.files.remove_all(STAGING)])
+    return _Build(folder, attempt, name, current=current, generation=(before["generation"] if before else 0) + 1)
 
 
 if __name__ == "__main__":

@@ -138,8 +138,9 @@ def open_bucket(scheme: str, name: str, access: Access) -> Bucket:
         return _opened(scheme, name, access, _surroundings(access.session))
 
 
-def _surroundings(session: Any) -> tuple[str | None, ...]:
-    return tuple(os.environ.get(name) for name in SURROUNDINGS) if session is None else ()
+def _surroundings(session: Any) -> int:
+    """Tells whether the environment is another; a number, for a traceback must not print what the keys are."""
+    return hash(tuple(os.environ.get(name) for name in SURROUNDINGS)) if session is None else 0
 
 
 def get_ready(scheme: str) -> None:
@@ -168,7 +169,7 @@ def located(uri: str, access: Access) -> Access:
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(scheme: str, name: str, access: Access, surroundings: tuple[str | None, ...]) -> Bucket:  # noqa: ARG001  a key of the cache
+def _opened(scheme: str, name: str, access: Access, surroundings: int) -> Bucket:  # noqa: ARG001  a key of the cache
     if scheme == "s3":
         return _amazon(name, access)
     if scheme == MEMORY:
@@ -218,7 +219,7 @@ def _amazon(bucket: str, access: Access) -> Bucket:
 
 
 @functools.lru_cache(maxsize=64)
-def _credentials(session: Any, surroundings: tuple[str | None, ...]) -> Credentials:  # noqa: ARG001  a key of the cache
+def _credentials(session: Any, surroundings: int) -> Credentials:  # noqa: ARG001  a key of the cache
     found = Credentials(session)
     if found.missing:
         raise LookupError  # which is not cached: there may be some the next time
@@ -251,7 +252,7 @@ def _named_endpoint() -> str | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _client(session: Any, anonymous: bool, surroundings: tuple[str | None, ...]) -> Any:  # noqa: ARG001, FBT001  keys of the cache
+def _client(session: Any, anonymous: bool, surroundings: int) -> Any:  # noqa: ARG001, FBT001  keys of the cache
     """boto3's client for S3, which takes 0.1 s of CPU and 20 MB to make."""
     import boto3
     from botocore import UNSIGNED

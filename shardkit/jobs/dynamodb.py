@@ -175,15 +175,7 @@ class DynamoDBStore(Submitting):
         limit: int | None = None,
         latest: bool = False,
     ) -> list[Job]:
-        """Jobs in the order of their submission.
-
-        Args:
-            status: Only those of this status, or of these.
-            run: Only those of this run.
-            owner: Only those of this owner.
-            limit: At most so many.
-            latest: The latest first.
-        """
+        """Jobs in the order of their submission, as `Store.jobs` says."""
         wanted = set(STATUSES if status is None else check_statuses(status))
         page = None if owner or (run and status is not None) else limit  # where nothing is left out, no more is read
         if limit is not None and limit <= 0:

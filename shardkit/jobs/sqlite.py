@@ -146,15 +146,7 @@ class SQLiteStore(Submitting):
         limit: int | None = None,
         latest: bool = False,
     ) -> list[Job]:
-        """Jobs in the order of their submission.
-
-        Args:
-            status: Only those of this status, or of these.
-            run: Only those of this run.
-            owner: Only those of this owner.
-            limit: At most so many.
-            latest: The latest first.
-        """
+        """Jobs in the order of their submission, as `Store.jobs` says."""
         where, values = ["1"], list[Any]()
         if status is not None:
             wanted = check_statuses(status)

@@ -212,9 +212,14 @@ class Store(Protocol):
         limit: int | None = None,
         latest: bool = False,
     ) -> list[Job]:
-        """Jobs in the order of their submission, or with ``latest`` the other way round.
+        """Jobs in the order of their submission.
 
-        Of a status or several, of a run, of an owner.
+        Args:
+            status: Only those of this status, or of these.
+            run: Only those of this run.
+            owner: Only those of this owner.
+            limit: At most so many.
+            latest: The latest first.
         """
 
     def counts(self, *, run: str = "") -> dict[str, int]:
