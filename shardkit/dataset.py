@@ -174,19 +174,20 @@ def write_dataset(
 
     numbers = [n for n in range(len(ranges) + len(numbers_taken)) if n not in numbers_taken]
 
-    def write(i: int) -> DataFile:
-        file = _Building(folder, layout.prefix + _name(numbers[i], token, layout), source.schema, layout)
-        for table in source.tables(*ranges[i], readers=threads or 1):
-            file.append(table)
-        return file.close()
-
     if threads is None and len(ranges) > 1:
         from joblib import cpu_count
 
         threads = cpu_count()
-    threads = max(1, min(threads or 1, len(ranges), WRITERS_AT_MOST))
+    at_once = max(1, min(threads or 1, len(ranges), WRITERS_AT_MOST))
+
+    def write(i: int) -> DataFile:
+        file = _Building(folder, layout.prefix + _name(numbers[i], token, layout), source.schema, layout)
+        for table in source.tables(*ranges[i], readers=at_once):
+            file.append(table)
+        return file.close()
+
     # Where each file begins is known beforehand, so they are written side by side.
-    with ThreadPoolExecutor(threads, thread_name_prefix="shardkit-write") as pool:
+    with ThreadPoolExecutor(at_once, thread_name_prefix="shardkit-write") as pool:
         return list(pool.map(write, range(len(ranges))))
 
 

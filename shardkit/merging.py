@@ -23,26 +23,34 @@ from shardkit.spans import clip, overlap, row_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
+    from concurrent.futures import Future
 
     from shardkit.spans import Spans
     from shardkit.storage import File
+
+    _Opening = tuple[int, Callable[[], Any]]  # the number of a part, and what opens it
 
 # Rows are read in pieces of about this size: small parts several at a time, large ones bit by bit.
 PIECE_ROWS = 1 << 15
 PIECE_BYTES = 8 << 20
 # Pieces read ahead by all readers together: memory is the same whether one file is written or several at once.
 READ_AHEAD = 4
+# Small parts are decoded so many rows, or bytes, at a time, by two threads where only one file is written.
+DECODED_ROWS = 1 << 12
+DECODED_BYTES = 1 << 20
+DECODERS = 2
 
 
 @dataclass(frozen=True)
 class Source:
     """Parts in the order of their rows, and the schema that all of them fit; ``read`` counts rows as they are read.
 
-    ``spans`` are the rows of each part that count.
+    ``spans`` are the rows of each part that count, ``sizes`` its rows and its bytes before compression.
     """
 
     files: PartFiles
     spans: tuple[Spans, ...]
+    sizes: tuple[tuple[int, int], ...]
     schema: pa.Schema
     read: list[int] = field(default_factory=list)
 
@@ -65,7 +73,7 @@ class Source:
                 yield i, spans
 
     def tables(self, start: int = 0, stop: int | None = None, *, readers: int = 1) -> Iterator[pa.Table]:
-        """The rows from ``start`` up to ``stop``, read ahead by another thread; ``readers`` is how many do so at once.
+        """The rows from ``start`` up to ``stop``, read ahead by other threads; ``readers`` is how many do so at once.
 
         Raises:
             SchemaConflict: a value does not fit its column.
@@ -91,22 +99,57 @@ class Source:
             yield pa.concat_tables(held).combine_chunks()
 
     def _slices(self, start: int, stop: int, readers: int) -> Iterator[pa.Table]:
-        """The rows from ``start`` up to ``stop``, part by part."""
+        """The rows from ``start`` up to ``stop``, part by part; small parts are decoded side by side."""
         wanted = dict(self.where(start, stop))
-        for i, opening in self.files.each(wanted, readers=readers):
-            yield from self._part(i, opening, wanted[i])
+        decoders = max(1, DECODERS // readers)
+        ahead: deque[Future[list[pa.Table]]] = deque()
+        with ThreadPoolExecutor(decoders, thread_name_prefix="shardkit-decode") as threads:
+            for parts in self._together(self.files.each(wanted, readers=readers)):
+                first, opening = parts[0]
+                if self._is_small(first):
+                    ahead.append(threads.submit(self._whole, parts, wanted))
+                    if len(ahead) > decoders:
+                        yield from ahead.popleft().result()
+                    continue
+                while ahead:
+                    yield from ahead.popleft().result()
+                yield from self._bit_by_bit(first, opening, wanted[first])
+            while ahead:
+                yield from ahead.popleft().result()
 
-    def _part(self, i: int, opening: Callable[[], Any], spans: Spans) -> Iterator[pa.Table]:
+    def _is_small(self, i: int) -> bool:
+        rows, size = self.sizes[i]
+        return rows <= PIECE_ROWS and size <= PIECE_BYTES
+
+    def _together(self, parts: Iterable[_Opening]) -> Iterator[list[_Opening]]:
+        """The parts in their order, those that are small several at a time, the others alone."""
+        held: list[_Opening] = []
+        rows = size = 0
+        for part in parts:
+            more_rows, more_bytes = self.sizes[part[0]]
+            if held and (rows + more_rows > DECODED_ROWS or size + more_bytes > DECODED_BYTES):
+                yield held
+                held, rows, size = [], 0, 0
+            held.append(part)
+            rows, size = rows + more_rows, size + more_bytes
+        if held:
+            yield held
+
+    def _whole(self, parts: list[_Opening], wanted: dict[int, Spans]) -> list[pa.Table]:
+        """The rows of small parts."""
+        tables = []
+        for i, opening in parts:
+            with opening() as opened:
+                tables.append(self._fit(i, _only(pq.ParquetFile(opened).read(use_threads=False), wanted[i])))
+        return tables
+
+    def _bit_by_bit(self, i: int, opening: Callable[[], Any], spans: Spans) -> Iterator[pa.Table]:
+        """The rows of a large part."""
         with opening() as opened:
             file = pq.ParquetFile(opened)
-            footer = file.metadata
-            size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
-            if footer.num_rows <= PIECE_ROWS and size <= PIECE_BYTES:
-                yield self._fit(i, _only(file.read(use_threads=False), spans))
-                return
             begin = 0
-            for group in range(footer.num_row_groups):
-                rows = footer.row_group(group).num_rows
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
                 if some := overlap(spans, begin, begin + rows):
                     yield from self._group(i, file, group, begin, some)
                 begin += rows
@@ -153,6 +196,7 @@ def read_source(
     files = PartFiles(tuple(parts))
     unifier = _Unifier(widen_ints=widen_ints)
     counting: list[Spans] = []
+    sizes: list[tuple[int, int]] = []
     known = dict(enumerate(spans))
     for i, opening in files.each(range(len(files.parts))):
         part = files.parts[i]
@@ -164,12 +208,14 @@ def read_source(
             raise StorageError(f"Cannot read the part {part}: {error}.", hint="Is it a whole Parquet file?") from error
         whole = ((0, footer.num_rows),) if footer.num_rows else ()
         counting.append(whole if (some := known.get(i)) is None else some)
+        groups = map(footer.row_group, range(footer.num_row_groups))
+        sizes.append((footer.num_rows, sum(group.total_byte_size for group in groups)))
         if schema is None:
             unifier.add(part, footer)
         else:
             _check_covered(part, footer, schema)
     fields = unifier.fields() if schema is None else [pa.field(n, parse_type(t)) for n, t in schema.items()]
-    return Source(files, tuple(counting), pa.schema(fields))
+    return Source(files, tuple(counting), tuple(sizes), pa.schema(fields))
 
 
 def one_schema(schemas: Mapping[str, pa.Schema], *, widen_ints: bool) -> pa.Schema:

@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import shardkit as sk
+from shardkit.dataset import Layout
+from shardkit.pass2_combine import Merge, combine_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -292,6 +294,19 @@ def test_the_order_of_rows_is_that_of_the_records(tmp_path: Path) -> None:
         assert run.dataset().to_table().to_pylist() == expected
     first, second = (run_of(tmp_path, rows, f"again{n}", chunks="balanced", workers=2) for n in range(2))
     assert first.dataset().to_table().equals(second.dataset().to_table())
+
+
+@pytest.mark.parametrize("rows_per_file", [1 << 20, 7_001])
+def test_small_and_large_parts_stay_in_order(tmp_path: Path, rows_per_file: int) -> None:
+    sizes, first = [*range(1, 60), 50_000, 3, 0, 9_000, 4_000, 70_000, *([100] * 150)], 0
+    (tmp_path / "parts").mkdir()
+    for i, size in enumerate(sizes):
+        pq.write_table(pa.table({"n": range(first, first + size)}), tmp_path / "parts" / f"{i:04d}.parquet")
+        first += size
+    merge = Merge(Layout("parquet", rows_per_file, None, ()))
+    run = combine_folders([tmp_path / "parts"], tmp_path / "out", merge, quiet=True)
+    assert column(run, "n") == list(range(first))
+    assert len(dataset_files(run)) == -(-first // rows_per_file)
 
 
 def test_parquet_files_are_as_readers_like_them(tmp_path: Path) -> None:
