@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import statistics
 import subprocess
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FOLDER = 5_000  # objects a day
-AT_ONCE = 64
 FASTER_GOAL = 3.0
 
 
@@ -26,7 +24,7 @@ def list_s3(workers: int, scale: float, runs: int) -> dict[str, object]:  # noqa
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(servers.s3_server())
         far = stack.enter_context(servers.delayed(port, 0.03))
-        asyncio.run(_fill(port, count))
+        servers.fill(port, ((f"feed/{i // FOLDER:04d}/part-{i:07d}.jsonl", b"x") for i in range(count)))
         print(f"\nlist-s3: {count:,} objects, {FOLDER:,} a folder; whole commands")
         for where, at in (("near", port), ("30 ms", far)):
             ours, theirs = (_measured(script, at, runs) for script in ("list_by_shardkit.py", "list_by_s3fs.py"))
@@ -71,28 +69,3 @@ def _stub(count: int) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait()
-
-
-async def _fill(port: int, count: int) -> None:
-    """Put that many objects of one byte."""
-    import boto3
-    import obstore
-    from obstore.store import S3Store
-
-    keys = {"aws_access_key_id": "benchmark", "aws_secret_access_key": "benchmark"}
-    endpoint = f"http://127.0.0.1:{port}"
-    client = boto3.Session(**keys, region_name="us-east-1").client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket=servers.BUCKET)
-    store = S3Store(
-        servers.BUCKET,
-        config={"region": "us-east-1", "endpoint": endpoint, "virtual_hosted_style_request": False}
-        | {"access_key_id": "benchmark", "secret_access_key": "benchmark"},  # type: ignore[arg-type]
-        client_options={"allow_http": True},
-    )
-    numbers = iter(range(count))
-
-    async def put() -> None:
-        for i in numbers:
-            await obstore.put_async(store, f"feed/{i // FOLDER:04d}/part-{i:07d}.jsonl", b"x")
-
-    await asyncio.gather(*(put() for _ in range(AT_ONCE)))

@@ -144,9 +144,23 @@ def jobs(workers: int, scale: float) -> Benchmark:
 def tiny(workers: int, scale: float) -> Benchmark:
     """50,000 files of one line, and a function that returns one dict."""
     count = int(50_000 * scale)
-    where = ["--input", str(tiny_files(count)), "--output", "out", "--workers", str(workers), "--quiet"]
-    function = ["--function", "one_line:one_row", "--source-dir", str(HERE / "contestants")]
-    return Benchmark({"shardkit": [*SHARDKIT, "run", *function, *where]}, {}, files=count)
+    return Benchmark({"shardkit": _one_line(str(tiny_files(count)), workers)}, {}, files=count)
+
+
+def tiny_s3(workers: int, scale: float, stack: contextlib.ExitStack) -> Benchmark:
+    """The same as objects in S3 on loopback, with 30 ms on each request and without a delay."""
+    count = int(50_000 * scale)
+    port = stack.enter_context(servers.s3_server())
+    far = stack.enter_context(servers.delayed(port, 0.03))
+    servers.fill(port, ((f"tiny/{i // 1000:03d}/{i:06d}.txt", f"line {i}\n".encode()) for i in range(count)))
+    command = _one_line(f"s3://{servers.BUCKET}/tiny", workers)
+    environments = {"shardkit": servers.environment(far), "shardkit near": servers.environment(port)}
+    return Benchmark(dict.fromkeys(environments, command), {}, files=count, environments=environments)
+
+
+def _one_line(source: str, workers: int) -> list[str]:
+    where = ["--input", source, "--output", "out", "--workers", str(workers), "--quiet"]
+    return [*SHARDKIT, "run", "--function", "one_line:one_row", "--source-dir", str(HERE / "contestants"), *where]
 
 
 def memory(workers: int, scale: float) -> Benchmark:
@@ -224,7 +238,10 @@ BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
 }
 
 
-WITH_SERVERS: dict[str, Callable[[int, float, contextlib.ExitStack], Benchmark]] = {"ads-s3": ads_s3}
+WITH_SERVERS: dict[str, Callable[[int, float, contextlib.ExitStack], Benchmark]] = {
+    "ads-s3": ads_s3,
+    "tiny-s3": tiny_s3,
+}
 
 # These run and print by themselves: workers, scale, runs.
 MEASUREMENTS: dict[str, Callable[[int, float, int], dict[str, object]]] = {

@@ -16,11 +16,12 @@ import urllib.request
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 KEYS = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "benchmark"
+AT_ONCE = 64  # uploads
 
 
 def free_port() -> int:
@@ -85,17 +86,37 @@ def environment(port: int) -> dict[str, str]:
 
 def upload(folder: Path, prefix: str, port: int) -> None:
     """Copy a folder to the server's bucket."""
-    from concurrent.futures import ThreadPoolExecutor
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    fill(port, ((f"{prefix}/{path.relative_to(folder)}", path.read_bytes()) for path in files))
 
+
+def fill(port: int, objects: Iterable[tuple[str, bytes]]) -> None:
+    """Put objects, by their keys, into the server's bucket."""
     import boto3
+    import obstore
+    from obstore.store import S3Store
 
+    endpoint = f"http://127.0.0.1:{port}"
     session = boto3.Session(KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1")
-    client = session.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+    client = session.client("s3", endpoint_url=endpoint)
     with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
         client.create_bucket(Bucket=BUCKET)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda p: client.upload_file(str(p), BUCKET, f"{prefix}/{p.relative_to(folder)}"), files))
+    store = S3Store(
+        BUCKET,
+        config={"region": "us-east-1", "endpoint": endpoint, "virtual_hosted_style_request": False}
+        | {"access_key_id": KEYS["AWS_ACCESS_KEY_ID"], "secret_access_key": KEYS["AWS_SECRET_ACCESS_KEY"]},  # type: ignore[arg-type]
+        client_options={"allow_http": True},
+    )
+    left = iter(objects)
+
+    async def put() -> None:
+        for key, content in left:
+            await obstore.put_async(store, key, content)
+
+    async def put_all() -> None:
+        await asyncio.gather(*(put() for _ in range(AT_ONCE)))
+
+    asyncio.run(put_all())
 
 
 async def _serve(listen: int, port: int, seconds: float) -> None:
