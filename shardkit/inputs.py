@@ -8,8 +8,9 @@ go when it is done.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from shardkit.storage import folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from shardkit.storage import Access, Folder
 
@@ -73,7 +74,8 @@ class RemoteInputs:
         self._threads = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="shardkit-fetch")
         self._wanted: dict[Ticket, Wanted] = {}
         self._waiting: deque[Ticket] = deque()
-        self._held: set[Ticket] = set()
+        self._held: dict[Ticket, _Room] = {}
+        self._free: list[_Room] = []
         self._held_bytes = 0
 
     def expect(self, wanted: Iterable[tuple[Ticket, Wanted]]) -> None:
@@ -97,7 +99,7 @@ class RemoteInputs:
             self._begin(ticket)
         for arrival in self._wanted[ticket].arrivals:
             arrival.result()
-        return str(self._place(ticket))
+        return self._held[ticket].path
 
     def release(self, ticket: Ticket) -> None:
         """Remove a record's files, whether all have arrived or not."""
@@ -106,8 +108,9 @@ class RemoteInputs:
             if not arrival.cancel():
                 with contextlib.suppress(Exception):  # fetch() has told it, or nobody wants to know
                     arrival.result()
-        shutil.rmtree(self._place(ticket), ignore_errors=True)
-        self._held.remove(ticket)
+        room = self._held.pop(ticket)
+        room.clear(record.objects)
+        self._free.append(room)
         self._held_bytes -= record.bytes
         self._fill()
 
@@ -130,15 +133,55 @@ class RemoteInputs:
 
     def _begin(self, ticket: Ticket) -> None:
         record = self._wanted[ticket]
-        self._held.add(ticket)
+        room = self._free.pop() if self._free else _Room(f"{self._root}/{len(self._held)}")
+        self._held[ticket] = room
         self._held_bytes += record.bytes
+        room.prepare(record.objects)
         etags = record.etags if record.etags is not None else [None] * len(record.objects)
-        alone = len(record.objects) == 1
+        size = record.bytes if len(record.objects) == 1 else None
         for key, etag in zip(record.objects, etags, strict=True):
-            size = record.bytes if alone else None
-            path = self._place(ticket) / key
+            path = Path(room.path, key)
             record.arrivals.append(self._threads.submit(self._source.get_file, key, path, etag=etag, size=size))
 
-    def _place(self, ticket: Ticket) -> Path:
-        """A folder of the record's own: an object may have the name of another one's folder."""
-        return self._root / "-".join(map(str, ticket))
+
+class _Room:
+    """A folder for the files of one record at a time: an object may have the name of another record's folder.
+
+    The folders in it stay for the next record, if its objects lie in the same: to make them anew may take a disk
+    longer than a small object takes to arrive.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._folders: frozenset[str] = frozenset()
+
+    def prepare(self, keys: Sequence[str]) -> None:
+        """See that there is nothing in the way of files of these names."""
+        folders = frozenset(_around(keys))
+        if folders != self._folders:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._folders = folders
+
+    def clear(self, keys: Sequence[str]) -> None:
+        """Remove the files, and whatever else the function has left."""
+        try:
+            for key in keys:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self.path}/{key}")
+            if self._is_bare():
+                return
+        except OSError:
+            pass  # the function has moved or removed something
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _is_bare(self) -> bool:
+        """Whether there are the folders, and nothing else."""
+        inside = Counter(name.rpartition("/")[0] for name in self._folders if name)
+        return all(len(os.listdir(f"{self.path}/{name}")) == inside[name] for name in self._folders)
+
+
+def _around(keys: Iterable[str]) -> Iterator[str]:
+    """The folders that files of these names are in, and those around them; the outermost is empty."""
+    for home in {key.rpartition("/")[0] for key in keys}:
+        names = home.split("/")
+        yield from ("/".join(names[:count]) for count in range(len(names) + 1))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from shardkit import inputs
 from shardkit.inputs import RemoteInputs, Wanted
 from shardkit.storage import folder
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BOUND = 1 << 20
 
@@ -81,4 +79,37 @@ def test_what_is_held_is_bounded(
             ahead.release((0, 0, i))
     assert 0 < watch.most_bytes <= most[0]
     assert watch.most_files <= most[1]
-    assert not any((tmp_path / "scratch").iterdir())
+    assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("mess", ["nothing", "a file", "a folder", "all is gone", "another file instead"])
+def test_a_record_sees_its_own_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mess: str, at_once: int
+) -> None:
+    monkeypatch.setattr(inputs, "READ_AHEAD_RECORDS", at_once)
+    source = folder(f"memory://alone-{mess}-{at_once}")
+    # Some have the name of the folder that others are in.
+    records = [["b/c"], ["b/e"], ["b"], ["a"], ["b/d"], ["b/d/f", "b/d/g", "b/h"], ["b/d"], ["b/c"], ["b/d/f/i/j"]] * 3
+    for key in {key for keys in records for key in keys}:
+        source.write(key, key.encode())
+    ahead = RemoteInputs(source, tmp_path / "scratch")
+    ahead.expect(((0, 0, i), Wanted(keys, None, 5)) for i, keys in enumerate(records))
+    for i, keys in enumerate(records):
+        root = Path(ahead.fetch((0, 0, i)))
+        there = {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+        assert there == {key: key for key in keys}
+        home = (root / keys[0]).parent
+        assert sorted(path.name for path in home.iterdir() if path.is_file()) == sorted(
+            key.rpartition("/")[2] for key in keys if (root / key).parent == home
+        )
+        if mess == "a file":
+            (home / "left").write_text("behind")
+        elif mess == "a folder":
+            (home / "left" / "behind").mkdir(parents=True)
+        elif mess == "all is gone":
+            shutil.rmtree(root)
+        elif mess == "another file instead":
+            (root / keys[0]).rename(home / "moved")
+        ahead.release((0, 0, i))
+    assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()]
