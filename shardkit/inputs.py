@@ -113,6 +113,10 @@ class RemoteInputs:
         self._free.append(room)
         self._held_bytes -= record.bytes
         self._fill()
+        if not self._held:  # nothing more is expected
+            for room in self._free:
+                room.remove()
+            self._free.clear()
 
     def forget(self) -> None:
         """Drop all that was expected and has not had its turn."""
@@ -159,7 +163,7 @@ class _Room:
         """See that there is nothing in the way of files of these names."""
         folders = frozenset(_around(keys))
         if folders != self._folders:
-            shutil.rmtree(self.path, ignore_errors=True)
+            self.remove()
         self._folders = folders
 
     def clear(self, keys: Sequence[str]) -> None:
@@ -172,6 +176,10 @@ class _Room:
                 return
         except OSError:
             pass  # the function has moved or removed something
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _is_bare(self) -> bool:

@@ -68,7 +68,7 @@ def quarantine(run: sk.Run) -> dict[str, dict[str, Any]]:
 
 
 SLOW = pytest.mark.slow
-COMBINATIONS = [("dynamic", 3), ("balanced", 3), ("even", 1)]
+COMBINATIONS = [(chunks, workers) for chunks in ("dynamic", "balanced", "even") for workers in (1, 3)]
 
 
 @pytest.mark.parametrize(("chunks", "workers"), [pytest.param(*c, marks=SLOW) for c in COMBINATIONS])

@@ -484,7 +484,7 @@ def as_steady(chunks: str) -> dict[str, Any]:
 
 
 @SLOW
-@pytest.mark.parametrize("trial", range(4))
+@pytest.mark.parametrize("trial", range(6))
 def test_killed_at_any_moment_the_dataset_is_that_of_an_undisturbed_run(tmp_path: Path, trial: int) -> None:
     chance = random.Random(trial)
     chunks = ("dynamic", "even", "balanced")[trial % 3]
