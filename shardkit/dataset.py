@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from shardkit.arrays import arrow
 from shardkit.errors import PipelineError
 from shardkit.formats import SUFFIXES, FileWriter, open_writer
+from shardkit.rowgroups import ROW_GROUP_BYTES, ROW_GROUP_ROWS, Stretch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from shardkit.merging import Source
     from shardkit.storage import Folder
 
-ROW_GROUP_ROWS = 1 << 17
-ROW_GROUP_BYTES = 32 << 20
 WRITERS_AT_MOST = 8  # each holds a row group
 # What all partitions together keep in memory; and how many of their files are open at once, at most.
 PARTITIONS_BYTES = 64 << 20
@@ -116,6 +115,13 @@ class _Building:
             self.flush()
         return table.slice(len(taken))
 
+    def copy(self, stretch: Stretch) -> None:
+        """Take some of the bytes of a row group of Parquet; there is room for its rows."""
+        self.flush()
+        self._opened().copy(stretch)
+        if stretch.group is not None:
+            self.rows += stretch.group.rows
+
     def compact(self) -> None:
         """Copy the rows held, so that they no longer keep in memory what they were a part of."""
         if self._held:
@@ -126,17 +132,21 @@ class _Building:
         """Write the rows held, in row groups of the right size."""
         if not self._held:
             return
-        if self._writer is None:
-            self._writer = open_writer(self._file, self._schema, self._layout.format)
+        writer = self._opened()
         table = pa.concat_tables(self._held)
         groups = max(-(-self._held_rows // ROW_GROUP_ROWS), self.held_bytes // max(self._group_bytes, 1), 1)
         step = -(-len(table) // min(groups, len(table) or 1))
         for start in range(0, len(table), max(step, 1)):
-            self._writer.write(table.slice(start, step))
+            writer.write(table.slice(start, step))
             self._groups += 1
         self._held, self._held_rows, self.held_bytes = [], 0, 0
         del table
         pa.default_memory_pool().release_unused()  # or the allocator keeps about as much again
+
+    def _opened(self) -> FileWriter:
+        if self._writer is None:
+            self._writer = open_writer(self._file, self._schema, self._layout.format)
+        return self._writer
 
     def close(self) -> DataFile:
         """Finish the file."""
@@ -182,8 +192,11 @@ def write_dataset(
 
     def write(i: int) -> DataFile:
         file = _Building(folder, layout.prefix + _name(numbers[i], token, layout), source.schema, layout)
-        for table in source.tables(*ranges[i], readers=at_once):
-            file.append(table)
+        for piece in source.pieces(*ranges[i], readers=at_once, copying=layout.format == "parquet"):
+            if isinstance(piece, Stretch):
+                file.copy(piece)
+            else:
+                file.append(piece)
         return file.close()
 
     # Where each file begins is known beforehand, so they are written side by side.

@@ -10,18 +10,19 @@ import uuid
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from shardkit.errors import PipelineError
 from shardkit.files import sync_file, writing
+from shardkit.rowgroups import RowGroupsFile, repetitive
 from shardkit.schema import holds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-DICTIONARY_SAMPLE_ROWS = 10_000
+    from shardkit.rowgroups import Stretch
+
 READ_BLOCK_BYTES = 32 << 20  # a row of text must fit in
 SUFFIXES = {"parquet": ".parquet", "jsonl": ".jsonl", "csv": ".csv", "arrow": ".arrow"}
 
@@ -31,6 +32,9 @@ class FileWriter(Protocol):
 
     def write(self, table: pa.Table) -> None:
         """Append a table, as one row group where the format has these."""
+
+    def copy(self, stretch: Stretch) -> None:
+        """Append some of the bytes of a row group; only Parquet has these."""
 
     def tell(self) -> int:
         """How many bytes are written."""
@@ -100,6 +104,9 @@ class _Base:
         self._path = path
         self._file = open(path, "wb")  # noqa: SIM115  closed in close()
 
+    def copy(self, stretch: Stretch) -> None:
+        raise NotImplementedError
+
     def tell(self) -> int:
         return self._file.tell()
 
@@ -116,35 +123,22 @@ class _Base:
 class _Parquet(_Base):
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
-        self._schema = schema
         self._file = pa.OSFile(str(path), "wb")
-        self._writer: pq.ParquetWriter | None = None
+        self._groups = RowGroupsFile(self._file, schema)
+        self._use_dictionary: list[str] | bool | None = None
 
     def write(self, table: pa.Table) -> None:
+        if self._use_dictionary is None:
+            self._use_dictionary = repetitive(table) or False
         with writing(self._path):
-            if self._writer is None:
-                self._writer = pq.ParquetWriter(
-                    self._file,
-                    self._schema,
-                    compression="zstd",
-                    compression_level=1,
-                    use_dictionary=_repetitive(table) or False,
-                )
-            self._writer.write_table(table, row_group_size=max(len(table), 1))
+            self._groups.encode(table, use_dictionary=self._use_dictionary)
+
+    def copy(self, stretch: Stretch) -> None:
+        with writing(self._path):
+            self._groups.copy(stretch)
 
     def _end(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-def _repetitive(table: pa.Table) -> list[str]:
-    """The columns that a dictionary makes smaller, judged by the first rows: all but texts that hardly repeat."""
-    import pyarrow.compute as pc
-
-    first = table.slice(0, DICTIONARY_SAMPLE_ROWS)
-    texts = [f.name for f in table.schema if pt.is_string(f.type) or pt.is_large_string(f.type)]
-    unique = {name for name in texts if pc.count_distinct(first[name]).as_py() > len(first) / 2}
-    return [name for name in table.column_names if name not in unique]
+        self._groups.close()
 
 
 class _ArrowIpc(_Base):

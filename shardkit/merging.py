@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from shardkit.errors import PipelineError, SchemaConflict, StorageError
 from shardkit.partfiles import PartFiles
 from shardkit.parts import origins_of
+from shardkit.rowgroups import Stretch, copied_groups, stretches
 from shardkit.rows import as_table
 from shardkit.schema import TypeMismatch, conform, parse_type, unify_types
 from shardkit.spans import clip, overlap, row_count
@@ -72,33 +73,47 @@ class Source:
             if spans := clip(self.spans[i], start - int(begins[i]), stop - int(begins[i])):
                 yield i, spans
 
-    def tables(self, start: int = 0, stop: int | None = None, *, readers: int = 1) -> Iterator[pa.Table]:
-        """The rows from ``start`` up to ``stop``, read ahead by other threads; ``readers`` is how many do so at once.
+    def tables(self) -> Iterator[pa.Table]:
+        """All rows, read ahead by other threads.
 
         Raises:
             SchemaConflict: a value does not fit its column.
             StorageError: a part cannot be read.
         """
-        pieces = self._pieces(start, self.num_rows if stop is None else stop, readers)
+        return self.pieces(0, self.num_rows)
+
+    def pieces(self, start: int, stop: int, *, readers: int = 1, copying: bool = False) -> Iterator[pa.Table | Stretch]:
+        """The rows from ``start`` up to ``stop``, read ahead by other threads; ``readers`` is how many do so at once.
+
+        With ``copying``, large row groups of Parquet that fit come as their bytes.
+
+        Raises:
+            SchemaConflict: a value does not fit its column.
+            StorageError: a part cannot be read.
+        """
+        pieces = self._pieces(self._slices(start, stop, readers, copying=copying))
         with ThreadPoolExecutor(1, thread_name_prefix="shardkit-read") as reader:
             ahead = deque(reader.submit(next, pieces, None) for _ in range(max(1, READ_AHEAD // readers)))
-            while (table := ahead.popleft().result()) is not None:
+            while (piece := ahead.popleft().result()) is not None:
                 ahead.append(reader.submit(next, pieces, None))
-                yield table
+                yield piece
 
-    def _pieces(self, start: int, stop: int, readers: int) -> Iterator[pa.Table]:
+    def _pieces(self, slices: Iterable[pa.Table | Stretch]) -> Iterator[pa.Table | Stretch]:
         held: list[pa.Table] = []
         rows = size = 0
-        for table in self._slices(start, stop, readers):
-            held.append(table)
-            rows, size = rows + len(table), size + table.nbytes
-            if rows >= PIECE_ROWS or size >= PIECE_BYTES:
+        for item in slices:
+            if not isinstance(item, Stretch):
+                held.append(item)
+                rows, size = rows + len(item), size + item.nbytes
+            if held and (rows >= PIECE_ROWS or size >= PIECE_BYTES or isinstance(item, Stretch)):
                 yield pa.concat_tables(held).combine_chunks()  # one chunk is written faster than a hundred
                 held, rows, size = [], 0, 0
+            if isinstance(item, Stretch):
+                yield item
         if held:
             yield pa.concat_tables(held).combine_chunks()
 
-    def _slices(self, start: int, stop: int, readers: int) -> Iterator[pa.Table]:
+    def _slices(self, start: int, stop: int, readers: int, *, copying: bool) -> Iterator[pa.Table | Stretch]:
         """The rows from ``start`` up to ``stop``, part by part; small parts are decoded side by side."""
         wanted = dict(self.where(start, stop))
         decoders = max(1, DECODERS // readers)
@@ -113,7 +128,7 @@ class Source:
                     continue
                 while ahead:
                     yield from ahead.popleft().result()
-                yield from self._bit_by_bit(first, opening, wanted[first])
+                yield from self._bit_by_bit(first, opening, wanted[first], copying=copying)
             while ahead:
                 yield from ahead.popleft().result()
 
@@ -143,15 +158,22 @@ class Source:
                 tables.append(self._fit(i, _only(pq.ParquetFile(opened).read(use_threads=False), wanted[i])))
         return tables
 
-    def _bit_by_bit(self, i: int, opening: Callable[[], Any], spans: Spans) -> Iterator[pa.Table]:
+    def _bit_by_bit(
+        self, i: int, opening: Callable[[], Any], spans: Spans, *, copying: bool
+    ) -> Iterator[pa.Table | Stretch]:
         """The rows of a large part."""
         with opening() as opened:
             file = pq.ParquetFile(opened)
+            copied = copied_groups(file.metadata, self.schema) if copying else [None] * file.num_row_groups
             begin = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if some := overlap(spans, begin, begin + rows):
-                    yield from self._group(i, file, group, begin, some)
+            for number, group in enumerate(copied):
+                rows = file.metadata.row_group(number).num_rows
+                some = overlap(spans, begin, begin + rows)
+                if group is not None and some == ((begin, begin + rows),):
+                    yield from stretches(opened, group, PIECE_BYTES)
+                    self.read.append(rows)
+                elif some:
+                    yield from self._group(i, file, number, begin, some)
                 begin += rows
 
     def _group(self, i: int, file: pq.ParquetFile, group: int, begin: int, spans: Spans) -> Iterator[pa.Table]:

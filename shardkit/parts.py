@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit.files import sync_file, writing
+from shardkit.rowgroups import COMPRESSION, ROW_GROUP_BYTES, ROW_GROUP_ROWS, is_large, repetitive
 from shardkit.rows import Batch, Result, fit, to_batches
 from shardkit.schema import TypeMismatch, conform, unify_fields
 from shardkit.spans import RecordRows, Spans
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from shardkit.storage import Folder
 
-ROW_GROUP_BYTES = 32 << 20
-ROW_GROUP_ROWS = 1 << 17
 CONVERT_ROWS = 1 << 13
 CONVERT_BYTES = 8 << 20
 ORIGINS_KEY = b"shardkit.origins"
@@ -182,20 +181,22 @@ class PartsWriter:
     def _flush(self, stream: _Stream) -> None:
         if not stream.tables:
             return
+        table = pa.concat_tables(stream.tables)
         if stream.writer is None:
             suffix = f".{self._opened}" if self._opened else ""
             self._opened += 1
             stream.name = f"{self._base}{suffix}.parquet"
             stream.path = self._folder.begin(stream.name)
+            # Pass 2 copies the row groups of a large part as they are, and reads all of a small one.
+            large = is_large(stream.rows, stream.bytes)
             with writing(stream.path):
                 stream.writer = pq.ParquetWriter(
                     pa.OSFile(str(stream.path), "wb"),
                     stream.schema,
-                    compression="zstd",
-                    compression_level=1,
-                    write_statistics=False,
+                    write_statistics=large,
+                    use_dictionary=(repetitive(table) or False) if large else True,
+                    **COMPRESSION,
                 )
-        table = pa.concat_tables(stream.tables)
         groups = max(1, round(stream.bytes / ROW_GROUP_BYTES), -(-len(table) // ROW_GROUP_ROWS))
         with writing(stream.path or stream.name):
             stream.writer.write_table(table, row_group_size=-(-len(table) // groups))

@@ -1,0 +1,286 @@
+"""Row groups of Parquet files taken as they are: their bytes are copied, and only the footer is written anew.
+
+What would be written of the same rows is the same but for its place in the file, so that rows of large parts need be
+neither decoded nor encoded again.
+
+Source: the Parquet project's definition of the footer, parquet.thrift, whose fields have the numbers below.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardkit.thrift import I64, LIST, STRUCT, Field, Struct, read_struct, write_struct
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAGIC = b"PAR1"
+TAIL_BYTES = 8  # of a file, after its footer: how long that is, and the magic
+COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
+ROW_GROUP_ROWS = 1 << 17
+ROW_GROUP_BYTES = 32 << 20
+DICTIONARY_SAMPLE_ROWS = 10_000
+
+# FileMetaData
+SCHEMA, NUM_ROWS, ROW_GROUPS, CREATED_BY, ENCRYPTION = 2, 3, 4, 6, 8
+# RowGroup
+COLUMNS, GROUP_ROWS, GROUP_OFFSET, ORDINAL = 1, 3, 5, 7
+# ColumnChunk: of a chunk's indexes only those in its pages are copied.
+FILE_PATH, CHUNK_OFFSET, CHUNK, CRYPTO = 1, 2, 3, 8
+INDEXES = (4, 5, 6, 7)
+# ColumnMetaData
+CODEC, COMPRESSED_BYTES, DATA_OFFSET, INDEX_OFFSET, DICTIONARY_OFFSET, STATISTICS = 4, 7, 9, 10, 11, 12
+BLOOM_FILTER = (14, 15)
+ZSTD = 6
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a file: its bytes are those from ``start`` up to ``stop``, and ``entry`` describes it."""
+
+    start: int
+    stop: int
+    rows: int
+    entry: Struct
+
+
+def _moved(entry: Struct, by: int, ordinal: int) -> Struct:
+    """The footer's entry for a row group, where its bytes lie ``by`` bytes further on."""
+    kind, columns = entry[COLUMNS].value
+    moved = entry | {
+        COLUMNS: Field(LIST, (kind, [_moved_column(column, by) for column in columns])),
+        GROUP_OFFSET: Field(I64, _first(entry) + by),
+    }
+    if ORDINAL in entry:
+        moved[ORDINAL] = Field(entry[ORDINAL].kind, ordinal)
+    return moved
+
+
+def _moved_column(column: Struct, by: int) -> Struct:
+    chunk = {number: held for number, held in column[CHUNK].value.items() if number not in BLOOM_FILTER}
+    for number in (DATA_OFFSET, INDEX_OFFSET, DICTIONARY_OFFSET):
+        if number in chunk and chunk[number].value > 0:
+            chunk[number] = Field(I64, chunk[number].value + by)
+    moved = {number: held for number, held in column.items() if number not in INDEXES}
+    # Where the chunk's description would stand a second time, which nobody writes any more.
+    return moved | {CHUNK: Field(STRUCT, chunk), CHUNK_OFFSET: Field(I64, 0)}
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some of the bytes of a row group that is copied; ``group`` comes with the last of them."""
+
+    data: bytes
+    group: RowGroup | None = None
+
+
+def stretches(file: Any, group: RowGroup, step_bytes: int) -> Iterator[Stretch]:
+    """The bytes of a row group of an open file.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    for start in range(group.start, group.stop, step_bytes):
+        stop = min(start + step_bytes, group.stop)
+        file.seek(start)
+        data = file.read(stop - start)
+        if len(data) != stop - start:
+            raise OSError(f"the file ends at byte {start + len(data):,}, in the middle of a row group")
+        yield Stretch(data, group if stop == group.stop else None)
+
+
+def is_large(rows: int, size_bytes: int) -> bool:
+    """Whether so many rows are worth a row group of their own."""
+    return rows >= ROW_GROUP_ROWS // 2 or size_bytes >= ROW_GROUP_BYTES // 2
+
+
+def repetitive(table: pa.Table) -> list[str]:
+    """The columns that a dictionary makes smaller, judged by the first rows: all but texts that hardly repeat."""
+    import pyarrow.compute as pc
+
+    first = table.slice(0, DICTIONARY_SAMPLE_ROWS)
+    texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    unique = {name for name in texts if pc.count_distinct(first[name]).as_py() > len(first) / 2}
+    return [name for name in table.column_names if name not in unique]
+
+
+def copied_groups(footer: pq.FileMetaData, schema: pa.Schema) -> list[RowGroup | None]:
+    """For each row group of a file, what is copied of it to files of ``schema``; None where it must be written anew.
+
+    It is copied if it is what would be written of its rows: of the same schema, compressed, with statistics, and large
+    but not too large.
+    """
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    fitting = [
+        is_large(rows, size) and rows <= ROW_GROUP_ROWS and size <= 2 * ROW_GROUP_BYTES
+        for rows, size in ((group.num_rows, group.total_byte_size) for group in groups)
+    ]
+    if not any(fitting) or footer.schema.to_arrow_schema().remove_metadata() != schema:
+        return [None] * len(groups)
+    content, ours = _read(footer), _empty(schema)
+    if content is None or ENCRYPTION in content or content[SCHEMA] != ours[SCHEMA] or not _is_arrows(content):
+        return [None] * len(groups)
+    return [_copied(entry) if fits else None for entry, fits in zip(content[ROW_GROUPS].value[1], fitting, strict=True)]
+
+
+def _is_arrows(content: Struct) -> bool:
+    """Whether a file is of the library that reads it here: of others it may know errors by their names."""
+    writer: bytes = content[CREATED_BY].value if CREATED_BY in content else b""
+    return writer.startswith(b"parquet-cpp-arrow")
+
+
+def _copied(entry: Struct) -> RowGroup | None:
+    columns = entry[COLUMNS].value[1]
+    if any(FILE_PATH in column or CRYPTO in column or CHUNK not in column for column in columns):
+        return None
+    chunks = [column[CHUNK].value for column in columns]
+    if any(chunk[CODEC].value != ZSTD or STATISTICS not in chunk for chunk in chunks):
+        return None
+    extent = _extent(entry)
+    return RowGroup(*extent, entry[GROUP_ROWS].value, entry) if extent else None
+
+
+def _extent(entry: Struct) -> tuple[int, int] | None:
+    """Where the bytes of a row group begin and end; None if there is something else among them."""
+    start = at = _first(entry)
+    for chunk in (column[CHUNK].value for column in entry[COLUMNS].value[1]):
+        if _start(chunk) != at:
+            return None
+        at += chunk[COMPRESSED_BYTES].value
+    return start, at
+
+
+def _first(entry: Struct) -> int:
+    """Where the bytes of a row group begin."""
+    return min(_start(column[CHUNK].value) for column in entry[COLUMNS].value[1])
+
+
+def _start(chunk: Struct) -> int:
+    offsets = [chunk[number].value for number in (DICTIONARY_OFFSET, DATA_OFFSET) if number in chunk]
+    start: int = min(offset for offset in offsets if offset > 0)
+    return start
+
+
+def _footer(file: pa.Buffer) -> Struct:
+    """The footer of a whole file."""
+    length = int.from_bytes(file.slice(file.size - TAIL_BYTES, 4), "little")
+    return read_struct(file.slice(file.size - TAIL_BYTES - length).to_pybytes())
+
+
+def _read(footer: pq.FileMetaData) -> Struct | None:
+    sink = pa.BufferOutputStream()
+    footer.write_metadata_file(sink)
+    try:
+        return _footer(sink.getvalue())
+    except ValueError:
+        return None
+
+
+class _Sink:
+    """Where pyarrow writes what it encodes: row groups go on to the file, its beginning and its footer do not."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.passing = False
+        self.kept = bytearray()
+
+    def write(self, data: bytes) -> None:
+        if self.passing:
+            self.file.write(data)
+        else:
+            self.kept += data
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+    def close(self) -> None:
+        """The file goes on."""
+
+
+class RowGroupsFile:
+    """A Parquet file on its way, row group by row group, of which some are encoded and others copied.
+
+    Args:
+        file: an open file, empty yet.
+        schema: the columns of all row groups.
+    """
+
+    def __init__(self, file: Any, schema: pa.Schema) -> None:
+        self._file = file
+        self._schema = schema
+        self._entries: list[bytes] = []
+        self._rows = 0
+        self._sink = _Sink(file)
+        self._encoder: pq.ParquetWriter | None = None
+        self._encoding_from = 0
+        self._copying_from: int | None = None
+        file.write(MAGIC)
+
+    def encode(self, table: pa.Table, *, use_dictionary: list[str] | bool) -> None:
+        """Append a table as a row group.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self._encoder is None:
+            self._encoder = pq.ParquetWriter(self._sink, self._schema, use_dictionary=use_dictionary, **COMPRESSION)
+            self._encoding_from = self._file.tell() - len(self._sink.kept)  # where that file would begin
+            self._sink.kept.clear()
+            self._sink.passing = True
+        self._encoder.write_table(table, row_group_size=len(table))
+
+    def copy(self, stretch: Stretch) -> None:
+        """Append some of the bytes of a row group.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self._copying_from is None:
+            self._end_encoding()
+            self._copying_from = self._file.tell()
+        self._file.write(stretch.data)
+        if stretch.group is not None:
+            by = self._copying_from - stretch.group.start
+            self._add(_moved(stretch.group.entry, by, len(self._entries)), stretch.group.rows)
+            self._copying_from = None
+
+    def _end_encoding(self) -> None:
+        if self._encoder is None:
+            return
+        self._sink.passing = False
+        self._encoder.close()
+        self._encoder = None
+        for entry in _footer(pa.py_buffer(self._sink.kept))[ROW_GROUPS].value[1]:
+            self._add(_moved(entry, self._encoding_from, len(self._entries)), entry[GROUP_ROWS].value)
+        self._sink.kept.clear()
+
+    def _add(self, entry: Struct, rows: int) -> None:
+        self._entries.append(write_struct(entry))
+        self._rows += rows
+
+    def close(self) -> None:
+        """Write the footer.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._end_encoding()
+        groups = Field(LIST, (STRUCT, self._entries))
+        footer = write_struct(_empty(self._schema) | {NUM_ROWS: Field(I64, self._rows), ROW_GROUPS: groups})
+        self._file.write(footer + len(footer).to_bytes(4, "little") + MAGIC)
+
+
+@functools.lru_cache(8)
+def _empty(schema: pa.Schema) -> Struct:
+    """The footer of a file without rows."""
+    sink = pa.BufferOutputStream()
+    pq.ParquetWriter(sink, schema, **COMPRESSION).close()  # an empty table would load pandas
+    return _footer(sink.getvalue())
