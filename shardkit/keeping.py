@@ -1,8 +1,9 @@
-"""Files of the dataset that stay as they are when their partition is made anew, for all of their rows still count.
+"""What of the dataset's files is used again when their partition is made anew, for the rows in it still count.
 
 A run notes in its folder which rows of which parts each file of its partitions holds. The next run to make one of
 these keeps the full files of which no row has changed, and writes all other rows to new ones. So there are never more
-files than if all had been written anew.
+files than if all had been written anew. On this machine these rows are taken from the other files as far as they are
+there: large row groups of which no row has changed are copied, and one file is opened instead of many parts.
 """
 
 from __future__ import annotations
@@ -11,29 +12,36 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from shardkit.dataset import DataFile
+from shardkit.partfiles import PartFiles
+from shardkit.rowgroups import is_large
 from shardkit.runfolder import RunFolder
-from shardkit.spans import as_spans, contains, subtract
+from shardkit.spans import Spans, as_spans, clip, contains, joined, overlap, row_count, subtract
+from shardkit.storage import File, LocalFolder
 from shardkit.together import together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from shardkit.ledger import CommittedPart
     from shardkit.merging import Source
-    from shardkit.spans import Spans
     from shardkit.storage import Folder
 
 CONTENTS = "contents.json"
+Pieces: TypeAlias = list[tuple[str, Spans]]
+"""The rows of a file in their order: the names of parts, and which rows of each."""
 
 
 @dataclass
 class Contents:
     """Which rows of which parts each file holds, by its path, and the columns of each partition."""
 
-    files: dict[str, list[tuple[str, Spans]]] = field(default_factory=dict)
+    files: dict[str, Pieces] = field(default_factory=dict)
     columns: dict[str, list[list[str]]] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
@@ -66,10 +74,14 @@ class Contents:
 
 @dataclass(frozen=True)
 class Kept:
-    """The files of a partition that stay, and the rows that are in none of them."""
+    """The files of a partition that stay, and the rows that are in none of them.
+
+    Some of the files that ``rest`` is read from are not parts: ``holds`` says of each which rows of parts it has.
+    """
 
     files: list[DataFile]
     rest: Source
+    holds: list[Pieces]
 
     @property
     def numbers(self) -> set[int]:
@@ -104,6 +116,7 @@ class Keeper:
         self._partitions = current["partitions"] if current is not None and same else {}
         self._files: list[dict[str, Any]] = current["files"] if current is not None and same else []
         self._made_with = made_with
+        self._form = form
         self._known: dict[str, Contents] = {}
 
     def look_up(self, partitions: Iterable[str]) -> None:
@@ -115,46 +128,143 @@ class Keeper:
 
     def keep(self, partition: str, parts: Sequence[CommittedPart], source: Source) -> Kept:
         """The files of the partition, which was looked up, that may stay; ``source`` has its rows, in these parts."""
-        if self._rows_per_file is None:
-            return Kept([], source)
+        holds: list[Pieces] = [[(part.name, ((0, part.rows),))] for part in parts]
         made = self._partitions.get(partition)
-        if made is None or any(made.get(name) != value for name, value in self._made_with.items()):
-            return Kept([], source)
+        if self._rows_per_file is None or made is None:
+            return Kept([], source, holds)
+        if any(made.get(name) != value for name, value in self._made_with.items()):
+            return Kept([], source, holds)
         known = self._known.get(made["run"], Contents())
         if known.columns.get(partition) != _columns(source):
-            return Kept([], source)
-        number = {part.name: i for i, part in enumerate(parts)}
-        left, kept = list(source.spans), []
-        for file in self._there(partition):
+            return Kept([], source, holds)
+        rows = _Rows(source, parts)
+        kept = []
+        files = self._there(partition)
+        for file in files:
             pieces = known.files.get(file.path, [])
-            found = [(number.get(part, -1), spans) for part, spans in pieces]
-            if found and all(i >= 0 and contains(left[i], spans) for i, spans in found):
-                for i, spans in found:
-                    left[i] = subtract(left[i], spans)
+            if file.rows == self._rows_per_file and pieces and rows.have(pieces):
+                rows.take(pieces)
                 kept.append(file)
                 self.contents.files[file.path] = pieces
-        return Kept(kept, replace(source, spans=tuple(left)))
+        again = [(File(self._output, f.path), known.files.get(f.path, [])) for f in files if f not in kept]
+        whole, others = rows.take_from(again) if self._can_be_read else ([], [])
+        return Kept(kept, rows.rest([*whole, *others]), [old.pieces for old in (*whole, *others)] + holds)
 
-    def note(self, partition: str, parts: Sequence[CommittedPart], rest: Source, files: Iterable[DataFile]) -> None:
-        """Note what the files hold that were written of the rows in ``rest``, in their order."""
+    def note(self, partition: str, kept: Kept, files: Iterable[DataFile]) -> None:
+        """Note what the files hold that were written of the rows in ``kept.rest``, in their order."""
         if self._rows_per_file is None:
             return
-        self.contents.columns[partition] = _columns(rest)
+        self.contents.columns[partition] = _columns(kept.rest)
         start = 0
         for file in files:
-            pieces = rest.where(start, start + file.rows)
-            self.contents.files[file.path] = [(parts[i].name, spans) for i, spans in pieces]
+            where = kept.rest.where(start, start + file.rows)
+            self.contents.files[file.path] = [piece for i, spans in where for piece in _held(kept.holds[i], spans)]
             start += file.rows
 
+    @property
+    def _can_be_read(self) -> bool:
+        """Whether rows are taken from files; from a store, which has sent the parts by then, they would come again."""
+        return isinstance(self._output, LocalFolder) and self._form.get("format") == "parquet"
+
     def _there(self, partition: str) -> list[DataFile]:
-        """The full files of a partition that are still as they were written."""
-        full = [f for f in self._files if f["partition"] == partition and f["rows"] == self._rows_per_file]
-        sizes = together([partial(self._output.size, f["path"]) for f in full])
+        """The files of a partition that may be used, and are still as they were written."""
+        some = [
+            f
+            for f in self._files
+            if f["partition"] == partition and (self._can_be_read or f["rows"] == self._rows_per_file)
+        ]
+        sizes = together([partial(self._output.size, f["path"]) for f in some])
         return [
             DataFile(f["path"], f["rows"], f["bytes"])
-            for f, size in zip(full, sizes, strict=True)
+            for f, size in zip(some, sizes, strict=True)
             if size == f["bytes"]
         ]
+
+
+@dataclass(frozen=True)
+class _Old:
+    """A file of the dataset, which rows of it still count, and what all of its rows are."""
+
+    file: File
+    spans: Spans
+    size: tuple[int, int]
+    pieces: Pieces
+
+
+class _Rows:
+    """The rows of a source, of which some are taken from elsewhere."""
+
+    def __init__(self, source: Source, parts: Sequence[CommittedPart]) -> None:
+        self._source = source
+        self._number = {part.name: i for i, part in enumerate(parts)}
+        self._left = list(source.spans)
+
+    def have(self, pieces: Pieces) -> bool:
+        """Whether all rows of some pieces are left."""
+        numbers = [(self._number.get(part, -1), spans) for part, spans in pieces]
+        return all(i >= 0 and contains(self._left[i], spans) for i, spans in numbers)
+
+    def take(self, pieces: Pieces) -> Spans:
+        """Take those rows of a file that are left; ``pieces`` are all of its rows."""
+        found: list[tuple[int, int]] = []
+        begin = 0
+        for part, spans in pieces:
+            i = self._number.get(part, -1)
+            for low, high in spans:
+                if i >= 0:
+                    found += [(begin + a - low, begin + b - low) for a, b in overlap(self._left[i], low, high)]
+                begin += high - low
+            if i >= 0:
+                self._left[i] = subtract(self._left[i], spans)
+        return joined(found)
+
+    def take_from(self, files: Iterable[tuple[File, Pieces]]) -> tuple[list[_Old], list[_Old]]:
+        """Take the rows that are in some files: those in large row groups that still count as a whole, and others.
+
+        A file that cannot be read is left out, for its rows are in parts as well.
+        """
+        whole, others = [], []
+        for file, pieces in files:
+            try:
+                with file.open() as opened:
+                    footer = pq.read_metadata(opened)
+            except (OSError, pa.ArrowException):
+                continue
+            if footer.num_rows != sum(row_count(spans) for _, spans in pieces):
+                continue
+            spans = self.take(pieces)
+            groups = [group for group in _large_groups(footer) if contains(spans, (group,))]
+            size = footer.num_rows, sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
+            whole.append(_Old(file, joined(groups), size, pieces))
+            others.append(_Old(file, subtract(spans, groups), size, pieces))
+        return whole, others
+
+    def rest(self, old: Sequence[_Old]) -> Source:
+        """The source of all rows but those that have been taken; some come from files now."""
+        return replace(
+            self._source,
+            files=PartFiles((*(o.file for o in old), *self._source.files.parts)) if old else self._source.files,
+            spans=(*(o.spans for o in old), *self._left),
+            sizes=(*(o.size for o in old), *self._source.sizes),
+        )
+
+
+def _large_groups(footer: pq.FileMetaData) -> Iterator[tuple[int, int]]:
+    begin = 0
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        if is_large(group.num_rows, group.total_byte_size):
+            yield begin, begin + group.num_rows
+        begin += group.num_rows
+
+
+def _held(pieces: Pieces, spans: Spans) -> Iterator[tuple[str, Spans]]:
+    """What some rows of a file are, of which ``pieces`` are all rows."""
+    begin = 0
+    for part, rows in pieces:
+        end = begin + row_count(rows)
+        for start, stop in overlap(spans, begin, end):
+            yield part, clip(rows, start - begin, stop - begin)
+        begin = end
 
 
 def _columns(source: Source) -> list[list[str]]:

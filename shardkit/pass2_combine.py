@@ -130,10 +130,10 @@ def run_pass2(
         keeper = _keeper(ledger.folder.output, merge, build)
         sources = _sources(ledger, merge, build.current)
         keeper.look_up(name for name, *_ in sources)
-        work = [(name, parts, keeper.keep(name, parts, source)) for name, parts, source in sources]
-        read = RowMeter(sum(k.rest.num_rows for *_, k in work), lambda: sum(sum(k.rest.read) for *_, k in work))
+        work = [(name, keeper.keep(name, parts, source)) for name, parts, source in sources]
+        read = RowMeter(sum(k.rest.num_rows for _, k in work), lambda: sum(sum(k.rest.read) for _, k in work))
         with attempt.pass2(read):
-            for partition, parts, kept in work:
+            for partition, kept in work:
                 files, schema = write_merged(
                     staging(ledger.folder),
                     kept.rest,
@@ -142,11 +142,11 @@ def run_pass2(
                     threads=threads,
                     numbers_taken=kept.numbers,
                 )
-                keeper.note(partition, parts, kept.rest, files)
+                keeper.note(partition, kept, files)
                 build.add(partition, [*kept.files, *files], schema)
         if keeper.contents.columns:
             ledger.folder.write(CONTENTS, keeper.contents.dump())
-        build.kept = [file.path for *_, kept in work for file in kept.files]
+        build.kept = [file.path for _, kept in work for file in kept.files]
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
     keep_registered(merge.glue, ledger.folder.output, changed=True)
     return build.result

@@ -55,10 +55,11 @@ def subtract(spans: Spans, gone: Iterable[tuple[int, int]]) -> Spans:
                 for piece in ((low, min(high, start)), (max(low, stop), high))
                 if piece[0] < piece[1]
             ]
-    return _joined(left)
+    return joined(left)
 
 
-def _joined(pieces: Iterable[tuple[int, int]]) -> Spans:
+def joined(pieces: Iterable[tuple[int, int]]) -> Spans:
+    """Pairs as spans, in order and none touching the next."""
     found: list[tuple[int, int]] = []
     for low, high in sorted(pieces):
         if found and found[-1][1] == low:
@@ -95,7 +96,7 @@ class RecordRows:
             some = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + records)]
             found += [(begin + (p - first) * each, begin + (p - first + 1) * each) for p in some]
             begin += records * each
-        return _joined(found)
+        return joined(found)
 
     def dump(self) -> bytes:
         """As text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,91 @@ def test_of_a_large_part_that_is_taken_over_only_what_counts(tmp_path: Path, chu
     expected = [n for i in (0, 1, 2, 4, 6, 7) for n in range(i * ROWS, (i + 1) * ROWS)]
     found = second.dataset().to_table()["n"].to_pylist()
     assert sorted(found) == sorted([*expected, *range(100 * ROWS, 100 * ROWS + 10)])
+
+
+class Growing:
+    """A dataset of records of 20,000 rows, made anew whenever some of them have changed."""
+
+    def __init__(self, folder: Path, **output: Any) -> None:
+        self.data, self.out = folder / "data", folder / "out"
+        self.data.mkdir()
+        self.firsts: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
+        self.puts = 0
+        self.pipeline = sk.Pipeline(
+            function=numbered, input={"uri": self.data}, output={"uri": self.out} | output, workers=1, name="growing",
+            incremental=True,
+        )  # fmt: skip
+
+    def put(self, key: str) -> None:
+        self.puts += 1
+        self.firsts[key], self.counts[key] = self.puts * 10**6, 20_000 - self.puts
+        (self.data / key).write_text(f"{self.firsts[key]} {self.counts[key]}")
+
+    def remove(self, key: str) -> None:
+        (self.data / key).unlink()
+        del self.firsts[key], self.counts[key]
+
+    def run(self) -> list[Path]:
+        """The files after a run, of which all rows are those that the records have now."""
+        run = self.pipeline.run(quiet=True)
+        found = run.dataset().to_table().sort_by("n")
+        expected = pa.concat_tables(
+            pa.table({"n": range(first, first + self.counts[key]), "key": [key] * self.counts[key]})
+            for key, first in sorted(self.firsts.items(), key=lambda item: item[1])
+        )
+        assert found.select(["n", "key"]).equals(expected)
+        return sorted(self.out.glob("*.parquet"))
+
+
+def test_row_groups_without_a_changed_row_are_copied_run_after_run(tmp_path: Path) -> None:
+    growing, dice = Growing(tmp_path), random.Random(5)
+    for number in range(20):
+        growing.put(f"{number:02d}")
+    (path,) = growing.run()
+    for turn in range(8):
+        before = {tuple(chunk_bytes(path, group)) for group in groups_of(path)}
+        changed = dice.choice(sorted(growing.firsts))
+        growing.put(changed)
+        if turn % 3 == 1:
+            growing.remove(dice.choice(sorted(growing.firsts)))
+        if turn % 4 == 2:
+            growing.put(f"new-{turn}")
+        (path,) = growing.run()
+        groups = groups_of(path)
+        copied = before & {tuple(chunk_bytes(path, group)) for group in groups}
+        assert len(copied) >= len(before) - 3, turn  # one or two have a changed row, and the last is short
+        assert all(group.num_rows > 1 << 15 for group in groups[:-1]), "the groups fall to pieces"
+
+
+def test_several_files_are_made_anew_of_what_is_left_of_them(tmp_path: Path) -> None:
+    growing, dice = Growing(tmp_path, rows_per_file=60_000), random.Random(6)
+    for number in range(20):
+        growing.put(f"{number:02d}")
+    before = set(growing.run())
+    assert len(before) == 7
+    for _ in range(6):
+        growing.put(dice.choice(sorted(growing.firsts)))
+        after = set(growing.run())
+        assert len(after) == 7
+        assert len(after & before) >= 3  # of others are the one or two that the record is in, its neighbour's, the last
+        before = after
+
+
+@pytest.mark.parametrize("harm", ["other bytes", "gone", "other rows"])
+def test_a_file_that_is_not_what_it_was_is_made_of_the_parts(tmp_path: Path, harm: str) -> None:
+    growing = Growing(tmp_path)
+    for number in range(8):
+        growing.put(f"{number:02d}")
+    (path,) = growing.run()
+    if harm == "other bytes":
+        path.write_bytes(b"x" * path.stat().st_size)
+    elif harm == "gone":
+        path.unlink()
+    else:
+        pq.write_table(pa.table({"n": range(10)}), path)
+    growing.put("03")
+    growing.run()
 
 
 # ---- the footer's protocol --------------------------------------------------------------------------------------
