@@ -70,8 +70,9 @@ class Attempt:
     @contextlib.contextmanager
     def pass1(self, tally: Tally, stop: Stop, meter: Meter) -> Iterator[None]:
         """Watch over pass 1: its budget, its display, its end on a signal."""
-        self._stop, self._meter, self._tally = stop, meter, tally
+        self._stop, self._tally = stop, tally
         self._display(self.progress.start, meter.total)
+        self._meter = meter  # from now on the other thread shows it
         try:
             yield
         finally:
@@ -84,8 +85,8 @@ class Attempt:
     def pass2(self, meter: Meter) -> Iterator[None]:
         """Watch over pass 2."""
         self._beat["phase"] = "pass 2"
-        self._meter = meter
         self._display(self.progress.start, meter.total)
+        self._meter = meter
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ import select
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import pytest
 
 import shardkit as sk
 from shardkit.cli import cli
+from shardkit.progress import Quiet
 
 if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
@@ -472,6 +474,35 @@ def test_a_live_bar_on_a_terminal(project: Path, files: WriteFiles) -> None:
     assert "\x1b" not in plain
     quiet = in_terminal([*command, "--run-id", "quiet", "--quiet"], project)
     assert "records/s" not in quiet
+
+
+class LateDisplay(Quiet):
+    """A display that takes its time to begin, as one does on a busy machine."""
+
+    def __init__(self) -> None:
+        self.begun = self.moved = threading.Event()
+        self.early: list[str] = []
+        self.lines: list[str] = []
+
+    def start(self, total: int) -> None:
+        self.begun, self.moved = threading.Event(), threading.Event()
+        self.moved.wait(0.7)  # it does not come, or too early
+        self.begun.set()
+
+    def update(self, done: int, line: str) -> None:
+        (self.lines if self.begun.is_set() else self.early).append(line)
+        self.moved.set()
+
+
+def test_a_display_is_not_moved_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    display = LateDisplay()
+    monkeypatch.setattr("shardkit.progress.make_progress", lambda **_: display)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").write_text("x")
+    sk.run(lambda record: {"key": record.key}, tmp_path / "data", tmp_path / "out", workers=1)
+    assert not display.early
+    assert any("1/1 records" in line for line in display.lines)
+    assert any("merging: 1/1 rows" in line for line in display.lines)
 
 
 # ---- the package in other hands ------------------------------------------------------------------------------------
