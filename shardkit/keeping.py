@@ -3,7 +3,8 @@
 A run notes in its folder which rows of which parts each file of its partitions holds. The next run to make one of
 these keeps the full files of which no row has changed, and writes all other rows to new ones. So there are never more
 files than if all had been written anew. On this machine these rows are taken from the other files as far as they are
-there: large row groups of which no row has changed are copied, and one file is opened instead of many parts.
+there: large row groups of which no row has changed are copied, and one file is opened instead of many parts. A run that
+is resumed or retried reads its own rows from the parts, in the order of the records.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Keeper:
 
     Args:
         output: the folder of the dataset.
+        run_id: the run that makes the partitions anew.
         current: the result that describes the dataset as it is; None where there is none.
         rows_per_file: how many rows a full file has; None where files are not cut by rows alone.
         made_with: what tells whether files were made of their rows in the same way.
@@ -105,12 +107,14 @@ class Keeper:
         output: Folder,
         current: dict[str, Any] | None,
         *,
+        run_id: str,
         rows_per_file: int | None,
         made_with: dict[str, str],
         form: dict[str, Any],
     ) -> None:
         self.contents = Contents()
         self._output = output
+        self._run_id = run_id
         self._rows_per_file = rows_per_file
         same = current is not None and current.get("form") == form
         self._partitions = current["partitions"] if current is not None and same else {}
@@ -146,8 +150,9 @@ class Keeper:
                 rows.take(pieces)
                 kept.append(file)
                 self.contents.files[file.path] = pieces
+        readable = self._can_be_read and made["run"] != self._run_id
         again = [(File(self._output, f.path), known.files.get(f.path, [])) for f in files if f not in kept]
-        whole, others = rows.take_from(again) if self._can_be_read else ([], [])
+        whole, others = rows.take_from(again) if readable else ([], [])
         return Kept(kept, rows.rest([*whole, *others]), [old.pieces for old in (*whole, *others)] + holds)
 
     def note(self, partition: str, kept: Kept, files: Iterable[DataFile]) -> None:

@@ -127,7 +127,7 @@ def run_pass2(
         build.made_with = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
         build.by_day = plan["by_day"]
         build.form = merge.layout.form(plan["form"]["days"])
-        keeper = _keeper(ledger.folder.output, merge, build)
+        keeper = _keeper(ledger.folder, merge, build)
         sources = _sources(ledger, merge, build.current)
         keeper.look_up(name for name, *_ in sources)
         work = [(name, keeper.keep(name, parts, source)) for name, parts, source in sources]
@@ -152,10 +152,16 @@ def run_pass2(
     return build.result
 
 
-def _keeper(output: Folder, merge: Merge, build: _Build) -> Keeper:
+def _keeper(folder: RunFolder, merge: Merge, build: _Build) -> Keeper:
     by_rows = merge.combine is None and merge.layout.cuts_by_rows
-    rows_per_file = merge.layout.rows_per_file if by_rows else None
-    return Keeper(output, build.current, rows_per_file=rows_per_file, made_with=build.made_with, form=build.form)
+    return Keeper(
+        folder.output,
+        build.current,
+        run_id=folder.run_id,
+        rows_per_file=merge.layout.rows_per_file if by_rows else None,
+        made_with=build.made_with,
+        form=build.form,
+    )
 
 
 def _sources(
