@@ -125,11 +125,11 @@ class _Parquet(_Base):
         self._path = path
         self._file = pa.OSFile(str(path), "wb")
         self._groups = RowGroupsFile(self._file, schema)
-        self._use_dictionary: list[str] | bool | None = None
+        self._use_dictionary: list[str] | None = None
 
     def write(self, table: pa.Table) -> None:
         if self._use_dictionary is None:
-            self._use_dictionary = repetitive(table) or False
+            self._use_dictionary = repetitive(table)
         with writing(self._path):
             self._groups.encode(table, use_dictionary=self._use_dictionary)
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from shardkit.dataset import DataFile
 from shardkit.partfiles import PartFiles
-from shardkit.rowgroups import is_large
+from shardkit.rowgroups import is_large, size_of
 from shardkit.runfolder import RunFolder
 from shardkit.spans import Spans, as_spans, clip, contains, joined, overlap, row_count, subtract
 from shardkit.storage import File, LocalFolder
@@ -239,9 +239,8 @@ class _Rows:
                 continue
             spans = self.take(pieces)
             groups = [group for group in _large_groups(footer) if contains(spans, (group,))]
-            size = footer.num_rows, sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
-            whole.append(_Old(file, joined(groups), size, pieces))
-            others.append(_Old(file, subtract(spans, groups), size, pieces))
+            whole.append(_Old(file, joined(groups), size_of(footer), pieces))
+            others.append(_Old(file, subtract(spans, groups), size_of(footer), pieces))
         return whole, others
 
     def rest(self, old: Sequence[_Old]) -> Source:

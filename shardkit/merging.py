@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from shardkit.errors import PipelineError, SchemaConflict, StorageError
 from shardkit.partfiles import PartFiles
 from shardkit.parts import origins_of
-from shardkit.rowgroups import Stretch, copied_groups, stretches
+from shardkit.rowgroups import Stretch, copied_groups, size_of, stretches
 from shardkit.rows import as_table
 from shardkit.schema import TypeMismatch, conform, parse_type, unify_types
 from shardkit.spans import clip, overlap, row_count
@@ -230,8 +230,7 @@ def read_source(
             raise StorageError(f"Cannot read the part {part}: {error}.", hint="Is it a whole Parquet file?") from error
         whole = ((0, footer.num_rows),) if footer.num_rows else ()
         counting.append(whole if (some := known.get(i)) is None else some)
-        groups = map(footer.row_group, range(footer.num_row_groups))
-        sizes.append((footer.num_rows, sum(group.total_byte_size for group in groups)))
+        sizes.append(size_of(footer))
         if schema is None:
             unifier.add(part, footer)
         else:

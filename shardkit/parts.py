@@ -194,7 +194,7 @@ class PartsWriter:
                     pa.OSFile(str(stream.path), "wb"),
                     stream.schema,
                     write_statistics=large,
-                    use_dictionary=(repetitive(table) or False) if large else True,
+                    use_dictionary=repetitive(table) if large else True,
                     **COMPRESSION,
                 )
         groups = max(1, round(stream.bytes / ROW_GROUP_BYTES), -(-len(table) // ROW_GROUP_ROWS))

@@ -100,6 +100,11 @@ def is_large(rows: int, size_bytes: int) -> bool:
     return rows >= ROW_GROUP_ROWS // 2 or size_bytes >= ROW_GROUP_BYTES // 2
 
 
+def size_of(footer: pq.FileMetaData) -> tuple[int, int]:
+    """The rows of a file, and its bytes before compression."""
+    return footer.num_rows, sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
+
+
 def repetitive(table: pa.Table) -> list[str]:
     """The columns that a dictionary makes smaller, judged by the first rows: all but texts that hardly repeat."""
     import pyarrow.compute as pc
@@ -224,7 +229,7 @@ class RowGroupsFile:
         self._copying_from: int | None = None
         file.write(MAGIC)
 
-    def encode(self, table: pa.Table, *, use_dictionary: list[str] | bool) -> None:
+    def encode(self, table: pa.Table, *, use_dictionary: list[str]) -> None:
         """Append a table as a row group.
 
         Raises:
