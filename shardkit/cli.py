@@ -6,11 +6,11 @@ Everything for people goes to stderr; stdout holds what was asked for. Heavy imp
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import json
 import os
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +87,26 @@ PIPELINE = options(
 )
 
 
-def _read_pipeline(pipeline: str | None, given: dict[str, Any]) -> Pipeline:
-    """The pipeline of a YAML file, of options, or of both."""
+def _read_pipeline(pipeline: str | None, given: dict[str, Any], *, expect_work: bool = False) -> Pipeline:
+    """The pipeline of a YAML file, of options, or of both.
+
+    With ``expect_work`` the workers get ready meanwhile, unless the work is an engine's.
+    """
+    from shardkit import forkserver
+
+    if expect_work and not given.get("engine"):
+        with contextlib.suppress(OSError):  # whoever needs it will tell
+            forkserver.begin()
+    made = _made_of(pipeline, _settings(given))
+    if made.engine is not None:
+        forkserver.end()
+    return made
+
+
+def _made_of(pipeline: str | None, fields: dict[str, Any]) -> Pipeline:
     from shardkit.fields import from_settings
     from shardkit.pipeline import Pipeline
 
-    fields = _settings(given)
     if pipeline is not None:
         return Pipeline.from_yaml(pipeline, overrides=fields)
     missing = [
@@ -163,7 +177,7 @@ def run(
 
     Exit codes: 0 done, 1 failed, 2 usage or pipeline error, 130 interrupted.
     """
-    made = _read_pipeline(pipeline, given)
+    made = _read_pipeline(pipeline, given, expect_work=not dry_run)
     from shardkit.clock import new_run_id
 
     days = _days(made, date, since)
@@ -185,7 +199,7 @@ def _days(made: Pipeline, date: tuple[str, ...], since: str | None) -> list[str]
 def _print_plan(made: Pipeline, days: list[str] | None) -> None:
     from shardkit.report import plan_text
 
-    with redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr):
         planned = made.plan(days=days)
     click.echo(plan_text(planned))
 
@@ -196,7 +210,7 @@ def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bo
     from shardkit.runs import Run as RunHandle
 
     try:
-        with redirect_stdout(sys.stderr):  # what the user's own functions print
+        with contextlib.redirect_stdout(sys.stderr):  # what the user's own functions print
             run = work()  # an earlier one, where there was nothing to do
     except ShardkitError:
         folder = run_folder(output, run_id)
@@ -239,10 +253,10 @@ def plan(
     **given: Any,
 ) -> None:
     """Say what a run would do, without doing it."""
+    made = _read_pipeline(pipeline, given, expect_work=sample is not None)
     from shardkit.report import plan_text
 
-    made = _read_pipeline(pipeline, given)
-    with redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr):
         planned = made.plan(days=_days(made, date, since))
         estimate = made.sample(sample) if sample is not None else None
     if as_json:
@@ -423,9 +437,10 @@ shardkit pass2 --input parts/p00 --input parts/p01 --output out/
 def pass1(*, run_id: str | None, quiet: bool, as_json: bool, **given: Any) -> None:
     """Pass 1 alone: the files of one folder to parts, plain Parquet files."""
     from shardkit.clock import new_run_id
+
+    made = _read_pipeline(None, given, expect_work=True)
     from shardkit.runs import start_run
 
-    made = _read_pipeline(None, given)
     known = run_id or new_run_id()
     work = lambda: start_run(made, run_id=known, quiet=quiet, merge=False)  # noqa: E731
     _report(made.output_folder(), known, work, as_json=as_json)
@@ -458,7 +473,7 @@ def pass2(
         raise click.UsageError("Missing option '--input'.")
     fields = _settings(given) | {"function": "none:none", "input.uri": ".", "output.uri": output}
     merge = from_settings(Pipeline, fields).merge()
-    with redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr):
         summary = combine_folders([*inputs, *more], output, merge, name=name, quiet=quiet).summary()
     click.echo(str(summary), err=True)
     if as_json:
@@ -495,7 +510,7 @@ def schedule_run(pipeline: str, *, once: bool, settings: tuple[str, ...]) -> Non
     from shardkit.schedule import Scheduler
 
     made = _read_pipeline(pipeline, {"settings": settings})
-    with redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr):
         Scheduler(made, say=lambda text: click.echo(text, err=True)).run(once=once)
 
 

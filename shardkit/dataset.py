@@ -70,7 +70,7 @@ class DataFile:
 class _Building:
     """One file on its way: rows are held until they make a row group."""
 
-    def __init__(self, folder: Folder, path: str, schema: pa.Schema, layout: Layout) -> None:
+    def __init__(self, folder: Folder, path: str, schema: pa.Schema, layout: Layout, *, threads: int) -> None:
         self.path = path
         self.rows = 0
         self.held_bytes = 0
@@ -78,6 +78,7 @@ class _Building:
         self._file = folder.begin(path)
         self._schema = schema
         self._layout = layout
+        self._threads = threads
         self._held: list[pa.Table] = []
         self._held_rows = 0
         self._writer: FileWriter | None = None
@@ -145,7 +146,7 @@ class _Building:
 
     def _opened(self) -> FileWriter:
         if self._writer is None:
-            self._writer = open_writer(self._file, self._schema, self._layout.format)
+            self._writer = open_writer(self._file, self._schema, self._layout.format, threads=self._threads)
         return self._writer
 
     def close(self) -> DataFile:
@@ -169,29 +170,27 @@ def write_dataset(
 ) -> list[DataFile]:
     """Write all rows of ``source`` under ``folder``; file names carry ``token``.
 
-    ``threads`` is how many files may be written at once; None: as many as this process may use CPUs. Where files are
-    cut by rows alone, none has one of the ``numbers_taken`` in its name.
+    ``threads`` is how many may write at once; None: as many as this process may use CPUs. Where files are cut by rows
+    alone, none has one of the ``numbers_taken`` in its name.
 
     Raises:
         PipelineError: a partition column is not there, or the format cannot hold a column.
         StorageError: a file cannot be written.
     """
+    if threads is None:
+        threads = _cpus() if source.num_rows > ROW_GROUP_ROWS else 1
     if not layout.cuts_by_rows:
-        return write_stream(folder, source.tables(), layout, token=token)
+        return write_stream(folder, source.tables(), layout, token=token, threads=threads)
     ranges = [
         (s, min(s + layout.rows_per_file, source.num_rows)) for s in range(0, source.num_rows, layout.rows_per_file)
     ]
-
     numbers = [n for n in range(len(ranges) + len(numbers_taken)) if n not in numbers_taken]
-
-    if threads is None and len(ranges) > 1:
-        from joblib import cpu_count
-
-        threads = cpu_count()
-    at_once = max(1, min(threads or 1, len(ranges), WRITERS_AT_MOST))
+    at_once = max(1, min(threads, len(ranges), WRITERS_AT_MOST))
+    encoders = max(1, threads // at_once)
 
     def write(i: int) -> DataFile:
-        file = _Building(folder, layout.prefix + _name(numbers[i], token, layout), source.schema, layout)
+        path = layout.prefix + _name(numbers[i], token, layout)
+        file = _Building(folder, path, source.schema, layout, threads=encoders)
         for piece in source.pieces(*ranges[i], readers=at_once, copying=layout.format == "parquet"):
             if isinstance(piece, Stretch):
                 file.copy(piece)
@@ -204,9 +203,17 @@ def write_dataset(
         return list(pool.map(write, range(len(ranges))))
 
 
-def write_stream(folder: Folder, tables: Iterable[pa.Table], layout: Layout, *, token: str) -> list[DataFile]:
-    """Write tables as they come, each partition's rows to files of its own."""
-    writer = _PartitionedWriter(folder, layout, token)
+def _cpus() -> int:
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
+def write_stream(
+    folder: Folder, tables: Iterable[pa.Table], layout: Layout, *, token: str, threads: int
+) -> list[DataFile]:
+    """Write tables as they come, each partition's rows to files of its own; ``threads`` encode them."""
+    writer = _PartitionedWriter(folder, layout, token, threads=threads)
     for table in tables:
         writer.append(table)
     return writer.close()
@@ -219,10 +226,11 @@ class _PartitionedWriter:
     largest partitions are written, and what the others hold is copied.
     """
 
-    def __init__(self, folder: Folder, layout: Layout, token: str) -> None:
+    def __init__(self, folder: Folder, layout: Layout, token: str, *, threads: int) -> None:
         self._folder = folder
         self._layout = layout
         self._token = token
+        self._threads = threads
         self._building: dict[str, _Building] = {}
         self._opened: dict[str, None] = {}  # those with an open file, the last used last
         self._numbers: dict[str, int] = {}
@@ -249,7 +257,8 @@ class _PartitionedWriter:
     def _begin(self, prefix: str, schema: pa.Schema) -> _Building:
         number = self._numbers[prefix] = self._numbers.get(prefix, -1) + 1
         path = self._layout.prefix + prefix + _name(number, self._token, self._layout)
-        file = self._building[prefix] = _Building(self._folder, path, schema, self._layout)
+        file = _Building(self._folder, path, schema, self._layout, threads=self._threads)
+        self._building[prefix] = file
         return file
 
     def _finish(self, prefix: str) -> None:

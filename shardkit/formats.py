@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import json
 import math
 import uuid
@@ -78,15 +79,15 @@ def partitioning_of(names: Sequence[str], columns: Mapping[str, str]) -> Any:
     return pads.partitioning(pa.schema(list(zip(names, kinds, strict=True))), flavor="hive")
 
 
-def open_writer(path: Path, schema: pa.Schema, format: str) -> FileWriter:
-    """Begin a file.
+def open_writer(path: Path, schema: pa.Schema, format: str, *, threads: int = 1) -> FileWriter:
+    """Begin a file; ``threads`` is how many may encode it.
 
     Raises:
         PipelineError: the format cannot hold a column of ``schema``.
         StorageError: the file cannot be written.
     """
     kinds: dict[str, Callable[[Path, pa.Schema], FileWriter]] = {
-        "parquet": _Parquet,
+        "parquet": functools.partial(_Parquet, threads=threads),
         "jsonl": _JsonLines,
         "csv": _Csv,
         "arrow": _ArrowIpc,
@@ -121,10 +122,10 @@ class _Base:
 
 
 class _Parquet(_Base):
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, *, threads: int) -> None:
         self._path = path
         self._file = pa.OSFile(str(path), "wb")
-        self._groups = RowGroupsFile(self._file, schema)
+        self._groups = RowGroupsFile(self._file, schema, threads=threads)
         self._use_dictionary: list[str] | None = None
 
     def write(self, table: pa.Table) -> None:

@@ -287,17 +287,18 @@ class Supervisor:
         alone = dataclasses.replace(task, alone=position, settled={}, until=None, ahead=None)
         # A worker that has worked before may die of what an earlier record left behind: only a fresh one is proof.
         fresh = death.position == position
-        deaths_loading = 0
+        deaths_before = 0
         while True:
             try:
                 outcome = self._ask(alone, fresh=fresh)
             except Stopped:
                 return None
             except WorkerDied as again:
-                deaths_loading += again.loading
-                if deaths_loading == DEATHS_OUTSIDE_RECORDS:
+                not_at_it = again.loading or again.exit_code is None
+                deaths_before += not_at_it
+                if deaths_before == DEATHS_OUTSIDE_RECORDS:
                     raise self._hopeless(task, again) from None
-                if fresh and not again.loading:
+                if fresh and not not_at_it:
                     return Settled(failure=self._obituary(task, dataclasses.replace(again, position=position)))
                 fresh = True
                 continue
@@ -339,6 +340,8 @@ def describe_death(death: WorkerDied, timeout_s: float | None) -> tuple[str, str
     peak = "" if death.peak_memory_bytes is None else f"; its peak memory was {death.peak_memory_bytes / 1e6:,.0f} MB"
     if death.exit_code == EXIT_OUT_OF_MEMORY:
         return "MemoryError", f"there was not enough memory to store the rows{peak}"
+    if death.exit_code is None:
+        return "WorkerDied", f"the process that workers are forked from was killed (usually: out of memory){peak}"
     if death.signal_name is None:
         return "WorkerDied", f"the worker process exited with code {death.exit_code}{peak}"
     guess = " (usually: out of memory)" if death.signal_name == "SIGKILL" else ""

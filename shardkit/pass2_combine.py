@@ -96,7 +96,8 @@ def write_merged(
             yield table
 
     try:
-        return write_stream(folder, tables(), merge.layout, token=token), schemas[0] if schemas else pa.schema([])
+        files = write_stream(folder, tables(), merge.layout, token=token, threads=threads or 1)
+        return files, schemas[0] if schemas else pa.schema([])
     except ShardkitError:
         raise
     except Exception as error:

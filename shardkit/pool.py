@@ -1,6 +1,6 @@
 """Worker processes, each of which may die without harm to the others.
 
-They are fresh interpreters, not forks: no ``__main__`` guard is needed, and no lock of the parent's is copied.
+They are forks of a process of their own, not of this one: no ``__main__`` guard is needed, and no lock is copied.
 joblib's own executor is no choice here, for it takes all its workers down when one of them dies.
 """
 
@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import queue
-import resource
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -23,8 +19,10 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from shardkit import forkserver
 from shardkit.board import Board
 from shardkit.errors import RunFailed, RunInterrupted
+from shardkit.forkserver import Start
 from shardkit.storage import is_remote
 from shardkit.worker import Failure, spool_of
 
@@ -36,22 +34,6 @@ if TYPE_CHECKING:
 
 TICK_S = 0.1
 GOODBYE_S = 2.0
-BOOTSTRAP = (
-    "import sys; sys.path[:] = {path}; from shardkit.worker import main; main({fd}, {board}, {number}, {store!r})"
-)
-# One thread a worker, for there is a worker a CPU; and an allocator that gives back what is freed.
-WORKER_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system"} | dict.fromkeys(
-    (
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "NUMBA_NUM_THREADS",
-        "ARROW_IO_THREADS",
-    ),
-    "1",
-)
 
 
 class Stopped(Exception):
@@ -63,7 +45,8 @@ class WorkerDied(Exception):
     """A worker ended, or was ended, before its chunk did.
 
     ``position`` is the record that it was at (-1: none), ``seconds`` how long it had been at it; ``loading`` says
-    that it had not even loaded the function.
+    that it had not even loaded the function. Without an ``exit_code`` it was no record's doing: what workers are forked
+    from has ended.
     """
 
     position: int
@@ -89,25 +72,13 @@ class WorkerProcess:
     def __init__(self, settings: WorkerSettings, board: Board, number: int) -> None:
         self.slot = board.slots[number]
         self.slot.begin_chunk()
-        self._parents_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        store = urlsplit(settings.input_root).scheme if is_remote(settings.input_root) else None
         ours, theirs = socket.socketpair()
-        with theirs, _no_interrupt():
-            fd, shared = theirs.fileno(), board.descriptor
-            store = urlsplit(settings.input_root).scheme if is_remote(settings.input_root) else None
-            self._process = subprocess.Popen(  # noqa: S603  our own interpreter and code
-                [
-                    sys.executable,
-                    "-c",
-                    BOOTSTRAP.format(path=sys.path, fd=fd, board=shared, number=number, store=store),
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[fd, shared],
-                env=WORKER_ENVIRONMENT | dict(os.environ),
-            )
-        self._connection = Connection(ours.detach())
+        with ours, theirs:
+            self._child = forkserver.fork(Start.here(number, store), [theirs.fileno(), board.descriptor])
+            self._connection = Connection(ours.detach())
         self._settings: WorkerSettings | None = settings
         self.is_fresh = True
-        self._exit_code: int | None = None
         self._peak: int | None = None
 
     def ask(self, task: ChunkTask, *, timeout_s: float | None, stop: Stop) -> dict[str, Any]:
@@ -132,6 +103,10 @@ class WorkerProcess:
     def _introduce(self, stop: Stop) -> None:
         """Send the settings to a new worker, and wait until it has loaded the function."""
         if self._settings is not None:
+            try:
+                _ = self._child.pid
+            except OSError as error:
+                raise _cannot_start(error) from error
             self._connection.send(_located(self._settings))
             self._receive(None, stop)
             self._settings = None
@@ -140,7 +115,7 @@ class WorkerProcess:
         while not self._connection.poll(TICK_S):
             self._note_peak()
             # Where the function has forked, its children keep the pipe open when the worker is dead.
-            if self._reap(wait=False) and not self._connection.poll(0):
+            if self._child.ending() is not None and not self._connection.poll(0):
                 raise EOFError
             if stop.asked:
                 self.slot.ask_to_stop()
@@ -162,36 +137,21 @@ class WorkerProcess:
         reading = self.slot.read()
         seconds = time.monotonic() - reading.started if reading.started else 0.0
         loading = self._settings is not None
-        return WorkerDied(reading.record, loading, self._exit_code, seconds, timed_out, self._peak)
+        ending = self._child.wait()
+        position = reading.record if ending.exit_code is not None or timed_out else -1
+        return WorkerDied(position, loading, ending.exit_code, seconds, timed_out, ending.peak_bytes or self._peak)
 
     def _note_peak(self) -> None:
-        """Remember how much memory the process has had: of a dead one, not more than its parent, nobody can tell."""
-        with contextlib.suppress(OSError), open(f"/proc/{self._process.pid}/status") as status:
+        """Remember how much memory the process has had, for it may end without anybody to tell."""
+        with contextlib.suppress(OSError), open(f"/proc/{self._child.pid}/status") as status:
             for line in status:
                 if line.startswith("VmHWM:"):
                     self._peak = int(line.split()[1]) * 1024
                     return
 
-    def _reap(self, *, wait: bool = True) -> bool:
-        """Take note of the process's end: how it ended, and how much memory it had had. Says whether it has ended."""
-        if self._exit_code is None:
-            with contextlib.suppress(ChildProcessError):  # somebody else has waited for it
-                pid, status, usage = os.wait4(self._process.pid, 0 if wait else os.WNOHANG)
-                if pid == 0:
-                    return False
-                self._exit_code = os.waitstatus_to_exitcode(status)
-                # A process begins with its parent's peak; what is not above that tells less than was noted before.
-                if usage.ru_maxrss > self._parents_peak:
-                    self._peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
-            self._process.returncode = self._exit_code if self._exit_code is not None else -signal.SIGKILL
-        return True
-
     def kill(self) -> None:
         """End the process at once."""
-        if not self._reap(wait=False):
-            with contextlib.suppress(ProcessLookupError):  # another thread was faster
-                os.kill(self._process.pid, signal.SIGKILL)
-            self._reap()
+        self._child.kill()
 
     def hang_up(self) -> None:
         """Let the process end by itself."""
@@ -202,16 +162,21 @@ class WorkerProcess:
     def close(self) -> None:
         """See that the process has ended; one that was never asked for anything has nothing to end."""
         if self._settings is not None:
-            self.kill()
-        self._wait()
+            self._child.forget()
+        else:
+            self._wait()
 
     def _wait(self) -> None:
         """Wait for the process's end, which is near, but not for ever."""
-        deadline = time.monotonic() + GOODBYE_S
-        while not self._reap(wait=False):
-            if time.monotonic() > deadline:
-                self.kill()
-            time.sleep(0.005)
+        if self._child.ending(timeout_s=GOODBYE_S) is None:
+            self.kill()
+
+
+def _cannot_start(error: OSError) -> RunFailed:
+    return RunFailed(
+        f"Cannot start a worker process: {error.strerror}.",
+        hint="Use fewer workers, or raise the limits on processes and open files; then run or resume.",
+    )
 
 
 def _located(settings: WorkerSettings) -> WorkerSettings:
@@ -221,16 +186,6 @@ def _located(settings: WorkerSettings) -> WorkerSettings:
     from shardkit.stores import located
 
     return dataclasses.replace(settings, input_access=located(settings.input_root, settings.input_access))
-
-
-@contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Have processes that are started in the block begin deaf to Ctrl-C, which is the parent's to deal with."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Stop:
@@ -298,10 +253,7 @@ class WorkerPool:
         try:
             return WorkerProcess(self._settings, self._board, number)
         except OSError as error:
-            raise RunFailed(
-                f"Cannot start a worker process: {error.strerror}.",
-                hint="Use fewer workers, or raise the limits on processes and open files; then run or resume.",
-            ) from error
+            raise _cannot_start(error) from error
 
     @contextlib.contextmanager
     def worker(self, *, fresh: bool = False) -> Iterator[WorkerProcess]:

@@ -1,7 +1,7 @@
 """Row groups of Parquet files taken as they are: their bytes are copied, and only the footer is written anew.
 
 What would be written of the same rows is the same but for its place in the file, so that rows of large parts need be
-neither decoded nor encoded again.
+neither decoded nor encoded again. In the same way a row group is put together of columns that several threads encode.
 
 Source: the Parquet project's definition of the footer, parquet.thrift, whose fields have the numbers below.
 """
@@ -9,12 +9,15 @@ Source: the Parquet project's definition of the footer, parquet.thrift, whose fi
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shardkit.packing import longest_first
 from shardkit.thrift import I64, LIST, STRUCT, Field, Struct, read_struct, write_struct
 
 if TYPE_CHECKING:
@@ -26,16 +29,17 @@ COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
 ROW_GROUP_ROWS = 1 << 17
 ROW_GROUP_BYTES = 32 << 20
 DICTIONARY_SAMPLE_ROWS = 10_000
+SEVERAL_THREADS_BYTES = 1 << 20  # of a row group, before it is encoded
 
 # FileMetaData
 SCHEMA, NUM_ROWS, ROW_GROUPS, CREATED_BY, ENCRYPTION = 2, 3, 4, 6, 8
 # RowGroup
-COLUMNS, GROUP_ROWS, GROUP_OFFSET, ORDINAL = 1, 3, 5, 7
+COLUMNS, GROUP_BYTES, GROUP_ROWS, GROUP_OFFSET, GROUP_COMPRESSED_BYTES, ORDINAL = 1, 2, 3, 5, 6, 7
 # ColumnChunk: of a chunk's indexes only those in its pages are copied.
 FILE_PATH, CHUNK_OFFSET, CHUNK, CRYPTO = 1, 2, 3, 8
 INDEXES = (4, 5, 6, 7)
 # ColumnMetaData
-CODEC, COMPRESSED_BYTES, DATA_OFFSET, INDEX_OFFSET, DICTIONARY_OFFSET, STATISTICS = 4, 7, 9, 10, 11, 12
+PATH, CODEC, COMPRESSED_BYTES, DATA_OFFSET, INDEX_OFFSET, DICTIONARY_OFFSET, STATISTICS = 3, 4, 7, 9, 10, 11, 12
 BLOOM_FILTER = (14, 15)
 ZSTD = 6
 
@@ -48,18 +52,6 @@ class RowGroup:
     stop: int
     rows: int
     entry: Struct
-
-
-def _moved(entry: Struct, by: int, ordinal: int) -> Struct:
-    """The footer's entry for a row group, where its bytes lie ``by`` bytes further on."""
-    kind, columns = entry[COLUMNS].value
-    moved = entry | {
-        COLUMNS: Field(LIST, (kind, [_moved_column(column, by) for column in columns])),
-        GROUP_OFFSET: Field(I64, _first(entry) + by),
-    }
-    if ORDINAL in entry:
-        moved[ORDINAL] = Field(entry[ORDINAL].kind, ordinal)
-    return moved
 
 
 def _moved_column(column: Struct, by: int) -> Struct:
@@ -187,27 +179,45 @@ def _read(footer: pq.FileMetaData) -> Struct | None:
         return None
 
 
-class _Sink:
-    """Where pyarrow writes what it encodes: row groups go on to the file, its beginning and its footer do not."""
+@dataclass(frozen=True)
+class _Encoded:
+    """Some columns of a table as a file by itself: its bytes, and the entry for its one row group."""
 
-    closed = False
+    data: pa.Buffer
+    entry: Struct
 
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.passing = False
-        self.kept = bytearray()
+    @classmethod
+    def of(cls, table: pa.Table, use_dictionary: list[str]) -> _Encoded:
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, table.schema, use_dictionary=use_dictionary, **COMPRESSION) as writer:
+            writer.write_table(table, row_group_size=len(table))
+        data = sink.getvalue()
+        (entry,) = _footer(data)[ROW_GROUPS].value[1]
+        return cls(data, entry)
 
-    def write(self, data: bytes) -> None:
-        if self.passing:
-            self.file.write(data)
-        else:
-            self.kept += data
+    def chunks(self) -> Iterator[tuple[str, Struct, pa.Buffer]]:
+        """What describes each chunk of a column, and its bytes, with the name of the column that it belongs to."""
+        for column in self.entry[COLUMNS].value[1]:
+            chunk = column[CHUNK].value
+            (first, *_) = chunk[PATH].value[1]
+            yield first.decode(), column, self.data.slice(_start(chunk), chunk[COMPRESSED_BYTES].value)
 
-    def flush(self) -> None:
-        """There is nothing to flush."""
 
-    def close(self) -> None:
-        """The file goes on."""
+def _encoded(table: pa.Table, use_dictionary: list[str], threads: int) -> list[_Encoded]:
+    """The columns of a table, in one file or more, as many as threads have been at work."""
+    if threads < 2 or table.num_columns < 2 or table.nbytes < SEVERAL_THREADS_BYTES:
+        return [_Encoded.of(table, use_dictionary)]
+    shares = _shares(table, min(threads, table.num_columns))
+    with ThreadPoolExecutor(len(shares), thread_name_prefix="shardkit-encode") as pool:
+        encode = lambda names: _Encoded.of(table.select(names), [n for n in use_dictionary if n in names])  # noqa: E731
+        return list(pool.map(encode, shares))
+
+
+def _shares(table: pa.Table, count: int) -> list[list[str]]:
+    """The columns' names in so many groups of about the same size."""
+    sizes = np.array([column.nbytes for column in table.columns], np.int64) + table.num_rows
+    group = longest_first(sizes, bins=count)
+    return [[name for name, g in zip(table.column_names, group, strict=True) if g == i] for i in sorted(set(group))]
 
 
 class RowGroupsFile:
@@ -216,16 +226,15 @@ class RowGroupsFile:
     Args:
         file: an open file, empty yet.
         schema: the columns of all row groups.
+        threads: how many encode the columns of a row group side by side.
     """
 
-    def __init__(self, file: Any, schema: pa.Schema) -> None:
+    def __init__(self, file: Any, schema: pa.Schema, *, threads: int = 1) -> None:
         self._file = file
         self._schema = schema
+        self._threads = threads
         self._entries: list[bytes] = []
         self._rows = 0
-        self._sink = _Sink(file)
-        self._encoder: pq.ParquetWriter | None = None
-        self._encoding_from = 0
         self._copying_from: int | None = None
         file.write(MAGIC)
 
@@ -235,12 +244,18 @@ class RowGroupsFile:
         Raises:
             OSError: the file cannot be written.
         """
-        if self._encoder is None:
-            self._encoder = pq.ParquetWriter(self._sink, self._schema, use_dictionary=use_dictionary, **COMPRESSION)
-            self._encoding_from = self._file.tell() - len(self._sink.kept)  # where that file would begin
-            self._sink.kept.clear()
-            self._sink.passing = True
-        self._encoder.write_table(table, row_group_size=len(table))
+        encoded = _encoded(table, use_dictionary, self._threads)
+        chunks: dict[str, list[tuple[Struct, pa.Buffer]]] = {}
+        for name, column, data in (chunk for some in encoded for chunk in some.chunks()):
+            chunks.setdefault(name, []).append((column, data))
+        at = self._file.tell()
+        columns = []
+        for column, data in (chunk for name in table.column_names for chunk in chunks[name]):
+            columns.append(_moved_column(column, at - _start(column[CHUNK].value)))
+            self._file.write(data)
+            at += data.size
+        sums = {n: sum(some.entry[n].value for some in encoded) for n in (GROUP_BYTES, GROUP_COMPRESSED_BYTES)}
+        self._add(encoded[0].entry | {n: Field(I64, size) for n, size in sums.items()}, columns, len(table))
 
     def copy(self, stretch: Stretch) -> None:
         """Append some of the bytes of a row group.
@@ -249,26 +264,21 @@ class RowGroupsFile:
             OSError: the file cannot be written.
         """
         if self._copying_from is None:
-            self._end_encoding()
             self._copying_from = self._file.tell()
         self._file.write(stretch.data)
-        if stretch.group is not None:
-            by = self._copying_from - stretch.group.start
-            self._add(_moved(stretch.group.entry, by, len(self._entries)), stretch.group.rows)
+        if (group := stretch.group) is not None:
+            by = self._copying_from - group.start
+            columns = [_moved_column(column, by) for column in group.entry[COLUMNS].value[1]]
+            self._add(group.entry, columns, group.rows)
             self._copying_from = None
 
-    def _end_encoding(self) -> None:
-        if self._encoder is None:
-            return
-        self._sink.passing = False
-        self._encoder.close()
-        self._encoder = None
-        for entry in _footer(pa.py_buffer(self._sink.kept))[ROW_GROUPS].value[1]:
-            self._add(_moved(entry, self._encoding_from, len(self._entries)), entry[GROUP_ROWS].value)
-        self._sink.kept.clear()
-
-    def _add(self, entry: Struct, rows: int) -> None:
-        self._entries.append(write_struct(entry))
+    def _add(self, entry: Struct, columns: list[Struct], rows: int) -> None:
+        """Take in the entry for a row group, whose columns have their place in this file by now."""
+        begin = Field(I64, min(_start(column[CHUNK].value) for column in columns))
+        moved = entry | {COLUMNS: Field(LIST, (STRUCT, columns)), GROUP_OFFSET: begin}
+        if ORDINAL in entry:
+            moved[ORDINAL] = Field(entry[ORDINAL].kind, len(self._entries))
+        self._entries.append(write_struct(moved))
         self._rows += rows
 
     def close(self) -> None:
@@ -277,7 +287,6 @@ class RowGroupsFile:
         Raises:
             OSError: the file cannot be written.
         """
-        self._end_encoding()
         groups = Field(LIST, (STRUCT, self._entries))
         footer = write_struct(_empty(self._schema) | {NUM_ROWS: Field(I64, self._rows), ROW_GROUPS: groups})
         self._file.write(footer + len(footer).to_bytes(4, "little") + MAGIC)

@@ -131,9 +131,7 @@ def _outcome(worker: _Worker, task: ChunkTask) -> dict[str, Any] | Failure:
 
 
 def _settle_in(store: str | None) -> None:
-    """Leave Ctrl-C to the parent, die with it, be the first to go when memory runs out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the parent had it blocked until here
+    """Die with the parent, be the first to go when memory runs out."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.1 s
     if sys.platform == "linux":
@@ -141,19 +139,26 @@ def _settle_in(store: str | None) -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("800")
-    # What every chunk needs is imported while the parent is still listing the input.
     import pyarrow as pa
-
-    import shardkit.parts
-    import shardkit.runfolder
 
     pa.set_cpu_count(1)
     if store is not None:
-        import shardkit.objectstore  # noqa: F401
         from shardkit.stores import get_ready
 
         with contextlib.suppress(Exception):  # whoever fetches from it will tell
             get_ready(store)
+
+
+def preload(store: str | None) -> None:
+    """Import what every chunk needs, and with a ``store`` what fetches from it."""
+    import shardkit.parts
+    import shardkit.rows
+    import shardkit.runfolder
+
+    if store is not None:
+        import obstore.store  # noqa: F401  only to have it
+
+        import shardkit.objectstore  # noqa: F401
 
 
 class _Log(io.FileIO):

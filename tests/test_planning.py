@@ -383,10 +383,9 @@ FLOORS = (
         "partfiles",
         "functions",
         "schema",
-        "rowgroups",
         "values",
     },
-    {"groups", "packing", "days"},
+    {"groups", "packing", "days", "rowgroups"},
     {"joining", "records", "runfolder", "rows", "formats", "inputs", "container", "jobs"},
     {
         "parts",
@@ -403,7 +402,7 @@ FLOORS = (
         "schedule",
     },
     {"charts", "history_page", "job_report", "deploying"},
-    {"worker", "pool", "micro"},
+    {"worker", "forkserver", "pool", "micro"},
     {"macro", "handover", "report", "attempt"},
     {
         "pass1_preprocessing",
