@@ -92,14 +92,14 @@ def _read_pipeline(pipeline: str | None, given: dict[str, Any], *, expect_work: 
 
     With ``expect_work`` the workers get ready meanwhile, unless the work is an engine's.
     """
-    from shardkit import forkserver
+    from shardkit.forkserver import begin_server, end_server
 
     if expect_work and not given.get("engine"):
         with contextlib.suppress(OSError):  # whoever needs it will tell
-            forkserver.begin()
+            begin_server()
     made = _made_of(pipeline, _settings(given))
     if made.engine is not None:
-        forkserver.end()
+        end_server()
     return made
 
 

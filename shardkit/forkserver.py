@@ -195,7 +195,7 @@ _current: _Server | None = None
 _choosing = threading.Lock()
 
 
-def begin() -> None:
+def begin_server() -> None:
     """Have the server get ready, for it will be needed soon.
 
     Raises:
@@ -204,14 +204,14 @@ def begin() -> None:
     _server()
 
 
-def end() -> None:
+def end_server() -> None:
     """Have the server end, once its children have."""
     global _current  # noqa: PLW0603  there is one a process
     with _choosing:
         _current = None
 
 
-def fork(start: Start, descriptors: Sequence[int]) -> Child:
+def fork_worker(start: Start, descriptors: Sequence[int]) -> Child:
     """Ask for a worker that has copies of the descriptors: its end of the pipe, and the board's.
 
     Raises:
@@ -226,7 +226,7 @@ def fork(start: Start, descriptors: Sequence[int]) -> Child:
             try:
                 server.send(start, passed)
             except ConnectionError:  # somebody has killed it
-                end()
+                end_server()
                 server = _server()
                 server.send(start, passed)
     except BaseException:

@@ -135,10 +135,10 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, A
 
 
 def _pass1(given: argparse.Namespace, container: Container, begun: float) -> None:
-    from shardkit import forkserver
+    from shardkit.forkserver import begin_server
 
     with contextlib.suppress(OSError):  # whoever needs it will tell
-        forkserver.begin()  # it gets ready while the plan is read
+        begin_server()  # it gets ready while the plan is read
     from shardkit.attempt import Attempt
     from shardkit.pass1_preprocessing import Share, run_pass1
     from shardkit.progress import counted, make_progress

@@ -19,10 +19,9 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from shardkit import forkserver
 from shardkit.board import Board
 from shardkit.errors import RunFailed, RunInterrupted
-from shardkit.forkserver import Start
+from shardkit.forkserver import Start, fork_worker
 from shardkit.storage import is_remote
 from shardkit.worker import Failure, spool_of
 
@@ -75,7 +74,7 @@ class WorkerProcess:
         store = urlsplit(settings.input_root).scheme if is_remote(settings.input_root) else None
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            self._child = forkserver.fork(Start.here(number, store), [theirs.fileno(), board.descriptor])
+            self._child = fork_worker(Start.here(number, store), [theirs.fileno(), board.descriptor])
             self._connection = Connection(ours.detach())
         self._settings: WorkerSettings | None = settings
         self.is_fresh = True

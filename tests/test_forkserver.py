@@ -12,7 +12,7 @@ import pytest
 from crashing import LINUX, Project, descendants, dying, is_alive, wait_for
 
 import shardkit as sk
-from shardkit import forkserver
+from shardkit.forkserver import end_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
     made.write_records(["x"] * 6)
     made.write_function(FEATURES)
     yield made
-    forkserver.end()
+    end_server()
 
 
 def rows(project: Project, name: str, **fields: Any) -> list[dict[str, Any]]:
@@ -215,8 +215,8 @@ def test_nothing_outlives_the_program(project: Project, number: signal.Signals) 
 
 ENDS_EARLY = """
 import os
-from shardkit import forkserver
-forkserver.begin()
+from shardkit.forkserver import begin_server
+begin_server()
 print(open(f"/proc/self/task/{os.getpid()}/children").read())
 """
 
