@@ -286,12 +286,12 @@ def main(control: int) -> None:
     """The program of the server, and in each of its forks that of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the parent had it blocked until here
-    from shardkit import worker
+    from shardkit.worker import preload, work
 
-    worker.preload(None)
+    preload(None)
     call = _Forks(socket.socket(fileno=control)).serve()
     if call is not None:
-        worker.main(*call)
+        work(*call)
 
 
 class _Forks:
@@ -347,9 +347,9 @@ class _Forks:
             return None
         *given, told = descriptors
         status = Connection(told, readable=False)
-        from shardkit import worker
+        from shardkit.worker import preload
 
-        worker.preload(start.store)
+        preload(start.store)
         gc.freeze()  # what is here already no fork shall look through
         try:
             pid = os.fork()

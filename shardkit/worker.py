@@ -100,7 +100,7 @@ class Failure:
     error: ShardkitError
 
 
-def main(descriptor: int, board: int, number: int, store: str | None) -> None:
+def work(descriptor: int, board: int, number: int, store: str | None) -> None:
     """Serve chunks until the other end of the pipe hangs up; ``store`` is the kind that objects are fetched from."""
     connection = Connection(descriptor)
     os.set_inheritable(descriptor, False)  # noqa: FBT003  it takes no name
