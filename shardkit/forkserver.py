@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import importlib
 import os
 import pickle
 import resource
@@ -23,7 +24,7 @@ import time
 import weakref
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,6 +60,7 @@ READ_AT_START = (
     "GLIBC_",
     "LC_",
 )
+Call: TypeAlias = tuple[int, int, int, "str | None", int]  # the arguments of `shardkit.worker.work`
 LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 DESCRIPTORS = 4  # that come with a request for a fork: the pipe, the board, stderr, and where to tell of it
 LENGTH, BEGUN, ENDED = struct.Struct("!Q"), struct.Struct("!q"), struct.Struct("!iq")
@@ -286,8 +288,9 @@ def main(control: int) -> None:
     """The program of the server, and in each of its forks that of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the parent had it blocked until here
-    from shardkit.worker import preload, work
+    from shardkit.worker import be_called, preload, work
 
+    be_called("shardkit-forks")
     preload(None)
     call = _Forks(socket.socket(fileno=control)).serve()
     if call is not None:
@@ -299,6 +302,7 @@ class _Forks:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
+        self._pid = os.getpid()
         self._children: dict[int, Connection] = {}
         self._ended, waking = os.pipe()
         for descriptor in (self._ended, waking):
@@ -307,7 +311,7 @@ class _Forks:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
 
-    def serve(self) -> tuple[int, int, int, str | None] | None:
+    def serve(self) -> Call | None:
         """Serve until the program has ended, and then return None; in a fork return what the worker is called with."""
         while True:
             ready = wait([self._control, self._ended])
@@ -340,7 +344,7 @@ class _Forks:
         content: Start | int = pickle.loads(data)  # noqa: S301  from our own parent
         return content, descriptors
 
-    def _fork(self, start: Start, descriptors: list[int]) -> tuple[int, int, int, str | None] | None:
+    def _fork(self, start: Start, descriptors: list[int]) -> Call | None:
         if len(descriptors) != DESCRIPTORS:  # the system drops those for which there is no room
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -367,7 +371,7 @@ class _Forks:
             status.close()
         return None
 
-    def _become(self, start: Start, pipe: int, board: int, stderr: int) -> tuple[int, int, int, str | None]:
+    def _become(self, start: Start, pipe: int, board: int, stderr: int) -> Call:
         """Turn a fork of the server into what would have been started by the parent."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -382,12 +386,13 @@ class _Forks:
         os.environ.update(start.environment)
         time.tzset()
         sys.path[:] = start.path
+        importlib.invalidate_caches()  # what has come since may be imported too
         if start.folder is not None:
             with contextlib.suppress(OSError):
                 os.chdir(start.folder)
         if (random := sys.modules.get("numpy.random")) is not None:
             random.seed()  # or all workers would draw the same numbers
-        return pipe, board, start.number, start.store
+        return pipe, board, start.number, start.store, self._pid
 
     def _reap(self) -> None:
         """Tell of the children that have ended."""

@@ -128,7 +128,7 @@ class Source:
                     continue
                 while ahead:
                     yield from ahead.popleft().result()
-                yield from self._bit_by_bit(first, opening, wanted[first], copying=copying)
+                yield from self._bit_by_bit(first, opening, wanted[first], copying=copying, alone=readers == 1)
             while ahead:
                 yield from ahead.popleft().result()
 
@@ -159,9 +159,9 @@ class Source:
         return tables
 
     def _bit_by_bit(
-        self, i: int, opening: Callable[[], Any], spans: Spans, *, copying: bool
+        self, i: int, opening: Callable[[], Any], spans: Spans, *, copying: bool, alone: bool
     ) -> Iterator[pa.Table | Stretch]:
-        """The rows of a large part."""
+        """The rows of a large part; where nobody else reads, Arrow's threads decode its columns side by side."""
         with opening() as opened:
             file = pq.ParquetFile(opened)
             copied = copied_groups(file.metadata, self.schema) if copying else [None] * file.num_row_groups
@@ -173,13 +173,15 @@ class Source:
                     yield from stretches(opened, group, PIECE_BYTES)
                     self.read.append(rows)
                 elif some:
-                    yield from self._group(i, file, number, begin, some)
+                    yield from self._group(i, file, number, begin, some, alone=alone)
                 begin += rows
 
-    def _group(self, i: int, file: pq.ParquetFile, group: int, begin: int, spans: Spans) -> Iterator[pa.Table]:
+    def _group(
+        self, i: int, file: pq.ParquetFile, group: int, begin: int, spans: Spans, *, alone: bool
+    ) -> Iterator[pa.Table]:
         footer = file.metadata.row_group(group)
         step = max(1, min(PIECE_ROWS, PIECE_BYTES * footer.num_rows // max(footer.total_byte_size, 1)))
-        for batch in file.iter_batches(step, row_groups=[group], use_threads=False):
+        for batch in file.iter_batches(step, row_groups=[group], use_threads=alone):
             if some := overlap(spans, begin, begin + len(batch)):
                 table = pa.Table.from_batches([batch])
                 yield self._fit(i, _only(table, [(low - begin, high - begin) for low, high in some]))

@@ -100,12 +100,15 @@ class Failure:
     error: ShardkitError
 
 
-def work(descriptor: int, board: int, number: int, store: str | None) -> None:
-    """Serve chunks until the other end of the pipe hangs up; ``store`` is the kind that objects are fetched from."""
+def work(descriptor: int, board: int, number: int, store: str | None, parent: int) -> None:
+    """Serve chunks until the other end of the pipe hangs up, or the process ``parent`` ends.
+
+    ``store`` is the kind that objects are fetched from.
+    """
     connection = Connection(descriptor)
     os.set_inheritable(descriptor, False)  # noqa: FBT003  it takes no name
     output = _Output()
-    _settle_in(store)
+    _settle_in(store, parent)
     slot = Slot.inherited(board, number)
     with contextlib.suppress(EOFError, ConnectionError):
         settings: WorkerSettings | None = connection.recv()
@@ -130,13 +133,16 @@ def _outcome(worker: _Worker, task: ChunkTask) -> dict[str, Any] | Failure:
         os._exit(EXIT_OUT_OF_MEMORY)
 
 
-def _settle_in(store: str | None) -> None:
+def _settle_in(store: str | None, parent: int) -> None:
     """Die with the parent, be the first to go when memory runs out."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.1 s
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        be_called("shardkit-worker")
+        if os.getppid() != parent:  # it was faster
+            os._exit(1)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("800")
     import pyarrow as pa
@@ -147,6 +153,13 @@ def _settle_in(store: str | None) -> None:
 
         with contextlib.suppress(Exception):  # whoever fetches from it will tell
             get_ready(store)
+
+
+def be_called(name: str) -> None:
+    """Have ``ps -o comm`` and ``top`` show the process under a name, of at most 15 letters."""
+    if sys.platform == "linux":
+        pr_set_name = 15
+        ctypes.CDLL(None).prctl(pr_set_name, name.encode())
 
 
 def preload(store: str | None) -> None:

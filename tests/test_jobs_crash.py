@@ -52,8 +52,10 @@ def committed_once(run: sk.Run) -> None:
 
 
 def command_of(process: int) -> str:
+    """The command that it was started with, and the name that it has given itself."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        files = (Path(f"/proc/{process}/{name}") for name in ("cmdline", "comm"))
+        return " ".join(file.read_bytes().replace(b"\0", b" ").decode() for file in files)
     return ""
 
 
@@ -193,7 +195,7 @@ def test_a_queue_that_was_lost_is_rebuilt(project: JobProject) -> None:
 
 
 @pytest.mark.parametrize(
-    "victim", ["supervisor", pytest.param("program", marks=SLOW), pytest.param("worker", marks=SLOW)]
+    "victim", ["supervisor", *(pytest.param(victim, marks=SLOW) for victim in ("program", "worker", "forks"))]
 )
 def test_a_job_that_is_killed_is_started_again(project: JobProject, victim: str) -> None:
     held(project)
@@ -204,7 +206,7 @@ def test_a_job_that_is_killed_is_started_again(project: JobProject, victim: str)
         if victim == "supervisor":
             victims = [next(pid for name, pid in project.supervisors().items() if "-00000-" in name)]
         else:
-            victims = processes_of(project, "bootstrap.py" if victim == "program" else "shardkit.worker")
+            victims = processes_of(project, "bootstrap.py" if victim == "program" else f"shardkit-{victim}")
         assert victims
         for process in victims:
             kill(process)
@@ -217,9 +219,9 @@ def test_a_job_that_is_killed_is_started_again(project: JobProject, victim: str)
     once_each(project, but=("a/r1.txt", "b/r1.txt", "a/r2.txt", "b/r2.txt"))
     committed_once(run)
     attempts = [job["attempts"] for job in run.jobs()]
-    killed = {"supervisor": [2, 1, 1], "program": [2, 2, 1], "worker": [1, 1, 1]}[victim]
+    killed = {"supervisor": [2, 1, 1], "program": [2, 2, 1]}.get(victim, [1, 1, 1])
     assert [len(each) for each in attempts] == killed
-    assert attempts[0][0].get("cause", "") == {"supervisor": "internal", "program": "died", "worker": ""}[victim]
+    assert attempts[0][0].get("cause", "") == {"supervisor": "internal", "program": "died"}.get(victim, "")
 
 
 def test_a_record_that_kills_its_worker_is_quarantined_in_its_job(project: JobProject) -> None:
@@ -271,7 +273,7 @@ def test_anything_is_killed_at_any_moment(project: JobProject, seed: int) -> Non
         run = project.wait_for_run()
         while time.monotonic() < deadline:
             time.sleep(moments.uniform(0.2, 1.2))
-            kind = moments.choice(["driver", "supervisor", "bootstrap.py", "shardkit.worker"])
+            kind = moments.choice(["driver", "supervisor", "bootstrap.py", "shardkit-worker", "shardkit-forks"])
             victims = {"driver": [driver.pid], "supervisor": [*project.supervisors().values()]}.get(kind)
             found = victims if victims is not None else processes_of(project, kind)
             if found:
