@@ -100,6 +100,8 @@ def _read_pipeline(pipeline: str | None, given: dict[str, Any], *, expect_work: 
     made = _made_of(pipeline, _settings(given))
     if made.engine is not None:
         end_server()
+    if made.combine is None:  # else it may have a use for NumPy's threads, which spin while other processes begin
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     return made
 
 

@@ -254,7 +254,7 @@ def _environment() -> dict[str, str]:
 
 def _surroundings() -> tuple[object, ...]:
     """What a fork has from its server, whatever it is told."""
-    known = {name: value for name, value in os.environ.items() if name.startswith(READ_AT_START)}
+    known = {name: value for name, value in _environment().items() if name.startswith(READ_AT_START)}
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     return known, sorted(cpus), [resource.getrlimit(limit) for limit in LIMITS], os.nice(0), os.geteuid()
 

@@ -137,6 +137,8 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, A
 def _pass1(given: argparse.Namespace, container: Container, begun: float) -> None:
     from shardkit.forkserver import begin_server
 
+    # NumPy's threads for linear algebra, for which this process has no use, spin while the others begin.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with contextlib.suppress(OSError):  # whoever needs it will tell
         begin_server()  # it gets ready while the plan is read
     from shardkit.attempt import Attempt

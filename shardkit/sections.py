@@ -139,7 +139,7 @@ class Shards(Section):
     @field_validator("path")
     @classmethod
     def _dated(cls, value: str | None) -> str | None:
-        from shardkit.groups import date_expression
+        from shardkit.datepaths import date_expression
 
         if value is not None:
             date_expression(value)

@@ -1,9 +1,10 @@
-"""A day made, one object of it changed, and made again, in one Python process. Prints seconds as JSON.
+"""A day made, and made again whenever one object of it has changed, in one Python process. Prints seconds as JSON.
 
-python day_in_session.py s3://BUCKET/PREFIX OUT WORKERS KEY
+python day_in_session.py s3://BUCKET/PREFIX OUT WORKERS KEY...
 """
 
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import boto3
 import shardkit as sk
 
 if __name__ == "__main__":
-    source, out, workers, key = sys.argv[1:]
+    source, out, workers, *keys = sys.argv[1:]
     pipeline = sk.Pipeline(
         function="ads:ad_features",
         source_dir=str(Path(__file__).resolve().parents[2] / "examples" / "talent_jsonl"),
@@ -22,13 +23,13 @@ if __name__ == "__main__":
         shards={"by": "date", "path": "{Y}/{m}/{d}"},
         workers=int(workers),
     )
+    client, bucket = boto3.client("s3"), source.split("/")[2]
     seconds = []
-    for turn in range(2):
+    for key in [None, *keys]:
+        if key is not None:
+            lines = client.get_object(Bucket=bucket, Key=key)["Body"].read().splitlines(keepends=True)
+            client.put_object(Bucket=bucket, Key=key, Body=b"".join(lines[1:] + lines[:1]))
         begun = time.perf_counter()
         pipeline.run(quiet=True)
         seconds.append(time.perf_counter() - begun)
-        if not turn:
-            client, bucket = boto3.client("s3"), source.split("/")[2]
-            lines = client.get_object(Bucket=bucket, Key=key)["Body"].read().splitlines(keepends=True)
-            client.put_object(Bucket=bucket, Key=key, Body=b"".join(lines[1:] + lines[:1]))
-    sys.stdout.write(json.dumps({"full_s": seconds[0], "redone_s": seconds[1]}))
+    sys.stdout.write(json.dumps({"full_s": seconds[0], "redone_s": statistics.median(seconds[1:])}))

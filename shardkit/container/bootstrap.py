@@ -51,6 +51,8 @@ def has_same_shardkit(wanted: str) -> bool:
 
 def missing(requirements: list[str]) -> list[str]:
     """Those of ``requirements`` that are not installed; all that cannot be judged."""
+    if not requirements:
+        return []
     try:
         from pip._vendor.packaging.requirements import Requirement
     except ImportError:
