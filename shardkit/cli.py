@@ -6,11 +6,11 @@ Everything for people goes to stderr; stdout holds what was asked for. Heavy imp
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gc
 import json
 import os
 import sys
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def _read_pipeline(pipeline: str | None, given: dict[str, Any], *, expect_work: 
     from shardkit.forkserver import begin_server, end_server
 
     if expect_work and not given.get("engine"):
-        with contextlib.suppress(OSError):  # whoever needs it will tell
+        with suppress(OSError):  # whoever needs it will tell
             begin_server()
     made = _made_of(pipeline, _settings(given))
     if made.engine is not None:
@@ -201,7 +201,7 @@ def _days(made: Pipeline, date: tuple[str, ...], since: str | None) -> list[str]
 def _print_plan(made: Pipeline, days: list[str] | None) -> None:
     from shardkit.report import plan_text
 
-    with contextlib.redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr):
         planned = made.plan(days=days)
     click.echo(plan_text(planned))
 
@@ -212,7 +212,7 @@ def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bo
     from shardkit.runs import Run as RunHandle
 
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what the user's own functions print
+        with redirect_stdout(sys.stderr):  # what the user's own functions print
             run = work()  # an earlier one, where there was nothing to do
     except ShardkitError:
         folder = run_folder(output, run_id)
@@ -258,7 +258,7 @@ def plan(
     made = _read_pipeline(pipeline, given, expect_work=sample is not None)
     from shardkit.report import plan_text
 
-    with contextlib.redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr):
         planned = made.plan(days=_days(made, date, since))
         estimate = made.sample(sample) if sample is not None else None
     if as_json:
@@ -475,7 +475,7 @@ def pass2(
         raise click.UsageError("Missing option '--input'.")
     fields = _settings(given) | {"function": "none:none", "input.uri": ".", "output.uri": output}
     merge = from_settings(Pipeline, fields).merge()
-    with contextlib.redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr):
         summary = combine_folders([*inputs, *more], output, merge, name=name, quiet=quiet).summary()
     click.echo(str(summary), err=True)
     if as_json:
@@ -512,7 +512,7 @@ def schedule_run(pipeline: str, *, once: bool, settings: tuple[str, ...]) -> Non
     from shardkit.schedule import Scheduler
 
     made = _read_pipeline(pipeline, {"settings": settings})
-    with contextlib.redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr):
         Scheduler(made, say=lambda text: click.echo(text, err=True)).run(once=once)
 
 

@@ -79,7 +79,7 @@ def partitioning_of(names: Sequence[str], columns: Mapping[str, str]) -> Any:
     return pads.partitioning(pa.schema(list(zip(names, kinds, strict=True))), flavor="hive")
 
 
-def open_writer(path: Path, schema: pa.Schema, format: str, *, threads: int = 1) -> FileWriter:
+def open_writer(path: Path, schema: pa.Schema, format: str, *, threads: int) -> FileWriter:
     """Begin a file; ``threads`` is how many may encode it.
 
     Raises:
