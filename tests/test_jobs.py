@@ -273,8 +273,8 @@ def test_an_engine_that_was_made_by_hand_is_found_again(project: JobProject) -> 
 
 @SLOW
 def test_a_job_that_runs_out_of_time_goes_on(project: JobProject) -> None:
-    project.write_groups(*["slow"] * 100, groups="a")  # five seconds of work
-    run = project.run_jobs(engine=project.local(max_runtime=4), workers=1)
+    project.write_groups(*["slow"] * 240, groups="a")  # twelve seconds of work
+    run = project.run_jobs(engine=project.local(max_runtime=9), workers=1)
     first, merge = run.jobs()
     assert [attempt["cause"] for attempt in first["attempts"][:-1]] == ["timeout"] * (len(first["attempts"]) - 1)
     assert 2 <= len(first["attempts"]) <= 3
