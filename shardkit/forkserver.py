@@ -160,8 +160,8 @@ class _Server:
     """The process that forks, as this one knows it; it ends when neither this process nor a child has a use for it."""
 
     def __init__(self) -> None:
-        self.owner = os.getpid()
-        self.surroundings = _surroundings()
+        self._owner = os.getpid()
+        self._surroundings = _surroundings()
         self._sending = threading.Lock()
         self._control, theirs = socket.socketpair()
         with theirs, _no_interrupt():
@@ -172,7 +172,11 @@ class _Server:
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
             )
-        weakref.finalize(self, _end, self.owner, self._control, process)
+        weakref.finalize(self, _end, os.getpid(), self._control, process)
+
+    def forks_as_things_are(self) -> bool:
+        """Whether it is this process's own, and what is not told to its forks has not changed."""
+        return self._owner == os.getpid() and self._surroundings == _surroundings()
 
     def send(self, content: Start | int, descriptors: Sequence[int] = ()) -> None:
         """Ask for a fork, or for the end of the child of that number.
@@ -228,8 +232,7 @@ def fork_worker(start: Start, descriptors: Sequence[int]) -> Child:
             try:
                 server.send(start, passed)
             except ConnectionError:  # somebody has killed it
-                end_server()
-                server = _server()
+                server = _server(instead_of=server)
                 server.send(start, passed)
     except BaseException:
         status.close()
@@ -239,11 +242,11 @@ def fork_worker(start: Start, descriptors: Sequence[int]) -> Child:
     return Child(server, status)
 
 
-def _server() -> _Server:
-    """The server of this process; a new one if there is none that forks as things are now."""
+def _server(*, instead_of: _Server | None = None) -> _Server:
+    """The server of this process; a new one if there is none that forks as things are now, or one that is dead."""
     global _current  # noqa: PLW0603
     with _choosing:
-        if _current is None or _current.owner != os.getpid() or _current.surroundings != _surroundings():
+        if _current is None or _current is instead_of or not _current.forks_as_things_are():
             _current = _Server()
         return _current
 
