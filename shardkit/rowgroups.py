@@ -229,7 +229,7 @@ class RowGroupsFile:
         threads: how many encode the columns of a row group side by side.
     """
 
-    def __init__(self, file: Any, schema: pa.Schema, *, threads: int = 1) -> None:
+    def __init__(self, file: Any, schema: pa.Schema, *, threads: int) -> None:
         self._file = file
         self._schema = schema
         self._threads = threads

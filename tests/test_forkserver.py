@@ -90,7 +90,7 @@ def test_a_worker_is_as_the_program_is_by_then(project: Project, monkeypatch: py
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SHARDKIT_TEST", "another")
-    monkeypatch.setenv("TZ", "XXX-7")
+    monkeypatch.setenv("TZ", "ABC-7")
     after = rows(project, "second")
     assert (only(before, "variable"), only(after, "variable")) == ("", "another")
     assert only(after, "folder") == str(folder)
