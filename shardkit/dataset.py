@@ -272,10 +272,14 @@ class _PartitionedWriter:
             self._finish(next(iter(self._opened)))
 
     def _relieve(self) -> None:
-        held = sum(file.held_bytes for file in self._building.values())
-        for prefix, file in sorted(self._building.items(), key=lambda item: -item[1].held_bytes):
-            if held > PARTITIONS_BYTES // 2:
-                held -= file.held_bytes
+        largest_first = sorted(self._building.items(), key=lambda item: -item[1].held_bytes)
+        sizes = [file.held_bytes for _, file in largest_first]
+        held = sum(sizes)
+        for (prefix, file), size in zip(largest_first, sizes, strict=True):
+            if prefix not in self._building:  # finished just now, so that few are open
+                held -= size
+            elif held > PARTITIONS_BYTES // 2:
+                held -= size
                 file.flush()
                 self._keep_few_open(prefix)
             else:

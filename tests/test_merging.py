@@ -49,6 +49,10 @@ def run_of(folder: Path, rows: dict[str, Any], output: str = "out", **fields: An
     )  # fmt: skip
 
 
+def merge_by(column: str) -> Merge:
+    return sk.Pipeline(function="a:b", input=".", output={"uri": "out", "partition_by": column}).merge()
+
+
 def dataset_files(run: sk.Run, suffix: str = "parquet") -> list[Path]:
     return sorted(p for p in run.output.rglob(f"*.{suffix}") if "_shardkit" not in p.parts)
 
@@ -599,6 +603,22 @@ def test_very_many_partitions(files: WriteFiles, tmp_path: Path) -> None:
     count, rows, megabytes = map(int, done.stdout.split())
     assert (count, rows) == (4000, 80_000)
     assert megabytes < 500
+
+
+def test_many_partitions_of_which_few_are_open_and_little_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardkit.dataset.PARTITIONS_OPEN", 3)
+    monkeypatch.setattr("shardkit.dataset.PARTITIONS_BYTES", 4_000)
+    chance = np.random.default_rng(1)
+    (tmp_path / "parts").mkdir()
+    rows = [{"part": int(part), "n": n, "text": "x" * n} for n, part in enumerate(chance.zipf(1.3, 600) % 12)]
+    for i in range(60):
+        pq.write_table(pa.Table.from_pylist(rows[10 * i : 10 * i + 10]), tmp_path / "parts" / f"{i:02d}.parquet")
+    monkeypatch.setattr("shardkit.merging.PIECE_ROWS", 10)
+    run = combine_folders([tmp_path / "parts"], tmp_path / "out", merge_by("part"), quiet=True)
+    table = run.dataset().to_table().sort_by("n").select(["part", "n", "text"])
+    assert table.to_pylist() == rows
 
 
 @pytest.mark.parametrize(
