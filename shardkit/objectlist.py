@@ -1,12 +1,14 @@
 """What lies under a prefix of an object store, as an Arrow table: many prefixes are listed side by side.
 
 A store lists a thousand keys a request, one request after the other. So the folders of the first levels are found
-first, level by level, and then all are listed at once. No Python object is made a key, and a long listing lies in a
-file.
+first, level by level, and then all are listed at once; meanwhile the first listing goes on for a few pages, which may
+be all that there is. No Python object is made a key, and a long listing lies in a file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,7 @@ FOLDERS_AHEAD = 4 * LISTED_AT_ONCE
 ENOUGH_FOLDERS = 16
 LEVELS = 4
 PAGE = 1000
+FEW_PAGES = 5
 
 
 def list_objects(
@@ -48,15 +51,19 @@ def list_objects(
     """
     beside: list[Piece] = []
     folders = [prefix]
-    with ThreadPoolExecutor(LISTED_AT_ONCE, thread_name_prefix="shardkit-list") as pool:
-        listing = _Listing(store, len(prefix), wanted, lambda work, folder: pool.submit(ask, lambda: work(folder)))
-        for _ in range(LEVELS):
-            if not 0 < len(folders) < ENOUGH_FOLDERS:
+    with (
+        ThreadPoolExecutor(LISTED_AT_ONCE, thread_name_prefix="shardkit-list") as pool,
+        contextlib.closing(_Listing(store, len(prefix), wanted, pool, ask)) as listing,
+    ):
+        for depth in itertools.count():
+            if (few := listing.few_pages(folders)) is not None:
+                return listing.table(few)
+            if depth == LEVELS or not 0 < len(folders) < ENOUGH_FOLDERS:
                 break
-            levels = list(pool.map(lambda folder: ask(lambda: listing.level(folder)), folders))
+            levels = list(pool.map(listing.level, folders))
             beside += itertools.chain.from_iterable(objects for objects, _ in levels)
             folders = sorted(folder for _, below in levels for folder in below)
-        listed = _side_by_side(pool, lambda folder: ask(lambda: listing.everything(folder)), folders)
+        listed = _side_by_side(pool, listing.everything, folders)
         return listing.table(itertools.chain(beside, itertools.chain.from_iterable(listed)))
 
 
@@ -85,21 +92,44 @@ class _Listing:
         store: Any,
         cut: int,
         wanted: Callable[[pa.StringArray], pa.BooleanArray],
-        beside: Callable[[Callable[[str], Any], str], Future[Any]],
+        pool: ThreadPoolExecutor,
+        ask: Callable[[Callable[[], Any]], Any],
     ) -> None:
         self._store = store
         self._cut = cut
         self._wanted = wanted
-        self._beside = beside
+        self._pool = pool
+        self._ask = ask
         self._ahead: dict[str, Future[Any]] = {}
+        self._few: Future[list[Piece] | None] | None = None
+        self._closed = False
         self._spill = Spill(LISTED)
 
     def everything(self, folder: str) -> list[Piece]:
         """The objects in a folder and below."""
-        return self._pieces(self._pages(folder))
+        found: list[Piece] = self._ask(lambda: self._pieces(self._pages(folder)))
+        return found
+
+    def few_pages(self, folders: list[str]) -> list[Piece] | None:
+        """All objects, if they are known by now; ``folders`` are those that would be looked into next.
+
+        Where that is to list a single folder from its first page on, it is waited for.
+        """
+        if self._few is None or not (self._few.done() or (len(folders) == 1 and folders[0] not in self._ahead)):
+            return None
+        few, self._few = self._few, None
+        return few.result() if few.exception() is None else None  # what failed is asked for again
+
+    def close(self) -> None:
+        """Ask for no more of those pages."""
+        self._closed = True
 
     def level(self, folder: str) -> tuple[list[Piece], list[str]]:
         """The objects right in a folder, and the folders in it; or all objects in it, where a page tells of all."""
+        found: tuple[list[Piece], list[str]] = self._ask(lambda: self._level(folder))
+        return found
+
+    def _level(self, folder: str) -> tuple[list[Piece], list[str]]:
         # Asking for both gives all objects at once, however many. So it is not asked where there may be no folders.
         if (ahead := self._ahead.pop(folder, None)) is not None:
             listed = ahead.result()
@@ -108,6 +138,8 @@ class _Listing:
                 return self._pieces(_flat(self._pages(folder), len(folder))), []
             except _NotFlat as found:
                 self._look_ahead(folder, found.keys)
+                if len(folder) == self._cut and found.pages is not None:
+                    self._few = self._pool.submit(self._all_of, found.pages)
                 listed = self._both(folder)
         objects = pa.RecordBatchReader.from_stream(listed["objects"]).read_all().to_batches(max_chunksize=BATCH_ROWS)
         return self._pieces(objects), [f"{path.rstrip('/')}/" for path in listed["common_prefixes"]]
@@ -124,7 +156,16 @@ class _Listing:
             folder = f"{folder}{step}/"
             if any("/" not in key[len(folder) :] for key in keys if key.startswith(folder)) or keys[0] == folder[:-1]:
                 return
-            self._ahead[folder] = self._beside(self._both, folder)
+            self._ahead[folder] = self._pool.submit(self._ask, functools.partial(self._both, folder))
+
+    def _all_of(self, pages: Iterator[pa.RecordBatch]) -> list[Piece] | None:
+        """What is in some pages; None if they are many."""
+        seen: list[pa.RecordBatch] = []
+        for page in pages:
+            if self._closed or len(seen) == FEW_PAGES:
+                return None
+            seen.append(page)
+        return self._pieces(seen)
 
     def table(self, pieces: Iterable[Piece]) -> pa.Table:
         """All pieces in key order. Those that are too small for a place in the file get one together."""
@@ -160,11 +201,15 @@ class _Listing:
 
 
 class _NotFlat(Exception):
-    """A folder has folders in it; ``keys`` are those of a page that begin with one of an object in such a folder."""
+    """A folder has folders in it; ``keys`` are those of a page that begin with one of an object in such a folder.
 
-    def __init__(self, keys: list[str]) -> None:
+    ``pages`` are that one and all that follow, where it is the first.
+    """
+
+    def __init__(self, keys: list[str], pages: Iterator[pa.RecordBatch] | None) -> None:
         super().__init__()
         self.keys = keys
+        self.pages = pages
 
 
 def _flat(pages: Iterable[pa.RecordBatch], cut: int) -> Iterator[pa.RecordBatch]:
@@ -175,5 +220,6 @@ def _flat(pages: Iterable[pa.RecordBatch], cut: int) -> Iterator[pa.RecordBatch]
         first = pc.index(below, scalar(value=True)).as_py()
         whole = number == 0 and len(page) < PAGE and first >= 0 and next(coming, None) is None
         if first >= 0 and not whole:
-            raise _NotFlat(page["path"][first:].to_pylist())
+            whole_listing = itertools.chain([page], coming) if number == 0 else None
+            raise _NotFlat(page["path"][first:].to_pylist(), whole_listing)
         yield page

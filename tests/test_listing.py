@@ -188,11 +188,32 @@ def test_a_listing_of_one_page_is_one_request() -> None:
     assert store.asked == [""]
 
 
-def test_folders_on_the_way_are_asked_for_at_once() -> None:
-    keys = [f"2020/01/01/{i:04d}" for i in range(1500)]
+def test_folders_on_the_way_are_asked_for_at_once_and_a_few_pages_are_listed_once() -> None:
+    keys = [f"2020/01/01/{i:04d}" for i in range(4500)]
     store = Counting(keys)
     assert listed(store)["key"].to_pylist() == keys
-    assert sorted(store.asked) == ["", "2020/01/01/", "folders of ", "folders of 2020/", "folders of 2020/01/"]
+    assert sorted(store.asked) == ["", "folders of ", "folders of 2020/", "folders of 2020/01/"]
+
+
+def test_more_than_a_few_pages_are_listed_folder_by_folder() -> None:
+    keys = [f"2020/01/0{day}/{i:04d}" for day in (1, 2, 3) for i in range(1900)]
+    store = Counting(keys)
+    assert listed(store)["key"].to_pylist() == keys
+    assert {f"2020/01/0{day}/" for day in (1, 2, 3)} < set(store.asked)
+
+
+def test_a_page_that_fails_while_folders_are_looked_for_is_made_good() -> None:
+    class FailingOnce(Counting):
+        def list(self, prefix: str | None, **options: Any) -> Iterator[Any]:
+            for number, found in enumerate(super().list(prefix, **options)):
+                if prefix is None and number == 1:
+                    raise ConnectionError
+                yield found
+
+    keys = [f"2020/01/01/{i:04d}" for i in range(2500)]
+    store = FailingOnce(keys)
+    assert listed(store)["key"].to_pylist() == keys
+    assert "2020/01/01/" in store.asked
 
 
 def test_no_folder_with_objects_in_it_is_asked_for_ahead() -> None:
