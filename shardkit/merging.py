@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 # Rows are read in pieces of about this size: small parts several at a time, large ones bit by bit.
 PIECE_ROWS = 1 << 15
 PIECE_BYTES = 8 << 20
+# Large ones are decoded in smaller steps, for memory that was just used is faster than new; a few chunks are no slower
+# to write than one.
+STEP_BYTES = 2 << 20
+FEW_CHUNKS = 8
 # Pieces read ahead by all readers together: memory is the same whether one file is written or several at once.
 READ_AHEAD = 4
 # Small parts are decoded so many rows, or bytes, at a time, by two threads where only one file is written.
@@ -106,12 +110,12 @@ class Source:
                 held.append(item)
                 rows, size = rows + len(item), size + item.nbytes
             if held and (rows >= PIECE_ROWS or size >= PIECE_BYTES or isinstance(item, Stretch)):
-                yield pa.concat_tables(held).combine_chunks()  # one chunk is written faster than a hundred
+                yield _put_together(held)
                 held, rows, size = [], 0, 0
             if isinstance(item, Stretch):
                 yield item
         if held:
-            yield pa.concat_tables(held).combine_chunks()
+            yield _put_together(held)
 
     def _slices(self, start: int, stop: int, readers: int, *, copying: bool) -> Iterator[pa.Table | Stretch]:
         """The rows from ``start`` up to ``stop``, part by part; small parts are decoded side by side."""
@@ -180,7 +184,7 @@ class Source:
         self, i: int, file: pq.ParquetFile, group: int, begin: int, spans: Spans, *, alone: bool
     ) -> Iterator[pa.Table]:
         footer = file.metadata.row_group(group)
-        step = max(1, min(PIECE_ROWS, PIECE_BYTES * footer.num_rows // max(footer.total_byte_size, 1)))
+        step = max(1, min(PIECE_ROWS, STEP_BYTES * footer.num_rows // max(footer.total_byte_size, 1)))
         for batch in file.iter_batches(step, row_groups=[group], use_threads=alone):
             if some := overlap(spans, begin, begin + len(batch)):
                 table = pa.Table.from_batches([batch])
@@ -196,6 +200,12 @@ class Source:
                 f"The rows of {_origin(self.files.parts[i])} do not fit the dataset's schema: {error}.",
                 hint="Correct the type in output.schema, then resume the run.",
             ) from error
+
+
+def _put_together(tables: list[pa.Table]) -> pa.Table:
+    """One table; many chunks are made one, which is written faster than a hundred."""
+    table = pa.concat_tables(tables)
+    return table.combine_chunks() if len(tables) > FEW_CHUNKS else table
 
 
 def _only(table: pa.Table, spans: Iterable[tuple[int, int]]) -> pa.Table:
@@ -375,7 +385,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for table in self._source.tables():
-            yield from table.to_batches()
+            yield from table.combine_chunks().to_batches()
 
 
 def combined(source: Source, function: Callable[[Batches], Any], name: str) -> Iterator[pa.Table]:
