@@ -12,6 +12,7 @@ from shardkit._version import __version__
 
 if TYPE_CHECKING:
     from shardkit import jobs
+    from shardkit.cleaning import Cleaned, clean
     from shardkit.engines.sagemaker import Local, SageMaker
     from shardkit.errors import (
         BudgetExceeded,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BudgetExceeded": "errors",
     "CatalogError": "errors",
+    "Cleaned": "cleaning",
     "CombineError": "errors",
     "InputError": "errors",
     "LedgerError": "errors",
@@ -60,6 +62,7 @@ _HOMES = {
     "StorageError": "errors",
     "SageMaker": "engines.sagemaker",
     "Summary": "summary",
+    "clean": "cleaning",
     "open_run": "runs",
     "read_sql": "query",
     "run": "runs",
@@ -68,6 +71,7 @@ _HOMES = {
 __all__ = [
     "BudgetExceeded",
     "CatalogError",
+    "Cleaned",
     "CombineError",
     "InputError",
     "LedgerError",
@@ -89,6 +93,7 @@ __all__ = [
     "StorageError",
     "Summary",
     "__version__",
+    "clean",
     "jobs",
     "open_run",
     "read_sql",

@@ -425,6 +425,29 @@ def resume(
 
 @cli.command(
     epilog="""
+shardkit clean out/ --dry-run
+shardkit clean out/ --older-than 7d
+shardkit clean pipeline.yaml --unfinished
+"""
+)
+@OUTPUT
+@click.option("--older-than", metavar="TIME", help="Only runs of which nothing was written since then: 7d, 12h, 2w.")
+@click.option("--unfinished", is_flag=True, help="Also runs that could be resumed, but not those at work.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go, and why.")
+@JSON
+def clean(output: str, older_than: str | None, *, unfinished: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove old runs that nothing counts on any more.
+
+    Each run leaves its rows and notes in a folder. Those stay that the dataset, the next run or an unfinished one needs.
+    """
+    from shardkit.cleaning import clean as clean_output
+
+    done = clean_output(_output_of(output), older_than=older_than, unfinished=unfinished, dry_run=dry_run)
+    click.echo(json.dumps(done.to_dict()) if as_json else str(done))
+
+
+@cli.command(
+    epilog="""
 shardkit pass1 --input data/p00 --output parts/p00 --function waveforms:segment_features --pattern '*.hea'
 shardkit pass1 --input data/p01 --output parts/p01 --function waveforms:segment_features --pattern '*.hea'
 shardkit pass2 --input parts/p00 --input parts/p01 --output out/

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import re
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from shardkit.clock import interval
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 MOST_DAYS = 10_000
 DAY_COLUMN = "day_partition"
 
@@ -66,11 +65,11 @@ def days_since(text: str, *, zone: datetime.tzinfo, now: datetime.datetime | Non
     Raises:
         PipelineError: it is no such time.
     """
-    match = re.fullmatch(r"\s*(\d{1,5})\s*([mhdw])\s*", text)
-    if match is None:
+    back = interval(text)
+    if back is None:
         raise PipelineError(f"--since {text}: expected a time such as 3d, 12h or 2w.")
     end = now or datetime.datetime.now(zone)
-    begin = (end - datetime.timedelta(**{UNITS[match[2]]: int(match[1])})).date()
+    begin = (end - back).date()
     return parse_days([f"{begin.isoformat()}..{end.date().isoformat()}"])
 
 

@@ -49,6 +49,7 @@ ALL_SHARDS = "all"
 RUNS = f"{STATE_DIR}/runs"
 LATEST = f"{STATE_DIR}/latest.json"
 RECORDS = "records.parquet"
+LOCK = "lock"
 KEPT_BYTES = 8 << 20  # of the records; more are read again when they are needed
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -261,11 +262,11 @@ class RunFolder:
         Raises:
             RunBusy: another process holds it.
         """
-        return self.files.lock("lock", f"Run {self.run_id} is being worked on by another process.")
+        return self.files.lock(LOCK, f"Run {self.run_id} is being worked on by another process.")
 
     def is_locked(self) -> bool:
         """Whether a process works on the run now."""
-        return self.files.is_locked("lock")
+        return self.files.is_locked(LOCK)
 
 
 def runs_of(output: Folder) -> list[RunFolder]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import re
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from shardkit.clock import new_run_id
-from shardkit.days import UNITS, days_since, zone_of
+from shardkit.clock import interval, new_run_id
+from shardkit.days import days_since, zone_of
 from shardkit.errors import PipelineError, RunInterrupted, ShardkitError
 from shardkit.runfolder import STATE_DIR
 
@@ -33,6 +32,8 @@ EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 class Schedule(BaseModel):
     """When a pipeline is due: ``every`` so long, or by a ``cron`` expression; ``since`` tells which days are looked at.
 
+    With ``clean`` such as ``7d``, run folders go that are older than that and that nothing counts on any more.
+
     In a pipeline ``schedule: 3h`` is short for ``{every: 3h}``, and ``schedule: "0 5 * * *"`` for ``{cron: ...}``.
     """
 
@@ -41,6 +42,7 @@ class Schedule(BaseModel):
     every: Annotated[str, Field(min_length=1)] | None = None
     cron: Annotated[str, Field(min_length=1)] | None = None
     since: Annotated[str, Field(min_length=1)] | None = None
+    clean: Annotated[str, Field(min_length=1)] | None = None
     zone: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="before")
@@ -50,10 +52,10 @@ class Schedule(BaseModel):
             return {"cron" if " " in given.strip() or given.startswith("@") else "every": given}
         return given
 
-    @field_validator("every", "since")
+    @field_validator("every", "since", "clean")
     @classmethod
     def _is_time(cls, value: str | None) -> str | None:
-        if value is not None and not _interval(value):
+        if value is not None and not interval(value):
             raise ValueError(f"expected a time such as 30m, 3h, 1d or 2w, not {value!r}.")
         return value
 
@@ -95,14 +97,8 @@ class Schedule(BaseModel):
         if self.cron is not None:
             due: datetime.datetime = next(CronSim(self.cron, here))
             return due
-        step = _interval(str(self.every))
+        step = cast("datetime.timedelta", interval(str(self.every)))
         return (EPOCH + ((after - EPOCH) // step + 1) * step).astimezone(here.tzinfo)
-
-
-def _interval(text: str) -> datetime.timedelta:
-    """``3h`` as a time; nothing if it is none."""
-    match = re.fullmatch(r"\s*(\d{1,5})\s*([mhdw])\s*", text)
-    return datetime.timedelta(**{UNITS[match[2]]: int(match[1])}) if match else datetime.timedelta()
 
 
 class Clock(Protocol):
@@ -193,6 +189,21 @@ class Scheduler:
             if run.run_id != planned:
                 told = "it is the last, for nothing has changed since"
             self._say(f"{begun:%Y-%m-%d %H:%M} run {run.run_id}: {told}.")
+            self._clean()
+
+    def _clean(self) -> None:
+        from shardkit.cleaning import clean_folder
+        from shardkit.progress import counted, human_bytes
+
+        if self._schedule.clean is None:
+            return
+        try:
+            done = clean_folder(self._output, older_than=self._schedule.clean)
+        except ShardkitError as error:
+            self._say(f"{self._clock.now():%Y-%m-%d %H:%M} old runs could not be removed: {error}")
+        else:
+            if done.files:
+                self._say(f"  {counted(done.files, 'file')} of old runs removed, {human_bytes(done.bytes)}.")
 
     def _days(self, now: datetime.datetime) -> tuple[str, ...] | None:
         since, shards = self._schedule.since, self._pipeline.shards

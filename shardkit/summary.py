@@ -96,6 +96,12 @@ def summarize(folder: RunFolder) -> Summary:
     )
 
 
+def status_of(folder: RunFolder) -> str:
+    """``running``, ``interrupted``, ``failed`` or ``done``, without the numbers, which take longer to find out."""
+    result, beats, is_locked = together([folder.result, folder.heartbeats, folder.is_locked])
+    return _status(folder, result, beats, is_locked=is_locked)[0]
+
+
 def _repeated(ledger: Ledger, beats: list[dict[str, Any]]) -> dict[str, int]:
     """What the workers have told in the markers, and the processes above them in their heartbeats."""
     markers = [marker for marker in ledger.markers if not marker.get("taken_over")]

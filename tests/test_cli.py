@@ -27,8 +27,8 @@ from shardkit.progress import Quiet
 if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
-COMMANDS = ["run", "plan", "status", "logs", "stop", "failures", "query", "retry", "resume", "pass1", "pass2"]
-COMMANDS += ["init", "schedule", "jobs", "engine"]
+COMMANDS = ["run", "plan", "status", "logs", "stop", "failures", "query", "retry", "resume"]
+COMMANDS += ["clean", "pass1", "pass2", "init", "schedule", "jobs", "engine"]
 MODULE = """
 import sys
 print("module imported")

@@ -66,7 +66,7 @@ FULL = """
       widen_ints: true
     combine: module_of_pipeline:combine
     incremental: true
-    schedule: {every: 3h, zone: Europe/Paris}
+    schedule: {every: 3h, zone: Europe/Paris, clean: 7d}
     engine: {kind: local, root: engine/, max_instances: 3, instance_type: ml.m5.large}
     queue: {place: jobs.sqlite, owner: ana, notify: "slack:env:HOOK"}
     input_mode: download
@@ -111,7 +111,7 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
             "isolation": "auto",
         },
         "incremental": True,
-        "schedule": {"every": "3h", "cron": None, "since": None, "zone": "Europe/Paris"},
+        "schedule": {"every": "3h", "cron": None, "since": None, "clean": "7d", "zone": "Europe/Paris"},
         "catalog": None,
         "queue": {"place": f"{here}/jobs.sqlite", "owner": "ana", "notify": ["slack:env:HOOK"]},
         "input_mode": "download",
@@ -145,7 +145,7 @@ def test_python_says_the_same(yaml_file: Callable[..., Path]) -> None:
         },
         combine="module_of_pipeline:combine",
         incremental=True,
-        schedule={"every": "3h", "zone": "Europe/Paris"},
+        schedule={"every": "3h", "zone": "Europe/Paris", "clean": "7d"},
         engine=sk.Local(root=here / "engine", max_instances=3, instance_type="ml.m5.large"),
         queue={"place": here / "jobs.sqlite", "owner": "ana", "notify": ["slack:env:HOOK"]},
         input_mode="download",

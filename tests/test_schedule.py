@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from crashing import Project, dying, wait_for
 
 import shardkit as sk
+from shardkit.cleaning import Cleaned, CleanedRun
 from shardkit.cli import cli
 from shardkit.schedule import Schedule, Scheduler, next_times
 from shardkit.storage import LocalFolder
@@ -243,6 +244,30 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "1 records done" in done.output
     again = CliRunner().invoke(cli, ["schedule", "run", str(yaml), "--once"])
     assert "next at" in again.output
+
+
+def test_old_runs_are_cleaned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cleaning(*, finds: Any) -> list[str]:
+        asked: list[Any] = []
+
+        def clean_folder(output: Any, *, older_than: str) -> Any:
+            asked.append((output.uri, older_than))
+            if isinstance(finds, Exception):
+                raise finds
+            return Cleaned(output.uri, dry_run=False, runs=finds)
+
+        monkeypatch.setattr("shardkit.cleaning.clean_folder", clean_folder)
+        scheduled = Scheduled(tmp_path, {"every": "1d", "clean": "7d"})
+        scheduled.go(monkeypatch, "2020-01-01 05:00", "2020-01-01 06:00")
+        assert asked == [(str(tmp_path / "out"), "7d")]
+        (tmp_path / "out/_shardkit/schedule.json").unlink()
+        return scheduled.said
+
+    assert "  12 files of old runs removed, 1.5 MB." in cleaning(finds=[CleanedRun("a", 12, 1_500_000, 0, "")])
+    assert not any("removed" in said for said in cleaning(finds=[]))
+    said = cleaning(finds=sk.StorageError("the disk is gone"))
+    assert "2020-01-01 05:00 old runs could not be removed: the disk is gone" in said
+    assert any("next at" in line for line in said)
 
 
 def test_sigterm_ends_it_between_runs(tmp_path: Path) -> None:
