@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ SHARDKIT = [PYTHON, "-m", "shardkit"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One run of a command: seconds and bytes."""
+    """One run of a command: seconds and bytes, and what it has printed."""
 
     wall_s: float
     cpu_s: float
     peak_bytes: int
+    stdout: bytes
 
 
 def measure(command: list[str], scratch: Path, more: dict[str, str] | None = None, *, again: bool = False) -> Measure:
@@ -32,18 +34,20 @@ def measure(command: list[str], scratch: Path, more: dict[str, str] | None = Non
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
     os.sync()
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | (more or {})
-    )
-    assert process.stderr is not None
-    told = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    wall = time.perf_counter() - started
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} exited with {process.returncode}:\n{told.decode()[-2000:]}")
-    return Measure(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    with tempfile.TemporaryFile() as answer:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=scratch, stdout=answer, stderr=subprocess.PIPE, env=os.environ | (more or {})
+        )
+        assert process.stderr is not None
+        told = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        wall = time.perf_counter() - started
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} exited with {process.returncode}:\n{told.decode()[-2000:]}")
+        answer.seek(0)
+        return Measure(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, answer.read())
 
 
 def generated(kind: str, **options: object) -> Path:

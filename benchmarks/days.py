@@ -40,7 +40,7 @@ def _command(prefix: str, output: str, workers: int) -> list[str]:
     command = shardkit_ads(Path("s3:"), workers)
     command[command.index("--input") + 1] = f"s3://{servers.BUCKET}/{prefix}"
     command[command.index("--output") + 1] = output
-    return [*command, *BY_DAY]
+    return [*command, *BY_DAY, "--json"]
 
 
 def ads_day(workers: int, scale: float, runs: int) -> dict[str, object]:
@@ -70,14 +70,29 @@ def ads_day(workers: int, scale: float, runs: int) -> dict[str, object]:
 
 
 def _tell_day(name: str, full: list[Measure], redone: list[Measure]) -> dict[str, float]:
-    whole, again = (statistics.median(m.wall_s for m in taken) for taken in (full, redone))
-    cpu, cpu_again = (statistics.median(m.cpu_s for m in taken) for taken in (full, redone))
-    verdict = "reached" if again / whole < REDO_GOAL else "MISSED"
-    print(
-        f"  {name:<22} full {whole:6.2f} s (cpu {cpu:6.2f})  redone {again:5.2f} s (cpu {cpu_again:5.2f})  "
-        f"{again / whole:.1%} of it (goal {REDO_GOAL:.0%}: {verdict})"
-    )
-    return {"full_s": whole, "redone_s": again, "full_cpu_s": cpu, "redone_cpu_s": cpu_again}
+    """Print both times: of the whole commands, and as the runs tell them, from when all is imported.
+
+    The latter is how the script by hand measures itself.
+    """
+    told: dict[str, float] = {}
+    for how, clock in (("command", _wall), ("run", _own)):
+        whole, again = (statistics.median(map(clock, taken)) for taken in (full, redone))
+        verdict = "reached" if again / whole < REDO_GOAL else "MISSED"
+        print(
+            f"  {name:<22} the {how:<7}  full {whole:6.2f} s  redone {again:5.2f} s  "
+            f"{again / whole:.1%} of it (goal {REDO_GOAL:.0%}: {verdict})"
+        )
+        told |= {f"{how}_full_s": whole, f"{how}_redone_s": again}
+    return told
+
+
+def _wall(measured: Measure) -> float:
+    return float(measured.wall_s)
+
+
+def _own(measured: Measure) -> float:
+    told: dict[str, float] = json.loads(measured.stdout)
+    return told["seconds"]
 
 
 def _in_session(where: str, port: int, keys: list[str], workers: int) -> dict[str, float]:
@@ -91,8 +106,8 @@ def _in_session(where: str, port: int, keys: list[str], workers: int) -> dict[st
     share = told["redone_s"] / told["full_s"]
     verdict = "reached" if share < REDO_GOAL else "MISSED"
     print(
-        f"  {where + ', one session':<22} full {told['full_s']:6.2f} s  redone {told['redone_s']:5.2f} s  "
-        f"{share:.1%} of it (goal {REDO_GOAL:.0%}: {verdict})"
+        f"  {where + ', one session':<22} the run      full {told['full_s']:6.2f} s  "
+        f"redone {told['redone_s']:5.2f} s  {share:.1%} of it (goal {REDO_GOAL:.0%}: {verdict})"
     )
     return told
 

@@ -438,7 +438,8 @@ shardkit clean pipeline.yaml --unfinished
 def clean(output: str, older_than: str | None, *, unfinished: bool, dry_run: bool, as_json: bool) -> None:
     """Remove old runs that nothing counts on any more.
 
-    Each run leaves its rows and notes in a folder. Those stay that the dataset, the next run or an unfinished one needs.
+    Each run leaves its rows and notes in a folder. Those stay that the dataset, the next run or an
+    unfinished one needs.
     """
     from shardkit.cleaning import clean as clean_output
 
