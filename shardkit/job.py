@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from shardkit.attempt import Attempt
     from shardkit.functions import FunctionRef
+    from shardkit.ledger import Ledger
     from shardkit.pipeline import Pipeline
     from shardkit.runfolder import RunFolder
 
@@ -157,7 +159,24 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
         with attempt:
             share = Share(shards, shard, here)
             ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=given.retry, share=share)
+            if plan["by_day"]:
+                pool.hang_up()
+                _merge_days(ledger, pipeline, changes, attempt)
     sys.stderr.write(f"Shard {shard}: {counted(ledger.done, 'record')} done, {ledger.quarantined:,} quarantined.\n")
+
+
+def _merge_days(ledger: Ledger, pipeline: Pipeline, changes: dict[str, Any], attempt: Attempt) -> None:
+    """Merge the job's own days, side by side with other jobs; where something goes wrong, pass 2 will do it or tell."""
+    from shardkit.pass2_combine import merge_days
+    from shardkit.planning import planned_merge
+    from shardkit.progress import counted
+
+    try:
+        merging = planned_merge(ledger.folder, pipeline, changes)
+        count = merge_days(ledger, merging, attempt, threads=pipeline.worker_count())
+        sys.stderr.write(f"{counted(count, 'day')} merged.\n")
+    except ShardkitError as error:
+        sys.stderr.write(f"The days are left to pass 2: {error}\n")
 
 
 def _records_in(folder: RunFolder, source: str) -> np.ndarray:

@@ -54,6 +54,11 @@ class Contents:
         }
         return {"parts": list(parts), "files": files, "columns": self.columns}
 
+    def take_in(self, other: Contents) -> None:
+        """Know also what other files hold."""
+        self.files |= other.files
+        self.columns |= other.columns
+
     @classmethod
     def load(cls, content: dict[str, Any]) -> Contents:
         """From plain data."""

@@ -176,6 +176,15 @@ class Ledger:
             found[names[int(codes[ids[0]])]] += self._parts_of(marker)
         return list(found.items())
 
+    def own_partitions(self) -> dict[str, list[CommittedPart]]:
+        """The same of the days that records of this ledger are of, where it is that of some shards."""
+        group = self._days()
+        if group is None:
+            return {}
+        names = group.dictionary.to_pylist()
+        own = {names[code] for code in set(numpy(group.indices)[self.state != ELSEWHERE].tolist())}
+        return {name: parts for name, parts in self.partitions() if name in own}
+
     def _days(self) -> pa.DictionaryArray | None:
         """Each record's day, where these are the partitions of the dataset."""
         if not self.folder.plan().get("by_day"):

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import secrets
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +26,13 @@ from shardkit.catalog import keep_registered
 from shardkit.clock import now
 from shardkit.commit import STAGING, check_name, check_owner, current_result, dataset_lock, kept_days, staging, switch
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
+from shardkit.daymerges import DayMerge, basis_of, day_merges
 from shardkit.errors import CombineError, InputError, PipelineError, ShardkitError
 from shardkit.functions import FunctionRef, user_traceback
 from shardkit.keeping import CONTENTS, Keeper
 from shardkit.ledger import WHOLE
 from shardkit.merging import combined, one_schema, read_source, schema_of
-from shardkit.progress import RowMeter
+from shardkit.progress import RowMeter, counted
 from shardkit.runfolder import RunFolder, latest_run, run_folder
 from shardkit.storage import File
 from shardkit.storage import folder as folder_at
@@ -37,9 +40,10 @@ from shardkit.together import together
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from shardkit.attempt import Attempt
+    from shardkit.keeping import Kept
     from shardkit.ledger import CommittedPart, Ledger
     from shardkit.merging import Source
     from shardkit.runs import Run
@@ -121,75 +125,159 @@ def run_pass2(
         CatalogError: the dataset is made, but could not be registered.
     """
     ledger.check()
-    plan = ledger.folder.plan()
-    with _switching(ledger.folder, attempt, name=name, fresh=fresh) as build:
-        # A combine that was sent by value has no digest here, but the plan has.
-        sent = merge.combine is not None and not merge.combine.digest
-        build.made_with = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
-        build.by_day = plan["by_day"]
-        build.form = merge.layout.form(plan["form"]["days"])
-        keeper = _keeper(ledger.folder, merge, build)
-        sources = _sources(ledger, merge, build.current)
-        keeper.look_up(name for name, *_ in sources)
-        work = [(name, keeper.keep(name, parts, source)) for name, parts, source in sources]
-        read = RowMeter(sum(k.rest.num_rows for _, k in work), lambda: sum(sum(k.rest.read) for _, k in work))
+    folder = ledger.folder
+    merged = _merged_by_jobs(ledger, merge)
+    staged = {file.path for day in merged.values() for file in day.files}
+    with _switching(folder, attempt, name=name, fresh=fresh, staged=staged) as build:
+        build.made_with, build.form = _made_with(folder, merge), _form(folder, merge)
+        build.by_day = folder.plan()["by_day"]
+        keeper = _keeper(folder, merge, build.current)
+        sources = _sources(ledger, merge, build.current, merged)
+        keeper.look_up(sources)
+        work = {name: keeper.keep(name, *found) for name, found in sources.items()}
+        read = RowMeter(
+            sum(k.rest.num_rows for k in work.values()), lambda: sum(sum(k.rest.read) for k in work.values())
+        )
         with attempt.pass2(read):
-            for partition, kept in work:
-                files, schema = write_merged(
-                    staging(ledger.folder),
-                    kept.rest,
-                    replace(merge, layout=replace(merge.layout, day=partition or None)),
-                    token=build.token,
-                    threads=threads,
-                    numbers_taken=kept.numbers,
-                )
-                keeper.note(partition, kept, files)
-                build.add(partition, [*kept.files, *files], schema)
+            for partition in sorted({*work, *merged}):
+                if (day := merged.get(partition)) is not None:
+                    keeper.contents.take_in(day.contents)
+                    build.add(partition, day.files, day.kept, day.written)
+                else:
+                    kept = work[partition]
+                    files, schema = _merged(folder, keeper, partition, kept, merge, token=build.token, threads=threads)
+                    build.add(partition, files, kept.files, schema)
+        if merged:
+            attempt.progress.note(f"{counted(len(merged), 'day')} merged by their own jobs, {len(work):,} by this one.")
         if keeper.contents.columns:
-            ledger.folder.write(CONTENTS, keeper.contents.dump())
-        build.kept = [file.path for _, kept in work for file in kept.files]
+            folder.write(CONTENTS, keeper.contents.dump())
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
-    keep_registered(merge.glue, ledger.folder.output, changed=True)
+    keep_registered(merge.glue, folder.output, changed=True)
     return build.result
 
 
-def _keeper(folder: RunFolder, merge: Merge, build: _Build) -> Keeper:
+def merge_days(ledger: Ledger, merge: Merge, attempt: Attempt, *, threads: int) -> int:
+    """Merge the days of a job, whose records are all settled, for pass 2 to take; returns how many.
+
+    Raises:
+        LedgerError: records or parts are missing.
+        SchemaConflict, CombineError, StorageError: as pass 2, which will try it again.
+    """
+    ledger.check()
+    folder, days = ledger.folder, ledger.own_partitions()
+    current = current_result(folder.output)
+    sources = {day: (parts, _source(parts, merge)) for day, parts in days.items()}
+    if any(merge.layout.day_column in source.schema.names for _, source in sources.values()):
+        return 0  # pass 2 will tell what is wrong with that
+    token = f"{folder.run_id}-{secrets.token_hex(4)}"  # another attempt's files have other names
+    with attempt.pass2(RowMeter(sum(s.num_rows for _, s in sources.values()), lambda: _rows_read(sources))):
+        for day, (parts, source) in sources.items():
+            keeper = _keeper(folder, merge, current)
+            keeper.look_up([day])
+            kept = keeper.keep(day, parts, source)
+            files, schema = _merged(folder, keeper, day, kept, merge, token=token, threads=threads)
+            basis = _basis(folder, day, parts, merge, current)
+            DayMerge(day, basis, source.schema, schema, files, kept.files, keeper.contents).note(folder)
+    return len(sources)
+
+
+def _rows_read(sources: Mapping[str, tuple[list[CommittedPart], Source]]) -> int:
+    return sum(sum(source.read) for _, source in sources.values())
+
+
+def _merged_by_jobs(ledger: Ledger, merge: Merge) -> dict[str, DayMerge]:
+    """The days that jobs have merged as they would be here."""
+    folder, plan = ledger.folder, ledger.folder.plan()
+    if not (plan["by_day"] and plan["pipeline"].get("engine")):
+        return {}
+    merged = day_merges(folder)
+    current = current_result(folder.output) if merged else None
+    fitting = {
+        name: _basis(folder, name, parts, merge, current) for name, parts in ledger.partitions() if name in merged
+    }
+    return {name: merged[name] for name, basis in fitting.items() if merged[name].basis == basis}
+
+
+def _basis(
+    folder: RunFolder, day: str, parts: list[CommittedPart], merge: Merge, current: dict[str, Any] | None
+) -> str:
+    how = [_made_with(folder, merge), _form(folder, merge), asdict(merge.layout), merge.schema]
+    return basis_of(parts, how=how, base=(current or {}).get("partitions", {}).get(day, {}).get("run"))
+
+
+def _made_with(folder: RunFolder, merge: Merge) -> dict[str, str]:
+    plan = folder.plan()
+    # A combine that was sent by value has no digest here, but the plan has.
+    sent = merge.combine is not None and not merge.combine.digest
+    return {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
+
+
+def _form(folder: RunFolder, merge: Merge) -> dict[str, Any]:
+    return merge.layout.form(folder.plan()["form"]["days"])
+
+
+def _merged(
+    folder: RunFolder, keeper: Keeper, partition: str, kept: Kept, merge: Merge, *, token: str, threads: int
+) -> tuple[list[DataFile], pa.Schema]:
+    """Write a partition's rows, but those in files that are kept; returns the files and their schema."""
+    files, schema = write_merged(
+        staging(folder),
+        kept.rest,
+        replace(merge, layout=replace(merge.layout, day=partition or None)),
+        token=token,
+        threads=threads,
+        numbers_taken=kept.numbers,
+    )
+    keeper.note(partition, kept, files)
+    return files, schema
+
+
+def _keeper(folder: RunFolder, merge: Merge, current: dict[str, Any] | None) -> Keeper:
     by_rows = merge.combine is None and merge.layout.cuts_by_rows
     return Keeper(
         folder.output,
-        build.current,
+        current,
         run_id=folder.run_id,
         rows_per_file=merge.layout.rows_per_file if by_rows else None,
-        made_with=build.made_with,
-        form=build.form,
+        made_with=_made_with(folder, merge),
+        form=_form(folder, merge),
     )
 
 
 def _sources(
-    ledger: Ledger, merge: Merge, current: dict[str, Any] | None
-) -> list[tuple[str, list[CommittedPart], Source]]:
-    """Each partition's parts and their rows, of one schema for all.
+    ledger: Ledger, merge: Merge, current: dict[str, Any] | None, merged: dict[str, DayMerge]
+) -> dict[str, tuple[list[CommittedPart], Source]]:
+    """The parts and rows of each partition that is to be merged, of one schema for all.
+
+    Days that jobs have merged of rows of another schema are taken out of ``merged``.
 
     Raises:
         SchemaConflict: the partitions, or those that stay as they are, give a column types that cannot be unified.
         PipelineError: the rows have a column that is named as days are.
     """
-    sources = [(name, parts, _source(parts, merge)) for name, parts in ledger.partitions()]
+    parts = dict(ledger.partitions())
+    sources = {name: _source(parts[name], merge) for name in parts if name not in merged}
     day = merge.layout.day_column
-    if day is None:
-        return sources
-    if any(day in source.schema.names for *_, source in sources):
+    if day is not None and any(day in source.schema.names for source in sources.values()):
         raise PipelineError(
             f"The rows have a column {day!r}, which is what the dataset's days are named by.",
             hint="Rename it in the function, then start a new run.",
         )
-    known = {}
-    if merge.combine is None and (kept := kept_days(ledger.folder.plan(), current)) and current is not None:
-        known = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
-    if merge.schema is not None:
-        return sources
-    schema = one_schema(known | {name: source.schema for name, _, source in sources}, widen_ints=merge.widen_ints)
-    return [(name, parts, replace(source, schema=schema)) for name, parts, source in sources]
+    if day is not None and merge.schema is None:
+        known = {}
+        if merge.combine is None and (kept := kept_days(ledger.folder.plan(), current)) and current is not None:
+            known = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
+        told = {name: merged[name].schema if name in merged else sources[name].schema for name in parts}
+        schema = one_schema(known | told, widen_ints=merge.widen_ints)
+        for name in [name for name in merged if _columns(merged[name].schema) != _columns(schema)]:
+            del merged[name]
+            sources[name] = _source(parts[name], merge)
+        sources = {name: replace(source, schema=schema) for name, source in sources.items()}
+    return {name: (parts[name], source) for name, source in sources.items()}
+
+
+def _columns(schema: pa.Schema) -> dict[str, pa.DataType]:
+    return {column.name: column.type for column in schema}
 
 
 def _source(parts: list[CommittedPart], merge: Merge) -> Source:
@@ -209,7 +297,7 @@ def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, A
             shard, name = part.file.key.split("/")[1:]
             path = f"part-{shard}-{name.removesuffix('.parquet')}-{build.token}.parquet"
             part.file.folder.place(part.file.key, File(staging(ledger.folder), path))
-            build.add(WHOLE, [DataFile(path, part.rows, part.bytes)], build.schema)
+            build.add(WHOLE, [DataFile(path, part.rows, part.bytes)], [], build.schema)
         build.describe(Layout("parquet", 1, None, ()), records=ledger.counts(), bytes_in=ledger.total_bytes)
     return build.result
 
@@ -254,7 +342,7 @@ def combine_folders(
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
                 files, schema = write_merged(staging(folder), source, merge, token=build.token, threads=None)
-                build.add(WHOLE, files, schema)
+                build.add(WHOLE, files, [], schema)
             size = sum(size for _, size in found)
             build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)
     return Run(folder)
@@ -306,10 +394,11 @@ class _Build:
         self._attempt = attempt
         self._name = name
 
-    def add(self, partition: str, files: list[DataFile], schema: pa.Schema) -> None:
-        """Take in the files of a partition."""
+    def add(self, partition: str, files: list[DataFile], kept: list[DataFile], schema: pa.Schema) -> None:
+        """Take in the files of a partition, new ones and those of before that are kept."""
         self._partitions[partition] = None
-        self._files += [(partition, file) for file in files]
+        self.kept += [file.path for file in kept]
+        self._files += [(partition, file) for file in (*kept, *files)]
         known = {field.name for field in self.schema}
         self.schema = pa.schema([*self.schema, *(field for field in schema if field.name not in known)])
 
@@ -343,13 +432,15 @@ class _Build:
 
 
 @contextlib.contextmanager
-def _switching(folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = False) -> Iterator[_Build]:
-    """Hold the dataset while the block builds its next state, then switch to that.
+def _switching(
+    folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = False, staged: Collection[str] = ()
+) -> Iterator[_Build]:
+    """Hold the dataset while the block builds its next state, then switch to that; ``staged`` are files of it already.
 
     Runs of different days build side by side, and wait for each other only to switch.
     """
     if folder.plan().get("by_day"):
-        build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh)
+        build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh, staged=staged)
         yield build
         with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as old:
             check_name(folder.output, old, name)
@@ -362,12 +453,28 @@ def _switching(folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = 
         switch(folder, build.result, old, build.kept)
 
 
-def _begin(folder: RunFolder, attempt: Attempt, name: str, *, current: dict[str, Any] | None, fresh: bool) -> _Build:
-    """A build in an empty staging folder."""
+def _begin(
+    folder: RunFolder,
+    attempt: Attempt,
+    name: str,
+    *,
+    current: dict[str, Any] | None,
+    fresh: bool,
+    staged: Collection[str] = (),
+) -> _Build:
+    """A build in a staging folder that holds nothing but what is ``staged``."""
     before = None
     if not fresh:
-        before, _ = together([folder.result, lambda: folder.files.remove_all(STAGING)])
+        before, _ = together([folder.result, lambda: _clear_staging(folder, staged)])
     return _Build(folder, attempt, name, current=current, generation=(before["generation"] if before else 0) + 1)
+
+
+def _clear_staging(folder: RunFolder, staged: Collection[str]) -> None:
+    if staged:
+        files = staging(folder)
+        together([partial(files.remove, entry.key) for entry in files.entries() if entry.key not in staged])
+    else:
+        folder.files.remove_all(STAGING)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@
         lock                                       held by the process that works on the run
         jobs.sqlite, jobs.json                     with an engine: the queue of its jobs, and a copy of it
         manifests/, settings/, stop.json           likewise: lists of objects, settings of a resumption, a wish to stop
+        merged/<day>.json                          what a job has made of a day, for pass 2 to take
         contents.json                              which rows of which parts the dataset's files hold
         result.json                                written last, by pass 2
 

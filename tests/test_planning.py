@@ -414,6 +414,7 @@ FLOORS = (
         "planning",
         "summary",
         "cleaning",
+        "daymerges",
         "schedule",
         "engines",
         "bundle",

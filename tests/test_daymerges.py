@@ -1,0 +1,211 @@
+"""Days that are merged by their own jobs: pass 2 takes what is still right, and makes the rest itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from job_runs import JobProject
+
+import shardkit as sk
+from shardkit.storage import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WORK = """
+import os, signal
+from pathlib import Path
+import pyarrow as pa
+
+ROOT = Path({root!r})
+
+def features(record):
+    text = Path(record).read_text()
+    if text == "bad" and not (ROOT / "mended").exists():
+        raise ValueError("bad")
+    if text == "more":
+        return {{"key": record.key, "text": text, "more": 1}}
+    return {{"key": record.key, "text": text if text != "nothing" else None}}
+
+def total(batches):
+    if (ROOT / "deadly").exists():
+        (ROOT / "deadly").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if (ROOT / "broken").exists():
+        raise RuntimeError("combine is broken")
+    for batch in batches:
+        yield batch.append_column("n", pa.array([batches.num_rows] * batch.num_rows))
+"""
+DAYS = ("2020-01-01", "2020-01-02", "2020-01-03")
+
+
+class Feed(JobProject):
+    """A folder a day with four records each, whose days are merged by jobs."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.write_function(WORK.format(root=str(root)))
+        for day in DAYS:
+            for i in range(4):
+                self.put(day, i, f"{day}.{i}")
+
+    def put(self, day: str, i: int, text: str) -> None:
+        (self.data / day).mkdir(exist_ok=True)
+        (self.data / day / f"{i}.txt").write_text(text)
+
+    def make(self, **fields: Any) -> sk.Run:
+        shards = {"by": "date", "path": "{Y}-{m}-{d}"}
+        return self.run_jobs(**({"shards": shards, "workers": 1, "max_failures": "100%"} | fields))
+
+    def said(self, run: sk.Run, job: str = "merge") -> str:
+        """What a job has said, by default that of pass 2."""
+        return "\n".join(run.logs(job))
+
+    def check(self, **more: Any) -> None:
+        """The dataset is that of the input, by the run and by the files that are there."""
+        expected = {}
+        for path in self.data.glob("*/*.txt"):
+            if (text := path.read_text()) != "bad":
+                expected[str(path.relative_to(self.data))] = text if text != "nothing" else None
+        run = sk.open_run(self.out)
+        rows = run.dataset().to_table().to_pylist()
+        assert {row["key"]: row["text"] for row in rows} == expected
+        assert len(rows) == len(expected)
+        for name, value in more.items():
+            assert {row[name] for row in rows} == value
+        there = {str(p.relative_to(self.out)) for p in self.out.rglob("*.parquet") if "_shardkit" not in p.parts}
+        result = run.folder.result()
+        assert result is not None
+        assert {file["path"] for file in result["files"]} == there
+        assert not LocalFolder(run.path).entries("dataset")
+
+
+@pytest.fixture
+def feed(tmp_path: Path) -> Iterator[Feed]:
+    made = Feed(tmp_path)
+    yield made
+    made.end()
+
+
+def test_each_job_merges_its_day_and_pass_2_takes_all(feed: Feed) -> None:
+    run = feed.make()
+    assert "3 days merged by their own jobs, 0 by this one." in feed.said(run)
+    feed.check()
+    feed.put(DAYS[1], 0, "changed")
+    again = feed.make()
+    assert "1 day merged by their own jobs, 0 by this one." in feed.said(again)
+    assert again.summary().records == {"listed": 4, "done": 1, "quarantined": 0, "skipped": 3}
+    feed.check()
+
+
+def test_a_job_with_several_days_merges_each(feed: Feed) -> None:
+    run = feed.make(shards={"by": "date", "path": "{Y}-{m}-{d}", "max_jobs": 2})
+    assert len(run.jobs()) == 3
+    assert "3 days merged by their own jobs, 0 by this one." in feed.said(run)
+    feed.check()
+
+
+def test_full_files_of_before_are_kept(feed: Feed) -> None:
+    feed.make(output={"uri": str(feed.out), "rows_per_file": 2})
+    before = {path.name for path in feed.out.glob(f"day_partition={DAYS[1]}/*")}
+    assert len(before) == 2
+    feed.put(DAYS[1], 3, "changed")
+    run = feed.make(output={"uri": str(feed.out), "rows_per_file": 2})
+    assert "1 day merged by their own jobs" in feed.said(run)
+    assert len(before & {path.name for path in feed.out.glob(f"day_partition={DAYS[1]}/*")}) == 1
+    feed.check()
+    feed.put(DAYS[1], 0, "changed too")  # what a day's files hold is known also where a job has written them
+    feed.make(output={"uri": str(feed.out), "rows_per_file": 2})
+    feed.check()
+
+
+def test_days_with_other_columns_are_merged_by_pass_2(feed: Feed) -> None:
+    feed.put(DAYS[2], 1, "more")
+    for i in range(4):
+        feed.put(DAYS[1], i, "nothing")
+    run = feed.make()
+    assert "1 day merged by their own jobs, 2 by this one." in feed.said(run)
+    feed.check(more={None, 1})
+    schema = run.dataset().schema
+    assert [str(schema.field(name).type) for name in ("key", "text", "more")] == ["string", "string", "int64"]
+
+
+def test_a_retry_merges_the_days_of_its_records_again(feed: Feed) -> None:
+    feed.put(DAYS[0], 2, "bad")
+    run = feed.make()
+    feed.check()
+    files = {path.name for path in feed.out.glob("day_partition=*/*")}
+    feed.mend()
+    feed.put(DAYS[0], 2, "bad")
+    run.retry(quiet=True)
+    assert run.summary().records == {"listed": 12, "done": 12, "quarantined": 0, "skipped": 0}
+    assert len(run.dataset().to_table()) == 12
+    assert files.isdisjoint({path.name for path in feed.out.glob("day_partition=*/*")})
+
+
+def test_what_a_combine_does_is_done_by_the_days_jobs_and_its_error_is_told_by_pass_2(feed: Feed) -> None:
+    (feed.root / "broken").touch()
+    with pytest.raises(sk.RunFailed, match="combine is broken"):
+        feed.make(combine="work:total")
+    run = sk.open_run(feed.out)
+    assert "The days are left to pass 2: combine: work:total raised RuntimeError" in feed.said(run, "00001")
+    (feed.root / "broken").unlink()
+    run.resume(quiet=True)
+    feed.check(n={4})
+    feed.put(DAYS[0], 0, "changed")
+    again = feed.make(combine="work:total")
+    assert "1 day merged by their own jobs" in feed.said(again)
+    feed.check(n={4})
+
+
+def test_a_job_that_is_killed_while_it_merges_does_so_in_its_next_attempt(feed: Feed) -> None:
+    (feed.root / "deadly").touch()
+    run = feed.make(combine="work:total")
+    assert sorted(len(job["attempts"]) for job in run.jobs()) == [1, 1, 1, 2]
+    assert "3 days merged by their own jobs, 0 by this one." in feed.said(run)
+    feed.check(n={4})
+
+
+def test_what_was_merged_in_another_way_than_is_asked_now_is_merged_again(feed: Feed) -> None:
+    feed.put(DAYS[0], 0, "bad")
+    with pytest.raises(sk.BudgetExceeded):
+        feed.make(max_failures=0)
+    run = sk.open_run(feed.out)
+    assert list(run.path.glob("merged/*.json"))
+    run.resume(quiet=True, max_failures=5, **{"output.rows_per_file": 1})
+    assert "merged by their own jobs" not in feed.said(run)
+    assert len(list(feed.out.glob("day_partition=*/*"))) == 11
+    feed.check()
+
+
+@pytest.mark.parametrize("damage", ["no file", "shorter", "other parts"])
+def test_what_is_no_more_as_it_was_is_merged_again(feed: Feed, damage: str) -> None:
+    feed.put(DAYS[0], 0, "bad")
+    with pytest.raises(sk.BudgetExceeded):
+        feed.make(max_failures=0)
+    run = sk.open_run(feed.out)
+    (staged,) = run.path.glob(f"dataset/day_partition={DAYS[1]}/*.parquet")
+    if damage == "no file":
+        staged.unlink()
+    elif damage == "shorter":
+        staged.write_bytes(staged.read_bytes()[:-1])
+    else:
+        note = run.path / "merged" / f"{DAYS[1]}.json"
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"basis": "another"}))
+    run.resume(quiet=True, max_failures=5)
+    assert "1 day merged by their own jobs, 2 by this one." in feed.said(run)
+    feed.check()
+
+
+def test_a_job_that_is_done_again_leaves_the_files_of_one_attempt(feed: Feed) -> None:
+    feed.put(DAYS[0], 0, "bad")
+    with pytest.raises(sk.BudgetExceeded):
+        feed.make(max_failures=0)
+    run = sk.open_run(feed.out)
+    late = run.path / "dataset" / f"day_partition={DAYS[1]}" / "part-00000-late.parquet"
+    late.write_bytes(b"of an attempt that was taken for dead")
+    run.resume(quiet=True, max_failures=5)
+    feed.check()
