@@ -7,14 +7,12 @@ As a program it works alone on plain directories, as the macro/micro-sharding pa
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import secrets
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +20,10 @@ import pyarrow as pa
 
 from shardkit.arrays import arrow
 from shardkit.attempt import resume_hint
+from shardkit.building import switching
 from shardkit.catalog import keep_registered
 from shardkit.clock import now
-from shardkit.commit import STAGING, check_name, check_owner, current_result, dataset_lock, kept_days, staging, switch
+from shardkit.commit import check_owner, current_result, kept_days, staging
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.daymerges import DayMerge, basis_of, day_merges
 from shardkit.errors import CombineError, InputError, PipelineError, ShardkitError
@@ -36,7 +35,6 @@ from shardkit.progress import RowMeter, counted
 from shardkit.runfolder import RunFolder, latest_run, run_folder
 from shardkit.storage import File
 from shardkit.storage import folder as folder_at
-from shardkit.together import together
 
 if TYPE_CHECKING:
     import os
@@ -48,9 +46,6 @@ if TYPE_CHECKING:
     from shardkit.merging import Source
     from shardkit.runs import Run
     from shardkit.storage import Folder
-
-
-SWITCH_PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def run_pass2(
     folder = ledger.folder
     merged = _merged_by_jobs(ledger, merge)
     staged = {file.path for day in merged.values() for file in day.files}
-    with _switching(folder, attempt, name=name, fresh=fresh, staged=staged) as build:
+    with switching(folder, attempt, name=name, fresh=fresh, staged=staged) as build:
         build.made_with, build.form = _made_with(folder, merge), _form(folder, merge)
         build.by_day = folder.plan()["by_day"]
         keeper = _keeper(folder, merge, build.current)
@@ -292,7 +287,7 @@ def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, A
         LedgerError: records or parts are missing.
     """
     ledger.check()
-    with _switching(ledger.folder, attempt, name=name) as build:
+    with switching(ledger.folder, attempt, name=name) as build:
         for part in ledger.parts():
             shard, name = part.file.key.split("/")[1:]
             path = f"part-{shard}-{name.removesuffix('.parquet')}-{build.token}.parquet"
@@ -338,7 +333,7 @@ def combine_folders(
     no_records = pa.table({name: arrow(np.zeros(0, np.int64)) for name in ("key", "shard", "chunk", "bytes")})
     with folder.lock(), attempt:
         folder.write_plan({"created": now(), "merge_of": [root.uri for root in roots]}, no_records, None)
-        with _switching(folder, attempt, name=name) as build:
+        with switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
                 files, schema = write_merged(staging(folder), source, merge, token=build.token, threads=None)
@@ -371,110 +366,6 @@ def _ledgers_of(roots: Sequence[Folder]) -> dict[str, int]:
         if (result := current_result(root)) is not None:
             total = {name: count + result["records"][name] for name, count in total.items()}
     return total
-
-
-class _Build:
-    """A dataset on its way to the switch; ``current`` is the result that describes it as it is before."""
-
-    def __init__(
-        self, folder: RunFolder, attempt: Attempt, name: str, *, current: dict[str, Any] | None, generation: int
-    ) -> None:
-        self.current = current
-        self.generation = generation
-        self.token = folder.run_id if generation == 1 else f"{folder.run_id}.{generation}"
-        self.schema = pa.schema([])
-        self.by_day = False
-        self.made_with: dict[str, str] = {}
-        self.form: dict[str, Any] = {}
-        self.kept: list[str] = []
-        self._files: list[tuple[str, DataFile]] = []
-        self._partitions: dict[str, None] = {}
-        self.result: dict[str, Any] = {}
-        self._folder = folder
-        self._attempt = attempt
-        self._name = name
-
-    def add(self, partition: str, files: list[DataFile], kept: list[DataFile], schema: pa.Schema) -> None:
-        """Take in the files of a partition, new ones and those of before that are kept."""
-        self._partitions[partition] = None
-        self.kept += [file.path for file in kept]
-        self._files += [(partition, file) for file in (*kept, *files)]
-        known = {field.name for field in self.schema}
-        self.schema = pa.schema([*self.schema, *(field for field in schema if field.name not in known)])
-
-    def describe(self, layout: Layout, *, records: dict[str, int], bytes_in: int) -> None:
-        """Make the result out of what was built."""
-        self.result = {
-            "run_id": self._folder.run_id,
-            "name": self._name,
-            "status": "done",
-            "records": records,
-            "rows": sum(file.rows for _, file in self._files),
-            "files": [
-                {"path": file.path, "rows": file.rows, "bytes": file.bytes, "partition": partition}
-                for partition, file in self._files
-            ],
-            "partitions": {partition: {"run": self._folder.run_id} | self.made_with for partition in self._partitions},
-            "by_day": self.by_day,
-            "form": self.form,
-            "bytes_in": bytes_in,
-            "bytes_out": sum(file.bytes for _, file in self._files),
-            "format": layout.format,
-            "partition_by": [*([layout.day_column] if layout.day_column else []), *layout.partition_by],
-            "columns": {field.name: str(field.type) for field in self.schema}
-            | ({layout.day_column: "string"} if layout.day_column else {}),
-            "started": self._attempt.started,
-            "finished": now(),
-            "seconds": round(self._attempt.seconds, 3),
-            "attempt": self._attempt.number,
-            "generation": self.generation,
-        }
-
-
-@contextlib.contextmanager
-def _switching(
-    folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = False, staged: Collection[str] = ()
-) -> Iterator[_Build]:
-    """Hold the dataset while the block builds its next state, then switch to that; ``staged`` are files of it already.
-
-    Runs of different days build side by side, and wait for each other only to switch.
-    """
-    if folder.plan().get("by_day"):
-        build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh, staged=staged)
-        yield build
-        with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as old:
-            check_name(folder.output, old, name)
-            switch(folder, build.result, old, build.kept)
-        return
-    with dataset_lock(folder.output) as old:
-        check_name(folder.output, old, name)  # again: another pipeline's run may have ended there meanwhile
-        build = _begin(folder, attempt, name, current=old, fresh=fresh)
-        yield build
-        switch(folder, build.result, old, build.kept)
-
-
-def _begin(
-    folder: RunFolder,
-    attempt: Attempt,
-    name: str,
-    *,
-    current: dict[str, Any] | None,
-    fresh: bool,
-    staged: Collection[str] = (),
-) -> _Build:
-    """A build in a staging folder that holds nothing but what is ``staged``."""
-    before = None
-    if not fresh:
-        before, _ = together([folder.result, lambda: _clear_staging(folder, staged)])
-    return _Build(folder, attempt, name, current=current, generation=(before["generation"] if before else 0) + 1)
-
-
-def _clear_staging(folder: RunFolder, staged: Collection[str]) -> None:
-    if staged:
-        files = staging(folder)
-        together([partial(files.remove, entry.key) for entry in files.entries() if entry.key not in staged])
-    else:
-        folder.files.remove_all(STAGING)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import shardkit as sk
-from shardkit import commit, pass2_combine
+from shardkit import building, commit
 from shardkit.files import writing
 from shardkit.runfolder import RunFolder
 
@@ -57,7 +57,7 @@ def step(name: str, do: Callable[..., Any], *, of: str = "") -> Callable[..., An
 
 
 commit._finish_switch = within_switch(commit._finish_switch)
-pass2_combine.switch = within_switch(commit.switch)
+building.switch = within_switch(commit.switch)
 commit._place = step("place", commit._place)
 RunFolder.write = step("write", RunFolder.write)  # type: ignore[method-assign]
 commit._note = step("note", commit._note)

@@ -415,6 +415,7 @@ FLOORS = (
         "summary",
         "cleaning",
         "daymerges",
+        "building",
         "schedule",
         "engines",
         "bundle",

@@ -1,0 +1,126 @@
+"""A dataset on its way: files are staged in the run folder, a result that describes it grows, and it is switched to."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from shardkit.clock import now
+from shardkit.commit import STAGING, check_name, current_result, dataset_lock, staging, switch
+from shardkit.together import together
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from shardkit.attempt import Attempt
+    from shardkit.dataset import DataFile, Layout
+    from shardkit.runfolder import RunFolder
+
+SWITCH_PATIENCE_S = 600.0
+
+
+class Build:
+    """A dataset on its way to the switch; ``current`` is the result that describes it as it is before."""
+
+    def __init__(
+        self, folder: RunFolder, attempt: Attempt, name: str, *, current: dict[str, Any] | None, generation: int
+    ) -> None:
+        self.current = current
+        self.generation = generation
+        self.token = folder.run_id if generation == 1 else f"{folder.run_id}.{generation}"
+        self.schema = pa.schema([])
+        self.by_day = False
+        self.made_with: dict[str, str] = {}
+        self.form: dict[str, Any] = {}
+        self.kept: list[str] = []
+        self._files: list[tuple[str, DataFile]] = []
+        self._partitions: dict[str, None] = {}
+        self.result: dict[str, Any] = {}
+        self._folder = folder
+        self._attempt = attempt
+        self._name = name
+
+    def add(self, partition: str, files: list[DataFile], kept: list[DataFile], schema: pa.Schema) -> None:
+        """Take in the files of a partition, new ones and those of before that are kept."""
+        self._partitions[partition] = None
+        self.kept += [file.path for file in kept]
+        self._files += [(partition, file) for file in (*kept, *files)]
+        known = {field.name for field in self.schema}
+        self.schema = pa.schema([*self.schema, *(field for field in schema if field.name not in known)])
+
+    def describe(self, layout: Layout, *, records: dict[str, int], bytes_in: int) -> None:
+        """Make the result out of what was built."""
+        self.result = {
+            "run_id": self._folder.run_id,
+            "name": self._name,
+            "status": "done",
+            "records": records,
+            "rows": sum(file.rows for _, file in self._files),
+            "files": [
+                {"path": file.path, "rows": file.rows, "bytes": file.bytes, "partition": partition}
+                for partition, file in self._files
+            ],
+            "partitions": {partition: {"run": self._folder.run_id} | self.made_with for partition in self._partitions},
+            "by_day": self.by_day,
+            "form": self.form,
+            "bytes_in": bytes_in,
+            "bytes_out": sum(file.bytes for _, file in self._files),
+            "format": layout.format,
+            "partition_by": [*([layout.day_column] if layout.day_column else []), *layout.partition_by],
+            "columns": {field.name: str(field.type) for field in self.schema}
+            | ({layout.day_column: "string"} if layout.day_column else {}),
+            "started": self._attempt.started,
+            "finished": now(),
+            "seconds": round(self._attempt.seconds, 3),
+            "attempt": self._attempt.number,
+            "generation": self.generation,
+        }
+
+
+@contextlib.contextmanager
+def switching(
+    folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = False, staged: Collection[str] = ()
+) -> Iterator[Build]:
+    """Hold the dataset while the block builds its next state, then switch to that; ``staged`` are files of it already.
+
+    Runs of different days build side by side, and wait for each other only to switch.
+    """
+    if folder.plan().get("by_day"):
+        build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh, staged=staged)
+        yield build
+        with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as old:
+            check_name(folder.output, old, name)
+            switch(folder, build.result, old, build.kept)
+        return
+    with dataset_lock(folder.output) as old:
+        check_name(folder.output, old, name)  # again: another pipeline's run may have ended there meanwhile
+        build = _begin(folder, attempt, name, current=old, fresh=fresh)
+        yield build
+        switch(folder, build.result, old, build.kept)
+
+
+def _begin(
+    folder: RunFolder,
+    attempt: Attempt,
+    name: str,
+    *,
+    current: dict[str, Any] | None,
+    fresh: bool,
+    staged: Collection[str] = (),
+) -> Build:
+    """A build in a staging folder that holds nothing but what is ``staged``."""
+    before = None
+    if not fresh:
+        before, _ = together([folder.result, lambda: _clear_staging(folder, staged)])
+    return Build(folder, attempt, name, current=current, generation=(before["generation"] if before else 0) + 1)
+
+
+def _clear_staging(folder: RunFolder, staged: Collection[str]) -> None:
+    if staged:
+        files = staging(folder)
+        together([partial(files.remove, entry.key) for entry in files.entries() if entry.key not in staged])
+    else:
+        folder.files.remove_all(STAGING)
