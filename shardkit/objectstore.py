@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import tempfile
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ LARGE_BYTES = 32 << 20
 RANGE_BYTES = 8 << 20
 RANGES_AT_ONCE = 4
 SEVERAL_PARTS_BYTES = 5 << 20  # obstore uploads what is larger in several parts
+_MAKING_SCRATCH = threading.Lock()
 HIDDEN = r"(^|/)[._]"  # names that are no input
 ANONYMOUS_HINT = "A public bucket can be read without credentials: set input.anonymous: true."
 DENIED_HINT = (
@@ -405,4 +407,5 @@ def _scratch_of(pid: int) -> tempfile.TemporaryDirectory[str]:  # noqa: ARG001  
 
 def _scratch() -> Path:
     """A folder of this process for files on their way; it goes with the process."""
-    return Path(_scratch_of(os.getpid()).name)
+    with _MAKING_SCRATCH:  # of two threads that come first, each would make one, and one of these would go at once
+        return Path(_scratch_of(os.getpid()).name)

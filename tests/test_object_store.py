@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -17,7 +20,7 @@ from crashing import check_ledger, dying, environment, is_alive, rows_of, wait_f
 from job_runs import JobProject
 
 import shardkit as sk
-from shardkit import lease, repeats
+from shardkit import lease, objectstore, repeats
 from shardkit.engines.local import available_isolation
 from shardkit.storage import folder
 
@@ -422,6 +425,23 @@ def test_an_answer_that_was_lost_does_not_lock_its_own_process_out(
     with place.lock("lock", "busy."):
         assert place.is_locked("lock")
     assert not place.is_locked("lock")
+
+
+def test_files_that_two_threads_begin_first_both_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(2, timeout=0.5)
+
+    class Slow(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
+        def __init__(self, **options: Any) -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):  # the other one does not come here
+                meeting.wait()
+            super().__init__(**options)
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Slow)
+    objectstore._scratch_of.cache_clear()
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(folder("memory://begun").begin, ["a.parquet", "b.parquet"]))
+    for path in paths:
+        path.write_bytes(b"rows")
 
 
 # ---- jobs --------------------------------------------------------------------------------------------------------
