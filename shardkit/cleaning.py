@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from shardkit.storage import Entry, Folder
 
 BEING_PLANNED_S = 3600.0  # a folder without a plan may be of a run that is about to write it
-UNUSED = "nothing counts on it"
-AT_WORK = "it is at work"
-UNFINISHED = "it is not finished and may be resumed"
-TAKEN_OVER = "others have taken over what is left of it"
+UNUSED = "no longer of use"
+AT_WORK = "at work"
+UNFINISHED = "not finished, and may be resumed"
+TAKEN_OVER = "what is left has been taken over by others"
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,11 @@ def _why_they_stay(output: Folder, runs: list[RunFolder], *, unfinished: bool) -
     found = []
     for run, state in zip(runs, states, strict=True):
         if run.run_id in makers:
-            found.append("the dataset is of it")
+            found.append("still in the dataset")
         elif state == UNFINISHED and unfinished:
             found.append("")
         elif latest is not None and run.run_id == latest.run_id:
-            found.append(state or "it is the latest")
+            found.append(state or "the latest")
         else:
             found.append(state)
     return found
@@ -170,10 +170,10 @@ def _state(run: RunFolder) -> str:
 def _too_young(entries: list[Entry], age: datetime.timedelta | None) -> str:
     idle_s = time.time() - max((entry.modified for entry in entries), default=0.0)
     if age is not None and idle_s < age.total_seconds():
-        return "it is not that old"
+        return "not that old"
     keys = {entry.key for entry in entries}
     noted = "plan.json" in keys or all(key.startswith("parts/") for key in keys)  # or else was cleaned
-    return "" if noted or idle_s > BEING_PLANNED_S else "it may be about to be planned"
+    return "" if noted or idle_s > BEING_PLANNED_S else "perhaps about to be planned"
 
 
 def _parts_needed(runs: Iterable[RunFolder]) -> dict[str, set[str]]:

@@ -159,10 +159,11 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
         with attempt:
             share = Share(shards, shard, here)
             ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=given.retry, share=share)
+            told = f"Shard {shard}: {counted(ledger.done, 'record')} done, {ledger.quarantined:,} quarantined."
+            sys.stderr.write(f"{told}\n")
             if plan["by_day"]:
                 pool.hang_up()
                 _merge_days(ledger, pipeline, changes, attempt)
-    sys.stderr.write(f"Shard {shard}: {counted(ledger.done, 'record')} done, {ledger.quarantined:,} quarantined.\n")
 
 
 def _merge_days(ledger: Ledger, pipeline: Pipeline, changes: dict[str, Any], attempt: Attempt) -> None:

@@ -173,7 +173,7 @@ def test_a_run_that_is_not_finished_stays_with_what_it_has_taken_over(
     stopped = fail_in_pass2(feed, monkeypatch)
     done = sk.clean(feed.output)
     assert {stopped, redone[-1]} < set(feed.runs())
-    assert {run.run_id: run.reason for run in done.runs}[stopped] == "it is not finished and may be resumed"
+    assert {run.run_id: run.reason for run in done.runs}[stopped] == "not finished, and may be resumed"
     sk.open_run(feed.output, stopped).resume(quiet=True)
     feed.check()
 
@@ -197,7 +197,7 @@ def test_a_run_at_work_stays(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> Non
     stopped = fail_in_pass2(feed, monkeypatch, incremental=False)
     with RunFolder(feed.folder, stopped).lock():
         done = sk.clean(feed.output, unfinished=True)
-        assert {run.run_id: run.reason for run in done.runs}[stopped] == "it is at work"
+        assert {run.run_id: run.reason for run in done.runs}[stopped] == "at work"
     assert {first, stopped} < set(feed.runs())
     sk.open_run(feed.output, stopped).resume(quiet=True)
     feed.check()
@@ -209,7 +209,7 @@ def test_a_run_that_begins_to_be_worked_on_meanwhile_stays(feed: Feed, monkeypat
     monkeypatch.setattr(RunFolder, "is_locked", lambda _: False)
     with RunFolder(feed.folder, between).lock():
         done = sk.clean(feed.output)
-    assert {run.run_id: run.reason for run in done.runs}[between] == "it is at work"
+    assert {run.run_id: run.reason for run in done.runs}[between] == "at work"
     assert between in feed.runs()
 
 
@@ -254,7 +254,7 @@ def test_what_may_be_a_run_that_is_being_planned_stays(feed: Feed) -> None:
     planned = RunFolder(feed.folder, "soon")
     planned.files.write("records.parquet", b"x")
     done = sk.clean(feed.output, unfinished=True)
-    assert {run.run_id: run.reason for run in done.runs}["soon"] == "it may be about to be planned"
+    assert {run.run_id: run.reason for run in done.runs}["soon"] == "perhaps about to be planned"
     assert planned.files.exists("records.parquet")
 
 
@@ -279,7 +279,7 @@ def test_on_the_command_line(tmp_path: Path, shardkit: RunCommand) -> None:
     told = shardkit("clean", "out", "--dry-run").stdout
     assert f"{between}  " in told
     assert "would go in out" in told.replace(str(tmp_path) + "/", "")
-    assert "2 runs untouched: the dataset is of it." in told
+    assert "2 runs untouched: still in the dataset." in told
     done = json.loads(shardkit("clean", "out", "--json").stdout)
     assert done["files"] == sum(run["files"] for run in done["runs"]) > 0
     assert "There is nothing to remove in" in shardkit("clean", "out", "--older-than", "7d").stdout
