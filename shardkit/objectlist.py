@@ -218,8 +218,10 @@ def _flat(pages: Iterable[pa.RecordBatch], cut: int) -> Iterator[pa.RecordBatch]
     for number, page in enumerate(coming):
         below = pc.match_substring(pc.utf8_slice_codeunits(page["path"], cut), "/")
         first = pc.index(below, scalar(value=True)).as_py()
-        whole = number == 0 and len(page) < PAGE and first >= 0 and next(coming, None) is None
-        if first >= 0 and not whole:
-            whole_listing = itertools.chain([page], coming) if number == 0 else None
-            raise _NotFlat(page["path"][first:].to_pylist(), whole_listing)
+        if first >= 0:
+            short = number == 0 and len(page) < PAGE
+            begun = [page, *itertools.islice(coming, 1)] if short else [page]
+            if not (short and len(begun) == 1):
+                whole = itertools.chain(begun, coming) if number == 0 else None
+                raise _NotFlat(page["path"][first:].to_pylist(), whole)
         yield page

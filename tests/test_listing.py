@@ -202,6 +202,17 @@ def test_more_than_a_few_pages_are_listed_folder_by_folder() -> None:
     assert {f"2020/01/0{day}/" for day in (1, 2, 3)} < set(store.asked)
 
 
+def test_pages_may_be_shorter_than_was_asked_for() -> None:
+    class Short(Counting):
+        def list(self, prefix: str | None, **options: Any) -> Any:
+            return super().list(prefix, **options | {"chunk_size": 700})
+
+    keys = [f"2020/01/01/{i:04d}" for i in range(1900)]
+    store = Short(keys)
+    assert listed(store)["key"].to_pylist() == keys
+    assert sorted(store.asked) == ["", "folders of ", "folders of 2020/", "folders of 2020/01/"]
+
+
 def test_a_page_that_fails_while_folders_are_looked_for_is_made_good() -> None:
     class FailingOnce(Counting):
         def list(self, prefix: str | None, **options: Any) -> Iterator[Any]:
