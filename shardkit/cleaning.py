@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.clock import interval
 from shardkit.commit import current_result, finish_switches
 from shardkit.errors import PipelineError, RunBusy, RunNotFound, StorageError
+from shardkit.jobs.job import LIVE
 from shardkit.progress import counted, human_bytes
 from shardkit.runfolder import LOCK, RUNS, RunFolder, latest_run
 from shardkit.storage import Access
@@ -148,7 +149,7 @@ def _why_they_stay(output: Folder, runs: list[RunFolder], *, unfinished: bool) -
         if run.run_id in makers:
             found.append("still in the dataset")
         elif state == UNFINISHED and unfinished:
-            found.append("")
+            found.append(AT_WORK if _has_live_jobs(run) else "")
         elif latest is not None and run.run_id == latest.run_id:
             found.append(state or "the latest")
         else:
@@ -165,6 +166,14 @@ def _state(run: RunFolder) -> str:
     if status_of(run) == "running":
         return AT_WORK
     return "" if run.files.exists("result.json") else UNFINISHED
+
+
+def _has_live_jobs(run: RunFolder) -> bool:
+    """Whether jobs of the run go on although nobody watches them; asks the engine."""
+    from shardkit.runs import Run
+
+    handle = Run(run)
+    return handle.has_jobs and any(job["status"] in LIVE for job in handle.jobs())
 
 
 def _too_young(entries: list[Entry], age: datetime.timedelta | None) -> str:

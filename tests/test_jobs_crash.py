@@ -95,6 +95,23 @@ def test_jobs_outlive_their_driver(project: JobProject) -> None:
     assert run.summary().status == "done"
 
 
+def test_a_run_whose_jobs_go_on_unwatched_is_not_cleaned_away(
+    project: JobProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(project)
+    with dying(project.start_driver()) as driver:
+        project.wait_for_calls("a/r1.txt", "b/r1.txt")
+        driver.kill_all()
+    monkeypatch.setattr("shardkit.summary.JOB_SILENCE_S", -60.0)  # as if they had just been launched, and silent yet
+    run = sk.open_run(project.out)
+    assert run.summary().status == "interrupted"
+    (told,) = sk.clean(project.out, unfinished=True).runs
+    assert (told.files, told.reason) == (0, "at work")
+    project.open_gate()
+    run.resume(quiet=True)
+    assert project.keys_and_rows() == project.expected()
+
+
 def test_ctrl_c_leaves_the_jobs_and_says_how_to_go_on(project: JobProject) -> None:
     held(project)
     with dying(project.start_driver()) as driver:
