@@ -54,6 +54,11 @@ class Contents:
         }
         return {"parts": list(parts), "files": files, "columns": self.columns}
 
+    def of(self, partition: str, paths: Iterable[str]) -> Contents:
+        """What is known of these files of a partition, and of its columns."""
+        files = {path: self.files[path] for path in paths if path in self.files}
+        return Contents(files, {partition: self.columns[partition]} if partition in self.columns else {})
+
     def take_in(self, other: Contents) -> None:
         """Know also what other files hold."""
         self.files |= other.files

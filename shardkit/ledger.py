@@ -164,26 +164,18 @@ class Ledger:
         spans = as_spans(part["spans"]) if "spans" in part else None
         return CommittedPart(File(files, key), f"{run}/{key}", part["rows"], part["bytes"], spans)
 
-    def partitions(self) -> list[tuple[str, list[CommittedPart]]]:
-        """The committed parts of each partition of the dataset, in the order of their names."""
+    def partitions(self) -> dict[str, list[CommittedPart]]:
+        """The committed parts of each partition that its records are of, in the order of the partitions' names."""
         group = self._days()
         if group is None:
-            return [(WHOLE, self.parts())]
-        names = group.dictionary.to_pylist()
-        codes = numpy(group.indices)
-        found: dict[str, list[CommittedPart]] = {name: [] for name in sorted(names)}
+            return {WHOLE: self.parts()}
+        names, codes = group.dictionary.to_pylist(), numpy(group.indices)
+        own = np.flatnonzero(np.bincount(codes[self.state != ELSEWHERE])).tolist()
+        found: dict[str, list[CommittedPart]] = {name: [] for name in sorted(names[code] for code in own)}
         for marker, ids in self.settled():
-            found[names[int(codes[ids[0]])]] += self._parts_of(marker)
-        return list(found.items())
-
-    def own_partitions(self) -> dict[str, list[CommittedPart]]:
-        """The same of the days that records of this ledger are of, where it is that of some shards."""
-        group = self._days()
-        if group is None:
-            return {}
-        names = group.dictionary.to_pylist()
-        own = {names[code] for code in set(numpy(group.indices)[self.state != ELSEWHERE].tolist())}
-        return {name: parts for name, parts in self.partitions() if name in own}
+            if self.state[ids[0]] != ELSEWHERE:
+                found[names[int(codes[ids[0]])]] += self._parts_of(marker)
+        return found
 
     def _days(self) -> pa.DictionaryArray | None:
         """Each record's day, where these are the partitions of the dataset."""

@@ -38,10 +38,9 @@ from shardkit.storage import folder as folder_at
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from shardkit.attempt import Attempt
-    from shardkit.keeping import Kept
     from shardkit.ledger import CommittedPart, Ledger
     from shardkit.merging import Source
     from shardkit.runs import Run
@@ -120,30 +119,26 @@ def run_pass2(
         CatalogError: the dataset is made, but could not be registered.
     """
     ledger.check()
-    folder = ledger.folder
-    merged = _merged_by_jobs(ledger, merge)
+    folder, parts = ledger.folder, ledger.partitions()
+    recipe = _Recipe.of(folder, merge)
+    merged = _merged_by_jobs(folder, parts, recipe)
     staged = {file.path for day in merged.values() for file in day.files}
     with switching(folder, attempt, name=name, fresh=fresh, staged=staged) as build:
-        build.made_with, build.form = _made_with(folder, merge), _form(folder, merge)
+        build.made_with, build.form = recipe.made_with, recipe.form
         build.by_day = folder.plan()["by_day"]
-        keeper = _keeper(folder, merge, build.current)
-        sources = _sources(ledger, merge, build.current, merged)
-        keeper.look_up(sources)
-        work = {name: keeper.keep(name, *found) for name, found in sources.items()}
-        read = RowMeter(
-            sum(k.rest.num_rows for k in work.values()), lambda: sum(sum(k.rest.read) for k in work.values())
-        )
-        with attempt.pass2(read):
-            for partition in sorted({*work, *merged}):
-                if (day := merged.get(partition)) is not None:
-                    keeper.contents.take_in(day.contents)
-                    build.add(partition, day.files, day.kept, day.written)
-                else:
-                    kept = work[partition]
-                    files, schema = _merged(folder, keeper, partition, kept, merge, token=build.token, threads=threads)
-                    build.add(partition, files, kept.files, schema)
+        keeper = recipe.keeper(folder, build.current)
+        sources = _sources(folder, parts, merge, build.current, merged)
+        written = dict(_merged(folder, keeper, sources, merge, attempt, token=build.token, threads=threads))
+        for partition in parts:
+            if (day := merged.get(partition)) is not None:
+                keeper.contents.take_in(day.contents)
+                build.add(partition, day.files, day.kept, day.written)
+            else:
+                build.add(partition, *written[partition])
         if merged:
-            attempt.progress.note(f"{counted(len(merged), 'day')} merged by their own jobs, {len(work):,} by this one.")
+            attempt.progress.note(
+                f"{counted(len(merged), 'day')} merged by their own jobs, {len(written):,} by this one."
+            )
         if keeper.contents.columns:
             folder.write(CONTENTS, keeper.contents.dump())
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
@@ -159,88 +154,97 @@ def merge_days(ledger: Ledger, merge: Merge, attempt: Attempt, *, threads: int) 
         SchemaConflict, CombineError, StorageError: as pass 2, which will try it again.
     """
     ledger.check()
-    folder, days = ledger.folder, ledger.own_partitions()
-    current = current_result(folder.output)
-    sources = {day: (parts, _source(parts, merge)) for day, parts in days.items()}
+    folder, current = ledger.folder, current_result(ledger.folder.output)
+    sources = {day: (parts, _source(parts, merge)) for day, parts in ledger.partitions().items()}
     if any(merge.layout.day_column in source.schema.names for _, source in sources.values()):
         return 0  # pass 2 will tell what is wrong with that
+    recipe = _Recipe.of(folder, merge)
+    keeper = recipe.keeper(folder, current)
     token = f"{folder.run_id}-{secrets.token_hex(4)}"  # another attempt's files have other names
-    with attempt.pass2(RowMeter(sum(s.num_rows for _, s in sources.values()), lambda: _rows_read(sources))):
-        for day, (parts, source) in sources.items():
-            keeper = _keeper(folder, merge, current)
-            keeper.look_up([day])
-            kept = keeper.keep(day, parts, source)
-            files, schema = _merged(folder, keeper, day, kept, merge, token=token, threads=threads)
-            basis = _basis(folder, day, parts, merge, current)
-            DayMerge(day, basis, source.schema, schema, files, kept.files, keeper.contents).note(folder)
+    for day, (files, kept, schema) in _merged(folder, keeper, sources, merge, attempt, token=token, threads=threads):
+        parts, source = sources[day]
+        contents = keeper.contents.of(day, [file.path for file in (*kept, *files)])
+        DayMerge(day, recipe.basis(day, parts, current), source.schema, schema, files, kept, contents).note(folder)
     return len(sources)
 
 
-def _rows_read(sources: Mapping[str, tuple[list[CommittedPart], Source]]) -> int:
-    return sum(sum(source.read) for _, source in sources.values())
-
-
-def _merged_by_jobs(ledger: Ledger, merge: Merge) -> dict[str, DayMerge]:
+def _merged_by_jobs(folder: RunFolder, parts: dict[str, list[CommittedPart]], recipe: _Recipe) -> dict[str, DayMerge]:
     """The days that jobs have merged as they would be here."""
-    folder, plan = ledger.folder, ledger.folder.plan()
+    plan = folder.plan()
     if not (plan["by_day"] and plan["pipeline"].get("engine")):
         return {}
     merged = day_merges(folder)
     current = current_result(folder.output) if merged else None
-    fitting = {
-        name: _basis(folder, name, parts, merge, current) for name, parts in ledger.partitions() if name in merged
-    }
-    return {name: merged[name] for name, basis in fitting.items() if merged[name].basis == basis}
+    known = {day: merged[day] for day in parts if day in merged}
+    return {day: merge for day, merge in known.items() if merge.basis == recipe.basis(day, parts[day], current)}
 
 
-def _basis(
-    folder: RunFolder, day: str, parts: list[CommittedPart], merge: Merge, current: dict[str, Any] | None
-) -> str:
-    how = [_made_with(folder, merge), _form(folder, merge), asdict(merge.layout), merge.schema]
-    return basis_of(parts, how=how, base=(current or {}).get("partitions", {}).get(day, {}).get("run"))
+@dataclass(frozen=True)
+class _Recipe:
+    """What decides what is made of the same rows: in whole, and as the result of a run notes it."""
 
+    merge: Merge
+    made_with: dict[str, str]
+    form: dict[str, Any]
 
-def _made_with(folder: RunFolder, merge: Merge) -> dict[str, str]:
-    plan = folder.plan()
-    # A combine that was sent by value has no digest here, but the plan has.
-    sent = merge.combine is not None and not merge.combine.digest
-    return {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
+    @classmethod
+    def of(cls, folder: RunFolder, merge: Merge) -> _Recipe:
+        plan = folder.plan()
+        # A combine that was sent by value has no digest here, but the plan has.
+        sent = merge.combine is not None and not merge.combine.digest
+        made_with = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
+        return cls(merge, made_with, merge.layout.form(plan["form"]["days"]))
 
+    def basis(self, day: str, parts: list[CommittedPart], current: dict[str, Any] | None) -> str:
+        how = [self.made_with, self.form, asdict(self.merge.layout), self.merge.schema]
+        return basis_of(parts, how=how, base=(current or {}).get("partitions", {}).get(day, {}).get("run"))
 
-def _form(folder: RunFolder, merge: Merge) -> dict[str, Any]:
-    return merge.layout.form(folder.plan()["form"]["days"])
+    def keeper(self, folder: RunFolder, current: dict[str, Any] | None) -> Keeper:
+        by_rows = self.merge.combine is None and self.merge.layout.cuts_by_rows
+        return Keeper(
+            folder.output,
+            current,
+            run_id=folder.run_id,
+            rows_per_file=self.merge.layout.rows_per_file if by_rows else None,
+            made_with=self.made_with,
+            form=self.form,
+        )
 
 
 def _merged(
-    folder: RunFolder, keeper: Keeper, partition: str, kept: Kept, merge: Merge, *, token: str, threads: int
-) -> tuple[list[DataFile], pa.Schema]:
-    """Write a partition's rows, but those in files that are kept; returns the files and their schema."""
-    files, schema = write_merged(
-        staging(folder),
-        kept.rest,
-        replace(merge, layout=replace(merge.layout, day=partition or None)),
-        token=token,
-        threads=threads,
-        numbers_taken=kept.numbers,
-    )
-    keeper.note(partition, kept, files)
-    return files, schema
-
-
-def _keeper(folder: RunFolder, merge: Merge, current: dict[str, Any] | None) -> Keeper:
-    by_rows = merge.combine is None and merge.layout.cuts_by_rows
-    return Keeper(
-        folder.output,
-        current,
-        run_id=folder.run_id,
-        rows_per_file=merge.layout.rows_per_file if by_rows else None,
-        made_with=_made_with(folder, merge),
-        form=_form(folder, merge),
-    )
+    folder: RunFolder,
+    keeper: Keeper,
+    sources: dict[str, tuple[list[CommittedPart], Source]],
+    merge: Merge,
+    attempt: Attempt,
+    *,
+    token: str,
+    threads: int,
+) -> Iterator[tuple[str, tuple[list[DataFile], list[DataFile], pa.Schema]]]:
+    """Write each partition's rows: gives its new files, those of before that are kept, and the schema."""
+    keeper.look_up(sources)
+    work = {partition: keeper.keep(partition, *found) for partition, found in sources.items()}
+    rows, read = sum(k.rest.num_rows for k in work.values()), lambda: sum(sum(k.rest.read) for k in work.values())
+    with attempt.pass2(RowMeter(rows, read)):
+        for partition, kept in work.items():
+            files, schema = write_merged(
+                staging(folder),
+                kept.rest,
+                replace(merge, layout=replace(merge.layout, day=partition or None)),
+                token=token,
+                threads=threads,
+                numbers_taken=kept.numbers,
+            )
+            keeper.note(partition, kept, files)
+            yield partition, (files, kept.files, schema)
 
 
 def _sources(
-    ledger: Ledger, merge: Merge, current: dict[str, Any] | None, merged: dict[str, DayMerge]
+    folder: RunFolder,
+    parts: dict[str, list[CommittedPart]],
+    merge: Merge,
+    current: dict[str, Any] | None,
+    merged: dict[str, DayMerge],
 ) -> dict[str, tuple[list[CommittedPart], Source]]:
     """The parts and rows of each partition that is to be merged, of one schema for all.
 
@@ -250,7 +254,6 @@ def _sources(
         SchemaConflict: the partitions, or those that stay as they are, give a column types that cannot be unified.
         PipelineError: the rows have a column that is named as days are.
     """
-    parts = dict(ledger.partitions())
     sources = {name: _source(parts[name], merge) for name in parts if name not in merged}
     day = merge.layout.day_column
     if day is not None and any(day in source.schema.names for source in sources.values()):
@@ -260,7 +263,7 @@ def _sources(
         )
     if day is not None and merge.schema is None:
         known = {}
-        if merge.combine is None and (kept := kept_days(ledger.folder.plan(), current)) and current is not None:
+        if merge.combine is None and (kept := kept_days(folder.plan(), current)) and current is not None:
             known = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
         told = {name: merged[name].schema if name in merged else sources[name].schema for name in parts}
         schema = one_schema(known | told, widen_ints=merge.widen_ints)

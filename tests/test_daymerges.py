@@ -108,17 +108,24 @@ def test_a_job_with_several_days_merges_each(feed: Feed) -> None:
     feed.check()
 
 
-def test_full_files_of_before_are_kept(feed: Feed) -> None:
-    feed.make(output={"uri": str(feed.out), "rows_per_file": 2})
-    before = {path.name for path in feed.out.glob(f"day_partition={DAYS[1]}/*")}
-    assert len(before) == 2
-    feed.put(DAYS[1], 3, "changed")
-    run = feed.make(output={"uri": str(feed.out), "rows_per_file": 2})
-    assert "1 day merged by their own jobs" in feed.said(run)
-    assert len(before & {path.name for path in feed.out.glob(f"day_partition={DAYS[1]}/*")}) == 1
+@pytest.mark.parametrize("jobs", [3, 1])
+def test_full_files_of_before_are_kept(feed: Feed, jobs: int) -> None:
+    output = {"uri": str(feed.out), "rows_per_file": 2}
+    shards = {"by": "date", "path": "{Y}-{m}-{d}", "max_jobs": jobs}
+    feed.make(output=output, shards=shards)
+    before = {day: {path.name for path in feed.out.glob(f"day_partition={day}/*")} for day in DAYS}
+    assert [len(names) for names in before.values()] == [2, 2, 2]
+    for day in DAYS[:2]:
+        feed.put(day, 3, "changed")
+    run = feed.make(output=output, shards=shards)
+    assert "2 days merged by their own jobs" in feed.said(run)
+    for day in DAYS:
+        kept = before[day] & {path.name for path in feed.out.glob(f"day_partition={day}/*")}
+        assert len(kept) == (1 if day in DAYS[:2] else 2)
     feed.check()
-    feed.put(DAYS[1], 0, "changed too")  # what a day's files hold is known also where a job has written them
-    feed.make(output={"uri": str(feed.out), "rows_per_file": 2})
+    for day in DAYS:
+        feed.put(day, 0, "changed too")  # what a day's files hold is known also where a job has written them
+    feed.make(output=output, shards=shards)
     feed.check()
 
 
