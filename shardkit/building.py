@@ -11,6 +11,7 @@ import pyarrow as pa
 from shardkit.clock import now
 from shardkit.commit import STAGING, check_name, current_result, dataset_lock, staging, switch
 from shardkit.together import together
+from shardkit.typetext import schema_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -53,6 +54,8 @@ class Build:
 
     def describe(self, layout: Layout, *, records: dict[str, int], bytes_in: int) -> None:
         """Make the result out of what was built."""
+        day = [pa.field(layout.day_column, pa.string())] if layout.day_column else []
+        schema = pa.schema([*self.schema, *day]).remove_metadata()
         self.result = {
             "run_id": self._folder.run_id,
             "name": self._name,
@@ -70,8 +73,8 @@ class Build:
             "bytes_out": sum(file.bytes for _, file in self._files),
             "format": layout.format,
             "partition_by": [*([layout.day_column] if layout.day_column else []), *layout.partition_by],
-            "columns": {field.name: str(field.type) for field in self.schema}
-            | ({layout.day_column: "string"} if layout.day_column else {}),
+            "columns": {field.name: str(field.type) for field in schema},
+            "schema": schema_to_text(schema),
             "started": self._attempt.started,
             "finished": now(),
             "seconds": round(self._attempt.seconds, 3),

@@ -18,6 +18,7 @@ from shardkit.ledger import WHOLE
 from shardkit.runfolder import RUNS, STATE_DIR, RunFolder
 from shardkit.storage import File
 from shardkit.together import together
+from shardkit.typetext import merged_schema, schema_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -177,7 +178,9 @@ def _carry_over(old: dict[str, Any], result: dict[str, Any], kept: list[str]) ->
     result["files"] = sorted(files + result["files"], key=lambda file: str(file["path"]))
     result["rows"] = sum(file["rows"] for file in result["files"])
     result["bytes_out"] = sum(file["bytes"] for file in result["files"])
+    schema = merged_schema(old, result)
     result["columns"] = old["columns"] | result["columns"]
+    result["schema"] = schema_to_text(schema)
 
 
 def _finish_switch(output: Folder, commit: dict[str, Any], *, staged: set[str] | None = None) -> None:

@@ -6,21 +6,21 @@ has made them. Pass 2 takes them if it would make them of the same, and merges t
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import pyarrow as pa
-
 from shardkit.commit import staging
 from shardkit.dataset import DataFile
 from shardkit.keeping import Contents
+from shardkit.typetext import schema_from_text, schema_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import pyarrow as pa
 
     from shardkit.ledger import CommittedPart
     from shardkit.runfolder import RunFolder
@@ -49,8 +49,8 @@ class DayMerge:
         content = {
             "day": self.day,
             "basis": self.basis,
-            "schema": _as_text(self.schema),
-            "written": _as_text(self.written),
+            "schema": schema_to_text(self.schema),
+            "written": schema_to_text(self.written),
             "files": [asdict(file) for file in self.files],
             "kept": [asdict(file) for file in self.kept],
             "contents": self.contents.dump(),
@@ -63,8 +63,8 @@ class DayMerge:
         return cls(
             content["day"],
             content["basis"],
-            _as_schema(content["schema"]),
-            _as_schema(content["written"]),
+            schema_from_text(content["schema"]),
+            schema_from_text(content["written"]),
             [DataFile(**file) for file in content["files"]],
             [DataFile(**file) for file in content["kept"]],
             Contents.load(content["contents"]),
@@ -85,11 +85,3 @@ def basis_of(parts: Iterable[CommittedPart], *, how: Any, base: str | None) -> s
     """Tells whether a day would be made of the same rows in the same way; ``base`` is the run that made it before."""
     rows = [[part.name, part.rows, part.bytes, part.spans] for part in parts]
     return hashlib.sha256(json.dumps([rows, how, base], sort_keys=True).encode()).hexdigest()
-
-
-def _as_text(schema: pa.Schema) -> str:
-    return base64.b64encode(schema.serialize()).decode()
-
-
-def _as_schema(text: str) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

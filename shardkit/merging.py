@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import deque
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from shardkit.schema import TypeMismatch, conform, parse_type, unify_types
 from shardkit.spans import clip, overlap, row_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Future
 
     from shardkit.spans import Spans
@@ -269,20 +268,6 @@ def one_schema(schemas: Mapping[str, pa.Schema], *, widen_ints: bool) -> pa.Sche
                     hint=_cure(mismatch),
                 ) from None
     return pa.schema([pa.field(name, kind) for name, (kind, _) in types.items()])
-
-
-# Types that Arrow prints otherwise than it takes them.
-PRINTED = {"float": "float32", "halffloat": "float16", "date32[day]": "date32", "date64[ms]": "date64"}
-
-
-def schema_of(result: Mapping[str, Any], *, without: Collection[str] = ()) -> pa.Schema:
-    """The columns of a dataset that a result describes, but for some, and those whose types cannot be read back."""
-    fields = []
-    for name, kind in result["columns"].items():
-        if name not in without:
-            with contextlib.suppress(PipelineError):
-                fields.append(pa.field(name, parse_type(PRINTED.get(kind, kind))))
-    return pa.schema(fields)
 
 
 class _Unifier:

@@ -30,11 +30,12 @@ from shardkit.errors import CombineError, InputError, PipelineError, ShardkitErr
 from shardkit.functions import FunctionRef, user_traceback
 from shardkit.keeping import CONTENTS, Keeper
 from shardkit.ledger import WHOLE
-from shardkit.merging import combined, one_schema, read_source, schema_of
+from shardkit.merging import combined, one_schema, read_source
 from shardkit.progress import RowMeter, counted
 from shardkit.runfolder import RunFolder, latest_run, run_folder
 from shardkit.storage import File
 from shardkit.storage import folder as folder_at
+from shardkit.typetext import schema_of
 
 if TYPE_CHECKING:
     import os

@@ -17,10 +17,10 @@ import pyarrow.types as pt
 from shardkit.commit import current_result, finish_switches
 from shardkit.errors import PipelineError, QueryError, RunNotFound, SchemaConflict
 from shardkit.formats import partitioning_of, reader_of
-from shardkit.merging import schema_of
 from shardkit.runfolder import STATE_DIR, RunFolder
 from shardkit.schema import TypeMismatch, unify_types
 from shardkit.storage import folder as folder_at
+from shardkit.typetext import schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

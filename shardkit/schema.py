@@ -40,7 +40,7 @@ def parse_type(text: str) -> pa.DataType:
     if text.startswith("list<") and text.endswith(">"):
         return pa.list_(parse_type(text[5:-1].removeprefix("item:").removeprefix("element:")))
     if text.startswith("struct<") and text.endswith(">"):
-        fields = [field.partition(":") for field in _split(text[7:-1])]
+        fields = [field.partition(":") for field in split_outside(text[7:-1])]
         return pa.struct([(name.strip(), parse_type(kind)) for name, _, kind in fields])
     if text.startswith("timestamp[") and ", tz=" in text:
         unit, zone = text[len("timestamp[") : -1].split(", tz=")
@@ -63,7 +63,7 @@ def parse_schema(columns: Mapping[str, str]) -> pa.Schema:
     return pa.schema([(name, parse_type(kind)) for name, kind in columns.items()])
 
 
-def _split(text: str) -> list[str]:
+def split_outside(text: str) -> list[str]:
     """Split at the commas that lie in no bracket."""
     parts, depth, start = [], 0, 0
     for i, char in enumerate(text):
