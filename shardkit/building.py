@@ -37,6 +37,7 @@ class Build:
         self.made_with: dict[str, str] = {}
         self.form: dict[str, Any] = {}
         self.kept: list[str] = []
+        self.quarantined: dict[str, int] = {}  # records, by partition
         self._files: list[tuple[str, DataFile]] = []
         self._partitions: dict[str, None] = {}
         self.result: dict[str, Any] = {}
@@ -66,7 +67,7 @@ class Build:
                 {"path": file.path, "rows": file.rows, "bytes": file.bytes, "partition": partition}
                 for partition, file in self._files
             ],
-            "partitions": {partition: {"run": self._folder.run_id} | self.made_with for partition in self._partitions},
+            "partitions": {partition: self._note_of(partition) for partition in self._partitions},
             "by_day": self.by_day,
             "form": self.form,
             "bytes_in": bytes_in,
@@ -81,6 +82,10 @@ class Build:
             "attempt": self._attempt.number,
             "generation": self.generation,
         }
+
+    def _note_of(self, partition: str) -> dict[str, Any]:
+        """What is to be known of a partition when later runs have made others."""
+        return {"run": self._folder.run_id, "quarantined": self.quarantined.get(partition, 0)} | self.made_with
 
 
 @contextlib.contextmanager

@@ -353,7 +353,9 @@ def failures(output: str, run_id: str | None, *, traceback: bool, as_json: bool)
         else:
             click.echo("\n".join(failure_lines(entry, traceback=traceback)))
     verb = "is" if len(entries) == 1 else "are"
-    click.echo(f"{counted(len(entries), 'record')} of run {found.run_id} {verb} in quarantine.", err=True)
+    others = len({entry["run"] for entry in entries} - {found.run_id})
+    of = f"run {found.run_id}" + (f" and {counted(others, 'other')} that made days of the dataset" if others else "")
+    click.echo(f"{counted(len(entries), 'record')} of {of} {verb} in quarantine.", err=True)
 
 
 @cli.command(

@@ -18,7 +18,7 @@ from shardkit.commit import finish_switches
 from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
-from shardkit.job import FUNCTION
+from shardkit.job import DAYS, FUNCTION
 from shardkit.jobs import JobError, stop
 from shardkit.progress import JobMeter, counted, make_progress
 from shardkit.runfolder import STOP, run_folder
@@ -117,6 +117,8 @@ class RunJobs:
             told = {"name": function.name, "digest": function.digest, "python": python_version()}
             changes = {**changes, FUNCTION: told}
             self.folder.write_pickled(f"function-{generation}", function.pickled)
+        if self.folder.days is not None:
+            changes = {**changes, DAYS: sorted(self.folder.days)}
         requests = Requests(self.folder, pipeline, plan, code, generation, changes, retry)
         self.folder.files.remove(STOP)
         with _queueing():

@@ -36,6 +36,7 @@ TRANSIENT = "transient: "
 MESSAGE_CHARACTERS = 1000
 INPUT_FOLDER = "processing/input/data"
 FUNCTION = "function"  # among the settings of a generation: what takes the place of the plan's
+DAYS = "days"  # likewise: those of the plan's that alone are looked at
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,10 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, A
     plan = run.plan()
     run = run.encrypted(plan)
     changes = run.read(settings) if settings else {}
-    pipeline = planned_pipeline(plan, {name: value for name, value in changes.items() if name != FUNCTION})
+    if DAYS in changes:
+        run = run.narrowed(changes[DAYS])
+        plan = run.plan()
+    pipeline = planned_pipeline(plan, {name: value for name, value in changes.items() if name not in {FUNCTION, DAYS}})
     if source := os.environ.get("SHARDKIT_SOURCE_DIR"):
         pipeline = pipeline.replace(source_dir=source, engine=None)
     return run, plan, pipeline, changes

@@ -67,6 +67,16 @@ class Ledger:
         self._ids: dict[int, np.ndarray] = {}
         asked = [lambda: folder.taken_over(shards), *([] if fresh else [lambda: folder.markers(shards)])]
         self._take([marker for found in together(asked) for marker in found])
+        if folder.days is not None:
+            self._keep_days(folder.days)
+
+    def _keep_days(self, days: frozenset[str]) -> None:
+        """Be the ledger of these days alone."""
+        group = self._days()
+        if group is not None:
+            mine = np.array([day in days for day in group.dictionary.to_pylist()], bool)
+            self.keep(mine[numpy(group.indices)])
+            self.markers = [marker for marker, ids in self.settled() if self.state[ids[0]] != ELSEWHERE]
 
     def _take(self, markers: list[dict[str, Any]]) -> None:
         covered = np.zeros(self.planned, bool)
@@ -149,6 +159,15 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """The ledger in numbers."""
         return {"listed": self.listed, "done": self.done, "quarantined": self.quarantined, "skipped": self.skipped}
+
+    def quarantined_by_partition(self) -> dict[str, int]:
+        """How many records of each partition of the dataset are in quarantine, where any is."""
+        mine = self.state == QUARANTINED
+        group = self._days() if mine.any() else None
+        if group is None:
+            return {WHOLE: self.quarantined} if mine.any() else {}
+        counts = np.bincount(numpy(group.indices)[mine], minlength=len(group.dictionary)).tolist()
+        return {day: count for day, count in zip(group.dictionary.to_pylist(), counts, strict=True) if count}
 
     def parts(self) -> list[CommittedPart]:
         """All committed parts, in the order of their rows in the dataset."""

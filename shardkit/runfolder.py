@@ -16,7 +16,7 @@
         result.json                                written last, by pass 2
 
     <output>/_shardkit/
-        latest.json                                which run was planned last
+        latest.json                                which run was planned, or retried, last
         current.json                               the result of the run that the dataset is of now
         commit.json                                the dataset's switch in progress
         days/<day>.lock, days/lock                 held by the run that makes the day; while a run takes several
@@ -29,7 +29,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError, RunNotFound, StorageError
@@ -37,6 +37,7 @@ from shardkit.storage import File
 from shardkit.together import together
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -62,10 +63,14 @@ def part_base(chunk: int, attempt: int, *, alone: int | None = None) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Reads and writes one run's files, in the folder of its output; keeps of those what never changes."""
+    """Reads and writes one run's files, in the folder of its output; keeps of those what never changes.
+
+    With ``days`` the run is looked at as if it had been planned for these of its days alone.
+    """
 
     output: Folder
     run_id: str
+    days: frozenset[str] | None = None
     _kept: dict[str, bytes | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -109,16 +114,21 @@ class RunFolder:
     def encrypted(self, plan: dict[str, Any]) -> RunFolder:
         """The same folder, but what is written there is encrypted with the key that the plan's engine names."""
         engine = plan.get("pipeline", {}).get("engine") or {}
-        return RunFolder(self.output.encrypted(engine.get("output_kms_key")), self.run_id)
+        return replace(self, output=self.output.encrypted(engine.get("output_kms_key")))
+
+    def narrowed(self, days: Collection[str]) -> RunFolder:
+        """The same folder, looked at for these of its days alone."""
+        return replace(self, days=frozenset(days))
 
     def plan(self) -> dict[str, Any]:
-        """The plan, as it was written."""
+        """The plan, as it was written; of some days alone where the folder is looked at for these."""
         if "plan.json" not in self._kept:
             try:
                 self._kept["plan.json"] = self.files.read("plan.json")
             except FileNotFoundError:
                 raise self._missing("plan.json") from None
-        return self._parse("plan.json", self._kept["plan.json"] or b"")
+        plan = self._parse("plan.json", self._kept["plan.json"] or b"")
+        return plan if self.days is None else plan | _of_days(plan, self.days)
 
     def write_plan(
         self,
@@ -135,7 +145,6 @@ class RunFolder:
         pq.write_table(records, sink, compression="zstd", compression_level=1, write_statistics=False)
         table = sink.getvalue().to_pybytes()
         taken = json.dumps({"markers": taken_over}).encode() if taken_over else None
-        latest = json.dumps({"run_id": self.run_id}).encode()
         together(
             [
                 lambda: self.files.write(RECORDS, table),
@@ -143,13 +152,17 @@ class RunFolder:
                 *([lambda: self.files.write("taken_over.json", taken)] if taken is not None else []),
                 # Not after the plan: a run that dies before that leaves a pointer to nothing, and the runs are looked
                 # through.
-                lambda: self.output.write(LATEST, latest),
+                self.note_as_latest,
             ]
         )
         self._kept["plan.json"] = self.write("plan.json", plan)
         self._kept["taken_over.json"] = taken
         if len(table) <= KEPT_BYTES:
             self._kept[RECORDS] = table
+
+    def note_as_latest(self) -> None:
+        """Have the output's latest run be this one, which is what is meant where no run is named."""
+        self.output.write(LATEST, json.dumps({"run_id": self.run_id}).encode())
 
     def records(self, columns: list[str] | None = None) -> pa.Table:
         """The table of records.
@@ -270,6 +283,13 @@ class RunFolder:
         return self.files.is_locked(LOCK)
 
 
+def _of_days(plan: dict[str, Any], days: Collection[str]) -> dict[str, Any]:
+    """What is different in a plan for some of its days. What the run has dropped is gone, or has come back since."""
+    of = {name: plan.get(name) or {} for name in ("partitions", "based_on")}
+    some = {name: {day: told for day, told in known.items() if day in days} for name, known in of.items()}
+    return some | {"dropped": []}
+
+
 def runs_of(output: Folder) -> list[RunFolder]:
     """All runs of an output, the newest last."""
     folders = [RunFolder(output, name) for name in output.children(RUNS)]
@@ -314,7 +334,7 @@ def find_run(output: Folder, run_id: str | None = None) -> RunFolder:
 
 
 def latest_run(output: Folder) -> RunFolder | None:
-    """The run that was planned last; only where no note tells of it are all looked through."""
+    """The run that was planned, or retried, last; only where no note tells of it are all looked through."""
     try:
         noted = RunFolder(output, str(json.loads(output.read(LATEST))["run_id"]))
         if noted.exists():

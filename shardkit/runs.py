@@ -12,7 +12,7 @@ from shardkit.commit import check_base, current_result, finish_switches
 from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound
 from shardkit.functions import FunctionRef, reference
 from shardkit.planning import check_same_plan, make_run_plan, planned_merge, planned_pipeline, write_run
-from shardkit.runfolder import STATE_DIR, RunFolder, find_run, run_folder
+from shardkit.runfolder import STATE_DIR, RunFolder, find_run, latest_run, run_folder
 from shardkit.storage import Access, absolute_uri
 from shardkit.storage import folder as folder_at
 from shardkit.summary import Summary, is_complete, summarize
@@ -41,10 +41,15 @@ STOP_TRIES = 4  # in vain, with longer and longer waits
 
 
 class Run:
-    """One execution of a pipeline, as its run folder tells it; another process may look at it too."""
+    """One execution of a pipeline, as its run folder tells it; another process may look at it too.
 
-    def __init__(self, folder: RunFolder) -> None:
+    With ``whole_dataset``, as `open_run` opens an output's latest run, the quarantine is that of the dataset: also of
+    the days that other runs have made.
+    """
+
+    def __init__(self, folder: RunFolder, *, whole_dataset: bool = False) -> None:
         self.folder = folder
+        self._whole_dataset = whole_dataset
 
     @property
     def run_id(self) -> str:
@@ -74,18 +79,25 @@ class Run:
         return summarize(self.folder)
 
     def failures(self) -> pd.DataFrame:
-        """The quarantine: one row a record, with its key, error, message, traceback, seconds, bytes and signal."""
+        """The quarantine: one row a record, with its key, error, message, traceback, seconds, bytes, signal and run."""
         import pandas as pd
 
         columns = ["key", "error", "message", "traceback", "seconds", "bytes", "signal", "peak_memory_bytes"]
-        frame: pd.DataFrame = pd.DataFrame(self.quarantine(), columns=[*columns, "shard", "chunk", "attempt", "record"])
+        columns += ["shard", "chunk", "attempt", "record", "run"]
+        frame: pd.DataFrame = pd.DataFrame(self.quarantine(), columns=columns)
         return frame
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The same as plain data, without pandas."""
-        from shardkit.ledger import Ledger
+        from shardkit.quarantine import entries_of
 
-        return Ledger(self.folder).quarantine()
+        return [entry for folder in (self.folder, *self._others()) for entry in entries_of(folder)]
+
+    def _others(self) -> list[RunFolder]:
+        """The runs that have made other days of the dataset with records in quarantine, where these count."""
+        from shardkit.quarantine import elsewhere
+
+        return elsewhere(self.folder) if self._whole_dataset else []
 
     def dataset(self) -> pads.Dataset:
         """The dataset's files, exactly those that the run wrote.
@@ -208,7 +220,18 @@ class Run:
         return self._go_on(quiet=quiet, retry=False, any_source=changed_function, settings=settings)
 
     def retry(self, *, function: str | Callable[..., Any] | None = None, quiet: bool = False, **settings: Any) -> Run:
-        """Run the quarantined records again, with the function as it is now, and make the dataset anew."""
+        """Run the quarantined records again, with the function as it is now, and make the dataset anew.
+
+        Of the latest run of an output these are also the records of days that earlier runs have made, run by run.
+        Returns the run that has made the dataset last.
+        """
+        from shardkit.ledger import Ledger
+
+        others = [Run(folder) for folder in self._others()]
+        for run in others:
+            run.retry(function=function, quiet=quiet, **settings)
+        if others and is_complete(self.folder) and not Ledger(self.folder).quarantined:
+            return Run(others[-1].folder, whole_dataset=True)
         return self._go_on(quiet=quiet, retry=True, any_source=True, settings=settings, function=function)
 
     def _go_on(
@@ -220,9 +243,12 @@ class Run:
         settings: Mapping[str, Any],
         function: str | Callable[..., Any] | None = None,
     ) -> Run:
+        from shardkit.ledger import Ledger
         from shardkit.progress import make_progress
+        from shardkit.quarantine import own_days
 
-        plan = self.folder.plan()
+        folder = own_days(self.folder)
+        plan = folder.plan()
         if "merge_of" in plan:
             raise PipelineError(f"Run {self.run_id} was made by pass2 alone.", hint="Give the pass2 command again.")
         pipeline = planned_pipeline(plan, settings)
@@ -243,19 +269,28 @@ class Run:
             from shardkit.driver import go_on
 
             instead = ref if function is not None else None
-            with holding_days(self.folder, plan), self.folder.lock():
-                go_on(self, pipeline, progress, changes=settings, retry=retry, function=instead)
+            with holding_days(folder, plan), folder.lock():
+                _is_meant(folder)
+                go_on(Run(folder), pipeline, progress, changes=settings, retry=retry, function=instead)
             return self
-        merging = planned_merge(self.folder, pipeline, settings)
+        merging = planned_merge(folder, pipeline, settings)
         begun, command = time.monotonic(), "retry" if retry else "resume"
-        with holding_days(self.folder, plan), self.folder.lock():
-            if not settings and not (retry and self.quarantine()) and is_complete(self.folder):
+        with holding_days(folder, plan), folder.lock():
+            if not settings and not (retry and Ledger(folder).quarantined) and is_complete(folder):
                 progress.note(f"Run {self.run_id} is done; there is nothing to {command}.")
                 return self
-            with worker_pool(self.folder, pipeline, ref) as pool:
-                attempt = Attempt(self.folder, progress, begun=begun, command=command)
-                _both_passes(self.folder, pipeline, merging, pool, attempt, retry=retry)
+            _is_meant(folder)
+            with worker_pool(folder, pipeline, ref) as pool:
+                attempt = Attempt(folder, progress, begun=begun, command=command)
+                _both_passes(folder, pipeline, merging, pool, attempt, retry=retry)
         return self
+
+
+def _is_meant(folder: RunFolder) -> None:
+    """Have the output's latest run be this one, which goes on: it is what to look at, and to resume, from now on."""
+    latest = latest_run(folder.output)
+    if latest is not None and latest.run_id != folder.run_id:
+        folder.note_as_latest()
 
 
 def _untold(jobs: list[Job]) -> int:
@@ -415,7 +450,7 @@ def open_run(output: str | os.PathLike[str], run_id: str | None = None, *, boto_
     root = folder_at(output, Access(boto_session))
     finish_switches(root)
     found = find_run(root, run_id)
-    return Run(found.encrypted(found.plan()))
+    return Run(found.encrypted(found.plan()), whole_dataset=run_id is None)
 
 
 # Fields of a pipeline's input and output that `run` takes as they are.

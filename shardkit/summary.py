@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from shardkit.attempt import resume_hint
 from shardkit.ledger import Ledger
 from shardkit.progress import counted, human_bytes, human_seconds
+from shardkit.quarantine import count_elsewhere
 from shardkit.repeats import count_of, repeats_text
 from shardkit.runfolder import ALL_SHARDS, STOP
 from shardkit.together import together
@@ -26,7 +28,8 @@ class Summary:
 
     ``status`` is ``running``, ``interrupted`` (can be resumed), ``failed`` or ``done``; ``records`` counts listed,
     done, quarantined and skipped; ``seconds`` is the wall time of the attempts together; ``repeated`` counts the
-    requests to object stores that were made again, by the reason.
+    requests to object stores that were made again, by the reason; ``quarantined_elsewhere`` the records in quarantine
+    of days of the dataset that other runs have made.
     """
 
     run_id: str
@@ -40,6 +43,7 @@ class Summary:
     output: str
     run_folder: str
     repeated: dict[str, int] = field(default_factory=dict)
+    quarantined_elsewhere: int = 0
     message: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +61,12 @@ class Summary:
             self._output_line(),
             f"  input    {human_bytes(self.bytes_in)} in {human_seconds(self.seconds)}",
         ]
+        if self.quarantined_elsewhere:
+            told = counted(self.quarantined_elsewhere, "record")
+            verb = "is" if self.quarantined_elsewhere == 1 else "are"
+            lines.append(
+                f"  others   {told} of other days {verb} in quarantine: shardkit failures {quote(self.output)}"
+            )
         if repeats := repeats_text(self.repeated):
             lines.append(f"  requests {repeats}")
         if self.message:
@@ -76,8 +86,14 @@ class Summary:
 
 def summarize(folder: RunFolder) -> Summary:
     """A run in numbers."""
-    asked = [folder.result, lambda: Ledger(folder), folder.heartbeats, folder.is_locked]
-    result, ledger, beats, is_locked = together(asked)
+    asked = [
+        folder.result,
+        lambda: Ledger(folder),
+        folder.heartbeats,
+        folder.is_locked,
+        lambda: count_elsewhere(folder),
+    ]
+    result, ledger, beats, is_locked, others = together(asked)
     status, message = _status(folder, result, beats, is_locked=is_locked)
     finished = result if status == "done" else None
     return Summary(
@@ -92,6 +108,7 @@ def summarize(folder: RunFolder) -> Summary:
         output=folder.output.uri,
         run_folder=folder.uri,
         repeated=_repeated(ledger, beats),
+        quarantined_elsewhere=others,
         message=message,
     )
 

@@ -65,7 +65,7 @@ output: {uri: out/}
 """
 KEYS = {
     *("run_id", "status", "records", "rows", "files", "bytes_in", "bytes_out", "seconds", "output", "run_folder"),
-    "repeated",
+    *("repeated", "quarantined_elsewhere"),
 }
 
 

@@ -329,9 +329,10 @@ def test_a_retried_record_is_taken_over_with_its_retry(feed: Feed) -> None:
 
 def test_a_retry_of_a_day_made_anew_since_is_refused_with_the_cure(feed: Feed) -> None:
     first = sk.open_run(feed.out).run_id
-    feed.put("2020-01-02/03.txt", "bad")
+    for day in range(1, 4):
+        feed.put(f"2020-01-0{day}/03.txt", "bad")
     feed.run()
-    with pytest.raises(sk.PlanMismatch, match=r"--date 2020-01-02 --set incremental=false"):
+    with pytest.raises(sk.PlanMismatch, match=r"--date 2020-01-01 --set incremental=false"):
         sk.open_run(feed.out, first).retry(quiet=True, timeout=9)
 
 
