@@ -10,6 +10,7 @@
     ├── RunFailed            the run stopped before its dataset was complete
     │   ├── BudgetExceeded   more records are quarantined than max_failures allows
     │   ├── StorageError     a file could not be written (disk full, no permission)
+    │   │   └── ObjectRefused    the store gives out other objects, but not this one
     │   ├── LedgerError      records are missing from the ledger
     │   ├── CombineError     the user's combine function raised
     │   ├── SchemaConflict   two parts give one column types that cannot be unified
@@ -76,6 +77,10 @@ class BudgetExceeded(RunFailed):
 
 class StorageError(RunFailed):
     """A file could not be written or read back: disk full, no permission, a lost mount."""
+
+
+class ObjectRefused(StorageError):
+    """A store does not give out one object, though others: it is archived, somebody else's, or its key is gone."""
 
 
 class LedgerError(RunFailed):

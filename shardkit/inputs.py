@@ -8,6 +8,7 @@ go when it is done.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 from collections import Counter, deque
@@ -16,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardkit.errors import StorageError
 from shardkit.storage import folder
+from shardkit.witness import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from shardkit.storage import Access, Folder
 
@@ -40,9 +43,14 @@ class Wanted:
     arrivals: list[Future[None]] = field(default_factory=list)
 
 
-def open_inputs(uri: str, scratch: str | None, access: Access) -> LocalInputs | RemoteInputs:
-    """The way to the objects under ``uri``; ``scratch`` is where those of a store arrive."""
-    return LocalInputs(uri) if scratch is None else RemoteInputs(folder(uri, access), Path(scratch))
+def open_inputs(
+    uri: str, scratch: str | None, access: Access, *, others: Callable[[], Sequence[str]] = list
+) -> LocalInputs | RemoteInputs:
+    """The way to the objects under ``uri``; ``scratch`` is where those of a store arrive.
+
+    ``others`` names some objects of the whole input, whichever these are.
+    """
+    return LocalInputs(uri) if scratch is None else RemoteInputs(folder(uri, access), Path(scratch), others)
 
 
 class LocalInputs:
@@ -68,8 +76,9 @@ class LocalInputs:
 class RemoteInputs:
     """Objects of a store, fetched before their records' turns; for the worker's own thread alone."""
 
-    def __init__(self, source: Folder, scratch: Path) -> None:
+    def __init__(self, source: Folder, scratch: Path, others: Callable[[], Sequence[str]] = list) -> None:
         self._source = source
+        self._witness = Witness(source, others)
         self._root = scratch
         self._threads = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="shardkit-fetch")
         self._wanted: dict[Ticket, Wanted] = {}
@@ -92,14 +101,26 @@ class RemoteInputs:
         Raises:
             FileNotFoundError: an object is gone.
             ObjectChanged: one is not what it was when it was listed.
-            StorageError: the store cannot be reached.
+            ObjectRefused: the store does not give one out, though others.
+            StorageError: the store cannot be reached, or gives out none.
         """
         if ticket not in self._held:
             self._waiting.remove(ticket)
             self._begin(ticket)
-        for arrival in self._wanted[ticket].arrivals:
-            arrival.result()
-        return self._held[ticket].path
+        wanted, path = self._wanted[ticket], self._held[ticket].path
+        for number, (key, arrival) in enumerate(zip(wanted.objects, wanted.arrivals, strict=True)):
+            try:
+                arrival.result()
+            except StorageError as error:
+                self._witness.excuse(error, functools.partial(self._get, wanted, number, path))
+            self._witness.readable = key
+        return path
+
+    def _get(self, record: Wanted, number: int, path: str) -> None:
+        key = record.objects[number]
+        etag = record.etags[number] if record.etags is not None else None
+        size = record.bytes if len(record.objects) == 1 else None
+        self._source.get_file(key, Path(path, key), etag=etag, size=size)
 
     def release(self, ticket: Ticket) -> None:
         """Remove a record's files, whether all have arrived or not."""
@@ -141,11 +162,8 @@ class RemoteInputs:
         self._held[ticket] = room
         self._held_bytes += record.bytes
         room.prepare(record.objects)
-        etags = record.etags if record.etags is not None else [None] * len(record.objects)
-        size = record.bytes if len(record.objects) == 1 else None
-        for key, etag in zip(record.objects, etags, strict=True):
-            path = Path(room.path, key)
-            record.arrivals.append(self._threads.submit(self._source.get_file, key, path, etag=etag, size=size))
+        for number in range(len(record.objects)):
+            record.arrivals.append(self._threads.submit(self._get, record, number, room.path))
 
 
 class _Room:

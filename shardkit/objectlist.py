@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.arrays import scalar
+from shardkit.refusals import strange
 from shardkit.spill import BATCH_ROWS, LISTED, PIECE_ROWS, Piece, Spill, gathered
 
 if TYPE_CHECKING:
@@ -145,7 +146,13 @@ class _Listing:
         return self._pieces(objects), [f"{path.rstrip('/')}/" for path in listed["common_prefixes"]]
 
     def _both(self, folder: str) -> Any:
-        return self._store.list_with_delimiter(folder or None, return_arrow=True)
+        listed = self._store.list_with_delimiter(folder or None, return_arrow=True)
+        count = len(listed["objects"]) + len(listed["common_prefixes"])
+        if count % PAGE == 0:  # as if a page after the first had been none, or, as something is there, the first
+            again = self._store.list_with_delimiter(folder or None, return_arrow=True)
+            if not count or len(again["objects"]) + len(again["common_prefixes"]) != count:
+                raise strange(folder, "a list that is cut short")
+        return listed
 
     def _look_ahead(self, folder: str, keys: list[str]) -> None:
         """Ask already for the folders on the way to the first object, for each level may have one folder only.
@@ -182,8 +189,8 @@ class _Listing:
         return self._spill.sorted_table(found + together)
 
     def _pages(self, folder: str) -> Iterator[pa.RecordBatch]:
-        for page in self._store.list(folder or None, chunk_size=PAGE, return_arrow=True):
-            yield pa.record_batch(page)
+        # To ask again after the last key costs a request: it is saved for the many small folders, which are not empty.
+        return whole_list(self._store, folder, least=0 if len(folder) == self._cut else PAGE)
 
     def _pieces(self, pages: Iterable[pa.RecordBatch]) -> list[Piece]:
         return [self._spill.keep_sorted(batch) for batch in gathered(map(self._compact, pages))]
@@ -198,6 +205,38 @@ class _Listing:
         batch = pa.RecordBatch.from_arrays([pc.cast(c, t, memory_pool=pool) for c, t in columns], schema=LISTED)
         those = self._wanted(batch["key"])
         return batch if those.true_count == len(those) else batch.filter(those)
+
+
+def whole_list(store: Any, folder: str, *, least: int = PAGE) -> Iterator[pa.RecordBatch]:
+    """The pages of a list, to the very end, by the store's own order of them.
+
+    Whatever answers in a store's place with a page of well-formed HTML seems to tell of no objects, and that the list
+    ends there. So a list of more than ``least`` objects, or of none, is asked for once more from its last key on.
+
+    Raises:
+        Unanswered: the list goes in circles.
+    """
+    total, highest, offset = 0, "", None
+    while True:
+        fresh, previous = 0, None
+        for told in store.list(folder or None, offset=offset, chunk_size=PAGE, return_arrow=True):
+            page = pa.record_batch(told)
+            if previous is not None and pc.index(page["path"], previous).as_py() >= 0:
+                raise strange(folder, "a list that goes in circles")
+            if len(page):
+                previous = page["path"][-1]
+            if offset is not None:  # some servers have an order of their own
+                page = page.filter(pc.greater(page["path"], scalar(offset)))
+            if len(page):
+                fresh += len(page)
+                highest = max(highest, pc.min_max(page["path"])["max"].as_py())
+                yield page
+        total += fresh
+        if (offset is not None and not fresh) or 0 < total <= least:
+            return
+        if offset is None and not total:
+            return
+        offset = highest
 
 
 class _NotFlat(Exception):

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shardkit.errors import InputError, ObjectChanged, PipelineError, RunBusy, StorageError
 from shardkit.files import writing
 from shardkit.lease import Lease
-from shardkit.objectlist import list_objects
-from shardkit.repeats import CUT_SHORT, Denied, Unanswered, asking, repeated
+from shardkit.objectlist import list_objects, whole_list
+from shardkit.refusals import CUT_SHORT, EXPIRED, Denied, Unanswered, strange
+from shardkit.repeats import asking, repeated
 from shardkit.spill import NoRoom, batches_of, filtered, values_of
 from shardkit.storage import Access, Entry, File, Folder
 from shardkit.stores import AMAZON, Bucket, NoCredentials, open_bucket
@@ -36,13 +37,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONCURRENT_REQUESTS = 32
-LIST_PAGE = 1000
 WHOLE_BYTES = 8 << 20
 LARGE_BYTES = 32 << 20
 RANGE_BYTES = 8 << 20
 RANGES_AT_ONCE = 4
 SEVERAL_PARTS_BYTES = 5 << 20  # obstore uploads what is larger in several parts
 _MAKING_SCRATCH = threading.Lock()
+NOWHERE = "_shardkit/no-object-of-this-name"
+PROVEN_FOR_S = 60.0
+_PROVEN: dict[str, float] = {}  # when which bucket was last seen to be one
 HIDDEN = r"(^|/)[._]"  # names that are no input
 ANONYMOUS_HINT = "A public bucket can be read without credentials: set input.anonymous: true."
 DENIED_HINT = (
@@ -122,7 +125,35 @@ class ObjectFolder(Folder):
     def read(self, key: str) -> bytes:
         """An object's content."""
         with self._asking(key):
-            return bytes(self._store.get(self.prefix + key).bytes())
+            return bytes(self._found(key).bytes())
+
+    def _found(self, key: str) -> Any:
+        """An object, of which what the store tells comes first; to be called within `_asking`."""
+        found = self._store.get(self.prefix + key)
+        self._check_told(key, found.meta)
+        return found
+
+    def _check_told(self, key: str, meta: Any) -> None:
+        """See that a store has told of an object: all give an etag, and hardly any page on the way has one."""
+        if not meta["e_tag"]:
+            raise strange(f"{self.uri}/{key}", f"it has no etag, but {meta['size']:,} bytes")
+
+    @repeated
+    def prove(self) -> None:
+        """See that it is a store that answers: such a one says of what nobody has made that it is not there.
+
+        A page to sign in to a network, say, may look like a list without objects.
+        """
+        try:
+            with self._asking(NOWHERE):
+                found = self._store.get(self.prefix + NOWHERE)
+        except FileNotFoundError as error:
+            if self.scheme == "s3" and "<Code>" not in str(error.__cause__):
+                raise strange(self.uri, "it tells no reason why an object is not there") from None
+        except Denied:
+            pass  # as who may not list is told
+        else:
+            raise strange(self.uri, f"it has {found.meta['size']:,} bytes for a name that nobody has given")
 
     def read_many(self, keys: Sequence[str]) -> list[bytes]:
         """The content of several objects, read side by side."""
@@ -143,22 +174,41 @@ class ObjectFolder(Folder):
         """An object's size in bytes; None if it is not there."""
         try:
             with self._asking(key):
-                return int(self._store.head(self.prefix + key)["size"])
+                meta = self._store.head(self.prefix + key)
+                self._check_told(key, meta)
+                return int(meta["size"])
         except FileNotFoundError:
             return None
+        except StorageError as error:
+            if isinstance(error, Denied) or (isinstance(error, Unanswered) and error.kind == EXPIRED):
+                self._learn_why(key)
+            raise
+
+    def _learn_why(self, key: str) -> None:
+        """Raise why a HEAD was refused, whose answer has no body to say so in: a GET of a byte is told."""
+        with contextlib.suppress(FileNotFoundError), self._asking(key):
+            self._store.get_range(self.prefix + key, start=0, end=1)
 
     @repeated
     def entries(self, prefix: str = "") -> list[Entry]:
         """The objects in the folder ``prefix`` and below, in key order."""
         start = self.prefix + (f"{prefix.strip('/')}/" if prefix else "")
-        found = []
+        found: list[Entry] = []
         with asking(f"{self.root}/{start}", self._opened.renew):
-            for page in self._opened.patient.list(start or None, chunk_size=LIST_PAGE):
-                for item in page:
-                    key = item["path"][len(self.prefix) :]
-                    etag = (item["e_tag"] or "").strip('"')
-                    found.append(Entry(key, item["size"], etag, item["last_modified"].timestamp()))
+            for page in whole_list(self._opened.patient, start):
+                columns = (page[name].to_pylist() for name in ("path", "size", "e_tag", "last_modified"))
+                for path, size, etag, moment in zip(*columns, strict=True):
+                    found.append(Entry(path[len(self.prefix) :], size, (etag or "").strip('"'), moment.timestamp()))
+        if not found:
+            self._prove_lately()
         return sorted(found, key=lambda entry: entry.key)
+
+    def _prove_lately(self) -> None:
+        """As `prove`, unless that was done a moment ago."""
+        proven = _PROVEN.get(self.root)
+        if proven is None or time.monotonic() - proven > PROVEN_FOR_S:
+            self.prove()
+            _PROVEN[self.root] = time.monotonic()
 
     @repeated
     def children(self, key: str) -> list[str]:
@@ -233,9 +283,10 @@ class ObjectFolder(Folder):
     def _get_whole(self, key: str, path: Path, etag: str | None) -> tuple[str, int]:
         """Download an object unless it is large; returns its etag and its size."""
         with self._asking(key):
-            found = self._store.get(self.prefix + key)
+            found = self._found(key)
             size, now = int(found.meta["size"]), (found.meta["e_tag"] or "").strip('"')
             if etag is not None and now != etag:
+                self.prove()
                 raise self._changed(key, etag)
             if size <= LARGE_BYTES:
                 data = found.bytes()
@@ -282,7 +333,7 @@ class ObjectFolder(Folder):
         import pyarrow as pa
 
         with self._asking(key):
-            found = self._store.get(self.prefix + key)
+            found = self._found(key)
             size = found.meta["size"]
             if size <= WHOLE_BYTES:
                 return pa.BufferReader(pa.py_buffer(found.bytes()))
@@ -312,6 +363,7 @@ class ObjectFolder(Folder):
 
         try:
             table = list_objects(self._opened.patient, self.prefix, self._ask, self._wanted(leave_out))
+            self.prove()
             markers = self._markers(_empty(table))
         except NoCredentials as error:
             raise PipelineError(error.message, hint=f"{error.hint} {ANONYMOUS_HINT}") from None

@@ -180,6 +180,16 @@ class RunFolder:
                 file.seek(0)
             return pq.ParquetFile(file).read(columns=columns)
 
+    def some_objects(self, count: int = 32) -> list[str]:
+        """The keys of some objects of the input, from all over it; of a long table, from one piece."""
+        import pyarrow.parquet as pq
+
+        with File(self.files, RECORDS).open() as file:
+            table = pq.ParquetFile(file)
+            piece = table.read_row_group(table.num_row_groups // 2, columns=["objects"])
+        step = max(len(piece) // count, 1)
+        return [keys[0] for keys in piece["objects"].to_pylist()[::step] if keys]
+
     def write_pickled(self, name: str, pickled: bytes | None) -> None:
         """Keep a function that travels by value."""
         if pickled is not None:

@@ -161,6 +161,10 @@ class Folder(ABC):
         """The content of several files."""
         return [self.read(key) for key in keys]
 
+    def read_range(self, key: str, start: int, end: int) -> bytes | memoryview:
+        """The bytes of a file from ``start`` up to ``end``."""
+        return self.read(key)[start:end]
+
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
         """Write a file atomically and durably, replacing what was there.

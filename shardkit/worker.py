@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.board import Slot
-from shardkit.errors import ObjectChanged, ShardkitError, StorageError
+from shardkit.errors import ObjectChanged, ObjectRefused, ShardkitError, StorageError
 from shardkit.functions import FunctionRef, error_message, user_traceback
 from shardkit.inputs import READ_AHEAD_RECORDS, LocalInputs, Wanted, open_inputs
 from shardkit.record import Record
@@ -232,7 +232,12 @@ class _Worker:
         self._pid = os.getpid()
         self._schema = parse_schema(settings.schema) if settings.schema else None
         self._folder = RunFolder(folder(settings.output), settings.run_id)
-        self._inputs = open_inputs(settings.input_root, arrivals_of(settings), settings.input_access)
+        self._inputs = open_inputs(
+            settings.input_root,
+            arrivals_of(settings),
+            settings.input_access,
+            others=self._folder.some_objects,
+        )
         self._expected: tuple[int, int] | None = None
         self._told = REPEATS.counts()
 
@@ -255,7 +260,7 @@ class _Worker:
             begun = time.perf_counter()
             try:
                 record = run.record(i)
-            except (FileNotFoundError, ObjectChanged) as error:
+            except (FileNotFoundError, ObjectChanged, ObjectRefused) as error:
                 run.end(i, failure=error, seconds=time.perf_counter() - begun)
                 slot.end_record(run.bytes[i], failed=True)
                 continue

@@ -58,8 +58,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815  the names that the base class looks for
 
-    def _refuse(self, status: int, code: str) -> None:
-        data = f"<Error><Code>{code}</Code><Message>a bad day</Message></Error>".encode()
+    def _refuse(self, status: int, code: str, message: str = "a bad day") -> None:
+        data = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -80,7 +80,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 class FaultProxy(http.server.ThreadingHTTPServer):
     """Passes requests on to the server on the port ``behind``; ``share`` of them meet each kind of fault.
 
-    ``gate`` looks at a request first, and may refuse it with a status and a code.
+    ``gate`` looks at a request first, and may refuse it with a status, a code and a message.
     """
 
     daemon_threads = True
@@ -91,7 +91,7 @@ class FaultProxy(http.server.ThreadingHTTPServer):
         *,
         share: float = 0.0,
         seed: int = 1,
-        gate: Callable[[http.server.BaseHTTPRequestHandler], tuple[int, str] | None] = lambda _: None,
+        gate: Callable[[http.server.BaseHTTPRequestHandler], tuple[Any, ...] | None] = lambda _: None,
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.behind = behind

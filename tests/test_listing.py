@@ -173,7 +173,7 @@ class Counting:
         self.asked: list[str] = []
 
     def list(self, prefix: str | None, **options: Any) -> Any:
-        self.asked.append(prefix or "")
+        self.asked.append(f"what follows in {prefix or 'all'}" if options.get("offset") else prefix or "")
         return self.store.list(prefix, **options)
 
     def list_with_delimiter(self, prefix: str | None, **options: Any) -> Any:
@@ -181,18 +181,21 @@ class Counting:
         return self.store.list_with_delimiter(prefix, **options)
 
 
-def test_a_listing_of_one_page_is_one_request() -> None:
+def test_a_listing_of_one_page_is_one_request_and_one_for_its_end() -> None:
     keys = [f"{day}/{i}" for day in ("a", "b/c", "d") for i in range(100)]
     store = Counting(keys)
     assert sorted(listed(store)["key"].to_pylist()) == sorted(keys)
-    assert store.asked == [""]
+    assert store.asked == ["", "what follows in all"]
+
+
+FOLDERS = ["folders of ", "folders of 2020/", "folders of 2020/01/"]
 
 
 def test_folders_on_the_way_are_asked_for_at_once_and_a_few_pages_are_listed_once() -> None:
     keys = [f"2020/01/01/{i:04d}" for i in range(4500)]
     store = Counting(keys)
     assert listed(store)["key"].to_pylist() == keys
-    assert sorted(store.asked) == ["", "folders of ", "folders of 2020/", "folders of 2020/01/"]
+    assert sorted(store.asked) == ["", *FOLDERS, "what follows in all"]
 
 
 def test_more_than_a_few_pages_are_listed_folder_by_folder() -> None:
@@ -210,7 +213,7 @@ def test_pages_may_be_shorter_than_was_asked_for() -> None:
     keys = [f"2020/01/01/{i:04d}" for i in range(1900)]
     store = Short(keys)
     assert listed(store)["key"].to_pylist() == keys
-    assert sorted(store.asked) == ["", "folders of ", "folders of 2020/", "folders of 2020/01/"]
+    assert sorted(store.asked) == ["", *FOLDERS, "what follows in all"]
 
 
 def test_a_page_that_fails_while_folders_are_looked_for_is_made_good() -> None:
