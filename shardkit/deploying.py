@@ -52,7 +52,10 @@ def write_deployment(folder: str | Path) -> tuple[Path, Path]:
 
 def zipped() -> bytes:
     """The code of the functions: the queue, which needs no other package than boto3; always the same bytes."""
-    files = [PACKAGE / "__init__.py", PACKAGE / "_version.py", *sorted((PACKAGE / "jobs").glob("*.py"))]
+    files = [
+        *(PACKAGE / name for name in ("__init__.py", "_version.py", "masking.py")),
+        *sorted((PACKAGE / "jobs").glob("*.py")),
+    ]
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:

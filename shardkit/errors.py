@@ -23,16 +23,19 @@ Every error is a sentence or two: what happened, to which run and file, and what
 
 from __future__ import annotations
 
+from shardkit.masking import masked
+
 
 class ShardkitError(Exception):
     """The base of all errors that shardkit raises on purpose.
 
-    ``exit_code`` is what the command line exits with; ``hint`` is what to do next.
+    ``exit_code`` is what the command line exits with; ``hint`` is what to do next. What looks like a secret is masked.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        message, hint = masked(message), masked(hint)
         super().__init__(message)
         self.message = message
         self.hint = hint
