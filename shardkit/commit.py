@@ -4,18 +4,23 @@ New files are written whole under the run folder first. ``_shardkit/commit.json`
 from that moment on will happen, if need be in a later process: the new files appear under their names,
 ``_shardkit/current.json`` becomes the result that lists them, and the files that only the one before listed go. Nobody
 else's file is touched.
+
+A switch that cannot be finished for a while (a permission that is missing, a store that refuses a copy) keeps nobody
+from looking at the runs and the dataset, which is what ``current.json`` says. One that can never be finished, for a
+staged file is lost or ``commit.json`` is damaged, is given up: what it has put in place goes, and the dataset stays as
+it was.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import PipelineError, PlanMismatch, RunBusy, StorageError
+from shardkit import documents
+from shardkit.errors import Damaged, PipelineError, PlanMismatch, RunBusy, StorageError, WrittenByNewer
 from shardkit.ledger import WHOLE
-from shardkit.runfolder import RUNS, STATE_DIR, RunFolder
+from shardkit.runfolder import CURRENT, RUNS, STATE_DIR, RunFolder
 from shardkit.storage import File
 from shardkit.together import together
 from shardkit.typetext import merged_schema, schema_to_text
@@ -27,7 +32,6 @@ if TYPE_CHECKING:
 
 STAGING = "dataset"
 COMMIT = f"{STATE_DIR}/commit.json"
-CURRENT = f"{STATE_DIR}/current.json"
 
 
 def staging(folder: RunFolder) -> Folder:
@@ -49,30 +53,103 @@ def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[dict[st
     with output.lock(
         f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}.", patience_s=patience_s
     ):
-        commit, current = together([lambda: _read(output, COMMIT), lambda: current_result(output)])
+        commit, current = together([partial(_read_commit, output), partial(current_result, output)])
+        if commit is _DAMAGED:
+            commit = _rebuilt(output, current)
         if commit is not None:
-            _finish_switch(output, commit)
-            current = commit["result"]
+            current = _finished(output, commit, current)
         yield current
 
 
 def current_result(output: Folder) -> dict[str, Any] | None:
-    """The result that describes the dataset as it is now: that of the run which switched it last."""
-    current = _read(output, CURRENT)
-    if current is not None:
-        return current
-    results = [RunFolder(output, run_id).result() for run_id in output.children(RUNS)]
-    return max((r for r in results if r is not None), key=lambda result: int(result["switched"]), default=None)
+    """The result that describes the dataset as it is now: that of the run which switched it last.
 
+    Where the note of it is gone or damaged, the runs' own results tell.
 
-def _read(output: Folder, name: str) -> dict[str, Any] | None:
+    Raises:
+        Damaged: these cannot tell either.
+        WrittenByNewer: it is of a later format.
+    """
     try:
-        content: dict[str, Any] = json.loads(output.read(name))
+        return _read(output, CURRENT, documents.RESULT)
+    except FileNotFoundError:
+        return _told_by_runs(output, "")
+    except Damaged as error:
+        return _told_by_runs(output, error.message)
+
+
+_DAMAGED: dict[str, Any] = {}
+
+
+def _read_commit(output: Folder) -> dict[str, Any] | None:
+    try:
+        return _read(output, COMMIT, documents.COMMIT)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise StorageError(f"Cannot read {output.uri}/{name}: {error}.") from error
-    return content
+    except Damaged:
+        return _DAMAGED
+
+
+def _read(output: Folder, name: str, shape: Any) -> dict[str, Any]:
+    try:
+        return documents.parse(output.read(name), shape)
+    except Damaged as error:
+        raise Damaged(f"{output.uri}/{name} is damaged: {error.message}.") from None
+    except WrittenByNewer as error:
+        raise WrittenByNewer(
+            f"{output.uri}/{name}: {error.message}.",
+            hint="Use a version of shardkit that is at least as new as the one that wrote it.",
+        ) from None
+
+
+def _results(output: Folder) -> tuple[list[dict[str, Any]], list[str]]:
+    """The results of all runs, and the names of those that are damaged."""
+    found, damaged = [], []
+    for run_id in output.children(RUNS):
+        try:
+            found.append(_read(output, f"{RUNS}/{run_id}/result.json", documents.RESULT))
+        except FileNotFoundError:
+            continue
+        except Damaged:
+            damaged.append(f"{RUNS}/{run_id}/result.json")
+    return sorted(found, key=lambda result: int(result["switched"])), damaged
+
+
+def _told_by_runs(output: Folder, why: str) -> dict[str, Any] | None:
+    """The latest result of all runs, whose files are all there; ``why`` it is asked for, if something is damaged."""
+    results, damaged = _results(output)
+    if not (results or damaged or why):
+        return None  # the usual beginning
+    wrong = f"{damaged[0]} is damaged" if damaged else "" if results else "no run has a result"
+    if not wrong and (missing := _missing_file(output, results[-1]["files"])):
+        wrong = f"the latest result of a run lists {missing}, which is not there as it was written"
+    if wrong:
+        first = why or f"{output.uri}/{CURRENT} is not there."
+        raise Damaged(
+            f"{first} The runs cannot tell either what the dataset is: {wrong}.",
+            hint="Put the file back from a copy; or choose another output, or move all of this one away, and run anew.",
+        )
+    if why:
+        documents.say(f"{why} The dataset is that of run {results[-1]['run_id']}, as its own result tells.")
+    _mend(output, results[-1])
+    return results[-1]
+
+
+def _mend(output: Folder, result: dict[str, Any]) -> None:
+    """Write the note of what the dataset is anew, unless somebody is at it, or we may not."""
+    with contextlib.suppress(RunBusy, StorageError), output.lock(f"{STATE_DIR}/lock", ""):
+        if output.exists(COMMIT):
+            return
+        try:
+            _read(output, CURRENT, documents.RESULT)
+        except (FileNotFoundError, Damaged):
+            _note(output, CURRENT, result)
+
+
+def _missing_file(output: Folder, files: list[dict[str, Any]]) -> str:
+    """The first of a dataset's files that is not there as it was written; nothing if all are."""
+    sizes = together([partial(output.size, file["path"]) for file in files])
+    return next((f["path"] for f, size in zip(files, sizes, strict=True) if size != f["bytes"]), "")
 
 
 def check_owner(output: Folder, name: str) -> dict[str, Any] | None:
@@ -166,9 +243,10 @@ def switch(
     new = {file["path"] for file in result["files"]}
     gone = [path for path in before if path not in new]
     result["switched"] = (old["switched"] if old else 0) + 1
+    result["version"] = documents.FORMAT
     commit = {"result": result, "gone": gone}
     _note(folder.output, COMMIT, commit)
-    _finish_switch(folder.output, commit, staged=new - set(before))
+    _finish_switch(folder.output, commit, new - set(before))
 
 
 def _carry_over(old: dict[str, Any], result: dict[str, Any], kept: list[str]) -> None:
@@ -183,37 +261,126 @@ def _carry_over(old: dict[str, Any], result: dict[str, Any], kept: list[str]) ->
     result["schema"] = schema_to_text(schema)
 
 
-def _finish_switch(output: Folder, commit: dict[str, Any], *, staged: set[str] | None = None) -> None:
-    """Carry out what ``commit.json`` says, wherever an earlier process left off.
-
-    ``staged`` are the files that nobody has placed yet, where that is known.
-    """
+def _finish_switch(output: Folder, commit: dict[str, Any], staged: set[str]) -> None:
+    """Carry out what ``commit.json`` says; ``staged`` are the files of it that wait in the run's folder."""
     folder = RunFolder(output, commit["result"]["run_id"])
-    if staged is None:
-        staged = {entry.key for entry in staging(folder).entries()}
     new = [file["path"] for file in commit["result"]["files"] if file["path"] in staged]
     together([partial(_place, staging(folder), File(output, path)) for path in new])
     folder.write("result.json", commit["result"])
     _note(output, CURRENT, commit["result"])
+    _clear_up(output, commit)
+
+
+def _clear_up(output: Folder, commit: dict[str, Any]) -> None:
+    """Remove what nobody counts on any more, now that the dataset is another one."""
+    folder = RunFolder(output, commit["result"]["run_id"])
     together([*(partial(_remove, output, name) for name in commit["gone"]), partial(_tidy, folder)])
     output.remove(COMMIT)
 
 
-def finish_switches(output: Folder) -> None:
-    """Finish a switch of this output that a process left half-way; one that is under way is left to its process."""
+def _finished(output: Folder, commit: dict[str, Any], current: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Finish a switch that another process left; or give it up, where a file of it is lost. Returns the result then."""
+    result: dict[str, Any] = commit["result"]
+    folder = RunFolder(output, result["run_id"])
+    try:
+        if _is(current, result):
+            _clear_up(output, commit)
+            return current
+        there = {entry.key: entry.bytes for entry in staging(folder).entries()}
+        lost = _missing_file(output, [file for file in result["files"] if there.get(file["path"]) != file["bytes"]])
+        if not lost:
+            _finish_switch(output, commit, set(there))
+            return result
+        _give_up(output, current, result)
+    except StorageError as error:
+        raise StorageError(
+            f"The switch of {output.uri} to the dataset of run {folder.run_id} is not finished: {error.message}",
+            hint=f"{error.hint} Until then the dataset is what {CURRENT} says. Then finish the switch: "
+            f"shardkit resume {folder.arguments}",
+        ) from error
+    documents.say(
+        f"Run {folder.run_id} could not switch the dataset in {output.uri}: {lost} is lost. The dataset stays as it "
+        f"was; make the file again: shardkit resume {folder.arguments}"
+    )
+    return current
+
+
+def _is(current: dict[str, Any] | None, result: dict[str, Any]) -> bool:
+    """Whether the dataset is already what a result describes."""
+    return current is not None and (current["run_id"], current["switched"]) == (result["run_id"], result["switched"])
+
+
+def _rebuilt(output: Folder, current: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a damaged ``commit.json`` must have said, as the runs tell; None where the switch is given up.
+
+    A run whose result is later than the dataset's was about to switch to it: all its files were in their places by
+    then. What else lies there of staged files, or of results that have been replaced, is left over.
+    """
+    results, _ = _results(output)
+    latest = max(results, key=lambda result: int(result["switched"]), default=None)
+    stay = {file["path"] for file in (current or {"files": []})["files"]}
+    if latest is not None and latest["switched"] > (current or {"switched": 0})["switched"]:
+        documents.say(f"{output.uri}/{COMMIT} is damaged; run {latest['run_id']}'s own result tells what it said.")
+        return {"result": latest, "gone": sorted(stay - {file["path"] for file in latest["files"]})}
+    folders = [RunFolder(output, run_id) for run_id in output.children(RUNS)]
+    staged = [entry.key for folder in folders for entry in staging(folder).entries()]
+    _remove_all_but(output, current, [*staged, *(file["path"] for result in results for file in result["files"])])
+    now = f"that of run {current['run_id']}" if current else "not there yet"
+    documents.say(
+        f"{output.uri}/{COMMIT} is damaged. The switch that was under way is given up, and the dataset is {now}; "
+        "resume the run that was to replace it."
+    )
+    return None
+
+
+def _give_up(output: Folder, current: dict[str, Any] | None, result: dict[str, Any]) -> None:
+    """Have the dataset be what it was before the switch to a result."""
+    folder = RunFolder(output, result["run_id"])
+    if current is not None and current["run_id"] == folder.run_id:
+        folder.write("result.json", current)
+    else:
+        folder.files.remove("result.json")
+    _remove_all_but(output, current, [file["path"] for file in result["files"]])
+
+
+def _remove_all_but(output: Folder, current: dict[str, Any] | None, paths: list[str]) -> None:
+    """Remove those of some files that are not the dataset's, and the note of the switch that they were for."""
+    stay = {file["path"] for file in (current or {"files": []})["files"]}
+    together([partial(_remove, output, path) for path in sorted({*paths} - stay)])
+    output.remove(COMMIT)
+
+
+def finish_switches(output: Folder, *, must: bool = False) -> None:
+    """Finish a switch of this output that a process left half-way; one that is under way is left to its process.
+
+    One that cannot be finished now is told of, and left: whoever only looks is answered all the same.
+
+    Raises:
+        StorageError: it cannot be finished now, and ``must`` be.
+    """
     if output.exists(COMMIT):
-        with contextlib.suppress(RunBusy), dataset_lock(output):
+        try:
+            with dataset_lock(output):
+                pass
+        except RunBusy:
             pass
+        except StorageError as error:
+            if must:
+                raise
+            documents.say(str(error))
 
 
 def _note(output: Folder, name: str, content: dict[str, Any]) -> None:
     """Write one of the dataset's own files, atomically."""
-    output.write(name, json.dumps(content, ensure_ascii=False).encode())
+    output.write(name, documents.dump(content))
 
 
 def _place(staged: Folder, target: File) -> None:
     """Make a staged file appear in the dataset."""
-    staged.place(target.key, target)
+    try:
+        staged.place(target.key, target)
+    except FileNotFoundError:
+        raise Damaged(f"{staged.uri}/{target.key}, which is to go to {target}, is gone.", hint="") from None
 
 
 def _remove(output: Folder, name: str) -> None:

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from shardkit import documents
 from shardkit.commit import staging
 from shardkit.dataset import DataFile
+from shardkit.errors import Damaged
 from shardkit.keeping import Contents
 from shardkit.typetext import schema_from_text, schema_to_text
 
@@ -76,9 +78,17 @@ def day_merges(folder: RunFolder) -> dict[str, DayMerge]:
     notes = [entry.key for entry in folder.files.entries(MERGED)]
     if not notes:
         return {}
-    found = [DayMerge.of_note(json.loads(data)) for data in folder.files.read_many(notes)]
+    found = [merge for merge in map(_read_note, folder.files.read_many(notes)) if merge is not None]
     there = {entry.key: entry.bytes for entry in staging(folder).entries()}
     return {merge.day: merge for merge in found if all(there.get(file.path) == file.bytes for file in merge.files)}
+
+
+def _read_note(data: bytes) -> DayMerge | None:
+    """What `DayMerge.note` has written; None where it is damaged, for pass 2 will merge the day again."""
+    try:
+        return DayMerge.of_note(documents.parse(data))
+    except (Damaged, LookupError, TypeError, ValueError, AttributeError, OSError):
+        return None
 
 
 def basis_of(parts: Iterable[CommittedPart], *, how: Any, base: str | None) -> str:

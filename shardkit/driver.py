@@ -7,6 +7,7 @@ how they are, the engine tells.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import signal
 import threading
 from collections import Counter
@@ -114,7 +115,8 @@ class RunJobs:
         plan, generation = self.folder.plan(), self.generation + 1
         code = code or _upload_code(self.folder, pipeline, function or pipeline.function_ref())
         if function is not None:
-            told = {"name": function.name, "digest": function.digest, "python": python_version()}
+            sha256 = hashlib.sha256(function.pickled).hexdigest() if function.pickled is not None else None
+            told = {"name": function.name, "digest": function.digest, "python": python_version(), "sha256": sha256}
             changes = {**changes, FUNCTION: told}
             self.folder.write_pickled(f"function-{generation}", function.pickled)
         if self.folder.days is not None:
@@ -241,7 +243,7 @@ def start_jobs(
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref = pipeline.function_ref()
-    finish_switches(folder.output)
+    finish_switches(folder.output, must=True)
     plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
     if not plan.content["totals"]["records"]:
         return nothing_to_do(pipeline, plan, progress)

@@ -10,6 +10,8 @@
     ├── RunFailed            the run stopped before its dataset was complete
     │   ├── BudgetExceeded   more records are quarantined than max_failures allows
     │   ├── StorageError     a file could not be written (disk full, no permission)
+    │   │   ├── Damaged          a file of a run is not as it was written, or gone
+    │   │   ├── WrittenByNewer   a file of a run is of a later format than this version of shardkit knows
     │   │   └── ObjectRefused    the store gives out other objects, but not this one
     │   ├── LedgerError      records are missing from the ledger
     │   ├── CombineError     the user's combine function raised
@@ -84,6 +86,14 @@ class StorageError(RunFailed):
 
 class ObjectRefused(StorageError):
     """A store does not give out one object, though others: it is archived, somebody else's, or its key is gone."""
+
+
+class Damaged(StorageError):
+    """A file of a run or a dataset is not as it was written: cut, changed or gone."""
+
+
+class WrittenByNewer(StorageError):
+    """A file of a run is of a later format than this version of shardkit knows."""
 
 
 class LedgerError(RunFailed):

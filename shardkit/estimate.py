@@ -85,7 +85,7 @@ def estimate(pipeline: Pipeline, records: int, *, quiet: bool) -> Estimate:
         with worker_pool(folder, pipeline, ref) as pool:
             plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, anew=True)
             chosen = _spread(numpy(plan.records["bytes"]), records)
-            folder.write_plan(plan.content, _each_a_chunk(plan, chosen), ref.pickled)
+            folder.write_plan(plan.content, _each_a_chunk(plan, chosen), {"function": ref.pickled})
             everything = WorkLimits(pool.size, pipeline.timeout, "100%")
             with Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic()) as attempt:
                 try:

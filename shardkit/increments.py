@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.arrays import arrow, numpy, one_chunk, positions, scalar
+from shardkit.errors import Damaged
 from shardkit.ledger import WHOLE, Ledger
 from shardkit.runfolder import RunFolder
 from shardkit.takeover import take_over
@@ -32,6 +33,7 @@ COMPARED_AT_ONCE = 1 << 17  # records; what is compared is copied
 OTHER_WORK = "the function or what it is given has changed"
 OTHER_MERGE = "combine or the output's form has changed"
 FOLDER_GONE = "the folder of run {} is gone"
+FOLDER_DAMAGED = "the folder of run {} is damaged"
 
 
 @dataclass
@@ -158,11 +160,15 @@ class _Earlier:
         """Find the changes of partitions, given by the run that made each, with their numbers."""
         for folder, before in _read_records(output, list(by_run)):
             numbers = by_run[folder.run_id]
-            if before is None:
-                for name in numbers:
-                    self._comparison.changes[name] = Changes(reason=FOLDER_GONE.format(folder.run_id))
-                continue
-            self._compare_run(folder, before, numbers, by_day=by_day)
+            try:
+                if before is not None:
+                    self._compare_run(folder, before, numbers, by_day=by_day)
+                    continue
+                why = FOLDER_DAMAGED if folder.exists() else FOLDER_GONE
+            except Damaged:
+                why = FOLDER_DAMAGED
+            for name in numbers:
+                self._comparison.changes[name] = Changes(reason=why.format(folder.run_id))
 
     def _compare_run(self, folder: RunFolder, before: pa.Table, numbers: dict[str, int], *, by_day: bool) -> None:
         codes, names = partition_names(before, by_day=by_day)
@@ -202,12 +208,12 @@ class _Earlier:
 
 
 def _read_records(output: Folder, run_ids: list[str]) -> Iterator[tuple[RunFolder, pa.Table | None]]:
-    """The records of earlier runs, a few read side by side; None where the run's folder is gone."""
+    """The records of earlier runs, a few read side by side; None where they are gone or damaged."""
 
     def read(folder: RunFolder) -> pa.Table | None:
         try:
             return folder.records(COLUMNS)
-        except FileNotFoundError:
+        except Damaged:
             return None
 
     with ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="shardkit-compare") as pool:

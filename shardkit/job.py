@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import RunFailed, RunInterrupted, ShardkitError, StorageError
+from shardkit.errors import Damaged, RunFailed, RunInterrupted, ShardkitError, StorageError, WrittenByNewer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +86,8 @@ def main(arguments: Sequence[str]) -> int:
         given.work(given, container, begun)
     except RunInterrupted as error:
         return _end(container, str(error), TRY_AGAIN)
+    except (Damaged, WrittenByNewer) as error:  # it is so in every attempt
+        return _end(container, str(error), 1)
     except StorageError as error:
         return _end(container, f"{TRANSIENT}{error}", TRY_AGAIN)
     except ShardkitError as error:
@@ -227,7 +229,10 @@ def planned_function(
 
     planned = {"name": plan["pipeline"]["function"], "digest": plan["function_digest"], "python": plan["python"]}
     told = instead or planned
-    pickled = folder.pickled(f"function-{Path(settings).stem}" if settings and instead else "function")
+    if settings and instead:
+        pickled = folder.sent(f"function-{Path(settings).stem}", instead.get("sha256"))
+    else:
+        pickled = folder.pickled("function")
     if pickled is None:
         return reference(told["name"], source_dir=pipeline.source_dir) if instead else pipeline.function_ref()
     here, there = python_version(), told["python"]

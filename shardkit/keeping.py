@@ -9,7 +9,6 @@ is resumed or retried reads its own rows from the parts, in the order of the rec
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shardkit import documents
 from shardkit.dataset import DataFile
+from shardkit.errors import Damaged
 from shardkit.partfiles import PartFiles
 from shardkit.rowgroups import is_large, size_of
 from shardkit.runfolder import RunFolder
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from shardkit.storage import Folder
 
 CONTENTS = "contents.json"
+CONTENTS_SHAPE = {"parts": [str], "files": documents.Each(list), "columns": documents.Each(list)}
 Pieces: TypeAlias = list[tuple[str, Spans]]
 """The rows of a file in their order: the names of parts, and which rows of each."""
 
@@ -78,8 +80,8 @@ class Contents:
     def of_run(cls, output: Folder, run_id: str) -> Contents:
         """What a run has noted; nothing where it has not, or its folder is gone."""
         try:
-            return cls.load(json.loads(RunFolder(output, run_id).files.read(CONTENTS)))
-        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            return cls.load(documents.parse(RunFolder(output, run_id).files.read(CONTENTS), CONTENTS_SHAPE))
+        except (FileNotFoundError, Damaged, LookupError, TypeError, ValueError):
             return cls()
 
 

@@ -52,6 +52,7 @@ class Ledger:
     def __init__(self, folder: RunFolder, shards: list[int] | None = None, *, fresh: bool = False) -> None:
         self.folder = folder
         self.shards = shards
+        self.damaged: list[str] = []  # markers, whose chunks are not done
         table = folder.records(["shard", "chunk", "bytes"])
         self.shard = numpy(table["shard"])
         self.chunk = numpy(table["chunk"])
@@ -65,8 +66,11 @@ class Ledger:
         self._members = _members(self.shard, self.chunk)
         self._next_chunk = int(self.chunk.max(initial=-1)) + 1
         self._ids: dict[int, np.ndarray] = {}
-        asked = [lambda: folder.taken_over(shards), *([] if fresh else [lambda: folder.markers(shards)])]
-        self._take([marker for found in together(asked) for marker in found])
+        asked = [lambda: folder.taken_over(shards)]
+        if not fresh:
+            asked.append(lambda: folder.markers(shards, damaged=self.damaged))
+        self._take([marker for found in together(asked) for marker in found if self._is_of_records(marker)])
+
         if folder.days is not None:
             self._keep_days(folder.days)
 
@@ -77,6 +81,16 @@ class Ledger:
             mine = np.array([day in days for day in group.dictionary.to_pylist()], bool)
             self.keep(mine[numpy(group.indices)])
             self.markers = [marker for marker, ids in self.settled() if self.state[ids[0]] != ELSEWHERE]
+
+    def _is_of_records(self, marker: dict[str, Any]) -> bool:
+        """Whether a marker tells of records that there are."""
+        last = max([*(marker["ids"] or ()), *(entry["record"] for entry in marker["quarantine"])], default=-1)
+        if last < self.planned:
+            return True
+        self.damaged.append(
+            f"{self.folder.markers_of(marker['shard'])}/{marker['chunk']:06d}-{marker['attempt']:04d}.json"
+        )
+        return False
 
     def _take(self, markers: list[dict[str, Any]]) -> None:
         covered = np.zeros(self.planned, bool)
@@ -228,7 +242,9 @@ class Ledger:
 
         Raises:
             LedgerError: naming what is missing.
+            Damaged: the records are not those that were planned.
         """
+        self.folder.check_records()
         if self.open:
             first = int(np.flatnonzero(self.state == OPEN)[0])
             key = self.folder.records(["key"])["key"][first].as_py()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.arrays import arrow, numpy, one_chunk
+from shardkit.documents import FORMAT as PLAN_VERSION
 from shardkit.errors import PipelineError
 from shardkit.groups import has_groups, with_dense_groups
 from shardkit.handover import changes_of, markers_taken_over, number_within, still_taken, unchanged
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from shardkit.increments import Comparison
     from shardkit.records import Records
 
-PLAN_VERSION = 2
 GROUPS_NAMED = 5  # of a shard's groups, those that the plan names; records.parquet has them all
 
 

@@ -95,6 +95,10 @@ def run_pass1(
         StorageError, RunFailed: the run cannot go on; what is committed is kept.
     """
     ledger = share.ledger(folder) if share else Ledger(folder, fresh=fresh)
+    folder.check_records()
+    for name in ledger.damaged:
+        attempt.progress.note(f"{folder.uri}/{name} is damaged; its chunk is not done, and is computed again.")
+        folder.files.remove(name)
     again = np.flatnonzero(ledger.state == QUARANTINED) if retry else np.zeros(0, np.int64)
     work = _work(ledger, again, workers=pool.size, under=share.shard if share and share.here is not None else None)
     if work:

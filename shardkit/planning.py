@@ -167,9 +167,9 @@ def check_same_plan(folder: RunFolder, plan: Plan) -> None:
 
 def write_run(folder: RunFolder, plan: Plan, ref: FunctionRef, merging: Merge, *, merge: bool) -> None:
     """Make a planned run exist: its plan, its records and the functions that travel by value."""
-    folder.write_pickled("combine", merging.combine.pickled if merging.combine else None)
+    pickled = {"function": ref.pickled, "combine": merging.combine.pickled if merging.combine else None}
     content = plan.content | {"merge": merge, "python": python_version()}
-    folder.write_plan(content, plan.records, ref.pickled, plan.taken_over)
+    folder.write_plan(content, plan.records, pickled, plan.taken_over)
 
 
 def planned_merge(folder: RunFolder, pipeline: Pipeline, settings: Collection[str]) -> Merge:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from shardkit.commit import current_result
+from shardkit.errors import Damaged
 from shardkit.ledger import Ledger
 from shardkit.runfolder import RunFolder
 from shardkit.together import together
@@ -48,8 +49,11 @@ def elsewhere(folder: RunFolder) -> list[RunFolder]:
 
 
 def count_elsewhere(folder: RunFolder) -> int:
-    """How many records of days that other runs have made are in quarantine."""
-    return sum(map(_count, elsewhere(folder)))
+    """How many records of days that other runs have made are in quarantine, as far as that can be read."""
+    try:
+        return sum(map(_count, elsewhere(folder)))
+    except Damaged:  # which is no reason to say nothing of this run
+        return 0
 
 
 def _makers(current: dict[str, Any] | None) -> dict[str, list[str]]:
@@ -61,4 +65,7 @@ def _makers(current: dict[str, Any] | None) -> dict[str, list[str]]:
 
 
 def _count(folder: RunFolder) -> int:
-    return Ledger(folder).quarantined if folder.exists() else 0
+    try:
+        return Ledger(folder).quarantined if folder.exists() else 0
+    except Damaged:
+        return 0

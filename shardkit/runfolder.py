@@ -26,18 +26,24 @@ Status, report, retry and resume are functions of these files alone.
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import hashlib
 import json
 import re
 import shlex
+import zlib
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import PipelineError, RunNotFound, StorageError
+from shardkit import documents
+from shardkit.errors import Damaged, PipelineError, RunNotFound, WrittenByNewer
 from shardkit.storage import File
 from shardkit.together import together
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -50,10 +56,14 @@ STOP = "stop.json"  # in a run folder: the latest generation of jobs is to be st
 ALL_SHARDS = "all"
 RUNS = f"{STATE_DIR}/runs"
 LATEST = f"{STATE_DIR}/latest.json"
+CURRENT = f"{STATE_DIR}/current.json"
 RECORDS = "records.parquet"
 LOCK = "lock"
 KEPT_BYTES = 8 << 20  # of the records; more are read again when they are needed
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+UNKNOWN = "unknown"  # the state that a heartbeat tells which cannot be read
+NO_PLAN_HINT = "Without it the run cannot go on: start a new one. Delete the run's folder to be rid of this message."
+NO_RECORDS_HINT = "Without it the run cannot go on, and nothing is taken over from it: start a new run."
 
 
 def part_base(chunk: int, attempt: int, *, alone: int | None = None) -> str:
@@ -121,41 +131,64 @@ class RunFolder:
         return replace(self, days=frozenset(days))
 
     def plan(self) -> dict[str, Any]:
-        """The plan, as it was written; of some days alone where the folder is looked at for these."""
+        """The plan, as it was written; of some days alone where the folder is looked at for these.
+
+        Raises:
+            Damaged: it is not there, or not as it was written.
+            WrittenByNewer: it is of a later format.
+        """
         if "plan.json" not in self._kept:
             try:
                 self._kept["plan.json"] = self.files.read("plan.json")
             except FileNotFoundError:
-                raise self._missing("plan.json") from None
-        plan = self._parse("plan.json", self._kept["plan.json"] or b"")
+                raise self._missing("plan.json", NO_PLAN_HINT) from None
+        plan = self._parse("plan.json", self._kept["plan.json"] or b"", {"created": str}, NO_PLAN_HINT)
+        shape = documents.MERGE_PLAN if "merge_of" in plan else documents.PLAN
+        if wrong := documents.misfit(plan, shape):
+            raise self._damaged("plan.json", wrong, NO_PLAN_HINT)
         return plan if self.days is None else plan | _of_days(plan, self.days)
 
     def write_plan(
         self,
         plan: dict[str, Any],
         records: pa.Table,
-        pickled: bytes | None,
+        pickled: Mapping[str, bytes | None] | None = None,
         taken_over: list[dict[str, Any]] | None = None,
     ) -> None:
-        """Write the immutable files, the plan last."""
+        """Write the immutable files, the plan last.
+
+        ``pickled`` are the functions that travel by value. The plan names them: no other is ever taken.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
-        pq.write_table(records, sink, compression="zstd", compression_level=1, write_statistics=False)
+        pq.write_table(
+            records,
+            sink,
+            compression="zstd",
+            compression_level=1,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
         table = sink.getvalue().to_pybytes()
-        taken = json.dumps({"markers": taken_over}).encode() if taken_over else None
+        taken = documents.dump({"markers": taken_over}) if taken_over else None
+        sent = {name: data for name, data in (pickled or {}).items() if data is not None}
         together(
             [
                 lambda: self.files.write(RECORDS, table),
-                lambda: self.write_pickled("function", pickled),
+                *(partial(self.write_pickled, name, data) for name, data in sent.items()),
                 *([lambda: self.files.write("taken_over.json", taken)] if taken is not None else []),
                 # Not after the plan: a run that dies before that leaves a pointer to nothing, and the runs are looked
                 # through.
                 self.note_as_latest,
             ]
         )
-        self._kept["plan.json"] = self.write("plan.json", plan)
+        noted = {
+            "files": {RECORDS: {"bytes": len(table), "crc32": zlib.crc32(table)}},
+            "pickles": {name: hashlib.sha256(data).hexdigest() for name, data in sent.items()},
+        }
+        self._kept["plan.json"] = self.write("plan.json", plan | noted)
         self._kept["taken_over.json"] = taken
         if len(table) <= KEPT_BYTES:
             self._kept[RECORDS] = table
@@ -168,17 +201,35 @@ class RunFolder:
         """The table of records.
 
         Raises:
-            OSError: there is none.
+            Damaged: there is none, or it is not as it was written.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         kept = self._kept.get(RECORDS)
-        with pa.BufferReader(kept) if kept is not None else File(self.files, RECORDS).open() as file:
-            if kept is None and file.size() <= KEPT_BYTES:
-                self._kept[RECORDS] = file.read()
-                file.seek(0)
-            return pq.ParquetFile(file).read(columns=columns)
+        try:
+            with pa.BufferReader(kept) if kept is not None else File(self.files, RECORDS).open() as file:
+                if kept is None and file.size() <= KEPT_BYTES:
+                    self._kept[RECORDS] = file.read()
+                    file.seek(0)
+                table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
+        except FileNotFoundError:
+            raise self._missing(RECORDS, NO_RECORDS_HINT) from None
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(RECORDS, str(error), NO_RECORDS_HINT) from None
+        if lacking := set(columns or ()) - set(table.column_names):
+            raise self._damaged(RECORDS, f"it has no column {min(lacking)!r}", NO_RECORDS_HINT)
+        return table
+
+    def check_records(self) -> None:
+        """See that the table of records is as the plan notes it, where it has been read and kept.
+
+        Raises:
+            Damaged: it is not.
+        """
+        noted, kept = self.plan().get("files", {}).get(RECORDS), self._kept.get(RECORDS)
+        if noted and kept is not None and (len(kept), zlib.crc32(kept)) != (noted["bytes"], noted["crc32"]):
+            raise self._damaged(RECORDS, "it is not what was written with the plan", NO_RECORDS_HINT)
 
     def some_objects(self, count: int = 32) -> list[str]:
         """The keys of some objects of the input, from all over it; of a long table, from one piece."""
@@ -196,21 +247,48 @@ class RunFolder:
             self.files.write(f"{name}.pkl", pickled)
 
     def pickled(self, name: str) -> bytes | None:
-        """The function or the combine function, where it travels by value."""
-        try:
-            return self.files.read(f"{name}.pkl")
-        except FileNotFoundError:
+        """The function or the combine function, where the plan says that it travels by value.
+
+        Raises:
+            Damaged: it is not what the plan names.
+        """
+        plan = self.plan()
+        if "pickles" not in plan:  # as it was written before these were named
+            with contextlib.suppress(FileNotFoundError):
+                return self.files.read(f"{name}.pkl")
             return None
+        return self.sent(name, plan["pickles"].get(name))
+
+    def sent(self, name: str, sha256: str | None) -> bytes | None:
+        """A function that travels by value, of which the sha256 is known; None where there is none to be known.
+
+        Raises:
+            Damaged: the file is another one, which must not be unpickled.
+        """
+        if sha256 is None:
+            return None
+        hint = "Start a new run; or, in Python, give the function anew: open_run(...).retry(function=...)."
+        try:
+            data = self.files.read(f"{name}.pkl")
+        except FileNotFoundError:
+            raise self._missing(f"{name}.pkl", hint) from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise self._damaged(f"{name}.pkl", "it is not the function that was sent", hint)
+        return data
 
     def write_marker(self, marker: dict[str, Any]) -> None:
         """Commit a chunk: from here on it exists."""
         name = part_base(marker["chunk"], marker["attempt"]) + ".json"
-        self.files.write(f"{self.markers_of(marker['shard'])}/{name}", json.dumps(marker).encode())
+        self.files.write(f"{self.markers_of(marker['shard'])}/{name}", documents.dump(marker))
 
-    def markers(self, shards: list[int] | None = None) -> list[dict[str, Any]]:
-        """All markers, of all attempts; or those of some shards only."""
+    def markers(self, shards: list[int] | None = None, *, damaged: list[str] | None = None) -> list[dict[str, Any]]:
+        """All markers, of all attempts; or those of some shards only.
+
+        A chunk whose marker is damaged is not done. The names of such markers are added to ``damaged``.
+        """
         folders = ["markers"] if shards is None else [self.markers_of(shard) for shard in shards]
-        return self._read_all([entry.key for name in folders for entry in self.files.entries(name)])
+        names = [entry.key for name in folders for entry in self.files.entries(name)]
+        return self._read_all(names, documents.MARKER, [] if damaged is None else damaged)
 
     def taken_over(self, shards: list[int] | None = None) -> list[dict[str, Any]]:
         """The markers of chunks that earlier runs have done, as the plan took them over."""
@@ -219,8 +297,10 @@ class RunFolder:
                 self._kept["taken_over.json"] = self.files.read("taken_over.json")
             except FileNotFoundError:
                 self._kept["taken_over.json"] = None
-        found = self._kept["taken_over.json"]
-        markers: list[dict[str, Any]] = self._parse("taken_over.json", found)["markers"] if found else []
+        kept, markers = self._kept["taken_over.json"], []
+        if kept is not None:
+            hint = "Start a new run, which computes again what this one had taken over."
+            markers = self._parse("taken_over.json", kept, documents.TAKEN_OVER, hint)["markers"]
         return [marker for marker in markers if shards is None or marker["shard"] in shards]
 
     def of(self, run_id: str) -> Folder:
@@ -228,13 +308,49 @@ class RunFolder:
         return RunFolder(self.output, run_id).files
 
     def result(self) -> dict[str, Any] | None:
-        """The result, if the run has one."""
-        return self._read_if_there("result.json")
+        """The result, if the run has one; where it is damaged, from what describes the dataset, if that is the run's.
+
+        Raises:
+            Damaged: nothing else tells it.
+        """
+        try:
+            return self._read_if_there("result.json", documents.RESULT)
+        except Damaged as error:
+            with contextlib.suppress(FileNotFoundError, Damaged):
+                current = documents.parse(self.output.read(CURRENT), documents.RESULT)
+                if current["run_id"] == self.run_id:
+                    return current
+            raise Damaged(
+                error.message,
+                hint="The dataset of today is not this run's, and needs nothing of it. To make that of this run again, "
+                "delete the file and resume the run.",
+            ) from None
 
     def heartbeats(self) -> list[dict[str, Any]]:
-        """The heartbeats of all attempts, the oldest attempt first."""
-        beats = self._read_all([entry.key for entry in self.files.entries("progress")])
+        """The heartbeats of all attempts, the oldest attempt first; those that cannot be read have no known state."""
+        names = [entry.key for entry in self.files.entries("progress") if entry.key.endswith(".json")]
+        beats = [self._beat(name, data) for name, data in zip(names, self.files.read_many(names), strict=True)]
         return sorted(beats, key=lambda beat: (int(beat["attempt"]), beat["started"]))
+
+    @staticmethod
+    def _beat(name: str, data: bytes) -> dict[str, Any]:
+        try:
+            beat = documents.parse(data, documents.BEAT)
+            if all(datetime.datetime.fromisoformat(beat[time]).tzinfo for time in ("started", "at")):
+                return beat
+        except (Damaged, ValueError):
+            pass
+        shard, _, attempt = name.partition("/")[2].removesuffix(".json").rpartition("-")
+        time = datetime.datetime.fromtimestamp(0, datetime.timezone.utc).isoformat()
+        number = int(attempt) if attempt.isdecimal() else 0
+        return {
+            "shard": shard,
+            "attempt": number,
+            "state": UNKNOWN,
+            "message": None,
+            "started": time,
+            "at": time,
+        }
 
     def write_heartbeat(self, beat: dict[str, Any]) -> None:
         """Note how far an attempt is."""
@@ -245,40 +361,59 @@ class RunFolder:
         names = [entry.key.partition("/")[2].removesuffix(".json") for entry in self.files.entries("progress")]
         attempts = [name.rsplit("-", 1) for name in names]
         mine = {str(shard), ALL_SHARDS}
-        return 1 + max((int(n) for of, n in attempts if shard == ALL_SHARDS or of in mine), default=0)
+        numbers = ((of, n) for of, n in (name for name in attempts if len(name) == 2) if n.isdecimal())
+        return 1 + max((int(n) for of, n in numbers if shard == ALL_SHARDS or of in mine), default=0)
 
     def write(self, name: str, content: dict[str, Any]) -> bytes:
         """Write one of the JSON files, atomically; returns what it holds."""
-        data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+        data = documents.dump(content, readable=True)
         self.files.write(name, data)
         return data
 
     def read(self, name: str) -> dict[str, Any]:
-        """Read one of the JSON files."""
-        content = self._read_if_there(name)
+        """Read one of the JSON files.
+
+        Raises:
+            Damaged: it is not there, or not as it was written.
+        """
+        content = self._read_if_there(name, {})
         if content is None:
-            raise self._missing(name)
+            raise self._missing(name, "Start a new run.")
         return content
 
-    def _missing(self, name: str) -> StorageError:
-        return StorageError(f"Run {self.run_id}: {self.uri}/{name} is not there.")
+    def _missing(self, name: str, hint: str) -> Damaged:
+        return Damaged(f"Run {self.run_id}: {self.uri}/{name} is not there.", hint=hint)
 
-    def _read_if_there(self, name: str) -> dict[str, Any] | None:
+    def _damaged(self, name: str, why: str, hint: str) -> Damaged:
+        return Damaged(f"Run {self.run_id}: {self.uri}/{name} is damaged: {why.rstrip('.')}.", hint=hint)
+
+    def _read_if_there(self, name: str, shape: Any) -> dict[str, Any] | None:
         try:
-            return self._parse(name, self.files.read(name))
+            return self._parse(name, self.files.read(name), shape, "Start a new run.")
         except FileNotFoundError:
             return None
 
-    def _read_all(self, names: list[str]) -> list[dict[str, Any]]:
+    def _read_all(self, names: list[str], shape: Any, damaged: list[str]) -> list[dict[str, Any]]:
+        """The documents of these names, but for those that are damaged, whose names are added to those."""
         names = [name for name in names if name.endswith(".json")]
-        return [self._parse(name, data) for name, data in zip(names, self.files.read_many(names), strict=True)]
+        found = []
+        for name, data in zip(names, self.files.read_many(names), strict=True):
+            try:
+                found.append(self._parse(name, data, shape, ""))
+            except Damaged:
+                damaged.append(name)
+        return found
 
-    def _parse(self, name: str, data: bytes) -> dict[str, Any]:
+    def _parse(self, name: str, data: bytes, shape: Any, hint: str) -> dict[str, Any]:
         try:
-            content: dict[str, Any] = json.loads(data)
-        except ValueError as error:
-            raise StorageError(f"Run {self.run_id}: cannot read {self.uri}/{name}: {error}.") from error
-        return content
+            return documents.parse(data, shape)
+        except Damaged as error:
+            raise self._damaged(name, error.message, hint) from None
+        except WrittenByNewer as error:
+            raise WrittenByNewer(
+                f"Run {self.run_id}: {self.uri}/{name}: {error.message}.",
+                hint="Use a version of shardkit that is at least as new as the one that wrote it.",
+            ) from None
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from working on the run; let go however the process ends.
@@ -303,7 +438,14 @@ def _of_days(plan: dict[str, Any], days: Collection[str]) -> dict[str, Any]:
 def runs_of(output: Folder) -> list[RunFolder]:
     """All runs of an output, the newest last."""
     folders = [RunFolder(output, name) for name in output.children(RUNS)]
-    return sorted((f for f in folders if f.exists()), key=lambda f: (f.plan()["created"], f.run_id))
+    return sorted((f for f in folders if f.exists()), key=lambda f: (_created(f), f.run_id))
+
+
+def _created(folder: RunFolder) -> str:
+    """When a run was planned; nothing where its plan cannot be read, which does not keep others from being found."""
+    with contextlib.suppress(Damaged, WrittenByNewer):
+        return str(folder.plan()["created"])
+    return ""
 
 
 def run_folder(output: Folder, run_id: str) -> RunFolder:
@@ -346,8 +488,8 @@ def find_run(output: Folder, run_id: str | None = None) -> RunFolder:
 def latest_run(output: Folder) -> RunFolder | None:
     """The run that was planned, or retried, last; only where no note tells of it are all looked through."""
     try:
-        noted = RunFolder(output, str(json.loads(output.read(LATEST))["run_id"]))
-        if noted.exists():
+        name = str(json.loads(output.read(LATEST))["run_id"])
+        if RUN_ID.fullmatch(name) and (noted := RunFolder(output, name)).exists():
             return noted
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass

@@ -247,6 +247,7 @@ class Run:
         from shardkit.progress import make_progress
         from shardkit.quarantine import own_days
 
+        finish_switches(self.folder.output, must=True)
         folder = own_days(self.folder)
         plan = folder.plan()
         if "merge_of" in plan:
@@ -349,7 +350,7 @@ def start_run(
     progress = make_progress(quiet=quiet)
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref, merging = pipeline.function_ref(), pipeline.merge()
-    finish_switches(folder.output)
+    finish_switches(folder.output, must=True)
     with contextlib.ExitStack() as stack:
         # The workers get ready while the input is listed; one is enough if little has changed.
         ready = 1 if pipeline.is_incremental else None

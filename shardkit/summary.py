@@ -9,11 +9,12 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from shardkit.attempt import resume_hint
+from shardkit.errors import Damaged
 from shardkit.ledger import Ledger
 from shardkit.progress import counted, human_bytes, human_seconds
 from shardkit.quarantine import count_elsewhere
 from shardkit.repeats import count_of, repeats_text
-from shardkit.runfolder import ALL_SHARDS, STOP
+from shardkit.runfolder import ALL_SHARDS, STOP, UNKNOWN
 from shardkit.together import together
 
 if TYPE_CHECKING:
@@ -86,15 +87,18 @@ class Summary:
 
 def summarize(folder: RunFolder) -> Summary:
     """A run in numbers."""
+    folder.plan()  # which is kept for the ledger, and without which nothing can be said
     asked = [
-        folder.result,
+        lambda: _result(folder),
         lambda: Ledger(folder),
         folder.heartbeats,
         folder.is_locked,
         lambda: count_elsewhere(folder),
     ]
-    result, ledger, beats, is_locked, others = together(asked)
+    (result, wrong), ledger, beats, is_locked, others = together(asked)
+    folder.check_records()
     status, message = _status(folder, result, beats, is_locked=is_locked)
+    message = "\n  ".join(filter(None, [message, wrong, _damage(ledger)])) or None
     finished = result if status == "done" else None
     return Summary(
         run_id=folder.run_id,
@@ -113,9 +117,27 @@ def summarize(folder: RunFolder) -> Summary:
     )
 
 
+def _result(folder: RunFolder) -> tuple[dict[str, Any] | None, str]:
+    """A run's result, and what is wrong with it."""
+    try:
+        return folder.result(), ""
+    except Damaged as error:
+        return None, str(error)
+
+
+def _damage(ledger: Ledger) -> str:
+    """What is wrong with the markers."""
+    if not ledger.damaged:
+        return ""
+    first, more = ledger.damaged[0], len(ledger.damaged) - 1
+    told = f"{first} is damaged" if not more else f"{first} and {more:,} more are damaged"
+    again = f"Compute them again: shardkit resume {ledger.folder.arguments}"
+    return f"{told}: what these chunks hold is not counted. {again}"
+
+
 def status_of(folder: RunFolder) -> str:
     """``running``, ``interrupted``, ``failed`` or ``done``, without the numbers, which take longer to find out."""
-    result, beats, is_locked = together([folder.result, folder.heartbeats, folder.is_locked])
+    (result, _), beats, is_locked = together([lambda: _result(folder), folder.heartbeats, folder.is_locked])
     return _status(folder, result, beats, is_locked=is_locked)[0]
 
 
@@ -131,6 +153,10 @@ def _seconds(beats: list[dict[str, Any]]) -> float:
     times = [beat for beat in beats if beat["shard"] != ALL_SHARDS]
     if not times:
         return float(round(alone, 3))
+    beats = [beat for beat in beats if beat["state"] != UNKNOWN]
+    times = [beat for beat in times if beat["state"] != UNKNOWN]
+    if not times:
+        return 0.0
     first = min(datetime.datetime.fromisoformat(beat["started"]) for beat in beats)
     last = max(datetime.datetime.fromisoformat(beat["at"]) for beat in beats)
     return round(float((last - first).total_seconds()), 3)
@@ -166,7 +192,7 @@ def _job_status(
         return "running", f"{len(live)} jobs are at work; nobody is watching. Watch: shardkit resume {folder.arguments}"
     failed = [beat for beat in latest.values() if beat["state"] == "failed"]
     merge = latest.get(ALL_SHARDS)
-    if result is not None and (merge is None or merge["state"] == "done") and not failed:
+    if result is not None and (merge is None or merge["state"] in {"done", UNKNOWN}) and not failed:
         return "done", None
     if failed:
         return "failed", failed[0]["message"]
