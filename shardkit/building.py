@@ -12,6 +12,7 @@ from shardkit.clock import now
 from shardkit.commit import STAGING, check_name, current_result, dataset_lock, staging, switch
 from shardkit.together import together
 from shardkit.typetext import schema_to_text
+from shardkit.uniform import make_uniform
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -38,6 +39,8 @@ class Build:
         self.form: dict[str, Any] = {}
         self.kept: list[str] = []
         self.quarantined: dict[str, int] = {}  # records, by partition
+        self.columns: dict[str, str] | None = None  # as the pipeline gives them
+        self.widen_ints = False
         self._files: list[tuple[str, DataFile]] = []
         self._partitions: dict[str, None] = {}
         self.result: dict[str, Any] = {}
@@ -52,6 +55,10 @@ class Build:
         self._files += [(partition, file) for file in (*kept, *files)]
         known = {field.name for field in self.schema}
         self.schema = pa.schema([*self.schema, *(field for field in schema if field.name not in known)])
+
+    def tell(self, text: str) -> None:
+        """Say what the user may wonder about."""
+        self._attempt.progress.note(text)
 
     def describe(self, layout: Layout, *, records: dict[str, int], bytes_in: int) -> None:
         """Make the result out of what was built."""
@@ -101,7 +108,7 @@ def switching(
         yield build
         with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as old:
             check_name(folder.output, old, name)
-            switch(folder, build.result, old, build.kept)
+            switch(folder, build.result, old, build.kept, make_uniform(folder, build, old))
         return
     with dataset_lock(folder.output) as old:
         check_name(folder.output, old, name)  # again: another pipeline's run may have ended there meanwhile

@@ -142,7 +142,8 @@ def _why_they_stay(output: Folder, runs: list[RunFolder], *, unfinished: bool) -
     # First the runs, then the dataset: a run that ends meanwhile is at work, or it has made the dataset.
     states = together([partial(_state, run) for run in runs])
     current = current_result(output) or {}
-    makers = {made.get("run") for made in current.get("partitions", {}).values()} | {current.get("run_id")}
+    days = current.get("partitions", {}).values()
+    makers = {made.get(of) for made in days for of in ("run", "noted_by")} | {current.get("run_id")}
     latest = latest_run(output)
     found = []
     for run, state in zip(runs, states, strict=True):

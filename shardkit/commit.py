@@ -26,7 +26,7 @@ from shardkit.together import together
 from shardkit.typetext import merged_schema, schema_to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from shardkit.storage import Folder
 
@@ -219,12 +219,17 @@ def check_form(plan: dict[str, Any], current: dict[str, Any] | None, form: dict[
 
 
 def switch(
-    folder: RunFolder, result: dict[str, Any], old: dict[str, Any] | None, kept_files: Collection[str] = ()
+    folder: RunFolder,
+    result: dict[str, Any],
+    old: dict[str, Any] | None,
+    kept_files: Collection[str] = (),
+    written_anew: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
     """Make the files in ``staging`` the dataset, and ``result`` its description instead of ``old``.
 
     The caller holds the dataset lock. ``kept_files`` are those of the days made anew that are not in ``staging``, for
-    they stay as they are.
+    they stay as they are. ``written_anew`` are staged files that take the place of those with these paths, of days that
+    stay.
 
     Raises:
         PlanMismatch: another run has made the same days meanwhile.
@@ -239,7 +244,7 @@ def switch(
             hint="Start a new run; it computes only what has changed since.",
         )
     if old is not None and (kept := check_form(plan, old, result["form"], folder.output)):
-        _carry_over(old, result, kept)
+        _carry_over(old, result, kept, written_anew or {})
     new = {file["path"] for file in result["files"]}
     gone = [path for path in before if path not in new]
     result["switched"] = (old["switched"] if old else 0) + 1
@@ -249,10 +254,15 @@ def switch(
     _finish_switch(folder.output, commit, new - set(before))
 
 
-def _carry_over(old: dict[str, Any], result: dict[str, Any], kept: list[str]) -> None:
-    """Have the new state hold the days that the run has not touched, as they are."""
-    files = [file for file in old["files"] if file["partition"] in set(kept)]
-    result["partitions"] = dict(sorted(({day: old["partitions"][day] for day in kept} | result["partitions"]).items()))
+def _carry_over(
+    old: dict[str, Any], result: dict[str, Any], kept: list[str], written_anew: Mapping[str, dict[str, Any]]
+) -> None:
+    """Have the new state hold the days that the run has not made, as they are but for files that were written anew."""
+    files = [written_anew.get(file["path"], file) for file in old["files"] if file["partition"] in set(kept)]
+    days = {day: old["partitions"][day] for day in kept}
+    for day in {file["partition"] for file in written_anew.values()} & set(kept):
+        days[day] = days[day] | {"noted_by": result["run_id"]}
+    result["partitions"] = dict(sorted((days | result["partitions"]).items()))
     result["files"] = sorted(files + result["files"], key=lambda file: str(file["path"]))
     result["rows"] = sum(file["rows"] for file in result["files"])
     result["bytes_out"] = sum(file["bytes"] for file in result["files"])

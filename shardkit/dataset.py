@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -217,6 +218,15 @@ def write_stream(
     for table in tables:
         writer.append(table)
     return writer.close()
+
+
+def write_file(folder: Folder, path: str, tables: Iterable[pa.Table], schema: pa.Schema, format: str) -> DataFile:
+    """Write tables of one schema to one file."""
+    file = _Building(folder, path, schema, Layout(format, sys.maxsize, None, ()), threads=1)
+    file.append(schema.empty_table())  # so that there is a file, whatever comes
+    for table in tables:
+        file.append(table)
+    return file.close()
 
 
 class _PartitionedWriter:

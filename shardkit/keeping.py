@@ -85,6 +85,12 @@ class Contents:
             return cls()
 
 
+def noted_by(made: dict[str, Any]) -> str:
+    """The run that has noted what a partition's files hold: it has made the partition, or written its files anew."""
+    run: str = made.get("noted_by", made["run"])
+    return run
+
+
 @dataclass(frozen=True)
 class Kept:
     """The files of a partition that stay, and the rows that are in none of them.
@@ -138,7 +144,7 @@ class Keeper:
     def look_up(self, partitions: Iterable[str]) -> None:
         """Read what the runs that made these partitions have noted, side by side."""
         if self._rows_per_file is not None:
-            runs = sorted({self._partitions[name]["run"] for name in partitions if name in self._partitions})
+            runs = sorted({noted_by(self._partitions[name]) for name in partitions if name in self._partitions})
             found = together([partial(Contents.of_run, self._output, run) for run in runs])
             self._known = dict(zip(runs, found, strict=True))
 
@@ -150,7 +156,7 @@ class Keeper:
             return Kept([], source, holds)
         if any(made.get(name) != value for name, value in self._made_with.items()):
             return Kept([], source, holds)
-        known = self._known.get(made["run"], Contents())
+        known = self._known.get(noted_by(made), Contents())
         if known.columns.get(partition) != _columns(source):
             return Kept([], source, holds)
         rows = _Rows(source, parts)

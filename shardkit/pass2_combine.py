@@ -126,6 +126,7 @@ def run_pass2(
     staged = {file.path for day in merged.values() for file in day.files}
     with switching(folder, attempt, name=name, fresh=fresh, staged=staged) as build:
         build.made_with, build.form = recipe.made_with, recipe.form
+        build.columns, build.widen_ints = merge.schema, merge.widen_ints
         build.by_day, build.quarantined = folder.plan()["by_day"], ledger.quarantined_by_partition()
         keeper = recipe.keeper(folder, build.current)
         sources = _sources(folder, parts, merge, build.current, merged)
