@@ -27,7 +27,7 @@ from shardkit.refusals import CUT_SHORT, EXPIRED, Denied, Unanswered, strange
 from shardkit.repeats import asking, repeated
 from shardkit.spill import NoRoom, batches_of, filtered, values_of
 from shardkit.storage import Access, Entry, File, Folder
-from shardkit.stores import AMAZON, Bucket, NoCredentials, open_bucket
+from shardkit.stores import Bucket, NoCredentials, open_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +82,11 @@ class ObjectFolder(Folder):
         path = path.strip("/")
         if not bucket:
             raise PipelineError(f"{uri} names no bucket.", hint=f"Write {scheme}://bucket/prefix.")
+        if bucket.startswith("arn:"):
+            raise PipelineError(
+                f"{uri}: an access point is named by its alias here, not by its ARN.",
+                hint="Write s3://ALIAS/prefix; aws s3control get-access-point shows it (it ends with -s3alias).",
+            )
         return cls(scheme, bucket, f"{path}/" if path else "", access)
 
     @property
@@ -350,7 +355,7 @@ class ObjectFolder(Folder):
     def arrow(self) -> tuple[Any, str]:
         """Arrow's own file system for S3, which is the fastest; for other stores one that reads through this folder."""
         if self.scheme == "s3":
-            return _amazon_in_arrow(self._opened), f"{self.bucket}/{self.prefix}".rstrip("/")
+            return _amazon_in_arrow(self.bucket, self._opened), f"{self.bucket}/{self.prefix}".rstrip("/")
         from shardkit.objectfiles import file_system
 
         return file_system(self), ""
@@ -433,14 +438,15 @@ class ObjectFolder(Folder):
             return False
 
 
-def _amazon_in_arrow(bucket: Bucket) -> Any:
+def _amazon_in_arrow(name: str, bucket: Bucket) -> Any:
     """Arrow's S3 file system for a bucket, with the credentials that there are now."""
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-    options: dict[str, Any] = {"region": bucket.region, "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=10)}
-    if bucket.endpoint is not None and not bucket.endpoint.endswith(AMAZON):
-        scheme, _, host = bucket.endpoint.partition("://")
-        options |= {"endpoint_override": host, "scheme": scheme}
+    options: dict[str, Any] = {"retry_strategy": AwsStandardS3RetryStrategy(max_attempts=10)}
+    if (place := bucket.place) is not None:
+        scheme, _, host = place.endpoint.partition("://")
+        options |= {"region": place.region, "endpoint_override": host.removeprefix(f"{name}."), "scheme": scheme}
+        options["force_virtual_addressing"] = place.virtual
     if bucket.credentials is None:
         return S3FileSystem(anonymous=True, **options)
     now = bucket.credentials()

@@ -66,7 +66,8 @@ class Access:
 
     ``session`` is a boto3 session, for S3 alone. ``kms_key`` encrypts what is written to S3, which else does as its
     bucket says. ``requester_pays`` says that whoever reads is billed, and ``anonymous`` that no request is signed.
-    ``region`` and ``endpoint`` (a URL) are those of a bucket of S3, where another process has found them out already.
+    ``region`` and ``endpoint`` (a URL) are those of a bucket of S3, where another process has found them out already;
+    ``virtual`` says that the URL is the bucket's own, its name in the host's.
     """
 
     session: Any = None
@@ -75,6 +76,7 @@ class Access:
     anonymous: bool = False
     region: str | None = None
     endpoint: str | None = None
+    virtual: bool = False
 
 
 def folder(uri: str | os.PathLike[str], access: Access | None = None) -> Folder:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shardkit.awsplaces import Place, aws_settings, find_bucket, trusted
 from shardkit.errors import PipelineError
 from shardkit.storage import MEMORY
 
 if TYPE_CHECKING:
     from shardkit.storage import Access
 
-AMAZON = (".amazonaws.com", ".amazonaws.com.cn")
 TIMEOUT = "120s"  # for one request, its body included
 ONCE = {"max_retries": 0, "retry_timeout": timedelta(seconds=60)}
 REPEATED = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}  # throttling, 5xx, lost connections
@@ -38,6 +38,12 @@ SURROUNDINGS = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
     "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_USE_FIPS_ENDPOINT",
+    "AWS_USE_DUALSTACK_ENDPOINT",
+    "AWS_S3_US_EAST_1_REGIONAL_ENDPOINT",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CA_BUNDLE",
     "GOOGLE_APPLICATION_CREDENTIALS",
     "GOOGLE_SERVICE_ACCOUNT",
     "AZURE_STORAGE_ACCOUNT_NAME",
@@ -55,14 +61,13 @@ class NoCredentials(PipelineError):
 class Bucket:
     """A bucket: the store that repeats nothing, and the one that does.
 
-    Of S3, also the credentials (None: nothing is signed), the region, and the URL where it answers.
+    Of S3, also the credentials (None: nothing is signed), and where it is.
     """
 
     store: Any
     patient: Any
     credentials: Credentials | None = None
-    region: str | None = None
-    endpoint: str | None = None
+    place: Place | None = None
 
     def renew(self) -> None:
         """Have the credentials looked up anew, where that makes sense."""
@@ -164,8 +169,10 @@ def located(uri: str, access: Access) -> Access:
     scheme, _, rest = uri.partition("://")
     if scheme != "s3":
         return access
-    opened = open_bucket(scheme, rest.partition("/")[0], access)
-    return dataclasses.replace(access, region=opened.region, endpoint=opened.endpoint)
+    place = open_bucket(scheme, rest.partition("/")[0], access).place
+    if place is None:
+        return access
+    return dataclasses.replace(access, region=place.region, endpoint=place.endpoint, virtual=place.virtual)
 
 
 @functools.lru_cache(maxsize=64)
@@ -192,30 +199,39 @@ def _amazon(bucket: str, access: Access) -> Bucket:
     """A bucket of S3, or of a server that speaks it."""
     from obstore.store import S3Store
 
-    region, endpoint = access.region, access.endpoint
-    if region is None or endpoint is None:
-        region, endpoint = _find(bucket, access)
-    options: dict[str, Any] = {"client_options": {"allow_http": endpoint.startswith("http://"), "timeout": TIMEOUT}}
-    config: dict[str, Any] = {"region": region}
+    with aws_settings(f"s3://{bucket}"):
+        if access.region is None or access.endpoint is None:
+            place = find_bucket(bucket, access, _surroundings(access.session))
+        else:
+            place = Place(access.region, access.endpoint, access.virtual)
+        how = {"allow_http": place.endpoint.startswith("http://"), "timeout": TIMEOUT} | trusted(place.endpoint)
+    options: dict[str, Any] = {"client_options": how}
+    # All is said, for what is not said obstore finds in the environment, and ends there on what it cannot use.
+    config: dict[str, Any] = {
+        "region": place.region,
+        "endpoint": place.endpoint,
+        "aws_endpoint_url_s3": place.endpoint,  # that of the environment would go before the one above
+        "virtual_hosted_style_request": place.virtual,
+    }
     credentials = None
     if access.anonymous:
         config["skip_signature"] = True
     else:
         try:
-            credentials = options["credential_provider"] = _credentials(access.session, _surroundings(access.session))
+            with aws_settings(f"s3://{bucket}"):
+                credentials = _credentials(access.session, _surroundings(access.session))
+            options["credential_provider"] = credentials
         except LookupError:
             raise NoCredentials(
                 f"There are no AWS credentials for s3://{bucket}.",
                 hint="Sign in (aws configure, aws sso login), set AWS_PROFILE, or give the job's role access.",
             ) from None
-    if not endpoint.endswith(AMAZON):
-        config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
     if access.requester_pays:
         config["request_payer"] = True
     if access.kms_key is not None:
         config |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": access.kms_key}
     once, patient = (S3Store(bucket, config=config, retry_config=how, **options) for how in (ONCE, REPEATED))  # type: ignore[arg-type]  # plain dicts
-    return Bucket(once, patient, credentials, region, endpoint)
+    return Bucket(once, patient, credentials, place)
 
 
 @functools.lru_cache(maxsize=64)
@@ -224,57 +240,6 @@ def _credentials(session: Any, surroundings: int) -> Credentials:  # noqa: ARG00
     if found.missing:
         raise LookupError  # which is not cached: there may be some the next time
     return found
-
-
-def _find(bucket: str, access: Access) -> tuple[str, str]:
-    """The region of a bucket of S3, and the URL where it answers."""
-    named = _named_endpoint() if access.session is None else None
-    if named is not None and not named.endswith(AMAZON):
-        return os.environ.get("AWS_DEFAULT_REGION") or _configured_region() or "us-east-1", named
-    client = _client(access.session, access.anonymous, _surroundings(access.session))
-    endpoint: str = client.meta.endpoint_url
-    return bucket_region(client, bucket) if endpoint.endswith(AMAZON) else client.meta.region_name, endpoint
-
-
-def _configured_region() -> str | None:
-    import botocore.session
-
-    region: str | None = botocore.session.get_session().get_config_variable("region")
-    return region
-
-
-def _named_endpoint() -> str | None:
-    """The URL of S3 that the environment names, which goes before that of a file: it needs no client to be known."""
-    if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
-        return None
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return named.rstrip("/") if named and named.startswith(("http://", "https://")) else None
-
-
-@functools.lru_cache(maxsize=8)
-def _client(session: Any, anonymous: bool, surroundings: int) -> Any:  # noqa: ARG001, FBT001  keys of the cache
-    """boto3's client for S3, which takes 0.1 s of CPU and 20 MB to make."""
-    import boto3
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    session = session or boto3.Session()
-    signing = Config(signature_version=UNSIGNED) if anonymous else None
-    return session.client("s3", region_name=session.region_name or "us-east-1", config=signing)
-
-
-def bucket_region(client: Any, bucket: str) -> str:
-    """The region of a bucket, which need not be the session's own; that one where S3 does not tell."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        answer = client.head_bucket(Bucket=bucket)
-    except ClientError as error:  # even a refusal tells it
-        answer = error.response
-    except BotoCoreError:
-        answer = {}
-    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return str(headers.get("x-amz-bucket-region") or client.meta.region_name)
 
 
 def _google(bucket: str, access: Access, retries: dict[str, Any]) -> Any:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import obstore
 import pytest
 from botocore.stub import Stubber
 
-from shardkit import stores
-from shardkit.storage import Access
-from shardkit.stores import bucket_region
+import shardkit as sk
+from shardkit import awsplaces, stores
+from shardkit.awsplaces import bucket_region, find_bucket
+from shardkit.storage import Access, folder
+from shardkit.stores import located, open_bucket
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +74,95 @@ def test_an_endpoint_is_found_as_boto3_finds_it(
         monkeypatch.setenv(name, value)
     session = boto3.Session()
     client = session.client("s3", region_name=session.region_name or "us-east-1")
-    assert stores._find("mine", Access()) == (client.meta.region_name, client.meta.endpoint_url.rstrip("/"))
+    place = find_bucket("mine", Access(), stores._surroundings(None))
+    assert place[:2] == (client.meta.region_name, client.meta.endpoint_url.rstrip("/"))
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": "s"}
+INTERFACE = "https://bucket.vpce-1a2b3c4d-5e6f.s3.us-east-1.vpce.amazonaws.com"
+PLACES: list[tuple[str, dict[str, str], str]] = [
+    ("mine", {"AWS_DEFAULT_REGION": "eu-west-1"}, ""),
+    ("mine", {"AWS_DEFAULT_REGION": "us-east-1"}, ""),
+    ("mine", {"AWS_DEFAULT_REGION": "us-east-1"}, "s3 =\n  us_east_1_regional_endpoint = legacy"),
+    ("mine", {"AWS_DEFAULT_REGION": "us-east-1", "AWS_S3_US_EAST_1_REGIONAL_ENDPOINT": "legacy"}, ""),
+    ("with.dots", {"AWS_DEFAULT_REGION": "eu-west-1"}, ""),
+    ("mine", {"AWS_DEFAULT_REGION": "cn-north-1"}, ""),
+    ("mine", {"AWS_DEFAULT_REGION": "us-gov-west-1", "AWS_USE_FIPS_ENDPOINT": "true"}, ""),
+    ("mine", {"AWS_DEFAULT_REGION": "us-east-2"}, "use_fips_endpoint = true"),
+    ("mine", {"AWS_DEFAULT_REGION": "eu-west-1", "AWS_USE_DUALSTACK_ENDPOINT": "true"}, ""),
+    ("mine", {"AWS_DEFAULT_REGION": "eu-west-1"}, "s3 =\n  use_dualstack_endpoint = true"),
+    ("mine", {"AWS_DEFAULT_REGION": "eu-west-1"}, "s3 =\n  use_accelerate_endpoint = true"),
+    ("mine", {"AWS_DEFAULT_REGION": "eu-west-1"}, "s3 =\n  addressing_style = path"),
+    ("mine", {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL_S3": INTERFACE}, ""),
+    (
+        "mine",
+        {"AWS_DEFAULT_REGION": "us-east-1"},
+        f"services = here\n[services here]\ns3 =\n  endpoint_url = {INTERFACE}",
+    ),
+    ("mine", {"AWS_DEFAULT_REGION": "eu-west-1", "AWS_ENDPOINT_URL": "https://s3.cn-north-1.amazonaws.com.cn"}, ""),
+    ("mine", {"AWS_ENDPOINT_URL": NEAR, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, "region = eu-west-3"),
+    ("mine", {"AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, f"endpoint_url = {OTHER}\nregion = eu-west-3"),
+    ("mine", {"AWS_ENDPOINT_URL": NEAR}, ""),
+    ("mine", {"AWS_ENDPOINT_URL": OTHER}, ""),
+    ("mine", {"AWS_ENDPOINT_URL": "https://minio.example"}, "s3 =\n  addressing_style = virtual"),
+    ("mine", {"AWS_ENDPOINT_URL": "", "AWS_ENDPOINT_URL_S3": "", "AWS_DEFAULT_REGION": "eu-west-1"}, ""),
+]
+
+
+@pytest.mark.parametrize(("bucket", "named", "config"), PLACES)
+def test_the_url_that_is_asked_is_that_which_boto3_would_ask(
+    bucket: str, named: dict[str, str], config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(f"[default]\n{config}\n")
+    monkeypatch.setattr(awsplaces, "bucket_region", lambda client, _: client.meta.region_name)
+    for name in stores.SURROUNDINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (KEYS | named | {"AWS_CONFIG_FILE": str(tmp_path / "config")}).items():
+        monkeypatch.setenv(name, value)
+    asked: list[str] = []
+    session = boto3.Session()
+    client = session.client("s3", region_name=session.region_name or "us-east-1")
+    client.meta.events.register("before-call.s3.GetObject", lambda params, **_: asked.append(params["url"]) or 1 / 0)
+    with contextlib.suppress(ZeroDivisionError):
+        client.get_object(Bucket=bucket, Key="a/key")
+    opened = open_bucket("s3", bucket, Access())
+    ours = obstore.sign(opened.store, "GET", "a/key", timedelta(seconds=9)).partition("?")[0]
+    assert [ours] == asked
+    assert opened.place is not None
+    assert f"%2F{opened.place.region}%2F" in obstore.sign(opened.store, "GET", "a/key", timedelta(seconds=9))
+    told = located(f"s3://{bucket}/x", Access())  # as a worker is told
+    for name in named:
+        monkeypatch.delenv(name, raising=False)
+    theirs = open_bucket("s3", bucket, told).store
+    assert obstore.sign(theirs, "GET", "a/key", timedelta(seconds=9)).partition("?")[0] == ours
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"AWS_ENDPOINT_URL": "localhost:9"}, "AWS_ENDPOINT_URL is 'localhost:9', which is no URL.*with http://"),
+        ({"AWS_ENDPOINT_URL_S3": "https://"}, "AWS_ENDPOINT_URL_S3 is .*which is no URL of a server"),
+        ({"AWS_ENDPOINT_URL_S3": "http://a b:9"}, "AWS_ENDPOINT_URL_S3 is .*which is no URL of a server"),
+        ({"AWS_ENDPOINT_URL": "http://me:word@host:nine"}, r"'http://me:\*\*\*@host:nine', which is no URL"),
+        ({"AWS_PROFILE": "nobody"}, r"profile \(nobody\) could not be found. Look at the AWS_"),
+        ({"AWS_DEFAULT_REGION": "eu_bad/x"}, "'eu_bad/x' doesn't match a supported format. Look at the AWS_"),
+        ({"AWS_CONFIG_FILE": "config"}, "Unable to parse config file.*Look at the AWS_"),
+        ({"AWS_ENDPOINT_URL": "https://s3.example", "AWS_CA_BUNDLE": "/nowhere"}, "AWS_CA_BUNDLE names /nowhere"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(
+    named: dict[str, str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("[default\nregion")
+    for name in stores.SURROUNDINGS:
+        monkeypatch.delenv(name, raising=False)
+    nowhere = {"AWS_CONFIG_FILE": str(tmp_path / "nowhere")}
+    for name, value in (KEYS | nowhere | named).items():
+        monkeypatch.setenv(name, value.replace("config", str(tmp_path / "config")))
+    with pytest.raises(sk.PipelineError, match=told):
+        open_bucket("s3", "mine", Access())
+    with pytest.raises(sk.PipelineError, match="named by its alias"):
+        folder("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/mine")
 
 
 @pytest.mark.parametrize(
