@@ -573,21 +573,33 @@ shardkit engine serve --max-instances 20 --create-rate 1 --throttle 0.2 --capaci
 @click.option("--max-instances", type=click.IntRange(1), metavar="N", help="How many instances may run at once.")
 @click.option("--isolation", type=click.Choice(["auto", "namespace", "none"]), default="auto", help="Of /opt/ml.")
 @click.option("--endpoint-url", metavar="URL", help="Where S3 is, for the jobs.")
+@click.option("--any-credentials", is_flag=True, help="Let in whoever reaches the port: they can run programs as you.")
 @click.option("--create-rate", type=float, metavar="N", help="Throttle more than N CreateProcessingJob calls a second.")
 @click.option("--throttle", type=float, default=0.0, metavar="SHARE", help="Throttle this share of all calls.")
 @click.option("--lose-responses", type=float, default=0.0, metavar="SHARE", help="Carry out, but do not answer.")
 @click.option("--capacity-errors", type=float, default=0.0, metavar="SHARE", help="Jobs that fail with CapacityError.")
 @click.option("--seed", type=int, metavar="N", help="The same seed chooses the same calls.")
 def serve(
-    *, port: int, root: str | None, max_instances: int | None, isolation: str, endpoint_url: str | None, **faults: Any
+    *,
+    port: int,
+    root: str | None,
+    max_instances: int | None,
+    isolation: str,
+    endpoint_url: str | None,
+    any_credentials: bool,
+    **faults: Any,
 ) -> None:
-    """Speak the service's protocol on 127.0.0.1, for boto3, the AWS CLI and the SDKs; no Docker, no account."""
+    """Speak the service's protocol on 127.0.0.1, for boto3, the AWS CLI and the SDKs; no Docker, no account.
+
+    Who gets in can run programs as you, so requests must be signed: with the key pair that is printed at the start,
+    which is also in serve.env under DIR for you alone, or with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of yours.
+    """
     from shardkit.engines.faults import FaultyEngine
     from shardkit.engines.local import LocalEngine
     from shardkit.engines.wire import serve as serve_engine
 
     made = LocalEngine(root, max_instances=max_instances, isolation=isolation, endpoint_url=endpoint_url)
-    serve_engine(FaultyEngine(made, **faults), port=port, say=click.echo)
+    serve_engine(FaultyEngine(made, **faults), port=port, say=click.echo, anybody=any_credentials)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ SECONDS = 200 + JOBS
 def served(beside: Ministack, folder: Path) -> Iterator[None]:
     """The local engine over the wire, in ministack's network."""
     command = [sys.executable, "-m", "shardkit", "engine", "serve", "--port", str(PORT), "--root", str(folder), *FAULTS]
+    command.append("--any-credentials")  # the roles' own; nobody else is in this network
     process = subprocess.Popen(
         ["nsenter", "-t", str(beside.pid), "-U", "-n", "--preserve-credentials", *command],
         env={**beside.env},

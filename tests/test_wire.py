@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import re
 import signal
@@ -18,6 +16,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError
 from engine_jobs import ended, request, until
+from signed_requests import send, signed
 
 import shardkit as sk
 from shardkit.engines.faults import FaultyEngine
@@ -50,13 +49,9 @@ def client(url: str, *, attempts: int = 1) -> Any:
 
 
 def post(url: str, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
-    """What the server answers to a request that no SDK would make."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
-    connection.request("POST", "/", body, {name.replace("_", "-"): value for name, value in headers.items()})
-    answer = connection.getresponse()
-    found = answer.status, json.loads(answer.read())
-    connection.close()
-    return found
+    """What the server answers to a request that no SDK would make, but for its signature."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return send(url, body, signed(url, body, given) | given)
 
 
 # ---- the protocol ------------------------------------------------------------------------------------------------

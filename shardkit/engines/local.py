@@ -23,7 +23,7 @@ import sys
 import time
 import uuid
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardkit.engines import isolation, validation
 from shardkit.engines.jobfiles import ENDED, JobFiles, root_lock
@@ -53,6 +53,16 @@ def available_isolation() -> str:
     command = [sys.executable, "-S", "-E", isolation.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # this very interpreter
     return done.stdout.strip() if done.returncode == 0 else isolation.NONE
+
+
+class ToldJob(NamedTuple):
+    """A job, and the files with what its instances have said."""
+
+    name: str
+    arn: str
+    created: float
+    logs: dict[str, str]
+    ended: bool
 
 
 class LocalEngine:
@@ -227,6 +237,18 @@ class LocalEngine:
         """
         files, known = self._known("DescribeProcessingJob", job_name)
         return _lines(files, known["hosts"])
+
+    def told_jobs(self, part: str, *, exact: bool) -> Iterator[ToldJob]:
+        """The jobs whose names begin with ``part``, or the one of that name, with where their instances' logs are."""
+        folder = os.path.join(self.root, "jobs")
+        names = [part] if exact else sorted(os.listdir(folder) if os.path.isdir(folder) else [])
+        for name in names:
+            files = JobFiles(self.root, name)
+            known = files.request() if name.startswith(part) else None
+            if known is not None:
+                logs = {host: files.log(host) for host in known["hosts"]}
+                ended = self._state(files)["ProcessingJobStatus"] in ENDED
+                yield ToldJob(name, known["arn"], known["created"], logs, ended)
 
     def tags(self, job_name: str) -> list[dict[str, str]]:
         """The tags that a job was made with."""

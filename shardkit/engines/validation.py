@@ -35,22 +35,22 @@ def refuse(operation: str, code: str, message: str, status: int = 400) -> NoRetu
 
 
 @functools.cache
-def service_model() -> ServiceModel:
-    """Botocore's description of the service; it takes a moment to load, once a process."""
+def service_model(service: str = "sagemaker") -> ServiceModel:
+    """Botocore's description of a service; it takes a moment to load, once a process."""
     from botocore.loaders import Loader
     from botocore.model import ServiceModel
 
-    return ServiceModel(Loader().load_service_model("sagemaker", "service-2"), "sagemaker")
+    return ServiceModel(Loader().load_service_model(service, "service-2"), service)
 
 
-def check(operation: str, request: dict[str, Any]) -> None:
+def check(operation: str, request: dict[str, Any], service: str = "sagemaker") -> None:
     """Check a request against the service's model.
 
     Raises:
         ParamValidationError: a field is missing, unknown or of another type.
         ClientError: ValidationException, a value does not satisfy a constraint.
     """
-    shape = service_model().operation_model(operation).input_shape
+    shape = service_model(service).operation_model(operation).input_shape
     if shape is None:
         return
     report = ParamValidator().validate(request, shape)
@@ -59,7 +59,8 @@ def check(operation: str, request: dict[str, Any]) -> None:
     found = list(_violations(request, shape, ""))
     if found:
         errors = "error" if len(found) == 1 else "errors"
-        refuse(operation, INVALID, f"{len(found)} validation {errors} detected: {'; '.join(found)}")
+        code = INVALID if service == "sagemaker" else "InvalidParameterException"
+        refuse(operation, code, f"{len(found)} validation {errors} detected: {'; '.join(found)}")
 
 
 def _violations(value: Any, shape: Shape, path: str) -> Iterator[str]:
