@@ -441,11 +441,13 @@ def _carry_out(plan: Any, output: LocalFolder, run_id: str, current: dict[str, A
             "quarantine": [],
             "rows": part["rows"],
         }
-        folder.write_marker(marker | {"records": {"listed": 1}, "bytes_out": 1})
+        folder.write_marker(marker | {"records": {"listed": 1, "done": 1, "quarantined": 0}, "bytes_out": 1})
     made = (current or {}).get("partitions", {})
     made |= {day: {"run": run_id, "work": "w", "merge": "m"} for day in plan.content["partitions"]}
+    counts = {"listed": 1, "done": 1, "quarantined": 0, "skipped": 0}
     result = {"run_id": run_id, "name": "n", "by_day": True, "form": basis.form, "partitions": made, "switched": 1}
-    output.write("_shardkit/current.json", json.dumps(result | {"files": []}).encode())
+    result |= {"files": [], "records": counts, "rows": 1, "bytes_in": 1, "bytes_out": 1, "generation": 1}
+    output.write("_shardkit/current.json", json.dumps(result | {"format": "parquet", "partition_by": []}).encode())
 
 
 def _write_part(folder: LocalFolder, base: str, records: int) -> dict[str, Any]:
