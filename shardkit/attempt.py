@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.clock import now
 from shardkit.errors import RunInterrupted, ShardkitError
+from shardkit.hints import advice
 from shardkit.repeats import REPEATS
 
 if TYPE_CHECKING:
@@ -122,14 +123,17 @@ class Attempt:
             self._beat |= {"records": counts.records, "bytes": counts.bytes, "quarantined": counts.quarantined}
             self._beat["repeated_by_workers"] = dict(counts.repeated)  # which the markers tell too
 
-    def _write(self, state: str, message: str | None = None) -> None:
+    def _write(self, state: str, error: BaseException | None = None) -> None:
         self._count()
+        told = {"message": str(error) if error is not None else None}
+        if isinstance(error, ShardkitError):
+            told = {"message": error.command_text, "in_python": str(error), "reason": error.message}
         self._folder.write_heartbeat(
             {
                 "shard": self._shard,
                 "attempt": self.number,
                 "state": state,
-                "message": message,
+                **told,
                 **self._beat,
                 "repeated": dict(REPEATS.counts() - self._own),
                 "started": self.started,
@@ -167,13 +171,13 @@ class Attempt:
         self._thread.join()
         state = "done" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(ShardkitError):
-            self._write(state, str(error) if error is not None else None)
+            self._write(state, error)
         if isinstance(error, KeyboardInterrupt) and not isinstance(error, RunInterrupted):
             raise self._interruption() from None
 
 
 def resume_hint(folder: RunFolder, *, command: str = "resume") -> str:
-    """The command that goes on with a run."""
+    """How to go on with a run."""
     if command == "pass2":
         return "Its inputs are as they were; give the pass2 command again."
-    return f"What was committed is kept; go on with: shardkit {command} {folder.arguments}"
+    return advice(folder, lambda step: f"What was committed is kept; go on with: {step(command)}")

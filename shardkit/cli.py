@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from shardkit.pipeline import Pipeline
     from shardkit.runs import Run
-    from shardkit.storage import Folder
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,6 +52,9 @@ QUIET = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object last on stdout.")
 RUN_ID = click.option("--run-id", metavar="ID", help="Which run; by default the latest.")
 OUTPUT = click.argument("output", metavar="OUTPUT")
+ALLOW_EMPTY = click.option(
+    "--allow-empty", is_flag=True, default=None, help="Make a dataset without a row, where no record gives any."
+)
 WORK = options(
     click.option("--function", metavar="MODULE:NAME", help="The function that turns a record into rows."),
     click.option("--source-dir", metavar="DIR", help="Where its module is; by default the current directory."),
@@ -63,6 +65,7 @@ WORK = options(
     click.option("--chunks", metavar="HOW", help="dynamic (default), balanced or even."),
     click.option("--timeout", metavar="SECONDS", help="What a record may take (default 3600)."),
     click.option("--max-failures", metavar="N|P%", help="How many records may fail (default 1%)."),
+    ALLOW_EMPTY,
 )
 MERGE = options(
     click.option("--format", "format_", metavar="FORMAT", help="parquet (default), jsonl, csv or arrow."),
@@ -180,14 +183,11 @@ def run(
     Exit codes: 0 done, 1 failed, 2 usage or pipeline error, 130 interrupted.
     """
     made = _read_pipeline(pipeline, given, expect_work=not dry_run)
-    from shardkit.clock import new_run_id
-
     days = _days(made, date, since)
     if dry_run:
         _print_plan(made, days)
         return
-    known = run_id or new_run_id()
-    _report(made.output_folder(), known, lambda: made.run(days=days, run_id=known, quiet=quiet), as_json=as_json)
+    _report(lambda: made.run(days=days, run_id=run_id, quiet=quiet), as_json=as_json)
 
 
 def _days(made: Pipeline, date: tuple[str, ...], since: str | None) -> list[str] | None:
@@ -206,30 +206,18 @@ def _print_plan(made: Pipeline, days: list[str] | None) -> None:
     click.echo(plan_text(planned))
 
 
-def _report(output: Folder, run_id: str, work: Callable[[], Run], *, as_json: bool) -> None:
+def _report(work: Callable[[], Run], *, as_json: bool) -> None:
     """Do the work; tell how it ended, also when it ended badly."""
-    from shardkit.runfolder import run_folder
-    from shardkit.runs import Run as RunHandle
-
     try:
         with redirect_stdout(sys.stderr):  # what the user's own functions print
             run = work()  # an earlier one, where there was nothing to do
-    except ShardkitError:
-        folder = run_folder(output, run_id)
-        if as_json and folder.exists():
-            click.echo(json.dumps(RunHandle(folder).summary().to_dict()))
+    except ShardkitError as error:
+        if as_json:
+            told = error.run.summary().to_dict() if error.run is not None else {"run_id": None, "status": "failed"}
+            click.echo(json.dumps(told | {"reason": error.message}))
         raise
     summary = run.summary()
-    click.echo(str(summary), err=True)
-    if count := summary.records["quarantined"]:
-        where, first = run.folder.arguments, run.quarantine()[0]
-        failed = "1 record failed and is" if count == 1 else f"{count:,} records failed and are"
-        click.echo(
-            f"  {failed} not in the dataset, within max_failures. The first is {first['key']}: "
-            f"{first['error']}: {first['message'][:200]}\n"
-            f"  See them: shardkit failures {where}\n  Mend the function, then: shardkit retry {where}",
-            err=True,
-        )
+    click.echo(summary.command_text, err=True)
     if as_json:
         click.echo(json.dumps(summary.to_dict()))
 
@@ -301,7 +289,7 @@ def status(output: str, run_id: str | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary.to_dict() | ({"jobs": jobs} if jobs else {})))
         return
-    click.echo(str(summary))
+    click.echo(summary.command_text)
     for line in job_lines(jobs):
         click.echo(f"  {line}")
 
@@ -386,7 +374,14 @@ def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: 
         click.echo(line)
 
 
-GO_ON = options(OUTPUT, RUN_ID, SET, QUIET, JSON)
+GO_ON = options(
+    OUTPUT,
+    RUN_ID,
+    click.option("--function", metavar="MODULE:NAME", help="The mended function, where the first was sent by value."),
+    SET,
+    QUIET,
+    JSON,
+)
 
 
 @cli.command(
@@ -396,12 +391,11 @@ shardkit retry out/ --run-id 20261121-184259-7f3a --set timeout=600
 """
 )
 @GO_ON
-@click.option("--function", metavar="MODULE:NAME", help="Another function, where the first was sent by value.")
-def retry(output: str, run_id: str | None, function: str | None, *, settings: Any, quiet: bool, as_json: bool) -> None:
+@click.option("--changed-function", is_flag=True, help="Go on although the function has another name.")
+def retry(output: str, run_id: str | None, *, settings: Any, as_json: bool, **how: Any) -> None:
     """Run the quarantined records again, with the function as it is now, and make the dataset anew."""
     found, changes = _open(output, run_id), _settings({"settings": settings})
-    work = lambda: found.retry(function=function, quiet=quiet, **changes)  # noqa: E731
-    _report(found.folder.output, found.run_id, work, as_json=as_json)
+    _report(lambda: found.retry(**how, **changes), as_json=as_json)
 
 
 @cli.command(
@@ -412,17 +406,11 @@ shardkit resume out/ --set max_failures=100% --set output.widen_ints=true
 )
 @GO_ON
 @click.option("--changed-function", is_flag=True, help="Go on although the function's source has changed.")
-def resume(
-    output: str, run_id: str | None, *, settings: Any, quiet: bool, as_json: bool, changed_function: bool
-) -> None:
+@click.option("--make-current", is_flag=True, help="Have its dataset replace that of the later run that replaced it.")
+def resume(output: str, run_id: str | None, *, settings: Any, as_json: bool, **how: Any) -> None:
     """Go on with a run where it was interrupted or failed; what is committed is not done again."""
     found, changes = _open(output, run_id), _settings({"settings": settings})
-    _report(
-        found.folder.output,
-        found.run_id,
-        lambda: found.resume(quiet=quiet, changed_function=changed_function, **changes),
-        as_json=as_json,
-    )
+    _report(lambda: found.resume(**how, **changes), as_json=as_json)
 
 
 @cli.command(
@@ -464,14 +452,10 @@ shardkit pass2 --input parts/p00 --input parts/p01 --output out/
 @JSON
 def pass1(*, run_id: str | None, quiet: bool, as_json: bool, **given: Any) -> None:
     """Pass 1 alone: the files of one folder to parts, plain Parquet files."""
-    from shardkit.clock import new_run_id
-
     made = _read_pipeline(None, given, expect_work=True)
     from shardkit.runs import start_run
 
-    known = run_id or new_run_id()
-    work = lambda: start_run(made, run_id=known, quiet=quiet, merge=False)  # noqa: E731
-    _report(made.output_folder(), known, work, as_json=as_json)
+    _report(lambda: start_run(made, run_id=run_id, quiet=quiet, merge=False), as_json=as_json)
 
 
 @cli.command(
@@ -484,6 +468,7 @@ shardkit pass2 --input parts/p0* --output out/ --partition-by country --rows-per
 @click.argument("more", nargs=-1, metavar="[DIR...]")
 @click.option("--output", required=True, metavar="DIR", help="The folder of the dataset.")
 @MERGE
+@ALLOW_EMPTY
 @click.option("--source-dir", metavar="DIR", help="Where the module of --combine is.")
 @click.option("--name", default="pass2", metavar="NAME", help="The dataset's name; only the same name may replace it.")
 @SET
@@ -501,11 +486,7 @@ def pass2(
         raise click.UsageError("Missing option '--input'.")
     fields = _settings(given) | {"function": "none:none", "input.uri": ".", "output.uri": output}
     merge = from_settings(Pipeline, fields).merge()
-    with redirect_stdout(sys.stderr):
-        summary = combine_folders([*inputs, *more], output, merge, name=name, quiet=quiet).summary()
-    click.echo(str(summary), err=True)
-    if as_json:
-        click.echo(json.dumps(summary.to_dict()))
+    _report(lambda: combine_folders([*inputs, *more], output, merge, name=name, quiet=quiet), as_json=as_json)
 
 
 @cli.command(

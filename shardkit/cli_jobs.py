@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shardkit.jobs.history import Prices
 
 POLL_S = 1.0  # of a store, by `wait`
+LOOKED_AT = 1000  # of the latest jobs, for a name that was mistyped
 STORE = click.option(
     "--store",
     "place",
@@ -171,6 +172,8 @@ def list_jobs(*, status: tuple[str, ...], owner: str, run: str, limit: int, as_j
     found = store.jobs(status=status or None, owner=owner, run=run, limit=limit, latest=True)
     for line in (json.dumps(job_data(job)) for job in found) if as_json else list_lines(found):
         click.echo(line)
+    if run and not found and not store.jobs(run=run, limit=1):
+        click.echo(f"There is no job of run {run!r}. {_near(run, store, 'run')}", err=True)
     if len(found) == limit:
         click.echo(f"These are the latest {limit:,}; --limit shows more.", err=True)
 
@@ -189,7 +192,7 @@ def show(job_id: str, *, as_json: bool, with_request: bool, place: str | None) -
     from shardkit.jobs.store import request_of
 
     store, known = _store(place)
-    job, region = store.get(job_id), _region()
+    job, region = _job(store, job_id), _region()
     request = {"request": request_of(store, job_id)} if with_request else {}
     if as_json:
         click.echo(json.dumps(job_data(job, region=region) | request))
@@ -302,7 +305,7 @@ def again(job_id: str, *, place: str | None) -> None:
     from shardkit.jobs import again as try_again
 
     store, _ = _store(place)
-    job = try_again(store, job_id)
+    job = try_again(store, _job(store, job_id).job_id)
     click.echo(f"Job {job.job_id} is {job.status}; its next attempt is number {job.attempt + 1}.", err=True)
 
 
@@ -312,10 +315,43 @@ SOME = options(
 )
 
 
-def _chosen(store: Store, job_ids: Sequence[str], run: str) -> list[Job]:
+def _chosen(store: Store, job_ids: Sequence[str], run: str, known: str) -> list[Job]:
+    """The jobs that are meant.
+
+    Raises:
+        JobNotFound: there is no such job, or the run has none.
+    """
+    from shardkit.jobs.errors import JobNotFound
+
     if bool(job_ids) == bool(run):
         raise click.UsageError("Give job ids, or --run.")
-    return store.jobs(run=run) if run else [store.get(job_id) for job_id in job_ids]
+    chosen = store.jobs(run=run) if run else [_job(store, job_id) for job_id in job_ids]
+    if not chosen:
+        raise JobNotFound(f"{known} has no job of run {run!r}.", hint=_near(run, store, "run"))
+    return chosen
+
+
+def _job(store: Store, job_id: str) -> Job:
+    """The job of that id.
+
+    Raises:
+        JobNotFound: there is none; the hint names one that is called nearly so.
+    """
+    from shardkit.jobs.errors import JobNotFound
+
+    try:
+        return store.get(job_id)
+    except JobNotFound as error:
+        raise JobNotFound(error.message, hint=error.hint or _near(job_id, store, "job_id")) from None
+
+
+def _near(name: str, store: Store, field: str) -> str:
+    """Which of the latest jobs' names, or of their runs', was perhaps meant."""
+    import difflib
+
+    names = dict.fromkeys(str(getattr(job, field)) for job in store.jobs(limit=LOOKED_AT, latest=True))
+    near = difflib.get_close_matches(name, [known for known in names if known], n=1)
+    return f"Did you mean {near[0]}?" if near else "See what there is: shardkit jobs list"
 
 
 @jobs.command(epilog="shardkit jobs stop talent-2020-01\nshardkit jobs stop --run talent")
@@ -328,8 +364,8 @@ def stop(job_ids: tuple[str, ...], *, run: str, place: str | None) -> None:
     """
     from shardkit.jobs import stop as stop_jobs
 
-    store, _ = _store(place)
-    chosen = _chosen(store, job_ids, run)
+    store, known = _store(place)
+    chosen = _chosen(store, job_ids, run, known)
     for job in stop_jobs(store, None, [job.job_id for job in chosen if not job.ended]):
         click.echo(f"Job {job.job_id} is {'to be stopped' if job.live else job.status}.", err=True)
 
@@ -342,8 +378,8 @@ def wait(job_ids: tuple[str, ...], *, run: str, place: str | None) -> None:
 
     The exit code is 1 if one of them did not complete.
     """
-    store, _ = _store(place)
-    left = {job.job_id for job in _chosen(store, job_ids, run)}
+    store, known = _store(place)
+    left = {job.job_id for job in _chosen(store, job_ids, run, known)}
     bad = 0
     while left:
         for job in sorted(store.find(left).values(), key=lambda job: job.changed_at):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardkit.errors import RunInterrupted, ShardkitError
+from shardkit.hints import in_a_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +29,10 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors exit with their own code."""
         try:
-            return super().invoke(ctx)
+            with in_a_command():
+                return super().invoke(ctx)
         except ShardkitError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {error.command_text}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)

@@ -18,7 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shardkit import documents
-from shardkit.errors import Damaged, PipelineError, PlanMismatch, RunBusy, StorageError, WrittenByNewer
+from shardkit.errors import Damaged, PipelineError, PlanMismatch, RunBusy, RunReplaced, StorageError, WrittenByNewer
+from shardkit.hints import advice, joined
 from shardkit.ledger import WHOLE
 from shardkit.runfolder import CURRENT, RUNS, STATE_DIR, RunFolder
 from shardkit.storage import File
@@ -194,6 +195,31 @@ def check_base(run_id: str, plan: dict[str, Any], current: dict[str, Any] | None
             )
 
 
+def replaced_by(folder: RunFolder, result: dict[str, Any] | None, current: dict[str, Any] | None) -> str | None:
+    """The run that has replaced the dataset of a run; None while something of that is there, or where it has none."""
+    if result is None or current is None or current["run_id"] == folder.run_id:
+        return None
+    makers = {name: made["run"] for name, made in current.get("partitions", {}).items()}
+    if folder.run_id in makers.values():
+        return None
+    mine = [name for name in folder.plan().get("partitions") or {} if name in makers]
+    return str(makers[mine[0]] if mine else current["run_id"])
+
+
+def check_not_replaced(folder: RunFolder) -> None:
+    """See that no later run has replaced the dataset of a run that is to be gone on with.
+
+    Raises:
+        RunReplaced: one has.
+    """
+    other = replaced_by(folder, *together([folder.result, lambda: current_result(folder.output)]))
+    if other is not None:
+        raise RunReplaced(
+            f"The dataset of run {folder.run_id} was replaced by run {other}.",
+            hint=advice(folder, lambda step: f"To make it the current one again: {step('resume', make_current=True)}"),
+        )
+
+
 def kept_days(plan: dict[str, Any], current: dict[str, Any] | None) -> list[str]:
     """The partitions of the dataset that a run leaves as they are."""
     if current is None or not plan.get("by_day"):
@@ -305,8 +331,11 @@ def _finished(output: Folder, commit: dict[str, Any], current: dict[str, Any] | 
     except StorageError as error:
         raise StorageError(
             f"The switch of {output.uri} to the dataset of run {folder.run_id} is not finished: {error.message}",
-            hint=f"{error.hint} Until then the dataset is what {CURRENT} says. Then finish the switch: "
-            f"shardkit resume {folder.arguments}",
+            hint=joined(
+                error.hint,
+                f"Until then the dataset is what {CURRENT} says. Then finish the switch:",
+                advice(folder, lambda step: step("resume")),
+            ),
         ) from error
     documents.say(
         f"Run {folder.run_id} could not switch the dataset in {output.uri}: {lost} is lost. The dataset stays as it "

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.clock import new_run_id, now
-from shardkit.commit import finish_switches
+from shardkit.commit import check_not_replaced, finish_switches
 from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
-from shardkit.job import DAYS, FUNCTION
+from shardkit.hints import advice
+from shardkit.job import DAYS, FUNCTION, ON_TOP
 from shardkit.jobs import JobError, stop
 from shardkit.progress import JobMeter, counted, make_progress
 from shardkit.runfolder import STOP, run_folder
@@ -121,6 +122,8 @@ class RunJobs:
             self.folder.write_pickled(f"function-{generation}", function.pickled)
         if self.folder.days is not None:
             changes = {**changes, DAYS: sorted(self.folder.days)}
+        if self.folder.on_top:
+            changes = {**changes, ON_TOP: True}
         requests = Requests(self.folder, pipeline, plan, code, generation, changes, retry)
         self.folder.files.remove(STOP)
         with _queueing():
@@ -161,11 +164,10 @@ class RunJobs:
     def _interruption(self) -> RunInterrupted:
         jobs = self.current()
         live, waiting = sum(job.live for job in jobs), sum(job.status == "New" for job in jobs)
-        where = self.folder.arguments
         return RunInterrupted(
             f"Run {self.folder.run_id}: no longer watching; {counted(live, 'job')} {'goes' if live == 1 else 'go'} on, "
             f"and {waiting} {'waits' if waiting == 1 else 'wait'} to be launched.",
-            hint=f"\nGo on: shardkit resume {where}\nStop them: shardkit stop {where}",
+            hint=advice(self.folder, lambda step: f"\nGo on: {step('resume')}\nStop them: {step('stop')}"),
         )
 
     def conclude(self) -> None:
@@ -177,22 +179,25 @@ class RunJobs:
             BudgetExceeded: more records failed than the pipeline allows.
         """
         from shardkit.ledger import Ledger
-        from shardkit.pass1_preprocessing import check_budget
+        from shardkit.pass1_preprocessing import NOTHING_MADE, check_budget, check_made
 
         failed = [job for job in self.current() if job.status in {"Failed", "Stopped"}]
         if not failed:
             return
-        where = self.folder.arguments
+        go_on = advice(self.folder, lambda step: f"Go on: {step('resume')}")
         guilty = [job for job in failed if job.cause != "dependency"] or failed
         if all(job.status == "Stopped" for job in guilty):
-            raise RunInterrupted(f"Run {self.folder.run_id} was stopped.", hint=f"Go on: shardkit resume {where}")
-        check_budget(Ledger(self.folder), self.pipeline.limits())
+            raise RunInterrupted(f"Run {self.folder.run_id} was stopped.", hint=go_on)
+        ledger = Ledger(self.folder)
+        check_budget(ledger, self.pipeline.limits())
         first = next(job for job in guilty if job.status != "Stopped")
+        if NOTHING_MADE in first.reason:
+            check_made(ledger, sum(part.rows for part in ledger.parts()), allow_empty=self.pipeline.allow_empty)
         more = f" ({counted(len(guilty) - 1, 'more job')} failed.)" if len(guilty) > 1 else ""
         raise RunFailed(
             f"Run {self.folder.run_id}: job {first.name or first.job_id} failed after "
             f"{counted(len(first.attempts), 'attempt')}: {first.reason}{more}",
-            hint=f"\nSee what it said: shardkit logs {where}\nThen go on: shardkit resume {where}",
+            hint=advice(self.folder, lambda step: f"\nSee what it said: {step.logs()}\nThen go on: {step('resume')}"),
         )
 
     def stop(self) -> list[Job]:
@@ -235,7 +240,8 @@ def start_jobs(
         RunFailed, RunInterrupted: as for `RunJobs.drive`.
     """
     from shardkit.planning import check_same_plan, make_run_plan, write_run
-    from shardkit.runs import Run, holding_days, nothing_to_do
+    from shardkit.runs import Run, holding_days, naming, nothing_to_do
+    from shardkit.summary import tell_set_aside
 
     check_engine(pipeline)
     if pipeline.engine is not None:
@@ -247,16 +253,17 @@ def start_jobs(
     plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
     if not plan.content["totals"]["records"]:
         return nothing_to_do(pipeline, plan, progress)
-    code = None
-    with holding_days(folder, plan.content), folder.lock():
+    code, run = None, Run(folder)
+    with naming(run), holding_days(folder, plan.content), folder.lock():
         if folder.exists():
             check_same_plan(folder, plan)
+            check_not_replaced(folder)
             progress.note(f"Run {folder.run_id} exists; going on where it ended.")
         else:
             code = _upload_code(folder, pipeline, ref)  # what is wrong with it is told before there is a run
             write_run(folder, plan, ref, pipeline.merge(), merge=True)
-        run = Run(folder)
         go_on(run, pipeline, progress, changes={}, retry=False, wait=wait, code=code)
+    tell_set_aside(folder, progress)
     return run
 
 
@@ -296,14 +303,14 @@ def go_on(
         if changes or retry:
             raise RunBusy(
                 f"Run {run.run_id} has jobs that have not ended.",
-                hint=f"Wait for them, or stop them first: shardkit stop {run.folder.arguments}",
+                hint=advice(run.folder, lambda step: f"Wait for them, or stop them first: {step('stop')}"),
             )
     else:
         ledger = Ledger(run.folder)
         wanted = {OPEN, QUARANTINED} if retry else {OPEN}
         shards = {int(shard) for state in wanted for shard in set(ledger.shard[ledger.state == state].tolist())}
         todo = [job["job"] for job in run.folder.plan()["jobs"] if shards & set(job["shards"])]
-        if not todo and not changes and is_complete(run.folder):
+        if not todo and not changes and not run.folder.on_top and is_complete(run.folder):
             progress.note(f"Run {run.run_id} is done; there is nothing to do.")
             return
         jobs.submit(pipeline, todo, changes=changes, retry=retry, function=function, code=code)

@@ -6,9 +6,11 @@
     │   │   └── ObjectChanged    an object of the input is not what it was when it was listed
     │   └── PlanMismatch     a run is to be resumed with another plan than its own
     ├── RunNotFound          no such run under that output
+    │   └── RunReplaced      a later run has replaced the dataset that a run has made
     ├── RunBusy              another process works on the same run or dataset
     ├── RunFailed            the run stopped before its dataset was complete
     │   ├── BudgetExceeded   more records are quarantined than max_failures allows
+    │   ├── NothingMade      no record is done, or all together gave no row
     │   ├── StorageError     a file could not be written (disk full, no permission)
     │   │   ├── Damaged          a file of a run is not as it was written, or gone
     │   │   ├── WrittenByNewer   a file of a run is of a later format than this version of shardkit knows
@@ -25,25 +27,42 @@ Every error is a sentence or two: what happened, to which run and file, and what
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from shardkit.hints import Hint, as_command
 from shardkit.masking import masked
+
+if TYPE_CHECKING:
+    from shardkit.runs import Run
 
 
 class ShardkitError(Exception):
     """The base of all errors that shardkit raises on purpose.
 
-    ``exit_code`` is what the command line exits with; ``hint`` is what to do next. What looks like a secret is masked.
+    ``exit_code`` is what the command line exits with; ``hint`` is what to do next, in Python. ``run`` is the run that
+    it happened to, to go on with; None where there was none yet. What looks like a secret is masked.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        message, hint = masked(message), masked(hint)
+        message = masked(message)
+        hint = Hint(masked(hint), masked(hint.command)) if isinstance(hint, Hint) else masked(hint)
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.run: Run | None = None
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip()
+        told = f"{self.message} {self.hint}".strip()
+        if self.run is None or "sk.open_run(" in told:
+            return told
+        return f"{told}\nThe run: sk.open_run({self.run.output_uri!r}, {self.run.run_id!r})"
+
+    @property
+    def command_text(self) -> str:
+        """The same as the command line prints it."""
+        return f"{self.message} {as_command(self.hint)}".strip()
 
 
 class PipelineError(ShardkitError):
@@ -68,6 +87,10 @@ class RunNotFound(PipelineError):
     """There is no such run under that output."""
 
 
+class RunReplaced(RunNotFound):
+    """A later run has replaced the dataset that a run has made."""
+
+
 class RunBusy(ShardkitError):
     """Another process works on the same run or dataset."""
 
@@ -78,6 +101,10 @@ class RunFailed(ShardkitError):
 
 class BudgetExceeded(RunFailed):
     """More records are quarantined than ``max_failures`` allows."""
+
+
+class NothingMade(RunFailed):
+    """Nothing came of the records: none is done, or all together gave no row; the dataset stays as it was."""
 
 
 class StorageError(RunFailed):

@@ -19,6 +19,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError
@@ -272,7 +273,17 @@ def _source_of(value: Any) -> bytes:
     try:
         return inspect.getsource(value).encode()
     except (OSError, TypeError):
-        return value.__code__.co_code if inspect.isfunction(value) else value.__qualname__.encode()
+        return _told_of(value.__code__) if inspect.isfunction(value) else value.__qualname__.encode()
+
+
+def _told_of(code: CodeType) -> bytes:
+    """What a function without a source does: typed at a prompt, or made by ``exec``."""
+    constants = [_told_of(value) if isinstance(value, CodeType) else _constant(value) for value in code.co_consts]
+    return b"\0".join([code.co_code, *(name.encode() for name in code.co_names), *constants])
+
+
+def _constant(value: Any) -> bytes:
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value).encode()
 
 
 def _used_by(function: Any) -> list[tuple[str, Any]]:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ MESSAGE_CHARACTERS = 1000
 INPUT_FOLDER = "processing/input/data"
 FUNCTION = "function"  # among the settings of a generation: what takes the place of the plan's
 DAYS = "days"  # likewise: those of the plan's that alone are looked at
+ON_TOP = "on_top"  # likewise: the run's dataset takes the place of another's, as was asked for
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,10 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, A
     if DAYS in changes:
         run = run.narrowed(changes[DAYS])
         plan = run.plan()
-    pipeline = planned_pipeline(plan, {name: value for name, value in changes.items() if name not in {FUNCTION, DAYS}})
+    if changes.get(ON_TOP):
+        run = replace(run, on_top=True)
+    own = {FUNCTION, DAYS, ON_TOP}
+    pipeline = planned_pipeline(plan, {name: value for name, value in changes.items() if name not in own})
     if source := os.environ.get("SHARDKIT_SOURCE_DIR"):
         pipeline = pipeline.replace(source_dir=source, engine=None)
     return run, plan, pipeline, changes

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from typing import TYPE_CHECKING
 
 from shardkit.errors import InputError
+from shardkit.runfolder import STATE_DIR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     import pyarrow as pa
 
 LISTED_AT_ONCE = 1 << 16
+DATASETS = b"datasets"
 
 
 def list_files(root: Path, *, leave_out: Path | None = None) -> pa.Table:
     """Every file under ``root``, in key order: ``key`` and ``etag`` (strings), ``bytes`` (int64), ``modified`` (UTC).
 
-    Hidden files, and files and folders whose names start with ``_`` or ``.``, are not input; neither is what
-    lies under ``leave_out``. Links to folders are followed, unless they lead back to a folder on the way to them.
+    Hidden files, and files and folders whose names start with ``_`` or ``.``, are not input; neither is what lies
+    under ``leave_out``, nor in folders that are datasets themselves, which `datasets_in` tells of. Links to folders
+    are followed, unless they lead back to a folder on the way to them.
     The etag of a local file is made of its modification time in nanoseconds and its size.
 
     Raises:
@@ -34,8 +38,22 @@ def list_files(root: Path, *, leave_out: Path | None = None) -> pa.Table:
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise InputError(f"The input {root} {what}.", hint="Give the folder that holds the files.")
     spill = Spill(LISTED)
-    walk = _walk(str(root), str(leave_out) if leave_out else None)
-    return spill.sorted_table([spill.keep_sorted(_batch(root, *files)) for files in walk if files[0]])
+    datasets: list[str] = []
+    walk = _walk(str(root), str(leave_out) if leave_out else None, datasets)
+    table = spill.sorted_table([spill.keep_sorted(_batch(root, *files)) for files in walk if files[0]])
+    return with_datasets(table, datasets)
+
+
+def with_datasets(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """A listing that tells which folders were left out because they are datasets of shardkit's own."""
+    listed = sorted(names)
+    return table.replace_schema_metadata({DATASETS: json.dumps(listed)}) if listed else table
+
+
+def datasets_in(table: pa.Table) -> list[str]:
+    """The folders that a listing has left out, relative to its root."""
+    noted = (table.schema.metadata or {}).get(DATASETS)
+    return json.loads(noted) if noted else []
 
 
 def _batch(root: Path, names: list[str], sizes: list[int], times: list[int]) -> pa.RecordBatch:
@@ -74,8 +92,11 @@ def _undecodable(name: str) -> bool:
     return False
 
 
-def _walk(root: str, leave_out: str | None) -> Iterator[tuple[list[str], list[int], list[int]]]:
-    """Batches of (keys, sizes in bytes, modification times in ns) of the files under ``root``."""
+def _walk(root: str, leave_out: str | None, datasets: list[str]) -> Iterator[tuple[list[str], list[int], list[int]]]:
+    """Batches of (keys, sizes in bytes, modification times in ns) of the files under ``root``.
+
+    Folders that hold the state of a dataset are added to ``datasets`` instead, but for ``root`` itself.
+    """
     names: list[str] = []
     sizes: list[int] = []
     times: list[int] = []
@@ -92,9 +113,11 @@ def _walk(root: str, leave_out: str | None) -> Iterator[tuple[list[str], list[in
                 hint="Make it readable, or exclude it by starting its name with '_' or '.'.",
             ) from error
         below = []
-        for entry in entries:
-            if entry.name[0] in "._":
-                continue
+        shown = [entry for entry in entries if entry.name[0] not in "._"]
+        if len(shown) < len(entries) and folder != root and any(entry.name == STATE_DIR for entry in entries):
+            datasets.append(folder[cut:])
+            continue
+        for entry in shown:
             try:
                 if entry.is_dir():
                     if not left_out(entry) and not (entry.is_symlink() and _leads_back(entry.path, folder, root)):

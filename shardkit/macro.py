@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shardkit.increments import Comparison
     from shardkit.records import Records
 
+DATASETS_NAMED = 5  # of the folders of the input that are datasets, and so no input
 GROUPS_NAMED = 5  # of a shard's groups, those that the plan names; records.parquet has them all
 
 
@@ -134,6 +135,7 @@ def make_plan(
         "work": work_digest(pipeline, function_digest),
         **changes_of(comparison, table, taken, by_day=by_day),
         "unchanged": unchanged(comparison),
+        "datasets_left_out": list(records.datasets_left_out[:DATASETS_NAMED]),
     }
     if comparison is None:
         return Plan(table, content)

@@ -5,11 +5,13 @@ What is not there is a FileNotFoundError; every other failure is a StorageError 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import functools
 import json
 import os
+import re
 import tempfile
 import threading
 import time
@@ -22,15 +24,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shardkit.errors import InputError, ObjectChanged, PipelineError, RunBusy, StorageError
 from shardkit.files import writing
 from shardkit.lease import Lease
+from shardkit.listing import with_datasets
 from shardkit.objectlist import list_objects, whole_list
 from shardkit.refusals import CUT_SHORT, EXPIRED, Denied, Unanswered, strange
 from shardkit.repeats import asking, repeated
+from shardkit.runfolder import STATE_DIR
 from shardkit.spill import NoRoom, batches_of, filtered, values_of
 from shardkit.storage import Access, Entry, File, Folder
 from shardkit.stores import Bucket, NoCredentials, open_bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pyarrow as pa
 
@@ -63,6 +67,26 @@ def _empty(table: pa.Table) -> list[str]:
     nothing = scalar(0)
     found = (batch["key"].filter(pc.equal(batch["bytes"], nothing)) for batch in batches_of(table))
     return [key for keys in found for key in keys.to_pylist()]
+
+
+def _dataset_folders(keys: pa.StringArray) -> list[str]:
+    """The folders of which the state is among some keys."""
+    import pyarrow.compute as pc
+
+    states = keys.filter(pc.match_substring(keys, f"/{STATE_DIR}/"))
+    folders = pc.replace_substring_regex(states, f"(?s)/{STATE_DIR}/.*", "").unique().to_pylist()
+    return [folder for folder in folders if not re.search(HIDDEN, folder)]
+
+
+def without_folders(table: pa.Table, folders: Iterable[str]) -> pa.Table:
+    """A table in key order without what lies in some folders."""
+    import numpy as np
+
+    keys, wanted = table["key"], np.ones(len(table), bool)
+    at = functools.partial(bisect.bisect_left, range(len(table)), key=lambda row: keys[row].as_py())
+    for folder in folders:
+        wanted[at(f"{folder}/") : at(f"{folder}0")] = False  # what comes next after a slash
+    return filtered(table, wanted)
 
 
 @dataclass(frozen=True)
@@ -367,7 +391,9 @@ class ObjectFolder(Folder):
         from shardkit.arrays import texts
 
         try:
-            table = list_objects(self._opened.patient, self.prefix, self._ask, self._wanted(leave_out))
+            datasets: set[str] = set()
+            wanted = self._wanted(leave_out, datasets)
+            table = without_folders(list_objects(self._opened.patient, self.prefix, self._ask, wanted), datasets)
             self.prove()
             markers = self._markers(_empty(table))
         except NoCredentials as error:
@@ -380,19 +406,22 @@ class ObjectFolder(Folder):
         if markers:
             those = texts(sorted(markers))
             table = filtered(table, ~values_of(table, lambda batch: pc.is_in(batch["key"], value_set=those)))
-        if not len(table):
+        if not len(table) and not datasets:
             raise InputError(
                 f"The input {self.uri} holds no objects.", hint="Is the prefix right, with no typing error?"
             )
-        return table
+        return with_datasets(table, datasets)
 
     @repeated
     def _ask(self, request: Callable[[], T]) -> T:
         with self._asking():
             return request()
 
-    def _wanted(self, leave_out: Folder | None) -> Callable[[pa.StringArray], pa.BooleanArray]:
-        """Tells which keys are input: not those of hidden names, nor those under another folder."""
+    def _wanted(self, leave_out: Folder | None, datasets: set[str]) -> Callable[[pa.StringArray], pa.BooleanArray]:
+        """Tells which keys are input: not those of hidden names, nor those under another folder.
+
+        Folders that keys show to be datasets are added to ``datasets``, but for this one and the one that is left out.
+        """
         import pyarrow.compute as pc
 
         inside = ""
@@ -401,6 +430,8 @@ class ObjectFolder(Folder):
 
         def wanted(keys: pa.StringArray) -> pa.BooleanArray:
             shown = pc.invert(pc.match_substring_regex(keys, HIDDEN))
+            if shown.true_count < len(keys):
+                datasets.update(folder for folder in _dataset_folders(keys) if f"{folder}/" != inside)
             return pc.and_not(shown, pc.starts_with(keys, inside)) if inside else shown
 
         return wanted

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardkit.arrays import arrow
-from shardkit.errors import BudgetExceeded, RunInterrupted
+from shardkit.errors import BudgetExceeded, NothingMade, RunInterrupted
+from shardkit.hints import advice
 from shardkit.ledger import ELSEWHERE, OPEN, QUARANTINED, Ledger
 from shardkit.micro import Counts, Supervisor, Tally, assign_chunks, record_costs
 from shardkit.pool import Stop, WorkerPool
-from shardkit.progress import RecordMeter
+from shardkit.progress import RecordMeter, counted
 from shardkit.worker import ChunkTask
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from shardkit.runfolder import RunFolder
     from shardkit.runs import Run
     from shardkit.storage import LocalFolder
+
+NOTHING_MADE = "so there is nothing to make a dataset of; what was there stays"
 
 
 @dataclass(frozen=True)
@@ -145,16 +148,54 @@ def over_budget(ledger: Ledger, limits: WorkLimits) -> tuple[str, str]:
     folder, entry = ledger.folder, ledger.quarantine()[0]
     allowed = limits.max_quarantined(ledger.planned)
     share = f"{limits.max_failures} = {allowed:,}" if isinstance(limits.max_failures, str) else f"{allowed:,}"
-    where = folder.arguments
     message = (
         f"Run {folder.run_id}: {ledger.quarantined:,} of {ledger.listed:,} records are quarantined, more than "
         f"max_failures ({share}) allows. The first is {entry['key']}: {entry['error']}: {entry['message'][:200]}"
     )
-    hint = (
-        f"\nSee them all: shardkit failures {where}\nMend the function, then: shardkit retry {where}\n"
-        f"Or go on as it is: shardkit resume {where} --set max_failures=100%"
+    hint = advice(
+        folder,
+        lambda step: (
+            f"\nSee them all: {step('failures')}\nMend the function, then: {step.retry()}\n"
+            f"Or go on as it is: {step('resume', max_failures='100%')}"
+        ),
     )
     return message, hint
+
+
+def check_made(ledger: Ledger, rows: int, *, allow_empty: bool, combine: str | None = None) -> None:
+    """See that something came of the records, of which so many ``rows`` are left, perhaps by a ``combine``.
+
+    A function that forgets its ``return`` looks like one that has nothing to say of any record, and must not replace
+    a good dataset by an empty one.
+
+    Raises:
+        NothingMade: no record is done; or there is no row, and that is not to be.
+    """
+    folder, run = ledger.folder, f"Run {ledger.folder.run_id}"
+    if folder.days is None and ledger.quarantined and ledger.quarantined == ledger.listed:
+        entry = ledger.quarantine()[0]
+        raise NothingMade(
+            f"{run}: all {counted(ledger.listed, 'record')} are quarantined, {NOTHING_MADE}. "
+            f"The first is {entry['key']}: {entry['error']}: {entry['message'][:200]}",
+            hint=advice(
+                folder,
+                lambda step: f"\nSee them all: {step('failures')}\nMend the function, then: {step.retry()}",
+            ),
+        )
+    if rows or allow_empty:
+        return
+    done = counted(ledger.done + ledger.skipped, "record")
+    what, work = ("the function gave no row", "the function") if combine is None else (f"{combine} left no row", "it")
+    raise NothingMade(
+        f"{run}: {what} of {done}, {NOTHING_MADE}. Does {work} end with a return or a yield?",
+        hint=advice(
+            folder,
+            lambda step: (
+                "\nMend it, and start a new run.\nOr, if there is to be no row, set allow_empty: true in the pipeline, "
+                f"and go on: {step('resume', allow_empty=True)}"
+            ),
+        ),
+    )
 
 
 def _before(ledger: Ledger, again: np.ndarray) -> Counts:

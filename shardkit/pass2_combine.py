@@ -26,11 +26,12 @@ from shardkit.clock import now
 from shardkit.commit import check_owner, current_result, kept_days, staging
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.daymerges import DayMerge, basis_of, day_merges
-from shardkit.errors import CombineError, InputError, PipelineError, ShardkitError
+from shardkit.errors import CombineError, InputError, NothingMade, PipelineError, ShardkitError
 from shardkit.functions import FunctionRef, user_traceback
 from shardkit.keeping import CONTENTS, Keeper
 from shardkit.ledger import WHOLE
 from shardkit.merging import combined, one_schema, read_source
+from shardkit.pass1_preprocessing import check_made
 from shardkit.progress import RowMeter, counted
 from shardkit.runfolder import RunFolder, latest_run, run_folder
 from shardkit.storage import File
@@ -57,6 +58,7 @@ class Merge:
     widen_ints: bool = False
     combine: FunctionRef | None = None
     glue: dict[str, Any] | None = None  # the table to register the dataset as
+    allow_empty: bool = False
 
     def digest(self) -> str:
         """Tells whether the same would be made of the same rows, but for how they are cut into files."""
@@ -115,6 +117,7 @@ def run_pass2(
 
     Raises:
         LedgerError: records or parts are missing.
+        NothingMade: no record is done, or there is no row.
         SchemaConflict: parts give a column types that cannot be unified.
         RunBusy: another run is switching the same dataset.
         CatalogError: the dataset is made, but could not be registered.
@@ -128,6 +131,9 @@ def run_pass2(
         build.made_with, build.form = recipe.made_with, recipe.form
         build.columns, build.widen_ints = merge.schema, merge.widen_ints
         build.by_day, build.quarantined = folder.plan()["by_day"], ledger.quarantined_by_partition()
+        rows = sum(part.rows for partition in parts.values() for part in partition)
+        may_be_empty = merge.allow_empty or recipe.has_given_rows(folder, build.current)
+        check_made(ledger, rows, allow_empty=may_be_empty)
         keeper = recipe.keeper(folder, build.current)
         sources = _sources(folder, parts, merge, build.current, merged)
         written = dict(_merged(folder, keeper, sources, merge, attempt, token=build.token, threads=threads))
@@ -144,6 +150,8 @@ def run_pass2(
         if keeper.contents.columns:
             folder.write(CONTENTS, keeper.contents.dump())
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
+        if merge.combine is not None:
+            check_made(ledger, build.result["rows"], allow_empty=may_be_empty, combine=merge.combine.name)
     keep_registered(merge.glue, folder.output, changed=True)
     return build.result
 
@@ -200,6 +208,14 @@ class _Recipe:
     def basis(self, day: str, parts: list[CommittedPart], current: dict[str, Any] | None) -> str:
         how = [self.made_with, self.form, asdict(self.merge.layout), self.merge.schema]
         return basis_of(parts, how=how, base=(current or {}).get("partitions", {}).get(day, {}).get("run"))
+
+    def has_given_rows(self, folder: RunFolder, current: dict[str, Any] | None) -> bool:
+        """Whether days that stay have rows that were made in the same way, so that a day without any may be right."""
+        if current is None:
+            return False
+        made = current.get("partitions", {})
+        same = {day for day in kept_days(folder.plan(), current) if self.made_with.items() <= made.get(day, {}).items()}
+        return any(file["rows"] for file in current["files"] if file["partition"] in same)
 
     def keeper(self, folder: RunFolder, current: dict[str, Any] | None) -> Keeper:
         by_rows = self.merge.combine is None and self.merge.layout.cuts_by_rows
@@ -285,13 +301,15 @@ def _source(parts: list[CommittedPart], merge: Merge) -> Source:
     return read_source(files, spans=spans, schema=merge.schema, widen_ints=merge.widen_ints)
 
 
-def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str) -> dict[str, Any]:
+def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str, allow_empty: bool) -> dict[str, Any]:
     """Make a run's parts the dataset as they are, which is what pass 1 alone leaves; returns the result.
 
     Raises:
         LedgerError: records or parts are missing.
+        NothingMade: no record is done, or there is no row.
     """
     ledger.check()
+    check_made(ledger, sum(part.rows for part in ledger.parts()), allow_empty=allow_empty)
     with switching(ledger.folder, attempt, name=name) as build:
         for part in ledger.parts():
             shard, name = part.file.key.split("/")[1:]
@@ -326,7 +344,7 @@ def combine_folders(
     from shardkit.attempt import Attempt
     from shardkit.clock import new_run_id
     from shardkit.progress import make_progress
-    from shardkit.runs import Run
+    from shardkit.runs import Run, naming
 
     target = folder_at(output)
     check_owner(target, name)
@@ -336,7 +354,7 @@ def combine_folders(
     folder = run_folder(target, new_run_id())
     attempt = Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic(), command="pass2")
     no_records = pa.table({name: arrow(np.zeros(0, np.int64)) for name in ("key", "shard", "chunk", "bytes")})
-    with folder.lock(), attempt:
+    with naming(Run(folder)), folder.lock(), attempt:
         folder.write_plan({"created": now(), "merge_of": [root.uri for root in roots]}, no_records, None)
         with switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
@@ -345,6 +363,12 @@ def combine_folders(
                 build.add(WHOLE, files, [], schema)
             size = sum(size for _, size in found)
             build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)
+            if not (build.result["rows"] or merge.allow_empty):
+                raise NothingMade(
+                    f"{counted(len(roots), 'folder')} of parts gave no row, so there is nothing to make a dataset of; "
+                    "what was there stays.",
+                    hint="If there is to be no row, set allow_empty: true (--allow-empty).",
+                )
     return Run(folder)
 
 

@@ -59,6 +59,7 @@ class Pipeline(Section):
     chunks: Literal["dynamic", "balanced", "even"] = "dynamic"
     timeout: Annotated[float | None, NoTruth] = Field(3600.0, gt=0, allow_inf_nan=False)
     max_failures: Annotated[int | str, NoTruth] = "1%"
+    allow_empty: bool = False
     output: Output
     combine: str | Callable[..., Any] | None = None
     catalog: Catalog | None = None
@@ -273,7 +274,7 @@ class Pipeline(Section):
             day_column=DAY_COLUMN if self.by_day else None,
         )
         glue = self.catalog.glue.model_dump() if self.catalog is not None else None
-        return Merge(layout, out.columns, out.widen_ints, combine, glue)
+        return Merge(layout, out.columns, out.widen_ints, combine, glue, self.allow_empty)
 
     def to_dict(self) -> dict[str, Any]:
         """The pipeline as plain data, with absolute paths and named functions."""

@@ -25,6 +25,7 @@ SETTINGS = {
     "workers",
     "timeout",
     "max_failures",
+    "allow_empty",
     "combine",
     "catalog",
     "output",
@@ -42,17 +43,19 @@ def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pi
     Raises:
         PlanMismatch: a setting would change what is computed.
     """
+    from shardkit.fields import unknown_field
     from shardkit.pipeline import Pipeline
 
     content = dict(plan["pipeline"])
     for name, value in settings.items():
         section, _, field = name.partition(".")
+        if section not in Pipeline.model_fields:
+            raise PipelineError(f"{name}: {unknown_field(section, list(Pipeline.model_fields))}")
         if name not in READING and (section not in SETTINGS or name in {"output.uri", "output"}):
             raise PlanMismatch(
                 f"{name} cannot change between a run and its resumption: it decides what is computed.",
-                hint="Start a new run instead; a resumption takes "
-                "workers, timeout, max_failures, combine, catalog, engine.*, input_mode, requirements and output.* "
-                "(but not output.uri).",
+                hint="Start a new run instead; a resumption takes workers, timeout, max_failures, allow_empty, "
+                "combine, catalog, engine.*, input_mode, requirements and output.* (but not output.uri).",
             )
         content[section] = content[section] | {field: value} if field else value
     return Pipeline(**content)
@@ -130,7 +133,7 @@ def _check_apart(source: Folder, output: Folder) -> None:
     if around:
         raise PipelineError(
             f"The output {output.uri} holds the input {source.uri}.",
-            hint="Choose an output beside the input, or inside it.",
+            hint="Choose an output beside the input.",
         )
     if isinstance(output, LocalFolder):
         root = output.root

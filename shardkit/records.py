@@ -30,6 +30,7 @@ from shardkit.errors import InputError, PipelineError
 from shardkit.functions import user_traceback
 from shardkit.groups import folder_of, group_records, with_dense_groups
 from shardkit.joining import join, main_keys, single
+from shardkit.listing import datasets_in
 from shardkit.spill import batches_of, filtered, values_of
 
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ COLUMNS = ["key", "main", "group", "bytes", "objects", "etags"]
 
 @dataclass(frozen=True)
 class Records:
-    """The records of an input, and what of it belongs to none."""
+    """The records of an input, and what of it belongs to none; folders in it that are datasets are no input."""
 
     table: pa.Table
     objects_listed: int
     objects_left_out: int
     left_out_sample: tuple[str, ...]
+    datasets_left_out: tuple[str, ...] = ()
 
     def of_days(self, days: Sequence[str]) -> Records:
         """Only the records of some days.
@@ -160,7 +162,7 @@ def build_records(
         InputError: no object matches ``pattern``, or a record has no date where groups are dates.
         PipelineError: ``records`` is not known, or returned something else than a key.
     """
-    listed = len(objects)
+    listed, datasets = len(objects), tuple(datasets_in(objects))
     if exclude:
         objects = filtered(objects, ~values_of(objects, lambda batch: matches(batch["key"], exclude)))
     numbers = ["bytes", *(["modified"] if _by_time(objects, shards) else [])]
@@ -173,12 +175,22 @@ def build_records(
         used = main >= 0
         build = functools.partial(join, objects, main, names, code, numbers)
     if not used.any():
-        raise InputError(_nothing_found(listed, objects["key"], pattern, exclude, named=named))
+        said = _nothing_found(listed, objects["key"], pattern, exclude, named=named)
+        raise InputError(said, hint=_passed_over(datasets))
     table = build()
     newest = numpy(table["modified"]) if "modified" in numbers else None
     table = table.append_column("group", group_records(main_keys(table), table["key"], newest, shards))
     sample = tuple(objects["key"][row].as_py() for row in np.flatnonzero(~used)[:5].tolist())
-    return Records(table.select(COLUMNS), listed, listed - int(used.sum()), sample)
+    return Records(table.select(COLUMNS), listed, listed - int(used.sum()), sample, datasets)
+
+
+def _passed_over(datasets: Sequence[str]) -> str:
+    """Why folders of the input were left out, where some were."""
+    if not datasets:
+        return ""
+    named = datasets[0] if len(datasets) == 1 else f"{datasets[0]} and {len(datasets) - 1:,} more"
+    are = "is a dataset" if len(datasets) == 1 else "are datasets"
+    return f"What lies in {named} was left out, for it {are} of shardkit; name one as the input itself to read it."
 
 
 def _by_time(objects: pa.Table, shards: Mapping[str, Any] | None) -> bool:

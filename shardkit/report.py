@@ -16,6 +16,7 @@ SHARDS_SHOWN = 10
 JOBS_SHOWN = 5
 CREATES_A_SECOND = 1  # what the service takes from an account, whatever its quotas
 LONG_LAUNCH_S = 600
+LINE_CHARACTERS = 200
 
 
 def plan_text(plan: Plan, *, rows: int | None = None) -> str:
@@ -33,6 +34,7 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
         f"Pipeline {pipeline['name']}: {pipeline['function']} over {source['uri']} ({patterns}), {_rule(pipeline)}",
         f"  objects  {totals['objects_listed']:,} listed, {totals['objects_left_out']:,} in no record"
         + (f", such as {totals['left_out_sample'][0]}" if totals["left_out_sample"] else ""),
+        *_passed_over(content),
         f"  records  {totals['records']:,} of {human_bytes(totals['bytes'])}"
         + (f" in {counted(totals['groups'], 'group')}" if totals["groups"] else ""),
         f"  shards   {totals['shards']:,}, in {chunks}, for {workers}",
@@ -42,6 +44,12 @@ def plan_text(plan: Plan, *, rows: int | None = None) -> str:
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
     return "\n".join(lines)
+
+
+def _passed_over(content: dict[str, Any]) -> Iterator[str]:
+    """Folders of the input that are datasets."""
+    if names := content.get("datasets_left_out"):
+        yield f"  left out {', '.join(names)}: datasets of shardkit, no input unless named themselves"
 
 
 def _change_lines(content: dict[str, Any]) -> Iterator[str]:
@@ -156,6 +164,12 @@ def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
         yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'].splitlines()[0][:300]}"
     if len(told) > JOBS_SHOWN:
         yield f"  ... and {len(told) - JOBS_SHOWN:,} more"
+
+
+def first_line(text: str, *, characters: int = LINE_CHARACTERS) -> str:
+    """The first line of a text, cut where it is long."""
+    lines = text.strip().splitlines() or [""]
+    return lines[0] if len(lines) == 1 and len(lines[0]) <= characters else f"{lines[0][:characters].rstrip()} ..."
 
 
 def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:

@@ -75,12 +75,14 @@ def part_base(chunk: int, attempt: int, *, alone: int | None = None) -> str:
 class RunFolder:
     """Reads and writes one run's files, in the folder of its output; keeps of those what never changes.
 
-    With ``days`` the run is looked at as if it had been planned for these of its days alone.
+    With ``days`` the run is looked at as if it had been planned for these of its days alone; with ``on_top`` as if it
+    had been planned upon the dataset as it is now, whatever other runs have made of it.
     """
 
     output: Folder
     run_id: str
     days: frozenset[str] | None = None
+    on_top: bool = False
     _kept: dict[str, bytes | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -146,7 +148,8 @@ class RunFolder:
         shape = documents.MERGE_PLAN if "merge_of" in plan else documents.PLAN
         if wrong := documents.misfit(plan, shape):
             raise self._damaged("plan.json", wrong, NO_PLAN_HINT)
-        return plan if self.days is None else plan | _of_days(plan, self.days)
+        plan = plan if self.days is None else plan | _of_days(plan, self.days)
+        return plan | {"based_on": {}} if self.on_top else plan
 
     def write_plan(
         self,
@@ -478,7 +481,13 @@ def find_run(output: Folder, run_id: str | None = None) -> RunFolder:
         return latest
     import difflib
 
-    near = difflib.get_close_matches(run_id, output.children(RUNS), n=1)
+    names = output.children(RUNS)
+    near = difflib.get_close_matches(run_id, names, n=1)
+    if run_id in names:
+        raise RunNotFound(
+            f"{output.uri} holds only remains of run {run_id}: it was cleaned away, or never planned to the end.",
+            hint=f"Its rows cannot be had back but by a new run. The latest is {latest.run_id}.",
+        )
     raise RunNotFound(
         f"{output.uri} holds no run {run_id}.",
         hint=f"Did you mean {near[0]}?" if near else f"Its latest is {latest.run_id}.",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardkit.attempt import Attempt
 from shardkit.clock import new_run_id
-from shardkit.commit import check_base, current_result, finish_switches
-from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound
+from shardkit.commit import check_base, check_not_replaced, current_result, finish_switches
+from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound, RunReplaced, ShardkitError
 from shardkit.functions import FunctionRef, reference
+from shardkit.hints import advice, joined
 from shardkit.planning import check_same_plan, make_run_plan, planned_merge, planned_pipeline, write_run
 from shardkit.runfolder import STATE_DIR, RunFolder, find_run, latest_run, run_folder
 from shardkit.storage import Access, absolute_uri
 from shardkit.storage import folder as folder_at
-from shardkit.summary import Summary, is_complete, summarize
+from shardkit.summary import Summary, is_complete, summarize, tell_set_aside
 from shardkit.together import all_within
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 
 TAKING_PATIENCE_S = 60.0
+JOBS_NAMED = 3
 STOP_TRIES = 4  # in vain, with longer and longer waits
 
 
@@ -103,7 +106,8 @@ class Run:
         """The dataset's files, exactly those that the run wrote.
 
         Raises:
-            RunNotFound: the run has no dataset yet, or a later run has replaced it.
+            RunNotFound: the run has no dataset yet, or files of it are gone.
+            RunReplaced: a later run has replaced it.
         """
         from shardkit.query import open_dataset
 
@@ -114,6 +118,12 @@ class Run:
         there = {entry.key for entry in files.entries() if not entry.key.startswith(f"{STATE_DIR}/")}
         gone = next((file["path"] for file in result["files"] if file["path"] not in there), None)
         if gone is not None:
+            try:
+                check_not_replaced(self.folder)
+            except RunReplaced as error:
+                raise RunReplaced(
+                    error.message, hint=joined("A later run has replaced this dataset.", error.hint)
+                ) from None
             raise RunNotFound(
                 f"Run {self.run_id}: {files.uri}/{gone} is gone.", hint="A later run has replaced this dataset."
             )
@@ -181,10 +191,12 @@ class Run:
         if untold:
             from shardkit.progress import counted
 
-            raise RunFailed(
+            error = RunFailed(
                 f"Run {self.run_id}: the service does not answer, and {counted(untold, 'job')} could not be stopped.",
-                hint=f"Try again: shardkit stop {self.folder.arguments}",
+                hint=advice(self.folder, lambda step: f"Try again: {step('stop')}"),
             )
+            error.run = self
+            raise error
         return count
 
     def logs(self, job: str | None = None) -> Iterator[str]:
@@ -196,12 +208,27 @@ class Run:
         launched = [known for known in found.current() if known.name]
         if job is not None:
             chosen = [known for known in launched if job in known.name]
+            if not chosen:
+                raise self._no_such_job(job, found.current())
         else:
             chosen = [known for known in launched if known.status == "Failed"] or launched
         for known in chosen:
             if len(chosen) > 1:
                 yield f"== {known.name} ({known.status})"
             yield from found.engine.log_lines(known.name)
+
+    def _no_such_job(self, name: str, jobs: list[Job]) -> PipelineError:
+        import difflib
+
+        waiting = next((job for job in jobs if name in job.job_id and not job.name), None)
+        if waiting is not None:
+            return PipelineError(
+                f"Job {waiting.job_id} of run {self.run_id} has not been launched, and has said nothing."
+            )
+        names = [job.name for job in jobs if job.name]
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+        hint = f"Did you mean {near[0]}?" if near else f"Its jobs are {', '.join(names[:JOBS_NAMED])}." if names else ""
+        return PipelineError(f"Run {self.run_id} has no job {name!r}.", hint=hint)
 
     def _run_jobs(self) -> RunJobs:
         if not self.has_jobs:
@@ -210,81 +237,166 @@ class Run:
 
         return RunJobs(self.folder, planned_pipeline(self.folder.plan(), {}))
 
-    def resume(self, *, quiet: bool = False, changed_function: bool = False, **settings: Any) -> Run:
+    def resume(
+        self,
+        *,
+        function: str | Callable[..., Any] | None = None,
+        quiet: bool = False,
+        changed_function: bool = False,
+        make_current: bool = False,
+        **settings: Any,
+    ) -> Run:
         """Go on with the run where its markers end.
 
         ``settings`` are fields that do not change what is computed: workers, timeout, max_failures, combine, and
         those of ``output`` other than its uri. A function whose source has changed is refused, unless
-        ``changed_function`` says that old and new results may be mixed.
-        """
-        return self._go_on(quiet=quiet, retry=False, any_source=changed_function, settings=settings)
+        ``changed_function`` says that old and new results may be mixed; ``function`` is the new one, where the first
+        was sent by value. ``make_current`` makes the dataset of a run that a later one has replaced the current one
+        again, of the rows that are kept.
 
-    def retry(self, *, function: str | Callable[..., Any] | None = None, quiet: bool = False, **settings: Any) -> Run:
+        Raises:
+            RunReplaced: a later run has replaced the dataset, and that is not to be undone.
+        """
+        going = _GoingOn("resume", settings, function, changed_function=changed_function, make_current=make_current)
+        return self._go_on(going, quiet=quiet)
+
+    def retry(
+        self,
+        *,
+        function: str | Callable[..., Any] | None = None,
+        quiet: bool = False,
+        changed_function: bool = False,
+        **settings: Any,
+    ) -> Run:
         """Run the quarantined records again, with the function as it is now, and make the dataset anew.
 
         Of the latest run of an output these are also the records of days that earlier runs have made, run by run.
-        Returns the run that has made the dataset last.
+        Returns the run that has made the dataset last. ``function`` is the mended one, where the first was sent by
+        value. One of another name than the run's is refused, unless ``changed_function`` says that the two belong
+        together.
         """
         from shardkit.ledger import Ledger
 
+        going = _GoingOn("retry", settings, function, changed_function=changed_function)
         others = [Run(folder) for folder in self._others()]
         for run in others:
-            run.retry(function=function, quiet=quiet, **settings)
+            run._go_on(going, quiet=quiet)  # noqa: SLF001  another of the same class
         if others and is_complete(self.folder) and not Ledger(self.folder).quarantined:
             return Run(others[-1].folder, whole_dataset=True)
-        return self._go_on(quiet=quiet, retry=True, any_source=True, settings=settings, function=function)
+        return self._go_on(going, quiet=quiet)
 
-    def _go_on(
-        self,
-        *,
-        quiet: bool,
-        retry: bool,
-        any_source: bool,
-        settings: Mapping[str, Any],
-        function: str | Callable[..., Any] | None = None,
-    ) -> Run:
-        from shardkit.ledger import Ledger
+    def _go_on(self, going: _GoingOn, *, quiet: bool) -> Run:
         from shardkit.progress import make_progress
+
+        progress = make_progress(quiet=quiet)
+        with naming(self):
+            self._work_on(going, progress)
+        tell_set_aside(self.folder, progress)
+        return self
+
+    def _work_on(self, going: _GoingOn, progress: Progress) -> None:
+        from shardkit.ledger import Ledger
         from shardkit.quarantine import own_days
 
         finish_switches(self.folder.output, must=True)
         folder = own_days(self.folder)
-        plan = folder.plan()
+        plan, settings, retry = folder.plan(), going.settings, going.command == "retry"
         if "merge_of" in plan:
             raise PipelineError(f"Run {self.run_id} was made by pass2 alone.", hint="Give the pass2 command again.")
+        try:
+            check_not_replaced(folder)
+        except RunReplaced:
+            if not going.make_current:
+                raise
+            folder = replace(folder, on_top=True)
+            plan = folder.plan()
         pipeline = planned_pipeline(plan, settings)
-        progress = make_progress(quiet=quiet)
-        if function is not None:
-            ref = reference(function, source_dir=pipeline.source_dir)
+        ref = self._function(going, pipeline)
+        if pipeline.engine is not None:
+            from shardkit.driver import go_on
+
+            instead = ref if going.function is not None else None
+            with holding_days(folder, plan), folder.lock():
+                _is_meant(folder)
+                go_on(Run(folder), pipeline, progress, changes=settings, retry=retry, function=instead)
+            return
+        merging = planned_merge(folder, pipeline, settings)
+        begun = time.monotonic()
+        with holding_days(folder, plan), folder.lock():
+            more = settings or folder.on_top or (retry and Ledger(folder).quarantined)
+            if not more and is_complete(folder):
+                progress.note(f"Run {self.run_id} is done; there is nothing to {going.command}.")
+                return
+            _is_meant(folder)
+            with worker_pool(folder, pipeline, ref) as pool:
+                attempt = Attempt(folder, progress, begun=begun, command=going.command)
+                _both_passes(folder, pipeline, merging, pool, attempt, retry=retry)
+
+    def _function(self, going: _GoingOn, pipeline: Pipeline) -> FunctionRef:
+        """The function to go on with.
+
+        Raises:
+            PlanMismatch: it is not the run's own, and nobody has said that this is meant.
+        """
+        plan = self.folder.plan()
+        if going.function is not None:
+            ref = reference(going.function, source_dir=pipeline.source_dir)
         elif (pickled := self.folder.pickled("function")) is not None:
             ref = FunctionRef(plan["pipeline"]["function"], None, plan["function_digest"], pickled)
         else:
             ref = pipeline.function_ref()
-        if ref.digest != plan["function_digest"] and not any_source:
+        if going.changed_function:
+            return ref
+        name, before = _bare_name(ref.name), _bare_name(plan["pipeline"]["function"])
+        if name != before:
+            mixed = advice(
+                self.folder,
+                lambda step: (
+                    "Is this the run that you mean? If so, say that the two functions belong together: "
+                    f"{step(going.command, changed_function=True)}"
+                ),
+            )
+            raise PlanMismatch(f"Run {self.run_id} is of the function {before}, not of {name}.", hint=mixed)
+        if going.command == "resume" and ref.digest != plan["function_digest"]:
             raise PlanMismatch(
                 f"The source of {ref.name} has changed since run {self.run_id} was planned.",
-                hint="Start a new run; or, to keep what is done and use the new source for the rest, resume with "
-                "--changed-function.",
+                hint=advice(
+                    self.folder,
+                    lambda step: (
+                        "Start a new run; or, to keep what is done and use the new source for the rest: "
+                        f"{step('resume', changed_function=True)}"
+                    ),
+                ),
             )
-        if pipeline.engine is not None:
-            from shardkit.driver import go_on
+        return ref
 
-            instead = ref if function is not None else None
-            with holding_days(folder, plan), folder.lock():
-                _is_meant(folder)
-                go_on(Run(folder), pipeline, progress, changes=settings, retry=retry, function=instead)
-            return self
-        merging = planned_merge(folder, pipeline, settings)
-        begun, command = time.monotonic(), "retry" if retry else "resume"
-        with holding_days(folder, plan), folder.lock():
-            if not settings and not (retry and Ledger(folder).quarantined) and is_complete(folder):
-                progress.note(f"Run {self.run_id} is done; there is nothing to {command}.")
-                return self
-            _is_meant(folder)
-            with worker_pool(folder, pipeline, ref) as pool:
-                attempt = Attempt(folder, progress, begun=begun, command=command)
-                _both_passes(folder, pipeline, merging, pool, attempt, retry=retry)
-        return self
+
+@dataclass(frozen=True)
+class _GoingOn:
+    """How a run is to be gone on with: ``resume`` or ``retry``, with other settings or another function."""
+
+    command: str
+    settings: Mapping[str, Any]
+    function: str | Callable[..., Any] | None
+    changed_function: bool = False
+    make_current: bool = False
+
+
+def _bare_name(function: str) -> str:
+    """What a function is called in its module, wherever that is by now."""
+    return function.rpartition(":")[2].rpartition(".")[2]
+
+
+@contextlib.contextmanager
+def naming(run: Run) -> Iterator[None]:
+    """Have what goes wrong in the block tell which run it happened to, once there is one."""
+    try:
+        yield
+    except ShardkitError as error:
+        with contextlib.suppress(ShardkitError, OSError):
+            if error.run is None and run.folder.exists():
+                error.run = run
+        raise
 
 
 def _is_meant(folder: RunFolder) -> None:
@@ -351,7 +463,7 @@ def start_run(
     folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref, merging = pipeline.function_ref(), pipeline.merge()
     finish_switches(folder.output, must=True)
-    with contextlib.ExitStack() as stack:
+    with naming(Run(folder)), contextlib.ExitStack() as stack:
         # The workers get ready while the input is listed; one is enough if little has changed.
         ready = 1 if pipeline.is_incremental else None
         pool = stack.enter_context(worker_pool(folder, pipeline, ref, begun=ready))
@@ -364,6 +476,7 @@ def start_run(
             fresh = run_id is None or not folder.exists()
             if not fresh:
                 check_same_plan(folder, plan)
+                check_not_replaced(folder)
                 same = folder.plan()["pipeline"] == plan.content["pipeline"]
                 if same and is_complete(folder):
                     progress.note(f"Run {folder.run_id} is done; there is nothing to do.")
@@ -373,6 +486,7 @@ def start_run(
                 write_run(folder, plan, ref, merging, merge=merge)
             attempt = Attempt(folder, progress, begun=begun, fresh=fresh)
             _both_passes(folder, pipeline, merging, pool, attempt, fresh=fresh)
+    tell_set_aside(folder, progress)
     return Run(folder)
 
 
@@ -437,7 +551,7 @@ def _both_passes(
             name, threads = pipeline.pipeline_name(), pool.size
             run_pass2(ledger, merging, attempt, name=name, threads=threads, fresh=fresh)
         else:
-            publish_parts(ledger, attempt, name=pipeline.pipeline_name())
+            publish_parts(ledger, attempt, name=pipeline.pipeline_name(), allow_empty=pipeline.allow_empty)
 
 
 def open_run(output: str | os.PathLike[str], run_id: str | None = None, *, boto_session: Any = None) -> Run:

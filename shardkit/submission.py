@@ -146,7 +146,7 @@ class Requests:
         if whole and whole != "." and whole.count("/") + 1 == rule["depth"]:  # else there are other groups below it
             return _input("data", f"{source}/{whole}/", f"{local}/{whole}")
         dealt_out = job["instances"] > 1
-        if dealt_out and self.plan["totals"]["objects_left_out"] == 0:
+        if dealt_out and not (self.plan["totals"]["objects_left_out"] or self.plan.get("datasets_left_out")):
             return _input("data", f"{source}/", local, distribution="ShardedByS3Key")
         manifest = self._write_manifest(job, source)
         distribution = "ShardedByS3Key" if dealt_out else "FullyReplicated"

@@ -9,15 +9,21 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from shardkit.attempt import resume_hint
-from shardkit.errors import Damaged
+from shardkit.commit import current_result, replaced_by
+from shardkit.errors import Damaged, ShardkitError
+from shardkit.hints import Hint, advice, as_command, is_command, joined
 from shardkit.ledger import Ledger
-from shardkit.progress import counted, human_bytes, human_seconds
+from shardkit.progress import Quiet, counted, human_bytes, human_seconds
 from shardkit.quarantine import count_elsewhere
 from shardkit.repeats import count_of, repeats_text
+from shardkit.report import first_line
 from shardkit.runfolder import ALL_SHARDS, STOP, UNKNOWN
 from shardkit.together import together
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardkit.progress import Progress
     from shardkit.runfolder import RunFolder
 
 JOB_SILENCE_S = 30.0  # a job notes every few seconds that it is at work
@@ -30,7 +36,9 @@ class Summary:
     ``status`` is ``running``, ``interrupted`` (can be resumed), ``failed`` or ``done``; ``records`` counts listed,
     done, quarantined and skipped; ``seconds`` is the wall time of the attempts together; ``repeated`` counts the
     requests to object stores that were made again, by the reason; ``quarantined_elsewhere`` the records in quarantine
-    of days of the dataset that other runs have made.
+    of days of the dataset that other runs have made. ``reason`` is why a run failed, ``replaced_by`` the
+    run whose dataset has taken the place of this one's, and ``set_aside`` tells of the records that a finished run has
+    left out.
     """
 
     run_id: str
@@ -46,14 +54,27 @@ class Summary:
     repeated: dict[str, int] = field(default_factory=dict)
     quarantined_elsewhere: int = 0
     message: str | None = None
+    reason: str | None = None
+    replaced_by: str | None = None
+    set_aside: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``run --json`` prints it."""
+        """As ``run --json`` prints it: the last two only where there is one."""
         content = asdict(self)
-        del content["message"]
+        empty = [name for name in ("reason", "replaced_by") if content[name] is None]
+        for name in ("message", "set_aside", *empty):
+            del content[name]
         return content
 
     def __str__(self) -> str:
+        return self._text(str)
+
+    @property
+    def command_text(self) -> str:
+        """The same as the command line prints it."""
+        return self._text(as_command)
+
+    def _text(self, face: Callable[[str], str]) -> str:
         n = self.records
         lines = [
             f"Run {self.run_id}: {self.status}.",
@@ -65,19 +86,19 @@ class Summary:
         if self.quarantined_elsewhere:
             told = counted(self.quarantined_elsewhere, "record")
             verb = "is" if self.quarantined_elsewhere == 1 else "are"
-            lines.append(
-                f"  others   {told} of other days {verb} in quarantine: shardkit failures {quote(self.output)}"
-            )
+            see = Hint(f"sk.open_run({self.output!r}).failures()", f"shardkit failures {quote(self.output)}")
+            lines.append(f"  others   {told} of other days {verb} in quarantine: {face(see)}")
         if repeats := repeats_text(self.repeated):
             lines.append(f"  requests {repeats}")
-        if self.message:
-            lines.append(f"  {self.message}")
+        lines += [f"  {face(text)}" for text in (self.message, self.set_aside) if text]
         return "\n".join(lines)
 
     def _output_line(self) -> str:
         rows, size = counted(self.rows, "row"), human_bytes(self.bytes_out)
         if self.status != "done":
             return f"  so far   {rows}, {size}"
+        if self.replaced_by:
+            return f"  dataset  replaced by run {self.replaced_by}; it had {rows}"
         return f"  dataset  {rows} in {counted(self.files, 'file')}, {size}, in {self.output}"
 
     def _open(self) -> int:
@@ -94,11 +115,15 @@ def summarize(folder: RunFolder) -> Summary:
         folder.heartbeats,
         folder.is_locked,
         lambda: count_elsewhere(folder),
+        lambda: _current(folder),
     ]
-    (result, wrong), ledger, beats, is_locked, others = together(asked)
+    (result, wrong), ledger, beats, is_locked, others, current = together(asked)
     folder.check_records()
-    status, message = _status(folder, result, beats, is_locked=is_locked)
-    message = "\n  ".join(filter(None, [message, wrong, _damage(ledger)])) or None
+    status, message, reason = _status(folder, result, beats, is_locked=is_locked)
+    other = replaced_by(folder, result, current) if status == "done" else None
+    if other is not None:
+        message = advice(folder, lambda step: f"Make it the current one again: {step('resume', make_current=True)}")
+    message = joined(message or "", wrong, _damage(ledger), by="\n  ") or None
     finished = result if status == "done" else None
     return Summary(
         run_id=folder.run_id,
@@ -114,7 +139,18 @@ def summarize(folder: RunFolder) -> Summary:
         repeated=_repeated(ledger, beats),
         quarantined_elsewhere=others,
         message=message,
+        reason=reason,
+        replaced_by=other,
+        set_aside=_set_aside(ledger) if finished and other is None else "",
     )
+
+
+def _current(folder: RunFolder) -> dict[str, Any] | None:
+    """What describes the dataset as it is now, as far as that can be read."""
+    try:
+        return current_result(folder.output)
+    except ShardkitError:
+        return None
 
 
 def _result(folder: RunFolder) -> tuple[dict[str, Any] | None, str]:
@@ -122,7 +158,7 @@ def _result(folder: RunFolder) -> tuple[dict[str, Any] | None, str]:
     try:
         return folder.result(), ""
     except Damaged as error:
-        return None, str(error)
+        return None, Hint(str(error), error.command_text)
 
 
 def _damage(ledger: Ledger) -> str:
@@ -131,8 +167,34 @@ def _damage(ledger: Ledger) -> str:
         return ""
     first, more = ledger.damaged[0], len(ledger.damaged) - 1
     told = f"{first} is damaged" if not more else f"{first} and {more:,} more are damaged"
-    again = f"Compute them again: shardkit resume {ledger.folder.arguments}"
-    return f"{told}: what these chunks hold is not counted. {again}"
+    told += ": what these chunks hold is not counted. Compute them again:"
+    return advice(ledger.folder, lambda step: f"{told} {step('resume')}")
+
+
+def _set_aside(ledger: Ledger) -> str:
+    """What to say of the records that a finished run has left out; nothing if there are none."""
+    count = ledger.quarantined
+    if not count:
+        return ""
+    first = ledger.quarantine()[0]
+    failed = "1 record failed and is" if count == 1 else f"{count:,} records failed and are"
+    return advice(
+        ledger.folder,
+        lambda step: (
+            f"{failed} not in the dataset, within max_failures. The first is {first['key']}: {first['error']}: "
+            f"{first_line(first['message'])}\n  See them: {step('failures')}\n"
+            f"  Mend the function, then: {step.retry()}"
+        ),
+    )
+
+
+def tell_set_aside(folder: RunFolder, progress: Progress) -> None:
+    """Say in Python what the command line says at its end, where a run has left records out."""
+    if is_command() or type(progress) is Quiet:
+        return
+    result = folder.result()
+    if result is not None and result["records"]["quarantined"]:
+        progress.note(f"Run {folder.run_id}: {summarize(folder).set_aside}")
 
 
 def status_of(folder: RunFolder) -> str:
@@ -164,22 +226,29 @@ def _seconds(beats: list[dict[str, Any]]) -> float:
 
 def _status(
     folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]], *, is_locked: bool
-) -> tuple[str, str | None]:
+) -> tuple[str, str | None, str | None]:
+    """How a run is, what to say of that, and why it failed."""
     if is_locked:
-        return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None
+        return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None, None
     if folder.plan().get("pipeline", {}).get("engine"):
         return _job_status(folder, result, beats)
     last = beats[-1] if beats else {"state": "interrupted", "message": None}
     if result is not None and last["state"] != "failed":
-        return "done", None
+        return "done", None, None
     if last["state"] == "failed":
-        return "failed", last["message"]
-    return "interrupted", resume_hint(folder)
+        return _failed(last)
+    return "interrupted", resume_hint(folder), last.get("reason")
+
+
+def _failed(beat: dict[str, Any]) -> tuple[str, str | None, str | None]:
+    message = beat["message"]
+    told = Hint(beat.get("in_python") or message, message) if message else None
+    return "failed", told, beat.get("reason") or message
 
 
 def _job_status(
     folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]
-) -> tuple[str, str | None]:
+) -> tuple[str, str | None, str | None]:
     """How a run is whose jobs nobody watches now."""
     recent = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=JOB_SILENCE_S)
     latest = {str(beat["shard"]): beat for beat in beats}
@@ -189,18 +258,19 @@ def _job_status(
         if beat["state"] == "running" and datetime.datetime.fromisoformat(beat["at"]) > recent
     ]
     if live:
-        return "running", f"{len(live)} jobs are at work; nobody is watching. Watch: shardkit resume {folder.arguments}"
+        working = f"{counted(len(live), 'job')} {'is' if len(live) == 1 else 'are'} at work; nobody is watching. Watch:"
+        return "running", advice(folder, lambda step: f"{working} {step('resume')}"), None
     failed = [beat for beat in latest.values() if beat["state"] == "failed"]
     merge = latest.get(ALL_SHARDS)
     if result is not None and (merge is None or merge["state"] in {"done", UNKNOWN}) and not failed:
-        return "done", None
+        return "done", None, None
     if failed:
-        return "failed", failed[0]["message"]
+        return _failed(failed[0])
     queue = folder.plan()["pipeline"].get("queue")
     if queue is not None and not folder.files.exists(STOP):
-        where = f"shardkit resume {folder.arguments}"
-        return "running", f"Its jobs are in the queue {queue['place']}, and go on while that is served. Watch: {where}"
-    return "interrupted", resume_hint(folder)
+        serving = f"Its jobs are in the queue {queue['place']}, and go on while that is served. Watch:"
+        return "running", advice(folder, lambda step: f"{serving} {step('resume')}"), None
+    return "interrupted", resume_hint(folder), None
 
 
 def is_complete(folder: RunFolder) -> bool:

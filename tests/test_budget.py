@@ -52,7 +52,7 @@ def keys(project: Project) -> list[str]:
         (41, 3, "5%", True),  # 2.05 is rounded up
         (40, 1, "0.1%", True),
         pytest.param(40, 1, "0%", False, marks=SLOW),
-        pytest.param(3, 3, "100%", True, marks=SLOW),
+        pytest.param(4, 3, "100%", True, marks=SLOW),
     ],
 )
 def test_as_many_records_may_fail_as_allowed(

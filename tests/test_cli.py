@@ -169,7 +169,8 @@ def test_a_run_that_fails(project: Path, shardkit: RunCommand) -> None:
     assert "shardkit failures" in done.stderr
     assert "Traceback" not in done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == KEYS
+    assert set(found) == {*KEYS, "reason"}
+    assert "no good: bad.txt" in found["reason"]
     assert found["status"] == "failed"
     assert found["records"]["quarantined"] == 1
     assert "failed" in shardkit("status", "out").stdout

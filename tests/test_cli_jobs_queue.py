@@ -153,6 +153,23 @@ def test_a_job_that_failed_tells_why_and_how_to_go_on(line: Line) -> None:
     assert "only a job that failed or was stopped" in line("again", "a", code=1).output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["wait", "--run", "tallent"], "has no job of run 'tallent'. Did you mean talent?"),
+        (["stop", "--run", "tallent"], "has no job of run 'tallent'. Did you mean talent?"),
+        (["wait", "jan", "jann"], "has no job 'jann'. Did you mean jan?"),
+        (["stop", "jann"], "has no job 'jann'. Did you mean jan?"),
+        (["show", "jann"], "has no job 'jann'. Did you mean jan?"),
+        (["again", "jann"], "has no job 'jann'. Did you mean jan?"),
+        (["show", "zzzzzz"], "See what there is: shardkit jobs list"),
+    ],
+)
+def test_a_name_that_was_mistyped(line: Line, arguments: list[str], says: str) -> None:
+    line.submit("--id", "jan", "--run", "talent")
+    assert says in line(*arguments, code=2).output
+
+
 def test_stopping_and_waiting(line: Line) -> None:
     for name in "abcd":
         line.submit("--id", name, "--run", "" if name == "d" else "r")
