@@ -311,6 +311,8 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[str, pa.
     if not columns:
         yield "", table
         return
+    if not len(table):
+        return
     missing = next((c for c in columns if c not in table.column_names), None)
     if missing is not None:
         raise PipelineError(

@@ -57,13 +57,14 @@ class Basis:
     """What partitions are compared by, and what a new one will have been made with.
 
     ``work`` is the digest of what is computed from each record, and ``merge`` of what is made of the rows. ``form`` is
-    what all partitions of a dataset have in common.
+    what all partitions of a dataset have in common. ``work_before`` is what an earlier version would have noted.
     """
 
     by_day: bool
     work: str
     merge: str
     form: dict[str, Any]
+    work_before: str = ""
 
 
 @dataclass
@@ -125,7 +126,7 @@ def compare(
             comparison.changes[name] = Changes(new=counts[number])
         elif anew:
             comparison.changes[name] = Changes(reason="incremental is false")
-        elif made[name]["work"] != basis.work:
+        elif made[name]["work"] not in {basis.work, basis.work_before}:
             comparison.changes[name] = Changes(reason=OTHER_WORK)
         else:
             other = not same_form or made[name]["merge"] != basis.merge

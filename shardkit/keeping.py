@@ -40,6 +40,11 @@ Pieces: TypeAlias = list[tuple[str, Spans]]
 """The rows of a file in their order: the names of parts, and which rows of each."""
 
 
+def count_of(pieces: Pieces) -> int:
+    """How many rows these are."""
+    return sum(row_count(spans) for _, spans in pieces)
+
+
 @dataclass
 class Contents:
     """Which rows of which parts each file holds, by its path, and the columns of each partition."""
@@ -150,7 +155,8 @@ class Keeper:
 
     def keep(self, partition: str, parts: Sequence[CommittedPart], source: Source) -> Kept:
         """The files of the partition, which was looked up, that may stay; ``source`` has its rows, in these parts."""
-        holds: list[Pieces] = [[(part.name, ((0, part.rows),))] for part in parts]
+        # All rows of a part, also those that no longer count: spans number them all.
+        holds: list[Pieces] = [[(part.name, ((0, size[0]),))] for part, size in zip(parts, source.sizes, strict=True)]
         made = self._partitions.get(partition)
         if self._rows_per_file is None or made is None:
             return Kept([], source, holds)
@@ -164,7 +170,8 @@ class Keeper:
         files = self._there(partition)
         for file in files:
             pieces = known.files.get(file.path, [])
-            if file.rows == self._rows_per_file and pieces and rows.have(pieces):
+            is_whole = file.rows == self._rows_per_file == count_of(pieces)
+            if is_whole and rows.have(pieces):
                 rows.take(pieces)
                 kept.append(file)
                 self.contents.files[file.path] = pieces
@@ -253,7 +260,7 @@ class _Rows:
                     footer = pq.read_metadata(opened)
             except (OSError, pa.ArrowException):
                 continue
-            if footer.num_rows != sum(row_count(spans) for _, spans in pieces):
+            if footer.num_rows != count_of(pieces):
                 continue
             spans = self.take(pieces)
             groups = [group for group in _large_groups(footer) if contains(spans, (group,))]

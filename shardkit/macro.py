@@ -204,8 +204,12 @@ def _nothing_to_do(
     }
 
 
-def work_digest(pipeline: dict[str, Any], function_digest: str) -> str:
-    """Tells whether the same would be computed from the same record."""
+def work_digest(pipeline: dict[str, Any], function_digest: str, *, named: bool = True) -> str:
+    """Tells whether the same would be computed from the same record.
+
+    ``function_digest`` is of a whole module, so the function's name counts too. Datasets of before were made without
+    (not ``named``).
+    """
     return digest_of(
         {
             "function": function_digest,
@@ -213,6 +217,7 @@ def work_digest(pipeline: dict[str, Any], function_digest: str) -> str:
             "input": pipeline.get("input", {}).get("uri"),
             "schema": pipeline.get("output", {}).get("schema"),
         }
+        | ({"name": pipeline.get("function")} if named else {})
     )
 
 

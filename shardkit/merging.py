@@ -374,9 +374,14 @@ class Batches:
 
 
 def combined(source: Source, function: Callable[[Batches], Any], name: str) -> Iterator[pa.Table]:
-    """What the user's ``combine`` yields, as tables of one schema."""
+    """What the user's ``combine`` yields, as tables of one schema.
+
+    That is the schema of the first one with rows: of none, the types are often not those of others. Tables without rows
+    are passed over, but for one where there is no other.
+    """
     must = "It must yield record batches, Tables or DataFrames."
     schema: pa.Schema | None = None
+    empty: pa.Table | None = None
     produced = function(Batches(source))
     if as_table(produced) is not None:
         produced = [produced]
@@ -386,7 +391,10 @@ def combined(source: Source, function: Callable[[Batches], Any], name: str) -> I
         table = as_table(item)
         if table is None:
             raise PipelineError(f"combine: {name} yielded {type(item).__name__}.", hint=must)
-        schema = schema or table.schema
+        if not len(table):
+            empty = table if empty is None else empty
+            continue
+        schema = table.schema if schema is None else schema
         new = next((column for column in table.column_names if column not in schema.names), None)
         try:
             if new is not None:
@@ -394,3 +402,5 @@ def combined(source: Source, function: Callable[[Batches], Any], name: str) -> I
             yield conform(table, schema)
         except pa.ArrowException as error:
             raise SchemaConflict(f"combine: {name} yielded batches that differ: {error}.") from error
+    if schema is None and empty is not None:
+        yield empty

@@ -62,7 +62,7 @@ class Merge:
 
     def digest(self) -> str:
         """Tells whether the same would be made of the same rows, but for how they are cut into files."""
-        combine = self.combine.digest if self.combine is not None else None
+        combine = [self.combine.name, self.combine.digest] if self.combine is not None else None
         return hashlib.sha256(json.dumps([combine, self.widen_ints]).encode()).hexdigest()
 
 

@@ -98,6 +98,7 @@ def make_run_plan(
     basis = Basis(
         by_day=pipeline.by_day,
         work=work_digest(content, function_ref.digest),
+        work_before=work_digest(content, function_ref.digest, named=False),
         merge=merging.digest(),
         form=merging.layout.form(content["shards"]),
     )

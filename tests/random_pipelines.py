@@ -204,9 +204,7 @@ class Model:
 
     def rows(self) -> Counter[str]:
         days = {"day_partition": ""} if self.shape.by_day else {}
-        return Counter(
-            plain(row | dict.fromkeys(days, day)) for day, rows in self.dataset.items() for row in rows
-        )
+        return Counter(plain(row | dict.fromkeys(days, day)) for day, rows in self.dataset.items() for row in rows)
 
 
 def plain(row: Row) -> str:
@@ -393,6 +391,7 @@ class Story:
 
     def _afterwards(self, run: sk.Run) -> None:
         """What may be done with a run that has made the dataset."""
+        run = sk.open_run(self.out, run.run_id)  # by its name, for its own quarantine alone
         days = list(run.folder.plan()["partitions"]) if self.shape.by_day else [""]
         failing = self.model.failing(days)
         if (told := {entry["key"] for entry in run.quarantine()}) != failing:

@@ -1,0 +1,184 @@
+"""Rows that are used again, run after run, in files that stay and in parts of earlier runs: none twice, none lost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from random_pipelines import files_of
+
+import shardkit as sk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WORK = """
+def rows(record):
+    return {"key": record.path.stem, "group": "a"}
+
+def others(record):
+    return {"key": record.path.stem, "group": "b"}
+
+def whole(batches):
+    yield from batches
+
+def small(batches):
+    for batch in batches:
+        yield batch.slice(0, 1)
+"""
+
+
+class Project:
+    def __init__(self, root: Path, **fields: Any) -> None:
+        self.root, self.data, self.out = root, root / "data", root / "out"
+        self.fields = {"function": "kept_work:rows", "name": "kept", "workers": 1, "chunks": "even"} | fields
+        (root / "kept_work.py").write_text(WORK)
+
+    def put(self, names: str, day: str = "2020-01-01") -> None:
+        (self.data / day).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (self.data / day / f"{name}.txt").write_text("x")
+
+    def remove(self, name: str, day: str = "2020-01-01") -> None:
+        (self.data / day / f"{name}.txt").unlink()
+
+    def run(self, *, output: Any = None, run_id: str | None = None, **fields: Any) -> sk.Run:
+        given = {"output": {"uri": self.out} | (output or {}), "input": self.data, "source_dir": self.root}
+        return sk.Pipeline(**(self.fields | given | fields)).run(run_id=run_id, quiet=True)
+
+    def keys(self) -> str:
+        return "".join(sorted(row["key"] for rows in files_of(self.out).values() for row in rows))
+
+
+BY_DAY = {"shards": {"by": "date", "path": "{Y}-{m}-{d}"}}
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "arrow", "parquet"])
+@pytest.mark.parametrize("fields", [BY_DAY, {"incremental": True}], ids=["days", "whole"])
+def test_a_full_file_that_stays_holds_the_rows_that_are_noted(
+    tmp_path: Path, format: str, fields: dict[str, Any]
+) -> None:
+    project, output = Project(tmp_path, **fields), {"format": format, "rows_per_file": 4}
+    project.put("abcde")
+    project.run(output=output)
+    project.remove("b")
+    project.run(output=output)
+    kept = {path for path, rows in files_of(project.out).items() if len(rows) == 4}
+    project.put("f")
+    project.run(output=output)
+    assert project.keys() == "acdef"
+    assert kept <= set(files_of(project.out))
+
+
+def test_what_an_earlier_version_has_noted_wrongly_is_not_built_upon(tmp_path: Path) -> None:
+    project, output = Project(tmp_path, **BY_DAY), {"format": "csv", "rows_per_file": 4}
+    project.put("abcde")
+    project.run(output=output)
+    project.remove("b")
+    noted = project.run(output=output).path / "contents.json"
+    content = json.loads(noted.read_text())
+    content["files"] = {path: [[part, [[0, 1], [2, 4]]] for part, _ in at] for path, at in content["files"].items()}
+    noted.write_text(json.dumps(content))
+    project.put("f")
+    project.run(output=output)
+    assert project.keys() == "acdef"
+
+
+def test_another_function_of_the_same_module_is_another_function(tmp_path: Path) -> None:
+    project = Project(tmp_path, **BY_DAY)
+    project.put("ab")
+    project.run()
+    project.run(function="kept_work:others")
+    assert {row["group"] for rows in files_of(project.out).values() for row in rows} == {"b"}
+
+
+def test_another_combine_of_the_same_module_is_another_combine(tmp_path: Path) -> None:
+    project = Project(tmp_path, **BY_DAY, combine="kept_work:whole")
+    project.put("ab")
+    project.run()
+    project.run(combine="kept_work:small")
+    assert project.keys() == "a"
+
+
+def test_a_dataset_of_before_functions_names_were_noted_is_not_computed_again(tmp_path: Path) -> None:
+    project = Project(tmp_path, **BY_DAY)
+    project.put("ab")
+    before = project.run()
+    plan = sk.Pipeline(**project.fields, input=project.data, output=project.out, source_dir=tmp_path).plan().content
+    from shardkit.macro import work_digest
+
+    old = work_digest(
+        plan["pipeline"], json.loads((before.path / "plan.json").read_text())["function_digest"], named=False
+    )
+    for path in (project.out / "_shardkit").rglob("*.json"):
+        path.write_text(
+            path.read_text().replace(json.loads((before.path / "plan.json").read_text())["work"], old)
+            if path.name != "plan.json"
+            else path.read_text()
+        )
+    assert project.run().run_id == before.run_id
+    project.put("c")
+    assert project.run().summary().records == {"listed": 3, "done": 1, "quarantined": 0, "skipped": 2}
+
+
+# ---- combine gives nothing ------------------------------------------------------------------------------------------
+
+EMPTY = """
+import pyarrow as pa
+
+def rows(record):
+    return {"key": record.path.stem, "group": "a", "text": "x", "number": 1}
+
+def first(batches):
+    for batch in batches:
+        yield batch.slice(0, 0)
+        yield batch
+
+def untyped(batches):
+    import pandas as pd
+
+    yield pd.DataFrame({name: [] for name in batches.schema.names})
+    yield pa.table({})
+    yield from batches
+    yield pa.table({})
+
+def alone(batches):
+    for batch in batches:
+        yield batch.slice(0, 0)
+
+def bare(batches):
+    yield pa.table({})
+
+def none(batches):
+    yield from ()
+"""
+FORMATS = ["parquet", "csv", "jsonl", "arrow"]
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "partitioned": {"partition_by": ["group"]},
+    "sized": {"target_bytes": 1000},
+}
+
+
+@pytest.fixture(scope="module")
+def merged_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("empty"))
+    (project.root / "kept_work.py").write_text(EMPTY)
+    project.put("abc")
+    project.run(run_id="r")
+    return project
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("combine", ["first", "untyped", "alone", "bare", "none"])
+def test_a_combine_may_give_tables_without_rows(merged_once: Project, combine: str, layout: str) -> None:
+    wanted = Counter("abc" if combine in {"first", "untyped"} else "")
+    for kind in FORMATS:
+        settings = {"partition_by": [], "target_bytes": None} | LAYOUTS[layout] | {"format": kind}
+        changes = {f"output.{name}": value for name, value in settings.items()}
+        run = sk.open_run(merged_once.out).resume(quiet=True, combine=f"kept_work:{combine}", **changes)
+        files = files_of(merged_once.out)
+        assert Counter(row["key"] for rows in files.values() for row in rows) == wanted
+        assert run.summary().rows == sum(wanted.values()) and run.dataset().to_table().num_rows == sum(wanted.values())
