@@ -18,6 +18,7 @@ from shardkit.repeats import REPEATS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shardkit.locks import Held
     from shardkit.micro import Tally
     from shardkit.pool import Stop
     from shardkit.progress import Meter, Progress
@@ -55,6 +56,7 @@ class Attempt:
         self._folder = folder
         self._begun = begun
         self._own = REPEATS.counts()
+        self._held: Held | None = None
         self._beat: dict[str, Any] = {"phase": "pass 1"}
         self._tally: Tally | None = None
         self._stop: Stop | None = None
@@ -62,6 +64,20 @@ class Attempt:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._live, name="shardkit-heartbeat", daemon=True)
         self._handlers: dict[int, Any] = {}
+
+    def holding(self, held: Held) -> Attempt:
+        """The same attempt, which ends once the lock of its run is lost."""
+        self._held = held
+        return self
+
+    def check(self) -> None:
+        """See that the run is still this process's to work on.
+
+        Raises:
+            LockLost: it is not; the process was paused for so long that another may have taken over.
+        """
+        if self._held is not None:
+            self._held.check()
 
     @property
     def seconds(self) -> float:
@@ -100,11 +116,18 @@ class Attempt:
         while not self._end.wait(TICK_S):
             if (tally := self._tally) is not None:
                 tally.check_budget()
+            self._end_if_lost()
             self._show()
             if time.monotonic() - last > HEARTBEAT_S:
                 last = time.monotonic()
                 with contextlib.suppress(ShardkitError):  # a full disk shows where it matters, at the parts
                     self._write("running")
+
+    def _end_if_lost(self) -> None:
+        """Have pass 1 end, which would go on for nothing; what it has committed can do no harm."""
+        stop = self._stop
+        if stop is not None and self._held is not None and (lost := self._held.lost) is not None:
+            stop.ask(lost, patience_s=0.0)
 
     def _show(self) -> None:
         if (meter := self._meter) is not None:
@@ -125,24 +148,30 @@ class Attempt:
 
     def _write(self, state: str, error: BaseException | None = None) -> None:
         self._count()
+        self._folder.write_heartbeat(self._heartbeat(state, error))
+
+    def _heartbeat(self, state: str, error: BaseException | None = None) -> dict[str, Any]:
         told = {"message": str(error) if error is not None else None}
         if isinstance(error, ShardkitError):
             told = {"message": error.command_text, "in_python": str(error), "reason": error.message}
-        self._folder.write_heartbeat(
-            {
-                "shard": self._shard,
-                "attempt": self.number,
-                "state": state,
-                **told,
-                **self._beat,
-                "repeated": dict(REPEATS.counts() - self._own),
-                "started": self.started,
-                "at": now(),
-                "seconds": round(self.seconds, 3),
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-            }
-        )
+        return {
+            "shard": self._shard,
+            "attempt": self.number,
+            "state": state,
+            **told,
+            **self._beat,
+            "repeated": dict(REPEATS.counts() - self._own),
+            "started": self.started,
+            "at": now(),
+            "seconds": round(self.seconds, 3),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+
+    def _claim(self) -> None:
+        """Take a number that no other attempt has: what it names, no other will write."""
+        while not self._folder.claim_attempt(self._heartbeat("running")):
+            self.number += 1
 
     def _on_signal(self, number: int, _: Any) -> None:
         stop = self._stop
@@ -158,7 +187,7 @@ class Attempt:
         return RunInterrupted(f"Run {self._folder.run_id} was interrupted.", hint=hint)
 
     def __enter__(self) -> Attempt:
-        self._write("running")
+        self._claim()
         if threading.current_thread() is threading.main_thread():
             self._handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         self._thread.start()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from shardkit.clock import now
-from shardkit.commit import STAGING, check_name, current_result, dataset_lock, staging, switch
+from shardkit.commit import check_name, current_result, dataset_lock, switch
+from shardkit.switching import generation_of, staging
 from shardkit.together import together
 from shardkit.typetext import schema_to_text
 from shardkit.uniform import make_uniform
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from shardkit.attempt import Attempt
     from shardkit.dataset import DataFile, Layout
     from shardkit.runfolder import RunFolder
+    from shardkit.storage import Folder
 
 SWITCH_PATIENCE_S = 600.0
 
@@ -28,11 +30,20 @@ class Build:
     """A dataset on its way to the switch; ``current`` is the result that describes it as it is before."""
 
     def __init__(
-        self, folder: RunFolder, attempt: Attempt, name: str, *, current: dict[str, Any] | None, generation: int
+        self,
+        folder: RunFolder,
+        attempt: Attempt,
+        name: str,
+        *,
+        current: dict[str, Any] | None,
+        generation: int,
+        of_jobs: Collection[str] = (),
     ) -> None:
         self.current = current
         self.generation = generation
         self.token = folder.run_id if generation == 1 else f"{folder.run_id}.{generation}"
+        self.staging: Folder = staging(folder, generation)
+        self._of_jobs = of_jobs
         self.schema = pa.schema([])
         self.by_day = False
         self.made_with: dict[str, str] = {}
@@ -55,6 +66,10 @@ class Build:
         self._files += [(partition, file) for file in (*kept, *files)]
         known = {field.name for field in self.schema}
         self.schema = pa.schema([*self.schema, *(field for field in schema if field.name not in known)])
+
+    def home_of(self, path: str) -> Folder:
+        """Where a file of it is staged."""
+        return staging(self._folder) if path in self._of_jobs else self.staging
 
     def tell(self, text: str) -> None:
         """Say what the user may wonder about."""
@@ -106,15 +121,18 @@ def switching(
     if folder.plan().get("by_day"):
         build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh, staged=staged)
         yield build
-        with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as old:
-            check_name(folder.output, old, name)
-            switch(folder, build.result, old, build.kept, make_uniform(folder, build, old))
+        with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as dataset:
+            check_name(folder.output, dataset.result, name)
+            attempt.check()
+            anew = make_uniform(folder, build, dataset.result)
+            switch(folder, build.result, dataset, build.kept, anew, of_jobs=staged)
         return
-    with dataset_lock(folder.output) as old:
-        check_name(folder.output, old, name)  # again: another pipeline's run may have ended there meanwhile
-        build = _begin(folder, attempt, name, current=old, fresh=fresh)
+    with dataset_lock(folder.output) as dataset:
+        check_name(folder.output, dataset.result, name)  # again: another pipeline's run may have ended there meanwhile
+        build = _begin(folder, attempt, name, current=dataset.result, fresh=fresh)
         yield build
-        switch(folder, build.result, old, build.kept)
+        attempt.check()
+        switch(folder, build.result, dataset, build.kept)
 
 
 def _begin(
@@ -126,16 +144,20 @@ def _begin(
     fresh: bool,
     staged: Collection[str] = (),
 ) -> Build:
-    """A build in a staging folder that holds nothing but what is ``staged``."""
+    """A build in a staging folder that holds nothing yet; of the jobs' files, those that are ``staged`` stay."""
     before = None
     if not fresh:
-        before, _ = together([folder.result, lambda: _clear_staging(folder, staged)])
-    return Build(folder, attempt, name, current=current, generation=(before["generation"] if before else 0) + 1)
+        before, _ = together([folder.result, lambda: _clear_staging(folder, attempt, staged)])
+    # The number of no other attempt: names of files are never used twice, whoever else is at the same run.
+    generation = max((before["generation"] if before else 0) + 1, attempt.number)
+    return Build(folder, attempt, name, current=current, generation=generation, of_jobs=staged)
 
 
-def _clear_staging(folder: RunFolder, staged: Collection[str]) -> None:
-    if staged:
-        files = staging(folder)
-        together([partial(files.remove, entry.key) for entry in files.entries() if entry.key not in staged])
-    else:
-        folder.files.remove_all(STAGING)
+def _clear_staging(folder: RunFolder, attempt: Attempt, staged: Collection[str]) -> None:
+    """Remove what earlier attempts have staged and not placed."""
+    attempt.check()
+    files = staging(folder)
+    left = [entry.key for entry in files.entries() if entry.key not in staged]
+    earlier = {key.partition("/")[0] for key in left if 0 < generation_of(key) < attempt.number}
+    of_jobs = [key for key in left if not generation_of(key)]
+    together([*(partial(files.remove_all, home) for home in earlier), *(partial(files.remove, key) for key in of_jobs)])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.clock import interval
 from shardkit.commit import current_result, finish_switches
-from shardkit.errors import PipelineError, RunBusy, RunNotFound, StorageError
+from shardkit.errors import LockLost, PipelineError, RunBusy, RunNotFound, StorageError
 from shardkit.jobs.job import LIVE
 from shardkit.progress import counted, human_bytes
 from shardkit.runfolder import LOCK, RUNS, RunFolder, latest_run
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Collection, Iterable
 
+    from shardkit.locks import Held
     from shardkit.storage import Entry, Folder
 
 BEING_PLANNED_S = 3600.0  # a folder without a plan may be of a run that is about to write it
@@ -211,8 +212,11 @@ class _Folder:
         whole = len(going) == len(self.entries)
         try:
             if not dry_run:
-                with self.run.lock():
-                    _remove(self.run.files, [entry.key for entry in going], whole=whole)
+                with self.run.lock() as held:
+                    held.check(sure=True)
+                    _remove(self.run.files, [entry.key for entry in going], held, whole=whole)
+        except LockLost:
+            raise
         except RunBusy:
             return self._staying(AT_WORK)
         kept, size = len(self.entries) - len(going), sum(entry.bytes for entry in going)
@@ -222,18 +226,21 @@ class _Folder:
         return CleanedRun(self.run.run_id, 0, 0, len(self.entries), reason)
 
 
-def _remove(files: Folder, keys: list[str], *, whole: bool) -> None:
+def _remove(files: Folder, keys: list[str], held: Held, *, whole: bool) -> None:
     """Remove files of a run folder, or all of it; the plan first, for without it there is no run."""
     files.remove("plan.json")
+    held.check()
     if whole:
         files.remove_all("")
     else:
-        together([partial(_remove_one, files, key) for key in (*keys, LOCK)])
+        together([partial(_remove_one, files, key, held) for key in keys])
+        files.remove(LOCK)
     left = {entry.key for entry in files.entries()} & set(keys)
     if left:
         raise StorageError(f"{files.uri}/{min(left)} cannot be removed.", hint="Are you allowed to? Then clean again.")
 
 
-def _remove_one(files: Folder, key: str) -> None:
+def _remove_one(files: Folder, key: str, held: Held) -> None:
+    held.check()
     files.remove(key)
     files.remove_empty_parents(key)

@@ -23,28 +23,19 @@ from shardkit.hints import advice, joined
 from shardkit.ledger import WHOLE
 from shardkit.runfolder import CURRENT, RUNS, STATE_DIR, RunFolder
 from shardkit.storage import File
+from shardkit.switching import COMMIT, Dataset, Switch, name_of, note, remove, staging
 from shardkit.together import together
 from shardkit.typetext import merged_schema, schema_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from shardkit.storage import Folder
-
-STAGING = "dataset"
-COMMIT = f"{STATE_DIR}/commit.json"
-
-
-def staging(folder: RunFolder) -> Folder:
-    """Where a run's dataset files are written before the switch."""
-    return folder.files.child(STAGING)
+    from shardkit.storage import Folder, State
 
 
 @contextlib.contextmanager
-def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[dict[str, Any] | None]:
+def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[Dataset]:
     """Keep other processes from switching the same dataset, once any half-done switch is finished.
-
-    Gives the result that describes the dataset as it is then.
 
     ``patience_s`` is how long to wait for another process that is at it.
 
@@ -53,13 +44,20 @@ def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[dict[st
     """
     with output.lock(
         f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}.", patience_s=patience_s
-    ):
-        commit, current = together([partial(_read_commit, output), partial(current_result, output)])
-        if commit is _DAMAGED:
-            commit = _rebuilt(output, current)
-        if commit is not None:
-            current = _finished(output, commit, current)
-        yield current
+    ) as held:
+        dataset = Dataset(output, held)
+        _look(dataset)
+        yield dataset
+
+
+def _look(dataset: Dataset) -> None:
+    """See how a dataset is, once any half-done switch is finished."""
+    output = dataset.output
+    (commit, made), (dataset.result, dataset.state) = together([partial(_read_commit, output), partial(_now, output)])
+    if commit is _DAMAGED:
+        commit = _rebuilt(output, dataset.result)
+    if commit is not None:
+        _finish(dataset, Switch(dataset, commit, made), commit["result"])
 
 
 def current_result(output: Folder) -> dict[str, Any] | None:
@@ -71,29 +69,38 @@ def current_result(output: Folder) -> dict[str, Any] | None:
         Damaged: these cannot tell either.
         WrittenByNewer: it is of a later format.
     """
+    return _now(output)[0]
+
+
+def _now(output: Folder) -> tuple[dict[str, Any] | None, State]:
+    """The same, and the state of the note of it."""
+    data, state = output.read_state(CURRENT)
+    if data is None:
+        return _told_by_runs(output, ""), {}
     try:
-        return _read(output, CURRENT, documents.RESULT)
-    except FileNotFoundError:
-        return _told_by_runs(output, "")
+        return _parsed(output, CURRENT, data, documents.RESULT), state
     except Damaged as error:
-        return _told_by_runs(output, error.message)
+        return _told_by_runs(output, error.message), state
 
 
 _DAMAGED: dict[str, Any] = {}
 
 
-def _read_commit(output: Folder) -> dict[str, Any] | None:
+def _read_commit(output: Folder) -> tuple[dict[str, Any] | None, State]:
+    data, state = output.read_state(COMMIT)
     try:
-        return _read(output, COMMIT, documents.COMMIT)
-    except FileNotFoundError:
-        return None
+        return (None if data is None else _parsed(output, COMMIT, data, documents.COMMIT)), state
     except Damaged:
-        return _DAMAGED
+        return _DAMAGED, state
 
 
 def _read(output: Folder, name: str, shape: Any) -> dict[str, Any]:
+    return _parsed(output, name, output.read(name), shape)
+
+
+def _parsed(output: Folder, name: str, data: bytes, shape: Any) -> dict[str, Any]:
     try:
-        return documents.parse(output.read(name), shape)
+        return documents.parse(data, shape)
     except Damaged as error:
         raise Damaged(f"{output.uri}/{name} is damaged: {error.message}.") from None
     except WrittenByNewer as error:
@@ -141,10 +148,11 @@ def _mend(output: Folder, result: dict[str, Any]) -> None:
     with contextlib.suppress(RunBusy, StorageError), output.lock(f"{STATE_DIR}/lock", ""):
         if output.exists(COMMIT):
             return
+        data, state = output.read_state(CURRENT)
         try:
-            _read(output, CURRENT, documents.RESULT)
-        except (FileNotFoundError, Damaged):
-            _note(output, CURRENT, result)
+            _parsed(output, CURRENT, data or b"", documents.RESULT)
+        except Damaged:
+            note(output, CURRENT, result, state)
 
 
 def _missing_file(output: Folder, files: list[dict[str, Any]]) -> str:
@@ -247,23 +255,25 @@ def check_form(plan: dict[str, Any], current: dict[str, Any] | None, form: dict[
 def switch(
     folder: RunFolder,
     result: dict[str, Any],
-    old: dict[str, Any] | None,
+    dataset: Dataset,
     kept_files: Collection[str] = (),
     written_anew: Mapping[str, dict[str, Any]] | None = None,
+    *,
+    of_jobs: Collection[str] = (),
 ) -> None:
-    """Make the files in ``staging`` the dataset, and ``result`` its description instead of ``old``.
+    """Make the files in ``staging`` the dataset, and ``result`` its description.
 
-    The caller holds the dataset lock. ``kept_files`` are those of the days made anew that are not in ``staging``, for
-    they stay as they are. ``written_anew`` are staged files that take the place of those with these paths, of days that
-    stay.
+    ``kept_files`` are those of the days made anew that are not in ``staging``, for they stay as they are.
+    ``written_anew`` are staged files that take the place of those with these paths, of days that stay. ``of_jobs`` are
+    those that jobs have staged.
 
     Raises:
         PlanMismatch: another run has made the same days meanwhile.
+        LockLost: this process was paused for so long that another one has switched the dataset.
         StorageError: the switch could not be finished; it will be when the run is resumed.
     """
-    plan = folder.plan()
+    plan, old, before = folder.plan(), dataset.result, dataset.files
     check_base(folder.run_id, plan, old)
-    before = [file["path"] for file in old["files"]] if old else []
     if not set(kept_files) <= set(before):
         raise PlanMismatch(
             f"Run {folder.run_id}: the dataset in {folder.output.uri} has been made anew meanwhile.",
@@ -275,9 +285,34 @@ def switch(
     gone = [path for path in before if path not in new]
     result["switched"] = (old["switched"] if old else 0) + 1
     result["version"] = documents.FORMAT
-    commit = {"result": result, "gone": gone}
-    _note(folder.output, COMMIT, commit)
-    _finish_switch(folder.output, commit, new - set(before))
+    own, jobs = staging(folder, result["generation"]), staging(folder)
+    sources = {path: File(jobs if path in of_jobs else own, path) for path in new - set(before)}
+    made, earlier = _begin(dataset, folder, commit := {"result": result, "gone": gone})
+    under_way = Switch(dataset, commit, made, of_jobs=of_jobs)
+    under_way.confirm()
+    under_way.finish(sources, earlier)
+
+
+def _begin(dataset: Dataset, folder: RunFolder, commit: dict[str, Any]) -> tuple[State, State]:
+    """Write ``commit.json``; returns its state, and that of the run's result before.
+
+    Raises:
+        RunBusy: another run has switched the dataset in this moment.
+    """
+    base = dataset.state
+    while True:
+        dataset.lock.check()
+        made, earlier = together(
+            [partial(note, folder.output, COMMIT, commit), partial(folder.files.state, "result.json")]
+        )
+        if made is not None:
+            return made, earlier
+        _look(dataset)  # a process that was paused has left one: it is finished now, or dropped
+        if dataset.state != base:
+            raise RunBusy(
+                f"Run {folder.run_id}: another run has switched the dataset in {folder.output.uri} in this moment.",
+                hint=f"Go on: shardkit resume {folder.arguments}",
+            )
 
 
 def _carry_over(
@@ -297,37 +332,25 @@ def _carry_over(
     result["schema"] = schema_to_text(schema)
 
 
-def _finish_switch(output: Folder, commit: dict[str, Any], staged: set[str]) -> None:
-    """Carry out what ``commit.json`` says; ``staged`` are the files of it that wait in the run's folder."""
-    folder = RunFolder(output, commit["result"]["run_id"])
-    new = [file["path"] for file in commit["result"]["files"] if file["path"] in staged]
-    together([partial(_place, staging(folder), File(output, path)) for path in new])
-    folder.write("result.json", commit["result"])
-    _note(output, CURRENT, commit["result"])
-    _clear_up(output, commit)
-
-
-def _clear_up(output: Folder, commit: dict[str, Any]) -> None:
-    """Remove what nobody counts on any more, now that the dataset is another one."""
-    folder = RunFolder(output, commit["result"]["run_id"])
-    together([*(partial(_remove, output, name) for name in commit["gone"]), partial(_tidy, folder)])
-    output.remove(COMMIT)
-
-
-def _finished(output: Folder, commit: dict[str, Any], current: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Finish a switch that another process left; or give it up, where a file of it is lost. Returns the result then."""
-    result: dict[str, Any] = commit["result"]
-    folder = RunFolder(output, result["run_id"])
+def _finish(dataset: Dataset, left: Switch, result: dict[str, Any]) -> None:
+    """Finish a switch that another process left; or give it up, where it is outdated or a file of it is lost."""
+    output, folder = dataset.output, RunFolder(dataset.output, result["run_id"])
     try:
-        if _is(current, result):
-            _clear_up(output, commit)
-            return current
-        there = {entry.key: entry.bytes for entry in staging(folder).entries()}
+        if _is(dataset.result, result):
+            left.clear_up([file["path"] for file in result["files"]])
+            return
+        if dataset.result is not None and dataset.result["switched"] >= result["switched"]:
+            left.tidy()
+            _remove_all_but(output, dataset.result, [file["path"] for file in result["files"]])
+            return  # whoever began it was paused, and another run has switched the dataset meanwhile
+        staged, earlier = together([left.staged, partial(folder.files.state, "result.json")])
+        there = {name: size for name, (_, size) in staged.items()}
         lost = _missing_file(output, [file for file in result["files"] if there.get(file["path"]) != file["bytes"]])
         if not lost:
-            _finish_switch(output, commit, set(there))
-            return result
-        _give_up(output, current, result)
+            names = [file["path"] for file in result["files"] if file["path"] in staged]
+            left.finish({name: staged[name][0] for name in names}, earlier)
+            return
+        _give_up(output, dataset.result, result)
     except StorageError as error:
         raise StorageError(
             f"The switch of {output.uri} to the dataset of run {folder.run_id} is not finished: {error.message}",
@@ -341,12 +364,13 @@ def _finished(output: Folder, commit: dict[str, Any], current: dict[str, Any] | 
         f"Run {folder.run_id} could not switch the dataset in {output.uri}: {lost} is lost. The dataset stays as it "
         f"was; make the file again: shardkit resume {folder.arguments}"
     )
-    return current
 
 
 def _is(current: dict[str, Any] | None, result: dict[str, Any]) -> bool:
     """Whether the dataset is already what a result describes."""
-    return current is not None and (current["run_id"], current["switched"]) == (result["run_id"], result["switched"])
+    return current is not None and all(
+        current.get(name) == result.get(name) for name in ("run_id", "switched", "generation")
+    )
 
 
 def _rebuilt(output: Folder, current: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -362,7 +386,7 @@ def _rebuilt(output: Folder, current: dict[str, Any] | None) -> dict[str, Any] |
         documents.say(f"{output.uri}/{COMMIT} is damaged; run {latest['run_id']}'s own result tells what it said.")
         return {"result": latest, "gone": sorted(stay - {file["path"] for file in latest["files"]})}
     folders = [RunFolder(output, run_id) for run_id in output.children(RUNS)]
-    staged = [entry.key for folder in folders for entry in staging(folder).entries()]
+    staged = [name_of(entry.key) for folder in folders for entry in staging(folder).entries()]
     _remove_all_but(output, current, [*staged, *(file["path"] for result in results for file in result["files"])])
     now = f"that of run {current['run_id']}" if current else "not there yet"
     documents.say(
@@ -385,7 +409,7 @@ def _give_up(output: Folder, current: dict[str, Any] | None, result: dict[str, A
 def _remove_all_but(output: Folder, current: dict[str, Any] | None, paths: list[str]) -> None:
     """Remove those of some files that are not the dataset's, and the note of the switch that they were for."""
     stay = {file["path"] for file in (current or {"files": []})["files"]}
-    together([partial(_remove, output, path) for path in sorted({*paths} - stay)])
+    together([partial(remove, output, path) for path in sorted({*paths} - stay)])
     output.remove(COMMIT)
 
 
@@ -407,27 +431,3 @@ def finish_switches(output: Folder, *, must: bool = False) -> None:
             if must:
                 raise
             documents.say(str(error))
-
-
-def _note(output: Folder, name: str, content: dict[str, Any]) -> None:
-    """Write one of the dataset's own files, atomically."""
-    output.write(name, documents.dump(content))
-
-
-def _place(staged: Folder, target: File) -> None:
-    """Make a staged file appear in the dataset."""
-    try:
-        staged.place(target.key, target)
-    except FileNotFoundError:
-        raise Damaged(f"{staged.uri}/{target.key}, which is to go to {target}, is gone.", hint="") from None
-
-
-def _remove(output: Folder, name: str) -> None:
-    """Remove a file, and the partition folders that it leaves empty."""
-    output.remove(name)
-    output.remove_empty_parents(name)
-
-
-def _tidy(folder: RunFolder) -> None:
-    """Remove what was staged; nobody counts on it any more."""
-    folder.files.remove_all(STAGING)

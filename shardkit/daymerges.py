@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from shardkit import documents
-from shardkit.commit import staging
 from shardkit.dataset import DataFile
 from shardkit.errors import Damaged
 from shardkit.keeping import Contents
+from shardkit.switching import staging
 from shardkit.typetext import schema_from_text, schema_to_text
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from shardkit.functions import FunctionRef
     from shardkit.jobs import Job
+    from shardkit.locks import Held
     from shardkit.pipeline import Pipeline
     from shardkit.progress import Progress
     from shardkit.runfolder import RunFolder
@@ -66,12 +67,13 @@ def _interruptible() -> Iterator[None]:
 
 
 class RunJobs:
-    """The jobs of one run, in their queue."""
+    """The jobs of one run, in their queue; ``held`` is the run's lock, where they are to be driven."""
 
-    def __init__(self, folder: RunFolder, pipeline: Pipeline) -> None:
+    def __init__(self, folder: RunFolder, pipeline: Pipeline, held: Held | None = None) -> None:
         if pipeline.engine is None:
             raise RunFailed(f"Run {folder.run_id} has no engine.", hint="Resume it on this machine.")
         self.folder = folder
+        self._held = held
         self.pipeline = pipeline
         self.engine = pipeline.engine
         self.base = name_base(folder, folder.plan()["pipeline"]["name"])
@@ -113,6 +115,7 @@ class RunJobs:
 
         ``function`` and ``code`` are as for `go_on`.
         """
+        self._check()
         plan, generation = self.folder.plan(), self.generation + 1
         code = code or _upload_code(self.folder, pipeline, function or pipeline.function_ref())
         if function is not None:
@@ -148,6 +151,7 @@ class RunJobs:
         progress.start(meter.total)
 
         def show(trouble: str) -> None:
+            self._check()
             progress.update(*meter.read(self.store.counts(run=self.base), trouble))
 
         try:
@@ -159,7 +163,12 @@ class RunJobs:
         finally:
             progress.finish()
             with contextlib.suppress(ShardkitError):
+                self._check()
                 self.queue.keep()
+
+    def _check(self) -> None:
+        if self._held is not None:
+            self._held.check()
 
     def _interruption(self) -> RunInterrupted:
         jobs = self.current()
@@ -239,8 +248,9 @@ def start_jobs(
         PipelineError: the engine cannot do what the pipeline asks for.
         RunFailed, RunInterrupted: as for `RunJobs.drive`.
     """
+    from shardkit.dayclaims import holding_days
     from shardkit.planning import check_same_plan, make_run_plan, write_run
-    from shardkit.runs import Run, holding_days, naming, nothing_to_do
+    from shardkit.runs import Run, naming, nothing_to_do
     from shardkit.summary import tell_set_aside
 
     check_engine(pipeline)
@@ -254,7 +264,7 @@ def start_jobs(
     if not plan.content["totals"]["records"]:
         return nothing_to_do(pipeline, plan, progress)
     code, run = None, Run(folder)
-    with naming(run), holding_days(folder, plan.content), folder.lock():
+    with naming(run), folder.lock() as held, holding_days(folder, plan.content):
         if folder.exists():
             check_same_plan(folder, plan)
             check_not_replaced(folder)
@@ -262,7 +272,7 @@ def start_jobs(
         else:
             code = _upload_code(folder, pipeline, ref)  # what is wrong with it is told before there is a run
             write_run(folder, plan, ref, pipeline.merge(), merge=True)
-        go_on(run, pipeline, progress, changes={}, retry=False, wait=wait, code=code)
+        go_on(run, pipeline, progress, changes={}, retry=False, wait=wait, code=code, held=held)
     tell_set_aside(folder, progress)
     return run
 
@@ -277,10 +287,12 @@ def go_on(
     wait: bool = True,
     function: FunctionRef | None = None,
     code: str | None = None,
+    held: Held,
 ) -> None:
     """Drive a run's jobs; where none is left and work is, submit a new generation. The caller holds the run's lock.
 
-    ``function`` takes the place of the plan's; ``code`` is the URI of the code's folder, where it is there already.
+    ``function`` takes the place of the plan's; ``code`` is the URI of the code's folder, where it is there already;
+    ``held`` is the run's lock.
 
     Raises:
         RunBusy: the settings are to change while jobs run.
@@ -290,7 +302,7 @@ def go_on(
     from shardkit.summary import is_complete
 
     check_engine(pipeline)
-    jobs = RunJobs(run.folder, pipeline)
+    jobs = RunJobs(run.folder, pipeline, held)
     jobs.refresh()
     with _queueing():
         jobs.queue.heed_stop()

@@ -8,6 +8,7 @@
     ├── RunNotFound          no such run under that output
     │   └── RunReplaced      a later run has replaced the dataset that a run has made
     ├── RunBusy              another process works on the same run or dataset
+    │   └── LockLost         this one did, but was paused for so long that another has taken over
     ├── RunFailed            the run stopped before its dataset was complete
     │   ├── BudgetExceeded   more records are quarantined than max_failures allows
     │   ├── NothingMade      no record is done, or all together gave no row
@@ -93,6 +94,10 @@ class RunReplaced(RunNotFound):
 
 class RunBusy(ShardkitError):
     """Another process works on the same run or dataset."""
+
+
+class LockLost(RunBusy):
+    """The process was paused or cut off for so long that another one may have taken over, or has."""
 
 
 class RunFailed(ShardkitError):

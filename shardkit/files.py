@@ -42,6 +42,31 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         StorageError: the file could not be written; nothing is left behind.
     """
+    with _written(path, data) as temporary:
+        os.replace(temporary, path)
+
+
+def create_bytes(path: Path, data: bytes) -> bool:
+    """The same where there is nothing yet, in one step; whether there was nothing.
+
+    Raises:
+        StorageError: as `write_bytes`.
+    """
+    with _written(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+    return True
+
+
+@contextlib.contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """A file beside ``path`` that holds ``data``, flushed to the disk; it goes with the block."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,10 +75,10 @@ def write_bytes(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
 
 
 def sync_file(path: Path) -> None:

@@ -1,26 +1,38 @@
-"""Leases: locks in an object store."""
+"""Leases: locks in an object store.
+
+A lease is an object that its holder writes anew every few seconds. Who wants it watches it: if it does not change for
+as long as a lease lasts, by the watcher's own clock, the holder is gone or asleep, and a conditional write takes the
+lease over. What time it is plays no part, for machines do not agree on that. A holder that wakes up finds that its own
+next write does not fit any more.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import RunBusy
+from shardkit.errors import LockLost, RunBusy
+from shardkit.locks import BUSY_HINT, LOST_HINT, Held
+from shardkit.process import awake_or_not_s, identity, is_gone, is_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LEASE_S = 60.0
-LEASE_RENEWAL_S = 15.0
-CLOCKS_APART_S = 20.0  # at most, those of two machines
+LEASE_RENEWAL_S = 10.0
+SURE_SHARE = 0.75  # of a lease: for so long after its renewal nobody can have taken it, whichever clock goes faster
+LOOKS = 20  # at a lease, while it is watched for as long as it lasts
+LONGEST_LOOK_S = 1.0
+PLAUSIBLE_S = 3600.0  # further ahead than that, the end of a lease was written by a clock that was wrong
 
 
-class Lease:
+class Lease(Held):
     """A lock that ends by itself when its holder does: conditional writes let one process win.
 
     ``store`` is obstore's, ``path`` the object's in it; ``busy`` says what to tell those who come too late. ``ask``
@@ -34,66 +46,64 @@ class Lease:
         self._busy = busy
         self._holder = uuid.uuid4().hex
         self._state: dict[str, str] = {}
-        self._until = 0.0
+        self._sure_until = 0.0
+        self._lost: LockLost | None = None
+        self._renewing = threading.Lock()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="shardkit-lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="shardkit-lease", daemon=True)
 
-    def take(self) -> None:
-        """Hold the lease from now on.
+    # ---- taking it ---------------------------------------------------------------------------------------------------
+
+    def take(self, patience_s: float = 0.0) -> None:
+        """Hold the lease from now on; wait ``patience_s`` for a holder that lives.
 
         Raises:
             RunBusy: another process holds it.
         """
-        from obstore import exceptions
-
-        while not self._state:
+        deadline = time.monotonic() + patience_s
+        watch = _Watch()
+        while not self._write("create"):
             try:
-                self._put("create")
-            except exceptions.AlreadyExistsError:
-                with contextlib.suppress(FileNotFoundError):  # its holder has let go of it in this moment
-                    self._take_over()
+                held, state = self._look()
+            except FileNotFoundError:  # its holder has let go of it in this moment
+                continue
+            if held.get("holder") == self._holder:  # the answer to an earlier request was lost
+                self._state = state
+                break
+            if _is_free(held) or watch.is_still(state):
+                if self._write(state):
+                    break
+                continue
+            if (watch.changed or _is_fresh(held)) and time.monotonic() >= deadline:
+                raise RunBusy(f"{self._busy[:-1]} on {held.get('host', 'another machine')}.", hint=BUSY_HINT)
+            watch.tell(f"{self._busy[:-1]} on {held.get('host', 'another machine')}")
+            time.sleep(min(LONGEST_LOOK_S, LEASE_S / LOOKS))
         self._thread.start()
 
-    def _take_over(self) -> None:
-        """Take a lease that has run out; of several that try, one wins."""
+    def _write(self, mode: Any) -> bool:
+        """Write the lease, if it is still as ``mode`` says; whether it was."""
         from obstore import exceptions
 
-        held, meta = self._look()
-        if held.get("holder") == self._holder:  # the answer to an earlier request was lost
-            self._state = _state(meta)
-            return
-        if held["until"] > time.time():
-            raise RunBusy(f"{self._busy[:-1]} on {held['host']}.", hint="Wait for it to end, or stop it first.")
         try:
-            self._put(_state(meta))
-        except (exceptions.PreconditionError, exceptions.AlreadyExistsError):
-            if self._is_ours():  # likewise
-                return
-            self._state = {}
-            raise RunBusy(self._busy, hint="Wait for it to end, or stop it first.") from None
+            self._put(mode)
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError):
+            return False
+        return True
 
-    def _put(self, mode: Any) -> None:
-        until = time.time() + LEASE_S
-        lease = {"host": socket.gethostname(), "holder": self._holder, "until": until}
-        self._state = _state(self._ask(lambda: self._store.put(self._path, json.dumps(lease).encode(), mode=mode)))
-        self._until = until
+    def _put(self, mode: Any, **more: Any) -> None:
+        begun = awake_or_not_s()
+        lease = {
+            "host": socket.gethostname(),
+            "holder": self._holder,
+            "until": time.time() + LEASE_S,  # for people, and for those who only want to know how things seem to be
+            "at": begun,
+            **identity(),
+            **more,
+        }
+        self._state = state_of(self._ask(lambda: self._store.put(self._path, json.dumps(lease).encode(), mode=mode)))
+        self._sure_until = begun + SURE_SHARE * LEASE_S
 
-    def _renew(self) -> None:
-        while not self._end.wait(LEASE_RENEWAL_S):
-            with contextlib.suppress(Exception):  # the next time, perhaps; else the lease runs out
-                if self._is_ours():
-                    self._put(self._state)
-
-    def _is_ours(self) -> bool:
-        """Whether nobody has taken the lease over."""
-        held, meta = self._look()
-        self._state = _state(meta)
-        ours = bool(held.get("holder") == self._holder)
-        if not ours:
-            self._until = 0.0
-        return ours
-
-    def _look(self) -> tuple[dict[str, Any], Any]:
+    def _look(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What the lease says, and the state of its object."""
 
         def look() -> tuple[bytes, Any]:
@@ -101,17 +111,110 @@ class Lease:
             return bytes(found.bytes()), found.meta
 
         data, meta = self._ask(look)
-        return json.loads(data), meta
+        return _parsed(data), state_of(meta)
+
+    # ---- keeping it --------------------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        while self._lost is None and not self._end.wait(LEASE_RENEWAL_S):
+            with contextlib.suppress(Exception):  # the next time, perhaps; else the lease runs out
+                self._renew()
+
+    def _renew(self) -> None:
+        """Write it anew.
+
+        Raises:
+            LockLost: somebody else has taken it.
+        """
+        with self._renewing:
+            if self._lost is None and not self._write(self._state):
+                held: dict[str, Any] = {}
+                with contextlib.suppress(FileNotFoundError):
+                    held, state = self._look()
+                if held.get("holder") != self._holder or not self._write(state):  # or an answer was lost
+                    self._lose(held)
+            if self._lost is not None:
+                raise self._lost
+
+    def _lose(self, held: dict[str, Any]) -> None:
+        other = f"another process on {held['host']}" if held.get("host") else "another process, which has ended"
+        told = f"This run lost its lease to {other} while it was paused or cut off ({self._busy})"
+        self._lost = LockLost(told, hint=LOST_HINT)
+
+    def check(self, *, sure: bool = False) -> None:
+        """See that the lease is still held: by the clock where it was written a moment ago, else by writing it."""
+        if self._lost is not None:
+            raise self._lost
+        if sure or awake_or_not_s() >= self._sure_until:
+            self._renew()
+
+    @property
+    def lost(self) -> LockLost | None:
+        """Why the lease is lost, once the thread that renews it has found out."""
+        return self._lost
 
     def let_go(self) -> None:
         """End it, if it is still ours."""
         self._end.set()
         self._thread.join()
+        if self._lost is not None:
+            return
         with contextlib.suppress(Exception):  # it runs out by itself
-            if time.time() < self._until - CLOCKS_APART_S or self._is_ours():
+            if awake_or_not_s() < self._sure_until:
                 self._ask(lambda: self._store.delete(self._path))
+            else:  # it may be another's, and a removal has no condition
+                self._put(self._state, released=True)
 
 
-def _state(told: Any) -> dict[str, str]:
+class _Watch:
+    """Tells whether an object stays as it is, by the clock of this process alone."""
+
+    def __init__(self) -> None:
+        self.changed = False
+        self._state: dict[str, str] = {}
+        self._since = time.monotonic()
+        self._told = False
+
+    def is_still(self, state: dict[str, str]) -> bool:
+        """Whether it has been in that state for as long as a lease lasts."""
+        if state != self._state:
+            self.changed = bool(self._state)
+            self._state, self._since = state, time.monotonic()
+        return time.monotonic() - self._since >= LEASE_S
+
+    def tell(self, what: str) -> None:
+        """Say once that it takes a while."""
+        if not self._told and not self.changed:
+            self._told = True
+            left = max(LEASE_S - (time.monotonic() - self._since), 0.0)
+            sys.stderr.write(f"{what}, it seems: waiting up to {left:.0f} s to see whether that is still alive.\n")
+
+
+def is_held(data: bytes) -> bool:
+    """Whether a lease that reads like this seems to be held, by what its holder has written; not to be relied on."""
+    held = _parsed(data)
+    ahead_s = float(held.get("until", 0.0)) - time.time()
+    return not _is_free(held) and 0 < ahead_s < LEASE_S + PLAUSIBLE_S
+
+
+def _is_free(held: dict[str, Any]) -> bool:
+    """Whether a holder has surely let go of its lease, or lives no more."""
+    return not held or bool(held.get("released")) or is_gone(held)
+
+
+def _is_fresh(held: dict[str, Any]) -> bool:
+    """Whether a process of this very machine has written it a moment ago, by the clock that both go by."""
+    return is_here(held) and 0 <= awake_or_not_s() - float(held.get("at", 0.0)) < LEASE_S
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """What a lease says; nothing where it is damaged, which no holder that lives leaves so."""
+    with contextlib.suppress(ValueError):
+        content = json.loads(data)
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def state_of(told: Any) -> dict[str, str]:
     """What an object must still be for the next write: stores go by its etag, Google's by its version."""
     return {name: told[name] for name in ("e_tag", "version") if told.get(name)}

@@ -94,9 +94,10 @@ class Ledger:
 
     def _take(self, markers: list[dict[str, Any]]) -> None:
         covered = np.zeros(self.planned, bool)
-        # Of markers that overlap, the one that covers most is taken, and of equals the first attempt's. Retries have
-        # higher chunk numbers than what they retry, even under another shard of a job whose objects are dealt out.
-        for marker in sorted(markers, key=lambda m: (m["chunk"], m["shard"], -m["records"]["listed"], m["attempt"])):
+        # Of markers that overlap, the one that covers most is taken, and of equals the latest attempt's: that one ends
+        # before the merge, while one that was given up may go on, and write its own when the dataset is made. Retries
+        # have higher chunk numbers than what they retry, even under another shard of a job whose objects are dealt out.
+        for marker in sorted(markers, key=lambda m: (m["chunk"], m["shard"], -m["records"]["listed"], -m["attempt"])):
             shard, chunk = marker["shard"], marker["chunk"]
             planned = self._members.get((shard, chunk))
             self._next_chunk = max(self._next_chunk, chunk + 1)

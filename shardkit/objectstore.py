@@ -9,7 +9,6 @@ import bisect
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import re
 import tempfile
@@ -21,22 +20,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shardkit.errors import InputError, ObjectChanged, PipelineError, RunBusy, StorageError
+from shardkit.errors import InputError, ObjectChanged, PipelineError, StorageError
 from shardkit.files import writing
-from shardkit.lease import Lease
+from shardkit.lease import Lease, is_held, state_of
 from shardkit.listing import with_datasets
 from shardkit.objectlist import list_objects, whole_list
 from shardkit.refusals import CUT_SHORT, EXPIRED, Denied, Unanswered, strange
 from shardkit.repeats import asking, repeated
 from shardkit.runfolder import STATE_DIR
 from shardkit.spill import NoRoom, batches_of, filtered, values_of
-from shardkit.storage import Access, Entry, File, Folder
+from shardkit.storage import Access, Entry, File, Folder, State
 from shardkit.stores import Bucket, NoCredentials, open_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pyarrow as pa
+
+    from shardkit.locks import Held
 
 T = TypeVar("T")
 
@@ -197,6 +198,42 @@ class ObjectFolder(Folder):
         with self._asking(key):
             opened = self._opened
             (opened.patient if len(data) > SEVERAL_PARTS_BYTES else opened.store).put(self.prefix + key, data)
+
+    @repeated
+    def state(self, key: str) -> State:
+        """An object's etag and version."""
+        try:
+            with self._asking(key):
+                return state_of(self._store.head(self.prefix + key))
+        except FileNotFoundError:
+            return {}
+
+    @repeated
+    def read_state(self, key: str) -> tuple[bytes | None, State]:
+        """An object's content and its state."""
+        try:
+            with self._asking(key):
+                found = self._store.get(self.prefix + key)
+                return bytes(found.bytes()), state_of(found.meta)
+        except FileNotFoundError:
+            return None, {}
+
+    def write_if(self, key: str, data: bytes, state: State) -> State | None:
+        """Write an object by a conditional request; of several who know the same state, one does."""
+        from obstore import exceptions
+
+        try:
+            return self._put_if(key, data, state)
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError):
+            there, now = self.read_state(key)
+            return now if there == data else None
+
+    @repeated
+    def _put_if(self, key: str, data: bytes, state: State) -> State:
+        with self._asking(key):
+            opened = self._opened
+            store = opened.patient if len(data) > SEVERAL_PARTS_BYTES else opened.store
+            return state_of(store.put(self.prefix + key, data, mode=state or "create"))
 
     @repeated
     def size(self, key: str) -> int | None:
@@ -444,28 +481,20 @@ class ObjectFolder(Folder):
             return {key for key, there in zip(empty, pool.map(self.exists, empty), strict=True) if not there}
 
     @contextlib.contextmanager
-    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[None]:
-        """Hold a lease: an object that says until when, renewed while the block runs."""
+    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[Held]:
+        """Hold a lease: an object that is written anew while the block runs."""
         lease = Lease(self._store, self.prefix + key, busy, self._ask)
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                lease.take()
-                break
-            except RunBusy:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1.0)
+        lease.take(patience_s)
         try:
-            yield
+            yield lease
         finally:
             lease.let_go()
 
     def is_locked(self, key: str) -> bool:
-        """Whether a lease runs now."""
+        """Whether a lease seems to be held."""
         try:
-            return bool(json.loads(self.read(key))["until"] > time.time())
-        except (FileNotFoundError, ValueError):
+            return is_held(self.read(key))
+        except FileNotFoundError:
             return False
 
 

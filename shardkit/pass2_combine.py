@@ -23,7 +23,7 @@ from shardkit.attempt import resume_hint
 from shardkit.building import switching
 from shardkit.catalog import keep_registered
 from shardkit.clock import now
-from shardkit.commit import check_owner, current_result, kept_days, staging
+from shardkit.commit import check_owner, current_result, kept_days
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.daymerges import DayMerge, basis_of, day_merges
 from shardkit.errors import CombineError, InputError, NothingMade, PipelineError, ShardkitError
@@ -36,6 +36,7 @@ from shardkit.progress import RowMeter, counted
 from shardkit.runfolder import RunFolder, latest_run, run_folder
 from shardkit.storage import File
 from shardkit.storage import folder as folder_at
+from shardkit.switching import staging
 from shardkit.typetext import schema_of
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def run_pass2(
         check_made(ledger, rows, allow_empty=may_be_empty)
         keeper = recipe.keeper(folder, build.current)
         sources = _sources(folder, parts, merge, build.current, merged)
-        written = dict(_merged(folder, keeper, sources, merge, attempt, token=build.token, threads=threads))
+        written = dict(_merged(build.staging, keeper, sources, merge, attempt, token=build.token, threads=threads))
         for partition in parts:
             if (day := merged.get(partition)) is not None:
                 keeper.contents.take_in(day.contents)
@@ -147,6 +148,7 @@ def run_pass2(
             attempt.progress.note(
                 f"{counted(len(merged), 'day')} merged by their own jobs, {len(written):,} by this one."
             )
+        attempt.check()
         if keeper.contents.columns:
             folder.write(CONTENTS, keeper.contents.dump())
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
@@ -171,7 +173,8 @@ def merge_days(ledger: Ledger, merge: Merge, attempt: Attempt, *, threads: int) 
     recipe = _Recipe.of(folder, merge)
     keeper = recipe.keeper(folder, current)
     token = f"{folder.run_id}-{secrets.token_hex(4)}"  # another attempt's files have other names
-    for day, (files, kept, schema) in _merged(folder, keeper, sources, merge, attempt, token=token, threads=threads):
+    home = staging(folder)
+    for day, (files, kept, schema) in _merged(home, keeper, sources, merge, attempt, token=token, threads=threads):
         parts, source = sources[day]
         contents = keeper.contents.of(day, [file.path for file in (*kept, *files)])
         DayMerge(day, recipe.basis(day, parts, current), source.schema, schema, files, kept, contents).note(folder)
@@ -230,7 +233,7 @@ class _Recipe:
 
 
 def _merged(
-    folder: RunFolder,
+    home: Folder,
     keeper: Keeper,
     sources: dict[str, tuple[list[CommittedPart], Source]],
     merge: Merge,
@@ -239,14 +242,15 @@ def _merged(
     token: str,
     threads: int,
 ) -> Iterator[tuple[str, tuple[list[DataFile], list[DataFile], pa.Schema]]]:
-    """Write each partition's rows: gives its new files, those of before that are kept, and the schema."""
+    """Write each partition's rows in ``home``: gives its new files, those of before that are kept, and the schema."""
     keeper.look_up(sources)
     work = {partition: keeper.keep(partition, *found) for partition, found in sources.items()}
     rows, read = sum(k.rest.num_rows for k in work.values()), lambda: sum(sum(k.rest.read) for k in work.values())
     with attempt.pass2(RowMeter(rows, read)):
         for partition, kept in work.items():
+            attempt.check()
             files, schema = write_merged(
-                staging(folder),
+                home,
                 kept.rest,
                 replace(merge, layout=replace(merge.layout, day=partition or None)),
                 token=token,
@@ -314,7 +318,7 @@ def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str, allow_empty: b
         for part in ledger.parts():
             shard, name = part.file.key.split("/")[1:]
             path = f"part-{shard}-{name.removesuffix('.parquet')}-{build.token}.parquet"
-            part.file.folder.place(part.file.key, File(staging(ledger.folder), path))
+            part.file.folder.place(part.file.key, File(build.staging, path))
             build.add(WHOLE, [DataFile(path, part.rows, part.bytes)], [], build.schema)
         build.describe(Layout("parquet", 1, None, ()), records=ledger.counts(), bytes_in=ledger.total_bytes)
     return build.result
@@ -354,12 +358,12 @@ def combine_folders(
     folder = run_folder(target, new_run_id())
     attempt = Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic(), command="pass2")
     no_records = pa.table({name: arrow(np.zeros(0, np.int64)) for name in ("key", "shard", "chunk", "bytes")})
-    with naming(Run(folder)), folder.lock(), attempt:
+    with naming(Run(folder)), folder.lock() as held, attempt.holding(held):
         folder.write_plan({"created": now(), "merge_of": [root.uri for root in roots]}, no_records, None)
         with switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
-                files, schema = write_merged(staging(folder), source, merge, token=build.token, threads=None)
+                files, schema = write_merged(build.staging, source, merge, token=build.token, threads=None)
                 build.add(WHOLE, files, [], schema)
             size = sum(size for _, size in found)
             build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)

@@ -8,6 +8,7 @@
         parts/<shard>/<chunk>-<attempt>.parquet    rows
         markers/<shard>/<chunk>-<attempt>.json     commits a chunk: parts, rows, bytes, seconds, records, quarantine
         progress/<shard>-<attempt>.json            heartbeat of an attempt at a shard ("all": of every shard)
+        dataset/generation-<number>/               files that are to be the dataset's; those of jobs are beside that
         lock                                       held by the process that works on the run
         jobs.sqlite, jobs.json                     with an engine: the queue of its jobs, and a copy of it
         manifests/, settings/, stop.json           likewise: lists of objects, settings of a resumption, a wish to stop
@@ -19,7 +20,7 @@
         latest.json                                which run was planned, or retried, last
         current.json                               the result of the run that the dataset is of now
         commit.json                                the dataset's switch in progress
-        days/<day>.lock, days/lock                 held by the run that makes the day; while a run takes several
+        days/<run id>.json, days/lock              the days that a run is making; held while one takes its days
 
 Status, report, retry and resume are functions of these files alone.
 """
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from shardkit.locks import Held
     from shardkit.storage import Folder
 
 STATE_DIR = "_shardkit"
@@ -357,7 +359,15 @@ class RunFolder:
 
     def write_heartbeat(self, beat: dict[str, Any]) -> None:
         """Note how far an attempt is."""
-        self.write(f"progress/{beat['shard']}-{beat['attempt']:04d}.json", beat)
+        self.write(self._beat_key(beat), beat)
+
+    def claim_attempt(self, beat: dict[str, Any]) -> bool:
+        """Take an attempt's number by its first heartbeat; whether nobody else has it."""
+        return self.files.write_if(self._beat_key(beat), documents.dump(beat, readable=True), {}) is not None
+
+    @staticmethod
+    def _beat_key(beat: dict[str, Any]) -> str:
+        return f"progress/{beat['shard']}-{beat['attempt']:04d}.json"
 
     def next_attempt(self, shard: int | str = ALL_SHARDS) -> int:
         """A number higher than that of any attempt before at the shard; by default, at any."""
@@ -418,13 +428,15 @@ class RunFolder:
                 hint="Use a version of shardkit that is at least as new as the one that wrote it.",
             ) from None
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self, busy: str = "") -> AbstractContextManager[Held]:
         """Keep other processes from working on the run; let go however the process ends.
+
+        ``busy`` is what to say if another process holds it, where that is more than that it does.
 
         Raises:
             RunBusy: another process holds it.
         """
-        return self.files.lock(LOCK, f"Run {self.run_id} is being worked on by another process.")
+        return self.files.lock(LOCK, busy or f"Run {self.run_id} is being worked on by another process.")
 
     def is_locked(self) -> bool:
         """Whether a process works on the run now."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shardkit.attempt import Attempt
 from shardkit.clock import new_run_id
-from shardkit.commit import check_base, check_not_replaced, current_result, finish_switches
+from shardkit.commit import check_not_replaced, current_result, finish_switches
+from shardkit.dayclaims import holding_days
 from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound, RunReplaced, ShardkitError
 from shardkit.functions import FunctionRef, reference
 from shardkit.hints import advice, joined
@@ -18,7 +19,6 @@ from shardkit.runfolder import STATE_DIR, RunFolder, find_run, latest_run, run_f
 from shardkit.storage import Access, absolute_uri
 from shardkit.storage import folder as folder_at
 from shardkit.summary import Summary, is_complete, summarize, tell_set_aside
-from shardkit.together import all_within
 
 if TYPE_CHECKING:
     import os
@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from shardkit.pipeline import Pipeline
     from shardkit.pool import WorkerPool
     from shardkit.progress import Progress
-    from shardkit.storage import Folder
 
 
-TAKING_PATIENCE_S = 60.0
 JOBS_NAMED = 3
 STOP_TRIES = 4  # in vain, with longer and longer waits
 
@@ -316,20 +314,20 @@ class Run:
             from shardkit.driver import go_on
 
             instead = ref if going.function is not None else None
-            with holding_days(folder, plan), folder.lock():
+            with folder.lock() as held, holding_days(folder, plan):
                 _is_meant(folder)
-                go_on(Run(folder), pipeline, progress, changes=settings, retry=retry, function=instead)
+                go_on(Run(folder), pipeline, progress, changes=settings, retry=retry, function=instead, held=held)
             return
         merging = planned_merge(folder, pipeline, settings)
         begun = time.monotonic()
-        with holding_days(folder, plan), folder.lock():
+        with folder.lock() as held, holding_days(folder, plan):
             more = settings or folder.on_top or (retry and Ledger(folder).quarantined)
             if not more and is_complete(folder):
                 progress.note(f"Run {self.run_id} is done; there is nothing to {going.command}.")
                 return
             _is_meant(folder)
             with worker_pool(folder, pipeline, ref) as pool:
-                attempt = Attempt(folder, progress, begun=begun, command=going.command)
+                attempt = Attempt(folder, progress, begun=begun, command=going.command).holding(held)
                 _both_passes(folder, pipeline, merging, pool, attempt, retry=retry)
 
     def _function(self, going: _GoingOn, pipeline: Pipeline) -> FunctionRef:
@@ -470,9 +468,8 @@ def start_run(
         plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
         if not plan.content["totals"]["records"]:
             return nothing_to_do(pipeline, plan, progress)
-        stack.enter_context(holding_days(folder, plan.content))
         pool.begin(plan.content["totals"]["chunks"] - len(plan.taken_over))
-        with folder.lock():
+        with folder.lock() as held, holding_days(folder, plan.content):
             fresh = run_id is None or not folder.exists()
             if not fresh:
                 check_same_plan(folder, plan)
@@ -484,7 +481,7 @@ def start_run(
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
                 write_run(folder, plan, ref, merging, merge=merge)
-            attempt = Attempt(folder, progress, begun=begun, fresh=fresh)
+            attempt = Attempt(folder, progress, begun=begun, fresh=fresh).holding(held)
             _both_passes(folder, pipeline, merging, pool, attempt, fresh=fresh)
     tell_set_aside(folder, progress)
     return Run(folder)
@@ -501,34 +498,6 @@ def nothing_to_do(pipeline: Pipeline, plan: Plan, progress: Progress) -> Run:
     count = plan.content["unchanged"]["records"]
     progress.note(f"Nothing has changed in {count:,} records since run {current['run_id']}; there is nothing to do.")
     return Run(run_folder(pipeline.output_folder(), current["run_id"]))
-
-
-@contextlib.contextmanager
-def holding_days(folder: RunFolder, plan: Mapping[str, Any]) -> Iterator[None]:
-    """Keep other runs from the days that a plan is for, and see that none has made them since it was planned.
-
-    Raises:
-        RunBusy: another run is at one of them.
-        PlanMismatch: one has been made anew meanwhile.
-    """
-    if not plan.get("by_day"):
-        yield
-        return
-    output = folder.output
-    busy = {day: f"Another run is making {day} of {output.uri}." for day in plan["partitions"]}
-    locks = [output.lock(f"{STATE_DIR}/days/{day}.lock", text) for day, text in busy.items()]
-    with contextlib.ExitStack() as stack:
-        # Of two runs that take some of the same days at once, each might keep the other from one.
-        with _first(output) if len(locks) > 1 else contextlib.nullcontext():
-            stack.enter_context(all_within(locks))
-        check_base(folder.run_id, dict(plan), current_result(output))
-        yield
-
-
-def _first(output: Folder) -> contextlib.AbstractContextManager[None]:
-    """Keep other runs from taking days meanwhile, which takes a moment."""
-    busy = f"Other runs are taking their days of {output.uri}."
-    return output.lock(f"{STATE_DIR}/days/lock", busy, patience_s=TAKING_PATIENCE_S)
 
 
 def _both_passes(

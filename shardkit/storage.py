@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from shardkit.errors import PipelineError, RunBusy, StorageError
-from shardkit.files import copy_file, place_file, write_bytes, writing
+from shardkit.errors import PipelineError, StorageError
+from shardkit.files import copy_file, create_bytes, place_file, write_bytes, writing
+from shardkit.locks import FileLock, is_file_locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
 
+    from shardkit.locks import Held
+
+State = dict[str, str]  # what tells whether a file is still as it was; empty: it is not there
 MEMORY = "memory"
 OBJECT_SCHEMES = ("s3", "gs", "az", "abfss", MEMORY)
-LOOK_S = 0.2
 ACCESS_FIELDS = ("requester_pays", "anonymous")  # of a pipeline's input: how it is read, not what it is
 
 
@@ -176,6 +177,28 @@ class Folder(ABC):
         """
 
     @abstractmethod
+    def state(self, key: str) -> State:
+        """What tells whether a file is still as it is now."""
+
+    @abstractmethod
+    def read_state(self, key: str) -> tuple[bytes | None, State]:
+        """A file's content, if it is there, and its state.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+
+    @abstractmethod
+    def write_if(self, key: str, data: bytes, state: State) -> State | None:
+        """Write a file as `write` does, if it is still in that state; its new state, or None if it is not.
+
+        A file that holds ``data`` already counts as written: the answer to an earlier request may have been lost.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+
+    @abstractmethod
     def size(self, key: str) -> int | None:
         """A file's size in bytes; None if it is not there."""
 
@@ -249,8 +272,10 @@ class Folder(ABC):
         """
 
     @abstractmethod
-    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> contextlib.AbstractContextManager[None]:
+    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> contextlib.AbstractContextManager[Held]:
         """Keep other processes from what the lock ``key`` stands for; wait ``patience_s`` for one that holds it.
+
+        What it gives tells whether the lock is still held.
 
         Raises:
             RunBusy: another process holds it; ``busy`` says so.
@@ -292,6 +317,32 @@ class LocalFolder(Folder):
     def write(self, key: str, data: bytes) -> None:
         """Write a file atomically and durably."""
         write_bytes(self.root / key, data)
+
+    def state(self, key: str) -> State:
+        """The file's number in its file system, its time and its size: it is never written in its place."""
+        with contextlib.suppress(FileNotFoundError):
+            told = os.stat(self.root / key)
+            return {"file": f"{told.st_ino}-{told.st_mtime_ns}-{told.st_size}"}
+        return {}
+
+    def read_state(self, key: str) -> tuple[bytes | None, State]:
+        """A file's content and its state."""
+        state = self.state(key)
+        try:
+            return (self.read(key), state) if state else (None, {})
+        except FileNotFoundError:
+            return None, {}
+
+    def write_if(self, key: str, data: bytes, state: State) -> State | None:
+        """Write a file that is in that state; one that is not there in one step, else within the caller's lock."""
+        path = self.root / key
+        if not state:
+            written = create_bytes(path, data)
+        elif written := self.state(key) == state:
+            write_bytes(path, data)
+        if not written and self.read_state(key)[0] != data:
+            return None
+        return self.state(key)
 
     def size(self, key: str) -> int | None:
         """A file's size in bytes; None if it is not there."""
@@ -382,42 +433,18 @@ class LocalFolder(Folder):
         return list_files(self.root, leave_out=leave_out.path if isinstance(leave_out, LocalFolder) else None)
 
     @contextlib.contextmanager
-    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[None]:
+    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[Held]:
         """Hold an advisory lock; the system lets go of it when the process ends, however it ends."""
         path = self.root / key
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            lock = FileLock(path)
         try:
-            _lock(descriptor, busy, patience_s)
-            yield
+            lock.take(busy, patience_s)
+            yield lock
         finally:
-            os.close(descriptor)
+            lock.let_go()
 
     def is_locked(self, key: str) -> bool:
         """Whether a process of this machine holds the lock."""
-        try:
-            descriptor = os.open(self.root / key, os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
-
-
-def _lock(descriptor: int, busy: str, patience_s: float) -> None:
-    # Whoever only looks whether it is locked holds it too, for a moment.
-    deadline = time.monotonic() + max(patience_s, LOOK_S)
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise RunBusy(busy, hint="Wait for it to end, or stop it first.") from None
-            time.sleep(0.02)
-        else:
-            return
+        return is_file_locked(self.root / key)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from shardkit.commit import kept_days, staging
+from shardkit.commit import kept_days
 from shardkit.dataset import write_file
 from shardkit.errors import SchemaConflict, StorageError
 from shardkit.keeping import CONTENTS, Contents, noted_by
@@ -64,13 +64,13 @@ def make_uniform(folder: RunFolder, build: Build, old: dict[str, Any] | None) ->
         return {}
     own = schema_of(result, without=result["partition_by"])
     staged = [file for file in result["files"] if file["path"] not in build.kept]
-    files = [*staying, *(_Rewriting(staging(folder), file, own, result["format"]) for file in staged)]
+    files = [*staying, *(_Rewriting(build.home_of(file["path"]), file, own, result["format"]) for file in staged)]
     schema = _common_schema(build, own, staying)
-    anew = _write_anew([file for file in files if not _same(file.columns, schema)], folder, build, schema)
+    anew = _write_anew([file for file in files if not _same(file.columns, schema)], build, schema)
     result["files"] = [anew.get(file["path"], file) for file in result["files"]]
     _describe_columns(result, schema)
     if anew:
-        together([partial(staging(folder).remove, file["path"]) for file in staged if file["path"] in anew])
+        together([partial(build.home_of(file["path"]).remove, file["path"]) for file in staged if file["path"] in anew])
         _note(folder, old, anew, schema)
     return anew
 
@@ -117,10 +117,10 @@ class _Rewriting:
                 ) from error
 
 
-def _write_anew(files: Sequence[_Rewriting], folder: RunFolder, build: Build, schema: pa.Schema) -> Files:
+def _write_anew(files: Sequence[_Rewriting], build: Build, schema: pa.Schema) -> Files:
     if files:
         build.tell(f"{counted(len(files), 'file')} of other days get the columns and types that the dataset has now.")
-    write = partial(_Rewriting.write, target=staging(folder), schema=schema, token=f"{build.token}-w")
+    write = partial(_Rewriting.write, target=build.staging, schema=schema, token=f"{build.token}-w")
     with ThreadPoolExecutor(WRITTEN_AT_ONCE, thread_name_prefix="shardkit-uniform") as pool:
         return dict(zip([each.file["path"] for each in files], pool.map(write, files), strict=True))
 

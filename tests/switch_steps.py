@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import shardkit as sk
-from shardkit import building, commit
+from shardkit import building, commit, switching
 from shardkit.files import writing
-from shardkit.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,24 +24,24 @@ if TYPE_CHECKING:
 FATAL, HOW, ACTION = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 ROOT, VERSION = Path(sys.argv[4]), sys.argv[5]
 steps: list[str] = []
-switching: list[bool] = []
+under_way: list[bool] = []
 ONE_AT_A_TIME = threading.Lock()
 
 
 def within_switch(do: Callable[..., Any]) -> Callable[..., Any]:
     def instead(*arguments: Any, **options: Any) -> Any:
-        switching.append(True)
+        under_way.append(True)
         try:
             return do(*arguments, **options)
         finally:
-            switching.pop()
+            under_way.pop()
 
     return instead
 
 
 def step(name: str, do: Callable[..., Any], *, of: str = "") -> Callable[..., Any]:
     def instead(*arguments: Any, **options: Any) -> Any:
-        if switching and str(arguments[0]).endswith(of):
+        if under_way and str(arguments[0]).endswith(of):
             with ONE_AT_A_TIME:
                 steps.append(name)
                 number = len(steps)
@@ -56,14 +55,15 @@ def step(name: str, do: Callable[..., Any], *, of: str = "") -> Callable[..., An
     return instead
 
 
-commit._finish_switch = within_switch(commit._finish_switch)
+switching.Switch.finish = within_switch(switching.Switch.finish)  # type: ignore[method-assign]
+switching.Switch.clear_up = within_switch(switching.Switch.clear_up)  # type: ignore[method-assign]
 building.switch = within_switch(commit.switch)
-commit._place = step("place", commit._place)
-RunFolder.write = step("write", RunFolder.write)  # type: ignore[method-assign]
-commit._note = step("note", commit._note)
-commit._remove = step("remove", commit._remove)
+switching._place = step("place", switching._place)
+switching.Switch._write_result = step("write", switching.Switch._write_result)  # type: ignore[method-assign]
+commit.note = switching.note = step("note", switching.note)
+switching.remove = step("remove", switching.remove)
 Path.unlink = step("unlink", Path.unlink, of="commit.json")  # type: ignore[method-assign]
-commit._tidy = step("tidy", commit._tidy)
+switching._tidy = step("tidy", switching._tidy)
 
 if ACTION == "run":
     fields: dict[str, Any] = {"source_dir": ROOT, "workers": 1, "rows_per_file": 3, "run_id": VERSION, "quiet": True}

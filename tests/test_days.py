@@ -282,7 +282,7 @@ def test_two_runs_on_one_day_and_on_two_days_at_once(feed: Feed, incremental: An
     )
     first.start()
     _wait_for(feed.root / "begun")
-    with pytest.raises(sk.RunBusy, match="Another run is making 2020-01-01"):
+    with pytest.raises(sk.RunBusy, match="Another run is making 2020-01-01 .*: first"):
         feed.pipeline(incremental=incremental).run(days=["2020-01-01"], quiet=True, run_id="second")
     other = threading.Thread(target=lambda: feed.pipeline().run(days=["2020-01-02"], quiet=True, run_id="third"))
     other.start()
@@ -307,10 +307,10 @@ def test_a_late_run_does_not_put_an_older_day_back(feed: Feed) -> None:
     late = sk.open_run(feed.out, "late")
     with pytest.raises(sk.PlanMismatch, match="has been made anew by run"):
         late.resume(quiet=True, max_failures="100%")
-    from shardkit.commit import switch
+    from shardkit.commit import dataset_lock, switch
 
-    with pytest.raises(sk.PlanMismatch, match="has been made anew by run"):
-        switch(late.folder, feed.result() | {"run_id": "late"}, feed.result())
+    with dataset_lock(LocalFolder(feed.out)) as dataset, pytest.raises(sk.PlanMismatch, match="has been made anew by"):
+        switch(late.folder, feed.result() | {"run_id": "late"}, dataset)
     feed.check()
 
 

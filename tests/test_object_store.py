@@ -366,7 +366,9 @@ def test_a_lease_keeps_others_away_and_ends(bucket: Bucket, monkeypatch: pytest.
         assert bucket.keys() == ["out/lock"]
 
 
-def test_a_lease_that_has_run_out_is_taken_over_by_one(bucket: Bucket) -> None:
+def test_a_lease_that_has_run_out_is_taken_over_by_one(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 0.5)
+    monkeypatch.setattr(lease, "LEASE_RENEWAL_S", 0.1)
     place = folder(f"{bucket.uri}/out")
     bucket.put("out/lock", json.dumps({"host": "gone", "pid": 1, "until": time.time() - 1}))
     assert not place.is_locked("lock")

@@ -192,7 +192,7 @@ def test_arrow_reads_from_it(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.to_table(filter=pads.field("number") >= 4999)["text"].to_pylist() == ["row 4999"] * 2
 
 
-def test_one_of_several_gets_the_lock(uri: str) -> None:
+def test_one_of_several_gets_the_lock(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = folder(f"{uri}/out")
     won, refused, done = [], [], threading.Event()
 
@@ -216,6 +216,7 @@ def test_one_of_several_gets_the_lock(uri: str) -> None:
     assert not place.is_locked("lock")
     if isinstance(place, LocalFolder):  # where the lock goes with its process
         return
+    monkeypatch.setattr("shardkit.lease.LEASE_S", 0.5)
     place.write("lock", json.dumps({"host": "gone", "until": 1.0}).encode())  # whose holder has died
     with place.lock("lock", "busy."):
         assert place.is_locked("lock")

@@ -1,0 +1,250 @@
+"""A process that is paused for longer than its locks last does no harm when it goes on, whichever step it was at."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pyarrow.parquet as pq
+import pytest
+from crashing import Project
+
+import shardkit as sk
+from shardkit import building, commit, lease, locks, switching
+from shardkit.commit import COMMIT, current_result
+from shardkit.runfolder import STATE_DIR
+from shardkit.storage import Folder, LocalFolder
+from shardkit.storage import folder as folder_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SLOW = pytest.mark.slow
+WORK = """
+from pathlib import Path
+ROOT = Path(__file__).parent
+
+def features(record):
+    version = (ROOT / "version").read_text()
+    return [{"key": record.key, "version": version, "row": i} for i in range(2)]
+
+def held(frame):
+    import os, signal
+    if (ROOT / "pause").exists():
+        (ROOT / "pause").unlink()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return frame
+"""
+RECORDS, FILES = 4, 3
+# What a switch from three files to three others consists of.
+STEPS = ["create", "confirm", *["place"] * FILES, "result", "current", *["remove"] * FILES, "tidy", "forget"]
+
+
+class Output:
+    """A dataset on the disk or in S3, and what the tests do with it past shardkit."""
+
+    def __init__(self, project: Project, uri: str) -> None:
+        self.project, self.uri = project, uri
+        self.folder: Folder = folder_at(uri)
+
+    def fields(self, run_id: str, **more: Any) -> dict[str, Any]:
+        self.set_version(run_id)
+        return {
+            "source_dir": self.project.root,
+            "workers": 1,
+            "rows_per_file": 3,
+            "quiet": True,
+            "run_id": run_id,
+        } | more
+
+    def set_version(self, version: str) -> None:
+        (self.project.root / "version").write_text(version)
+
+    def run(self, run_id: str, **more: Any) -> sk.Run:
+        return sk.run("work:features", self.project.data, self.uri, name="paused", **self.fields(run_id, **more))
+
+    def break_locks(self) -> None:
+        """Have the locks of a paused process end, as leases do by themselves."""
+        if isinstance(self.folder, LocalFolder):
+            for path in self.folder.root.glob(f"{STATE_DIR}/**/*lock"):
+                path.unlink()
+
+    def files(self) -> list[str]:
+        return [entry.key for entry in self.folder.entries() if not entry.key.startswith(f"{STATE_DIR}/")]
+
+    def rows(self) -> Counter[tuple[str, str, int]]:
+        tables = [pq.read_table(io.BytesIO(self.folder.read(key)), partitioning=None) for key in self.files()]
+        rows = [row for table in tables for row in table.to_pylist()]
+        return Counter((row["key"], row["version"], row["row"]) for row in rows)
+
+    def check_is(self, version: str) -> None:
+        """See that the dataset is that version, for shardkit's readers and for all others."""
+        sk.open_run(self.uri)  # what is half-done is finished by any command
+        assert self.rows() == Counter((f"r{i:03d}.txt", version, row) for i in range(RECORDS) for row in range(2))
+        result = current_result(self.folder)
+        assert result is not None
+        assert sorted(file["path"] for file in result["files"]) == sorted(self.files())
+        assert not self.folder.exists(COMMIT)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose output holds the first version."""
+    project = Project(tmp_path_factory.mktemp("paused") / "project")
+    project.write_function(WORK)
+    project.write_records(["x"] * RECORDS)
+    Output(project, str(project.out)).run("first")
+    return project.root
+
+
+@pytest.fixture(params=["disk", "s3"])
+def output(request: pytest.FixtureRequest, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Output:
+    root = tmp_path / "project"
+    shutil.copytree(made, root)
+    project = Project.__new__(Project)
+    project.__dict__.update(root=root, data=root / "data", out=root / "out", _commands=0)
+    if request.param == "disk":
+        return Output(project, str(project.out))
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for variable, value in (credentials | {"AWS_ENDPOINT_URL": request.getfixturevalue("s3_url")}).items():
+        monkeypatch.setenv(variable, value)
+    name = f"paused-{os.getpid()}-{time.monotonic_ns()}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    there = folder_at(f"s3://{name}/out")
+    for entry in LocalFolder(project.out).entries():
+        there.put_file(project.out / entry.key, entry.key)
+    shutil.rmtree(project.out)
+    return Output(project, f"s3://{name}/out")
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases that end soon, and that nothing but their holder's own steps renews: as of one that is paused."""
+    monkeypatch.setattr(lease, "LEASE_S", 0.4)
+    monkeypatch.setattr(lease, "LEASE_RENEWAL_S", 1000.0)
+
+
+class Pause:
+    """Pauses the switch of one process before its n-th step, while ``meanwhile`` goes by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, meanwhile: Callable[[], object]) -> None:
+        self._step, self._meanwhile, self._one = step, meanwhile, threading.Lock()
+        self.steps: list[str] = []
+        self._within = self.over = False
+        for where, name, step_name in (
+            (commit, "note", "create"),
+            (switching.Switch, "confirm", "confirm"),
+            (switching, "_place", "place"),
+            (switching.Switch, "_write_result", "result"),
+            (switching, "note", "current"),
+            (switching, "remove", "remove"),
+            (switching, "_tidy", "tidy"),
+            (switching.Switch, "forget", "forget"),
+        ):
+            monkeypatch.setattr(where, name, self._hooked(getattr(where, name), step_name))
+        monkeypatch.setattr(building, "switch", self._switching(commit.switch))
+
+    def _switching(self, switch: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*arguments: Any, **options: Any) -> Any:
+            if self.over or self._within:
+                return switch(*arguments, **options)
+            self._within = True
+            try:
+                return switch(*arguments, **options)
+            finally:
+                self._within = False
+
+        return instead
+
+    def _hooked(self, do: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def instead(*arguments: Any, **options: Any) -> Any:
+            with self._one:
+                reached = self._within and not self.over
+                if reached:
+                    self.steps.append(name)
+                    self.over = len(self.steps) == self._step
+            if reached and self.over:
+                time.sleep(0.5)
+                self._meanwhile()
+            return do(*arguments, **options)
+
+        return instead
+
+
+def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a machine that was stopped as a whole: no clock and no thread tells that time has passed."""
+    for kind in (lease.Lease, locks.FileLock):
+        monkeypatch.setattr(kind, "check", lambda *_, **__: None)
+        monkeypatch.setattr(kind, "lost", None)
+
+
+def meanwhile_of(output: Output, monkeypatch: pytest.MonkeyPatch, view: str, act: Callable[[], object]) -> Any:
+    def meanwhile() -> None:
+        output.break_locks()
+        act()
+        if view == "blind":
+            blinded(monkeypatch)
+
+    return meanwhile
+
+
+def lost_or_done(run: Callable[[], object], *, done_is_fine: bool) -> None:
+    """See that a process that was paused ends with a clear word, unless it had done all that matters."""
+    try:
+        run()
+    except sk.LockLost as lost:
+        told = str(lost)
+    else:
+        told = "" if done_is_fine else "it ended as if nothing had been"
+    assert not told or "paused" in told or "removed while it worked" in told
+
+
+OFTEN = {("seeing", 1), ("seeing", 7), ("blind", 1), ("blind", 3)}
+GRID = [
+    pytest.param(view, step, marks=() if (view, step) in OFTEN else SLOW, id=f"{view}-{step}-{STEPS[step - 1]}")
+    for view in ("seeing", "blind")
+    for step in range(1, len(STEPS) + 1)
+]
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(("view", "step"), GRID)
+def test_another_run_replaces_the_dataset_meanwhile(
+    output: Output, view: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile = meanwhile_of(output, monkeypatch, view, lambda: output.run("third"))
+    pause = Pause(monkeypatch, step, meanwhile)
+    switched = step > STEPS.index("current") + 1  # then it had done its work before it was replaced
+    lost_or_done(lambda: output.run("second"), done_is_fine=view == "blind" and switched)
+    assert pause.over, pause.steps
+    output.check_is("third")
+
+
+@SLOW
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(("view", "step"), GRID)
+def test_the_same_run_is_resumed_meanwhile(
+    output: Output, view: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = {"output.rows_per_file": 4}
+    act = lambda: sk.open_run(output.uri, "second").resume(quiet=True, **again)  # noqa: E731
+    Pause(monkeypatch, step, meanwhile_of(output, monkeypatch, view, act))
+    switched = step > STEPS.index("current") + 1
+    lost_or_done(lambda: output.run("second"), done_is_fine=view == "blind" and switched)
+    output.check_is("second")
+    assert len(output.files()) == 2  # as the one that was not paused has made them
+
+
+def test_a_switch_has_these_steps(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = Pause(monkeypatch, 99, lambda: None)
+    output.run("second")
+    output.check_is("second")
+    steps = pause.steps
+    assert [*steps[:7], *sorted(steps[7:-1]), steps[-1]] == STEPS
