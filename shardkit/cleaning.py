@@ -233,7 +233,7 @@ def _remove(files: Folder, keys: list[str], held: Held, *, whole: bool) -> None:
     if whole:
         files.remove_all("")
     else:
-        together([partial(_remove_one, files, key, held) for key in keys])
+        together([partial(_remove_one, files, key, held) for key in keys if key != LOCK])
         files.remove(LOCK)
     left = {entry.key for entry in files.entries()} & set(keys)
     if left:
