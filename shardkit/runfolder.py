@@ -509,10 +509,10 @@ def find_run(output: Folder, run_id: str | None = None) -> RunFolder:
 def latest_run(output: Folder) -> RunFolder | None:
     """The run that was planned, or retried, last; only where no note tells of it are all looked through."""
     try:
-        name = str(json.loads(output.read(LATEST))["run_id"])
+        name = documents.parse(output.read(LATEST), {"run_id": str})["run_id"]
         if RUN_ID.fullmatch(name) and (noted := RunFolder(output, name)).exists():
             return noted
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, Damaged):
         pass
     runs = runs_of(output)
     return runs[-1] if runs else None
