@@ -15,6 +15,7 @@ from shardkit.arrays import numpy, one_chunk
 from shardkit.errors import LedgerError
 from shardkit.spans import as_spans
 from shardkit.storage import File
+from shardkit.sums import as_sums
 from shardkit.together import together
 
 if TYPE_CHECKING:
@@ -196,7 +197,18 @@ class Ledger:
         files = self.folder.of(run) if "run" in part else self.folder.files
         key = f"{at}/{part['name']}"
         spans = as_spans(part["spans"]) if "spans" in part else None
-        return CommittedPart(File(files, key), f"{run}/{key}", part["rows"], part["bytes"], spans)
+        file = File(files, key, as_sums(part.get("sums", ())))
+        return CommittedPart(file, f"{run}/{key}", part["rows"], part["bytes"], spans)
+
+    def undo(self, part: File) -> str:
+        """Have the chunk of a part that is damaged not be done any more; returns what to do next."""
+        for marker in self.markers:
+            if any(part == committed.file for committed in self._parts_of(marker)):
+                if part.folder != self.folder.files:
+                    return "It is of an earlier run: run anew with incremental: false."
+                self.folder.remove_marker(marker)
+                return f"Its chunk is not done any more: shardkit resume {self.folder.arguments}"
+        return "Delete it, and run anew."
 
     def partitions(self) -> dict[str, list[CommittedPart]]:
         """The committed parts of each partition that its records are of, in the order of the partitions' names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import deque
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shardkit.errors import PipelineError, SchemaConflict, StorageError
+from shardkit.errors import Damaged, PipelineError, SchemaConflict
 from shardkit.partfiles import PartFiles
 from shardkit.parts import origins_of
 from shardkit.rowgroups import Stretch, copied_groups, size_of, stretches
@@ -43,6 +44,7 @@ READ_AHEAD = 4
 DECODED_ROWS = 1 << 12
 DECODED_BYTES = 1 << 20
 DECODERS = 2
+UNREADABLE_HINT = "Is it a whole Parquet file?"
 
 
 @dataclass(frozen=True)
@@ -157,23 +159,25 @@ class Source:
         """The rows of small parts."""
         tables = []
         for i, opening in parts:
-            with opening() as opened:
-                tables.append(self._fit(i, _only(pq.ParquetFile(opened).read(use_threads=False), wanted[i])))
+            with reading(self.files.parts[i]), opening() as opened:
+                table = pq.ParquetFile(opened, page_checksum_verification=True).read(use_threads=False)
+            tables.append(self._fit(i, _only(table, wanted[i])))
         return tables
 
     def _bit_by_bit(
         self, i: int, opening: Callable[[], Any], spans: Spans, *, copying: bool, alone: bool
     ) -> Iterator[pa.Table | Stretch]:
         """The rows of a large part; where nobody else reads, Arrow's threads decode its columns side by side."""
-        with opening() as opened:
-            file = pq.ParquetFile(opened)
+        part = self.files.parts[i]
+        with reading(part), opening() as opened:
+            file = pq.ParquetFile(opened, page_checksum_verification=True)
             copied = copied_groups(file.metadata, self.schema) if copying else [None] * file.num_row_groups
             begin = 0
             for number, group in enumerate(copied):
                 rows = file.metadata.row_group(number).num_rows
                 some = overlap(spans, begin, begin + rows)
                 if group is not None and some == ((begin, begin + rows),):
-                    yield from stretches(opened, group, PIECE_BYTES)
+                    yield from stretches(opened, group, PIECE_BYTES, part.sums)
                     self.read.append(rows)
                 elif some:
                     yield from self._group(i, file, number, begin, some, alone=alone)
@@ -199,6 +203,29 @@ class Source:
                 f"The rows of {_origin(self.files.parts[i])} do not fit the dataset's schema: {error}.",
                 hint="Correct the type in output.schema, then resume the run.",
             ) from error
+
+
+@contextlib.contextmanager
+def reading(part: File) -> Iterator[None]:
+    """Turn what is wrong with a part into an error that says which one it is.
+
+    Raises:
+        DamagedPart: it cannot be read, or is not as it was written.
+    """
+    try:
+        yield
+    except Damaged as error:
+        raise DamagedPart(error.message, part, hint=UNREADABLE_HINT) from error
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedPart(f"Cannot read the part {part}: {error}.", part, hint=UNREADABLE_HINT) from error
+
+
+class DamagedPart(Damaged):
+    """A part that is not as it was written."""
+
+    def __init__(self, message: str, part: File, *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.part = part
 
 
 def _put_together(tables: list[pa.Table]) -> pa.Table:
@@ -233,12 +260,10 @@ def read_source(
     known = dict(enumerate(spans))
     for i, opening in files.each(range(len(files.parts))):
         part = files.parts[i]
-        try:
+        with reading(part):
             opened = opening()
             footer = pq.read_metadata(opened)
             files.keep_or_close(i, opened)
-        except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"Cannot read the part {part}: {error}.", hint="Is it a whole Parquet file?") from error
         whole = ((0, footer.num_rows),) if footer.num_rows else ()
         counting.append(whole if (some := known.get(i)) is None else some)
         sizes.append(size_of(footer))

@@ -21,6 +21,7 @@ from shardkit.rowgroups import COMPRESSION, ROW_GROUP_BYTES, ROW_GROUP_ROWS, is_
 from shardkit.rows import Batch, Result, fit, to_batches
 from shardkit.schema import TypeMismatch, conform, unify_fields
 from shardkit.spans import RecordRows, Spans
+from shardkit.sums import SummedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -41,10 +42,11 @@ class Part:
     name: str
     rows: int
     bytes: int
+    sums: list[list[int]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
         """As a marker holds it."""
-        return {"name": self.name, "rows": self.rows, "bytes": self.bytes}
+        return {"name": self.name, "rows": self.rows, "bytes": self.bytes, "sums": self.sums}
 
 
 @dataclass
@@ -58,6 +60,7 @@ class _Stream:
     bytes: int = 0
     written: int = 0
     writer: pq.ParquetWriter | None = None
+    file: SummedFile | None = None
     path: Path | None = None
     name: str = ""
     origins: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -190,30 +193,37 @@ class PartsWriter:
             # Pass 2 copies the row groups of a large part as they are, and reads all of a small one.
             large = is_large(stream.rows, stream.bytes)
             with writing(stream.path):
+                stream.file = SummedFile(stream.path)
                 stream.writer = pq.ParquetWriter(
-                    pa.OSFile(str(stream.path), "wb"),
+                    stream.file,
                     stream.schema,
                     write_statistics=large,
                     use_dictionary=repetitive(table) if large else True,
                     **COMPRESSION,
                 )
         groups = max(1, round(stream.bytes / ROW_GROUP_BYTES), -(-len(table) // ROW_GROUP_ROWS))
+        step = -(-len(table) // groups)
         with writing(stream.path or stream.name):
-            stream.writer.write_table(table, row_group_size=-(-len(table) // groups))
+            for start in range(0, len(table), step):
+                stream.writer.write_table(table.slice(start, step), row_group_size=step)
+                if stream.file is not None:
+                    stream.file.cut()
         stream.written += len(table)
         stream.tables, stream.rows, stream.bytes = [], 0, 0
 
     def _finish(self, stream: _Stream) -> None:
         self._flush(stream)
-        if stream.writer is None or stream.path is None:
+        if stream.writer is None or stream.path is None or stream.file is None:
             return
         with writing(stream.path):
             stream.writer.add_key_value_metadata({ORIGINS_KEY: json.dumps(stream.origins).encode()})
             if stream.records is not None:
                 stream.writer.add_key_value_metadata({RECORDS_KEY: stream.records.dump()})
             stream.writer.close()
+            stream.file.cut()
+            stream.file.close()
         sync_file(stream.path)
-        part = Part(stream.name, stream.written, os.path.getsize(stream.path))
+        part = Part(stream.name, stream.written, os.path.getsize(stream.path), stream.file.sums)
         self._folder.finish(stream.name, stream.path)
         self._parts.append((stream.position, part))
 

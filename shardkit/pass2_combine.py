@@ -7,6 +7,7 @@ As a program it works alone on plain directories, as the macro/micro-sharding pa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -30,7 +31,7 @@ from shardkit.errors import CombineError, InputError, NothingMade, PipelineError
 from shardkit.functions import FunctionRef, user_traceback
 from shardkit.keeping import CONTENTS, Keeper
 from shardkit.ledger import WHOLE
-from shardkit.merging import combined, one_schema, read_source
+from shardkit.merging import DamagedPart, combined, one_schema, read_source
 from shardkit.pass1_preprocessing import check_made
 from shardkit.progress import RowMeter, counted
 from shardkit.runfolder import RunFolder, latest_run, run_folder
@@ -128,7 +129,7 @@ def run_pass2(
     recipe = _Recipe.of(folder, merge)
     merged = _merged_by_jobs(folder, parts, recipe)
     staged = {file.path for day in merged.values() for file in day.files}
-    with switching(folder, attempt, name=name, fresh=fresh, staged=staged) as build:
+    with undoing(ledger), switching(folder, attempt, name=name, fresh=fresh, staged=staged) as build:
         build.made_with, build.form = recipe.made_with, recipe.form
         build.columns, build.widen_ints = merge.schema, merge.widen_ints
         build.by_day, build.quarantined = folder.plan()["by_day"], ledger.quarantined_by_partition()
@@ -156,6 +157,15 @@ def run_pass2(
             check_made(ledger, build.result["rows"], allow_empty=may_be_empty, combine=merge.combine.name)
     keep_registered(merge.glue, folder.output, changed=True)
     return build.result
+
+
+@contextlib.contextmanager
+def undoing(ledger: Ledger) -> Iterator[None]:
+    """Where a part turns out to be damaged, have its chunk be computed again when the run is resumed."""
+    try:
+        yield
+    except DamagedPart as error:
+        raise DamagedPart(error.message, error.part, hint=ledger.undo(error.part)) from None
 
 
 def merge_days(ledger: Ledger, merge: Merge, attempt: Attempt, *, threads: int) -> int:

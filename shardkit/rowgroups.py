@@ -9,6 +9,7 @@ Source: the Parquet project's definition of the footer, parquet.thrift, whose fi
 from __future__ import annotations
 
 import functools
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit.packing import longest_first
+from shardkit.sums import begin_of
 from shardkit.thrift import I64, LIST, STRUCT, Field, Struct, read_struct, write_struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardkit.sums import Sums
+
 MAGIC = b"PAR1"
 TAIL_BYTES = 8  # of a file, after its footer: how long that is, and the magic
-COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
+# How pages are written: compressed, and with a checksum each.
+COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
 ROW_GROUP_ROWS = 1 << 17
 ROW_GROUP_BYTES = 32 << 20
 DICTIONARY_SAMPLE_ROWS = 10_000
@@ -72,18 +77,24 @@ class Stretch:
     group: RowGroup | None = None
 
 
-def stretches(file: Any, group: RowGroup, step_bytes: int) -> Iterator[Stretch]:
-    """The bytes of a row group of an open file.
+def stretches(file: Any, group: RowGroup, step_bytes: int, sums: Sums = ()) -> Iterator[Stretch]:
+    """The bytes of a row group of an open file, whose ``sums`` tell whether they are as they were written.
 
     Raises:
-        OSError: they cannot be read.
+        OSError: they cannot be read, or are not as they were written.
     """
+    known = dict(sums).get(group.stop)
+    crc = zlib.crc32(MAGIC) if begin_of(sums, group.stop) == 0 else 0
     for start in range(group.start, group.stop, step_bytes):
         stop = min(start + step_bytes, group.stop)
         file.seek(start)
         data = file.read(stop - start)
         if len(data) != stop - start:
             raise OSError(f"the file ends at byte {start + len(data):,}, in the middle of a row group")
+        if known is not None:
+            crc = zlib.crc32(data, crc)
+            if stop == group.stop and crc != known:
+                raise OSError(f"the checksum of its bytes up to {stop:,} is another one")
         yield Stretch(data, group if stop == group.stop else None)
 
 

@@ -286,6 +286,11 @@ class RunFolder:
         name = part_base(marker["chunk"], marker["attempt"]) + ".json"
         self.files.write(f"{self.markers_of(marker['shard'])}/{name}", documents.dump(marker))
 
+    def remove_marker(self, marker: dict[str, Any]) -> None:
+        """Take a chunk back."""
+        name = part_base(marker["chunk"], marker["attempt"]) + ".json"
+        self.files.remove(f"{self.markers_of(marker['shard'])}/{name}")
+
     def markers(self, shards: list[int] | None = None, *, damaged: list[str] | None = None) -> list[dict[str, Any]]:
         """All markers, of all attempts; or those of some shards only.
 

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from shardkit.errors import PipelineError, StorageError
 from shardkit.files import copy_file, create_bytes, place_file, write_bytes, writing
 from shardkit.locks import FileLock, is_file_locked
+from shardkit.sums import Sums, verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -107,10 +108,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class File:
-    """One file, in whatever kind of folder."""
+    """One file, in whatever kind of folder; ``sums`` are the checksums of its stretches, where they are known."""
 
     folder: Folder
     key: str
+    sums: Sums = dataclasses.field(default=(), compare=False)
 
     @property
     def name(self) -> str:
@@ -125,8 +127,10 @@ class File:
 
         Raises:
             OSError: it is not there, or cannot be read.
+            Damaged: it is not as it was written.
         """
-        return self.folder.open(self.key)
+        opened = self.folder.open(self.key)
+        return verified(opened, self.sums, str(self)) if self.sums else opened
 
 
 class Folder(ABC):

@@ -11,16 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit.arrays import arrow
+from shardkit.errors import Damaged
 from shardkit.parts import rows_of
 from shardkit.spans import as_spans, row_count, subtract
 from shardkit.storage import File
+from shardkit.sums import as_sums
 from shardkit.together import together
 
 if TYPE_CHECKING:
     from shardkit.increments import Comparison
     from shardkit.ledger import Ledger
     from shardkit.runfolder import RunFolder
-    from shardkit.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ def _parts_kept(
 ) -> list[list[dict[str, Any]] | None]:
     """Each chunk's parts with the rows that stay; None where the chunk must be computed again as a whole."""
     partly = [candidate for candidate in candidates if not candidate.kept.all()]
-    wanted = {_place(part): None for candidate in partly for part in candidate.parts}
-    footers = dict(zip(wanted, together([partial(_footer, folder.of(run), key) for run, key in wanted]), strict=True))
+    wanted = {_place(part): as_sums(part.get("sums", ())) for candidate in partly for part in candidate.parts}
+    files = [File(folder.of(run), key, sums) for (run, key), sums in wanted.items()]
+    footers = dict(zip(wanted, together([partial(_footer, file) for file in files]), strict=True))
     found: list[list[dict[str, Any]] | None] = []
     for candidate in candidates:
         if candidate.kept.all():
@@ -108,11 +110,11 @@ def _parts_kept(
     return found
 
 
-def _footer(folder: Folder, key: str) -> pq.FileMetaData | None:
+def _footer(part: File) -> pq.FileMetaData | None:
     try:
-        with File(folder, key).open() as file:
+        with part.open() as file:
             return pq.read_metadata(file)
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, Damaged):
         return None  # whoever reads it will tell
 
 
