@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.clock import now
 from shardkit.errors import RunInterrupted, ShardkitError
 from shardkit.hints import advice
+from shardkit.interruption import INTERRUPTION, GivenUp
 from shardkit.repeats import REPEATS
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ class Attempt:
             self.number += 1
 
     def _on_signal(self, number: int, _: Any) -> None:
+        INTERRUPTION.note()
         stop = self._stop
         if stop is None:
             raise KeyboardInterrupt  # and not yet RunInterrupted, which the user's combine might catch as an Exception
@@ -198,10 +200,11 @@ class Attempt:
             signal.signal(number, handler)
         self._end.set()
         self._thread.join()
-        state = "done" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        interrupted = isinstance(error, KeyboardInterrupt | GivenUp)
+        state = "done" if error is None else "interrupted" if interrupted else "failed"
         with contextlib.suppress(ShardkitError):
             self._write(state, error)
-        if isinstance(error, KeyboardInterrupt) and not isinstance(error, RunInterrupted):
+        if interrupted and not isinstance(error, RunInterrupted):
             raise self._interruption() from None
 
 

@@ -28,8 +28,10 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors exit with their own code."""
+        from shardkit.interruption import heeding_interrupts
+
         try:
-            with in_a_command():
+            with in_a_command(), heeding_interrupts():
                 return super().invoke(ctx)
         except ShardkitError as error:
             click.echo(f"Error: {error.command_text}", err=True)

@@ -20,6 +20,7 @@ from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
 from shardkit.hints import advice
+from shardkit.interruption import INTERRUPTION
 from shardkit.job import DAYS, FUNCTION, ON_TOP
 from shardkit.jobs import JobError, stop
 from shardkit.progress import JobMeter, counted, make_progress
@@ -55,6 +56,7 @@ def _interruptible() -> Iterator[None]:
     before: dict[int, Any] = {}
 
     def interrupt(*_: object) -> None:
+        INTERRUPTION.note()
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():

@@ -16,6 +16,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from shardkit.errors import ObjectRefused, StorageError
+from shardkit.interruption import INTERRUPTION, GivenUp
 from shardkit.refusals import (
     CONDITIONS,
     EXPIRED,
@@ -77,10 +78,13 @@ def repeated(request: Callable[P, T]) -> Callable[P, T]:
             try:
                 return request(*arguments, **options)
             except Unanswered as error:
+                if isinstance(error, GivenUp) or INTERRUPTION.is_over(begun):
+                    raise
                 if time.monotonic() - begun > PATIENCE_S.get(error.kind, REPEATED_FOR_S):
                     raise
                 REPEATS.add(error.kind)
-                time.sleep(random.uniform(0.0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0**tries)))  # noqa: S311  no secret
+                wait = random.uniform(0.0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0**tries))  # noqa: S311  no secret
+                INTERRUPTION.pause(wait)
         raise AssertionError
 
     return again

@@ -14,6 +14,7 @@ from shardkit.dayclaims import holding_days
 from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound, RunReplaced, ShardkitError
 from shardkit.functions import FunctionRef, reference
 from shardkit.hints import advice, joined
+from shardkit.interruption import heeding_interrupts
 from shardkit.planning import check_same_plan, make_run_plan, planned_merge, planned_pipeline, write_run
 from shardkit.runfolder import STATE_DIR, RunFolder, find_run, latest_run, run_folder
 from shardkit.storage import Access, absolute_uri
@@ -283,6 +284,7 @@ class Run:
             return Run(others[-1].folder, whole_dataset=True)
         return self._go_on(going, quiet=quiet)
 
+    @heeding_interrupts()
     def _go_on(self, going: _GoingOn, *, quiet: bool) -> Run:
         from shardkit.progress import make_progress
 
@@ -436,6 +438,7 @@ def worker_pool(
         yield pool
 
 
+@heeding_interrupts()
 def start_run(
     pipeline: Pipeline,
     *,

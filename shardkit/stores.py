@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardkit.awsplaces import Place, aws_settings, find_bucket, trusted
 from shardkit.errors import PipelineError
+from shardkit.interruption import watched
 from shardkit.storage import MEMORY
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _opened(scheme: str, name: str, access: Access, surroundings: int) -> Bucket
         return Bucket(store, store)
     make = _google if scheme == "gs" else _azure
     try:
-        return Bucket(make(name, access, ONCE), make(name, access, REPEATED))
+        return Bucket(watched(make(name, access, ONCE)), watched(make(name, access, REPEATED)))
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PipelineError(
@@ -231,7 +232,7 @@ def _amazon(bucket: str, access: Access) -> Bucket:
     if access.kms_key is not None:
         config |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": access.kms_key}
     once, patient = (S3Store(bucket, config=config, retry_config=how, **options) for how in (ONCE, REPEATED))  # type: ignore[arg-type]  # plain dicts
-    return Bucket(once, patient, credentials, place)
+    return Bucket(watched(once), watched(patient), credentials, place)
 
 
 @functools.lru_cache(maxsize=64)

@@ -27,6 +27,7 @@ from shardkit.board import Slot
 from shardkit.errors import ObjectChanged, ObjectRefused, ShardkitError, StorageError
 from shardkit.functions import FunctionRef, error_message, user_traceback
 from shardkit.inputs import READ_AHEAD_RECORDS, LocalInputs, Wanted, open_inputs
+from shardkit.interruption import INTERRUPTION
 from shardkit.record import Record
 from shardkit.repeats import REPEATS
 
@@ -136,6 +137,7 @@ def _outcome(worker: _Worker, task: ChunkTask) -> dict[str, Any] | Failure:
 def _settle_in(store: str | None, parent: int) -> None:
     """Die with the parent, be the first to go when memory runs out."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    INTERRUPTION.watching = False
     atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.1 s
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

@@ -126,14 +126,14 @@ def test_the_url_that_is_asked_is_that_which_boto3_would_ask(
     with contextlib.suppress(ZeroDivisionError):
         client.get_object(Bucket=bucket, Key="a/key")
     opened = open_bucket("s3", bucket, Access())
-    ours = obstore.sign(opened.store, "GET", "a/key", timedelta(seconds=9)).partition("?")[0]
+    ours = obstore.sign(opened.store.raw, "GET", "a/key", timedelta(seconds=9)).partition("?")[0]
     assert [ours] == asked
     assert opened.place is not None
-    assert f"%2F{opened.place.region}%2F" in obstore.sign(opened.store, "GET", "a/key", timedelta(seconds=9))
+    assert f"%2F{opened.place.region}%2F" in obstore.sign(opened.store.raw, "GET", "a/key", timedelta(seconds=9))
     told = located(f"s3://{bucket}/x", Access())  # as a worker is told
     for name in named:
         monkeypatch.delenv(name, raising=False)
-    theirs = open_bucket("s3", bucket, told).store
+    theirs = open_bucket("s3", bucket, told).store.raw
     assert obstore.sign(theirs, "GET", "a/key", timedelta(seconds=9)).partition("?")[0] == ours
 
 
