@@ -89,13 +89,13 @@ class Kind:
     fields: dict[str, Any]
 
     @property
-    def has_jobs(self) -> bool:
-        """Whether its passes are jobs of the local engine."""
-        return "engine" in self.fields
+    def is_served(self) -> bool:
+        """Whether a server launches its jobs."""
+        return "queue" in self.fields
 
 
 DAYS = {"shards": {"by": "date", "path": "{Y}-{m}-{d}"}}
-JOBS = {"engine": {"kind": "local", "root": "engine"}, "shards": {"by": "size", "count": 2}}
+JOBS = {"engine": "local", "shards": {"by": "size", "count": 2}}
 KINDS = [
     Kind("plain", s3=False, fields={}),
     Kind("days", s3=False, fields=DAYS),
@@ -104,6 +104,7 @@ KINDS = [
     Kind("s3", s3=True, fields={"output": {"rows_per_file": 20}}),
     Kind("s3-days", s3=True, fields=DAYS),
     Kind("jobs", s3=False, fields=JOBS),
+    Kind("served", s3=False, fields=JOBS | {"queue": {"place": "jobs.sqlite"}}),
 ]
 
 
@@ -179,7 +180,12 @@ class World:
     @property
     def environment(self) -> dict[str, str]:
         """That of the world's commands."""
-        return os.environ | self._store.environment | {"STORM": self.name, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return os.environ | self._store.environment | self._own_environment
+
+    @property
+    def _own_environment(self) -> dict[str, str]:
+        state = str(self.root / "state")
+        return {"STORM": self.name, "PYTHONPATH": os.pathsep.join(sys.path), "XDG_STATE_HOME": state}
 
     def _client(self) -> Any:
         import boto3
@@ -210,6 +216,8 @@ class World:
             return name
         if not any(words):
             return ""  # it has ended
+        if "serve" in words:
+            return "server"
         known = {"program.py": "driver", "shardkit.job": "job", "supervisor": "supervisor", "bootstrap": "job"}
         return next((role for part, role in known.items() if any(part in word for word in words)), "other")
 
