@@ -24,10 +24,11 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardkit.container.bootstrap import source_digest
+from shardkit.container.bootstrap import FILES, is_unreachable, source_digest, why
 from shardkit.errors import PipelineError
 from shardkit.functions import python_version
 from shardkit.progress import human_bytes
+from shardkit.requirements import Requirements
 from shardkit.runfolder import STATE_DIR
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 LARGEST_SOURCE_BYTES = 100 << 20
+MOST_SOURCE_FILES = 50_000
 NO_SOURCE = {"__pycache__", "node_modules", STATE_DIR}
 
 
@@ -48,6 +50,7 @@ def upload_bundle(
     mode: str,
     leave_out: tuple[str, ...] = (),
     extras: tuple[str, ...] = (),
+    by_value: bool = False,
 ) -> str:
     """Put the code where jobs find it, unless it is there already; returns the URI of its folder, with a slash.
 
@@ -58,32 +61,37 @@ def upload_bundle(
         mode: ``install`` (in each job, from the network), ``bundle`` (wheels travel with the code) or ``none``.
         leave_out: folders that are no code although they lie in ``source_dir``: the input and the output.
         extras: those of this package that the jobs need.
+        by_value: whether the function travels by value, and so needs this very Python.
 
     Raises:
         PipelineError: the code is too large, or a requirement cannot be had.
         StorageError: it cannot be uploaded.
     """
-    lines = [] if mode == "none" else _requirement_lines(source_dir, requirements)
+    needs = Requirements() if mode == "none" else _requirements(source_dir, requirements)
     own = [] if mode == "none" else _own_requirements(extras)
     contents = {
         "python": python_version(),
         "shardkit": source_digest(PACKAGE),
         "shardkit_requirements": own,
-        "requirements": lines,
+        "requirements": needs.lines,
+        "constraints": needs.constraints,
+        "by_value": by_value,
     }
     files = {
         "bootstrap.sh": (PACKAGE / "container" / "bootstrap.sh").read_bytes(),
         "bootstrap.py": (PACKAGE / "container" / "bootstrap.py").read_bytes(),
+        "masking.py": (PACKAGE / "masking.py").read_bytes(),
         "contents.json": json.dumps(contents, indent=1).encode(),
         "shardkit.zip": _zip(_package_files()),
         "source.zip": _zip(_source_files(source_dir, leave_out) if source_dir else iter(())),
     }
+    files |= {f"{FILES}/{name}": path.read_bytes() for name, path in needs.files.items()}
     digest = hashlib.sha256(b"".join(name.encode() + hashlib.sha256(files[name]).digest() for name in sorted(files)))
     digest.update(mode.encode())
     home = output.child(f"{STATE_DIR}/code/{digest.hexdigest()}")
     if not home.exists("complete"):
         if mode == "bundle":
-            _upload_wheels(home, own + lines)
+            _upload_wheels(home, own, needs)
         for name, data in files.items():
             home.write(name, data)
         home.write("complete", b"")
@@ -118,14 +126,15 @@ def _source_files(source_dir: str, leave_out: tuple[str, ...]) -> Iterator[tuple
     root = Path(source_dir)
     others = {os.path.realpath(folder) for folder in leave_out}
     total, sizes = 0, []
-    for top, folders, names in os.walk(root):
+    for top, folders, names in os.walk(root, followlinks=True):
+        above = _above(root, top) | others
         folders[:] = sorted(
             name
             for name in folders
             if name not in NO_SOURCE
             and not name.startswith(".")
             and not os.path.exists(os.path.join(top, name, "pyvenv.cfg"))
-            and os.path.realpath(os.path.join(top, name)) not in others
+            and os.path.realpath(os.path.join(top, name)) not in above
         )
         for name in names:
             path = Path(top, name)
@@ -133,29 +142,34 @@ def _source_files(source_dir: str, leave_out: tuple[str, ...]) -> Iterator[tuple
                 continue
             total += path.stat().st_size
             sizes.append((path.stat().st_size, path))
-            if total > LARGEST_SOURCE_BYTES:
+            if total > LARGEST_SOURCE_BYTES or len(sizes) > MOST_SOURCE_FILES:
                 size, largest = max(sizes)
+                most = (
+                    human_bytes(LARGEST_SOURCE_BYTES)
+                    if total > LARGEST_SOURCE_BYTES
+                    else f"{MOST_SOURCE_FILES:,} files"
+                )
                 raise PipelineError(
-                    f"source_dir: {root} holds more than {human_bytes(LARGEST_SOURCE_BYTES)}; the largest file is "
+                    f"source_dir: {root} holds more than {most}, with what its links lead to; the largest file is "
                     f"{largest} of {human_bytes(size)}.",
                     hint="Keep the code in a folder of its own and name that as source_dir.",
                 )
             yield path.relative_to(root).as_posix(), path
 
 
-def _requirement_lines(source_dir: str | None, requirements: str | None) -> list[str]:
+def _above(root: Path, top: str) -> set[str]:
+    """A folder and those above it, up to the root, as they really lie: a link that leads to one of them is a loop."""
+    here = Path(top)
+    return {os.path.realpath(folder) for folder in (here, *here.parents) if folder == root or root in folder.parents}
+
+
+def _requirements(source_dir: str | None, requirements: str | None) -> Requirements:
     path = Path(requirements) if requirements else Path(source_dir, "requirements.txt") if source_dir else None
     if path is None or not path.is_file():
         if requirements:
             raise PipelineError(f"requirements: there is no file {requirements}.")
-        return []
-    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in path.read_text().splitlines()]
-    for line in lines:
-        if line.startswith("-"):
-            raise PipelineError(
-                f"requirements: {path} holds the option {line!r}.", hint="List packages only, one a line."
-            )
-    return [line for line in lines if line]
+        return Requirements()
+    return Requirements.of(path)
 
 
 def _own_requirements(extras: tuple[str, ...]) -> list[str]:
@@ -171,21 +185,43 @@ def _own_requirements(extras: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _upload_wheels(home: Folder, requirements: list[str]) -> None:
+def _upload_wheels(home: Folder, own: list[str], needs: Requirements) -> None:
     """Fetch all requirements as wheels for this Python and Linux, and put them beside the code."""
     with tempfile.TemporaryDirectory(prefix="shardkit-wheels-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run(  # noqa: S603  pip, with the user's own requirements
-            [*command, "--only-binary=:all:", "--dest", folder, *requirements],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-            raise PipelineError(
-                f"requirements: pip cannot fetch wheels: {''.join(last)}",
-                hint="Correct the requirements, or choose requirements_mode: install.",
-            )
-        for path in sorted(Path(folder).iterdir()):
+        wheels = Path(folder, "wheels")
+        for name, path in needs.files.items():
+            place = Path(folder, FILES, name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path.resolve())
+        Path(folder, "constraints.txt").write_text(_filled(needs.constraints, folder), "utf-8")
+        # Hashes are for all requirements of a call or for none.
+        for lines in (own, needs.lines) if any("--hash" in line for line in needs.lines) else (own + needs.lines,):
+            if lines:
+                Path(folder, "requirements.txt").write_text(_filled(lines, folder), "utf-8")
+                _fetch_wheels(folder, wheels)
+        for path in sorted(wheels.iterdir()) if wheels.is_dir() else ():
             home.put_file(path, f"wheels/{path.name}")
+
+
+def _filled(lines: list[str], folder: str) -> str:
+    return "".join(f"{line}\n" for line in lines).replace(f"{{{FILES}}}", os.path.join(folder, FILES))
+
+
+def _fetch_wheels(folder: str, wheels: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    options = ["--requirement", "requirements.txt", "--constraint", "constraints.txt", "--log", "pip.log"]
+    done = subprocess.run(  # noqa: S603  pip, with the user's own requirements
+        [*command, "--only-binary=:all:", "--dest", str(wheels), *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        log = Path(folder, "pip.log")
+        told = log.read_text("utf-8", errors="replace") if log.exists() else ""
+        hint = "Correct the requirements, or choose requirements_mode: install."
+        if is_unreachable(told + done.stderr):
+            hint = "The index, or a server, does not answer: try again later."
+        raise PipelineError(f"requirements: pip cannot fetch wheels: {why(done.stderr, told)}", hint=hint)

@@ -238,6 +238,7 @@ def _upload_code(folder: RunFolder, pipeline: Pipeline, function: FunctionRef) -
         mode=pipeline.requirements_mode,
         leave_out=tuple(map(str, data)),
         extras=("athena",) if pipeline.catalog is not None else (),
+        by_value=function.pickled is not None,
     )
 
 

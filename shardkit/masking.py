@@ -38,9 +38,9 @@ _TOKENS = (
 # What stands before the host of a URL. A colon that has no port after it begins a password, whatever is in that.
 _URL_USER = (
     r"(?i)(?P<before>(?<![a-z0-9])[a-z][a-z0-9+.-]{0,20}://[^\s/?#@:'\"<>]{0,200}:)"
-    r"(?:[^\s/?#'\"<>]{1,500}(?=@(?:[\w-]+\.[\w.-]|localhost|\[))|(?!\d+(?:[/?#\s]|$))[^\s'\"<>]{1,500}(?=@))"
+    r"(?!\$\{\w+\}@)(?:[^\s/?#'\"<>]{1,500}(?=@(?:[\w-]+\.[\w.-]|localhost|\[))|(?!\d+(?:[/?#\s]|$))[^\s'\"<>]{1,500}(?=@))"
 )
-_WEB_USER = r"(?i)(?P<before>(?<![a-z])(?:[a-z]{2,4}\+)?https?://)(?!git@)[^\s/?#@:'\"<>]{1,500}(?=@)"
+_WEB_USER = r"(?i)(?P<before>(?<![a-z])(?:[a-z]{2,4}\+)?https?://)(?!git@|\$\{\w+\}@)[^\s/?#@:'\"<>]{1,500}(?=@)"
 _WEB_HOOK = r"(?i)(?P<before>hooks\.slack\.com/(?:services|workflows|triggers)/|/api/webhooks/)[\w/-]+"
 _QUERY = r"(?P<before>[?&;#](?P<name>[\w.-]{1,80})=)[^\s&;#'\"<>]+"
 _HEADER = r"(?i)(?P<before>\b(?:Bearer|Basic)\s+)(?=[A-Za-z+/._~-]{0,90}\d)[A-Za-z0-9+=/._~-]{8,}"

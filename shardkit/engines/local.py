@@ -25,7 +25,7 @@ import uuid
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shardkit.engines import isolation, validation
+from shardkit.engines import isolation, pyenv, validation
 from shardkit.engines.jobfiles import ENDED, JobFiles, root_lock
 from shardkit.engines.validation import refuse
 from shardkit.errors import PipelineError, StorageError
@@ -145,6 +145,7 @@ class LocalEngine:
             "stop_grace": self.stop_grace,
             "path": f"{os.path.dirname(sys.executable)}:{PATH}",
             "sys_path": [path for path in sys.path if path],
+            "python": pyenv.described(),
         }
         try:
             with root_lock(self.root):

@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any
 
-from shardkit.engines import isolation
+from shardkit.engines import isolation, pyenv
 from shardkit.engines.jobfiles import MESSAGE_LIMIT, JobFiles
 from shardkit.engines.porter import Porter
 from shardkit.engines.transfer import OPT_ML, InputMissing, Outputs
@@ -172,6 +172,10 @@ class Supervisor:
             scratch = mapped(scratch, volume)
             environment["SHARDKIT_OPT_ML"] = os.path.join(volume, "ml")
         environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"], "TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
+        if about := self._known.get("python"):
+            folder = os.path.join(volume, "env")
+            pyenv.make(folder, about)
+            environment = pyenv.variables(folder, about, self._files.root, environment)
         environment |= self._request.get("Environment") or {}
         network = not (self._request.get("NetworkConfig") or {}).get("EnableNetworkIsolation", False)
         return isolation.Program(command, environment, volume, self._files.log(host), network)
