@@ -18,7 +18,7 @@ import click
 
 from shardkit._version import __version__
 from shardkit.cli_jobs import jobs
-from shardkit.commands import Group, options
+from shardkit.commands import Group, echo, options
 from shardkit.errors import ShardkitError
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _print_plan(made: Pipeline, days: list[str] | None) -> None:
 
     with redirect_stdout(sys.stderr):
         planned = made.plan(days=days)
-    click.echo(plan_text(planned))
+    echo(plan_text(planned))
 
 
 def _report(work: Callable[[], Run], *, as_json: bool) -> None:
@@ -214,12 +214,12 @@ def _report(work: Callable[[], Run], *, as_json: bool) -> None:
     except ShardkitError as error:
         if as_json:
             told = error.run.summary().to_dict() if error.run is not None else {"run_id": None, "status": "failed"}
-            click.echo(json.dumps(told | {"reason": error.message}))
+            echo(json.dumps(told | {"reason": error.message}))
         raise
     summary = run.summary()
-    click.echo(summary.command_text, err=True)
+    echo(summary.command_text, err=True)
     if as_json:
-        click.echo(json.dumps(summary.to_dict()))
+        echo(json.dumps(summary.to_dict()))
 
 
 @cli.command(
@@ -252,11 +252,11 @@ def plan(
     if as_json:
         from dataclasses import asdict
 
-        click.echo(json.dumps(planned.content | ({"estimate": asdict(estimate)} if estimate else {})))
+        echo(json.dumps(planned.content | ({"estimate": asdict(estimate)} if estimate else {})))
         return
-    click.echo(plan_text(planned, rows=estimate.rows if estimate else None))
+    echo(plan_text(planned, rows=estimate.rows if estimate else None))
     if estimate:
-        click.echo(f"\n{estimate}")
+        echo(f"\n{estimate}")
 
 
 def _open(output: str, run_id: str | None) -> Run:
@@ -287,11 +287,11 @@ def status(output: str, run_id: str | None, *, as_json: bool) -> None:
     jobs = found.jobs() if found.has_jobs else []
     summary = found.summary()
     if as_json:
-        click.echo(json.dumps(summary.to_dict() | ({"jobs": jobs} if jobs else {})))
+        echo(json.dumps(summary.to_dict() | ({"jobs": jobs} if jobs else {})))
         return
-    click.echo(summary.command_text)
+    echo(summary.command_text)
     for line in job_lines(jobs):
-        click.echo(f"  {line}")
+        echo(f"  {line}")
 
 
 @cli.command(epilog="shardkit logs out/\nshardkit logs out/ --job merge\nshardkit logs out/ --job 00012-2")
@@ -301,7 +301,7 @@ def status(output: str, run_id: str | None, *, as_json: bool) -> None:
 def logs(output: str, run_id: str | None, job: str | None) -> None:
     """Print what the jobs of a run have said: those that failed, or if none did, all."""
     for line in _open(output, run_id).logs(job):
-        click.echo(line)
+        echo(line)
 
 
 @cli.command(epilog="shardkit stop out/\nshardkit stop s3://bucket/features/ --run-id 20261121-184259-7f3a")
@@ -314,11 +314,9 @@ def stop(output: str, run_id: str | None) -> None:
     found = _open(output, run_id)
     count = found.stop()
     if not count:
-        click.echo(f"Run {found.run_id}: no job is left to stop.")
+        echo(f"Run {found.run_id}: no job is left to stop.")
         return
-    click.echo(
-        f"{counted(count, 'job')} of run {found.run_id} stopped. Go on: shardkit resume {found.folder.arguments}"
-    )
+    echo(f"{counted(count, 'job')} of run {found.run_id} stopped. Go on: shardkit resume {found.folder.arguments}")
 
 
 @cli.command(
@@ -337,13 +335,13 @@ def failures(output: str, run_id: str | None, *, traceback: bool, as_json: bool)
     entries = found.quarantine()
     for entry in entries:
         if as_json:
-            click.echo(json.dumps(entry))
+            echo(json.dumps(entry))
         else:
-            click.echo("\n".join(failure_lines(entry, traceback=traceback)))
+            echo("\n".join(failure_lines(entry, traceback=traceback)))
     verb = "is" if len(entries) == 1 else "are"
     others = len({entry["run"] for entry in entries} - {found.run_id})
     of = f"run {found.run_id}" + (f" and {counted(others, 'other')} that made days of the dataset" if others else "")
-    click.echo(f"{counted(len(entries), 'record')} of {of} {verb} in quarantine.", err=True)
+    echo(f"{counted(len(entries), 'record')} of {of} {verb} in quarantine.", err=True)
 
 
 @cli.command(
@@ -371,7 +369,7 @@ def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: 
     if not given:
         raise click.UsageError("Give a PIPELINE.yaml, or --output with a dataset's folder.")
     for line in as_lines(ask(sql, named_outputs(given), using=using), format_):
-        click.echo(line)
+        echo(line)
 
 
 GO_ON = options(
@@ -434,7 +432,7 @@ def clean(output: str, older_than: str | None, *, unfinished: bool, dry_run: boo
     from shardkit.cleaning import clean as clean_output
 
     done = clean_output(_output_of(output), older_than=older_than, unfinished=unfinished, dry_run=dry_run)
-    click.echo(json.dumps(done.to_dict()) if as_json else str(done))
+    echo(json.dumps(done.to_dict()) if as_json else str(done))
 
 
 @cli.command(
@@ -499,7 +497,7 @@ def init(kind: str, folder: Path) -> None:
     from shardkit.templates import write_template
 
     for line in write_template(kind, folder):
-        click.echo(line, err=True)
+        echo(line, err=True)
 
 
 @cli.group(cls=Group, epilog="shardkit schedule run pipeline.yaml\nshardkit schedule next pipeline.yaml")
@@ -520,7 +518,7 @@ def schedule_run(pipeline: str, *, once: bool, settings: tuple[str, ...]) -> Non
 
     made = _read_pipeline(pipeline, {"settings": settings})
     with redirect_stdout(sys.stderr):
-        Scheduler(made, say=lambda text: click.echo(text, err=True)).run(once=once)
+        Scheduler(made, say=lambda text: echo(text, err=True)).run(once=once)
 
 
 @schedule.command("next", epilog="shardkit schedule next pipeline.yaml\nshardkit schedule next pipeline.yaml --count 3")
@@ -532,7 +530,7 @@ def schedule_next(pipeline: str, *, count: int, settings: tuple[str, ...]) -> No
     from shardkit.schedule import next_times
 
     for due in next_times(_read_pipeline(pipeline, {"settings": settings}), count):
-        click.echo(f"{due:%Y-%m-%d %H:%M %Z}")
+        echo(f"{due:%Y-%m-%d %H:%M %Z}")
 
 
 cli.add_command(jobs)
@@ -580,7 +578,7 @@ def serve(
     from shardkit.engines.wire import serve as serve_engine
 
     made = LocalEngine(root, max_instances=max_instances, isolation=isolation, endpoint_url=endpoint_url)
-    serve_engine(FaultyEngine(made, **faults), port=port, say=click.echo, anybody=any_credentials)
+    serve_engine(FaultyEngine(made, **faults), port=port, say=echo, anybody=any_credentials)
 
 
 if __name__ == "__main__":

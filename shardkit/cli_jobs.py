@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardkit.commands import Command, Group, options
+from shardkit.commands import Command, Group, echo, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,7 +46,7 @@ class _JobsCommand(Command):
         try:
             return super().invoke(ctx)
         except JobError as error:
-            click.echo(f"Error: {error}", err=True)
+            echo(f"Error: {error}", err=True)
             ctx.exit(2 if type(error) in {JobError, JobNotFound} else 1)
 
 
@@ -131,7 +131,7 @@ def submit(
         tags=dict(_tag(text) for text in tags),
         store=store,
     )
-    click.echo(job.job_id)
+    echo(job.job_id)
 
 
 def _request(file: str) -> dict[str, Any]:
@@ -171,11 +171,11 @@ def list_jobs(*, status: tuple[str, ...], owner: str, run: str, limit: int, as_j
     store, _ = _store(place)
     found = store.jobs(status=status or None, owner=owner, run=run, limit=limit, latest=True)
     for line in (json.dumps(job_data(job)) for job in found) if as_json else list_lines(found):
-        click.echo(line)
+        echo(line)
     if run and not found and not store.jobs(run=run, limit=1):
-        click.echo(f"There is no job of run {run!r}. {_near(run, store, 'run')}", err=True)
+        echo(f"There is no job of run {run!r}. {_near(run, store, 'run')}", err=True)
     if len(found) == limit:
-        click.echo(f"These are the latest {limit:,}; --limit shows more.", err=True)
+        echo(f"These are the latest {limit:,}; --limit shows more.", err=True)
 
 
 @jobs.command(epilog="shardkit jobs show talent-2020-01\nshardkit jobs show talent-2020-01 --request")
@@ -195,12 +195,12 @@ def show(job_id: str, *, as_json: bool, with_request: bool, place: str | None) -
     job, region = _job(store, job_id), _region()
     request = {"request": request_of(store, job_id)} if with_request else {}
     if as_json:
-        click.echo(json.dumps(job_data(job, region=region) | request))
+        echo(json.dumps(job_data(job, region=region) | request))
         return
     for line in show_lines(job, region=region, place=known if place else ""):
-        click.echo(line)
+        echo(line)
     if request:
-        click.echo(json.dumps(request["request"], indent=2))
+        echo(json.dumps(request["request"], indent=2))
 
 
 def _region() -> str:
@@ -261,11 +261,11 @@ def history(
             Path(html).write_text(page, "utf-8")
         except OSError as error:
             raise click.UsageError(f"--html {html} cannot be written: {error.strerror}.") from None
-        click.echo(f"Wrote {html}.", err=True)
+        echo(f"Wrote {html}.", err=True)
         return
     rows = summarize(ended, by=by, prices=prices)
     for line in (json.dumps(asdict(row)) for row in rows) if as_json else history_lines(rows, by):
-        click.echo(line)
+        echo(line)
 
 
 def _moment(option: str, text: str, now: float) -> float:
@@ -306,7 +306,7 @@ def again(job_id: str, *, place: str | None) -> None:
 
     store, _ = _store(place)
     job = try_again(store, _job(store, job_id).job_id)
-    click.echo(f"Job {job.job_id} is {job.status}; its next attempt is number {job.attempt + 1}.", err=True)
+    echo(f"Job {job.job_id} is {job.status}; its next attempt is number {job.attempt + 1}.", err=True)
 
 
 SOME = options(
@@ -367,7 +367,7 @@ def stop(job_ids: tuple[str, ...], *, run: str, place: str | None) -> None:
     store, known = _store(place)
     chosen = _chosen(store, job_ids, run, known)
     for job in stop_jobs(store, None, [job.job_id for job in chosen if not job.ended]):
-        click.echo(f"Job {job.job_id} is {'to be stopped' if job.live else job.status}.", err=True)
+        echo(f"Job {job.job_id} is {'to be stopped' if job.live else job.status}.", err=True)
 
 
 @jobs.command(epilog="shardkit jobs wait talent-2020-01 talent-2020-02\nshardkit jobs wait --run talent && echo done")
@@ -386,7 +386,7 @@ def wait(job_ids: tuple[str, ...], *, run: str, place: str | None) -> None:
             if job.ended:
                 left.discard(job.job_id)
                 bad += job.status != "Completed"
-                click.echo(f"Job {job.job_id} {job.status}{f': {job.reason}' if job.reason else '.'}", err=True)
+                echo(f"Job {job.job_id} {job.status}{f': {job.reason}' if job.reason else '.'}", err=True)
         if left:
             time.sleep(POLL_S)
     if bad:
@@ -422,7 +422,7 @@ def serve(*, kind: str, max_instances: int | None, until_ended: bool, place: str
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
-    click.echo(f"Serving the jobs of {known}. Ctrl-C ends it; the jobs go on.", err=True)
+    echo(f"Serving the jobs of {known}. Ctrl-C ends it; the jobs go on.", err=True)
     serve_queue(
         store,
         engine,
@@ -437,7 +437,7 @@ def serve(*, kind: str, max_instances: int | None, until_ended: bool, place: str
 
 def _say(lines: Iterable[str]) -> None:
     for line in lines:
-        click.echo(line, err=True)
+        echo(line, err=True)
 
 
 def _engine_and_policy(kind: str, max_instances: int | None) -> tuple[Any, Any]:
@@ -474,7 +474,7 @@ def policy(*, settings: tuple[str, ...], place: str | None) -> None:
     store, _ = _store(place, make=bool(settings))
     if settings:
         set_policy(store, dict(_setting(text) for text in settings))
-    click.echo(json.dumps(asdict(policy_of(store)), indent=2))
+    echo(json.dumps(asdict(policy_of(store)), indent=2))
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -498,8 +498,8 @@ def deploy_template(*, output: str | None) -> None:
     from shardkit.deploying import template_text, write_deployment
 
     if output is None:
-        click.echo(template_text(), nl=False)
+        echo(template_text(), nl=False)
         return
     for path in write_deployment(output):
-        click.echo(f"Wrote {path}.", err=True)
-    click.echo(f"Next: cd {output} && sam deploy --guided", err=True)
+        echo(f"Wrote {path}.", err=True)
+    echo(f"Next: cd {output} && sam deploy --guided", err=True)

@@ -8,9 +8,15 @@ import click
 
 from shardkit.errors import RunInterrupted, ShardkitError
 from shardkit.hints import in_a_command
+from shardkit.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text, of which no part has power over the terminal."""
+    click.echo(printable(text), err=err, nl=nl)
 
 
 def _write_examples(command: click.Command, formatter: click.HelpFormatter) -> None:
@@ -34,10 +40,10 @@ class Command(click.Command):
             with in_a_command(), heeding_interrupts():
                 return super().invoke(ctx)
         except ShardkitError as error:
-            click.echo(f"Error: {error.command_text}", err=True)
+            echo(f"Error: {error.command_text}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            echo("Interrupted.", err=True)
             ctx.exit(RunInterrupted.exit_code)
 
 

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from shardkit.hints import Hint, as_command
 from shardkit.masking import masked
+from shardkit.printable import printable
 
 if TYPE_CHECKING:
     from shardkit.runs import Run
@@ -47,7 +48,7 @@ class ShardkitError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        message = masked(message)
+        message = printable(masked(message))
         hint = Hint(masked(hint), masked(hint.command)) if isinstance(hint, Hint) else masked(hint)
         super().__init__(message)
         self.message = message

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.charts import STEPS_S, Series, bars, brief, dollars, legend, lines, percent, rows
 from shardkit.jobs.figures import CAUSES_IN_WORDS
+from shardkit.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -94,14 +95,14 @@ def history_page(found: Mapping[str, Sequence[Row]], *, title: str, since: float
     """
     times = f"Jobs that ended from {_time(since)} to {_time(until)} UTC"
     body = _body(found) if found["total"] else "<section>No job ended in this time.</section>"
-    return f"""<!DOCTYPE html>
+    return printable(f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>
 <body><header><h1>{escape(title)}</h1><p>{escape(times)}</p></header>
 {body}
 <script>{SCRIPT}</script></body></html>
-"""
+""")
 
 
 def _body(found: Mapping[str, Sequence[Row]]) -> str:

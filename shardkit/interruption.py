@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import queue
 import signal
 import threading
@@ -133,6 +134,10 @@ class _Hands:
     """Threads that make requests; the program's end does not wait for them."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin without a thread, as a process that was forked must."""
         self._waiting: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._idle = 0
         self._lock = threading.Lock()
@@ -154,6 +159,7 @@ class _Hands:
 
 
 _HANDS = _Hands()
+os.register_at_fork(after_in_child=_HANDS.begin)
 
 
 def answered(make: Callable[[], T], *, size: int = 0, limit_s: float | None = None) -> T:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shardkit.printable import printable
 from shardkit.repeats import REPEATS, count_of, repeats_text
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class PlainLines(Quiet):
 
     def note(self, text: str) -> None:
         """Say it."""
-        print(text, file=sys.stderr, flush=True)  # noqa: T201  this is what it is for
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201  this is what it is for
 
     def _say(self) -> None:
         self._said = self._line
@@ -113,7 +114,7 @@ class Terminal(Quiet):
 
     def note(self, text: str) -> None:
         """Print above the bar."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
 
 class Notebook(Quiet):
@@ -136,7 +137,7 @@ class Notebook(Quiet):
 
     def note(self, text: str) -> None:
         """Show a line of its own."""
-        print(text, flush=True)  # noqa: T201  likewise
+        print(printable(text), flush=True)  # noqa: T201  likewise
 
     def _bar(self, done: int, line: str) -> Any:
         return self._html(f'<progress value="{done}" max="{self._total}"></progress> <code>{html.escape(line)}</code>')

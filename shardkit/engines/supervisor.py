@@ -24,6 +24,8 @@ from shardkit.engines import isolation, pyenv
 from shardkit.engines.jobfiles import MESSAGE_LIMIT, JobFiles
 from shardkit.engines.porter import Porter
 from shardkit.engines.transfer import OPT_ML, InputMissing, Outputs
+from shardkit.masking import masked
+from shardkit.printable import printable
 
 UPLOAD_EVERY = 1.0  # seconds between two looks at continuous outputs
 # What a job has of the engine's environment: its AWS access, which stands for the role, the way
@@ -61,6 +63,11 @@ def mapped(text: str, volume: str) -> str:
     """An argument for an instance that does not see its own ``/opt/ml``: the same path outside."""
     ml = os.path.join(volume, "ml")
     return text if text != OPT_ML and not text.startswith(f"{OPT_ML}/") else ml + text[len(OPT_ML) :]
+
+
+def _told(error: BaseException) -> str:
+    """An error in words: what storage says of itself needs no name of a class."""
+    return str(error) if isinstance(error, OSError) and error.errno is None and str(error) else repr(error)
 
 
 class Supervisor:
@@ -104,14 +111,14 @@ class Supervisor:
             import traceback
 
             traceback.print_exc()
-            end = {"ProcessingJobStatus": "Failed", "FailureReason": f"InternalServerError: {error!r}"}
+            end = {"ProcessingJobStatus": "Failed", "FailureReason": f"InternalServerError: {_told(error)}"}
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self._kill(list(self._keepers))
         self._porter.close()
         if not isolation.ends_whole(self._known["isolation"]):
             isolation.kill_descendants()
         if "FailureReason" in end:
-            end["FailureReason"] = end["FailureReason"][:MESSAGE_LIMIT]
+            end["FailureReason"] = printable(masked(end["FailureReason"]))[:MESSAGE_LIMIT]
         self._say(**end, ProcessingEndTime=time.time())
 
     def _say(self, **changes: Any) -> None:

@@ -29,6 +29,16 @@ class InputMissing(Exception):
     """The input of a job cannot be brought; the message is what the job's FailureReason says."""
 
 
+# What storage says of a request that the same one, a little later, may do better: the queue tries such a job again.
+PASSING = {"throttled", "server_error", "timed_out", "lost", "cut_short"}
+
+
+def _not_brought(what: str, error: Exception) -> Exception:
+    """The error of a job whose input is not there: the client's own, unless it passes by itself."""
+    message = f"{what}: {error}"
+    return OSError(message) if getattr(error, "kind", "") in PASSING else InputMissing(message)
+
+
 class Source(NamedTuple):
     """One file of the input: where it lies, and its name under the input's LocalPath."""
 
@@ -94,7 +104,11 @@ def _matching(uri: str) -> list[Source]:
     """Every object whose key begins with the prefix."""
     if is_remote(uri):
         folder, _, start = _s3(uri).rpartition("/")
-        keys: Iterable[str] = (entry.key for entry in _storage(folder).entries() if entry.key.startswith(start))
+        try:
+            entries = _storage(folder).entries()
+        except Exception as error:
+            raise _not_brought(f"{uri} cannot be listed", error) from error
+        keys: Iterable[str] = (entry.key for entry in entries if entry.key.startswith(start))
         root = f"{folder}/"
     else:
         path = local_path(uri)
@@ -134,12 +148,14 @@ def _manifest(uri: str) -> list[Source]:
                 data = file.read()
         listed = json.loads(data)
         prefix, names = listed[0]["prefix"], listed[1:]
+    except InputMissing:
+        raise
     except (ValueError, LookupError, TypeError) as error:
         raise InputMissing(
             f'The manifest {uri} cannot be read ({error}): it is to be [{{"prefix": "s3://..."}}, "key", ...].'
         ) from error
     except Exception as error:
-        raise InputMissing(f"The manifest {uri} cannot be read: {error}") from error
+        raise _not_brought(f"The manifest {uri} cannot be read", error) from error
     strange = [name for name in names if not isinstance(name, str)]
     if strange:
         raise InputMissing(f"The manifest {uri} names {strange[0]!r}, which is no key.")
@@ -179,7 +195,7 @@ def _fetch_one(source: Source, target: str) -> None:
             f"{source.where} clashes with another object: one has the name of a folder of the other."
         ) from error
     except Exception as error:
-        raise InputMissing(f"{source.where} cannot be brought to the job: {error}") from error
+        raise _not_brought(f"{source.where} cannot be brought to the job", error) from error
 
 
 def copy(source: str, target: str) -> None:

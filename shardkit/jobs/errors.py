@@ -12,13 +12,14 @@ Every error is a sentence or two: what happened, to which job, and what to do ne
 from __future__ import annotations
 
 from shardkit.masking import masked
+from shardkit.printable import printable
 
 
 class JobError(Exception):
     """The base of all errors that the queue raises on purpose; ``hint`` is what to do next. Secrets are masked."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        message, hint = masked(message), masked(hint)
+        message, hint = printable(masked(message)), masked(hint)
         super().__init__(message)
         self.message = message
         self.hint = hint

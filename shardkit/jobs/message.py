@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from shardkit.jobs.clock import iso
 from shardkit.jobs.figures import CAUSES_IN_WORDS, in_words, log_group, log_url, ran_s, waited_s
 from shardkit.jobs.job import COMPLETED, ENDED, FAILED
+from shardkit.masking import masked
+from shardkit.printable import printable
 
 if TYPE_CHECKING:
     from shardkit.jobs.job import Job
@@ -77,7 +79,8 @@ def _again(job: Job, output: str, place: str) -> str:
 
 
 def shortened(text: str, most: int = REASON_CHARACTERS) -> str:
-    """A text, or its beginning."""
+    """A text, or its beginning, without secrets or control characters."""
+    text = printable(masked(text))
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
