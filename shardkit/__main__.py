@@ -1,5 +1,18 @@
 """``python -m shardkit`` is ``shardkit``."""
 
-from shardkit.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """The program, which Ctrl-C may end before all of it is loaded."""
+    try:
+        from shardkit.cli import main as program
+    except KeyboardInterrupt:
+        sys.exit(130)
+    program()
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ import atexit
 import gc
 import json
 import os
+import signal
 import sys
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -42,7 +43,10 @@ def main(args: Sequence[str] | None = None) -> None:
     # Arrow's own allocator keeps what is freed for a while, which here is a third of the peak and no faster.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.2 s
-    cli.main(args=args, prog_name="shardkit")
+    try:
+        cli.main(args=args, prog_name="shardkit")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would show where in the tidying up it came
 
 
 SET = click.option(

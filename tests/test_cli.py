@@ -530,3 +530,18 @@ def test_a_closed_pipe_is_no_traceback(project: Path, shardkit: RunCommand) -> N
         check=True,
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("moment", ["loading", "tidying up"])
+def test_ctrl_c_before_and_after_the_work_shows_no_traceback(tmp_path: Path, moment: str) -> None:
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    if moment == "loading":
+        (tmp_path / "pydantic.py").write_text(interrupt)
+        (tmp_path / "click.py").write_text(interrupt)
+        start = "from shardkit.__main__ import main"
+    else:
+        start = f"import weakref; from shardkit.__main__ import main; weakref.finalize(main, exec, {interrupt!r})"
+    code = f"import sys; sys.argv[1:] = ['status', '--help']; {start}; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 or moment == "tidying up"
+    assert "Traceback" not in done.stderr
