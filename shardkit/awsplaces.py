@@ -63,11 +63,11 @@ def find_bucket(bucket: str, access: Access, surroundings: int) -> Place:
     named = named_endpoint() if access.session is None else None
     if named is not None and not is_amazon(named) and not _has_settings_of_s3():
         return Place(os.environ.get("AWS_DEFAULT_REGION") or _configured_region() or "us-east-1", named)
-    client = _client(access.session, access.anonymous, surroundings)
+    client = s3_client(access.session, access.anonymous, surroundings)
     if is_amazon(client.meta.endpoint_url):
         region = bucket_region(client, bucket)
         if region != client.meta.region_name:
-            client = _client(access.session, access.anonymous, surroundings, region)
+            client = s3_client(access.session, access.anonymous, surroundings, region)
     return Place(client.meta.region_name, *_address(client, bucket))
 
 
@@ -121,7 +121,7 @@ def _configured_region() -> str | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _client(session: Any, anonymous: bool, surroundings: int, region: str | None = None) -> Any:  # noqa: ARG001, FBT001  keys of the cache
+def s3_client(session: Any, anonymous: bool, surroundings: int, region: str | None = None) -> Any:  # noqa: ARG001, FBT001  keys of the cache
     """boto3's client for S3, which takes 0.1 s of CPU and 20 MB to make."""
     import boto3
     from botocore import UNSIGNED

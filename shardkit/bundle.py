@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parent
 LARGEST_SOURCE_BYTES = 100 << 20
 MOST_SOURCE_FILES = 50_000
+COMPARED_BYTES = 8 << 20  # of what is uploaded already
 NO_SOURCE = {"__pycache__", "node_modules", STATE_DIR}
 
 
@@ -89,13 +90,28 @@ def upload_bundle(
     digest = hashlib.sha256(b"".join(name.encode() + hashlib.sha256(files[name]).digest() for name in sorted(files)))
     digest.update(mode.encode())
     home = output.child(f"{STATE_DIR}/code/{digest.hexdigest()}")
-    if not home.exists("complete"):
+    if not _is_whole(home, files):
         if mode == "bundle":
             _upload_wheels(home, own, needs)
         for name, data in files.items():
             home.write(name, data)
-        home.write("complete", b"")
+        home.write("complete", json.dumps({e.key: e.bytes for e in home.entries("wheels")}).encode())
     return f"{home.uri}/"
+
+
+def _is_whole(home: Folder, files: dict[str, bytes]) -> bool:
+    """Whether the code is there, as its name says; what is large is compared by its size alone."""
+    there = {entry.key: entry.bytes for entry in home.entries()}
+    if "complete" not in there or any(there.get(name) != len(data) for name, data in files.items()):
+        return False
+    compared = [name for name, data in files.items() if len(data) <= COMPARED_BYTES]
+    if any(data != files[name] for name, data in zip(compared, home.read_many(compared), strict=True)):
+        return False
+    try:
+        wheels: dict[str, int] = json.loads(home.read("complete") or b"{}")
+        return all(there.get(name) == size for name, size in wheels.items())
+    except (ValueError, AttributeError):
+        return False
 
 
 def _zip(files: Iterator[tuple[str, Path]]) -> bytes:

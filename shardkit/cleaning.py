@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.clock import interval
 from shardkit.commit import current_result, finish_switches
-from shardkit.errors import LockLost, PipelineError, RunBusy, RunNotFound, StorageError
+from shardkit.errors import Damaged, LockLost, PipelineError, RunBusy, RunNotFound, StorageError, WrittenByNewer
 from shardkit.jobs.job import LIVE
 from shardkit.progress import counted, human_bytes
 from shardkit.runfolder import LOCK, RUNS, RunFolder, latest_run
@@ -134,7 +134,7 @@ def clean_folder(
         for run, entries, stays in zip(runs, listed, why, strict=True)
     ]
     needed = _parts_needed([folder.run for folder in found if folder.stays])
-    cleaned = [folder.clean(needed.get(folder.run.run_id, set()), dry_run=dry_run) for folder in found]
+    cleaned = [folder.clean(_needed_of(folder, needed), dry_run=dry_run) for folder in found]
     return Cleaned(output.uri, dry_run, cleaned)
 
 
@@ -165,8 +165,11 @@ def _state(run: RunFolder) -> str:
         return AT_WORK
     if not run.exists():
         return ""
-    if status_of(run) == "running":
-        return AT_WORK
+    try:
+        if status_of(run) == "running":
+            return AT_WORK
+    except (Damaged, WrittenByNewer) as error:
+        return f"{error.message.rstrip('.')}. Delete its folder yourself if you are sure"
     return "" if run.files.exists("result.json") else UNFINISHED
 
 
@@ -187,13 +190,24 @@ def _too_young(entries: list[Entry], age: datetime.timedelta | None) -> str:
     return "" if noted or idle_s > BEING_PLANNED_S else "perhaps about to be planned"
 
 
-def _parts_needed(runs: Iterable[RunFolder]) -> dict[str, set[str]]:
-    """What these runs have taken over, by the run that it is of: keys in that run's folder."""
+def _parts_needed(runs: Iterable[RunFolder]) -> dict[str, set[str]] | None:
+    """What these runs have taken over, by the run that it is of: keys in that run's folder; None if one cannot tell."""
     needed: dict[str, set[str]] = {}
-    for markers in together([run.taken_over for run in runs]):
+    try:
+        taken_over = together([run.taken_over for run in runs])
+    except (Damaged, WrittenByNewer):
+        return None
+    for markers in taken_over:
         for part in (part for marker in markers for part in marker["parts"]):
             needed.setdefault(part["run"], set()).add(f"{part['at']}/{part['name']}")
     return needed
+
+
+def _needed_of(folder: _Folder, needed: dict[str, set[str]] | None) -> set[str]:
+    """What others have taken over of a run; all of its parts, where it cannot be told which."""
+    if needed is not None:
+        return needed.get(folder.run.run_id, set())
+    return {entry.key for entry in folder.entries if entry.key.startswith("parts/")}
 
 
 @dataclass(frozen=True)

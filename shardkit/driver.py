@@ -95,7 +95,8 @@ class RunJobs:
 
     def jobs(self) -> list[Job]:
         """All jobs of the run, those of earlier generations too."""
-        return self.store.jobs(run=self.base)
+        with _queueing():
+            return self.store.jobs(run=self.base)
 
     def current(self) -> list[Job]:
         """The jobs of the latest generation."""

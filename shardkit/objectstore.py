@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from shardkit.errors import InputError, ObjectChanged, PipelineError, StorageError
 from shardkit.files import writing
+from shardkit.largecopy import copy_in_parts, is_too_large
 from shardkit.lease import Lease, is_held, state_of
 from shardkit.listing import with_datasets
 from shardkit.objectlist import list_objects, whole_list
@@ -30,7 +31,7 @@ from shardkit.repeats import asking, repeated
 from shardkit.runfolder import STATE_DIR
 from shardkit.spill import NoRoom, batches_of, filtered, values_of
 from shardkit.storage import Access, Entry, File, Folder, State
-from shardkit.stores import Bucket, NoCredentials, open_bucket
+from shardkit.stores import Bucket, NoCredentials, amazon_client, open_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -324,8 +325,14 @@ class ObjectFolder(Folder):
         to = target.folder
         if not isinstance(to, ObjectFolder) or to.root != self.root:
             raise StorageError(f"{self.uri}/{source} cannot be copied to {target}.", hint="They lie in two stores.")
-        with asking(str(target), self._opened.renew):
-            self._opened.patient.copy(self.prefix + source, to.prefix + target.key)
+        try:
+            with asking(str(target), self._opened.renew):
+                self._opened.patient.copy(self.prefix + source, to.prefix + target.key)
+        except StorageError as error:
+            if self.scheme != "s3" or not is_too_large(error):
+                raise
+            client = amazon_client(self.access, self._opened.place)
+            copy_in_parts(client, self.bucket, self.prefix + source, to.prefix + target.key, self.access)
 
     @repeated
     def put_file(self, path: Path, key: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from shardkit.documents import dump, parse, say
+from shardkit.errors import Damaged
 from shardkit.files import writing
 from shardkit.jobs import Policy, SQLiteStore, adopt, drive, export_jobs, import_jobs, monitor, stop
+from shardkit.jobs.errors import StoreDamaged
 from shardkit.jobs.places import open_store
 from shardkit.jobs.service import trouble_of
 from shardkit.runfolder import STOP
@@ -65,22 +67,47 @@ class OwnQueue:
         path = _store_path(folder)
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self.store: Store = SQLiteStore(path)
+        self.store: Store = self._opened(path)
         self._catch_up()
+
+    def _opened(self, path: Path) -> Store:
+        """The queue's file; one that is damaged is put aside where the copy tells what was in it."""
+        try:
+            store = SQLiteStore(path)
+            store.counts(run=self._base)
+        except StoreDamaged as error:
+            if not self._folder.files.exists(SNAPSHOT):
+                raise
+            say(f"{error.message} It is made again from {self._folder.uri}/{SNAPSHOT}.")
+            for file in path.parent.glob(f"{path.name}*"):
+                file.rename(file.with_name(f"damaged-{file.name}"))
+            return SQLiteStore(path)
+        return store
 
     def _catch_up(self) -> None:
         """Take in what another machine, or an earlier life of this one, has submitted since this queue was used."""
         try:
-            copy = json.loads(self._folder.files.read(SNAPSHOT))
+            copy = parse(self._folder.files.read(SNAPSHOT), {"format": int, "jobs": [dict]})
+            taken = import_jobs(self.store, copy)
         except FileNotFoundError:
             return
-        if import_jobs(self.store, copy):
+        except (Damaged, LookupError, TypeError, ValueError, AttributeError) as error:
+            name = f"{self._folder.uri}/{SNAPSHOT}"
+            if sum(self.store.counts(run=self._base).values()):  # which the copy is of; the next one replaces it
+                say(f"{name} is damaged, which does not matter: the queue itself is there.")
+                return
+            raise Damaged(
+                f"Run {self._folder.run_id}: {name} is damaged, and nothing else tells of its jobs: {error}.",
+                hint="See that they have ended (shardkit status). Then delete the file and resume the run: what they "
+                "have committed is kept.",
+            ) from None
+        if taken:
             adopt(self.store, self._engine.client(), name_contains=self._base, policy=self._policy)
 
     def keep(self) -> None:
         """Keep a copy of the queue in the run folder."""
         self._copy_due = time.monotonic() + SNAPSHOT_EVERY_S
-        self._folder.files.write(SNAPSHOT, json.dumps(export_jobs(self.store)).encode())
+        self._folder.files.write(SNAPSHOT, dump(export_jobs(self.store)))
 
     def refresh(self) -> None:
         """Ask the engine how the jobs are."""

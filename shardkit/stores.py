@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shardkit.awsplaces import Place, aws_settings, find_bucket, trusted
+from shardkit.awsplaces import Place, aws_settings, find_bucket, s3_client, trusted
 from shardkit.errors import PipelineError
 from shardkit.interruption import watched
 from shardkit.storage import MEMORY
@@ -233,6 +233,11 @@ def _amazon(bucket: str, access: Access) -> Bucket:
         config |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": access.kms_key}
     once, patient = (S3Store(bucket, config=config, retry_config=how, **options) for how in (ONCE, REPEATED))  # type: ignore[arg-type]  # plain dicts
     return Bucket(watched(once), watched(patient), credentials, place)
+
+
+def amazon_client(access: Access, place: Place | None) -> Any:
+    """boto3's client for a bucket of S3, for what obstore cannot do."""
+    return s3_client(access.session, access.anonymous, _surroundings(access.session), place.region if place else None)
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,6 +4,7 @@
     ├── JobNotFound       the store has no job of that id
     ├── JobConflict       the id is taken by another request, or the job is not in a state that allows it
     ├── StoreError        the store's file or table cannot be used
+    │   └── StoreDamaged  the file is no store any more
     └── EngineRefused     the service takes no calls from us: credentials, region, network settings
 
 Every error is a sentence or two: what happened, to which job, and what to do next.
@@ -38,6 +39,10 @@ class JobConflict(JobError):
 
 class StoreError(JobError):
     """The store's file or table cannot be used."""
+
+
+class StoreDamaged(StoreError):
+    """The store's file is no store any more, or not as it was written."""
 
 
 class EngineRefused(JobError):

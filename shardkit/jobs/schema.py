@@ -65,8 +65,9 @@ def prepare(db: sqlite3.Connection) -> int:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             break
-        except sqlite3.OperationalError:  # two that open a new file at once: this statement does not wait by itself
-            if time.monotonic() > until:
+        except sqlite3.OperationalError as error:
+            # Two that open a new file at once: this statement does not wait by itself.
+            if time.monotonic() > until or "locked" not in str(error):
                 raise
             time.sleep(0.01)
     db.execute("PRAGMA synchronous = NORMAL")

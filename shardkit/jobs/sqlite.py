@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.clock import Clock, RealClock
-from shardkit.jobs.errors import JobNotFound, StoreError
+from shardkit.jobs.errors import JobNotFound, StoreDamaged, StoreError
 from shardkit.jobs.job import COMPLETED, ENDED, FAILED, IN_PROGRESS, LAUNCHED, NEW, STATUSES, STOPPED, Job
 from shardkit.jobs.schema import SCHEMA_VERSION, WAIT_FOR_LOCK_S, prepare
 from shardkit.jobs.store import Flying, Ready, Submission, Submitting, Waiting, batches, check_statuses
@@ -46,6 +46,20 @@ UPDATE jobs SET blocked = (
     WHERE d.job_id = jobs.job_id AND n.status != ?
 ) WHERE needs > 0
 """
+
+
+FILE_HINT = "Give a file on a local disk that this program may write to."
+DAMAGED_HINT = (
+    "Put it back from a copy (its -wal file too), or move it away and submit again; what jobs have done is kept. "
+    "The queue of a run is made again from the run folder: shardkit resume."
+)
+# What SQLite says, and what to do about it.
+CURES: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
+    (("locked", "busy"), StoreError, "Another program holds it: wait for that to end, or end it, and try again."),
+    (("readonly", "read-only"), StoreError, "Give yourself write permission for the file and its folder."),
+    (("is full",), StoreError, "Free some space on its disk, and try again; what was written before is kept."),
+    (("malformed", "not a database", "no such table", "no such column"), StoreDamaged, DAMAGED_HINT),
+)
 
 
 class SQLiteStore(Submitting):
@@ -327,14 +341,12 @@ class SQLiteStore(Submitting):
             db = sqlite3.connect(self.path, timeout=WAIT_FOR_LOCK_S, isolation_level=None, check_same_thread=False)
             found = prepare(db)
         except sqlite3.Error as error:
-            raise StoreError(
-                f"{self.path} cannot be used as a store of jobs: {error}.",
-                hint="Give a file on a local disk that this program may write to.",
-            ) from error
+            raise self._unusable(error) from error
         if found not in {0, SCHEMA_VERSION}:
             db.close()
             raise StoreError(
-                f"{self.path} was written by another version of shardkit.", hint="Use that version, or another file."
+                f"{self.path} was written by {'a newer' if found > SCHEMA_VERSION else 'another'} version of shardkit.",
+                hint="Use that version, or another file.",
             )
         self._db, self._pid = db, os.getpid()
         self._closing = weakref.finalize(self, db.close)
@@ -346,7 +358,19 @@ class SQLiteStore(Submitting):
                 self._closing.detach()
                 self._inherited.append(self._db)  # the parent's: not ours to close
                 self._connect()
-            yield self._db
+            try:
+                yield self._db
+            except (sqlite3.Error, json.JSONDecodeError) as error:
+                raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> StoreError:
+        """What a failure of the file says, with its cure."""
+        text = str(error)
+        of_the_file = isinstance(error, sqlite3.OperationalError)
+        otherwise = (StoreError, FILE_HINT) if of_the_file else (StoreDamaged, DAMAGED_HINT)
+        told = ((kind, hint) for words, kind, hint in CURES if any(word in text for word in words))
+        kind, hint = next(told, otherwise)
+        return kind(f"{self.path} cannot be used as a store of jobs: {text}.", hint=hint)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -356,7 +380,8 @@ class SQLiteStore(Submitting):
             try:
                 yield db
             except BaseException:
-                db.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # on a full disk SQLite has done so by itself
+                    db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")
 
