@@ -119,8 +119,9 @@ class WallClock:
         return datetime.datetime.now(datetime.timezone.utc)
 
     def wait(self, until: datetime.datetime) -> None:
-        """Return when it is that time, or later."""
-        while (left := (until - self.now()).total_seconds()) > 0:
+        """Return when it is that time, or so much time has passed as it is away now: a clock may be set back."""
+        end = time.monotonic() + (until - self.now()).total_seconds()
+        while (left := min((until - self.now()).total_seconds(), end - time.monotonic())) > 0:
             time.sleep(min(left, LOOK_EVERY_S))
 
 
@@ -164,10 +165,12 @@ class Scheduler:
 
     def _due(self) -> datetime.datetime:
         """The time of the next run, which may be past; an interval that was never begun is due at once."""
-        last = _last(self._output)
+        last, now = _last(self._output), self._clock.now()
         if last is None and self._schedule.every is not None:
-            return self._clock.now()
-        return self._schedule.next(last or self._clock.now())
+            return now
+        due = self._schedule.next(last or now)
+        second = self._schedule.next(self._schedule.next(now))
+        return due if due <= second else self._schedule.next(now)  # the clock was ahead when the last one began
 
     def _run_once(self) -> None:
         begun = self._clock.now()

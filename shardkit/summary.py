@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder import RunFolder
 
 JOB_SILENCE_S = 30.0  # a job notes every few seconds that it is at work
+CLOCKS_APART_S = 900.0  # a job's clock is ahead by so much at most, or was wrong
 
 
 @dataclass(frozen=True)
@@ -250,12 +251,13 @@ def _job_status(
     folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]
 ) -> tuple[str, str | None, str | None]:
     """How a run is whose jobs nobody watches now."""
-    recent = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=JOB_SILENCE_S)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    recent, ahead = (now + datetime.timedelta(seconds=seconds) for seconds in (-JOB_SILENCE_S, CLOCKS_APART_S))
     latest = {str(beat["shard"]): beat for beat in beats}
     live = [
         beat
         for beat in latest.values()
-        if beat["state"] == "running" and datetime.datetime.fromisoformat(beat["at"]) > recent
+        if beat["state"] == "running" and recent < datetime.datetime.fromisoformat(beat["at"]) < ahead
     ]
     if live:
         working = f"{counted(len(live), 'job')} {'is' if len(live) == 1 else 'are'} at work; nobody is watching. Watch:"

@@ -249,6 +249,15 @@ def test_shared_state_is_written_where_nobody_was_faster(store: Store) -> None:
 # ---- what rounds read ----------------------------------------------------------------------------------------------
 
 
+def test_what_is_to_wait_for_implausibly_long_is_due(store: Store) -> None:
+    soon, far = store.submit("soon", request()), store.submit("far", request())
+    written(store, put_back(claim(soon, START, 60), START, "later", wait_s=50.0))
+    written(store, put_back(claim(far, START + 86_400, 60), START + 86_400, "a clock was ahead", wait_s=50.0))
+    found = store.waiting(START, most=9, longest_s=900.0)
+    assert (ids(found.ready), found.now, found.later, found.next_at) == (["far"], 1, 1, START + 50)
+    assert store.waiting(START, most=9).later == 2
+
+
 def test_waiting_has_the_first_of_each_owner_and_type(store: Store) -> None:
     jobs = store.submit_many(Submission(f"j{at}", request("ab"[at // 2 % 2]), owner="xy"[at % 2]) for at in range(40))
     store.submit("blocked", request(), depends_on=["j0"])

@@ -39,6 +39,7 @@ from shardkit.jobs import (
     monitor,
     observe,
     stop,
+    transitions,
 )
 from shardkit.jobs.job import SENT
 from shardkit.jobs.pace import Pace
@@ -344,10 +345,45 @@ def test_a_loop_does_not_end_on_what_an_index_does_not_show_yet(bench: Bench, mo
     monkeypatch.setattr(SQLiteStore, "lag_s", 1.0)
     monkeypatch.setattr(bench.store, "jobs", lambda **given: shown(**given) if settled() else [])
     monkeypatch.setattr(
-        bench.store, "waiting", lambda now, most: waiting(now, most=most) if settled() else Waiting((), 0, 0, None, 0)
+        bench.store, "waiting", lambda now, **how: waiting(now, **how) if settled() else Waiting((), 0, 0, None, 0)
     )
     bench.finish()
     assert [job.status for job in shown()] == ["Completed", "Completed"]
+
+
+DAY_S = 86_400.0
+
+
+class Wrong:
+    """A clock that is ahead for a while; the service's own is right."""
+
+    def __init__(self, right: SimulatedClock) -> None:
+        self.right, self.ahead_s = right, DAY_S
+
+    def time(self) -> float:
+        return self.right.time() + self.ahead_s
+
+    def sleep(self, seconds: float) -> None:
+        self.right.sleep(seconds)
+
+
+@pytest.mark.parametrize("when", ["claimed", "waiting", "launched", "stopping"])
+def test_what_a_clock_that_was_a_day_ahead_has_written_keeps_nothing_waiting(bench: Bench, when: str) -> None:
+    bench.submit("a")
+    begun, clock = bench.clock.time(), Wrong(bench.clock)
+    claimed = bench.store.update(transitions.claim(bench["a"], clock.time(), bench.policy.lease_s))
+    assert claimed is not None
+    if when != "claimed":
+        bench.store.update(transitions.put_back(claimed, clock.time(), "throttled", wait_s=float(when == "waiting")))
+    if when in {"launched", "stopping"}:
+        launch(bench.store, bench.service, clock=clock)
+        monitor(bench.store, bench.service, clock=clock, force=True)
+    if when == "stopping":
+        stop(bench.store, bench.service, clock=clock)
+    clock.ahead_s = 0.0
+    bench.finish()
+    assert bench["a"].status == ("Stopped" if when == "stopping" else "Completed")
+    assert bench.clock.time() - begun < 600.0
 
 
 def test_a_clock_that_was_set_back_stops_nobody(bench: Bench) -> None:

@@ -205,6 +205,16 @@ def test_the_days_to_redo_are_of_the_time_of_the_run(tmp_path: Path, monkeypatch
     assert [days for _, days in scheduled.runs] == [("2020-01-01", "2020-01-02"), ("2020-01-02", "2020-01-03")]
 
 
+@pytest.mark.parametrize("schedule", ["3h", "0 */3 * * *"])
+def test_a_last_run_that_is_far_ahead_keeps_the_next_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    made = Scheduled(tmp_path, schedule, days=False)
+    LocalFolder(tmp_path / "out").write("_shardkit/schedule.json", b'{"last": "2036-01-01T00:00:00+00:00"}')
+    made.go(monkeypatch, "2026-10-01T01:00", "2026-10-01T07:00")
+    assert made.times == ["01 03:00", "01 06:00"]
+
+
 def test_once_runs_only_what_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduled = Scheduled(tmp_path, "3h", days=False)
     for now in ("2020-01-01T05:30", "2020-01-01T05:40", "2020-01-01T06:10", "2020-01-01T06:20"):

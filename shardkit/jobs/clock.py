@@ -44,6 +44,11 @@ class SimulatedClock:
         self.now += max(0.0, seconds)
 
 
+def is_due(at: float, now: float, longest_s: float) -> bool:
+    """Whether a time has come; one that is further away than ``longest_s`` was written by a clock that was ahead."""
+    return at <= now or at - now > longest_s
+
+
 def iso(seconds: float) -> str:
     """A time as histories hold it: ISO 8601 in UTC, to the millisecond."""
     return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="milliseconds")

@@ -10,11 +10,12 @@ import dataclasses
 import heapq
 import itertools
 import json
+import math
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from shardkit.jobs.clock import Clock, RealClock
+from shardkit.jobs.clock import Clock, RealClock, is_due
 from shardkit.jobs.dynamodb_calls import TOGETHER, Table, Unmet, Write
 from shardkit.jobs.dynamodb_items import (
     BLOCKED,
@@ -216,15 +217,18 @@ class DynamoDBStore(Submitting):
     def _lane(self, lane: str, shown: Sequence[str]) -> Iterator[Item]:
         return self._table.lines(LANE, _LANE, {"lane": lane}, shown)
 
-    def waiting(self, now: float, *, most: int) -> Waiting:
-        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type."""
+    def waiting(self, now: float, *, most: int, longest_s: float = math.inf) -> Waiting:
+        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type.
+
+        Those that are to wait for longer than ``longest_s`` are ready: a clock was ahead when that was written.
+        """
         blocked = self._table.count(LANE, _LANE, {"lane": BLOCKED})
         taken, ready = Counter[tuple[str, str]](), list[Ready]()
         due = later = 0
         next_at: float | None = None
         for line in self._lane(NEW, _READY):
             not_before = number_of(line, "not_before")
-            if not_before > now:
+            if not is_due(not_before, now, longest_s):
                 later += 1
                 next_at = not_before if next_at is None else min(next_at, not_before)
                 continue
@@ -269,12 +273,15 @@ class DynamoDBStore(Submitting):
             for line in self._lane(LIVE, (KEY, *_FLYING))
         ]
 
-    def notices(self, now: float, *, limit: int = 100) -> list[Job]:
-        """Ended jobs whose notice is due, the longest due first."""
+    def notices(self, now: float, *, limit: int = 100, longest_s: float = math.inf) -> list[Job]:
+        """Ended jobs whose notice is due, the longest due first; also one that is to wait for longer than that."""
         where = "#due = :due AND #notice_at <= :now"
         lines = self._table.lines(NOTICES, where, {"due": "due", "now": now}, [KEY], limit=limit)
+        if longest_s < math.inf:
+            where, late = "#due = :due AND #notice_at > :late", {"due": "due", "late": now + longest_s}
+            lines = itertools.chain(lines, self._table.lines(NOTICES, where, late, [KEY], limit=limit))
         jobs = self._whole(id_of(line) for line in itertools.islice(lines, limit))
-        return [job for job in jobs if 0 < job.notice_at <= now]
+        return [job for job in jobs if job.notice_at > 0 and is_due(job.notice_at, now, longest_s)]
 
     def ended(self, since: float, until: float) -> Iterator[Job]:
         """The jobs that ended from ``since`` on and before ``until``, in that order."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs import calls, transitions
 from shardkit.jobs.choosing import MAX_INSTANCES, QUOTA, Chooser
-from shardkit.jobs.clock import Clock, RealClock
+from shardkit.jobs.clock import Clock, RealClock, is_due
 from shardkit.jobs.errors import EngineRefused
 from shardkit.jobs.flight import Flight
 from shardkit.jobs.job import LAUNCHED, NEW, YES, Job
@@ -103,7 +103,7 @@ class _Launch:
         self._read_at = self._seen_at
         at_once = min(self._policy.launch_s, READ_EVERY * self._policy.poll_s) * self._policy.creates_per_s
         most = min(self._policy.max_launches, KEPT + 2 * int(at_once))
-        self._waiting = self._store.waiting(self._read_at, most=most)
+        self._waiting = self._store.waiting(self._read_at, most=most, longest_s=self._policy.longest_wait_s)
         self._new = self._waiting.jobs
         self._chooser = Chooser(self._waiting, self._flight, self._policy, self._pace)
 
@@ -189,7 +189,7 @@ class _Launch:
 
     def _claimable(self, job: Job, now: float) -> bool:
         if job.status == NEW:
-            return job.not_before <= now
+            return is_due(job.not_before, now, self._policy.longest_wait_s)
         return job.status == LAUNCHED and job.exists != YES and repeat_due(job, now, self._looked_at, self._policy)
 
     def _create_all(self, claimed: list[Job], outcome: Outcome) -> None:

@@ -17,7 +17,7 @@ from shardkit.jobs.clock import Clock, RealClock, seconds_of
 from shardkit.jobs.flight import Flight
 from shardkit.jobs.job import COMPLETED, IN_PROGRESS, NEW, NO, YES, Job, parse_name
 from shardkit.jobs.policy import Policy
-from shardkit.jobs.rounds import MONITORING, Change, Report, fail_dependents, monitor_due, settle
+from shardkit.jobs.rounds import MONITORING, Change, Report, fail_dependents, is_settled, monitor_due, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -164,14 +164,15 @@ class _Monitor:
 
         if self._whole:
             self._change_state(seen)
-        if begun - full_at >= self._policy.recheck_s:
+        if not 0 <= begun - full_at < self._policy.recheck_s:  # ahead of now: the clock was set back
             full_at = self._look_at_everything(begun)
             self._change_state(lambda shared: shared.update(full_at=full_at))
 
     def _look_at_changes(self, kind: str, begun: float, newest: float, newest_at: float) -> tuple[float, float]:
         """Take in what changed; the time of the latest change by the service's clock, and when it was seen by ours."""
         reach_back_s = max(self._policy.overlap_s - (begun - newest_at), 0.0)
-        since = max(newest - reach_back_s, self._flight.launched_at(kind) - CLOCKS_APART_S)
+        launched_at = min(self._flight.launched_at(kind), begun)  # a clock that was ahead may have written that
+        since = max(newest - reach_back_s, launched_at - CLOCKS_APART_S)
         after = datetime.datetime.fromtimestamp(since, datetime.timezone.utc)
         prefix = self._flight.prefix(kind)
         for page in self._service.list_pages(kind, NameContains=prefix, LastModifiedTimeAfter=after):
@@ -192,7 +193,8 @@ class _Monitor:
         for job in self._store.find(each.job_id for each in self._flight).values():
             if not job.live:
                 continue
-            if job.exists == YES and job.changed_at < begun - self._policy.settle_s and job.name not in running:
+            fresh = 0 <= begun - job.changed_at <= self._policy.settle_s
+            if job.exists == YES and not fresh and job.name not in running:
                 any_missing |= self._ask(job).missing_since > 0
             elif job.missing_since and job.name in running:
                 self._settle(job, {"ProcessingJobStatus": IN_PROGRESS})
@@ -270,7 +272,7 @@ class _Monitor:
             return None
         if job.exists != YES:
             return transitions.never_created(job, now) if job.stop_asked_at else None
-        if not job.missing_since:
+        if not 0 < job.missing_since <= now:
             return transitions.missing(job, now)
         return transitions.lost(job, now, self._policy) if now - job.missing_since >= self._policy.lost_s else None
 
@@ -282,9 +284,9 @@ class _Monitor:
             if not job.live or not job.stop_asked_at:
                 continue
             if job.exists != YES:
-                if begun >= job.lease_until and looked_at >= job.changed_at + self._policy.settle_s:
+                if is_settled(job, begun, looked_at, self._policy):
                     self._ask(job)
-            elif job.stop_sent_at <= begun - self._policy.recheck_s:
+            elif not 0 <= begun - job.stop_sent_at < self._policy.recheck_s:
                 send_stop(self._store, self._service, job, begun)
 
     def _stop(self, kind: str, name: str) -> None:

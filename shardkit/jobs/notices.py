@@ -26,6 +26,7 @@ BUDGET_S = 60.0
 MOST_TRIES = 10
 RETRY_WAIT_S = 60.0  # doubled by every further failure
 RETRY_WAIT_MAX_S = 4 * 3600.0
+LONGEST_WAIT_S = 2 * RETRY_WAIT_MAX_S  # a notice that waits for longer was put off by a clock that was ahead
 
 _log = logging.getLogger(__name__)
 _NO_TIME = Undelivered("There was no time left.", wait_s=1.0)
@@ -80,7 +81,7 @@ def send_notices(
         What was done; no target's failure is raised.
     """
     time = clock or RealClock()
-    due = store.notices(time.time(), limit=limit)
+    due = store.notices(time.time(), limit=limit, longest_s=LONGEST_WAIT_S)
     if not due:
         return NoticeReport()
     sender = Sender(session, timeout_s=timeout_s)

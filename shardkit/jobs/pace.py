@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.calls import jitter
+from shardkit.jobs.clock import is_due
+from shardkit.jobs.policy import SLOWEST
 
 if TYPE_CHECKING:
     import random
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 LAUNCHING = "launch"  # the key of the shared state
 # With these, the pace is as fast as it may be while fewer than two calls in seven are throttled.
 SLOWER, FASTER = 1.5, 0.85
-SLOWEST = 20.0  # times the interval of the policy
 CLOSE_S = 1e-3  # moments that are no further apart are one
 
 
@@ -87,7 +88,7 @@ class Pace:
         """The first of so many moments, and how many of them come soon enough."""
         now = self._clock.time()
         wait_s = state.get("next_at", 0.0) - now
-        longest_s = max(self._policy.throttle_max_s, SLOWEST / self._policy.creates_per_s)
+        longest_s = self._policy.longest_pace_s
         first = now + wait_s if 0 < wait_s <= longest_s else now  # longer than that: the clock was set back
         if first > self._deadline and (first > now or self._policy.launch_s > 0):
             return first, 0
@@ -157,7 +158,7 @@ class Pace:
     def over_quota(self, instance_type: str, wanted: int, in_flight: int) -> bool:
         """Whether the service would surely refuse so many more instances of that type."""
         limit = self._state.get("limits", {}).get(instance_type)
-        if limit is None or self._clock.time() >= limit["probe_at"]:
+        if limit is None or is_due(limit["probe_at"], self._clock.time(), self._policy.probe_max_s):
             return False
         return bool(in_flight + wanted > limit["ceiling"])
 

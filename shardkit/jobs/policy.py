@@ -26,6 +26,8 @@ ATTEMPTS = {
     "dependency": 1,
 }
 
+SLOWEST = 20.0  # times the interval of the policy is as slow as calls ever come
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -114,6 +116,21 @@ class Policy:
         if unknown:
             raise JobError(f"A policy has no {unknown[0]!r}.", hint=f"It has {', '.join(sorted(known))}.")
         return cls(**data)
+
+    @property
+    def longest_wait_s(self) -> float:
+        """No job waits for its next attempt for longer than that."""
+        return max(self.retry_wait_max_s, self.capacity_wait_s, self.throttle_max_s, self.probe_max_s)
+
+    @property
+    def longest_lease_s(self) -> float:
+        """No job is claimed by a launcher for longer than that."""
+        return self.lease_s + self.launch_s + self.longest_pace_s
+
+    @property
+    def longest_pace_s(self) -> float:
+        """No call of the service is longer away than that."""
+        return max(self.throttle_max_s, SLOWEST / self.creates_per_s)
 
     def tries(self, cause: str) -> int:
         """How many attempts may end for that cause."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shardkit.jobs.clock import is_due
 from shardkit.jobs.transitions import given_up
 
 if TYPE_CHECKING:
@@ -128,4 +129,14 @@ def repeat_due(job: Job | Flying, now: float, looked_at: float, policy: Policy) 
     That is so once a look at the whole list, begun after the call, did not show it: the call again would be answered
     with "it exists" at the worst, but it would be a call too many.
     """
-    return not job.stop_asked_at and now >= job.lease_until and looked_at >= job.changed_at + policy.settle_s
+    return not job.stop_asked_at and is_settled(job, now, looked_at, policy)
+
+
+def is_settled(job: Job | Flying, now: float, looked_at: float, policy: Policy) -> bool:
+    """Whether nobody is making a call of the job any more, and a look at the list was begun after the last one.
+
+    Times that are too far ahead to be true were written by a clock that has been set back since.
+    """
+    longest_s = policy.longest_lease_s
+    called = job.changed_at <= now + longest_s and looked_at < job.changed_at + policy.settle_s
+    return is_due(job.lease_until, now, longest_s) and not called

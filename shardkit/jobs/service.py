@@ -64,7 +64,7 @@ def set_policy(store: Store, changes: Mapping[str, Any]) -> dict[str, Any]:
 def mark_served(store: Store, now: float, trouble: str) -> None:
     """Leave word for those who watch that somebody serves the queue, and what troubles it; now and then is enough."""
     value, version = store.state(SERVED)
-    if now - value.get("at", 0.0) >= SERVED_EVERY_S or trouble != value.get("trouble"):
+    if not 0 <= now - value.get("at", 0.0) < SERVED_EVERY_S or trouble != value.get("trouble"):
         store.put_state(SERVED, {"at": now, "trouble": trouble}, version)
 
 

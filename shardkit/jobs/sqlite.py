@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import sqlite3
 import threading
@@ -180,16 +181,20 @@ class SQLiteStore(Submitting):
             rows = db.execute(f"SELECT status, COUNT(*) FROM jobs {where}GROUP BY status", values).fetchall()  # noqa: S608
         return dict.fromkeys(STATUSES, 0) | dict(rows)
 
-    def waiting(self, now: float, *, most: int) -> Waiting:
-        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type."""
+    def waiting(self, now: float, *, most: int, longest_s: float = math.inf) -> Waiting:
+        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type.
+
+        Those that are to wait for longer than ``longest_s`` are ready: a clock was ahead when that was written.
+        """
         with self._reading() as db:
             blocked = self._count(db, f"status = '{NEW}' AND blocked > 0")
-            later = self._count(db, f"{_READY} AND not_before > {float(now)!r}")
-            row = db.execute(f"SELECT MIN(not_before) FROM jobs WHERE {_READY} AND not_before > ?", (now,)).fetchone()  # noqa: S608
-            ready = [each for line in self._lines(db) for each in self._ready(db, line, now, most)]
+            waits, until = "not_before > ? AND not_before <= ?", (now, now + longest_s)
+            query = f"SELECT COUNT(*), MIN(not_before) FROM jobs WHERE {_READY} AND {waits}"  # noqa: S608
+            later, next_at = db.execute(query, until).fetchone()
+            ready = [each for line in self._lines(db) for each in self._ready(db, line, until, most)]
             everything = self._count(db, _READY)
         ready.sort(key=lambda each: each.place)
-        return Waiting(tuple(ready), everything - later, later, row[0], blocked)
+        return Waiting(tuple(ready), everything - later, later, next_at, blocked)
 
     def _lines(self, db: sqlite3.Connection) -> Iterator[tuple[str, str]]:
         """Every owner and instance type that jobs wait for, one step through the index each."""
@@ -209,12 +214,14 @@ class SQLiteStore(Submitting):
             yield line
             line = db.execute(query, line).fetchone()
 
-    def _ready(self, db: sqlite3.Connection, line: tuple[str, str], now: float, most: int) -> list[Ready]:
+    def _ready(
+        self, db: sqlite3.Connection, line: tuple[str, str], waits: tuple[float, float], most: int
+    ) -> list[Ready]:
         query = (
             f"SELECT job_id, owner, instance_type, instances, seq FROM jobs WHERE {_READY} AND owner = ? "  # noqa: S608
-            "AND instance_type = ? AND not_before <= ? ORDER BY seq LIMIT ?"
+            "AND instance_type = ? AND (not_before <= ? OR not_before > ?) ORDER BY seq LIMIT ?"
         )
-        return [Ready(*row) for row in db.execute(query, (*line, now, most))]
+        return [Ready(*row) for row in db.execute(query, (*line, *waits, most))]
 
     def _count(self, db: sqlite3.Connection, where: str) -> int:
         return int(db.execute(f"SELECT COUNT(*) FROM jobs WHERE {where}").fetchone()[0])  # noqa: S608
@@ -246,10 +253,11 @@ class SQLiteStore(Submitting):
         with self._reading() as db:
             return [Flying(*row) for row in db.execute(f"SELECT {_FLYING} FROM jobs WHERE {_LIVE} ORDER BY seq")]  # noqa: S608
 
-    def notices(self, now: float, *, limit: int = 100) -> list[Job]:
-        """Ended jobs whose notice is due, the longest due first."""
+    def notices(self, now: float, *, limit: int = 100, longest_s: float = math.inf) -> list[Job]:
+        """Ended jobs whose notice is due, the longest due first; also one that is to wait for longer than that."""
         with self._reading() as db:
-            return self._select(db, "notice_at > 0 AND notice_at <= ?", [now], order="notice_at", limit=limit)
+            due, values = "notice_at > 0 AND (notice_at <= ? OR notice_at > ?)", [now, now + longest_s]
+            return self._select(db, due, values, order="notice_at", limit=limit)
 
     def ended(self, since: float, until: float) -> Iterator[Job]:
         """The jobs that ended from ``since`` on and before ``until``, in that order."""

@@ -7,6 +7,7 @@ the rest know only this contract, so that a table in a file and a table in the c
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -234,8 +235,11 @@ class Store(Protocol):
     def take_over(self, jobs: Iterable[Job]) -> int:
         """Put jobs in the place of those with their ids, if they are later versions; how many were."""
 
-    def waiting(self, now: float, *, most: int) -> Waiting:
-        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type."""
+    def waiting(self, now: float, *, most: int, longest_s: float = math.inf) -> Waiting:
+        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type.
+
+        Those that are to wait for longer than ``longest_s`` are ready: a clock was ahead when that was written.
+        """
 
     def unblock(self, limit: int = 100) -> list[tuple[Job, str]]:
         """Let those go that waited for others which are ``Completed``.
@@ -250,8 +254,8 @@ class Store(Protocol):
     def flight(self) -> list[Flying]:
         """All live jobs, in short."""
 
-    def notices(self, now: float, *, limit: int = 100) -> list[Job]:
-        """Ended jobs whose notice is due, the longest due first."""
+    def notices(self, now: float, *, limit: int = 100, longest_s: float = math.inf) -> list[Job]:
+        """Ended jobs whose notice is due, the longest due first; also one that is to wait for longer than that."""
 
     def ended(self, since: float, until: float) -> Iterator[Job]:
         """The jobs that ended from ``since`` on and before ``until``, in that order."""
