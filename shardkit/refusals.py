@@ -153,6 +153,8 @@ def error_of(uri: str, error: BaseException) -> Exception:
     if answer.code in NO_BUCKET:
         return StorageError(f"There is no {NO_BUCKET[answer.code]} {uri.split('/')[2]}.", hint="Is its name right?")
     if isinstance(error, FileNotFoundError):
+        if _is_page(answer.text):
+            return strange(uri, _status(answer))
         return FileNotFoundError(f"{uri} is not there")
     return _of_who_asks(uri, answer) or _of_the_object(uri, answer) or _of_the_way(uri, answer)
 

@@ -27,6 +27,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if (other := self.server.instead(self)) is not None:
+            self._answer(*other)
+            return
         if (refusal := self.server.gate(self)) is not None:
             self._refuse(*refusal)
             return
@@ -59,8 +62,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815  the names that the base class looks for
 
     def _refuse(self, status: int, code: str, message: str = "a bad day") -> None:
-        data = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+        self._answer(status, {}, f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode())
+
+    def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
@@ -81,6 +88,7 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     """Passes requests on to the server on the port ``behind``; ``share`` of them meet each kind of fault.
 
     ``gate`` looks at a request first, and may refuse it with a status, a code and a message.
+    ``instead`` may answer in the server's place, with a status, headers and a body.
     """
 
     daemon_threads = True
@@ -97,6 +105,8 @@ class FaultProxy(http.server.ThreadingHTTPServer):
         self.behind = behind
         self.share = share
         self.gate = gate
+        self.instead: Callable[[http.server.BaseHTTPRequestHandler], tuple[int, dict[str, str], bytes] | None]
+        self.instead = lambda _: None
         self.seen: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._lock = threading.Lock()
