@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pyarrow.parquet as pq
 import pytest
-from crashing import Project
+from crashing import LINUX, Project, dying, wait_for
 
 import shardkit as sk
 from shardkit import building, commit, lease, locks, switching
@@ -248,3 +249,40 @@ def test_a_switch_has_these_steps(output: Output, monkeypatch: pytest.MonkeyPatc
     output.check_is("second")
     steps = pause.steps
     assert [*steps[:7], *sorted(steps[7:-1]), steps[-1]] == STEPS
+
+
+def start(output: Output, command: str, *arguments: str) -> Any:
+    code = (
+        "import sys, shardkit.lease as l\n"
+        "l.LEASE_S, l.LEASE_RENEWAL_S = 1.0, 0.2\n"
+        "from shardkit.cli import main\n"
+        "main(sys.argv[1:])"
+    )
+    return output.project.start(command, *arguments, code=code)
+
+
+def is_stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "T"
+
+
+@LINUX
+def test_a_command_that_was_stopped_ends_with_a_clear_word(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 1.0)
+    (output.project.root / "pause").touch()
+    output.set_version("second")
+    arguments = ["--function", "work:features", "--combine", "work:held", "--input", str(output.project.data)]
+    arguments += ["--output", output.uri, "--run-id", "second", "--name", "paused", "--workers", "1", "--quiet"]
+    with dying(start(output, "run", *arguments)) as command:
+        wait_for(lambda: is_stopped(command.pid), what="the pause")
+        output.break_locks()
+        output.run("third", combine="work:held")
+        os.kill(command.pid, signal.SIGCONT)
+        done = command.wait()
+    assert done.code == 1
+    assert "lost its l" in done.stderr
+    assert "Traceback" not in done.stderr
+    output.check_is("third")
+    assert sk.open_run(output.uri, "second").summary().status == "failed"
+    sk.open_run(output.uri, "second").resume(quiet=True)
+    output.check_is("second")
