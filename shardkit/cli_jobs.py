@@ -70,7 +70,7 @@ def _store(place: str | None, *, make: bool = False) -> tuple[Store, str]:
         if not make:
             raise JobError(f"There is no store of jobs at {known}.", hint="Submit a job, or give another --store.")
         if not place:
-            os.makedirs(os.path.dirname(known), exist_ok=True)
+            os.makedirs(os.path.dirname(known), mode=0o700, exist_ok=True)
     return open_store(known), known
 
 
@@ -190,10 +190,11 @@ def show(job_id: str, *, as_json: bool, with_request: bool, place: str | None) -
     """
     from shardkit.job_report import job_data, show_lines
     from shardkit.jobs.store import request_of
+    from shardkit.masking import masked_data
 
     store, known = _store(place)
     job, region = _job(store, job_id), _region()
-    request = {"request": request_of(store, job_id)} if with_request else {}
+    request = {"request": masked_data(request_of(store, job_id))} if with_request else {}
     if as_json:
         echo(json.dumps(job_data(job, region=region) | request))
         return

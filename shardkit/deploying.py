@@ -53,7 +53,7 @@ def write_deployment(folder: str | Path) -> tuple[Path, Path]:
 def zipped() -> bytes:
     """The code of the functions: the queue, which needs no other package than boto3; always the same bytes."""
     files = [
-        *(PACKAGE / name for name in ("__init__.py", "_version.py", "masking.py", "printable.py")),
+        *(PACKAGE / name for name in ("__init__.py", "_version.py", "masking.py", "printable.py", "state.py")),
         *sorted((PACKAGE / "jobs").glob("*.py")),
     ]
     made = io.BytesIO()

@@ -23,6 +23,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError
+from shardkit.masking import masked
 from shardkit.printable import printable
 
 if TYPE_CHECKING:
@@ -341,14 +342,14 @@ def user_traceback(error: BaseException, *, limit_chars: int = 8000) -> str:
     while link:
         link.stack = traceback.StackSummary.from_list([f for f in link.stack if not _is_ours(f.filename)])
         link = link.__cause__ or link.__context__
-    text = printable("".join(told.format()))
+    text = printable(masked("".join(told.format())))
     return text if len(text) <= limit_chars else "[...]\n" + text[-limit_chars:]
 
 
 def error_message(error: BaseException, *, limit_chars: int = 1000) -> str:
     """What ``error`` says; its beginning if that is too long."""
     try:
-        return printable(str(error)[:limit_chars])
+        return printable(masked(str(error)[:limit_chars]))
     except Exception:  # noqa: BLE001  the user's class may have a __str__ of its own
         return "(the exception's message cannot be made: its __str__ raises)"
 

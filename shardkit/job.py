@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import Damaged, RunFailed, RunInterrupted, ShardkitError, StorageError, WrittenByNewer
+from shardkit.masking import masked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +68,7 @@ class Container:
         """Say what went wrong where the service looks for it."""
         folder = self.root / "output"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "message").write_text(message[:MESSAGE_CHARACTERS])
+        (folder / "message").write_text(masked(message)[:MESSAGE_CHARACTERS])
 
 
 def _config(root: Path, name: str) -> dict[str, Any]:

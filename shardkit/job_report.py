@@ -10,6 +10,7 @@ from shardkit.charts import dollars, percent
 from shardkit.jobs.clock import iso
 from shardkit.jobs.figures import CAUSES_IN_WORDS, in_words, log_group, log_url, ran_s, seconds_at, waited_s
 from shardkit.jobs.job import IN_PROGRESS, NEW
+from shardkit.masking import masked, masked_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,14 +31,15 @@ _TIMES = ("submitted_at", "changed_at", "launched_at", "not_before", "stop_asked
 def job_data(job: Job, *, region: str = "") -> dict[str, Any]:
     """A job as JSON can hold it; times are ISO 8601 in UTC, null where there is none."""
     times = {name: iso(getattr(job, name)) if getattr(job, name) else None for name in _TIMES}
-    return {name: getattr(job, name) for name in _TOLD} | times | {"log_url": log_url(job, region)}
+    told: dict[str, Any] = masked_data({name: getattr(job, name) for name in _TOLD})
+    return told | times | {"log_url": log_url(job, region)}
 
 
 def list_lines(jobs: Sequence[Job]) -> Iterator[str]:
     """A line a job."""
     rows = [("JOB", "STATUS", "ATTEMPT", "INSTANCE", "OWNER", "SUBMITTED", "REASON")]
     for job in jobs:
-        reason = " ".join(f"{job.cause}: {job.reason}".split()) if job.cause else job.reason
+        reason = masked(" ".join(f"{job.cause}: {job.reason}".split()) if job.cause else job.reason)
         short = reason if len(reason) <= REASON_CHARACTERS else f"{reason[: REASON_CHARACTERS - 3]}..."
         type_ = f"{job.instances} x {job.instance_type}" if job.instances > 1 else job.instance_type
         rows.append((job.job_id, job.status, str(job.attempt), type_, job.owner, _minute(job.submitted_at), short))
@@ -78,7 +80,7 @@ def show_lines(job: Job, *, region: str = "", place: str = "") -> Iterator[str]:
         ("notice", _notice(job)),
         ("log", log_url(job, region) or (f"{log_group(job)}, {job.name}/..." if job.attempts else "")),
     ]
-    yield from (f"  {name:<13} {text}" for name, text in told if text)
+    yield from (f"  {name:<13} {masked(text)}" for name, text in told if text)
     if job.attempts:
         yield ""
         rows: list[tuple[str, ...]] = [("ATTEMPT", "STATUS", "CAUSE", "INSTANCE", "LAUNCHED", "RAN", "REASON")]
@@ -98,7 +100,7 @@ def _attempt(entry: dict[str, Any]) -> tuple[str, ...]:
         entry.get("instance_type") or "",
         _second(launched) if launched else "",
         in_words(ran_s(entry)),
-        " ".join((entry.get("reason") or "").split()),
+        masked(" ".join((entry.get("reason") or "").split())),
     )
 
 

@@ -7,6 +7,7 @@ Standard library only: the queue's functions in the cloud and the bootstrap of a
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MASK = "***"
+NAMES_SAY_NOTHING = {"HyperParameters"}  # a pad_token there is no secret
 # The patterns stay texts: to compile them takes 14 ms, which a program that shows no secret need not wait for.
 _NAMES = (
     r"(?i)(?:^|_)ACCESS_KEY_ID$|(?:^|_)(?:DB|FTP|MAIL|MYSQL|PG|REDIS|ROOT|SMTP|USER)_?PASS$"
@@ -48,6 +50,9 @@ _OPTION = r"(?P<before>(?<!\S)--?(?P<name>[A-Za-z][\w.-]{1,79})\s+)(?!-)(?P<valu
 # NAME=value, "NAME": "value", and NAME: value.
 _FIELD = r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]{1,79})(?P<between>\\?['\"]?\s*(?:==?>?|:=?)\s*)"
 _VALUE = r"(?P<quote>\\?['\"])(?:(?!(?P=quote)).)*(?P=quote)|[^\s,;&'\"<>(){}\[\]\\]+"
+_ASSIGNED = (
+    r"(?:^--?(?P<option>[A-Za-z][\w.-]*)|(?:^|[;&|\s])(?P<variable>[A-Z_][A-Z0-9_]*))=['\"]?(?P<value>[^\s'\"]+)"
+)
 _HARMLESS = r"(?i)arn:|\$|\*|(?:none|null|true|false)?\Z"  # the place of a secret, or nothing
 
 
@@ -58,11 +63,13 @@ def is_secret(name: str, value: str) -> bool:
     return holds_secret(value) or is_secret_name(name)
 
 
+@functools.lru_cache(4096)
 def is_secret_name(name: str) -> bool:
     """Whether what has this name is a secret, most likely."""
     return name.upper() != "PWD" and re.search(_NAMES, re.sub(_HUMP, "_", name)) is not None
 
 
+@functools.lru_cache(4096)  # the requests of a run's jobs have most texts in common
 def holds_secret(text: str) -> bool:
     """Whether a text holds what looks like a secret whatever is around it: a key, a token, a password in a URL."""
     return _without_values(text) != text
@@ -76,43 +83,76 @@ def masked(text: str) -> str:
     return re.sub(_OPTION, _hide_named, text) if "-" in text else text
 
 
-def masked_data(value: Any) -> Any:
+def masked_data(value: Any, *, by_name: bool = True) -> Any:
     """Plain data with every text in it masked, by what it holds and by the name that it has."""
     if isinstance(value, str):
         return masked(value)
     if isinstance(value, dict):
-        return {key: MASK if _is_named_secret(key, each) else masked_data(each) for key, each in value.items()} | _pair(
-            value
-        )
-    return [masked_data(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: _masked_item(value, key, by_name=by_name and key not in NAMES_SAY_NOTHING) for key in value}
+    if isinstance(value, list | tuple):
+        return [
+            MASK if _follows_secret(value, i) else masked_data(each, by_name=by_name) for i, each in enumerate(value)
+        ]
+    return value
 
 
-def secret_places(value: Any, name: str = "") -> Iterator[str]:
-    """Where plain data holds secrets: ``engine.env.DB_URL_USER``, ``notify.0``; never what they are."""
-    last = name.rpartition(".")[2]
+def secret_places(value: Any, name: str = "", *, by_name: bool = True) -> Iterator[str]:
+    """Where plain data holds secrets: ``engine.env.DB_PASSWORD``, ``notify.0``; never what they are.
+
+    ``by_name``: whether names say what is secret; else the texts alone do.
+    """
+    before = f"{name}." if name else ""
     if isinstance(value, str):
-        if is_secret(last, value):
+        if holds_secret(value):
             yield name
     elif isinstance(value, dict):
-        if _pair(value):
-            yield f"{name}.{value['Key']}"
-        else:
-            for key, each in value.items():
-                yield from secret_places(each, f"{name}.{key}" if name else str(key))
+        for key, each in value.items():
+            named = by_name and key not in NAMES_SAY_NOTHING
+            if named and _is_named_secret(value, key):
+                yield f"{before}{value['Key'] if _is_pair(value) else key}"
+            else:
+                yield from secret_places(each, f"{before}{masked(str(key))}", by_name=named)
+            if isinstance(key, str) and holds_secret(key):
+                yield f"{before}{masked(key)}"
     elif isinstance(value, list | tuple):
         for i, each in enumerate(value):
-            yield from secret_places(each, f"{name}.{i}" if name else str(i))
+            if by_name and (_follows_secret(value, i) or _assigns_secret(each)):
+                yield f"{before}{i}"
+            else:
+                yield from secret_places(each, f"{before}{i}", by_name=by_name)
 
 
-def _is_named_secret(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, str) and is_secret(name, value) and not holds_secret(value)
+def _masked_item(data: dict[Any, Any], key: Any, *, by_name: bool) -> Any:
+    return MASK if by_name and _is_named_secret(data, key) else masked_data(data[key], by_name=by_name)
 
 
-def _pair(value: dict[Any, Any]) -> dict[str, str]:
-    """What takes the place of a secret value in one of the service's tags, ``{"Key": ..., "Value": ...}``."""
-    key, content = value.get("Key"), value.get("Value")
-    known = isinstance(key, str) and isinstance(content, str) and len(value) == 2
-    return {"Value": MASK} if known and is_secret(str(key), str(content)) else {}
+def _is_named_secret(data: dict[Any, Any], key: Any) -> bool:
+    """Whether what stands under a key is a secret by its name: the key, or that of one of the service's tags."""
+    name, value = (data["Key"] if _is_pair(data) and key == "Value" else key), data[key]
+    return isinstance(name, str) and isinstance(value, str) and bool(value) and _is_secret_by_name(name, value)
+
+
+def _is_pair(data: dict[Any, Any]) -> bool:
+    """Whether this is one of the service's tags, ``{"Key": ..., "Value": ...}``."""
+    return set(data) == {"Key", "Value"} and isinstance(data["Key"], str)
+
+
+def _is_secret_by_name(name: str, value: str) -> bool:
+    return is_secret_name(name) and not re.match(_HARMLESS, value)
+
+
+def _follows_secret(words: list[Any] | tuple[Any, ...], i: int) -> bool:
+    """Whether a word of a command is the value of an option before it, such as ``--api-token``."""
+    option, value = words[i - 1] if i else "", words[i]
+    if not isinstance(option, str) or not isinstance(value, str) or value.startswith("-"):
+        return False
+    return option.startswith("-") and _is_secret_by_name(option.lstrip("-"), value)
+
+
+def _assigns_secret(word: Any) -> bool:
+    """Whether a word of a command gives a secret name a value: ``--api-token=...``, or ``export DB_PASSWORD=...``."""
+    found = re.finditer(_ASSIGNED, word) if isinstance(word, str) else ()
+    return any(_is_secret_by_name(each["option"] or each["variable"], each["value"]) for each in found)
 
 
 def _without_values(text: str) -> str:

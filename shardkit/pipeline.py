@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from shardkit.days import DAY_COLUMN, parse_days
+from shardkit.engines.environment import refuse_secrets
 from shardkit.engines.sagemaker import SageMaker
 from shardkit.engines.settings import NoTruth
 from shardkit.errors import PipelineError
@@ -75,6 +76,7 @@ class Pipeline(Section):
         for section, field in (("input", "uri"), ("output", "uri"), ("queue", "place")):
             if isinstance(fields.get(section), str | os.PathLike):
                 fields[section] = {field: fields[section]}
+        refuse_secrets(fields)
         try:
             super().__init__(**fields)
         except ValidationError as error:

@@ -15,7 +15,7 @@ from shardkit.jobs.errors import StoreDamaged
 from shardkit.jobs.places import open_store
 from shardkit.jobs.service import trouble_of
 from shardkit.runfolder import STOP
-from shardkit.state import state_path
+from shardkit.state import PRIVATE_FOLDER, state_path
 from shardkit.storage import LocalFolder
 
 if TYPE_CHECKING:
@@ -64,16 +64,17 @@ class OwnQueue:
         self._folder, self._base, self._engine = folder, base, engine
         self._policy = Policy.local(max_instances=engine.max_instances) if engine.kind == "local" else Policy()
         self._copy_due = self._stop_due = 0.0
-        path = _store_path(folder)
+        path, beside = _store_path(folder), isinstance(folder.output, LocalFolder)
         with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o755 if beside else PRIVATE_FOLDER, parents=True, exist_ok=True)
+        self._private = not beside  # beside the output, whoever sees that may look
         self.store: Store = self._opened(path)
         self._catch_up()
 
     def _opened(self, path: Path) -> Store:
         """The queue's file; one that is damaged is put aside where the copy tells what was in it."""
         try:
-            store = SQLiteStore(path)
+            store = SQLiteStore(path, private=self._private)
             store.counts(run=self._base)
         except StoreDamaged as error:
             if not self._folder.files.exists(SNAPSHOT):
@@ -81,7 +82,7 @@ class OwnQueue:
             say(f"{error.message} It is made again from {self._folder.uri}/{SNAPSHOT}.")
             for file in path.parent.glob(f"{path.name}*"):
                 file.rename(file.with_name(f"damaged-{file.name}"))
-            return SQLiteStore(path)
+            return SQLiteStore(path, private=self._private)
         return store
 
     def _catch_up(self) -> None:

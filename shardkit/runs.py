@@ -15,6 +15,7 @@ from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound,
 from shardkit.functions import FunctionRef, reference
 from shardkit.hints import advice, joined
 from shardkit.interruption import heeding_interrupts
+from shardkit.masking import masked
 from shardkit.planning import check_same_plan, make_run_plan, planned_merge, planned_pipeline, write_run
 from shardkit.runfolder import STATE_DIR, RunFolder, find_run, latest_run, run_folder
 from shardkit.storage import Access, absolute_uri
@@ -214,7 +215,7 @@ class Run:
         for known in chosen:
             if len(chosen) > 1:
                 yield f"== {known.name} ({known.status})"
-            yield from found.engine.log_lines(known.name)
+            yield from map(masked, found.engine.log_lines(known.name))
 
     def _no_such_job(self, name: str, jobs: list[Job]) -> PipelineError:
         import difflib

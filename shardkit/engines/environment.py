@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shardkit.masking import is_secret
+from shardkit.errors import PipelineError
+from shardkit.masking import is_secret, secret_places
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HIDDEN = "Let the environment, a profile or the job's role give the access."
 MOST_VARIABLES = 100  # the service's limits
 LONGEST = 256
 CURE = (
     "everybody who may describe the job can read it. Keep it in Secrets Manager and pass its ARN, "
     "or let the job's role give the access."
 )
+
+
+def refuse_secrets(fields: Mapping[str, Any], where: str = "") -> None:
+    """See that no text in plain fields is a secret by its look; what names tell is for those fields that have such.
+
+    Raises:
+        PipelineError: one is; the message names its place, and never what it is.
+    """
+    place = next(secret_places(fields, where, by_name=False), None)
+    if place is not None:
+        raise PipelineError(f"{place} looks like it holds a secret: plans and requests would show it.", hint=HIDDEN)
 
 
 def as_text(value: Any) -> Any:

@@ -7,6 +7,7 @@ import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError
+from shardkit.masking import is_secret, masked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -72,6 +73,10 @@ def checked_tags(value: Any) -> Any:
     for key, item in tags.items():
         if not 1 <= len(key) <= 128 or len(item) > 256:
             raise ValueError(f"{key[:40]!r} is too long: a key has 1 to 128 characters, a value at most 256.")
+        if is_secret(key, item):
+            raise ValueError(
+                f"{masked(key)[:40]!r} looks like a secret: everybody who may describe the job can read it."
+            )
         if key.lower().startswith("aws:"):
             raise ValueError(f"{key!r} will not do: keys that begin with aws: are the service's own.")
         odd = next((sign for sign in key + item if not _in_a_tag(sign)), None)

@@ -128,6 +128,7 @@ class Settings(_Model):
             if fields.get("instance_type"):
                 read.pop("instance_preferences", None)
             fields = read | _both_keys(fields)
+        variables.refuse_secrets({name: value for name, value in fields.items() if name not in ("env", "tags")})
         try:
             super().__init__(**fields)
         except ValidationError as error:

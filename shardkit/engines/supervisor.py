@@ -301,7 +301,8 @@ class Supervisor:
         for host in [first] if first else self._hosts:
             path = os.path.join(self._volumes[host], "ml", "output", "message")
             with contextlib.suppress(OSError), open(path, "rb") as file:
-                text = file.read(4 * MESSAGE_LIMIT).decode("utf-8", errors="replace")[:MESSAGE_LIMIT]
+                text = file.read(4 * MESSAGE_LIMIT).decode("utf-8", errors="replace")
+                text = masked(text)[:MESSAGE_LIMIT]
                 if text:
                     return text
         return ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.errors import JobError
+from shardkit.masking import masked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,7 +128,8 @@ class Job:
     def written(self) -> Job:
         """The job as a store writes it over the one that it was read as; where it has ended, its notice is due."""
         due = self.notify and self.ended and not self.notice_at
-        return replace(self, version=self.version + 1, notice_at=self.changed_at if due else self.notice_at)
+        notice_at = self.changed_at if due else self.notice_at
+        return replace(self, version=self.version + 1, notice_at=notice_at, reason=masked(self.reason))
 
     def entry(self, attempt: int | None = None) -> Attempt:
         """A copy of what is known of an attempt, the current one by default; empty if there is nothing."""
@@ -136,6 +138,7 @@ class Job:
 
     def with_entry(self, **facts: Any) -> Job:
         """This job with more known of its current attempt."""
+        facts |= {name: masked(facts[name]) for name in ("reason", "exit_message") if facts.get(name)}
         rest = tuple(entry for entry in self.attempts if entry["attempt"] != self.attempt)
         entry = {"attempt": self.attempt, "name": self.name} | self.entry() | facts
         return replace(self, attempts=(*rest, entry))

@@ -17,6 +17,7 @@ from shardkit.jobs.errors import JobNotFound, StoreDamaged, StoreError
 from shardkit.jobs.job import COMPLETED, ENDED, FAILED, IN_PROGRESS, LAUNCHED, NEW, STATUSES, STOPPED, Job
 from shardkit.jobs.schema import SCHEMA_VERSION, WAIT_FOR_LOCK_S, prepare
 from shardkit.jobs.store import Flying, Ready, Submission, Submitting, Waiting, batches, check_statuses
+from shardkit.state import keep_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -71,6 +72,7 @@ class SQLiteStore(Submitting):
     Args:
         path: The file.
         clock: What tells the time of submissions.
+        private: Whether the user alone may read the file, if it is made.
 
     Raises:
         StoreError: The file cannot be opened, is no such store, or was written by a later version.
@@ -78,8 +80,9 @@ class SQLiteStore(Submitting):
 
     lag_s = 0.0
 
-    def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None, private: bool = True) -> None:
         self.path = os.fspath(path)
+        self._private = private and self.path != ":memory:"
         self._clock = clock or RealClock()
         self._lock = threading.RLock()
         self._inherited: list[sqlite3.Connection] = []
@@ -345,6 +348,8 @@ class SQLiteStore(Submitting):
 
     def _connect(self) -> None:
         """Open the file, for this process: a connection does not survive a fork."""
+        if self._private:
+            keep_private(self.path)
         try:
             db = sqlite3.connect(self.path, timeout=WAIT_FOR_LOCK_S, isolation_level=None, check_same_thread=False)
             found = prepare(db)

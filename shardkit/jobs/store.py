@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from shardkit.jobs.errors import JobConflict, JobError
 from shardkit.jobs.job import LAUNCHED, MAYBE, PROCESSING, STATUSES, TRAINING, Job, check_job_id
+from shardkit.masking import secret_places
 
 Request = Mapping[str, Any]
 
@@ -55,6 +56,7 @@ class Submission:
                     f"The request of job {self.job_id} has a {name}; the queue names every attempt itself.",
                     hint="Leave it out.",
                 )
+        self._check_secrets()
         types, instances = resources_of(self.request)
         return Job(
             self.job_id,
@@ -71,6 +73,16 @@ class Submission:
             changed_at=now,
             version=1,
         )
+
+    def _check_secrets(self) -> None:
+        """See that nothing is a secret of what the store keeps and shows, and the service shows to who may describe."""
+        about = {"request": self.request, "tags": dict(self.tags), "owner": self.owner, "run": self.run}
+        place = next(secret_places(about), None)
+        if place is not None:
+            raise JobError(
+                f"Job {self.job_id}: {place} looks like a secret, which everybody could read who may describe the job.",
+                hint="Keep it in Secrets Manager and pass its ARN, or let the job's role give the access.",
+            )
 
     def text(self) -> str:
         """The request as JSON, the same for the same request.

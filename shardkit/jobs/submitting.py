@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.jobs.job import ID_CHARACTERS
 from shardkit.jobs.places import open_store
 from shardkit.jobs.targets import check_target
+from shardkit.state import PRIVATE_FOLDER, state_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,8 +25,7 @@ PLACE = "SHARDKIT_JOBS"  # the variable that says where jobs are
 
 def default_place() -> str:
     """Where the jobs are if nobody says it: what SHARDKIT_JOBS names, else a file in the user's state folder."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.environ.get(PLACE) or os.path.join(home, "shardkit", "jobs.sqlite")
+    return os.environ.get(PLACE) or os.path.join(state_home(), "jobs.sqlite")
 
 
 def user_name() -> str:
@@ -86,7 +86,7 @@ def submit(
     place = default_place() if store is None else store
     if isinstance(place, str):
         if "://" not in place:
-            Path(place).expanduser().parent.mkdir(parents=True, exist_ok=True)
+            Path(place).expanduser().parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         place = open_store(place, session=session)
     return place.submit(
         job_id or new_id(),
