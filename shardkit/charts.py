@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 WIDTH, HEIGHT = 640, 230
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 28
+LEFT, RIGHT, TOP, BOTTOM = 84, 12, 12, 28  # on the left there is room for "1 h 30 min"
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 TICKS = 4
 LABELS = 6
@@ -210,7 +210,7 @@ def _dates(places: Sequence[str]) -> Iterator[str]:
     band, step = PLOT_WIDTH / len(places), math.ceil(len(places) / LABELS)
     for i in range(0, len(places), step):
         x = LEFT + band * (i + 0.5)
-        yield f'<text class="date" x="{min(x, WIDTH - 36):.2f}" y="{HEIGHT - 8}">{escape(places[i])}</text>'
+        yield f'<text class="date" x="{min(x, WIDTH - 46):.2f}" y="{HEIGHT - 8}">{escape(places[i])}</text>'
 
 
 def _tips(places: Sequence[str], series: Sequence[Series], tell: Callable[[float], str]) -> Iterator[str]:

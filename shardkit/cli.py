@@ -324,20 +324,27 @@ def stop(output: str, run_id: str | None) -> None:
 
 
 @cli.command(
-    epilog="shardkit failures out/\nshardkit failures out/ --traceback\nshardkit failures out/ --json | jq .key"
+    epilog="shardkit failures out/\nshardkit failures out/ --all --traceback\nshardkit failures out/ --json | jq .key"
 )
 @OUTPUT
 @RUN_ID
-@click.option("--traceback", is_flag=True, help="Show where in your function each record failed.")
+@click.option("--traceback", is_flag=True, help="Show where in your function the records failed.")
+@click.option("--all", "every", is_flag=True, help="List every record, also where they are many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a record.")
-def failures(output: str, run_id: str | None, *, traceback: bool, as_json: bool) -> None:
-    """List the records in quarantine, and why they failed."""
+def failures(output: str, run_id: str | None, *, traceback: bool, every: bool, as_json: bool) -> None:
+    """List the records in quarantine, and why they failed.
+
+    Where they are many, those that failed alike share a line.
+    """
     from shardkit.progress import counted
-    from shardkit.report import failure_lines
+    from shardkit.report import FEW_FAILURES, failure_lines, grouped_failure_lines
 
     found = _open(output, run_id)
     entries = found.quarantine()
-    for entry in entries:
+    grouped = len(entries) > FEW_FAILURES and not every and not as_json
+    for line in grouped_failure_lines(entries, traceback=traceback) if grouped else ():
+        echo(line)
+    for entry in () if grouped else entries:
         if as_json:
             echo(json.dumps(entry))
         else:
@@ -345,7 +352,8 @@ def failures(output: str, run_id: str | None, *, traceback: bool, as_json: bool)
     verb = "is" if len(entries) == 1 else "are"
     others = len({entry["run"] for entry in entries} - {found.run_id})
     of = f"run {found.run_id}" + (f" and {counted(others, 'other')} that made days of the dataset" if others else "")
-    echo(f"{counted(len(entries), 'record')} of {of} {verb} in quarantine.", err=True)
+    more = " --all lists each of them." if grouped else ""
+    echo(f"{counted(len(entries), 'record')} of {of} {verb} in quarantine.{more}", err=True)
 
 
 @cli.command(
@@ -365,7 +373,8 @@ shardkit query "SELECT * FROM shown JOIN clicks USING (ad)" --output shown=out/i
 def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: str, *, using: Any) -> None:
     """Ask SQL of datasets: each is a table with its pipeline's name, or the NAME given; one alone also `dataset`.
 
-    Athena answers where a dataset is in a Glue catalogue, else DuckDB on this machine, from the same files.
+    Athena answers where a dataset is in a Glue catalogue, else DuckDB on this machine, from the same files. DuckDB
+    reads no others, and writes none.
     """
     from shardkit.query import as_lines, ask, named_outputs
 

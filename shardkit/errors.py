@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardkit.hints import Hint, as_command
+from shardkit import hints
 from shardkit.masking import masked
 from shardkit.printable import printable
 
@@ -49,7 +49,7 @@ class ShardkitError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         message = printable(masked(message))
-        hint = Hint(masked(hint), masked(hint.command)) if isinstance(hint, Hint) else masked(hint)
+        hint = hints.Hint(masked(hint), masked(hint.command)) if isinstance(hint, hints.Hint) else masked(hint)
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -64,7 +64,7 @@ class ShardkitError(Exception):
     @property
     def command_text(self) -> str:
         """The same as the command line prints it."""
-        return f"{self.message} {as_command(self.hint)}".strip()
+        return f"{self.message} {hints.as_command(self.hint)}".strip()
 
 
 class PipelineError(ShardkitError):

@@ -40,6 +40,7 @@ header p { color: var(--soft); margin: 4px 0 20px }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); gap: 16px }
 section { padding: 14px 16px; min-width: 0 } .tables section { margin-top: 16px; overflow-x: auto }
 svg { display: block; width: 100%; height: auto } svg text { fill: var(--soft); font-size: 12px }
+@media (max-width: 600px) { svg text { font-size: 14px } }
 .tick, .name { text-anchor: end } .date { text-anchor: middle } svg .name { fill: var(--text) }
 .grid { stroke: var(--line) } .tip { fill: transparent } .tip:hover { fill: var(--soft); fill-opacity: .12 }
 .blue { fill: var(--blue); background: var(--blue) } .red { fill: var(--red); background: var(--red) }
@@ -50,10 +51,11 @@ svg { display: block; width: 100%; height: auto } svg text { fill: var(--soft); 
 .legend { color: var(--soft); font-size: 12px; margin: -4px 0 6px } .key { margin-right: 14px; white-space: nowrap }
 .key i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { padding: 5px 7px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { color: var(--soft); font-weight: 500; font-size: 12px; cursor: pointer; vertical-align: bottom }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 130px }
-td.causes, th:last-child { white-space: normal; text-align: left; min-width: 190px }
+th, td { padding: 5px 6px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { color: var(--soft); font-weight: 500; font-size: 12px; cursor: pointer; vertical-align: bottom;
+  white-space: normal }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 124px }
+td.causes, th:last-child { white-space: normal; text-align: left; min-width: 110px }
 tbody tr:last-child td { border-bottom: 0 }
 tbody tr:hover td { background: color-mix(in srgb, var(--soft) 8%, transparent) }
 summary { cursor: pointer; font-weight: 600; font-size: 15px } details[open] summary { margin-bottom: 10px }
@@ -218,10 +220,11 @@ def _by_group(found: Mapping[str, Sequence[Row]], total: Row) -> list[str]:
         ),
     ]
     if total.cost_usd is not None:
-        dear = sorted(found["owner"], key=lambda row: -(row.cost_usd or 0))[:SHOWN]
+        known = [row for row in found["owner"] if row.cost_usd is not None]
+        dear = sorted(known, key=lambda row: -(row.cost_usd or 0))[:SHOWN]
         cost = [Series("cost", "amber", [row.cost_usd for row in dear])]
         drawn = rows(_names(dear), cost, tell=dollars)
-        parts.append(_section("Cost by owner", drawn, left=len(found["owner"]) - len(dear)))
+        parts.append(_section("Cost by owner", drawn, left=len(known) - len(dear)))
     return parts
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder import RunFolder
 
 PLAIN_EVERY_S = 10.0
+TROUBLE_CHARACTERS = 300
 
 
 class Progress(Protocol):
@@ -236,7 +237,7 @@ class JobMeter:
         if repeats := repeats_text(self._repeated):
             parts.append(f"requests: {repeats}")
         if trouble:
-            parts.append(trouble[:100])
+            parts.append(trouble[:TROUBLE_CHARACTERS])
         return self._records, " | ".join(parts)
 
     def _look(self) -> None:

@@ -39,6 +39,13 @@ ANY_DATASET = "dataset"  # what a dataset may be called where there is only one
 FOOTERS_AT_ONCE = 32
 SWITCHES_AT_MOST = 10  # of a dataset while one query reads it
 LARGEST_INT = 2**63
+NO_COLUMNS = "no_columns"
+# A query may come from elsewhere: it reads and writes no file but those of the datasets that it asks.
+FENCE = (
+    "SET enable_external_access = false",
+    "SET python_enable_replacements = false",
+    "SET lock_configuration = true",
+)
 
 
 # ---- the files of a dataset, as one table ------------------------------------------------------------------------
@@ -229,20 +236,30 @@ def _ask_duckdb(query: str, datasets: Iterable[Dataset]) -> pa.Table:
             hint="Install it with: pip install 'shardkit[sql]'",
         ) from None
     names: list[str] = []
-    with duckdb.connect(config={"temp_directory": tempfile.gettempdir()}) as connection:
+    with (
+        tempfile.TemporaryDirectory(prefix="shardkit-sql-") as scratch,
+        duckdb.connect(config={"temp_directory": scratch}) as connection,
+    ):
         for i, one in enumerate(datasets):
             # DuckDB asks the Arrow dataset for the columns and rows that it needs, so files of other days stay closed.
-            connection.register(f"shardkit files {i}", _opened(one))
+            connection.register(f"shardkit files {i}", _with_columns(_opened(one)))
             for name in one.names:
                 if name.lower() not in (known.lower() for known in names):
                     quoted = name.replace('"', '""')
                     connection.execute(f'CREATE TEMP VIEW "{quoted}" AS SELECT * FROM "shardkit files {i}"')  # noqa: S608  names, quoted
                     names.append(name)
+        for setting in FENCE:
+            connection.execute(setting)
         try:
             relation = connection.sql(query)
             return _plain(relation.to_arrow_table()) if relation is not None else pa.table({})
         except duckdb.Error as error:
             raise _duckdb_error(error, names) from error
+
+
+def _with_columns(opened: pads.Dataset) -> Any:
+    """A dataset as DuckDB takes it, which knows no table without columns: one that never had a row has none."""
+    return opened if len(opened.schema) else pa.table({NO_COLUMNS: pa.array([], pa.null())})
 
 
 def _opened(one: Dataset) -> pads.Dataset:
@@ -259,6 +276,10 @@ def _duckdb_error(error: Exception, names: list[str]) -> QueryError:
     if said.startswith("Catalog Error: Table"):
         said = said.partition(" Did you mean")[0]
         hint = f"There are {', '.join(names)}."
+    elif said.startswith("Permission Error"):
+        hint = "A query reads the datasets that it is given, and no other file. Give each of them by --output."
+    elif NO_COLUMNS in said:
+        hint = "A dataset without a row has no columns."
     return QueryError(f"The query cannot be answered: {said}", hint=hint)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ JOBS_SHOWN = 5
 CREATES_A_SECOND = 1  # what the service takes from an account, whatever its quotas
 LONG_LAUNCH_S = 600
 LINE_CHARACTERS = 200
+FEW_FAILURES = 20  # are listed one by one
+VARIES = r"'[^']*'|\"[^\"]*\"|0x[0-9a-fA-F]+|\d+|\S*/\S*"
 
 
 def plan_text(plan: Plan, *, rows: int | None = None) -> str:
@@ -119,14 +122,15 @@ def _job_lines(content: dict[str, Any]) -> Iterator[str]:
     calls = totals["create_calls"]
     seconds = -(-calls // CREATES_A_SECOND)
     least = f"{seconds} s" if seconds < 60 else human_seconds(seconds)
-    yield (
-        f"  jobs     {totals['jobs']:,}{spread} and 1 for pass 2: {calls:,} calls of CreateProcessingJob, "
-        f"at one a second at least {least}"
-    )
+    is_local = (content["pipeline"].get("engine") or {}).get("kind") == "local"
+    launched = "on this machine"
+    if not is_local:
+        launched = f"{calls:,} calls of CreateProcessingJob, at one a second at least {least}"
+    yield f"  jobs     {totals['jobs']:,}{spread} and 1 for pass 2{',' if is_local else ':'} {launched}"
     wanted = rule.get("count", rule.get("instances", 0)) if rule else 0
     if wanted > totals["shards"]:
         yield f"           ({wanted:,} were asked for; there are no more records to share out)"
-    if seconds > LONG_LAUNCH_S:
+    if seconds > LONG_LAUNCH_S and not is_local:
         yield f"           (to launch so many takes long: {_fewer(rule)})"
 
 
@@ -175,6 +179,27 @@ def first_line(text: str, *, characters: int = LINE_CHARACTERS) -> str:
 def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
     """One record of the quarantine."""
     size = human_bytes(entry["bytes"])
-    yield f"{entry['key']} ({size}, shard {entry['shard']}): {entry['error']}: {entry['message']}"
+    yield f"{entry['key']} ({size}, shard {entry['shard']}): {_what_failed(entry)}"
+    yield from _traceback_lines(entry, traceback=traceback)
+
+
+def grouped_failure_lines(entries: list[dict[str, Any]], *, traceback: bool) -> Iterator[str]:
+    """The quarantine with a line for each kind of failure, the most frequent first; or its first record's traceback."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        # What differs from record to record, such as names and numbers, does not make it another failure.
+        kind = re.sub(VARIES, "*", first_line(entry["message"]).replace(entry["key"], "*"))
+        groups.setdefault((entry["error"], kind), []).append(entry)
+    for group in sorted(groups.values(), key=len, reverse=True):
+        first, size = group[0], counted(len(group), "record")
+        yield f"{size}{', such as' if len(group) > 1 else ':'} {first['key']}: {_what_failed(first)}"
+        yield from _traceback_lines(first, traceback=traceback)
+
+
+def _what_failed(entry: dict[str, Any]) -> str:
+    return f"{entry['error']}: {first_line(entry['message'])}"
+
+
+def _traceback_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
     if traceback and entry["traceback"]:
         yield from (f"    {line}" for line in entry["traceback"].rstrip().splitlines())

@@ -137,7 +137,7 @@ class ServedQueue:
     """A table of jobs that somebody else launches and monitors; here they are only submitted and looked at."""
 
     def __init__(self, base: str, engine: SageMaker | Local, queue: Queue) -> None:
-        self._base, self._engine = base, engine
+        self._base, self._engine, self._place = base, engine, queue.place
         session = engine.session() if engine.kind == "sagemaker" else engine.boto_session
         self.store: Store = open_store(queue.place, session=session)
 
@@ -155,7 +155,8 @@ class ServedQueue:
         while True:
             counts = self.store.counts(run=self._base)
             left = counts["New"] + counts["Launched"] + counts["InProgress"]
-            show(trouble_of(self.store, time.time()) if left else "")
+            trouble = trouble_of(self.store, time.time(), place=self._place, engine=self._engine.kind)
+            show(trouble if left else "")
             if not left and sum(counts.values()) >= jobs:  # what was just submitted may not be in the index yet
                 return
             time.sleep(LOOK_EVERY_S[self._engine.kind])

@@ -15,6 +15,7 @@ from crashing import Project, rows_of
 import shardkit as sk
 from shardkit.cli import cli
 from shardkit.hints import Hint, as_command
+from shardkit.report import failure_lines, grouped_failure_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,3 +186,31 @@ def test_a_run_that_was_cleaned_away_says_so(replaced: Path, tmp_path: Path) -> 
     (tmp_path / "out/_shardkit/runs/old/plan.json").unlink()
     with pytest.raises(sk.RunNotFound, match="only remains of run old: it was cleaned away.*The latest is new"):
         sk.open_run(tmp_path / "out", "old")
+
+
+# ---- what failed, where it is much ------------------------------------------------------------------------------
+
+
+def entry(number: int, error: str, message: str) -> dict[str, Any]:
+    return {
+        "key": f"r{number:03d}.txt",
+        "bytes": 9,
+        "shard": 0,
+        "error": error,
+        "message": message,
+        "traceback": "at x",
+    }
+
+
+def test_failures_alike_share_a_line() -> None:
+    many = [entry(i, "ValueError", f"r{i:03d}.txt: line {i} of '/data/{i}' is bad\nand more") for i in range(30)]
+    some = [entry(90 + i, "KeyError", f"'{i}'") for i in range(2)]
+    lines = list(grouped_failure_lines([*some, *many, entry(99, "ValueError", "another")], traceback=False))
+    assert lines == [
+        "30 records, such as r000.txt: ValueError: r000.txt: line 0 of '/data/0' is bad ...",
+        "2 records, such as r090.txt: KeyError: '0'",
+        "1 record: r099.txt: ValueError: another",
+    ]
+    assert "    at x" in list(grouped_failure_lines(many, traceback=True))
+    (line,) = failure_lines(entry(1, "ValueError", "x" * 500), traceback=False)
+    assert len(line) < 250

@@ -240,3 +240,11 @@ def test_the_page_in_a_browser(days: int, tmp_path: Path) -> None:
     causes = done.stdout.split("Causes of failed attempts</h2>")[1]
     attempts = [float(row.split('data-v="')[7].split('"')[0]) for row in causes.split("<tr>")[2:4]]
     assert attempts == sorted(attempts) and 'data-up="1"' in causes
+
+
+def test_what_has_no_known_price_costs_no_zero_dollars() -> None:
+    text = page(6, [job("new", attempt(1, NOON - 600, 600, kind="ml.new"), owner="ana"), *JOBS])
+    row = next(line for line in text.splitlines() if line.startswith("<tr><td") and "ml.new</td>" in line)
+    assert "$" not in row
+    rows = summaries(JOBS[:1], by=("instance_type",), prices=KnownPrices({"ml.other": 1.0}))["instance_type"]
+    assert [row.cost_usd for row in rows] == [None]

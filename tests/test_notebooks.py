@@ -113,12 +113,18 @@ def test_init_brings_it_along(shardkit: RunCommand, tmp_path: Path, kind: str) -
 
 @pytest.mark.slow
 @notebooks
-def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs on the local engine, a plot, and after the mend the very dataset that one machine makes of the input."""
+def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shardkit: RunCommand) -> None:
+    """As `init` writes it: jobs, a plot, what it claims, and in the end the dataset that one machine makes."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    folder = copied(path, tmp_path)
+    is_mimic = path.parent.name.startswith("mimic")
+    shardkit("init", "mimic" if is_mimic else "talent", "mine")
+    folder = tmp_path / "mine"
     book = executed(folder)
-    assert re.search("[12] quarantined", said(book, "wait" if path.parent.name.startswith("mimic") else "run"))
+    if is_mimic:
+        assert "60 records in " in said(book, "data")
+        assert "records  60 of" in said(book, "plan")
+    broken = 1 if is_mimic else 2
+    assert f"60 listed = {60 - broken} done + {broken} quarantined" in said(book, "wait" if is_mimic else "run")
     assert "ValueError" in said(book, "failures")
     assert "60 done + 0 quarantined" in said(book, "retry")
     assert "Completed" in said(book, "jobs") and "Failed" not in said(book, "jobs")

@@ -150,6 +150,7 @@ def test_a_dataset_without_rows_has_its_columns(tmp_path: Path, world: World) ->
         input=world.root / "data",
         output={"uri": tmp_path / "out", "schema": schema},
         workers=1,
+        allow_empty=True,
     ).run(quiet=True)
     assert sk.read_sql("SELECT count(*) AS n FROM dataset", tmp_path / "out").n[0] == 0
 
@@ -394,3 +395,30 @@ def test_schema_of_an_empty_answer(world: World) -> None:
     assert ask("SELECT ad, pay FROM ads WHERE false", world.ads).schema == pa.schema(
         [("ad", pa.string()), ("pay", pa.float64())]
     )
+
+
+def test_a_query_reads_and_writes_no_other_file(world: World, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.csv"
+    secret.write_text("a,b\n1,2\n")
+    for asked in (
+        f"SELECT * FROM '{secret}'",
+        f"SELECT * FROM read_text('{secret}')",
+        f"COPY (SELECT 1) TO '{tmp_path}/out.csv'",
+        f"ATTACH '{tmp_path}/other.db'",
+        "SELECT * FROM world",  # a variable of the program
+        "SET enable_external_access = true",
+    ):
+        with pytest.raises(sk.QueryError):
+            sk.read_sql(asked, world.ads, using="duckdb")
+    with pytest.raises(sk.QueryError, match="reads the datasets that it is given, and no other file"):
+        sk.read_sql(f"SELECT * FROM '{secret}'", world.ads)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.csv"]
+
+
+def test_a_dataset_that_never_had_a_row_can_be_asked(tmp_path: Path, files: Callable[..., Path]) -> None:
+    data = files(["a.txt"])
+    sk.run(lambda _: None, data, tmp_path / "out", name="none", allow_empty=True, workers=1, quiet=True)
+    assert sk.read_sql("SELECT count(*) AS n FROM dataset", tmp_path / "out")["n"].tolist() == [0]
+    assert sk.read_sql("SELECT * FROM none", tmp_path / "out").empty
+    with pytest.raises(sk.QueryError, match="A dataset without a row has no columns"):
+        sk.read_sql("SELECT pay FROM none", tmp_path / "out")

@@ -307,7 +307,7 @@ def test_columns_are_in_the_order_of_their_first_appearance(files: WriteFiles, t
 
 
 def test_a_function_that_returns_nothing_ever(files: WriteFiles, tmp_path: Path) -> None:
-    run = sk.run(lambda record: None, files(["a", "b"]), tmp_path / "out", quiet=True, workers=1)
+    run = sk.run(lambda record: None, files(["a", "b"]), tmp_path / "out", quiet=True, workers=1, allow_empty=True)
     assert run.summary().records["done"] == 2
     assert (run.summary().rows, run.summary().files) == (0, 0)
     assert run.dataset().to_table().num_rows == 0

@@ -61,10 +61,32 @@ class Summary:
     bad: dict[str, str]
 
 
+def _note(out: Path) -> Path:
+    """Beside the folder: the names of the files in it that this module has written."""
+    whole = out.resolve()
+    return whole.with_name(f".{whole.name}.made-up")
+
+
+def _cleared(out: Path) -> set[str]:
+    """Remove what an earlier call has written, and nothing else; returns the names of the files that stay."""
+    note = _note(out)
+    for name in note.read_text("utf-8").splitlines() if note.is_file() else ():
+        path = out / name
+        path.unlink(missing_ok=True)
+        while path.parent != out and path.parent.is_dir() and not any(path.parent.iterdir()):
+            path = path.parent
+            path.rmdir()
+    return _names(out)
+
+
+def _names(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+
+
 def generate(
     out: str | Path, *, records: int = 200, seed: int = 7, seconds: float = 30.0, bad: int = 3, skew: bool = False
 ) -> Summary:
-    """Write ``records`` records under ``out``, ``bad`` of them broken.
+    """Write ``records`` records under ``out``, ``bad`` of them broken, in place of those that it has written before.
 
     Args:
         out: the folder to write to; made if absent.
@@ -76,6 +98,7 @@ def generate(
     """
     if records < 1 or not 0 <= bad <= records or seconds < 1:
         raise ValueError("records must be at least 1, seconds at least 1, and bad from 0 to records")
+    others = _cleared(Path(out))
     rng = np.random.default_rng(seed)
     folders = _patient_folders(rng, records)
     broken = set(rng.choice(records, size=bad, replace=False).tolist())
@@ -99,6 +122,7 @@ def generate(
             heart_rates[key] = heart_rate
         kinds["bad" if i in broken else kind] += 1
         sizes += [file.stat().st_size for file in path.parent.glob(f"{name}*") if file.is_file()]
+    _note(Path(out)).write_text("\n".join(sorted(_names(Path(out)) - others)), "utf-8")
     return Summary(records, dict(kinds), len(sizes), sum(sizes), heart_rates, reasons)
 
 

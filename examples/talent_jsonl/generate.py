@@ -46,6 +46,28 @@ class _Language:
     sentences: tuple[str, ...]
 
 
+def _note(out: Path) -> Path:
+    """Beside the folder: the names of the files in it that this module has written."""
+    whole = out.resolve()
+    return whole.with_name(f".{whole.name}.made-up")
+
+
+def _cleared(out: Path) -> set[str]:
+    """Remove what an earlier call has written, and nothing else; returns the names of the files that stay."""
+    note = _note(out)
+    for name in note.read_text("utf-8").splitlines() if note.is_file() else ():
+        path = out / name
+        path.unlink(missing_ok=True)
+        while path.parent != out and path.parent.is_dir() and not any(path.parent.iterdir()):
+            path = path.parent
+            path.rmdir()
+    return _names(out)
+
+
+def _names(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+
+
 def generate(
     out: str | Path,
     *,
@@ -57,7 +79,7 @@ def generate(
     skew: bool = False,
     bad: int = 2,
 ) -> Summary:
-    """Write ``files`` files of ``ads`` ads under ``out``, spread evenly over the days.
+    """Write ``files`` files of ``ads`` ads under ``out``, spread evenly over the days, in place of those of before.
 
     Args:
         out: the folder to write to; made if absent.
@@ -74,6 +96,7 @@ def generate(
     first = dt.date.fromisoformat(start)
     rng = random.Random(seed)
     broken = set(rng.sample(range(files), bad))
+    others = _cleared(Path(out))
     total = size = 0
     reasons: dict[str, str] = {}
     for i in range(files):
@@ -91,6 +114,7 @@ def generate(
         path = Path(out, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+    _note(Path(out)).write_text("\n".join(sorted(_names(Path(out)) - others)), "utf-8")
     return Summary(files, total, size, reasons)
 
 

@@ -54,7 +54,7 @@ class Row:
         ran_median_s: How long the service had an attempt, from its creation to its end.
         ran_p95_s: The same, which 95 % of attempts did not exceed.
         instance_hours: The hours of all attempts' instances.
-        cost_usd: What these cost; None where no prices were given.
+        cost_usd: What these cost; None where no prices were given, or none of what ran has one that is known.
         unpriced_hours: The hours of instances whose price is not known, which are not in the cost.
     """
 
@@ -237,6 +237,6 @@ class _Group:
             ran_median_s=self.ran.at(0.5),
             ran_p95_s=self.ran.at(0.95),
             instance_hours=self.hours,
-            cost_usd=self.cost if priced else None,
+            cost_usd=self.cost if priced and (self.cost or not self.unpriced) else None,
             unpriced_hours=self.unpriced if priced else 0.0,
         )

@@ -8,6 +8,7 @@ On one machine that is a loop; in the cloud, functions on a schedule make the sa
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +69,19 @@ def mark_served(store: Store, now: float, trouble: str) -> None:
         store.put_state(SERVED, {"at": now, "trouble": trouble}, version)
 
 
-def trouble_of(store: Store, now: float) -> str:
-    """What keeps a queue from going on, as far as those who serve it have left word; empty if nothing does."""
+def trouble_of(store: Store, now: float, *, place: str = "", engine: str = "") -> str:
+    """What keeps a queue from going on, as far as those who serve it have left word; empty if nothing does.
+
+    With its ``place``, and the ``engine`` of its jobs, it says which command would serve it.
+    """
+    command = f": shardkit jobs serve --store {shlex.quote(place)}" if place else ""
+    command += f" --engine {engine}" if command and engine else ""
     value, _ = store.state(SERVED)
     if not value:
-        return "nobody serves this queue yet"
+        return f"nobody serves this queue yet{command}"
     silent_s = now - value["at"]
     if silent_s > SILENT_S:
-        return f"nobody has served this queue for {silent_s / 60:.0f} min"
+        return f"nobody has served this queue for {silent_s / 60:.0f} min{command}"
     return str(value["trouble"])
 
 
