@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from shardkit.errors import InputError
-from shardkit.runfolder import STATE_DIR
+from shardkit.storage import STATE_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

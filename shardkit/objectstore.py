@@ -28,9 +28,8 @@ from shardkit.listing import with_datasets
 from shardkit.objectlist import list_objects, whole_list
 from shardkit.refusals import CUT_SHORT, EXPIRED, Denied, Unanswered, strange
 from shardkit.repeats import asking, repeated
-from shardkit.runfolder import STATE_DIR
 from shardkit.spill import NoRoom, batches_of, filtered, values_of
-from shardkit.storage import Access, Entry, File, Folder, State
+from shardkit.storage import STATE_DIR, Access, Entry, File, Folder, State
 from shardkit.stores import Bucket, NoCredentials, amazon_client, open_bucket
 
 if TYPE_CHECKING:

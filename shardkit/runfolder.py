@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit import documents
 from shardkit.errors import Damaged, PipelineError, RunNotFound, WrittenByNewer
+from shardkit.storage import STATE_DIR as STATE
 from shardkit.storage import File
 from shardkit.together import together
 
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from shardkit.locks import Held
     from shardkit.storage import Folder
 
-STATE_DIR = "_shardkit"
+STATE_DIR = STATE
 STOP = "stop.json"  # in a run folder: the latest generation of jobs is to be stopped
 ALL_SHARDS = "all"
 RUNS = f"{STATE_DIR}/runs"

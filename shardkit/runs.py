@@ -305,7 +305,8 @@ class Run:
         if "merge_of" in plan:
             raise PipelineError(f"Run {self.run_id} was made by pass2 alone.", hint="Give the pass2 command again.")
         try:
-            check_not_replaced(folder)
+            if not (retry and plan.get("by_day")):  # then its days are looked at one by one, with a cure for each
+                check_not_replaced(folder)
         except RunReplaced:
             if not going.make_current:
                 raise

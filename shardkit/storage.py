@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shardkit.locks import Held
 
 State = dict[str, str]  # what tells whether a file is still as it was; empty: it is not there
+STATE_DIR = "_shardkit"  # in the folder of a dataset: what shardkit itself keeps there
 MEMORY = "memory"
 OBJECT_SCHEMES = ("s3", "gs", "az", "abfss", MEMORY)
 ACCESS_FIELDS = ("requester_pays", "anonymous")  # of a pipeline's input: how it is read, not what it is

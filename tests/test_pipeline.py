@@ -110,6 +110,7 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
             "max_instances": 3,
             "isolation": "auto",
         },
+        "allow_empty": False,
         "incremental": True,
         "schedule": {"every": "3h", "cron": None, "since": None, "clean": "7d", "zone": "Europe/Paris"},
         "catalog": None,

@@ -368,7 +368,20 @@ def imports_of(path: Path) -> dict[str, set[str]]:
 MODULES = {path.stem: imports_of(path) for path in PACKAGE.glob("*.py")}
 # Each room may import the rooms of the floors below it, and those of its own floor.
 FLOORS = (
-    {"_version", "errors", "clock", "arrays", "board", "record", "together", "spans", "state", "thrift", "datepaths"},
+    {
+        "hints",
+        "_version",
+        "errors",
+        "clock",
+        "arrays",
+        "board",
+        "record",
+        "together",
+        "spans",
+        "state",
+        "thrift",
+        "datepaths",
+    },
     {
         "listing",
         "spill",
