@@ -57,6 +57,12 @@ class Steps:
         ]
         return " ".join(["shardkit", what, self._folder.arguments, *options])
 
+    def other_function(self, what: str, name: str) -> str:
+        """Go on with a function of another name."""
+        if not self.in_python:
+            return f"{self(what)} --function {shlex.quote(name)} --changed-function"
+        return f"{self(what)[:-1]}function={name.rpartition(':')[2]}, changed_function=True)"
+
     def logs(self) -> str:
         """Print what the run's jobs have said."""
         return f"print(*{self('logs')}, sep='\\n')" if self.in_python else self("logs")

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 
 JOBS_NAMED = 3
+LAMBDA = "<lambda>"  # the name of what has none
 STOP_TRIES = 4  # in vain, with longer and longer waits
 
 
@@ -350,12 +351,12 @@ class Run:
         if going.changed_function:
             return ref
         name, before = _bare_name(ref.name), _bare_name(plan["pipeline"]["function"])
-        if name != before:
+        if name != before and LAMBDA not in {name, before}:
             mixed = advice(
                 self.folder,
                 lambda step: (
                     "Is this the run that you mean? If so, say that the two functions belong together: "
-                    f"{step(going.command, changed_function=True)}"
+                    f"{step.other_function(going.command, ref.name)}"
                 ),
             )
             raise PlanMismatch(f"Run {self.run_id} is of the function {before}, not of {name}.", hint=mixed)

@@ -212,7 +212,7 @@ def test_stdout_stays_clean_whatever_the_function_prints(project: Project) -> No
 
 
 def test_no_traceback_of_the_program_itself_reaches_the_terminal(project: Project) -> None:
-    project.write_records([content(kind) for kind in ("good", "raises", "leaves", "segfaults")])
+    project.write_records([content(kind) for kind in ("raises", "good", "leaves", "segfaults")])
     arguments = project.run_arguments(function="zoo:features", source_dir=TESTS, max_failures="100%", workers=6)
     done = project.command(*arguments)  # with two workers for which there is no work
     assert "just before the segfault" in done.stderr
@@ -289,5 +289,5 @@ def test_workers_that_cannot_be_started(project: Project) -> None:
 
 def test_nothing_is_left_in_shared_memory(project: Project) -> None:
     before = {path.name for path in Path("/dev/shm").glob("shardkit-*")}
-    run_zoo(project, [content(), content("segfaults")])
+    run_zoo(project, [content("segfaults"), content()])
     assert {path.name for path in Path("/dev/shm").glob("shardkit-*")} <= before
