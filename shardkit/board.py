@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import mmap
 import os
+import sys
 import tempfile
-import time
 from dataclasses import dataclass
+from typing import Any
 
 FIELDS = 8
 SLOT_BYTES = FIELDS * 8
-RECORD, STARTED, DONE, BYTES, FAILED, STOP = range(6)
-BETWEEN_RECORDS = -1
+RECORD, TURN, DONE, BYTES, FAILED, STATE, WISH, RESTS = range(FIELDS)
+OUTSIDE, AT_IT, AFTER = range(3)  # outside any record; at one; between its end and the next one's beginning
+GO_ON, STOP, REST, GIVE_WAY = range(4)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a worker was at: the position of its record in the chunk (-1: between records), and since when.
+    """What a worker was at.
 
-    ``started`` is on the clock of ``time.monotonic``, in seconds; ``done``, ``bytes`` and ``failed`` count the
-    records of the present chunk.
+    ``record`` is the position in the chunk of the record that began last (-1: none of the present chunk); ``state``
+    tells whether the worker is ``AT_IT``, ``AFTER`` it, or ``OUTSIDE`` any record. ``turn`` counts records begun, so
+    that whoever watches can tell by a clock of their own how long one has taken. ``done``, ``bytes`` and ``failed``
+    count the records of the present chunk.
     """
 
     record: int
-    started: float
+    turn: int
     done: int
     bytes: int
     failed: int
+    state: int
+
+    @property
+    def position(self) -> int:
+        """The position of the record that the worker's end would be put down to; -1 if it is none."""
+        return -1 if self.state == OUTSIDE else self.record
 
 
 class Slot:
     """One worker's line on the board."""
 
     def __init__(self, board: mmap.mmap, number: int) -> None:
-        self._cells = memoryview(board).cast("q")[number * FIELDS : (number + 1) * FIELDS]
+        self._cells = memoryview(board)[: len(board) // 8 * 8].cast("q")[number * FIELDS : (number + 1) * FIELDS]
 
     @classmethod
     def inherited(cls, descriptor: int, number: int) -> Slot:
@@ -45,37 +57,51 @@ class Slot:
 
     def begin_chunk(self) -> None:
         """Start counting anew."""
-        self._cells[RECORD] = BETWEEN_RECORDS
+        self._cells[RECORD] = -1
+        self._cells[STATE] = OUTSIDE
+        self._cells[RESTS] = 0
         self._cells[DONE] = self._cells[BYTES] = self._cells[FAILED] = 0
 
     def begin_record(self, position: int) -> None:
         """Note that the record at ``position`` of the chunk begins now."""
-        self._cells[STARTED] = time.monotonic_ns()
+        self._cells[TURN] += 1
         self._cells[RECORD] = position
+        self._cells[STATE] = AT_IT
 
     def end_record(self, size_bytes: int, *, failed: bool) -> None:
         """Count a record; it stays the current one, for its rows may yet bring the worker down."""
-        self._cells[STARTED] = 0
+        self._cells[STATE] = AFTER
         self._cells[DONE] += 1
         self._cells[BYTES] += size_bytes
         self._cells[FAILED] += failed
 
     def finish_records(self) -> None:
         """Note that what follows belongs to no record."""
-        self._cells[RECORD] = BETWEEN_RECORDS
+        self._cells[STATE] = OUTSIDE
 
-    def ask_to_stop(self) -> None:
-        """Ask the worker to commit what it has after the present record."""
-        self._cells[STOP] = 1
+    def wish(self, wish: int) -> None:
+        """Tell the worker what to do after the present record; ``STOP`` (commit what it has) is for good."""
+        if self._cells[WISH] != STOP:
+            self._cells[WISH] = wish
 
-    def is_asked_to_stop(self) -> bool:
-        """Whether the worker shall stop after the present record."""
-        return bool(self._cells[STOP])
+    @property
+    def wished(self) -> int:
+        """What the worker shall do after the present record."""
+        return self._cells[WISH]
+
+    @property
+    def rests(self) -> bool:
+        """Whether the worker waits until it is wished to go on."""
+        return bool(self._cells[RESTS])
+
+    @rests.setter
+    def rests(self, rests: bool) -> None:
+        self._cells[RESTS] = rests
 
     def read(self) -> Reading:
         """What the board says now."""
         cells = self._cells
-        return Reading(cells[RECORD], cells[STARTED] / 1e9, cells[DONE], cells[BYTES], cells[FAILED])
+        return Reading(cells[RECORD], cells[TURN], cells[DONE], cells[BYTES], cells[FAILED], cells[STATE])
 
 
 class Board:
@@ -85,18 +111,34 @@ class Board:
     """
 
     def __init__(self, slots: int) -> None:
-        memory = "/dev/shm"  # noqa: S108  the file made there has no name
-        folder = memory if os.access(memory, os.W_OK) else None
-        self._file = tempfile.TemporaryFile(prefix="shardkit-board-", dir=folder, buffering=0)  # noqa: SIM115
+        self._file = _memory_file()
         self._file.write(bytes(slots * SLOT_BYTES))  # not truncate(): a full disk shall show here, not as a SIGBUS
+        _seal(self._file.fileno())
         shared = mmap.mmap(self._file.fileno(), 0)
         self.slots = [Slot(shared, number) for number in range(slots)]
 
     @property
     def descriptor(self) -> int:
         """The open file."""
-        return self._file.fileno()
+        number: int = self._file.fileno()
+        return number
 
     def close(self) -> None:
         """Let go of the file; the slots stay readable."""
         self._file.close()
+
+
+def _memory_file() -> Any:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return os.fdopen(os.memfd_create("shardkit-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb", 0)
+    memory = "/dev/shm"  # noqa: S108  the file made there has no name
+    folder = memory if os.access(memory, os.W_OK) else None
+    return tempfile.TemporaryFile(prefix="shardkit-board-", dir=folder, buffering=0)
+
+
+def _seal(descriptor: int) -> None:
+    """Have the file keep its size, whatever a worker's function does to the descriptor, which mmap keeps a copy of."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)

@@ -19,11 +19,12 @@ import numpy as np
 from shardkit.arrays import arrow
 from shardkit.errors import BudgetExceeded, NothingMade, RunInterrupted
 from shardkit.hints import advice
+from shardkit.lanes import Supervisor
 from shardkit.ledger import ELSEWHERE, OPEN, QUARANTINED, Ledger
-from shardkit.micro import Counts, Supervisor, Tally, assign_chunks, record_costs
+from shardkit.micro import Counts, Tally, assign_chunks, record_costs
 from shardkit.pool import Stop, WorkerPool
 from shardkit.progress import RecordMeter, counted
-from shardkit.worker import ChunkTask
+from shardkit.tasks import ChunkTask
 
 if TYPE_CHECKING:
     import os

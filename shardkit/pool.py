@@ -8,61 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import pickle
 import queue
 import shutil
-import signal
 import socket
 import tempfile
 import time
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from shardkit.board import Board
+from shardkit.board import AT_IT, STOP, Board
+from shardkit.channel import Channel, Garbled
+from shardkit.deaths import WorkerDied
 from shardkit.errors import RunFailed, RunInterrupted
 from shardkit.forkserver import Start, fork_worker
+from shardkit.memory import resident_bytes
+from shardkit.replies import reply_of
 from shardkit.storage import is_remote
-from shardkit.worker import Failure, spool_of
+from shardkit.tasks import spool_of
+from shardkit.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from shardkit.board import Slot
-    from shardkit.worker import ChunkTask, WorkerSettings
+    from shardkit.tasks import ChunkTask, WorkerSettings
 
-TICK_S = 0.1
 GOODBYE_S = 2.0
 
 
 class Stopped(Exception):
     """The worker was stopped on purpose, with its chunk unfinished."""
-
-
-@dataclass(eq=False)
-class WorkerDied(Exception):
-    """A worker ended, or was ended, before its chunk did.
-
-    ``position`` is the record that it was at (-1: none), ``seconds`` how long it had been at it; ``loading`` says
-    that it had not even loaded the function. Without an ``exit_code`` it was no record's doing: what workers are forked
-    from has ended.
-    """
-
-    position: int
-    loading: bool
-    exit_code: int | None
-    seconds: float
-    timed_out: bool
-    peak_memory_bytes: int | None
-
-    @property
-    def signal_name(self) -> str | None:
-        """The name of the signal that ended it, if one did."""
-        if self.exit_code is None or self.exit_code >= 0:
-            return None
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-self.exit_code).name
-        return f"signal {-self.exit_code}"
 
 
 class WorkerProcess:
@@ -75,28 +51,28 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self._child = fork_worker(Start.here(number, store), [theirs.fileno(), board.descriptor])
-            self._connection = Connection(ours.detach())
+            self._channel = Channel(ours.dup())
         self._settings: WorkerSettings | None = settings
         self.is_fresh = True
-        self._peak: int | None = None
+        self.is_worn = False
+        self.peak: int | None = None
+        self._watch = Watch(self.slot)
 
-    def ask(self, task: ChunkTask, *, timeout_s: float | None, stop: Stop) -> dict[str, Any]:
-        """Have a chunk worked on.
+    def ask(
+        self, task: ChunkTask, *, timeout_s: float | None, stop: Stop, tick: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        """Have a chunk worked on; ``tick`` is called now and then meanwhile.
 
         Raises:
             WorkerDied: the process ended, or a record took longer than ``timeout_s`` and it was killed.
             Stopped: ``stop`` said so.
             ShardkitError: the worker cannot go on: the function does not load, the disk is full.
         """
-        try:
-            self._introduce(stop)
-            self.is_fresh = False
-            self._note_peak()
-            self._connection.send(task)
-            reply: dict[str, Any] = self._receive(timeout_s, stop)
-        except (EOFError, OSError):  # an OSError that is no ConnectionError: it died in the middle of its reply
-            self._wait()
-            raise self._death(timed_out=False) from None
+        self._introduce(stop)
+        self.is_fresh = False
+        self._note_peak()
+        reply = self._exchange(task, timeout_s, stop, tick)
+        self.is_worn = bool(reply["cut"])
         return reply
 
     def _introduce(self, stop: Stop) -> None:
@@ -106,46 +82,67 @@ class WorkerProcess:
                 _ = self._child.pid
             except OSError as error:
                 raise _cannot_start(error) from error
-            self._connection.send(_located(self._settings))
-            self._receive(None, stop)
+            except EOFError:
+                raise self._death() from None
+            self._exchange(_located(self._settings), None, stop)
             self._settings = None
 
-    def _receive(self, timeout_s: float | None, stop: Stop) -> Any:
-        while not self._connection.poll(TICK_S):
+    def _exchange(
+        self, told: Any, timeout_s: float | None, stop: Stop, tick: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        try:
+            self._channel.send(pickle.dumps(told))
+            return reply_of(self._receive(timeout_s, stop, tick))
+        except (EOFError, OSError):  # an OSError that is no ConnectionError: it died in the middle of its reply
+            raise self._death(garbled=self._wait()) from None  # one that lives has closed its pipe
+        except Garbled:
+            self.kill()
+            raise self._death(garbled=True) from None
+
+    def _receive(self, timeout_s: float | None, stop: Stop, tick: Callable[[], None]) -> bytes:
+        self._watch.begin()
+        while (reply := self._channel.receive()) is None:
+            tick()
             self._note_peak()
             # Where the function has forked, its children keep the pipe open when the worker is dead.
-            if self._child.ending() is not None and not self._connection.poll(0):
-                raise EOFError
+            if self._child.ending() is not None:
+                if (last := self._channel.receive()) is None:
+                    raise EOFError
+                return last
             if stop.asked:
-                self.slot.ask_to_stop()
+                self.slot.wish(STOP)
                 if stop.out_of_patience:
                     self.kill()
                     raise Stopped
-            reading = self.slot.read()
-            if timeout_s is not None and reading.record >= 0 and 0 < reading.started < time.monotonic() - timeout_s:
+            reading, seconds = self._watch.look()
+            if timeout_s is not None and reading.state == AT_IT and seconds > timeout_s:
                 self.kill()
                 # It may have gone on to another record in the last moment, which is not to blame then.
                 now = self.slot.read()
-                raise self._death(timed_out=(now.record, now.started) == (reading.record, reading.started))
-        reply = self._connection.recv()
-        if isinstance(reply, Failure):
-            raise reply.error
+                raise self._death(timed_out=(now.turn, now.state) == (reading.turn, reading.state))
         return reply
 
-    def _death(self, *, timed_out: bool) -> WorkerDied:
-        reading = self.slot.read()
-        seconds = time.monotonic() - reading.started if reading.started else 0.0
-        loading = self._settings is not None
+    def _death(self, *, timed_out: bool = False, garbled: bool = False) -> WorkerDied:
+        """What to tell of the process, which has ended."""
+        reading, seconds = self._watch.look()
         ending = self._child.wait()
-        position = reading.record if ending.exit_code is not None or timed_out else -1
-        return WorkerDied(position, loading, ending.exit_code, seconds, timed_out, ending.peak_bytes or self._peak)
+        return WorkerDied(
+            position=reading.position,
+            reached=reading.record,
+            loading=self._settings is not None,
+            exit_code=ending.exit_code,
+            seconds=seconds,
+            timed_out=timed_out,
+            garbled=garbled,
+            peak_memory_bytes=ending.peak_bytes or self.peak,
+        )
 
     def _note_peak(self) -> None:
         """Remember how much memory the process has had, for it may end without anybody to tell."""
         with contextlib.suppress(OSError), open(f"/proc/{self._child.pid}/status") as status:
             for line in status:
                 if line.startswith("VmHWM:"):
-                    self._peak = int(line.split()[1]) * 1024
+                    self.peak = int(line.split()[1]) * 1024
                     return
 
     def kill(self) -> None:
@@ -154,21 +151,43 @@ class WorkerProcess:
 
     def hang_up(self) -> None:
         """Let the process end by itself."""
-        with contextlib.suppress(OSError):
-            self._connection.send(None)
-        self._connection.close()
+        with contextlib.suppress(OSError, Garbled):
+            self._channel.send(pickle.dumps(None))
+        self._channel.close()
 
-    def close(self) -> None:
+    def close(self, deadline: float) -> None:
         """See that the process has ended; one that was never asked for anything has nothing to end."""
         if self._settings is not None:
             self._child.forget()
         else:
-            self._wait()
+            self._wait(max(deadline - time.monotonic(), 0.0))
 
-    def _wait(self) -> None:
-        """Wait for the process's end, which is near, but not for ever."""
-        if self._child.ending(timeout_s=GOODBYE_S) is None:
-            self.kill()
+    def _wait(self, patience_s: float = GOODBYE_S) -> bool:
+        """Wait for the process's end, which is near, but not for ever; whether it had to be killed."""
+        if self._child.ending(timeout_s=patience_s) is not None:
+            return False
+        self.kill()
+        return True
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether it has ended, or said something that nobody asked for, so that it should be asked for nothing."""
+        return self._child.ending() is not None or not self._channel.is_clean()
+
+    def prepare(self, stop: Stop) -> None:
+        """Have it load the function.
+
+        Raises:
+            WorkerDied: it ended meanwhile.
+            ShardkitError: the function does not load.
+        """
+        self._introduce(stop)
+
+    def resident_bytes(self) -> int:
+        """The memory that it has now."""
+        with contextlib.suppress(OSError, EOFError):
+            return resident_bytes(self._child.pid)
+        return 0
 
 
 def _cannot_start(error: OSError) -> RunFailed:
@@ -266,7 +285,7 @@ class WorkerPool:
             if self._closed:
                 raise Stopped
             worker = self._workers[number]
-            if worker is not None and fresh and not worker.is_fresh:
+            if worker is not None and ((fresh and not worker.is_fresh) or worker.is_spoilt):
                 worker.kill()
                 worker = None
             if worker is None:
@@ -278,8 +297,27 @@ class WorkerPool:
                 worker.kill()
                 worker.slot.begin_chunk()  # what it had counted is lost with it
                 raise
+            if worker.is_worn:
+                self._workers[number] = None
+                worker.kill()
         finally:
             self._idle.put(number)
+
+    def discard_idle(self) -> None:
+        """End the workers that have nothing to do; others begin when they are needed."""
+        idle = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.append(self._idle.get_nowait())
+        for number in idle:
+            if (worker := self._workers[number]) is not None:
+                self._workers[number] = None
+                worker.kill()
+            self._idle.put(number)
+
+    def resident_bytes(self) -> int:
+        """The memory that all workers have now."""
+        return sum(worker.resident_bytes() for worker in self._workers if worker is not None)
 
     def slots(self) -> Sequence[Slot]:
         """All workers' lines on the board."""
@@ -299,9 +337,10 @@ class WorkerPool:
             for _ in range(self.size):
                 self._idle.get(timeout=max(deadline - time.monotonic(), 0))
         self.hang_up()
+        deadline = time.monotonic() + GOODBYE_S
         for worker in self._workers:
             if worker is not None:
-                worker.close()
+                worker.close(deadline)
         self._workers = [None] * self.size
         self._board.close()
         if self._settings.scratch is not None:

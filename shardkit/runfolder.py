@@ -69,9 +69,14 @@ NO_PLAN_HINT = "Without it the run cannot go on: start a new one. Delete the run
 NO_RECORDS_HINT = "Without it the run cannot go on, and nothing is taken over from it: start a new run."
 
 
-def part_base(chunk: int, attempt: int, *, alone: int | None = None) -> str:
-    """The name, without suffix, of a chunk's parts; ``alone`` marks those of one record run by itself."""
-    return f"{chunk:06d}-{attempt:04d}" + (f"-{alone}" if alone is not None else "")
+def part_base(chunk: int, attempt: int, *, piece: int = 0, alone: int | None = None) -> str:
+    """The name, without suffix, of a chunk's parts.
+
+    ``piece`` numbers what one attempt has committed of the chunk bit by bit; ``alone`` marks the parts of one record
+    that was run by itself.
+    """
+    of_piece = f"p{piece}" if piece else ""
+    return f"{chunk:06d}-{attempt:04d}{of_piece}" + (f"-{alone}" if alone is not None else "")
 
 
 @dataclass(frozen=True)
@@ -284,13 +289,15 @@ class RunFolder:
 
     def write_marker(self, marker: dict[str, Any]) -> None:
         """Commit a chunk: from here on it exists."""
-        name = part_base(marker["chunk"], marker["attempt"]) + ".json"
-        self.files.write(f"{self.markers_of(marker['shard'])}/{name}", documents.dump(marker))
+        self.files.write(self._name_of(marker), documents.dump(marker))
+
+    def _name_of(self, marker: dict[str, Any]) -> str:
+        name = part_base(marker["chunk"], marker["attempt"], piece=marker.get("piece", 0)) + ".json"
+        return f"{self.markers_of(marker['shard'])}/{name}"
 
     def remove_marker(self, marker: dict[str, Any]) -> None:
         """Take a chunk back."""
-        name = part_base(marker["chunk"], marker["attempt"]) + ".json"
-        self.files.remove(f"{self.markers_of(marker['shard'])}/{name}")
+        self.files.remove(self._name_of(marker))
 
     def markers(self, shards: list[int] | None = None, *, damaged: list[str] | None = None) -> list[dict[str, Any]]:
         """All markers, of all attempts; or those of some shards only.

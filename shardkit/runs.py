@@ -425,7 +425,7 @@ def worker_pool(
 ) -> Iterator[WorkerPool]:
     """The workers of a pipeline; ``source`` is where its input lies by now, ``begun`` how many begin at once."""
     from shardkit.pool import WorkerPool
-    from shardkit.worker import WorkerSettings
+    from shardkit.tasks import WorkerSettings
 
     settings = WorkerSettings(
         function=ref,

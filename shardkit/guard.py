@@ -1,0 +1,109 @@
+"""What a worker needs of its own process, looked at after each record: the function may have done anything to it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXIT_OUT_OF_MEMORY = 86
+EXIT_CLOSED = 87
+EXIT_LIMITED = 88
+EXIT_CROWDED = 89
+HARM = {
+    EXIT_CLOSED: "the function closed or replaced the pipe to its worker process, or wrote to it",
+    EXIT_LIMITED: "the function lowered a limit of its process so that nothing can be stored any more",
+    EXIT_CROWDED: "the function left no file descriptor free in its process",
+}
+RESERVED = 16  # descriptors that are kept back, so that a worker that has no other left can store what it has
+SLACK = 64  # with so few left, a worker has had its day
+USED_UP = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+_WATCHED = (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
+
+
+class Guard:
+    """Looks after the pipe, the descriptors, the limits and the umask of a worker."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._identity = _identity(pipe)
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+        self._limits = [resource.getrlimit(limit) for limit in _WATCHED]
+        self._reserve: list[int] = []
+        with contextlib.suppress(OSError):
+            for _ in range(RESERVED):
+                self._reserve.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        soft = self._limits[1][0]
+        self._last = soft - min(SLACK, soft // 4) if soft > 0 else 1 << 30
+
+    def harm(self) -> int:
+        """The exit code that tells what makes it impossible to go on; 0 if nothing does. What can be mended is."""
+        os.umask(self._umask)
+        if self._identity is None or _identity(self._pipe) != self._identity:
+            return EXIT_CLOSED
+        for limit, known in zip(_WATCHED, self._limits, strict=True):
+            if resource.getrlimit(limit) != known and not _restored(limit, known):
+                return EXIT_LIMITED
+        return 0
+
+    def is_crowded(self) -> bool:
+        """Whether there are hardly any descriptors left."""
+        try:
+            lowest = os.dup(self._pipe)
+        except OSError:
+            return True
+        os.close(lowest)
+        return lowest >= self._last
+
+    def release(self) -> None:
+        """Give up what was kept back, for the worker ends soon."""
+        for descriptor in self._reserve:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._reserve.clear()
+
+    def blame(self, error: BaseException) -> int:
+        """The exit code for an error of the worker's own that the function has brought about; 0 if it has not."""
+        if harm := self.harm():
+            return harm
+        return EXIT_CROWDED if self.is_crowded() or (is_used_up(error) and not self._reserve) else 0
+
+
+def is_used_up(error: BaseException) -> bool:
+    """Whether an error says that a process has as many descriptors, processes or threads as it may."""
+    return any(
+        (isinstance(each, OSError) and each.errno in USED_UP) or "can't start new thread" in str(each.args)
+        for each in _chain(error)
+        if isinstance(each, OSError | RuntimeError)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _restored(limit: int, known: tuple[int, int]) -> bool:
+    """Set a limit back; whether what holds now is no lower than it was."""
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(limit, known)
+        return True
+    soft, before = resource.getrlimit(limit)[0], known[0]
+    return soft in {before, resource.RLIM_INFINITY} or (before != resource.RLIM_INFINITY and soft >= before)

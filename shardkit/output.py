@@ -1,0 +1,53 @@
+"""Where what a worker's function prints goes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import sys
+from typing import Any
+
+
+class _Log(io.FileIO):
+    """A file that nobody may be reading any more, which is no reason for a print to fail."""
+
+    def write(self, data: Any, /) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(data)
+        return memoryview(data).nbytes
+
+
+def _text_log(number: int) -> io.TextIOWrapper:
+    """One of stdout and stderr, by its number; by lines, for what is held back dies with the worker."""
+    raw = io.BufferedWriter(_Log(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+class Output:
+    """Has stdout lead to the parent's stderr, and both stay open whatever the function closes.
+
+    Else the next function to print would fail; or the next file to be opened would get their numbers, and the prints.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._stderr = os.dup(2)
+        except OSError:  # the program was started without one
+            self._stderr = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(self._stderr, 1)
+        self.mend()
+        sys.stdout, sys.stderr = _text_log(1), _text_log(2)
+
+    def mend(self) -> None:
+        """Open again what is closed."""
+        for number in (1, 2):
+            try:
+                fcntl.fcntl(number, fcntl.F_GETFD)
+            except OSError:
+                os.dup2(self._stderr, number)
+        if getattr(sys.stdout, "closed", False):
+            sys.stdout = _text_log(1)
+        if getattr(sys.stderr, "closed", False):
+            sys.stderr = _text_log(2)
