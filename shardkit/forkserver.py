@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, TypeAlias
 
+from shardkit.orphans import adopt_orphans, end_group, end_orphans, ended_child
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -135,6 +137,9 @@ class Child:
                     self._ending = Ending(*ENDED.unpack(self._status.recv_bytes()))
                 except (EOFError, OSError):
                     self._ending = Ending(None, None)
+                    self._server.is_lost = True  # though the system may take a request for it a moment longer
+                    if self._pid is not None:
+                        end_group(self._pid)  # which the server would have done
                 self._status.close()
         return self._ending
 
@@ -160,6 +165,7 @@ class _Server:
     """The process that forks, as this one knows it; it ends when neither this process nor a child has a use for it."""
 
     def __init__(self) -> None:
+        self.is_lost = False
         self._owner = os.getpid()
         self._surroundings = _surroundings()
         self._sending = threading.Lock()
@@ -171,12 +177,13 @@ class _Server:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
+                start_new_session=True,  # it shall see to the end of its children when this one's whole group is killed
             )
         weakref.finalize(self, _end, os.getpid(), self._control, process)
 
     def forks_as_things_are(self) -> bool:
         """Whether it is this process's own, and what is not told to its forks has not changed."""
-        return self._owner == os.getpid() and self._surroundings == _surroundings()
+        return not self.is_lost and self._owner == os.getpid() and self._surroundings == _surroundings()
 
     def send(self, content: Start | int, descriptors: Sequence[int] = ()) -> None:
         """Ask for a fork, or for the end of the child of that number.
@@ -294,6 +301,7 @@ def main(control: int) -> None:
     from shardkit.worker import be_called, preload, work
 
     be_called("shardkit-forks")
+    adopt_orphans()
     preload(None)
     call = _Forks(socket.socket(fileno=control)).serve()
     if call is not None:
@@ -324,8 +332,7 @@ class _Forks:
             if self._control in ready:
                 content, descriptors = self._receive()
                 if content is None:
-                    for pid in self._children:
-                        os.kill(pid, signal.SIGKILL)
+                    self._end_all()
                     return None
                 if isinstance(content, Start):
                     if (call := self._fork(content, descriptors)) is not None:
@@ -378,6 +385,8 @@ class _Forks:
         """Turn a fork of the server into what would have been started by the parent."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()  # its end is the end of all that it starts, and Ctrl-C is not for them
+        adopt_orphans()
         self._control.close()
         for status in self._children.values():
             status.close()
@@ -398,16 +407,27 @@ class _Forks:
         return pipe, board, start.number, start.store, self._pid
 
     def _reap(self) -> None:
-        """Tell of the children that have ended."""
-        with contextlib.suppress(ChildProcessError):  # there is none
-            while True:
-                pid, code, usage = os.wait4(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                status = self._children.pop(pid)
+        """Tell of the children that have ended, once what they have started has ended too."""
+        ended = []
+        while (pid := ended_child()) is not None:
+            end_group(pid)  # before its number is free for another
+            _, code, usage = os.wait4(pid, 0)
+            status = self._children.pop(pid, None)
+            if status is not None:
                 peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
-                self._tell(status, ENDED.pack(os.waitstatus_to_exitcode(code), peak))
-                status.close()
+                ended.append((status, ENDED.pack(os.waitstatus_to_exitcode(code), peak)))
+        if ended:
+            end_orphans(self._children)
+        for status, message in ended:
+            self._tell(status, message)
+            status.close()
+
+    def _end_all(self) -> None:
+        """End the children, for the program has ended, and what they have started."""
+        for pid in self._children:
+            end_group(pid)
+            os.kill(pid, signal.SIGKILL)  # it may not have a group of its own yet
+        end_orphans(())
 
     @staticmethod
     def _tell(status: Connection, message: bytes) -> None:

@@ -148,6 +148,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the process at once."""
         self._child.kill()
+        self._channel.close()
 
     def hang_up(self) -> None:
         """Let the process end by itself."""

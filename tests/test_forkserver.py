@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from crashing import LINUX, Project, descendants, dying, is_alive, wait_for
 
-import shardkit as sk
 from shardkit.forkserver import end_server
 
 if TYPE_CHECKING:
@@ -140,12 +139,14 @@ def test_no_record_is_lost_when_the_process_that_forks_is_killed_in_the_midst_of
     assert not run.quarantine()
 
 
-def test_a_process_that_forks_and_is_killed_again_and_again_ends_the_run(project: Project) -> None:
+def test_a_record_that_kills_the_process_that_forks_again_and_again_is_quarantined(project: Project) -> None:
     project.write_records({"always-kills.txt": "x"})
     project.out = project.root / "out"
-    with pytest.raises(sk.RunFailed, match="the process that workers are forked from was killed"):
-        project.run(workers=2, max_failures="100%")
-    assert sk.open_run(project.out).summary().status == "failed"
+    run = project.run(workers=2, max_failures="100%")
+    (entry,) = run.quarantine()
+    assert entry["key"] == "always-kills.txt"
+    assert "the process that workers are forked from was killed" in entry["message"]
+    assert len(project.rows()) == 6
 
 
 def test_runs_side_by_side_and_in_a_thread_that_ends(project: Project) -> None:
