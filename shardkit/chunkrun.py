@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import resource
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from shardkit.inputs import LocalInputs, RemoteInputs, Ticket
+    from shardkit.largerecord import LargeRecord
     from shardkit.parts import Part
     from shardkit.runfolder import RunFolder
     from shardkit.tasks import ChunkTask, Settled, WorkerSettings
@@ -37,12 +39,14 @@ class ChunkRun:
     ) -> None:
         import pyarrow as pa
 
+        from shardkit.largerecord import LargeRecord
         from shardkit.parts import PartsWriter
         from shardkit.rows import collect
         from shardkit.runfolder import part_base
 
         self.task = task
         self.collect = collect
+        self._large_record = LargeRecord
         self._settings = settings
         self._folder = folder
         self._inputs = inputs
@@ -60,6 +64,10 @@ class ChunkRun:
             schema=schema,
             give_up=lambda result, error: self.fail(result.index, error),
         )
+
+    def large_record(self, i: int) -> LargeRecord:
+        """What takes a record's rows if they are many."""
+        return self._large_record(i, self.keys[i], functools.partial(self.writer.aside, i, self.keys[i]))
 
     def record(self, i: int) -> Record:
         """The record at a position, its objects here."""

@@ -350,7 +350,7 @@ def error_message(error: BaseException, *, limit_chars: int = 1000) -> str:
     """What ``error`` says; its beginning if that is too long."""
     try:
         return printable(masked(str(error)[:limit_chars]))
-    except Exception:  # noqa: BLE001  the user's class may have a __str__ of its own
+    except BaseException:  # noqa: BLE001  the user's class may have a __str__ of its own
         return "(the exception's message cannot be made: its __str__ raises)"
 
 

@@ -7,11 +7,11 @@ group in memory, never a chunk's rows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +22,10 @@ from shardkit.rows import Batch, Result, fit, to_batches
 from shardkit.schema import TypeMismatch, conform, unify_fields
 from shardkit.spans import RecordRows, Spans
 from shardkit.sums import SummedFile
+from shardkit.weight import weight_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from shardkit.storage import Folder
@@ -71,12 +72,20 @@ class PartsWriter:
     """Writes the rows of one chunk's records to the parts ``<base>.parquet``, ``<base>.1.parquet``, ..."""
 
     def __init__(
-        self, folder: Folder, base: str, *, schema: pa.Schema | None, give_up: Callable[[Result, Exception], None]
+        self,
+        folder: Folder,
+        base: str,
+        *,
+        schema: pa.Schema | None,
+        give_up: Callable[[Result, Exception], None],
+        only: tuple[int, str] | None = None,
     ) -> None:
         self._folder = folder
         self._base = base
         self._schema = schema
         self._give_up = give_up
+        self._only = only  # the position and the key of the one record that all rows are of
+        self._joint: pa.Schema | None = None
         self._pending: list[Result] = []
         self._pending_rows = self._pending_bytes = 0
         self._streams: list[_Stream] = []
@@ -94,12 +103,14 @@ class PartsWriter:
         if result.rows:
             self._pending.append(result)
             self._pending_rows += len(result.rows)
-            self._pending_bytes += len(result.rows) * _weight_of(result.rows[-1])
+            self._pending_bytes += len(result.rows) * weight_of(result.rows[-1])
             if self._pending_rows >= CONVERT_ROWS or self._pending_bytes >= CONVERT_BYTES:
                 self._convert()
         elif result.tables:
             self._convert()
             self._add_tables(result)
+        elif result.parts:
+            self.adopt(result.parts)
 
     def adopt(self, parts: list[Part]) -> None:
         """Put parts that exist already after the rows taken so far."""
@@ -117,7 +128,45 @@ class PartsWriter:
         """
         self._convert()
         self._finish_all()
+        if self._joint is not None and self._only is not None:
+            self._write_again(self._joint, *self._only)
         return [part for _, part in sorted(self._parts, key=lambda item: item[0])]
+
+    def convert(self) -> None:
+        """Let go of rows as dicts."""
+        self._convert()
+
+    def aside(self, index: int, key: str) -> PartsWriter:
+        """A writer for the rows of one record, to parts of its own that are to be adopted, or dropped."""
+        base = f"{self._base}-r{index}"
+        return PartsWriter(self._folder, base, schema=self._schema, give_up=_give_up_at_once, only=(index, key))
+
+    def drop(self) -> None:
+        """Remove what has been written."""
+        for stream in self._streams:
+            if stream.file is not None and stream.path is not None:
+                with contextlib.suppress(OSError):
+                    stream.file.close()
+                stream.path.unlink(missing_ok=True)
+        for _, part in self._parts:
+            self._folder.remove(part.name)
+        self._streams, self._parts = [], []
+
+    def _write_again(self, schema: pa.Schema, index: int, key: str) -> None:
+        """Make one part of those of one record, some of which have integers where others have floats."""
+        parts, self._parts, self._joint, self.rows = self._parts, [], None, 0
+        paths = [self._folder.begin(part.name) for _, part in sorted(parts, key=lambda item: item[0])]
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                schema = _joint(schema, file.schema_arrow.remove_metadata())
+        origins = {column.name: {str(column.type): key} for column in schema}
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(CONVERT_ROWS):
+                    table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+                    self._put(Batch(conform(table, schema), origins, [(index, len(table))]))
+            path.unlink()
+        self._finish_all()
 
     def _convert(self) -> None:
         pending, self._pending = self._pending, []
@@ -164,7 +213,11 @@ class PartsWriter:
             try:
                 wider = pa.schema(unify_fields([stream.schema, schema], widen_ints=False))
             except TypeMismatch:
-                continue
+                if self._only is None:
+                    continue
+                self._joint = _joint(self._joint or stream.schema, schema)
+                self._finish_all()  # what comes now comes after it
+                break
             if wider.equals(stream.schema):
                 return stream
             if stream.writer is None:
@@ -233,6 +286,22 @@ class PartsWriter:
         self._streams = []
 
 
+def _give_up_at_once(_: Result, error: Exception) -> None:
+    raise error
+
+
+def _joint(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """What pieces of one record have together: as if it had been converted as a whole.
+
+    Raises:
+        TypeError: there is no such thing.
+    """
+    try:
+        return pa.schema(unify_fields([schema, other], widen_ints=True))
+    except TypeMismatch as error:
+        raise TypeError(f"the record's rows cannot be stored together: {error}") from None
+
+
 def origins_of(footer: pq.FileMetaData) -> dict[str, dict[str, str]]:
     """For each column of a part, and each type that a record alone would have given it, the first record to do so."""
     text = (footer.metadata or {}).get(ORIGINS_KEY)
@@ -250,20 +319,3 @@ def rows_of(footer: pq.FileMetaData, records: Mapping[int, str]) -> Spans | None
     if text is None or any(gone & set(seen.values()) for seen in origins_of(footer).values()):
         return None
     return RecordRows.load(text).of(records)
-
-
-def _weight_of(row: dict[str, Any]) -> int:
-    try:
-        return _weight(row.values())
-    except Exception:  # noqa: BLE001  nested too deeply, or the user's own class: the conversion will tell
-        return 0
-
-
-def _weight(values: Iterable[Any]) -> int:
-    """About how much memory some values take, the nested ones by the first that they hold."""
-    total = 0
-    for value in values:
-        total += sys.getsizeof(value)
-        if isinstance(value, list | tuple | dict) and value:
-            total += len(value) * _weight([next(iter(value.values() if isinstance(value, dict) else value))])
-    return total

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import shardkit.refusals  # noqa: F401  only to have its errors known here
 from shardkit.errors import RunFailed, ShardkitError
-from shardkit.repeats import Unanswered
 
 # Why a worker has cut a chunk: the record at the cut ran out of memory or descriptors, which it may have elsewhere; it
 # was asked to make room for another; the worker itself has nearly no descriptors left.
 MEMORY, DESCRIPTORS, OTHERS, WORN = "memory", "descriptors", "others", "worn"
 PLAIN = (str, int, float, bool, type(None))
-KNOWN = (Unanswered,)  # only to have its module imported
 
 
 def plain_error(error: ShardkitError) -> dict[str, Any]:

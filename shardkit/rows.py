@@ -22,17 +22,22 @@ from shardkit.values import Mixed, family, has_empty_struct, kinds_of, to_array
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shardkit.largerecord import LargeRecord
+    from shardkit.parts import Part
+
 Row = dict[str, Any]
+FIRST_LOOK = 8  # so many rows of a record are gathered before anybody asks how large they are
 
 
 @dataclass
 class Result:
-    """One record's rows: dicts that are still to be converted, or tables."""
+    """One record's rows: dicts that are still to be converted, or tables, or parts that hold them already."""
 
     index: int
     key: str
     rows: list[Row] = field(default_factory=list)
     tables: list[pa.Table] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
 
 @dataclass
@@ -48,8 +53,8 @@ class Batch:
     records: list[tuple[int, int]] | None
 
 
-def collect(result: Any, index: int, key: str) -> Result:
-    """Exhaust what the function returned for one record.
+def collect(result: Any, index: int, key: str, large: LargeRecord | None = None) -> Result:
+    """Exhaust what the function returned for one record; ``large`` takes rows on the way, if they are many.
 
     Raises:
         TypeError: it is nothing that can become rows.
@@ -69,27 +74,33 @@ def collect(result: Any, index: int, key: str) -> Result:
             f"the function returned {type(result).__name__}; it must return a DataFrame, a pyarrow Table, a dict, "
             "an iterable of dicts, or None"
         )
-    return _collect_items(result, index, key)
+    return _collect_items(result, index, key, large)
 
 
-def _collect_items(items: Iterable[Any], index: int, key: str) -> Result:
+def _collect_items(items: Iterable[Any], index: int, key: str, large: LargeRecord | None) -> Result:
     rows: list[Row] = []
     tables: list[pa.Table] = []
+    next_look = FIRST_LOOK
     for item in items:
         if isinstance(item, Mapping):
             if item:  # a row without a column is none, or it would count only beside others
                 rows.append(item if type(item) is dict else dict(item))
+                if len(rows) >= next_look and large is not None:
+                    next_look = large.look(rows)
         elif (table := as_table(item, of_record=True)) is not None:
             if rows:
                 tables.append(table_of(rows))
-                rows = []
+                rows, next_look = [], FIRST_LOOK
             tables.append(table)
+            if large is not None:
+                large.look_at(tables)
         elif item is not None:
             raise TypeError(f"the function yielded {type(item).__name__}; it must yield dicts, DataFrames or Tables")
     if tables and rows:
         tables.append(table_of(rows))
         rows = []
-    return Result(index, key, rows=rows, tables=tables)
+    gathered = Result(index, key, rows=rows, tables=tables)
+    return gathered if large is None else large.finish(gathered)
 
 
 def as_table(value: Any, *, of_record: bool = False) -> pa.Table | None:

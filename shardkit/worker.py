@@ -217,11 +217,16 @@ class _Worker:
 
     def _call(self, run: ChunkRun, i: int, record: Record) -> BaseException | None:
         failure: BaseException | None = None
+        large = run.large_record(i)
         try:
-            result = run.collect(self._function(record), i, record.key)
+            result = run.collect(self._function(record), i, record.key, large)
         except BaseException as error:  # noqa: BLE001  even SystemExit from a record's function costs only that record
             failure = error
         self._recover()
+        if failure is not None:
+            large.drop()
+            if large.storage_error is not None:
+                raise large.storage_error
         if failure is None:
             run.writer.add(result)
         return failure
