@@ -115,7 +115,7 @@ def check_entry(kind: str, entry: dict[str, Any]) -> None:
 def test_bad_records_beside_each_other_in_one_chunk(project: Project, kinds: list[str]) -> None:
     contents = [content()] * 4 + [content(kind) for kind in kinds] + [content()] * 4
     run = run_zoo(project, contents, chunks="even", workers=1)
-    assert len(project.markers()) == 1
+    assert len({path.name.partition("-")[0] for path in project.markers()}) == 1
     entries = run.quarantine()
     assert [contents[entry["record"]].strip() for entry in entries] == kinds
     for kind, entry in zip(kinds, entries, strict=True):
