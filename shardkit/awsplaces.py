@@ -43,14 +43,20 @@ def aws_settings(about: str) -> Iterator[None]:
     except LookupError:
         raise
     except (OSError, ValueError) as error:
-        raise _unusable(about, error) from error
+        raise unusable(about, error) from error
     except Exception as error:
-        if not type(error).__module__.startswith(("botocore.", "boto3.")):
+        if not is_of_boto3(error):
             raise
-        raise _unusable(about, error) from error
+        raise unusable(about, error) from error
 
 
-def _unusable(about: str, error: Exception) -> PipelineError:
+def is_of_boto3(error: BaseException) -> bool:
+    """Whether an error is one of botocore's or boto3's own."""
+    return type(error).__module__.startswith(("botocore.", "boto3."))
+
+
+def unusable(about: str, error: Exception) -> PipelineError:
+    """The error of settings that botocore cannot use."""
     said = masked(str(error)).strip().rstrip(".")
     return PipelineError(
         f"{about} cannot be reached with the AWS settings that there are: {said}.",

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.types as pt
 
+from shardkit.awsplaces import aws_settings
 from shardkit.commit import current_result, dataset_lock
 from shardkit.errors import CatalogError, PipelineError, QueryError
 from shardkit.query import REGISTERED, open_dataset, registered
@@ -190,10 +191,12 @@ def _said(error: Exception) -> str:
 def _session(output: Folder, session: Any) -> Any:
     import boto3
 
-    session = session or getattr(output, "session", None) or boto3.Session()
+    with aws_settings("The Glue catalogue"):
+        session = session or getattr(output, "session", None) or boto3.Session()
     if session.region_name is None:
         raise PipelineError(
-            "catalog: it is not known which AWS region the catalogue is in.", hint="Set AWS_REGION, or a profile's."
+            "catalog: it is not known which AWS region the catalogue is in.",
+            hint="Set AWS_DEFAULT_REGION, or a profile's.",
         )
     return session
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardkit.errors import RunInterrupted, ShardkitError
+from shardkit.errors import PipelineError, RunInterrupted, ShardkitError
 from shardkit.hints import in_a_command
 from shardkit.printable import printable
 
@@ -42,6 +42,13 @@ class Command(click.Command):
         except ShardkitError as error:
             echo(f"Error: {error.command_text}", err=True)
             ctx.exit(error.exit_code)
+        except Exception as error:
+            from shardkit.awsplaces import is_of_boto3, unusable
+
+            if not is_of_boto3(error):
+                raise
+            echo(f"Error: {unusable('AWS', error).command_text}", err=True)
+            ctx.exit(PipelineError.exit_code)
         except KeyboardInterrupt:
             echo("Interrupted.", err=True)
             ctx.exit(RunInterrupted.exit_code)

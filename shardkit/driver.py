@@ -7,6 +7,7 @@ how they are, the engine tells.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import signal
 import threading
@@ -19,7 +20,7 @@ from shardkit.commit import check_not_replaced, finish_switches
 from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
-from shardkit.hints import advice
+from shardkit.hints import Steps, advice
 from shardkit.interruption import INTERRUPTION
 from shardkit.job import DAYS, FUNCTION, ON_TOP
 from shardkit.jobs import JobError, stop
@@ -209,8 +210,16 @@ class RunJobs:
         raise RunFailed(
             f"Run {self.folder.run_id}: job {first.name or first.job_id} failed after "
             f"{counted(len(first.attempts), 'attempt')}: {first.reason}{more}",
-            hint=advice(self.folder, lambda step: f"\nSee what it said: {step.logs()}\nThen go on: {step('resume')}"),
+            hint=advice(self.folder, functools.partial(self._after_failure, first.reason)),
         )
+
+    def _after_failure(self, reason: str, step: Steps) -> str:
+        """What to do about a job that failed for that reason."""
+        text = f"\nSee what it said: {step.logs()}\nThen go on: {step('resume')}"
+        if self.pipeline.input_mode == "download" and reason.startswith("ClientError"):
+            stream = step("resume", input_mode="stream")
+            text += f"\nOr, so that objects that are not given out cost their own records alone: {stream}"
+        return text
 
     def stop(self) -> list[Job]:
         """Stop all jobs that have not ended; returns them. A driver on another machine hears of it too."""

@@ -117,3 +117,28 @@ def test_what_is_taken_away_midway_is_nobody_s_fault(
     with pytest.raises(sk.StorageError, match="is denied"):
         run_here(project, bucket, max_failures="100%")
     assert sk.open_run(f"{bucket.uri}/out").summary().records["quarantined"] == 0
+
+
+@pytest.mark.slow
+def test_a_job_whose_input_the_service_brings_fails_and_goes_on_by_reading_it_itself(
+    project: JobProject,  # noqa: F811
+    bucket: Bucket,  # noqa: F811
+    refusing: Callable[[Refuse], FaultProxy],
+) -> None:
+    bucket.put_all({f"in/{i}.txt": "go" for i in range(3)})
+    refusing(lambda key: REFUSALS["archived"][0] if key == "in/1.txt" else None)
+    pipeline = sk.Pipeline(
+        name="work",
+        function="work:features",
+        source_dir=project.code,
+        input=f"{bucket.uri}/in/",
+        output=f"{bucket.uri}/out",
+        input_mode="download",
+        requirements_mode="none",
+        max_failures=1,
+    )
+    with pytest.raises(sk.RunFailed, match=r"(?s)1 attempt: ClientError: .*is in an archive.*input_mode='stream'"):
+        pipeline.run(project.local(), quiet=True)
+    run = sk.open_run(f"{bucket.uri}/out").resume(quiet=True, input_mode="stream")
+    assert run.failures()["error"].tolist() == ["ObjectRefused"]
+    assert check_ledger(run).records["done"] == 2

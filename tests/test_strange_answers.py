@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from conftest import RunCommand
     from test_object_store import Bucket
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -168,3 +169,13 @@ def test_a_host_that_is_not_there_is_told_by_its_name(bucket: Bucket, monkeypatc
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.invalid")
     with pytest.raises(sk.StorageError, match="Look at HTTP_PROXY: its address.*NO_PROXY"):
         folder(bucket.uri).read("x")
+
+
+def test_no_command_ends_with_a_traceback_of_boto3(shardkit: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for words in (["status", "s3://bucket/out"], ["jobs", "serve", "--store", "jobs.sqlite", "--engine", "sagemaker"]):
+        (line,) = shardkit(*words, code=2).stderr.splitlines()
+        assert line.startswith("Error: ")
+        assert "profile (nobody) could not be found" in line

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from shardkit.awsplaces import aws_settings
 from shardkit.engines import images, limits
 from shardkit.engines.instances import instance_vcpus, nearest
 from shardkit.engines.settings import Count, Network, Settings
@@ -64,7 +66,8 @@ class SageMaker(Settings):
         from botocore.exceptions import ProfileNotFound
 
         try:
-            session = boto3.Session(region_name=self.region, profile_name=self.profile)
+            with aws_settings("AWS") if self.profile is None else contextlib.nullcontext():
+                session = boto3.Session(region_name=self.region, profile_name=self.profile)
         except ProfileNotFound:
             raise PipelineError(
                 f"engine.profile: there is no profile {self.profile} in the AWS configuration here.",
@@ -115,7 +118,8 @@ class SageMaker(Settings):
         from shardkit._version import __version__
 
         config = Config(retries=retries or {"mode": "standard"}, user_agent_extra=f"shardkit/{__version__}")
-        return self.session().client(service, region_name=self.region, config=config, **options)
+        with aws_settings(f"AWS's {service}"):
+            return self.session().client(service, region_name=self.region, config=config, **options)
 
     def _region(self) -> str:
         return self.region or str(self.session().region_name)
