@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 OPT_ML = "/opt/ml"
+HOSTS = "/etc/hosts"
 CONTAINER_FAILED = 125  # as docker has it: the container could not be made
 CANNOT_RUN = 126
 NOT_FOUND = 127
@@ -55,6 +56,7 @@ class Program(NamedTuple):
     volume: str  # its ml/ is the instance's /opt/ml, its work/ the current folder at the start
     log: str
     network: bool = True  # False: none but its own loopback
+    hosts: str = ""  # takes the place of /etc/hosts
 
 
 def start(program: Program, kind: str) -> int:
@@ -147,7 +149,7 @@ def _keep(program: Program, kind: str, told: int) -> None:
     adopt_orphans()
     if flags:
         _make_private()
-        graft(os.path.join(program.volume, "ml"), OPT_ML, os.path.join(program.volume, "stage"))
+        _graft_all(program)
     code = _wait(_execute(program, told), tree=True, wrapped=kind == BUBBLEWRAP)
     kill_descendants()
     os._exit(code)
@@ -158,8 +160,18 @@ def _first_process(program: Program, told: int) -> None:
     _prctl(_SET_PDEATHSIG, signal.SIGKILL)
     _make_private()
     _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
-    graft(os.path.join(program.volume, "ml"), OPT_ML, os.path.join(program.volume, "stage"))
+    _graft_all(program)
     os._exit(_wait(_execute(program, told), tree=False))
+
+
+def _graft_all(program: Program) -> None:
+    """Let the program see its own files where it looks for them."""
+    graft(os.path.join(program.volume, "ml"), OPT_ML, os.path.join(program.volume, "stage"))
+    if program.hosts:
+        try:
+            _mount(program.hosts, HOSTS, "", _BIND)
+        except OSError as error:
+            os.write(2, f"The names of this job's instances do not resolve here: {error}\n".encode())
 
 
 def _execute(program: Program, told: int) -> int:
@@ -296,6 +308,8 @@ def bubblewrapped(program: Program) -> list[str]:
                 ["--symlink", os.readlink(entry.path), entry.path] if link else ["--dev-bind", entry.path, entry.path]
             )
     words += ["--proc", "/proc", "--bind", os.path.join(program.volume, "ml"), OPT_ML]
+    if program.hosts and os.path.exists(HOSTS):
+        words += ["--ro-bind", program.hosts, HOSTS]
     return [*words, "--chdir", os.path.join(program.volume, "work"), "--", *program.command]
 
 

@@ -18,6 +18,7 @@ import select
 import signal
 import sys
 import time
+import zlib
 from typing import Any
 
 from shardkit.engines import isolation, pyenv
@@ -131,6 +132,7 @@ class Supervisor:
             for name in ("work", "ml/output", "ml/tmp"):
                 os.makedirs(os.path.join(volume, name), exist_ok=True)
             self._write_configuration(host, os.path.join(volume, "ml", "config"))
+            self._write_hosts(os.path.join(volume, "hosts"))
         if self._request.get("ProcessingInputs"):
             self._porter.bring(self._request, self._volumes)
         self._outputs.make_folders()
@@ -168,6 +170,17 @@ class Supervisor:
             with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
                 json.dump(content, file)
 
+    def _write_hosts(self, path: str) -> None:
+        """The machine's names, and those of the job's instances: each has a loopback address of its own."""
+        known = ""
+        with contextlib.suppress(OSError), open(isolation.HOSTS, encoding="utf-8", errors="surrogateescape") as file:
+            known = file.read().rstrip("\n") + "\n"
+        job = zlib.crc32(self._files.folder.encode(errors="surrogateescape"))  # two jobs at the same time may use the same ports
+        net = f"127.{1 + job % 254}.{job // 254 % 254}"
+        names = "".join(f"{net}.{i + 1}\t{name}\n" for i, name in enumerate(self._hosts))
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(f"{known}{names}")
+
     def _program(self, host: str, volume: str) -> isolation.Program:
         """What one instance runs."""
         application = self._request["AppSpecification"]
@@ -185,7 +198,8 @@ class Supervisor:
             environment = pyenv.variables(folder, about, self._files.root, environment)
         environment |= self._request.get("Environment") or {}
         network = not (self._request.get("NetworkConfig") or {}).get("EnableNetworkIsolation", False)
-        return isolation.Program(command, environment, volume, self._files.log(host), network)
+        hosts = os.path.join(volume, "hosts")
+        return isolation.Program(command, environment, volume, self._files.log(host), network, hosts)
 
     # ---- while it runs -----------------------------------------------------------------------------------------
 
