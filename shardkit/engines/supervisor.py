@@ -172,10 +172,11 @@ class Supervisor:
 
     def _write_hosts(self, path: str) -> None:
         """The machine's names, and those of the job's instances: each has a loopback address of its own."""
-        known = ""
+        known = "127.0.0.1\tlocalhost\n"
         with contextlib.suppress(OSError), open(isolation.HOSTS, encoding="utf-8", errors="surrogateescape") as file:
             known = file.read().rstrip("\n") + "\n"
-        job = zlib.crc32(self._files.folder.encode(errors="surrogateescape"))  # two jobs at the same time may use the same ports
+        # Two jobs at the same time may use the same ports: their instances have other addresses.
+        job = zlib.crc32(self._files.folder.encode(errors="surrogateescape"))
         net = f"127.{1 + job % 254}.{job // 254 % 254}"
         names = "".join(f"{net}.{i + 1}\t{name}\n" for i, name in enumerate(self._hosts))
         with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
