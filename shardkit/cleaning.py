@@ -127,8 +127,8 @@ def clean_folder(
     runs = [RunFolder(output, name) for name in output.children(RUNS)]
     if not runs:
         raise RunNotFound(f"{output.uri} holds no run of shardkit.", hint="Give the output of the pipeline.")
+    listed = together([run.files.entries for run in runs])  # before it is asked who is at work: see `_Folder.clean`
     why = _why_they_stay(output, runs, unfinished=unfinished)
-    listed = together([run.files.entries for run in runs])
     found = [
         _Folder(run, entries, stays or _too_young(entries, age))
         for run, entries, stays in zip(runs, listed, why, strict=True)
@@ -227,7 +227,10 @@ class _Folder:
         try:
             if not dry_run:
                 with self.run.lock() as held:
+                    changed = self._has_changed()
                     held.check(sure=True)
+                    if changed:
+                        return self._staying(AT_WORK)
                     _remove(self.run.files, [entry.key for entry in going], held, whole=whole)
         except LockLost:
             raise
@@ -235,6 +238,11 @@ class _Folder:
             return self._staying(AT_WORK)
         kept, size = len(self.entries) - len(going), sum(entry.bytes for entry in going)
         return CleanedRun(self.run.run_id, len(going), size, kept, UNUSED if whole else TAKEN_OVER)
+
+    def _has_changed(self) -> bool:
+        """Whether the run was gone on with since it was looked at, and may have made the dataset by now."""
+        before, after = ({entry.key for entry in each} for each in (self.entries, self.run.files.entries()))
+        return bool(after - before - {LOCK})
 
     def _staying(self, reason: str) -> CleanedRun:
         return CleanedRun(self.run.run_id, 0, 0, len(self.entries), reason)

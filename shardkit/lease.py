@@ -29,17 +29,20 @@ LEASE_RENEWAL_S = 10.0
 SURE_SHARE = 0.75  # of a lease: for so long after its renewal nobody can have taken it, whichever clock goes faster
 LOOKS = 20  # at a lease, while it is watched for as long as it lasts
 LONGEST_LOOK_S = 1.0
+_SEEN: dict[str, tuple[dict[str, str], float]] = {}  # leases of others, by URI: as they are, and since when
 PLAUSIBLE_S = 3600.0  # further ahead than that, the end of a lease was written by a clock that was wrong
 
 
 class Lease(Held):
     """A lock that ends by itself when its holder does: conditional writes let one process win.
 
-    ``store`` is obstore's, ``path`` the object's in it; ``busy`` says what to tell those who come too late. ``ask``
-    makes a request, repeats it where that helps, and lets pass what the store says of its condition.
+    ``store`` is obstore's, ``path`` the object's in it, and ``uri`` tells it from all others; ``busy`` says what to
+    tell those who come too late. ``ask`` makes a request, repeats it where that helps, and lets pass what the store
+    says of its condition.
     """
 
-    def __init__(self, store: Any, path: str, busy: str, ask: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(self, store: Any, path: str, uri: str, busy: str, ask: Callable[[Callable[[], Any]], Any]) -> None:
+        self._uri = uri
         self._store = store
         self._ask = ask
         self._path = path
@@ -61,7 +64,7 @@ class Lease(Held):
             RunBusy: another process holds it.
         """
         deadline = time.monotonic() + patience_s
-        watch = _Watch()
+        watch = _Watch(self._uri)
         while not self._write("create"):
             try:
                 held, state = self._look()
@@ -169,17 +172,20 @@ class Lease(Held):
 class _Watch:
     """Tells whether an object stays as it is, by the clock of this process alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, uri: str) -> None:
         self.changed = False
-        self._state: dict[str, str] = {}
-        self._since = time.monotonic()
+        self._uri = uri
+        self._state, self._since = _SEEN.get(uri, ({}, 0.0))
+        self._first = True
         self._told = False
 
     def is_still(self, state: dict[str, str]) -> bool:
         """Whether it has been in that state for as long as a lease lasts."""
         if state != self._state:
-            self.changed = bool(self._state)
+            self.changed = not self._first
             self._state, self._since = state, time.monotonic()
+            seen(self._uri, state)
+        self._first = False
         return time.monotonic() - self._since >= LEASE_S
 
     def tell(self, what: str) -> None:
@@ -188,6 +194,12 @@ class _Watch:
             self._told = True
             left = max(LEASE_S - (time.monotonic() - self._since), 0.0)
             sys.stderr.write(f"{what}, it seems: waiting up to {left:.0f} s to see whether that is still alive.\n")
+
+
+def seen(uri: str, state: dict[str, str]) -> None:
+    """Remember how a lease is: if it is so still after as long as a lease lasts, nobody needs to wait again."""
+    if uri not in _SEEN or _SEEN[uri][0] != state:
+        _SEEN[uri] = state, time.monotonic()
 
 
 def is_held(data: bytes) -> bool:

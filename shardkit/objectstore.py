@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shardkit.errors import InputError, ObjectChanged, PipelineError, StorageError
 from shardkit.files import writing
 from shardkit.largecopy import copy_in_parts, is_too_large
-from shardkit.lease import Lease, is_held, state_of
+from shardkit.lease import Lease, is_held, seen, state_of
 from shardkit.listing import with_datasets
 from shardkit.objectlist import list_objects, whole_list
 from shardkit.refusals import CUT_SHORT, EXPIRED, Denied, Unanswered, strange
@@ -489,7 +489,7 @@ class ObjectFolder(Folder):
     @contextlib.contextmanager
     def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[Held]:
         """Hold a lease: an object that is written anew while the block runs."""
-        lease = Lease(self._store, self.prefix + key, busy, self._ask)
+        lease = Lease(self._store, self.prefix + key, f"{self.uri}/{key}", busy, self._ask)
         lease.take(patience_s)
         try:
             yield lease
@@ -498,10 +498,11 @@ class ObjectFolder(Folder):
 
     def is_locked(self, key: str) -> bool:
         """Whether a lease seems to be held."""
-        try:
-            return is_held(self.read(key))
-        except FileNotFoundError:
+        data, state = self.read_state(key)
+        if data is None:
             return False
+        seen(f"{self.uri}/{key}", state)
+        return is_held(data)
 
 
 def _amazon_in_arrow(name: str, bucket: Bucket) -> Any:

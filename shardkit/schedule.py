@@ -142,10 +142,11 @@ class Scheduler:
 
         Raises:
             RunBusy: another process keeps to a schedule for the same output.
+            LockLost: another one does by now, for this one was paused.
             RunInterrupted: by Ctrl-C or SIGTERM; a run in progress is interrupted as any other, and can be resumed.
         """
         busy = f"Another schedule is running for {self._output.uri}."
-        with _ended_by_sigterm(), self._output.lock(LOCK, busy):
+        with _ended_by_sigterm(), self._output.lock(LOCK, busy) as held:
             while True:
                 due = self._due()
                 if due > self._clock.now():
@@ -153,6 +154,7 @@ class Scheduler:
                     if once:
                         return
                     self._wait(due)
+                held.check()
                 self._run_once()
                 if once:
                     return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -19,12 +20,12 @@ from crashing import LINUX, Project, dying, wait_for
 import shardkit as sk
 from shardkit import building, commit, lease, locks, switching
 from shardkit.commit import COMMIT, current_result
-from shardkit.runfolder import STATE_DIR
+from shardkit.runfolder import STATE_DIR, RunFolder
 from shardkit.storage import Folder, LocalFolder
 from shardkit.storage import folder as folder_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SLOW = pytest.mark.slow
@@ -34,6 +35,8 @@ ROOT = Path(__file__).parent
 
 def features(record):
     version = (ROOT / "version").read_text()
+    if (ROOT / "bad").exists():
+        raise ValueError("bad")
     return [{"key": record.key, "version": version, "row": i} for i in range(2)]
 
 def held(frame):
@@ -275,6 +278,7 @@ def test_a_command_that_was_stopped_ends_with_a_clear_word(output: Output, monke
     arguments += ["--output", output.uri, "--run-id", "second", "--name", "paused", "--workers", "1", "--quiet"]
     with dying(start(output, "run", *arguments)) as command:
         wait_for(lambda: is_stopped(command.pid), what="the pause")
+        time.sleep(1.0)  # as long as a lease lasts
         output.break_locks()
         output.run("third", combine="work:held")
         os.kill(command.pid, signal.SIGCONT)
@@ -285,4 +289,35 @@ def test_a_command_that_was_stopped_ends_with_a_clear_word(output: Output, monke
     output.check_is("third")
     assert sk.open_run(output.uri, "second").summary().status == "failed"
     sk.open_run(output.uri, "second").resume(quiet=True)
+    output.check_is("second")
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("at", ["first", "second"])
+def test_a_run_that_is_gone_on_with_while_clean_is_paused_keeps_its_folder(
+    output: Output, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (output.project.root / "bad").touch()
+    with pytest.raises(sk.BudgetExceeded):
+        output.run("second", max_failures=0)
+    (output.project.root / "bad").unlink()
+    output.run("third")
+    lock, meanwhile = RunFolder.lock, [lambda: sk.open_run(output.uri, "second").retry(quiet=True)]
+
+    @contextlib.contextmanager
+    def paused(self: RunFolder, busy: str = "") -> Iterator[locks.Held]:
+        with lock(self, busy) as held:
+            if meanwhile and self.run_id == at:
+                time.sleep(0.5)
+                output.break_locks()
+                output.set_version("second")
+                meanwhile.pop()()
+            yield held
+
+    monkeypatch.setattr(RunFolder, "lock", paused)
+    lost = at == "second" or isinstance(output.folder, LocalFolder)  # else nobody wanted the lock
+    with pytest.raises(sk.LockLost) if lost else contextlib.nullcontext():
+        sk.clean(output.uri, unfinished=True)
+    assert not meanwhile
+    assert sk.open_run(output.uri, "second").summary().status == "done"
     output.check_is("second")

@@ -395,6 +395,53 @@ def test_a_clock_that_was_set_back_stops_nobody(bench: Bench) -> None:
     assert bench.monitor(force=False).looked
 
 
+class Paused:
+    """A store or a service for one who is paused before the n-th call of it that writes, while others go on."""
+
+    WRITES = ("update", "update_many", "put_state", CREATE, "stop_processing_job")
+
+    def __init__(self, of: Any, step: list[int], meanwhile: Callable[[], object]) -> None:
+        self._of, self._step, self._meanwhile = of, step, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        do = getattr(self._of, name)
+        if name not in self.WRITES:
+            return do
+
+        def instead(*given: Any, **named: Any) -> Any:
+            given = tuple(list(each) if hasattr(each, "__next__") else each for each in given)  # as it is before
+            self._step[0] -= 1
+            if self._step[0] == 0:
+                self._meanwhile()
+            return do(*given, **named)
+
+        return instead
+
+
+@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_server_that_was_paused_at_any_step_launches_nothing_twice(tmp_path: Path, fails: bool) -> None:  # noqa: FBT001
+    step = 0
+    while True:
+        step += 1
+        bench, left = Bench(tmp_path / f"{step}.sqlite"), [step]
+        if fails:
+            bench.service.outcomes = {"a-1": "died", "b-1": "died"}
+        bench.submit("a", "b")
+        store = Paused(bench.store, left, bench.finish)
+        service = Paused(bench.service, left, bench.finish)
+        for _ in range(4):
+            monitor(store, service, policy=bench.policy, clock=bench.clock, force=True)
+            launch(store, service, policy=bench.policy, clock=bench.clock)
+            bench.clock.sleep(20.0)
+        bench.finish()
+        assert {job.status for job in bench.store.jobs()} == {"Completed"}, step
+        assert not bench.service.twice, step
+        assert sorted(bench.service.jobs) == (["a-1", "a-2", "b-1", "b-2"] if fails else ["a-1", "b-1"]), step
+        if left[0] > 0:
+            break
+    assert step > 5
+
+
 # ---- quotas --------------------------------------------------------------------------------------------------------
 
 
