@@ -58,6 +58,8 @@ class Estimate:
             f"  memory  {human_bytes(self.memory_bytes)} a worker, at most",
             f"  output  about {self.rows:,} rows, {human_bytes(self.output_bytes)}",
         ]
+        if not self.rows and len(self.failures) < self.sampled:
+            lines.append("  No record of the sample gave a row: a run of such fails, unless allow_empty is true.")
         if self.failures:
             first = self.failures[0]
             lines.append(

@@ -314,6 +314,8 @@ class Run:
             folder = replace(folder, on_top=True)
             plan = folder.plan()
         pipeline = planned_pipeline(plan, settings)
+        if folder.on_top:
+            going = replace(going, changed_function=True)  # all its records are settled, so that it calls none
         ref = self._function(going, pipeline)
         if pipeline.engine is not None:
             from shardkit.driver import go_on

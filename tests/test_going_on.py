@@ -177,6 +177,22 @@ def test_a_replaced_run_says_by_which_and_comes_back_when_asked(replaced: Path, 
     assert CliRunner().invoke(cli, command.split()[1:-1]).exit_code == 2
     assert CliRunner().invoke(cli, command.split()[1:]).exit_code == 0
     assert [set(row) for row in rows_of(sk.open_run(out, "old"))] == [{"key"}] * 2
+
+
+def test_a_replaced_run_comes_back_although_its_function_has_changed(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write_records(["a"])
+    for name in ("old", "new"):
+        project.write_function(f"def features(record):\n    return {{{name!r}: 1}}\n")
+        project.run(workers=1, run_id=name)
+    sk.open_run(project.out, "old").resume(quiet=True, make_current=True)
+    assert project.rows("old") == [{"old": 1}]
+
+
+def test_both_runs_say_how_they_are(replaced: Path, tmp_path: Path) -> None:
+    shutil.copytree(replaced, tmp_path, dirs_exist_ok=True)
+    out = tmp_path / "out"
+    sk.open_run(out, "old").resume(quiet=True, make_current=True)
     assert (sk.open_run(out).run_id, sk.open_run(out, "new").summary().replaced_by) == ("old", "old")
     assert sk.open_run(out, "old").resume(quiet=True).summary().replaced_by is None
 

@@ -18,6 +18,7 @@ from job_runs import JobProject
 import shardkit as sk
 from shardkit.engines.local import LocalEngine, available_isolation
 from shardkit.jobs import JobConflict, JobError, Policy, SQLiteStore, create_table, policy_of, serve, set_policy, submit
+from shardkit.jobs.service import trouble_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,3 +202,10 @@ def test_submitting_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(JobError, match="webhook:"):
         submit(request, notify=["https://hooks.example/T0/secret"])
     assert len(SQLiteStore(tmp_path / "new" / "jobs.sqlite").jobs()) == 1
+
+
+def test_a_queue_that_nobody_serves_names_the_command_that_would(tmp_path: Path) -> None:
+    with SQLiteStore(tmp_path / "the jobs.sqlite") as store:
+        told = trouble_of(store, 0.0, place=str(store.path), engine="local")
+    command = f"shardkit jobs serve --store '{tmp_path}/the jobs.sqlite' --engine local"
+    assert told == f"nobody serves this queue yet: {command}"
