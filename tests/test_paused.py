@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SLOW = pytest.mark.slow
 WORK = """
+import time
 from pathlib import Path
 ROOT = Path(__file__).parent
 
@@ -37,6 +38,8 @@ def features(record):
     version = (ROOT / "version").read_text()
     if (ROOT / "bad").exists():
         raise ValueError("bad")
+    if (ROOT / "slow").exists():
+        time.sleep(0.3)
     return [{"key": record.key, "version": version, "row": i} for i in range(2)]
 
 def held(frame):
@@ -321,3 +324,64 @@ def test_a_run_that_is_gone_on_with_while_clean_is_paused_keeps_its_folder(
     assert not meanwhile
     assert sk.open_run(output.uri, "second").summary().status == "done"
     output.check_is("second")
+
+
+@LINUX
+def test_a_driver_that_was_stopped_in_pass_1_ends_and_what_its_workers_wrote_counts_once(
+    output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 1.0)
+    slow = output.project.root / "slow"
+    slow.touch()
+    output.set_version("second")
+    arguments = ["--function", "work:features", "--input", str(output.project.data), "--output", output.uri]
+    arguments += ["--run-id", "second", "--name", "paused", "--workers", "1", "--quiet", "--chunks", "dynamic"]
+    with dying(start(output, "run", *arguments, "--rows-per-file", "3")) as command:
+        run = RunFolder(output.folder, "second")
+        wait_for(run.markers, what="a marker")
+        os.kill(command.pid, signal.SIGSTOP)
+        time.sleep(1.0)
+        output.break_locks()
+        slow.unlink()
+        sk.open_run(output.uri, "second").resume(quiet=True)
+        os.kill(command.pid, signal.SIGCONT)
+        done = command.wait()
+    assert done.code == 1
+    assert "lost its l" in done.stderr and "Traceback" not in done.stderr
+    output.check_is("second")
+    assert sk.open_run(output.uri, "second").summary().records["done"] == RECORDS
+
+
+DAY_STEPS = ["create", "confirm", "place", "result", "current", "remove", "tidy", "forget"]
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=SLOW) for step in (1, 3, 4, 5, 6, 7, 8))])
+def test_a_day_is_made_anew_while_the_run_that_makes_it_is_paused(
+    output: Output, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = output.project.root / "days"
+    for day in ("2020-01-01", "2020-01-02"):
+        (root / day).mkdir(parents=True)
+        (root / day / "a.txt").write_text("x")
+    output.uri += "-days"
+    output.project.out = output.project.root / "out-days"
+    output.folder = folder_at(output.uri)
+
+    def make(run_id: str, *days: str) -> None:
+        shards = {"by": "date", "path": "{Y}-{m}-{d}"}
+        fields = output.fields(run_id, shards=shards, incremental=False, name="paused")
+        quiet = {"run_id": fields.pop("run_id"), "quiet": fields.pop("quiet")}
+        rows = fields.pop("rows_per_file")
+        target = {"uri": output.uri, "rows_per_file": rows}
+        sk.Pipeline(function="work:features", input=root, output=target, **fields).run(days=list(days) or None, **quiet)
+
+    make("first")
+    meanwhile = meanwhile_of(output, monkeypatch, "seeing", lambda: make("third", "2020-01-01", "2020-01-02"))
+    pause = Pause(monkeypatch, step, meanwhile)
+    with pytest.raises(sk.LockLost):
+        make("second", "2020-01-01")
+    assert pause.over, pause.steps
+    sk.open_run(output.uri)
+    expected = {(f"{day}/a.txt", "third", row) for day in ("2020-01-01", "2020-01-02") for row in range(2)}
+    assert output.rows() == Counter(expected)
