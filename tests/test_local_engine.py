@@ -159,13 +159,16 @@ def test_the_configuration_that_the_service_writes(local: LocalEngine) -> None:
 def test_the_environment_is_clean(local: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "the role")
     monkeypatch.setenv("SECRET_OF_THE_DRIVER", "hidden")
-    made = request("env", shell="env; python3 -c 'import sys; print(sys.prefix)'", Environment={"MINE": "1 = 2"})
+    made = request(
+        "env", shell="env; python3 -c 'import sys; print(sys.prefix, sys.base_prefix)'", Environment={"MINE": "1 = 2"}
+    )
     local.create_processing_job(**made)
     ended(local, "env")
     lines = list(local.log_lines("env"))
     assert {"AWS_SESSION_TOKEN=the role", "MINE=1 = 2", "LANG=C.UTF-8"} <= set(lines)
     assert not any("SECRET" in line for line in lines)
-    assert lines[-1] == sys.prefix
+    # The job's own, on top of the engine's.
+    assert lines[-1] == f"{local.root}/jobs/env/algo-1/env {sys.base_prefix}"
 
 
 def test_instances_see_their_own_files_only(local: LocalEngine) -> None:
