@@ -20,6 +20,7 @@ import pyarrow.types as pt
 from shardkit.awsplaces import aws_settings
 from shardkit.commit import current_result, dataset_lock
 from shardkit.errors import CatalogError, PipelineError, QueryError
+from shardkit.gluetypes import can_be_named, glue_type
 from shardkit.query import REGISTERED, open_dataset, registered
 from shardkit.runfolder import STATE_DIR
 
@@ -49,45 +50,6 @@ def check_installed() -> None:
         )
 
 
-def glue_type(kind: pa.DataType) -> str:  # noqa: PLR0911  a type a line
-    """The catalogue's name of a type.
-
-    Raises:
-        ValueError: it has none.
-    """
-    for test, name in (
-        (pt.is_boolean, "boolean"),
-        (pt.is_int8, "tinyint"),
-        (pt.is_int16, "smallint"),
-        (pt.is_uint8, "smallint"),
-        (pt.is_int32, "int"),
-        (pt.is_uint16, "int"),
-        (pt.is_int64, "bigint"),
-        (pt.is_uint32, "bigint"),
-        (pt.is_float32, "float"),
-        (pt.is_float64, "double"),
-        (pt.is_timestamp, "timestamp"),
-        (pt.is_date, "date"),
-    ):
-        if test(kind):
-            return name
-    if pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind):
-        return "string"
-    if pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_fixed_size_binary(kind):
-        return "binary"
-    if pt.is_decimal(kind) and kind.precision <= 38:
-        return f"decimal({kind.precision},{kind.scale})"
-    if pt.is_dictionary(kind):
-        return glue_type(kind.value_type)
-    if pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind):
-        return f"array<{glue_type(kind.value_type)}>"
-    if pt.is_map(kind):
-        return f"map<{glue_type(kind.key_type)},{glue_type(kind.item_type)}>"
-    if pt.is_struct(kind):
-        return f"struct<{','.join(f'{field.name}:{glue_type(field.type)}' for field in kind)}>"
-    raise ValueError(f"a Glue catalogue has no type for {kind}")
-
-
 @dataclass(frozen=True)
 class Table:
     """What is to be registered: columns and partition columns with their types, and each partition's values."""
@@ -112,7 +74,7 @@ class Table:
             if pt.is_null(field.type):
                 continue  # it is registered once it holds something
             name = field.name.lower()
-            if not re.fullmatch(r"\w+", name, re.ASCII) or name in types:
+            if not can_be_named(name) or name in types:
                 reason = "twice, but for upper and lower case" if name in types else "which Athena cannot name"
                 raise CatalogError(
                     f"The dataset has the column {field.name!r} {reason}.",
@@ -122,7 +84,7 @@ class Table:
                 types[name] = glue_type(field.type)
             except ValueError as error:
                 raise CatalogError(
-                    f"Column {field.name!r}: {error}.", hint="Give it another type in output.schema."
+                    f"Column {field.name!r}: {error}.", hint="Let the function give it another name, or another type."
                 ) from None
         keys = {name.lower(): types.pop(name.lower(), "string") for name in by}
         uri = f"{output.uri}/"

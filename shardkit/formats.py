@@ -44,10 +44,10 @@ class FileWriter(Protocol):
         """Finish the file and flush it to the disk."""
 
 
-def reader_of(format: str, texts: Sequence[str]) -> Any:
+def reader_of(format: str, columns: pa.Schema) -> Any:
     """What pyarrow reads files with: rows of several megabytes, line breaks in them, nulls that are no empty text.
 
-    ``texts`` are the columns that stay text, also where they look like numbers; CSV does not tell.
+    ``columns`` are those of the files as far as they are known; text alone does not tell their types.
     """
     import pyarrow.dataset as pads
     from pyarrow import csv
@@ -55,7 +55,10 @@ def reader_of(format: str, texts: Sequence[str]) -> Any:
     if format == "jsonl":
         from pyarrow import json as arrow_json
 
-        return pads.JsonFileFormat(read_options=arrow_json.ReadOptions(block_size=READ_BLOCK_BYTES))
+        return pads.JsonFileFormat(
+            parse_options=arrow_json.ParseOptions(explicit_schema=columns),
+            read_options=arrow_json.ReadOptions(block_size=READ_BLOCK_BYTES),
+        )
     if format != "csv":
         return format
     return pads.CsvFileFormat(
@@ -64,10 +67,50 @@ def reader_of(format: str, texts: Sequence[str]) -> Any:
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
-            column_types=dict.fromkeys(texts, pa.string()),
+            column_types=columns,
         ),
         read_options=csv.ReadOptions(block_size=READ_BLOCK_BYTES),
     )
+
+
+def read_back(schema: pa.Schema, format: str) -> pa.Schema:
+    """The types in which a format's files are read, which for those of text are not all that there are."""
+    kinds: dict[str, Callable[[pa.DataType], pa.DataType]] = {"jsonl": _from_json, "csv": _from_csv}
+    if format not in kinds:
+        return schema
+    return pa.schema([(field.name, kinds[format](field.type)) for field in schema])
+
+
+FROM_JSON = (
+    (pt.is_date, pa.timestamp("s")),
+    (pt.is_time, pa.string()),
+    (pt.is_duration, pa.float64()),  # seconds
+    (pt.is_float16, pa.float32()),
+)
+
+
+def _from_json(kind: pa.DataType) -> pa.DataType:
+    if pt.is_map(kind) or pt.is_list(kind) or pt.is_large_list(kind):
+        return pa.list_(_from_json(_without_maps(kind).value_type))
+    if pt.is_struct(kind):
+        return pa.struct([(field.name, _from_json(field.type)) for field in kind])
+    return next((read for test, read in FROM_JSON if test(kind)), kind)
+
+
+def _from_csv(kind: pa.DataType) -> pa.DataType:
+    return pa.float32() if pt.is_float16(kind) else kind
+
+
+def _without_maps(kind: pa.DataType) -> pa.DataType:
+    """The type with lists for maps, as JSON has them: their keys may be no texts."""
+    if pt.is_map(kind):
+        key = pa.field("key", _without_maps(kind.key_type), nullable=False)
+        return pa.list_(pa.struct([key, ("value", _without_maps(kind.item_type))]))
+    if pt.is_list(kind) or pt.is_large_list(kind):
+        return pa.list_(_without_maps(kind.value_type))
+    if pt.is_struct(kind):
+        return pa.struct([(field.name, _without_maps(field.type)) for field in kind])
+    return kind
 
 
 def partitioning_of(names: Sequence[str], columns: Mapping[str, str]) -> Any:
@@ -161,9 +204,9 @@ class _Csv(_Base):
 
         nested = next((f for f in schema if pt.is_nested(f.type) or _is_binary(f.type)), None)
         if nested is not None:
+            others = "parquet or arrow" if holds(nested.type, _is_binary) else "parquet, arrow or jsonl"
             raise PipelineError(
-                f"output.format: CSV cannot hold column {nested.name!r} ({nested.type}).",
-                hint="Use parquet, arrow or jsonl.",
+                f"output.format: CSV cannot hold column {nested.name!r} ({nested.type}).", hint=f"Use {others}."
             )
         super().__init__(path)
         self._writer = csv.CSVWriter(self._file, schema)
@@ -188,11 +231,18 @@ class _JsonLines(_Base):
 
     def write(self, table: pa.Table) -> None:
         with writing(self._path):
-            for batch in table.to_batches(max_chunksize=4096):
+            for batch in _with_lists_for_maps(table).to_batches(max_chunksize=4096):
                 lines = [
                     json.dumps(jsonable(row), ensure_ascii=False, separators=(",", ":")) for row in batch.to_pylist()
                 ]
                 self._file.write(("\n".join(lines) + "\n").encode())
+
+
+def _with_lists_for_maps(table: pa.Table) -> pa.Table:
+    for i, field in enumerate(table.schema):
+        if holds(field.type, pt.is_map):
+            table = table.set_column(i, field.name, table.column(i).cast(_without_maps(field.type)))
+    return table
 
 
 def _is_binary(kind: pa.DataType) -> bool:

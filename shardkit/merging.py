@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,18 +15,21 @@ import pyarrow.parquet as pq
 
 from shardkit.errors import Damaged, PipelineError, SchemaConflict
 from shardkit.partfiles import PartFiles
-from shardkit.parts import origins_of
+from shardkit.parts import NOTHING_OF, origins_of
+from shardkit.plaintypes import plain_schema, plain_type
 from shardkit.rowgroups import Stretch, copied_groups, size_of, stretches
-from shardkit.rows import as_table
-from shardkit.schema import TypeMismatch, conform, parse_type, unify_types
+from shardkit.schema import conform, parse_schema
 from shardkit.spans import clip, overlap, row_count
+from shardkit.typetext import printed_type
+from shardkit.unifying import Unifier, cure_as_text, holds_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from concurrent.futures import Future
 
     from shardkit.spans import Spans
     from shardkit.storage import File
+    from shardkit.unifying import Fits
 
     _Opening = tuple[int, Callable[[], Any]]  # the number of a part, and what opens it
 
@@ -51,13 +53,15 @@ UNREADABLE_HINT = "Is it a whole Parquet file?"
 class Source:
     """Parts in the order of their rows, and the schema that all of them fit; ``read`` counts rows as they are read.
 
-    ``spans`` are the rows of each part that count, ``sizes`` its rows and its bytes before compression.
+    ``spans`` are the rows of each part that count, ``sizes`` its rows and its bytes before compression. ``is_told``
+    says that the schema is the user's own.
     """
 
     files: PartFiles
     spans: tuple[Spans, ...]
     sizes: tuple[tuple[int, int], ...]
     schema: pa.Schema
+    is_told: bool = False
     read: list[int] = field(default_factory=list)
 
     @functools.cached_property
@@ -201,8 +205,35 @@ class Source:
         except pa.ArrowException as error:
             raise SchemaConflict(
                 f"The rows of {_origin(self.files.parts[i])} do not fit the dataset's schema: {error}.",
-                hint="Correct the type in output.schema, then resume the run.",
+                hint=self._cure(table, str(error)),
             ) from error
+
+    def _cure(self, table: pa.Table, said: str) -> str:
+        if self.is_told:
+            return "Correct the type in output.schema, then resume the run."
+        name = next((name for name in table.column_names if said.startswith(f"column {name!r}")), "")
+        return cure_as_text(name, [table.schema.field(name).type, self.schema.field(name).type] if name else [])
+
+    def fits(self, name: str, kind: pa.DataType) -> bool:
+        """Whether all values of a column fit a type, which is read of those parts that have it in another."""
+        schema = pa.schema([(name, kind)])
+        for i, opening in self.files.each(range(len(self.files.parts))):
+            with reading(self.files.parts[i]), opening() as opened:
+                file = pq.ParquetFile(opened)
+                index = file.schema_arrow.get_field_index(name)
+                if index < 0 or holds_all(file.schema_arrow.field(index).type, kind):
+                    continue
+                begin = 0
+                for batch in file.iter_batches(PIECE_ROWS, columns=None if "." in name else [name], use_threads=False):
+                    some = overlap(self.spans[i], begin, begin + len(batch))
+                    table = pa.Table.from_batches([batch]).select([name])
+                    begin += len(batch)
+                    try:
+                        for low, high in some:
+                            conform(table.slice(low - begin + len(batch), high - low), schema)
+                    except pa.ArrowException:
+                        return False
+        return True
 
 
 @contextlib.contextmanager
@@ -254,7 +285,7 @@ def read_source(
         StorageError: a part cannot be read.
     """
     files = PartFiles(tuple(parts))
-    unifier = _Unifier(widen_ints=widen_ints)
+    unifier = Unifier()
     counting: list[Spans] = []
     sizes: list[tuple[int, int]] = []
     known = dict(enumerate(spans))
@@ -268,81 +299,57 @@ def read_source(
         counting.append(whole if (some := known.get(i)) is None else some)
         sizes.append(size_of(footer))
         if schema is None:
-            unifier.add(part, footer)
+            _note_columns(unifier, part, footer)
         else:
             _check_covered(part, footer, schema)
-    fields = unifier.fields() if schema is None else [pa.field(n, parse_type(t)) for n, t in schema.items()]
-    return Source(files, tuple(counting), tuple(sizes), pa.schema(fields))
+    source = Source(files, tuple(counting), tuple(sizes), parse_schema(schema or {}), is_told=schema is not None)
+    return source if schema is not None else replace(source, schema=unifier.schema(source.fits, widen_ints=widen_ints))
 
 
-def one_schema(schemas: Mapping[str, pa.Schema], *, widen_ints: bool) -> pa.Schema:
+def one_schema(schemas: Mapping[str, pa.Schema], *, widen_ints: bool, fits: Fits | None = None) -> pa.Schema:
     """The schema that holds all of several, which are given by what to call them in a message.
+
+    ``fits`` tells whether all values of a column fit a type, where this hangs on them; else any values must.
 
     Raises:
         SchemaConflict: two give a column types that have nothing in common.
     """
-    types: dict[str, tuple[pa.DataType, str]] = {}
+
+    def hold(name: str, kind: pa.DataType) -> bool:
+        return all(holds_all(schema.field(name).type, kind) for schema in schemas.values() if name in schema.names)
+
+    unifier = Unifier()
     for name, schema in schemas.items():
         for column in schema:
-            known, where = types.get(column.name, (column.type, name))
-            try:
-                types[column.name] = (unify_types(known, column.type, widen_ints=widen_ints, column=column.name), where)
-            except TypeMismatch as mismatch:
-                raise SchemaConflict(
-                    f"Column {mismatch.column!r} is {mismatch.left} in {where} and {mismatch.right} in {name}.",
-                    hint=_cure(mismatch),
-                ) from None
-    return pa.schema([pa.field(name, kind) for name, (kind, _) in types.items()])
+            unifier.add(column.name, column.type, name)
+    return unifier.schema(fits or hold, widen_ints=widen_ints)
 
 
-class _Unifier:
-    def __init__(self, *, widen_ints: bool) -> None:
-        self._widen_ints = widen_ints
-        self._types: dict[str, pa.DataType] = {}
-        self._seen: dict[tuple[str, str], str] = {}
-        self._known: set[pa.Schema] = set()
-
-    def add(self, part: File, footer: pq.FileMetaData) -> None:
-        """Take in one part's columns."""
-        schema = footer.schema.to_arrow_schema().remove_metadata()
-        origins = {name: _telling(seen) for name, seen in origins_of(footer).items()}
-        if schema in self._known and not any("int64" in seen and len(seen) > 1 for seen in origins.values()):
-            return
-        self._known.add(schema)
-        for column in schema:
-            seen = origins.get(column.name) or {str(column.type): "/".join(part.key.split("/")[-2:])}
-            for kind, record in seen.items():
-                # A float column may hold records that, alone, would have made it one of integers.
-                observed = pa.int64() if kind == "int64" and pa.types.is_floating(column.type) else column.type
-                self._merge(column.name, observed, record)
-
-    def _merge(self, name: str, kind: pa.DataType, record: str) -> None:
-        known = self._types.get(name)
-        try:
-            self._types[name] = (
-                kind if known is None else unify_types(known, kind, widen_ints=self._widen_ints, column=name)
-            )
-        except TypeMismatch as mismatch:
-            other = self._seen.get((name, str(known)), "another record")
-            raise SchemaConflict(
-                f"Column {mismatch.column!r} is {mismatch.left} in {other} and {mismatch.right} in {record}.",
-                hint=_cure(mismatch),
-            ) from None
-        self._seen.setdefault((name, str(self._types[name])), record)
-
-    def fields(self) -> list[pa.Field]:
-        return [pa.field(name, kind) for name, kind in self._types.items()]
+def _note_columns(unifier: Unifier, part: File, footer: pq.FileMetaData) -> None:
+    """Take in a part's columns, with the types that its records alone would have given them."""
+    origins = origins_of(footer)
+    try:
+        columns = plain_schema(footer.schema.to_arrow_schema())
+    except TypeError as error:
+        raise SchemaConflict(f"The part {part} cannot be merged: {error}.") from None
+    for column in columns:
+        seen = _telling(origins.get(column.name) or {str(column.type): "/".join(part.key.split("/")[-2:])})
+        for kind, record in seen.items():
+            if kind.endswith(NOTHING_OF):
+                with contextlib.suppress(PipelineError):
+                    unifier.add_empty(column.name, printed_type(kind.removesuffix(NOTHING_OF)), record)
+            else:
+                unifier.add(column.name, _type_of(kind, column.type), record)
 
 
-def _cure(mismatch: TypeMismatch) -> str:
-    kinds = {mismatch.left, mismatch.right}
-    column = mismatch.column.split(".")[0].removesuffix("[]")
-    if any(map(pa.types.is_integer, kinds)) and any(map(pa.types.is_floating, kinds)):
-        return "To make it a float everywhere, resume with --set output.widen_ints=true."
-    return (
-        f"Have the function return one type, and start a new run; or say which with "
-        f"--set output.schema='{{{column}: string, ...}}' (all columns), and resume."
-    )
+def _type_of(text: str, carried_as: pa.DataType) -> pa.DataType:
+    """What a record would have made of a column, which in the part may be one that carries several types."""
+    if pa.types.is_nested(carried_as) or text == str(carried_as):
+        return carried_as
+    try:
+        return plain_type(printed_type(text))
+    except (PipelineError, TypeError):
+        return carried_as
 
 
 def _check_covered(part: File, footer: pq.FileMetaData, schema: dict[str, str]) -> None:
@@ -355,8 +362,8 @@ def _check_covered(part: File, footer: pq.FileMetaData, schema: dict[str, str]) 
 
 
 def _telling(seen: dict[str, str]) -> dict[str, str]:
-    """Without the record that gave a column nothing but nulls, where others gave it a type."""
-    return {kind: record for kind, record in seen.items() if kind != "null" or len(seen) == 1}
+    """Without the records that gave a column nothing but nulls, where others gave it a type."""
+    return {kind: record for kind, record in seen.items() if kind != "null"} or seen
 
 
 def _footer(part: File) -> pq.FileMetaData:
@@ -369,63 +376,3 @@ def _origin(part: File) -> str:
     for seen in origins_of(_footer(part)).values():
         return f"the part that begins with {next(iter(seen.values()))}"
     return str(part)
-
-
-class Batches:
-    """What ``combine`` is given: all rows as record batches, which may be gone through more than once.
-
-    >>> def combine(batches):
-    ...     total = sum(batch.num_rows for batch in batches)    # a first time, for what must be known beforehand
-    ...     for batch in batches:                               # and again, for the rows
-    ...         yield batch.append_column("share", pa.array([1 / total] * batch.num_rows))
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The schema of all batches."""
-        return self._source.schema
-
-    @property
-    def num_rows(self) -> int:
-        """The rows of all batches together."""
-        return self._source.num_rows
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        for table in self._source.tables():
-            yield from table.combine_chunks().to_batches()
-
-
-def combined(source: Source, function: Callable[[Batches], Any], name: str) -> Iterator[pa.Table]:
-    """What the user's ``combine`` yields, as tables of one schema.
-
-    That is the schema of the first one with rows: of none, the types are often not those of others. Tables without rows
-    are passed over, but for one where there is no other.
-    """
-    must = "It must yield record batches, Tables or DataFrames."
-    schema: pa.Schema | None = None
-    empty: pa.Table | None = None
-    produced = function(Batches(source))
-    if as_table(produced) is not None:
-        produced = [produced]
-    if isinstance(produced, str | bytes) or not isinstance(produced, Iterable):
-        raise PipelineError(f"combine: {name} returned {type(produced).__name__}.", hint=must)
-    for item in produced:
-        table = as_table(item)
-        if table is None:
-            raise PipelineError(f"combine: {name} yielded {type(item).__name__}.", hint=must)
-        if not len(table):
-            empty = table if empty is None else empty
-            continue
-        schema = table.schema if schema is None else schema
-        new = next((column for column in table.column_names if column not in schema.names), None)
-        try:
-            if new is not None:
-                raise pa.ArrowInvalid(f"column {new!r} is not in the first one")
-            yield conform(table, schema)
-        except pa.ArrowException as error:
-            raise SchemaConflict(f"combine: {name} yielded batches that differ: {error}.") from error
-    if schema is None and empty is not None:
-        yield empty

@@ -1,8 +1,9 @@
 """The parts that a chunk writes: its records' rows, in order, as they come.
 
 A part holds one schema. Where a later record's rows widen it (a new column, a type for an all-null one), the next
-part begins; where they contradict it, they go to a part of their own, and pass 2 judges. A writer holds one row
-group in memory, never a chunk's rows.
+part begins; where they contradict it, they go to a part of their own, and pass 2 judges. So that there are few parts
+where contradictions are many, columns then carry values of several types, and which these were is noted. A writer
+holds a few row groups in memory, never a chunk's rows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from shardkit.files import sync_file, writing
 from shardkit.rowgroups import COMPRESSION, ROW_GROUP_BYTES, ROW_GROUP_ROWS, is_large, repetitive
 from shardkit.rows import Batch, Result, fit, to_batches
-from shardkit.schema import TypeMismatch, conform, unify_fields
+from shardkit.schema import BY_TYPE_ALONE, TypeMismatch, Way, conform, fitted, unify_fields
 from shardkit.spans import RecordRows, Spans
 from shardkit.sums import SummedFile
 from shardkit.weight import weight_of
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 CONVERT_ROWS = 1 << 13
 CONVERT_BYTES = 8 << 20
+STREAMS_AT_MOST = 4  # of one chunk: where types contradict each other in many ways, columns carry several types
+ABSENT_BYTES = 8  # about what a row takes of a column that its table does not have
+# Numbers and texts of several types in one column; that they were others is noted, and pass 2 judges as if they were.
+CARRIED = Way(integers="decimal", unit="ns", text=True)
+NOTHING_OF = "?"  # ends the type of a column that had no value, which gives way to any other
 ORIGINS_KEY = b"shardkit.origins"
 RECORDS_KEY = b"shardkit.records"
 
@@ -182,13 +188,13 @@ class PartsWriter:
             self._give_up(result, error)
             return
         for table in tables:
-            origins = {f.name: {str(f.type): result.key} for f in table.schema}
-            self._put(Batch(table, {} if self._schema is not None else origins, [(result.index, len(table))]))
+            opened, origins = (table, {}) if self._schema is not None else _open_to_others(table, result.key)
+            self._put(Batch(opened, origins, [(result.index, len(table))]))
 
     def _put(self, batch: Batch) -> None:
         if not len(batch.table) or not batch.table.num_columns:
             return
-        stream = self._stream_for(batch.table.schema)
+        stream, table = self._stream_for(batch.table)
         for column, seen in batch.origins.items():
             known = stream.origins.setdefault(column, {})
             for kind, record in seen.items():
@@ -198,37 +204,53 @@ class PartsWriter:
         elif stream.records is not None:
             for position, rows in batch.records:
                 stream.records.add(position, rows)
-        table = conform(batch.table, stream.schema)
         stream.tables.append(table)
         stream.rows += len(table)
-        stream.bytes += table.nbytes
+        absent = len(stream.schema) - table.num_columns
+        stream.bytes += table.nbytes + absent * ABSENT_BYTES * len(table)
         self.rows += len(table)
         if stream.bytes >= ROW_GROUP_BYTES or stream.rows >= ROW_GROUP_ROWS:
             self._flush(stream)
 
-    def _stream_for(self, schema: pa.Schema) -> _Stream:
-        for i, stream in enumerate(self._streams):
-            if stream.schema.equals(schema):
-                return stream
-            try:
-                wider = pa.schema(unify_fields([stream.schema, schema], widen_ints=False))
-            except TypeMismatch:
-                if self._only is None:
-                    continue
-                self._joint = _joint(self._joint or stream.schema, schema)
-                self._finish_all()  # what comes now comes after it
-                break
-            if wider.equals(stream.schema):
-                return stream
-            if stream.writer is None:
-                stream.tables = [conform(table, wider) for table in stream.tables]
-                stream.schema = wider
-                return stream
+    def _stream_for(self, table: pa.Table) -> tuple[_Stream, pa.Table]:
+        """The stream that a table goes to, whose schema may become wider by it, and the table as it goes there."""
+        ways = [BY_TYPE_ALONE] if len(self._streams) < STREAMS_AT_MOST else [BY_TYPE_ALONE, CARRIED]
+        for way in ways:
+            for i, stream in enumerate(self._streams):
+                if stream.schema.equals(table.schema):
+                    return stream, table
+                try:
+                    self._streams[i], joining = self._joined(stream, table, way)
+                except (TypeMismatch, pa.ArrowException):
+                    if self._only is None:
+                        continue
+                    self._joint = _joint(self._joint or stream.schema, table.schema)
+                    self._finish_all()  # what comes now comes after it
+                    break
+                return self._streams[i], joining
+        if len(self._streams) >= STREAMS_AT_MOST:
+            self._finish(self._streams.pop())
+        self._streams.append(_Stream(table.schema, self._next_position()))
+        return self._streams[-1], table
+
+    def _joined(self, stream: _Stream, table: pa.Table, way: Way) -> tuple[_Stream, pa.Table]:
+        """The stream, or the one that goes on after it, with a schema that has room for a table; and the table cast.
+
+        Raises:
+            TypeMismatch: their types contradict each other.
+            pa.ArrowException: a value would be lost.
+        """
+        wider = pa.schema(unify_fields([stream.schema, table.schema], widen_ints=way is CARRIED, way=way))
+        joining = fitted(table, wider)
+        if wider.equals(stream.schema):
+            return stream, joining
+        if stream.writer is not None:
             self._finish(stream)
-            self._streams[i] = _Stream(wider, self._next_position())
-            return self._streams[i]
-        self._streams.append(_Stream(schema, self._next_position()))
-        return self._streams[-1]
+            return _Stream(wider, self._next_position()), joining
+        if any(wider.field(field.name).type != field.type for field in stream.schema):
+            stream.tables = [fitted(other, wider) for other in stream.tables]
+        stream.schema = wider
+        return stream, joining
 
     def _next_position(self) -> int:
         self._positions += 1
@@ -237,7 +259,7 @@ class PartsWriter:
     def _flush(self, stream: _Stream) -> None:
         if not stream.tables:
             return
-        table = pa.concat_tables(stream.tables)
+        table = pa.concat_tables([conform(table, stream.schema) for table in stream.tables])
         if stream.writer is None:
             suffix = f".{self._opened}" if self._opened else ""
             self._opened += 1
@@ -300,6 +322,17 @@ def _joint(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
         return pa.schema(unify_fields([schema, other], widen_ints=True))
     except TypeMismatch as error:
         raise TypeError(f"the record's rows cannot be stored together: {error}") from None
+
+
+def _open_to_others(table: pa.Table, record: str) -> tuple[pa.Table, dict[str, dict[str, str]]]:
+    """A record's table with nulls alone for columns without a value, and what type it gives each column."""
+    empty = {c.name for c, column in zip(table.schema, table.columns, strict=True) if column.null_count == len(column)}
+    empty -= {column.name for column in table.schema if pa.types.is_null(column.type)}
+    origins = {c.name: {f"{c.type}{NOTHING_OF if c.name in empty else ''}": record} for c in table.schema}
+    if empty:
+        columns = [pa.nulls(len(table)) if name in empty else table.column(name) for name in table.column_names]
+        table = pa.table(columns, names=table.column_names)
+    return table, origins
 
 
 def origins_of(footer: pq.FileMetaData) -> dict[str, dict[str, str]]:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow.types import is_floating, is_integer
 
 from shardkit.arrays import arrow
 from shardkit.attempt import resume_hint
 from shardkit.building import switching
 from shardkit.catalog import keep_registered
 from shardkit.clock import now
+from shardkit.combining import combined
 from shardkit.commit import check_owner, current_result, kept_days
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.daymerges import DayMerge, basis_of, day_merges
@@ -31,7 +33,7 @@ from shardkit.errors import CombineError, InputError, NothingMade, PipelineError
 from shardkit.functions import FunctionRef, user_traceback
 from shardkit.keeping import CONTENTS, Keeper
 from shardkit.ledger import WHOLE
-from shardkit.merging import DamagedPart, combined, one_schema, read_source
+from shardkit.merging import DamagedPart, one_schema, read_source
 from shardkit.pass1_preprocessing import check_made
 from shardkit.progress import RowMeter, counted
 from shardkit.runfolder import RunFolder, latest_run, run_folder
@@ -39,6 +41,7 @@ from shardkit.storage import File
 from shardkit.storage import folder as folder_at
 from shardkit.switching import staging
 from shardkit.typetext import schema_of
+from shardkit.unifying import holds_all
 
 if TYPE_CHECKING:
     import os
@@ -298,7 +301,14 @@ def _sources(
         if merge.combine is None and (kept := kept_days(folder.plan(), current)) and current is not None:
             known = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
         told = {name: merged[name].schema if name in merged else sources[name].schema for name in parts}
-        schema = one_schema(known | told, widen_ints=merge.widen_ints)
+
+        def fits(column: str, kind: pa.DataType) -> bool:
+            stay = [schema.field(column).type for schema in known.values() if column in schema.names]
+            stay = [one for one in stay if not (is_integer(one) and is_floating(kind))]  # only asked about for a hint
+            again = {name: sources.get(name) or _source(parts[name], merge) for name in parts}
+            return all(holds_all(one, kind) for one in stay) and all(one.fits(column, kind) for one in again.values())
+
+        schema = one_schema(known | told, widen_ints=merge.widen_ints, fits=fits)
         for name in [name for name in merged if _columns(merged[name].schema) != _columns(schema)]:
             del merged[name]
             sources[name] = _source(parts[name], merge)

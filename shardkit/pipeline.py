@@ -24,7 +24,7 @@ from shardkit.engines.sagemaker import SageMaker
 from shardkit.engines.settings import NoTruth
 from shardkit.errors import PipelineError
 from shardkit.functions import FunctionRef, name_of, reference
-from shardkit.sections import Catalog, Engine, Input, Output, Queue, Section, Shards, WhenDue, path_text
+from shardkit.sections import MOST_ROWS, Catalog, Engine, Input, Output, Queue, Section, Shards, WhenDue, path_text
 from shardkit.storage import Access, absolute_uri, folder
 
 if TYPE_CHECKING:
@@ -106,6 +106,9 @@ class Pipeline(Section):
             raise ValueError(f"a Glue catalogue is for datasets on S3; output.uri is {output.uri}.")
         if output.format != "parquet":
             raise ValueError(f"a Glue catalogue needs output.format: parquet, not {output.format}.")
+        from shardkit.gluetypes import check_names
+
+        check_names([*output.partition_by, *(output.columns or {})], output.columns or {})
         return value
 
     @field_validator("workers")
@@ -270,7 +273,7 @@ class Pipeline(Section):
         combine = reference(self.combine, source_dir=self.source_dir) if self.combine is not None else None
         layout = Layout(
             out.format,
-            out.rows_per_file,
+            out.rows_per_file or MOST_ROWS,
             out.target_bytes,
             out.partition_by,
             day_column=DAY_COLUMN if self.by_day else None,

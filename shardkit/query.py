@@ -16,7 +16,7 @@ import pyarrow.types as pt
 
 from shardkit.commit import current_result, finish_switches
 from shardkit.errors import PipelineError, QueryError, RunNotFound, SchemaConflict
-from shardkit.formats import partitioning_of, reader_of
+from shardkit.formats import partitioning_of, read_back, reader_of
 from shardkit.runfolder import STATE_DIR, RunFolder
 from shardkit.schema import TypeMismatch, unify_types
 from shardkit.storage import folder as folder_at
@@ -63,7 +63,8 @@ def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
 
     columns, by = result.get("columns", {}), result["partition_by"]
     partitioning = partitioning_of(by, columns) if by else None
-    told = _told(result, list(partitioning.schema) if partitioning is not None else [])
+    known = read_back(schema_of(result, without=by), result["format"])
+    told = _told(result, known, list(partitioning.schema) if partitioning is not None else [])
     if not result["files"]:
         return pads.dataset([], schema=told or schema_of(result), format="parquet")
     filesystem, base = files.arrow()
@@ -71,7 +72,7 @@ def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
         [f"{base}/{file['path']}" for file in result["files"]],
         schema=told,
         filesystem=filesystem,
-        format=reader_of(result["format"], [n for n, kind in columns.items() if "string" in kind and n not in by]),
+        format=reader_of(result["format"], known),
         partitioning=partitioning,
         partition_base_dir=base if by else None,
     )
@@ -80,11 +81,10 @@ def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
     return found.replace_schema(_unified(found, files.uri))
 
 
-def _told(result: Mapping[str, Any], partitions: list[pa.Field]) -> pa.Schema | None:
+def _told(result: Mapping[str, Any], columns: pa.Schema, partitions: list[pa.Field]) -> pa.Schema | None:
     """The schema as the result tells it, which saves opening files; None where the files must be asked."""
-    columns = schema_of(result, without=result["partition_by"])
     whole = len(columns) + len(partitions) == len(result["columns"]) and len(columns) > 0
-    return pa.schema([*columns, *partitions]) if whole and result["format"] in {"parquet", "arrow"} else None
+    return pa.schema([*columns, *partitions]) if whole else None
 
 
 def _unified(found: pads.Dataset, uri: str) -> pa.Schema:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from pathlib import Path
+import sys
+from pathlib import Path, PosixPath
+from typing import Any
+
+PATHS: Any = PosixPath  # whose own methods differ from version to version
 
 
-class Record(os.PathLike[str]):
-    """The files that go to one call of the function.
+class Record(PosixPath):
+    """The files that go to one call of the function: the path of the main one, with the others.
 
     >>> def features(record):
     ...     with open(record) as file:                # the main object
@@ -19,7 +24,11 @@ class Record(os.PathLike[str]):
         objects: the keys of all its objects, in key order.
     """
 
-    __slots__ = ("_main", "_root", "_stem", "bytes", "key", "objects")
+    __slots__ = ("_by_stem", "_folder", "_main", "bytes", "key", "objects")
+
+    def __new__(cls, *_: Any, **__: Any) -> Record:
+        """Older versions of Python would read the arguments as parts of a path."""
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -35,11 +44,48 @@ class Record(os.PathLike[str]):
         self.objects = objects
         self.bytes = bytes
         self._main = main
-        self._root = root
-        self._stem = by_stem
+        self._folder = root
+        self._by_stem = by_stem
+        if sys.version_info >= (3, 12):
+            super().__init__(self.__fspath__())
+
+    def __getattr__(self, name: str) -> Any:
+        """What older versions of Python keep of a path, once it is asked for: most functions only open it."""
+        if name not in {"_drv", "_root", "_parts"} or sys.version_info >= (3, 12):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        whole = self.path
+        for part in ("_drv", "_root", "_parts"):
+            setattr(self, part, getattr(whole, part))
+        return getattr(self, name)
+
+    # What is made of a record's path is a path, and no record.
+
+    def with_segments(self, *segments: str | os.PathLike[str]) -> Path:
+        """A path of other parts."""
+        return Path(*segments)
+
+    if sys.version_info < (3, 12):
+
+        @classmethod
+        def _from_parts(cls, *given: Any) -> Path:
+            made: Path = PATHS._from_parts(*given)  # noqa: SLF001
+            return made
+
+        @classmethod
+        def _from_parsed_parts(cls, *given: Any) -> Path:
+            made: Path = PATHS._from_parsed_parts(*given)  # noqa: SLF001
+            return made
+
+    def with_suffix(self, suffix: str) -> Path:  # type: ignore[override]
+        """The path with another suffix."""
+        return self.path.with_suffix(suffix)
 
     def __fspath__(self) -> str:
-        return f"{self._root}/{self.objects[self._main]}"
+        return f"{self._folder}/{self.objects[self._main]}"
+
+    def __reduce__(self) -> Any:
+        known: dict[str, Any] = {"main": self._main, "root": self._folder, "bytes": self.bytes}
+        return functools.partial(Record, self.key, self.objects, by_stem=self._by_stem, **known), ()
 
     @property
     def path(self) -> Path:
@@ -49,12 +95,12 @@ class Record(os.PathLike[str]):
     @property
     def paths(self) -> tuple[Path, ...]:
         """All objects as local files, in key order."""
-        return tuple(Path(self._root, name) for name in self.objects)
+        return tuple(Path(self._folder, name) for name in self.objects)
 
     @property
     def stem(self) -> str:
         """The path without its last suffix: what ``wfdb.rdrecord`` takes."""
-        return f"{self._root}/{self.key}" if self._stem else os.path.splitext(self.__fspath__())[0]
+        return f"{self._folder}/{self.key}" if self._by_stem else os.path.splitext(self.__fspath__())[0]
 
     def __repr__(self) -> str:
         return f"Record({self.key!r}, {len(self.objects)} objects, {self.bytes:,} bytes)"

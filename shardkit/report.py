@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from shardkit.progress import counted, human_bytes, human_seconds
+from shardkit.sections import MOST_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,10 +142,10 @@ def _fewer(rule: dict[str, Any]) -> str:
 
 
 def _expected_files(output: dict[str, Any], rows: int | None) -> str:
-    per_file = output["rows_per_file"]
-    size = f"files of {per_file:,} rows" + (
-        f" or about {human_bytes(output['target_bytes'])}" if output["target_bytes"] else ""
-    )
+    per_file = output["rows_per_file"] or MOST_ROWS
+    target = f"about {human_bytes(output['target_bytes'])}" if output["target_bytes"] else ""
+    size = " or ".join(filter(None, [f"{per_file:,} rows" if output["rows_per_file"] else "", target]))
+    size = f"files of {size}" if size else "one file"
     if output["partition_by"]:
         size += f" in partitions by {', '.join(output['partition_by'])}"
     if rows is None:

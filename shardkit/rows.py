@@ -6,7 +6,6 @@ fails, the batch is halved until the records that cannot be converted are alone,
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from shardkit.frames import from_pandas, is_pandas
+from shardkit.plaintypes import plain_column, plain_schema
 from shardkit.schema import conform, unknown_inside
 from shardkit.values import Mixed, family, has_empty_struct, kinds_of, to_array
 
@@ -69,7 +70,7 @@ def collect(result: Any, index: int, key: str, large: LargeRecord | None = None)
         return Result(index, key, tables=[table])
     if isinstance(result, Mapping):
         return Result(index, key, rows=[dict(result)] if result else [])
-    if isinstance(result, str | bytes) or not isinstance(result, Iterable) or _is_pandas(result, "Series"):
+    if isinstance(result, str | bytes) or not isinstance(result, Iterable) or is_pandas(result, "Series"):
         raise TypeError(
             f"the function returned {type(result).__name__}; it must return a DataFrame, a pyarrow Table, a dict, "
             "an iterable of dicts, or None"
@@ -104,64 +105,51 @@ def _collect_items(items: Iterable[Any], index: int, key: str, large: LargeRecor
 
 
 def as_table(value: Any, *, of_record: bool = False) -> pa.Table | None:
-    """``value`` as a plain table, or None if it is no table, record batch or DataFrame.
+    """``value`` as a plain table, or None if it is no table, record batch or DataFrame of any library.
 
     pandas has floats where nothing is known. In a record's frame, the type of such a column is for others to tell.
     """
     if isinstance(value, pa.RecordBatch):
         value = pa.Table.from_batches([value])
-    elif _is_pandas(value, "DataFrame"):
-        value = _from_pandas(value, floats_for_nothing=not of_record)
-    if not isinstance(value, pa.Table):
+    elif is_pandas(value, "DataFrame"):
+        value = from_pandas(value, floats_for_nothing=not of_record)
+    elif not isinstance(value, pa.Table):
+        value = _from_others(value)
+    if value is None:
         return None
     names = value.column_names
     if len(set(names)) != len(names):
         raise TypeError(f"two columns share the name {next(n for n in names if names.count(n) > 1)!r}")
-    columns = [_plain(column) for column in value.columns]
+    schema = plain_schema(value.schema)
+    columns = [_plain(column, field) for column, field in zip(value.columns, schema, strict=True)]
     table = pa.table(columns, schema=pa.schema([pa.field(n, c.type) for n, c in zip(names, columns, strict=True)]))
     _check_storable(table.schema)
     return table
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column without a dictionary, which is for pass 2 to choose, and without structs that have no fields."""
-    if pt.is_dictionary(column.type):
-        return column.cast(column.type.value_type)
+def _from_others(value: Any) -> pa.Table | None:
+    """What another library has as a table, such as a frame of polars or an answer of DuckDB."""
+    if (
+        isinstance(value, pa.RecordBatchReader | pa.Array | pa.ChunkedArray)
+        or is_pandas(value, "Series")
+        or not (hasattr(value, "__arrow_c_stream__") or hasattr(value, "__arrow_c_array__"))
+    ):
+        return None
+    try:
+        return pa.table(value)
+    except (pa.ArrowException, TypeError, ValueError):
+        return None  # one column, and no table
+
+
+def _plain(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    """The column in a type that all read, and without structs that have no fields."""
+    try:
+        column = plain_column(column, field.type)
+    except pa.ArrowException as error:
+        raise TypeError(f"column {field.name!r} cannot be stored as {field.type}: {error}") from error
     if has_empty_struct(column.type):
         return pa.chunked_array([to_array(column.to_pylist(), None, together=False)])
     return column
-
-
-def _is_pandas(value: Any, name: str) -> bool:
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(value, getattr(pandas, name, ()))
-
-
-def _from_pandas(frame: Any, *, floats_for_nothing: bool) -> pa.Table:
-    """A frame with its named index levels as columns; an index without a name is only a row number."""
-    named = [name for name in frame.index.names if name is not None]
-    if named:
-        frame = frame.reset_index(level=named)
-    try:
-        table = pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
-    except (pa.ArrowException, OverflowError, UnicodeError) as error:
-        told = "; ".join(map(str, error.args))
-        raise TypeError(f"{_culprit(frame)} cannot be stored: {told}") from error
-    if floats_for_nothing:
-        return table
-    for i, (kind, column) in enumerate(zip(frame.dtypes, table.columns, strict=True)):
-        if kind == np.float64 and isinstance(kind, np.dtype) and column.null_count == len(column):
-            table = table.set_column(i, table.column_names[i], pa.nulls(len(column)))
-    return table
-
-
-def _culprit(frame: Any) -> str:
-    for name, column in frame.items():
-        try:
-            pa.array(column, from_pandas=True)
-        except Exception:  # noqa: BLE001  whatever it is, it is this column's
-            return f"column {name!r}"
-    return "the DataFrame"
 
 
 _storable: dict[pa.Schema, bool] = {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from shardkit.errors import PipelineError
@@ -33,6 +36,8 @@ class TypeMismatch(Exception):
 def parse_type(text: str) -> pa.DataType:
     """A type written as Arrow prints it: ``int64``, ``list<string>``, ``timestamp[us, tz=UTC]``, ``struct<a: int64>``.
 
+    Decimals are ``decimal(10, 2)``, maps ``map<string, int64>``.
+
     Raises:
         PipelineError: there is no such type.
     """
@@ -42,6 +47,11 @@ def parse_type(text: str) -> pa.DataType:
     if text.startswith("struct<") and text.endswith(">"):
         fields = [field.partition(":") for field in split_outside(text[7:-1])]
         return pa.struct([(name.strip(), parse_type(kind)) for name, _, kind in fields])
+    if text.startswith("map<") and text.endswith(">"):
+        key, _, item = text[4:-1].partition(",")
+        return pa.map_(parse_type(key), parse_type(item))
+    if (digits := re.fullmatch(r"decimal(?:128)?\((\d+), ?(-?\d+)\)", text)) is not None:
+        return _decimal(int(digits[1]), int(digits[2]), text)
     if text.startswith("timestamp[") and ", tz=" in text:
         unit, zone = text[len("timestamp[") : -1].split(", tz=")
         return pa.timestamp(unit, tz=zone)
@@ -56,6 +66,12 @@ def parse_type(text: str) -> pa.DataType:
             else f"Known are {', '.join(SIMPLE_TYPES[:12])}, ..., list<type>.",
         )
     return pa.type_for_alias(name)
+
+
+def _decimal(precision: int, scale: int, text: str) -> pa.DataType:
+    if not 1 <= precision <= 38 or not -38 <= scale <= 38:
+        raise PipelineError(f"output.schema: {text} has too many digits.", hint="38 are the most.")
+    return pa.decimal128(precision, scale)
 
 
 def parse_schema(columns: Mapping[str, str]) -> pa.Schema:
@@ -74,8 +90,28 @@ def split_outside(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
+@dataclass(frozen=True)
+class Way:
+    """How types come together where it hangs on the values whether one holds them all; by default they do not.
+
+    Attributes:
+        integers: what integers with a sign and those of 64 bits without one become.
+        unit: the finest unit that times of several become.
+        text: whether numbers, times and texts may become texts.
+    """
+
+    integers: Literal["signed", "unsigned", "decimal"] | None = None
+    unit: Literal["s", "ms", "us", "ns"] | None = None
+    text: bool = False
+
+
+BY_TYPE_ALONE = Way()
+WIDE_INTEGER = pa.decimal128(20, 0)  # holds integers of 64 bits with and without a sign
+UNITS = ("s", "ms", "us", "ns")
+
+
 def unify_types(  # noqa: C901, PLR0911, PLR0912  a rule a line
-    left: pa.DataType, right: pa.DataType, *, widen_ints: bool, column: str = ""
+    left: pa.DataType, right: pa.DataType, *, widen_ints: bool, column: str = "", way: Way = BY_TYPE_ALONE
 ) -> pa.DataType:
     """The type that holds the values of both without loss.
 
@@ -84,50 +120,69 @@ def unify_types(  # noqa: C901, PLR0911, PLR0912  a rule a line
     always widen: so does Arrow when it converts one record's nested values.
 
     Raises:
-        TypeMismatch: there is none.
+        TypeMismatch: there is none, or none that holds whatever values there are, and ``way`` tells none.
     """
     if left == right or pt.is_null(right):
         return left
     if pt.is_null(left):
         return right
     if pt.is_integer(left) and pt.is_integer(right):
-        return _wider_integer(left, right)
+        return _wider_integer(left, right, column, way)
     if pt.is_floating(left) and pt.is_floating(right):
         return max(left, right, key=lambda t: t.bit_width)
     if widen_ints and _is_number(left) and _is_number(right):
         return pa.float64()
     if pt.is_dictionary(left) or pt.is_dictionary(right):
-        return unify_types(_plain(left), _plain(right), widen_ints=widen_ints, column=column)
+        return unify_types(_plain(left), _plain(right), widen_ints=widen_ints, column=column, way=way)
     if _is_text(left) and _is_text(right):
         return pa.large_string()
     if _is_list(left) and _is_list(right):
-        inner = unify_types(left.value_type, right.value_type, widen_ints=True, column=f"{column}[]")
+        inner = unify_types(left.value_type, right.value_type, widen_ints=True, column=f"{column}[]", way=way)
         return pa.large_list(inner) if pt.is_large_list(left) or pt.is_large_list(right) else pa.list_(inner)
     if pt.is_struct(left) and pt.is_struct(right):
-        fields = unify_fields([list(left), list(right)], widen_ints=True, within=f"{column}.")
-        return pa.struct(fields)
-    if {left, right} == {pa.binary(), pa.large_binary()}:
-        return pa.large_binary()
+        return pa.struct(unify_fields([list(left), list(right)], widen_ints=True, within=f"{column}.", way=way))
+    if pt.is_map(left) and pt.is_map(right):
+        key = unify_types(left.key_type, right.key_type, widen_ints=True, column=f"{column}[]", way=way)
+        return pa.map_(
+            key, unify_types(left.item_type, right.item_type, widen_ints=True, column=f"{column}[]", way=way)
+        )
+    if _is_binary(left) and _is_binary(right):
+        return pa.large_binary() if pa.large_binary() in {left, right} else pa.binary()
     if pt.is_decimal(left) and pt.is_decimal(right):
         return _wider_decimal(left, right, column)
+    if _is_wide_integer(left, right, way):
+        return WIDE_INTEGER
     if pt.is_duration(left) and pt.is_duration(right):
-        return pa.duration(_finer_unit(left, right))
+        return pa.duration(_common_unit(left, right, column, way))
     if pt.is_timestamp(left) and pt.is_timestamp(right) and (left.tz is None) == (right.tz is None):
-        return pa.timestamp(_finer_unit(left, right), left.tz)
+        return pa.timestamp(_common_unit(left, right, column, way), left.tz)
+    if pt.is_time(left) and pt.is_time(right):
+        return max(left, right, key=lambda t: UNITS.index(t.unit))
+    if way.text and is_shown(left) and is_shown(right):
+        return pa.large_string() if pa.large_string() in {left, right} else pa.string()
     raise TypeMismatch(column, left, right)
 
 
-def unify_fields(fields: Iterable[Iterable[pa.Field]], *, widen_ints: bool, within: str = "") -> list[pa.Field]:
+def unify_fields(
+    fields: Iterable[Iterable[pa.Field]], *, widen_ints: bool, within: str = "", way: Way = BY_TYPE_ALONE
+) -> list[pa.Field]:
     """The union of several lists of fields, in order of first appearance."""
     types: dict[str, pa.DataType] = {}
     for group in fields:
         for field in group:
-            known = types.get(field.name)
-            column = f"{within}{field.name}"
-            types[field.name] = (
-                field.type if known is None else unify_types(known, field.type, widen_ints=widen_ints, column=column)
-            )
+            name, kind = field.name, field.type
+            known = types.get(name)
+            if known is None:
+                types[name] = kind
+            elif known != kind:
+                types[name] = unify_types(known, kind, widen_ints=widen_ints, column=f"{within}{name}", way=way)
     return [pa.field(name, kind) for name, kind in types.items()]
+
+
+def is_shown(kind: pa.DataType) -> bool:
+    """Whether Arrow turns such values into text, and so that no two become the same."""
+    tests = (pt.is_boolean, pt.is_integer, pt.is_floating, pt.is_decimal, pt.is_date, pt.is_timestamp, _is_text)
+    return any(test(kind) for test in tests) and not pt.is_float16(kind)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -146,12 +201,27 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pt.is_integer(kind) or pt.is_floating(kind))
 
 
-def _wider_integer(left: pa.DataType, right: pa.DataType) -> pa.DataType:
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_fixed_size_binary(kind))
+
+
+def _wider_integer(left: pa.DataType, right: pa.DataType, column: str, way: Way) -> pa.DataType:
     if pt.is_signed_integer(left) == pt.is_signed_integer(right):
         return max(left, right, key=lambda t: t.bit_width)
     signed, unsigned = (left, right) if pt.is_signed_integer(left) else (right, left)
-    widths = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
-    return widths[min(64, max(signed.bit_width, 2 * unsigned.bit_width))]
+    if unsigned.bit_width < 64:
+        widths = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
+        return widths[max(signed.bit_width, 2 * unsigned.bit_width)]
+    if way.integers is None:
+        raise TypeMismatch(column, left, right)
+    return {"signed": pa.int64(), "unsigned": pa.uint64(), "decimal": WIDE_INTEGER}[way.integers]
+
+
+def _is_wide_integer(left: pa.DataType, right: pa.DataType, way: Way) -> bool:
+    """Whether there are integers that have become wide ones already, and others beside them."""
+    return way.integers == "decimal" and any(
+        one == WIDE_INTEGER and pt.is_integer(other) for one, other in ((left, right), (right, left))
+    )
 
 
 def _wider_decimal(left: pa.DataType, right: pa.DataType, column: str) -> pa.DataType:
@@ -162,9 +232,13 @@ def _wider_decimal(left: pa.DataType, right: pa.DataType, column: str) -> pa.Dat
     return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
 
 
-def _finer_unit(left: pa.DataType, right: pa.DataType) -> str:
-    units = ("s", "ms", "us", "ns")
-    return units[max(units.index(left.unit), units.index(right.unit))]
+def _common_unit(left: pa.DataType, right: pa.DataType, column: str, way: Way) -> str:
+    finest: str = max(left.unit, right.unit, key=UNITS.index)
+    if way.unit is not None:
+        return min(finest, way.unit, key=UNITS.index)
+    if finest == "ns" and left.unit != right.unit:  # which reach from 1677 to 2262
+        raise TypeMismatch(column, left, right)
+    return finest
 
 
 def holds(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
@@ -197,22 +271,44 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = []
     for field in schema:
         index = table.schema.get_field_index(field.name)
-        if index < 0:
-            columns.append(pa.nulls(len(table), field.type))
-            continue
-        column = table.column(index)
-        try:
-            cast = column.cast(field.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise pa.ArrowInvalid(f"column {field.name!r}: {error}") from error
-        if _may_lose(column.type, field.type) and not cast.cast(column.type).equals(column):
-            raise pa.ArrowInvalid(f"column {field.name!r}: as {field.type} some values of {column.type} would be lost")
-        columns.append(cast)
+        columns.append(_cast(table.column(index), field) if index >= 0 else pa.nulls(len(table), field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table`` with its columns cast to their types in ``schema``, which has all of them, without loss.
+
+    Raises:
+        pa.ArrowInvalid: a value does not fit its column's type.
+    """
+    fields = [schema.field(name) for name in table.column_names]
+    return pa.Table.from_arrays(
+        [_cast(column, field) for column, field in zip(table.columns, fields, strict=True)], schema=pa.schema(fields)
+    )
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    if column.type == field.type:
+        return column
+    try:
+        cast = column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise pa.ArrowInvalid(f"column {field.name!r}: {error}") from error
+    if _may_lose(column.type, field.type) and not _returns(cast, column):
+        raise pa.ArrowInvalid(f"column {field.name!r}: as {field.type} some values of {column.type} would be lost")
+    return cast
+
+
 def _may_lose(kind: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether Arrow calls a cast safe that is not: a time of day cut off, a number made true."""
+    """Whether Arrow calls a cast safe that is not: a time of day cut off, a number made true, digits of a text lost."""
     if pt.is_date(wanted):
         return bool(pt.is_timestamp(kind))
-    return bool(pt.is_boolean(wanted) and pt.is_integer(kind))
+    return bool(pt.is_boolean(wanted) and pt.is_integer(kind)) or (pt.is_floating(wanted) and _is_text(kind))
+
+
+def _returns(cast: pa.ChunkedArray, column: pa.ChunkedArray) -> bool:
+    """Whether values are what they were, cast back; of texts, only those that are whole numbers are looked at."""
+    if not _is_text(column.type):
+        return bool(cast.cast(column.type).equals(column))
+    long = column.filter(pc.fill_null(pc.match_substring_regex(column, r"^[-+]?\d{16,}$"), False))  # noqa: FBT003
+    return all(int(text.as_py()) == float(text.as_py()) for text in long)

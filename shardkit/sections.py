@@ -161,16 +161,30 @@ class Shards(Section):
         return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
 
 
+MOST_ROWS = 10**15  # of a file
+
+
 class Output(Section):
     """Where the dataset goes, and how it is cut into files."""
 
     uri: Uri
     format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
-    rows_per_file: Annotated[int, NoTruth] = Field(1 << 20, ge=1)
+    rows_per_file: Annotated[int | None, NoTruth] = Field(1 << 20, ge=1, le=MOST_ROWS)
     target_bytes: Bytes | None = None
     partition_by: Names = ()
     columns: dict[str, str] | None = Field(None, alias="schema")
     widen_ints: bool = False
+
+    @field_validator("partition_by")
+    @classmethod
+    def _seen_by_readers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        hidden = next((name for name in value if name.startswith(("_", "."))), None)
+        if hidden is not None:
+            raise ValueError(
+                f"folders named {hidden}=... are hidden from pandas, Spark and others: name the column otherwise, "
+                f"such as {hidden.lstrip('_.') or 'part'}."
+            )
+        return value
 
     @field_validator("columns")
     @classmethod

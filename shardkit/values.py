@@ -12,6 +12,7 @@ import datetime
 import decimal
 import functools
 import sys
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from shardkit.arrays import PLAIN, plain_array
+from shardkit.numpyvalues import CONTAINERS, as_arrow_takes
 from shardkit.schema import holds
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ FAMILIES: tuple[tuple[str, tuple[type, ...]], ...] = (
 )
 # These give several records the type that unifying their own types would give.
 TOGETHER: tuple[set[type], ...] = ({int, np.int64}, {int, float, np.int64, np.float64}, {str, np.str_}, {list, tuple})
+HOLDING = (*CONTAINERS, np.ndarray)
 ARROW_UNITS = {"s", "ms", "us", "ns"}
 NUMBERS = {"int", "float"}
 
@@ -76,6 +79,9 @@ def to_array(values: list[Any], kind: pa.DataType | None, *, together: bool) -> 
         Exception: they have no common type, or do not fit ``kind``; whatever pyarrow and the values raise.
     """
     values, kinds = _without_missing(values, kinds_of(values), together=together)
+    if any(issubclass(kind, HOLDING) for kind in kinds):
+        values = as_arrow_takes(values, kinds)
+        kinds = kinds_of(values)
     if (plain := _plain(values, kinds, kind)) is not None:
         return plain
     if kind is not None and any(test(kind) and kinds <= natural for test, natural in NATURAL):
@@ -137,7 +143,7 @@ def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Arra
         if together:
             raise Mixed("arrays of several types")
         values = [v.tolist() if isinstance(v, np.ndarray) else v for v in values]
-    if families == {"UUID"}:  # which only some versions of pyarrow take, and few readers
+    if kinds and kinds <= _shown_as_text():
         values = [v if v is None else str(v) for v in values]
     if families & {"datetime64", "timedelta64"}:
         return _numpy_times(values, together=together)
@@ -160,6 +166,12 @@ def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Arra
         if mixed:
             raise (Mixed if together else TypeError)(_mixed(mixed))
     return array
+
+
+def _shown_as_text() -> set[type]:
+    """Types that Arrow stores as something else, or in a type that few readers know."""
+    pandas = sys.modules.get("pandas")
+    return {uuid.UUID, *((pandas.Period, pandas.Interval) if pandas is not None else ())}
 
 
 def _mixed(families: set[str]) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from conftest import WriteFiles
 
-    from shardkit.merging import Batches
+    from shardkit.combining import Batches
 
 WAYS: list[dict[str, Any]] = [{"chunks": "even", "workers": 1}, {"chunks": "dynamic", "workers": 1}]
 ways = pytest.mark.parametrize("way", WAYS, ids=["one-chunk", "many-chunks"])

@@ -96,6 +96,7 @@ ARRIVES: dict[str, tuple[Callable[[str], Any], list[Any]]] = {
         lambda c: frame(c, [1, 2], index=pd.Index(["a", "b"], name="index of frame")),
         [{"index of frame": "a", "frame-with-named-index": 1}, {"index of frame": "b", "frame-with-named-index": 2}],
     ),
+    "frame-indexed-by-a-column": (lambda c: frame(c, [1, 2]).set_index(c, drop=False), [1, 2]),
     "frame-with-levels": (
         lambda c: frame(c, [1], index=pd.MultiIndex.from_tuples([("x", 5)], names=["level of frame", None])),
         [{"level of frame": "x", "frame-with-levels": 1}],
@@ -180,7 +181,7 @@ REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
     "a-name-that-is-no-text": (lambda c: {"\ud800 ": 1}, r"column '\\ud800 ' cannot be stored: .*surrogates not allowed"),
     "two-columns-of-one-name": (lambda c: pa.table([[1], [2]], [c, c]), "two columns share the name 'two-columns-of-one-name'"),
     "two-frame-columns": (lambda c: pd.DataFrame([[1, 2]], columns=[c, c]), "two-frame-columns"),
-    "index-like-a-column": (lambda c: frame(c, [1], index=pd.Index([1], name=c)), "index-like-a-column"),
+    "index-like-a-column": (lambda c: frame(c, [1], index=pd.Index([2], name=c)), "the index and a column are both named 'index-like-a-column', with different values: rename one"),
     "huge": (lambda c: {c: 2**64}, "column 'huge' cannot be stored: .*too"),
     "object": (lambda c: {c: Odd()}, "column 'object' cannot be stored: Could not convert .*Odd"),
     "complex": (lambda c: {c: 1j}, "column 'complex' cannot be stored"),

@@ -147,6 +147,11 @@ def _read_segments(stem: Path, master: wfdb.MultiRecord) -> list[_Signal]:
     A record of variable layout has a segment of no length first, whose header lists all signals; its segments
     hold some of them each, told by their names. With a fixed layout, all segments hold the same signals.
     """
+    if (len(master.seg_name), sum(master.seg_len)) != (master.n_seg, master.sig_len or sum(master.seg_len)):
+        raise ValueError(
+            f"{stem.name}.hea announces {master.n_seg} segments of {master.sig_len} samples together, and lists "
+            f"{len(master.seg_name)} of {sum(master.seg_len)}"
+        )
     names = [name for name in master.seg_name if name != "~"]
     if not names:
         raise ValueError(f"{stem.name}.hea is a master header that names no segment")
@@ -164,6 +169,8 @@ def _read_segments(stem: Path, master: wfdb.MultiRecord) -> list[_Signal]:
 def _read_segment(stem: Path, signals: list[_Signal], *, n_frames: int, by_name: bool) -> None:
     """Add the segment at ``stem`` to the signals of its record; those that it does not hold are missing in it."""
     header = _read_header(stem)
+    if header.sig_len not in (None, n_frames):
+        raise ValueError(f"{stem.name}.hea has {header.sig_len} samples, its record's header says {n_frames}")
     here = _signals(header)
     columns = _columns(stem, signals, here, by_name=by_name)
     for signal, column in zip(signals, columns, strict=True):
