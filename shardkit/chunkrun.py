@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardkit.functions import error_message, user_traceback
 from shardkit.inputs import Wanted
 from shardkit.record import Record
 from shardkit.tasks import failure_entry, spool_of
+from shardkit.tracebacks import error_message, user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

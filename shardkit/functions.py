@@ -16,15 +16,14 @@ import inspect
 import os
 import pickle
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
+from shardkit.carried import Carried, warn_if_large
 from shardkit.errors import PipelineError
-from shardkit.masking import masked
-from shardkit.printable import printable
+from shardkit.tracebacks import user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +57,8 @@ class FunctionRef:
                 if self.pickled is not None
                 else _import(self.name, self.source_dir)
             )
+            if isinstance(function, Carried):
+                function = function.unpack(_used_by)
             if inspect.isclass(function):
                 function = function()
         except (Exception, SystemExit) as error:
@@ -232,13 +233,14 @@ def _by_value(function: Callable[..., Any]) -> FunctionRef:
 
     name = name_of(function)
     try:
-        pickled = cloudpickle.dumps(function)
+        pickled = cloudpickle.dumps(Carried.of(function, _used_by))
     except Exception as error:
         raise PipelineError(
             f"function: {name} cannot be sent to the workers by value: {type(error).__name__}: {error}.",
             hint="It refers to something that cannot be pickled (an open file, a lock, a connection): make that "
             "inside the function, or use a class, which is instantiated once per worker.",
         ) from error
+    warn_if_large(name, len(pickled), _used_by(function))
     return FunctionRef(name, None, _sha256(*_traits(function, set())), pickled)
 
 
@@ -333,29 +335,6 @@ def _forget_stale(module: str, source_dir: str) -> None:
             sys.modules.pop(path.removesuffix(".py").removesuffix("/__init__").replace(os.sep, "."), None)
         importlib.invalidate_caches()
     _imported[module] = digest
-
-
-def user_traceback(error: BaseException, *, limit_chars: int = 8000) -> str:
-    """The traceback of ``error`` without this package's and the import system's own frames; its end if too long."""
-    told = traceback.TracebackException.from_exception(error, compact=True)
-    link: traceback.TracebackException | None = told
-    while link:
-        link.stack = traceback.StackSummary.from_list([f for f in link.stack if not _is_ours(f.filename)])
-        link = link.__cause__ or link.__context__
-    text = printable(masked("".join(told.format())))
-    return text if len(text) <= limit_chars else "[...]\n" + text[-limit_chars:]
-
-
-def error_message(error: BaseException, *, limit_chars: int = 1000) -> str:
-    """What ``error`` says; its beginning if that is too long."""
-    try:
-        return printable(masked(str(error)[:limit_chars]))
-    except BaseException:  # noqa: BLE001  the user's class may have a __str__ of its own
-        return "(the exception's message cannot be made: its __str__ raises)"
-
-
-def _is_ours(filename: str) -> bool:
-    return filename.startswith((_HERE, "<frozen importlib")) or os.path.dirname(filename).endswith("/importlib")
 
 
 def _sha256(*parts: bytes) -> str:

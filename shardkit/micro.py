@@ -75,12 +75,14 @@ class Counts:
     """How far the work is: records and bytes handled, and how many of the records were quarantined.
 
     ``repeated`` are the requests that the workers have made again, by the reason, as far as chunks have ended.
+    ``begun`` says whether any worker has come to a record.
     """
 
     records: int
     bytes: int
     quarantined: int
     repeated: Counter[str] = dataclasses.field(default_factory=Counter)
+    begun: bool = True
 
 
 class Tally:
@@ -115,6 +117,7 @@ class Tally:
             known.bytes + sum(r.bytes for r in live),
             known.quarantined + sum(r.failed for r in live),
             known.repeated,
+            begun=any(r.turn for r in live),
         )
 
     def check_budget(self) -> None:

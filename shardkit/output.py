@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import logging
 import os
 import sys
 from typing import Any
+
+from shardkit.printable import printable
 
 
 class _Log(io.FileIO):
@@ -51,3 +54,20 @@ class Output:
             sys.stdout = _text_log(1)
         if getattr(sys.stderr, "closed", False):
             sys.stderr = _text_log(2)
+
+
+class RecordLog(logging.Handler):
+    """Shows warnings and worse where nobody has set up logging, as Python itself does, with the record at hand."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.key = ""
+        logging.lastResort = self
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it to stderr."""
+        try:
+            where = f" [{printable(self.key)}]" if self.key else ""
+            sys.stderr.write(f"{record.levelname} {record.name}: {self.format(record)}{where}\n")
+        except Exception:  # noqa: BLE001  what is logged may be anything
+            self.handleError(record)

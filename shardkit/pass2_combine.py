@@ -30,7 +30,6 @@ from shardkit.commit import check_owner, current_result, kept_days
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.daymerges import DayMerge, basis_of, day_merges
 from shardkit.errors import CombineError, InputError, NothingMade, PipelineError, ShardkitError
-from shardkit.functions import FunctionRef, user_traceback
 from shardkit.keeping import CONTENTS, Keeper
 from shardkit.ledger import WHOLE
 from shardkit.merging import DamagedPart, one_schema, read_source
@@ -40,6 +39,7 @@ from shardkit.runfolder import RunFolder, latest_run, run_folder
 from shardkit.storage import File
 from shardkit.storage import folder as folder_at
 from shardkit.switching import staging
+from shardkit.tracebacks import user_traceback
 from shardkit.typetext import schema_of
 from shardkit.unifying import holds_all
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from shardkit.attempt import Attempt
+    from shardkit.functions import FunctionRef
     from shardkit.ledger import CommittedPart, Ledger
     from shardkit.merging import Source
     from shardkit.runs import Run

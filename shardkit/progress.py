@@ -100,7 +100,10 @@ class Terminal(Quiet):
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        columns = BarColumn(bar_width=24), TextColumn("{task.fields[line]}", markup=False)
+        columns = (
+            BarColumn(bar_width=24 if self._console.width >= 100 else 10),
+            TextColumn("{task.fields[line]}", markup=False),
+        )
         self._bar = Bar(*columns, console=self._console, redirect_stdout=False, refresh_per_second=5)
         self._task = self._bar.add_task("", total=max(total, 1), line="starting")
         self._bar.start()
@@ -169,12 +172,17 @@ class RecordMeter:
         counts = self._counts()
         elapsed = time.monotonic() - self._begun
         done = counts.records - self._before.records
-        parts = [f"{counts.records:,}/{self.total:,} records", human_bytes(counts.bytes)]
+        # What matters most comes first, for a narrow terminal shows no more.
+        parts = [f"{counts.records:,}/{self.total:,} records", f"{counts.quarantined:,} quarantined"]
+        if counts.begun or done:
+            parts.append(human_bytes(counts.bytes))
+        else:
+            parts.append("starting workers")
         if done and elapsed > 0:
             rate = (counts.bytes - self._before.bytes) / elapsed
             parts.append(f"{done / elapsed:,.0f} records/s, {human_bytes(rate)}/s")
         left = f"ETA {human_seconds(self._left(counts, elapsed))}" if done and counts.records < self.total else ""
-        parts += [left or human_seconds(elapsed), f"{counts.quarantined:,} quarantined"]
+        parts.append(left or human_seconds(elapsed))
         if repeats := repeats_text(counts.repeated + (REPEATS.counts() - self._own)):
             parts.append(f"requests: {repeats}")
         return counts.records, " | ".join(parts)

@@ -27,11 +27,11 @@ import pyarrow.compute as pc
 from shardkit.arrays import arrow, numpy, one_chunk, positions
 from shardkit.days import is_wanted
 from shardkit.errors import InputError, PipelineError
-from shardkit.functions import user_traceback
 from shardkit.groups import folder_of, group_records, with_dense_groups
 from shardkit.joining import join, main_keys, single
 from shardkit.listing import datasets_in
 from shardkit.spill import batches_of, filtered, values_of
+from shardkit.tracebacks import user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

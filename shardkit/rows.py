@@ -216,14 +216,17 @@ def to_batches(
 ) -> Iterator[Batch]:
     """Convert the dict rows of some records, giving up only those that cannot be converted."""
     try:
-        yield _joint(results, schema)
+        batch = _joint(results, schema)
     except Exception as error:  # noqa: BLE001  whatever it is, it must cost no more than one record
         if len(results) == 1:
             give_up(results[0], error)
             return
-        half = len(results) // 2
-        yield from to_batches(results[:half], schema, give_up)
-        yield from to_batches(results[half:], schema, give_up)
+    else:
+        yield batch
+        return
+    half = len(results) // 2  # outside of the handler, or each error would hang on those of the larger batches
+    yield from to_batches(results[:half], schema, give_up)
+    yield from to_batches(results[half:], schema, give_up)
 
 
 def _joint(results: list[Result], schema: pa.Schema | None) -> Batch:

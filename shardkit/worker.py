@@ -27,10 +27,11 @@ from shardkit.errors import ObjectChanged, ObjectRefused, ShardkitError, Storage
 from shardkit.guard import EXIT_CLOSED, EXIT_OUT_OF_MEMORY, Guard, is_used_up
 from shardkit.inputs import READ_AHEAD_RECORDS, LocalInputs, open_inputs
 from shardkit.interruption import INTERRUPTION
-from shardkit.output import Output
+from shardkit.output import Output, RecordLog
 from shardkit.repeats import REPEATS
 from shardkit.replies import DESCRIPTORS, MEMORY, OTHERS, WORN, plain_error
 from shardkit.tasks import arrivals_of
+from shardkit.tracebacks import DEBUGGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +94,7 @@ def _settle_in(store: str | None, parent: int) -> None:
     """Die with the parent, be the first to go when memory runs out."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     INTERRUPTION.watching = False
+    sys.breakpointhook = _no_debugger
     atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.1 s
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
@@ -110,6 +112,10 @@ def _settle_in(store: str | None, parent: int) -> None:
 
         with contextlib.suppress(Exception):  # whoever fetches from it will tell
             get_ready(store)
+
+
+def _no_debugger(*_: Any, **__: Any) -> None:
+    raise RuntimeError(f"breakpoint(): {DEBUGGER}")
 
 
 def be_called(name: str) -> None:
@@ -144,6 +150,7 @@ class _Worker:
         self._settings = settings
         self._slot = slot
         self._output = output
+        self._log = RecordLog()
         self._guard = guard
         self._pid = os.getpid()
         self._schema = parse_schema(settings.schema) if settings.schema else None
@@ -218,6 +225,7 @@ class _Worker:
     def _call(self, run: ChunkRun, i: int, record: Record) -> BaseException | None:
         failure: BaseException | None = None
         large = run.large_record(i)
+        self._log.key = record.key
         try:
             result = run.collect(self._function(record), i, record.key, large)
         except BaseException as error:  # noqa: BLE001  even SystemExit from a record's function costs only that record

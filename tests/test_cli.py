@@ -424,7 +424,7 @@ def test_plain_lines_where_stderr_is_no_terminal(project: Path, shardkit: RunCom
     done = shardkit("run", "pipeline.yaml", "--set", "function=module_of_cli:slow")
     lines = done.stderr.splitlines()
     assert any(
-        re.match(r"10/10 records \| 10 B \| .*records/s, .*B/s \| .* s \| 0 quarantined$", line) for line in lines
+        re.match(r"10/10 records \| 0 quarantined \| 10 B \| .*records/s, .*B/s \| .* s$", line) for line in lines
     )
     assert any(re.match(r"merging: 10/10 rows", line) for line in lines)
     assert "\x1b" not in done.stderr
