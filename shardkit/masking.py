@@ -43,6 +43,9 @@ _URL_USER = (
     r"(?!\$\{\w+\}@)(?:[^\s/?#'\"<>]{1,500}(?=@(?:[\w-]+\.[\w.-]|localhost|\[))|(?!\d+(?:[/?#\s]|$))[^\s'\"<>]{1,500}(?=@))"
 )
 _WEB_USER = r"(?i)(?P<before>(?<![a-z])(?:[a-z]{2,4}\+)?https?://)(?!git@|\$\{\w+\}@)[^\s/?#@:'\"<>]{1,500}(?=@)"
+_QUOTED_USER = (
+    r"(?P<before>['\"][\w.+-]{0,100}:)[^\s/'\"@]{1,200}(?=@[\w.-]+['\"])"  # of a URL, quoted without its scheme
+)
 _WEB_HOOK = r"(?i)(?P<before>hooks\.slack\.com/(?:services|workflows|triggers)/|/api/webhooks/)[\w/-]+"
 _QUERY = r"(?P<before>[?&;#](?P<name>[\w.-]{1,80})=)[^\s&;#'\"<>]+"
 _HEADER = r"(?i)(?P<before>\b(?:Bearer|Basic)\s+)(?=[A-Za-z+/._~-]{0,90}\d)[A-Za-z0-9+=/._~-]{8,}"
@@ -158,6 +161,8 @@ def _assigns_secret(word: Any) -> bool:
 def _without_values(text: str) -> str:
     """The text without what is known as a secret by its look."""
     text = re.sub(_TOKENS, MASK, text)
+    if "@" in text:
+        text = re.sub(_QUOTED_USER, _hide, text)
     if "://" in text:
         text = re.sub(_URL_USER, _hide, text)
         text = re.sub(_WEB_USER, _hide, text)

@@ -23,6 +23,7 @@ KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nIBAAKC\n-----END RSA PRIVATE KEY
         ("git+https://u:p@git.example.com/r.git@v1", "git+https://u:***@git.example.com/r.git@v1"),
         ("git+https://t0ken@git.example.com/r", "git+https://***@git.example.com/r"),
         ("redis://:pw@cache:6379/0", "redis://:***@cache:6379/0"),
+        ('Invalid bucket name "u:hunter2@b": ...', 'Invalid bucket name "u:***@b": ...'),
         ("s3://b/k?X-Amz-Signature=abc&Expires=3&sig=ee", "s3://b/k?X-Amz-Signature=***&Expires=3&sig=***"),
         ("DB_PASSWORD=hunter2, x=3", "DB_PASSWORD=***, x=3"),
         ('{"dbPassword": "two words", "note": "x"}', '{"dbPassword": "***", "note": "x"}'),
