@@ -23,6 +23,7 @@ from shardkit.micro import record_costs
 from shardkit.pass1_preprocessing import WorkLimits, run_pass1
 from shardkit.pass2_combine import write_merged
 from shardkit.progress import human_bytes, human_seconds, make_progress
+from shardkit.report import first_line
 from shardkit.runfolder import run_folder
 from shardkit.storage import LocalFolder
 
@@ -64,7 +65,7 @@ class Estimate:
             first = self.failures[0]
             lines.append(
                 f"  {len(self.failures)} of the sample failed; the first is {first['key']}: "
-                f"{first['error']}: {first['message'][:200]}"
+                f"{first['error']}: {first_line(first['message'])}"
             )
         return "\n".join(lines)
 

@@ -24,6 +24,7 @@ from shardkit.ledger import ELSEWHERE, OPEN, QUARANTINED, Ledger
 from shardkit.micro import Counts, Tally, assign_chunks, record_costs
 from shardkit.pool import Stop, WorkerPool
 from shardkit.progress import RecordMeter, counted
+from shardkit.report import first_line
 from shardkit.tasks import ChunkTask
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def over_budget(ledger: Ledger, limits: WorkLimits) -> tuple[str, str]:
     share = f"{limits.max_failures} = {allowed:,}" if isinstance(limits.max_failures, str) else f"{allowed:,}"
     message = (
         f"Run {folder.run_id}: {ledger.quarantined:,} of {ledger.listed:,} records are quarantined, more than "
-        f"max_failures ({share}) allows. The first is {entry['key']}: {entry['error']}: {entry['message'][:200]}"
+        f"max_failures ({share}) allows. The first is {entry['key']}: {entry['error']}: {first_line(entry['message'])}"
     )
     hint = advice(
         folder,
@@ -177,7 +178,7 @@ def check_made(ledger: Ledger, rows: int, *, allow_empty: bool, combine: str | N
         entry = ledger.quarantine()[0]
         raise NothingMade(
             f"{run}: all {counted(ledger.listed, 'record')} are quarantined, {NOTHING_MADE}. "
-            f"The first is {entry['key']}: {entry['error']}: {entry['message'][:200]}",
+            f"The first is {entry['key']}: {entry['error']}: {first_line(entry['message'])}",
             hint=advice(
                 folder,
                 lambda step: f"\nSee them all: {step('failures')}\nMend the function, then: {step.retry()}",
