@@ -219,7 +219,8 @@ class Watched:
         return answered(lambda: self.raw.list_with_delimiter(*arguments, **options), limit_s=LIST_S)
 
     def __getattr__(self, name: str) -> Any:
-        return functools.partial(self._call, getattr(self.raw, name))
+        found = getattr(self.raw, name)
+        return functools.partial(self._call, found) if callable(found) else found
 
     @staticmethod
     def _call(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -203,8 +203,7 @@ class ObjectFolder(Folder):
     def state(self, key: str) -> State:
         """An object's etag and version."""
         try:
-            with self._asking(key):
-                return state_of(self._store.head(self.prefix + key))
+            return state_of(self._head(key))
         except FileNotFoundError:
             return {}
 
@@ -213,7 +212,7 @@ class ObjectFolder(Folder):
         """An object's content and its state."""
         try:
             with self._asking(key):
-                found = self._store.get(self.prefix + key)
+                found = self._found(key)
                 return bytes(found.bytes()), state_of(found.meta)
         except FileNotFoundError:
             return None, {}
@@ -239,12 +238,17 @@ class ObjectFolder(Folder):
     def size(self, key: str) -> int | None:
         """An object's size in bytes; None if it is not there."""
         try:
+            return int(self._head(key)["size"])
+        except FileNotFoundError:
+            return None
+
+    def _head(self, key: str) -> Any:
+        """What the store tells of an object without giving it out."""
+        try:
             with self._asking(key):
                 meta = self._store.head(self.prefix + key)
                 self._check_told(key, meta)
-                return int(meta["size"])
-        except FileNotFoundError:
-            return None
+                return meta
         except StorageError as error:
             if isinstance(error, Denied) or (isinstance(error, Unanswered) and error.kind == EXPIRED):
                 self._learn_why(key)
