@@ -23,6 +23,9 @@ SIMPLE_TYPES = (  # noqa: SIM905  two hundred quotes would hide them
 ).split()
 
 
+AS_PRINTED = {"halffloat": "float16", "date32[day]": "date32", "date64[ms]": "date64"}
+
+
 class TypeMismatch(Exception):
     """Two types of one column that have no common type."""
 
@@ -55,7 +58,13 @@ def parse_type(text: str) -> pa.DataType:
     if text.startswith("timestamp[") and ", tz=" in text:
         unit, zone = text[len("timestamp[") : -1].split(", tz=")
         return pa.timestamp(unit, tz=zone)
-    aliases = {"str": "string", "int": "int64", "float": "float64", "double": "float64", "datetime": "timestamp[us]"}
+    aliases = {
+        "str": "string",
+        "int": "int64",
+        "float": "float64",
+        "double": "float64",
+        "datetime": "timestamp[us]",
+    } | AS_PRINTED
     name = aliases.get(text, text)
     if name not in SIMPLE_TYPES:
         near = difflib.get_close_matches(text, SIMPLE_TYPES, n=1)

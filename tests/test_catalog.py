@@ -265,6 +265,14 @@ def test_a_column_of_another_type_is_named(bucket: Bucket) -> None:
             {"output": {"uri": "s3://b/x", "format": "csv"}},
             "catalog: a Glue catalogue needs output.format: parquet, not csv.",
         ),
+        (
+            {"output": {"uri": "s3://b/x", "schema": {"net pay": "float64"}}},
+            "catalog: Athena cannot name the column 'net pay': let the function give it another name.",
+        ),
+        (
+            {"output": {"uri": "s3://b/x", "schema": {"v": "struct<a b: int64>"}}},
+            "catalog: column 'v' of output.schema cannot be registered: it has the field 'a b', which Athena cannot name.",
+        ),
         ({"catalog": {"glue": {"database": "d"}}}, "catalog.glue.table: this field is missing"),
         ({"catalog": {"glue": {"database": "d", "table": "a-b"}}}, "catalog.glue.table"),
         (
@@ -326,6 +334,20 @@ def test_types(kind: pa.DataType, name: str) -> None:
 @pytest.mark.parametrize("kind", [pa.uint64(), pa.duration("us"), pa.time64("us"), pa.list_(pa.uint64())], ids=str)
 def test_types_that_the_catalogue_does_not_have(kind: pa.DataType) -> None:
     with pytest.raises(ValueError, match="a Glue catalogue has no type for"):
+        glue_type(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (pa.struct([("net pay", pa.float64())]), "the field 'net pay', which Athena cannot name"),
+        (pa.list_(pa.struct([("a:b", pa.int8())])), "the field 'a:b', which Athena cannot name"),
+        (pa.map_(pa.string(), pa.struct([("a", pa.int8()), ("A", pa.int8())])), "the field 'A', which is there twice"),
+    ],
+    ids=str,
+)
+def test_names_inside_that_athena_cannot_read(kind: pa.DataType, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         glue_type(kind)
 
 
