@@ -35,7 +35,8 @@ def test_a_record_is_a_path_like_any_other(record: sk.Record, tmp_path: Path) ->
     )
     assert record == path
     assert hash(record) == hash(path)
-    assert record.read_text() == record.open().read() == open(record).read() == "text"
+    with open(record) as file, record.open() as same:
+        assert file.read() == same.read() == record.read_text() == "text"
     assert record.exists()
     assert record.stat().st_size == 4
 
