@@ -12,6 +12,7 @@ from shardkit._version import __version__
 
 if TYPE_CHECKING:
     from shardkit import jobs
+    from shardkit.checking import Checked, check
     from shardkit.cleaning import Cleaned, clean
     from shardkit.engines.sagemaker import Local, SageMaker
     from shardkit.errors import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BudgetExceeded": "errors",
     "CatalogError": "errors",
+    "Checked": "checking",
     "Cleaned": "cleaning",
     "CombineError": "errors",
     "InputError": "errors",
@@ -70,6 +72,7 @@ _HOMES = {
     "StorageError": "errors",
     "SageMaker": "engines.sagemaker",
     "Summary": "summary",
+    "check": "checking",
     "clean": "cleaning",
     "open_run": "runs",
     "read_sql": "query",
@@ -79,6 +82,7 @@ _HOMES = {
 __all__ = [
     "BudgetExceeded",
     "CatalogError",
+    "Checked",
     "Cleaned",
     "CombineError",
     "InputError",
@@ -105,6 +109,7 @@ __all__ = [
     "StorageError",
     "Summary",
     "__version__",
+    "check",
     "clean",
     "jobs",
     "open_run",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from shardkit.accounts import check_accounts, check_kept
 from shardkit.clock import now
 from shardkit.commit import check_name, current_result, dataset_lock, switch
 from shardkit.switching import generation_of, staging
@@ -18,8 +19,10 @@ from shardkit.uniform import make_uniform
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from shardkit.accounts import Account
     from shardkit.attempt import Attempt
     from shardkit.dataset import DataFile, Layout
+    from shardkit.keeping import Contents
     from shardkit.runfolder import RunFolder
     from shardkit.storage import Folder
 
@@ -47,6 +50,8 @@ class Build:
         self.schema = pa.schema([])
         self.by_day = False
         self.made_with: dict[str, str] = {}
+        self.accounts: dict[str, Account] = {}
+        self.contents: Contents | None = None
         self.form: dict[str, Any] = {}
         self.kept: list[str] = []
         self.quarantined: dict[str, int] = {}  # records, by partition
@@ -107,7 +112,22 @@ class Build:
 
     def _note_of(self, partition: str) -> dict[str, Any]:
         """What is to be known of a partition when later runs have made others."""
-        return {"run": self._folder.run_id, "quarantined": self.quarantined.get(partition, 0)} | self.made_with
+        account = self.accounts.get(partition)
+        rows = {"rows": account.rows} if account is not None else {}
+        return {"run": self._folder.run_id, "quarantined": self.quarantined.get(partition, 0)} | rows | self.made_with
+
+    def check(self) -> None:
+        """See that the files hold what the ledger accounts for.
+
+        Raises:
+            LedgerError: they do not.
+        """
+        files: dict[str, list[DataFile]] = {}
+        for partition, file in self._files:
+            files.setdefault(partition, []).append(file)
+        check_accounts(self._folder.run_id, files, self.accounts, self.contents)
+        kept = set(self.kept)
+        check_kept(self._folder.output, [f for _, f in self._files if f.path in kept], self.result["format"])
 
 
 @contextlib.contextmanager
@@ -121,6 +141,7 @@ def switching(
     if folder.plan().get("by_day"):
         build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh, staged=staged)
         yield build
+        build.check()
         with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as dataset:
             check_name(folder.output, dataset.result, name)
             attempt.check()

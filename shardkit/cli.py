@@ -448,6 +448,23 @@ def clean(output: str, older_than: str | None, *, unfinished: bool, dry_run: boo
     echo(json.dumps(done.to_dict()) if as_json else str(done))
 
 
+@cli.command(epilog="shardkit check out/\nshardkit check s3://bucket/features/ --json | jq .faults")
+@OUTPUT
+@JSON
+def check(output: str, *, as_json: bool) -> None:
+    """Compare a dataset with all that is known of it, record by record; changes nothing.
+
+    Its files must be there with the rows that are noted, no others of earlier runs beside them, and each
+    record's rows be in them once. Exit codes: 0 all is right, 1 it is not; the lines say what to do.
+    """
+    from shardkit.checking import check as check_output
+
+    done = check_output(_output_of(output))
+    click.echo(json.dumps(done.to_dict()) if as_json else str(done))
+    if not done.ok:
+        sys.exit(1)
+
+
 @cli.command(
     epilog="""
 shardkit pass1 --input data/p00 --output parts/p00 --function waveforms:segment_features --pattern '*.hea'

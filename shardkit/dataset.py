@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.arrays import arrow
-from shardkit.errors import PipelineError
-from shardkit.formats import SUFFIXES, FileWriter, open_writer
+from shardkit.errors import PipelineError, StorageError
+from shardkit.formats import SUFFIXES, FileWriter, count_rows, open_writer
 from shardkit.rowgroups import ROW_GROUP_BYTES, ROW_GROUP_ROWS, Stretch
 
 if TYPE_CHECKING:
@@ -155,9 +155,21 @@ class _Building:
         self.flush()
         if self._writer is not None:
             self._writer.close()
+        self._check_rows()
         done = DataFile(self.path, self.rows, os.path.getsize(self._file))
         self._folder.finish(self.path, self._file)
         return done
+
+    def _check_rows(self) -> None:
+        """See that the file says itself that it has the rows that it was given; a text tells no number."""
+        if self._writer is not None and self._layout.format in {"parquet", "arrow"}:
+            with pa.OSFile(str(self._file)) as file:
+                there = count_rows(file, self._layout.format)
+            if there != self.rows:
+                raise StorageError(
+                    f"{self._file} has {there:,} rows, and {self.rows:,} were written to it.",
+                    hint="The dataset stays as it was; resume the run.",
+                )
 
 
 def write_dataset(

@@ -187,9 +187,10 @@ class Ledger:
 
     def parts(self) -> list[CommittedPart]:
         """All committed parts, in the order of their rows in the dataset."""
-        return [part for marker in self.markers for part in self._parts_of(marker)]
+        return [part for marker in self.markers for part in self.parts_of(marker)]
 
-    def _parts_of(self, marker: dict[str, Any]) -> list[CommittedPart]:
+    def parts_of(self, marker: dict[str, Any]) -> list[CommittedPart]:
+        """The parts that a marker has committed."""
         return [self._part(marker["shard"], part) for part in marker["parts"]]
 
     def _part(self, shard: int, part: dict[str, Any]) -> CommittedPart:
@@ -203,7 +204,7 @@ class Ledger:
     def undo(self, part: File) -> str:
         """Have the chunk of a part that is damaged not be done any more; returns what to do next."""
         for marker in self.markers:
-            if any(part == committed.file for committed in self._parts_of(marker)):
+            if any(part == committed.file for committed in self.parts_of(marker)):
                 if part.folder != self.folder.files:
                     return "It is of an earlier run: run anew with incremental: false."
                 self.folder.remove_marker(marker)
@@ -220,7 +221,7 @@ class Ledger:
         found: dict[str, list[CommittedPart]] = {name: [] for name in sorted(names[code] for code in own)}
         for marker, ids in self.settled():
             if self.state[ids[0]] != ELSEWHERE:
-                found[names[int(codes[ids[0]])]] += self._parts_of(marker)
+                found[names[int(codes[ids[0]])]] += self.parts_of(marker)
         return found
 
     def _days(self) -> pa.DictionaryArray | None:

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow.types import is_floating, is_integer
 
+from shardkit.accounts import Account, check_parts, rows_of_parts
 from shardkit.arrays import arrow
-from shardkit.attempt import resume_hint
 from shardkit.building import switching
 from shardkit.catalog import keep_registered
 from shardkit.clock import now
@@ -29,13 +29,14 @@ from shardkit.combining import combined
 from shardkit.commit import check_owner, current_result, kept_days
 from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
 from shardkit.daymerges import DayMerge, basis_of, day_merges
-from shardkit.errors import CombineError, InputError, NothingMade, PipelineError, ShardkitError
+from shardkit.errors import CombineError, NothingMade, PipelineError, ShardkitError
 from shardkit.keeping import CONTENTS, Keeper
 from shardkit.ledger import WHOLE
 from shardkit.merging import DamagedPart, one_schema, read_source
+from shardkit.partfolders import check_inputs, ledgers_of, noted_of, parquet_files
 from shardkit.pass1_preprocessing import check_made
 from shardkit.progress import RowMeter, counted
-from shardkit.runfolder import RunFolder, latest_run, run_folder
+from shardkit.runfolder import RunFolder, run_folder
 from shardkit.storage import File
 from shardkit.storage import folder as folder_at
 from shardkit.switching import staging
@@ -143,6 +144,8 @@ def run_pass2(
         keeper = recipe.keeper(folder, build.current)
         sources = _sources(folder, parts, merge, build.current, merged)
         written = dict(_merged(build.staging, keeper, sources, merge, attempt, token=build.token, threads=threads))
+        build.accounts = {name: Account.of(parts[name], combined=merge.combine is not None) for name in parts}
+        build.contents = keeper.contents
         for partition in parts:
             if (day := merged.get(partition)) is not None:
                 keeper.contents.take_in(day.contents)
@@ -323,7 +326,9 @@ def _columns(schema: pa.Schema) -> dict[str, pa.DataType]:
 
 def _source(parts: list[CommittedPart], merge: Merge) -> Source:
     files, spans = [part.file for part in parts], [part.spans for part in parts]
-    return read_source(files, spans=spans, schema=merge.schema, widen_ints=merge.widen_ints)
+    source = read_source(files, spans=spans, schema=merge.schema, widen_ints=merge.widen_ints)
+    check_parts(parts, [rows for rows, _ in source.sizes])
+    return source
 
 
 def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str, allow_empty: bool) -> dict[str, Any]:
@@ -336,7 +341,10 @@ def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str, allow_empty: b
     ledger.check()
     check_made(ledger, sum(part.rows for part in ledger.parts()), allow_empty=allow_empty)
     with switching(ledger.folder, attempt, name=name) as build:
-        for part in ledger.parts():
+        parts = ledger.parts()
+        check_parts(parts, rows_of_parts(parts))
+        build.accounts[WHOLE] = Account.of(parts, combined=False)
+        for part in parts:
             shard, name = part.file.key.split("/")[1:]
             path = f"part-{shard}-{name.removesuffix('.parquet')}-{build.token}.parquet"
             part.file.folder.place(part.file.key, File(build.staging, path))
@@ -374,8 +382,9 @@ def combine_folders(
     target = folder_at(output)
     check_owner(target, name)
     roots = [folder_at(place) for place in inputs]
-    found = [item for root in roots for item in _parquet_files(root)]
+    found = [item for root in roots for item in parquet_files(root)]
     parts = [part for part, _ in found]
+    noted = {File(root, path): rows for root in roots for path, rows in noted_of(root).items()}
     folder = run_folder(target, new_run_id())
     attempt = Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic(), command="pass2")
     no_records = pa.table({name: arrow(np.zeros(0, np.int64)) for name in ("key", "shard", "chunk", "bytes")})
@@ -383,11 +392,13 @@ def combine_folders(
         folder.write_plan({"created": now(), "merge_of": [root.uri for root in roots]}, no_records, None)
         with switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)
+            check_inputs(noted, dict(zip(parts, (rows for rows, _ in source.sizes), strict=True)))
+            build.accounts[WHOLE] = Account(None if merge.combine is not None else source.num_rows, None)
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
                 files, schema = write_merged(build.staging, source, merge, token=build.token, threads=None)
                 build.add(WHOLE, files, [], schema)
             size = sum(size for _, size in found)
-            build.describe(merge.layout, records=_ledgers_of(roots), bytes_in=size)
+            build.describe(merge.layout, records=ledgers_of(roots), bytes_in=size)
             if not (build.result["rows"] or merge.allow_empty):
                 raise NothingMade(
                     f"{counted(len(roots), 'folder')} of parts gave no row, so there is nothing to make a dataset of; "
@@ -395,31 +406,6 @@ def combine_folders(
                     hint="If there is to be no row, set allow_empty: true (--allow-empty).",
                 )
     return Run(folder)
-
-
-def _parquet_files(root: Folder) -> list[tuple[File, int]]:
-    """The parts in a folder with their sizes in bytes, in order of their names.
-
-    Raises:
-        InputError: there are none, or they are not all there yet.
-    """
-    latest = latest_run(root)
-    if latest is not None and latest.result() is None:
-        raise InputError(f"Run {latest.run_id} in {root.uri} is not finished.", hint=resume_hint(latest))
-    listed = root.objects().select(["key", "bytes"]).to_pylist()
-    found = [(File(root, item["key"]), item["bytes"]) for item in listed if item["key"].endswith(".parquet")]
-    if not found and latest is None:
-        raise InputError(f"{root.uri} holds no Parquet files.", hint="Give the folders that pass 1 wrote.")
-    return found
-
-
-def _ledgers_of(roots: Sequence[Folder]) -> dict[str, int]:
-    """The sum of the ledgers of the runs that wrote the inputs, where they tell."""
-    total = {"listed": 0, "done": 0, "quarantined": 0, "skipped": 0}
-    for root in roots:
-        if (result := current_result(root)) is not None:
-            total = {name: count + result["records"][name] for name, count in total.items()}
-    return total
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import shardkit as sk
+from shardkit.errors import NothingMade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -77,7 +78,7 @@ class Shape:
         self.format = self.format if self.format in self.formats else "parquet"
         kinds = [*SIMPLE, *(NESTED if "csv" not in self.formats else ())]
         self.columns = sorted(pick.sample(kinds, pick.randint(1, 4)))
-        self.partition_by = pick.chance(0.25)
+        self.partition_by = pick.chance(0.15)
         self.fails = pick.choice([0.0, 0.0, 0.1, 0.3])
         self.most_rows = pick.choice([1, 2, 4])
         self.is_incremental = True if self.by_day else pick.choice([True, True, None])
@@ -143,11 +144,11 @@ class How:
 
     @classmethod
     def random(cls, pick: Pick, format: str) -> How:
-        combine = pick.choice([None, None, None, "counted", "filtered", "framed", "nothing", "emptied"])
+        combine = pick.choice([None] * 10 + ["counted", "filtered", "framed", "nothing", "emptied"])
         return cls(
             format,
-            pick.choice([1, 2, 3, 4, 6, 1000]),
-            pick.choice([None, None, None, 600]),
+            pick.choice([1, 2, 3, 4, 4, 6, 1000]),
+            pick.choice([None] * 6 + [600]),
             combine,
             pick.choice(["even", "even", "dynamic", "balanced"]),
             pick.choice([1, 1, 1, 2]),
@@ -279,14 +280,14 @@ class Story:
         Raises:
             Difference: a dataset is not what it should be.
         """
-        for _ in range(self.pick.randint(1, 10)):
+        for _ in range(self.pick.randint(1, 12)):
             self._add()
         self._say(f"{vars(self.shape)}")
         self._step()
-        for _ in range(self.pick.randint(1, 4)):
+        for _ in range(self.pick.randint(2, 5)):
             for _ in range(self.pick.choice([1, 1, 2, 3])):
                 self.pick.choice([self._add, self._change, self._remove])()
-            if self.pick.chance(0.25):
+            if self.pick.chance(0.15):
                 other = self.pick.choice(self.shape.formats) if self.pick.chance(0.3) else self.how.format
                 self.how = How.random(self.pick, other)
             self._step()
@@ -375,7 +376,7 @@ class Story:
             changes = changes | {"max_failures": 0}
         try:
             return self._pipeline(**changes).run(days=days, run_id=self._run_id(), quiet=True)
-        except (sk.CombineError, sk.BudgetExceeded) as error:
+        except (sk.CombineError, sk.BudgetExceeded, NothingMade) as error:
             self._say(f"  failed: {type(error).__name__}")
         finally:
             broken.unlink(missing_ok=True)
@@ -384,7 +385,11 @@ class Story:
             self._say("  given up")
             return None
         self._say("  resume")
-        return sk.open_run(self.out).resume(quiet=True, max_failures="100%")
+        try:
+            return sk.open_run(self.out).resume(quiet=True, max_failures="100%")
+        except NothingMade as error:
+            self._say(f"  failed: {error}")
+            return None
 
     def _run_id(self) -> str:
         return f"run-{self._runs}"
@@ -428,6 +433,8 @@ class Story:
         listed = json.loads(current.read_text())["files"] if current.exists() else []
         if {file["path"]: file["rows"] for file in listed} != {path: len(found) for path, found in files.items()}:
             raise Difference(f"After {what}: the files are {sorted(files)}, and those listed are {listed}.")
+        if listed and not (checked := sk.check(self.out)).ok:
+            raise Difference(f"After {what} the dataset is right, but: {checked}")
 
 
 # ---- many of them ---------------------------------------------------------------------------------------------------

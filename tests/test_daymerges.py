@@ -81,6 +81,7 @@ class Feed(JobProject):
         assert result is not None
         assert {file["path"] for file in result["files"]} == there
         assert not LocalFolder(run.path).entries("dataset")
+        assert sk.check(self.out).ok
 
 
 @pytest.fixture

@@ -407,6 +407,7 @@ FLOORS = (
         "ledger",
         "commit",
         "merging",
+        "accounts",
         "dataset",
         "increments",
         "takeover",
@@ -422,6 +423,7 @@ FLOORS = (
     {
         "pass1_preprocessing",
         "pass2_combine",
+        "partfolders",
         "estimate",
         "fields",
         "sections",
@@ -430,6 +432,7 @@ FLOORS = (
         "planning",
         "summary",
         "cleaning",
+        "checking",
         "daymerges",
         "building",
         "schedule",
