@@ -17,6 +17,7 @@ from shardkit.hints import advice, joined
 from shardkit.interruption import heeding_interrupts
 from shardkit.masking import masked
 from shardkit.planning import check_same_plan, make_run_plan, planned_merge, planned_pipeline, write_run
+from shardkit.room import check_room
 from shardkit.runfolder import STATE_DIR, RunFolder, find_run, latest_run, run_folder
 from shardkit.storage import Access, absolute_uri
 from shardkit.storage import folder as folder_at
@@ -459,6 +460,7 @@ def start_run(
     from shardkit.progress import make_progress
 
     begun = time.monotonic()
+    check_room(pipeline.worker_count())
     if not merge:
         pipeline = pipeline.replace(incremental=False)  # of a part taken over, some rows may no longer count
     if pipeline.catalog is not None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from crashing import LINUX, Project, is_alive, wait_for
+
+import shardkit as sk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -247,3 +250,16 @@ def test_nothing_that_a_record_has_started_outlives_a_program_that_is_killed(tmp
     wait_for(lambda: pid.exists() and pid.read_text().endswith(" "))
     command.kill_all()
     wait_for(lambda: not is_alive(int(pid.read_text())), what="the end of the record's program")
+
+
+def test_a_system_that_lets_no_threads_start_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(tmp_path)
+    project.write_records(["x"])
+    project.write_function("def features(record): return {'key': record.key}")
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(sk.RunFailed, match="lets this process start 0 more threads"):
+        project.run(workers=2)
