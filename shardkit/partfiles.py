@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 OPENED_AHEAD = 16  # a small part is in memory once it is open
 KEPT_BYTES = 64 << 20
+KEPT_HERE_BYTES = 16 << 20  # of parts on this machine, which were verified as a whole when they were opened
 
 
 class PartFiles:
@@ -27,12 +29,12 @@ class PartFiles:
         self.parts = parts
         self._are_far = not all(isinstance(part.folder, LocalFolder) for part in parts)
         self._kept: dict[int, pa.BufferReader] = {}
-        self._room = KEPT_BYTES
+        self._room = KEPT_BYTES if self._are_far else KEPT_HERE_BYTES
 
     def each(self, numbers: Iterable[int], *, readers: int = 1) -> Iterator[tuple[int, Callable[[], Any]]]:
         """For each part its number and what opens it, which may raise an OSError; ``readers`` do so at once."""
         if not self._are_far:
-            yield from ((i, self.parts[i].open) for i in numbers)
+            yield from ((i, functools.partial(self._open, i)) for i in numbers)
             return
         ahead = max(1, OPENED_AHEAD // readers)
         left = iter(numbers)

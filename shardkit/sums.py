@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUFFER_BYTES = 1 << 20
-WHOLE_BYTES = 8 << 20  # what is not larger is read at once
+WHOLE_BYTES = 1 << 20  # what is not larger is read at once
 Sums = tuple[tuple[int, int], ...]
 
 
