@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 CONTAINERS = (dict, list, tuple, set)
+DEEPEST = 1000
 
 
 def as_arrow_takes(values: list[Any], kinds: set[type]) -> list[Any]:
     """The values with nulls for what is masked, also inside of containers, and their arrays as Arrow takes them."""
     # Whoever makes a masked array has loaded this, and pandas does; a JSON file's values need not be looked through.
-    if "numpy.ma" in sys.modules and (masked := _masked_inside(values, kinds)):
+    if "numpy.ma" in sys.modules and _holds_masked(values, kinds):
+        masked = _masked_inside(values, kinds)
         with_masks = any(array.mask.any() for array in masked)
         return [_unmasked(value, with_masks=with_masks) for value in values]
     if any(issubclass(kind, np.ndarray) for kind in kinds):
         return [_native(value) for value in values]
     return values
+
+
+def _holds_masked(values: list[Any], kinds: set[type]) -> bool:
+    """Whether there is a masked array, looked for level by level, which is fast."""
+    for _ in range(DEEPEST):
+        if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
+            return True
+        inside: list[Any] = []
+        for kind in kinds:
+            if issubclass(kind, dict):
+                inside += chain.from_iterable(value.values() for value in values if type(value) is kind)
+            elif issubclass(kind, CONTAINERS):
+                inside += chain.from_iterable(value for value in values if type(value) is kind)
+            elif issubclass(kind, np.ndarray):
+                inside += chain.from_iterable(v for v in values if type(v) is kind and v.dtype == object and v.ndim)
+        if not inside:
+            return False
+        values, kinds = inside, set(map(type, inside))
+    raise RecursionError("values are nested too deeply: maximum recursion depth exceeded")
 
 
 def _masked_inside(values: Any, kinds: set[type]) -> list[Any]:
