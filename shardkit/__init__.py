@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BudgetExceeded,
         CatalogError,
         CombineError,
+        Damaged,
         InputError,
         LedgerError,
         LockLost,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         SchemaConflict,
         ShardkitError,
         StorageError,
+        WrittenByNewer,
     )
     from shardkit.pipeline import Pipeline
     from shardkit.query import read_sql
@@ -49,6 +51,7 @@ _HOMES = {
     "Checked": "checking",
     "Cleaned": "cleaning",
     "CombineError": "errors",
+    "Damaged": "errors",
     "InputError": "errors",
     "LedgerError": "errors",
     "Local": "engines.sagemaker",
@@ -72,6 +75,7 @@ _HOMES = {
     "StorageError": "errors",
     "SageMaker": "engines.sagemaker",
     "Summary": "summary",
+    "WrittenByNewer": "errors",
     "check": "checking",
     "clean": "cleaning",
     "open_run": "runs",
@@ -85,6 +89,7 @@ __all__ = [
     "Checked",
     "Cleaned",
     "CombineError",
+    "Damaged",
     "InputError",
     "LedgerError",
     "Local",
@@ -108,6 +113,7 @@ __all__ = [
     "ShardkitError",
     "StorageError",
     "Summary",
+    "WrittenByNewer",
     "__version__",
     "check",
     "clean",
