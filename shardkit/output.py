@@ -12,19 +12,31 @@ from typing import Any
 
 from shardkit.printable import printable
 
+ERASE = b"\r\x1b[2K"  # the line of the terminal that the cursor is in, and go to its beginning
+
 
 class _Log(io.FileIO):
-    """A file that nobody may be reading any more, which is no reason for a print to fail."""
+    """A file that nobody may be reading any more, which is no reason for a print to fail.
+
+    On a terminal the cursor stands behind the live bar, which is drawn again below what is printed in its place.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+        self._before = ERASE if self.isatty() and os.environ.get("TERM", "dumb") != "dumb" else b""
 
     def write(self, data: Any, /) -> int:
+        size = memoryview(data).nbytes
         with contextlib.suppress(OSError):
-            return super().write(data)
-        return memoryview(data).nbytes
+            if not self._before:
+                return super().write(data)
+            super().write(self._before + bytes(data))
+        return size
 
 
 def _text_log(number: int) -> io.TextIOWrapper:
     """One of stdout and stderr, by its number; by lines, for what is held back dies with the worker."""
-    raw = io.BufferedWriter(_Log(number, "w", closefd=False))
+    raw = io.BufferedWriter(_Log(number))
     return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 

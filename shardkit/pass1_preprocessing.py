@@ -164,17 +164,23 @@ def over_budget(ledger: Ledger, limits: WorkLimits) -> tuple[str, str]:
     return message, hint
 
 
-def check_made(ledger: Ledger, rows: int, *, allow_empty: bool, combine: str | None = None) -> None:
+def check_made(
+    ledger: Ledger, rows: int, *, allow_empty: bool, combine: str | None = None, all_may_fail: bool = False
+) -> None:
     """See that something came of the records, of which so many ``rows`` are left, perhaps by a ``combine``.
 
     A function that forgets its ``return`` looks like one that has nothing to say of any record, and must not replace
-    a good dataset by an empty one.
+    a good dataset by an empty one. ``all_may_fail`` says that every record may be in quarantine, as who gives
+    ``max_failures`` as a number of records has said, where no dataset is lost by it.
 
     Raises:
         NothingMade: no record is done; or there is no row, and that is not to be.
     """
     folder, run = ledger.folder, f"Run {ledger.folder.run_id}"
-    if folder.days is None and ledger.quarantined and ledger.quarantined == ledger.listed:
+    all_failed = ledger.quarantined > 0 and ledger.quarantined == ledger.listed
+    if all_failed and all_may_fail:
+        return
+    if folder.days is None and all_failed:
         entry = ledger.quarantine()[0]
         raise NothingMade(
             f"{run}: all {counted(ledger.listed, 'record')} are quarantined, {NOTHING_MADE}. "

@@ -66,6 +66,7 @@ class Merge:
     combine: FunctionRef | None = None
     glue: dict[str, Any] | None = None  # the table to register the dataset as
     allow_empty: bool = False
+    failures_counted: bool = False  # whether max_failures is a number of records, which may be all of them
 
     def digest(self) -> str:
         """Tells whether the same would be made of the same rows, but for how they are cut into files."""
@@ -140,7 +141,8 @@ def run_pass2(
         build.by_day, build.quarantined = folder.plan()["by_day"], ledger.quarantined_by_partition()
         rows = sum(part.rows for partition in parts.values() for part in partition)
         may_be_empty = merge.allow_empty or recipe.has_given_rows(folder, build.current)
-        check_made(ledger, rows, allow_empty=may_be_empty)
+        nothing_to_lose = merge.failures_counted and not (build.current and build.current["rows"])
+        check_made(ledger, rows, allow_empty=may_be_empty, all_may_fail=nothing_to_lose)
         keeper = recipe.keeper(folder, build.current)
         sources = _sources(folder, parts, merge, build.current, merged)
         written = dict(_merged(build.staging, keeper, sources, merge, attempt, token=build.token, threads=threads))

@@ -279,7 +279,8 @@ class Pipeline(Section):
             day_column=DAY_COLUMN if self.by_day else None,
         )
         glue = self.catalog.glue.model_dump() if self.catalog is not None else None
-        return Merge(layout, out.columns, out.widen_ints, combine, glue, self.allow_empty)
+        counted = isinstance(self.max_failures, int)
+        return Merge(layout, out.columns, out.widen_ints, combine, glue, self.allow_empty, counted)
 
     def to_dict(self) -> dict[str, Any]:
         """The pipeline as plain data, with absolute paths and named functions."""

@@ -58,7 +58,10 @@ def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pi
                 "combine, catalog, engine.*, input_mode, requirements and output.* (but not output.uri).",
             )
         content[section] = content[section] | {field: value} if field else value
-    return Pipeline(**content)
+    pipeline = Pipeline(**content)
+    if "output.partition_by" in settings:
+        _check_partitions(pipeline.output.partition_by)
+    return pipeline
 
 
 def make_run_plan(
@@ -83,6 +86,7 @@ def make_run_plan(
 
     source, output = pipeline.input_folder(), pipeline.output_folder()
     _check_apart(source, output)
+    _check_partitions(pipeline.output.partition_by)
     current = check_owner(output, pipeline.pipeline_name())
     content = pipeline.to_dict()
     records = build_records(
@@ -123,6 +127,16 @@ def make_run_plan(
     if comparison is not None and plan.content["totals"]["records"]:
         check_form(plan.content, current, basis.form, output)
     return plan
+
+
+def _check_partitions(columns: Collection[str]) -> None:
+    """See that readers find the partitions; what an earlier version has planned goes on all the same."""
+    hidden = next((name for name in columns if name.startswith(("_", "."))), None)
+    if hidden is not None:
+        raise PipelineError(
+            f"output.partition_by: folders named {hidden}=... are hidden from pandas, Spark and others.",
+            hint=f"Name the column otherwise, such as {hidden.lstrip('_.') or 'part'}.",
+        )
 
 
 def _check_apart(source: Folder, output: Folder) -> None:

@@ -175,17 +175,6 @@ class Output(Section):
     columns: dict[str, str] | None = Field(None, alias="schema")
     widen_ints: bool = False
 
-    @field_validator("partition_by")
-    @classmethod
-    def _seen_by_readers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        hidden = next((name for name in value if name.startswith(("_", "."))), None)
-        if hidden is not None:
-            raise ValueError(
-                f"folders named {hidden}=... are hidden from pandas, Spark and others: name the column otherwise, "
-                f"such as {hidden.lstrip('_.') or 'part'}."
-            )
-        return value
-
     @field_validator("columns")
     @classmethod
     def _known_types(cls, value: dict[str, str] | None) -> dict[str, str] | None:

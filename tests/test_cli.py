@@ -42,6 +42,7 @@ def rows(record):
 def slow(record):
     import time
     time.sleep(0.12)  # the bar, on a busy machine, moves when it gets its turn
+    print(f"seen {record.key}")
     return {"key": record.key}
 
 def rule(key):
@@ -470,9 +471,11 @@ def test_a_live_bar_on_a_terminal(project: Path, files: WriteFiles) -> None:
     assert "ETA" in seen
     assert "quarantined" in seen
     assert "40 listed = 40 done" in seen
+    assert seen.count("\r\x1b[2Kseen ") == 40  # each print takes the bar's line, and the bar comes below
     assert "\x1b[?25h" in seen  # the cursor is back
     plain = in_terminal([*command, "--run-id", "dumb"], project, TERM="dumb")
     assert "\x1b" not in plain
+    assert plain.count("seen ") == 40
     quiet = in_terminal([*command, "--run-id", "quiet", "--quiet"], project)
     assert "records/s" not in quiet
 
