@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from pathlib import Path, PosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 PATHS: Any = PosixPath  # whose own methods differ from version to version
 
@@ -49,14 +49,16 @@ class Record(PosixPath):
         if sys.version_info >= (3, 12):
             super().__init__(self.__fspath__())
 
-    def __getattr__(self, name: str) -> Any:
-        """What older versions of Python keep of a path, once it is asked for: most functions only open it."""
-        if name not in {"_drv", "_root", "_parts"} or sys.version_info >= (3, 12):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        whole = self.path
-        for part in ("_drv", "_root", "_parts"):
-            setattr(self, part, getattr(whole, part))
-        return getattr(self, name)
+    if not TYPE_CHECKING:  # or every name would do for a type checker
+
+        def __getattr__(self, name: str) -> Any:
+            """What older versions of Python keep of a path, once it is asked for: most functions only open it."""
+            if name not in {"_drv", "_root", "_parts"} or sys.version_info >= (3, 12):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            whole = self.path
+            for part in ("_drv", "_root", "_parts"):
+                setattr(self, part, getattr(whole, part))
+            return getattr(self, name)
 
     # What is made of a record's path is a path, and no record.
 

@@ -45,10 +45,13 @@ def same(batches):
 # The command line, with short leases.
 PROGRAM = f"""
 import sys
-import shardkit.lease as lease
-lease.LEASE_S, lease.LEASE_RENEWAL_S = {LEASE_S}, {LEASE_S / 6}
-from shardkit.cli import main
-main(sys.argv[1:])
+try:
+    import shardkit.lease as lease
+    lease.LEASE_S, lease.LEASE_RENEWAL_S = {LEASE_S}, {LEASE_S / 6}
+    from shardkit.__main__ import main
+except KeyboardInterrupt:
+    sys.exit(130)
+main()
 """
 # Stands before the S3 server, so that it can be gone without what it holds.
 PROXY = """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
 COMMANDS = ["run", "plan", "status", "logs", "stop", "failures", "query", "retry", "resume"]
-COMMANDS += ["clean", "pass1", "pass2", "init", "schedule", "jobs", "engine"]
+COMMANDS += ["clean", "check", "pass1", "pass2", "init", "schedule", "jobs", "engine"]
 MODULE = """
 import sys
 print("module imported")

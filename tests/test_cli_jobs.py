@@ -393,7 +393,7 @@ def test_a_stop_that_the_service_does_not_hear(project: Project, monkeypatch: py
     monkeypatch.setattr("shardkit.runs.STOP_TRIES", 1)
     monkeypatch.setattr(LocalEngine, "stop_processing_job", partialmethod(stop, after=99))
     with pytest.raises(
-        sk.RunFailed, match="the service does not answer, and 1 job could not be stopped. Try again: shardkit stop"
+        sk.RunFailed, match="the service does not answer, and 1 job could not be stopped. Try again: sk.open_run"
     ):
         run.stop()
     assert len(asked) == 2

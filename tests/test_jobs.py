@@ -230,7 +230,7 @@ def test_failures_count_over_all_jobs(project: JobProject) -> None:
     project.write_groups("bad", *["go"] * 4)
     with pytest.raises(sk.BudgetExceeded, match="3 of 15 records are quarantined") as caught:
         project.run_jobs(max_failures=2)
-    assert "shardkit retry" in caught.value.hint
+    assert ".retry(" in caught.value.hint and "shardkit retry" in caught.value.hint.command
     run = sk.open_run(project.out)
     assert run.summary().status == "failed"
     assert [job["status"] for job in run.jobs()] == ["Completed"] * 3 + ["Failed"]
@@ -504,7 +504,7 @@ def test_a_requirement_that_cannot_be_installed_is_told(project: JobProject, mon
         sk.RunFailed, match="pip cannot install shardkit-test-extra: .*No matching distribution"
     ) as caught:
         project.run_jobs(requirements_mode="install")
-    assert "shardkit logs" in caught.value.hint
+    assert ".logs()" in caught.value.hint and "shardkit logs" in caught.value.hint.command
     with pytest.raises(sk.PipelineError, match="requirements: pip cannot fetch wheels: .*No matching distribution"):
         project.run_jobs(requirements_mode="bundle")
 

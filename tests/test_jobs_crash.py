@@ -119,8 +119,8 @@ def test_ctrl_c_leaves_the_jobs_and_says_how_to_go_on(project: JobProject) -> No
         driver.signal_group(signal.SIGINT)
         done = driver.wait()
     assert "no longer watching; 2 jobs go on, and 1 waits to be launched" in done.stderr
-    commands = re.findall(r": (shardkit \w+) .*--run-id", done.stderr)
-    assert commands == ["shardkit resume", "shardkit stop"]
+    calls = re.findall(r": sk\.open_run\(.*\)\.(\w+)\(\)", done.stderr)
+    assert calls == ["resume", "stop"]
     assert len(project.supervisors()) == 2
     project.open_gate()
     sk.open_run(project.out).resume(quiet=True)

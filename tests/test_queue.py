@@ -194,7 +194,7 @@ def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "later") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(StoreError, match="another version of shardkit"):
+    with pytest.raises(StoreError, match="a newer version of shardkit"):
         SQLiteStore(tmp_path / "later")
 
 

@@ -345,7 +345,6 @@ def test_what_decides_the_results_cannot_change(project: GatedProject) -> None:
     run = project.run()
     settings = {
         "input.uri": "elsewhere",
-        "function": "work:other",
         "chunks": "even",
         "output.uri": "there",
         "records": "stem",
@@ -397,7 +396,9 @@ def test_a_function_of_a_notebook_is_resumed_and_retried(project: GatedProject) 
             text = file.read()
         return {"above": int(text) - minimum if text.isdigit() else 0}
 
-    run = sk.open_run(project.out).retry(function=mended, quiet=True)
+    with pytest.raises(sk.PlanMismatch, match="of the function numbers, not of mended"):
+        sk.open_run(project.out).retry(function=mended, quiet=True)
+    run = sk.open_run(project.out).retry(function=mended, quiet=True, changed_function=True)
     assert sorted(row["above"] for row in rows_of(run)) == [-1, 0, 1, 2, 3, 4]
 
 
@@ -413,7 +414,7 @@ if __name__ == "__main__":
         project.wait_for_call("r002.txt")
         command.kill_all()
     project.open_gate()
-    hint = printed_command(sk.open_run(project.out).summary().message or "")
+    hint = printed_command(project.command("status", project.out).stdout)
     resumed = as_printed(hint)
     assert resumed.code == 0, resumed.stderr
     assert project.rows() == project.expected()

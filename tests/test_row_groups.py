@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shardkit as sk
@@ -327,6 +327,7 @@ VALUES = st.deferred(
 STRUCTS: st.SearchStrategy[dict[int, Field]] = st.dictionaries(st.integers(1, 1000), VALUES, max_size=4)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault of the code
 @given(STRUCTS)
 def test_a_struct_is_written_as_it_was_read(struct: dict[int, Field]) -> None:
     data = write_struct(struct)
