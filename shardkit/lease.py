@@ -140,8 +140,12 @@ class Lease(Held):
                 raise self._lost
 
     def _lose(self, held: dict[str, Any]) -> None:
-        other = f"another process on {held['host']}" if held.get("host") else "another process, which has ended"
-        told = f"This run lost its lease to {other} while it was paused or cut off ({self._busy})"
+        other = (
+            f"Another process on {held['host']} took it"
+            if held.get("host")
+            else "Another process took it, and has ended since"
+        )
+        told = f"This run lost its lease while it was paused or cut off. {other} ({self._busy.rstrip('.')})."
         self._lost = LockLost(told, hint=LOST_HINT)
 
     def check(self, *, sure: bool = False) -> None:
