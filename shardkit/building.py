@@ -14,7 +14,6 @@ from shardkit.commit import check_name, current_result, dataset_lock, switch
 from shardkit.switching import generation_of, staging
 from shardkit.together import together
 from shardkit.typetext import schema_to_text
-from shardkit.uniform import make_uniform
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -139,6 +138,8 @@ def switching(
     Runs of different days build side by side, and wait for each other only to switch.
     """
     if folder.plan().get("by_day"):
+        from shardkit.uniform import make_uniform
+
         build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh, staged=staged)
         yield build
         build.check()

@@ -32,11 +32,13 @@ def own_days(folder: RunFolder) -> RunFolder:
     return folder.narrowed(mine) if mine and set(mine) != set(plan["partitions"]) else folder
 
 
-def elsewhere(folder: RunFolder) -> list[RunFolder]:
-    """The other runs that have made days of the dataset with records in quarantine, each for these days alone."""
+def elsewhere(folder: RunFolder, current: dict[str, Any] | None) -> list[tuple[RunFolder, int]]:
+    """The other runs that have made days of the dataset with records in quarantine, and how many these are.
+
+    Each run's folder is for these days alone. ``current`` is the result that describes the dataset as it is now.
+    """
     if not folder.plan().get("by_day"):
         return []
-    current = current_result(folder.output)
     made = (current or {}).get("partitions", {})
     runs = [
         RunFolder(folder.output, run_id).narrowed(days)
@@ -45,15 +47,7 @@ def elsewhere(folder: RunFolder) -> list[RunFolder]:
         if run_id != folder.run_id and any(made[day].get("quarantined", 1) for day in days)
     ]
     counts = together([partial(_count, run) for run in runs])
-    return [run.encrypted(run.plan()) for run, count in zip(runs, counts, strict=True) if count]
-
-
-def count_elsewhere(folder: RunFolder) -> int:
-    """How many records of days that other runs have made are in quarantine, as far as that can be read."""
-    try:
-        return sum(map(_count, elsewhere(folder)))
-    except Damaged:  # which is no reason to say nothing of this run
-        return 0
+    return [(run.encrypted(run.plan()), count) for run, count in zip(runs, counts, strict=True) if count]
 
 
 def _makers(current: dict[str, Any] | None) -> dict[str, list[str]]:
@@ -65,6 +59,7 @@ def _makers(current: dict[str, Any] | None) -> dict[str, list[str]]:
 
 
 def _count(folder: RunFolder) -> int:
+    """How many records are in quarantine, as far as that can be read: a damaged run keeps nobody from the others."""
     try:
         return Ledger(folder).quarantined if folder.exists() else 0
     except Damaged:

@@ -102,7 +102,9 @@ class Run:
         """The runs that have made other days of the dataset with records in quarantine, where these count."""
         from shardkit.quarantine import elsewhere
 
-        return elsewhere(self.folder) if self._whole_dataset else []
+        if not self._whole_dataset:
+            return []
+        return [folder for folder, _ in elsewhere(self.folder, current_result(self.folder.output))]
 
     def dataset(self) -> pads.Dataset:
         """The dataset's files, exactly those that the run wrote.

@@ -14,7 +14,7 @@ from shardkit.errors import Damaged, ShardkitError
 from shardkit.hints import Hint, advice, as_command, is_command, joined
 from shardkit.ledger import Ledger
 from shardkit.progress import Quiet, counted, human_bytes, human_seconds
-from shardkit.quarantine import count_elsewhere
+from shardkit.quarantine import elsewhere
 from shardkit.repeats import count_of, repeats_text
 from shardkit.report import first_line
 from shardkit.runfolder import ALL_SHARDS, STOP, UNKNOWN
@@ -115,10 +115,9 @@ def summarize(folder: RunFolder) -> Summary:
         lambda: Ledger(folder),
         folder.heartbeats,
         folder.is_locked,
-        lambda: count_elsewhere(folder),
         lambda: _current(folder),
     ]
-    (result, wrong), ledger, beats, is_locked, others, current = together(asked)
+    (result, wrong), ledger, beats, is_locked, current = together(asked)
     folder.check_records()
     status, message, reason = _status(folder, result, beats, is_locked=is_locked)
     other = replaced_by(folder, result, current) if status == "done" else None
@@ -138,7 +137,7 @@ def summarize(folder: RunFolder) -> Summary:
         output=folder.output.uri,
         run_folder=folder.uri,
         repeated=_repeated(ledger, beats),
-        quarantined_elsewhere=others,
+        quarantined_elsewhere=sum(count for _, count in elsewhere(folder, current)),
         message=message,
         reason=reason,
         replaced_by=other,
@@ -195,7 +194,7 @@ def tell_set_aside(folder: RunFolder, progress: Progress) -> None:
         return
     result = folder.result()
     if result is not None and result["records"]["quarantined"]:
-        progress.note(f"Run {folder.run_id}: {summarize(folder).set_aside}")
+        progress.note(f"Run {folder.run_id}: {_set_aside(Ledger(folder))}")
 
 
 def status_of(folder: RunFolder) -> str:

@@ -21,7 +21,7 @@ from shardkit.errors import SchemaConflict, StorageError
 from shardkit.keeping import CONTENTS, Contents, noted_by
 from shardkit.merging import one_schema
 from shardkit.progress import counted
-from shardkit.query import open_dataset
+from shardkit.query import FOOTERS_AT_ONCE, open_dataset
 from shardkit.schema import conform
 from shardkit.storage import File
 from shardkit.together import together
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Files = dict[str, dict[str, Any]]
 WRITTEN_AT_ONCE = 4  # each holds a row group
-FOOTERS_AT_ONCE = 32
 
 
 def make_uniform(folder: RunFolder, build: Build, old: dict[str, Any] | None) -> Files:
