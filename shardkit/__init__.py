@@ -5,15 +5,14 @@ Names are loaded when they are first used, so that importing the package costs n
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from shardkit._lazy import names_of
 from shardkit._version import __version__
 
 if TYPE_CHECKING:
     from shardkit import jobs
-    from shardkit.checking import Checked, check
-    from shardkit.cleaning import Cleaned, clean
+    from shardkit.dataset.query import read_sql
     from shardkit.engines.sagemaker import Local, SageMaker
     from shardkit.errors import (
         BudgetExceeded,
@@ -40,16 +39,17 @@ if TYPE_CHECKING:
         WrittenByNewer,
     )
     from shardkit.pipeline import Pipeline
-    from shardkit.query import read_sql
     from shardkit.record import Record
-    from shardkit.runs import Run, open_run, run
-    from shardkit.summary import Summary
+    from shardkit.runs.check import Checked, check
+    from shardkit.runs.clean import Cleaned, clean
+    from shardkit.runs.handle import Run, open_run, run
+    from shardkit.runs.summary import Summary
 
 _HOMES = {
     "BudgetExceeded": "errors",
     "CatalogError": "errors",
-    "Checked": "checking",
-    "Cleaned": "cleaning",
+    "Checked": "runs.check",
+    "Cleaned": "runs.clean",
     "CombineError": "errors",
     "Damaged": "errors",
     "InputError": "errors",
@@ -63,7 +63,7 @@ _HOMES = {
     "PlanMismatch": "errors",
     "QueryError": "errors",
     "Record": "record",
-    "Run": "runs",
+    "Run": "runs.handle",
     "LockLost": "errors",
     "RunBusy": "errors",
     "RunFailed": "errors",
@@ -74,13 +74,14 @@ _HOMES = {
     "ShardkitError": "errors",
     "StorageError": "errors",
     "SageMaker": "engines.sagemaker",
-    "Summary": "summary",
+    "Summary": "runs.summary",
     "WrittenByNewer": "errors",
-    "check": "checking",
-    "clean": "cleaning",
-    "open_run": "runs",
-    "read_sql": "query",
-    "run": "runs",
+    "check": "runs.check",
+    "clean": "runs.clean",
+    "jobs": "jobs",
+    "open_run": "runs.handle",
+    "read_sql": "dataset.query",
+    "run": "runs.handle",
 }
 
 __all__ = [
@@ -125,13 +126,7 @@ __all__ = [
 
 
 if not TYPE_CHECKING:  # type checkers would take any name for one that is there
-
-    def __getattr__(name: str) -> Any:
-        if name == "jobs":
-            return importlib.import_module("shardkit.jobs")
-        if name not in _HOMES:
-            raise AttributeError(f"module 'shardkit' has no attribute {name!r}")
-        return getattr(importlib.import_module(f"shardkit.{_HOMES[name]}"), name)
+    __getattr__ = names_of(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

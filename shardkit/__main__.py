@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """The program, which Ctrl-C may end before all of it is loaded."""
     try:
-        from shardkit.cli import main as program
+        from shardkit.cli.app import main as program
     except KeyboardInterrupt:
         sys.exit(130)
     program()

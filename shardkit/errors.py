@@ -28,14 +28,11 @@ Every error is a sentence or two: what happened, to which run and file, and what
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from shardkit import hints
 from shardkit.masking import masked
 from shardkit.printable import printable
-
-if TYPE_CHECKING:
-    from shardkit.runs import Run
 
 
 class ShardkitError(Exception):
@@ -53,7 +50,7 @@ class ShardkitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.run: Run | None = None
+        self.run: Any = None  # a `Run`, which stands far above
 
     def __str__(self) -> str:
         told = f"{self.message} {self.hint}".strip()

@@ -1,16 +1,13 @@
-"""What to do next with a run, in two languages: as Python has it, and as the command line has it."""
+"""Advice in two languages: as Python has it, and as the command line has it."""
 
 from __future__ import annotations
 
-import shlex
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from shardkit.runfolder import RunFolder
+    from collections.abc import Iterator
 
 
 class Hint(str):  # noqa: SLOT000  it has a second text
@@ -37,57 +34,6 @@ def as_command(text: str) -> str:
 def joined(*texts: str, by: str = " ") -> Hint:
     """Texts with something between them, in both languages."""
     return Hint(by.join(filter(None, texts)), by.join(filter(None, map(as_command, texts))))
-
-
-class Steps:
-    """Steps with one run in one of the languages: ``steps("resume", max_failures="100%")``."""
-
-    def __init__(self, folder: RunFolder, *, in_python: bool) -> None:
-        self._folder = folder
-        self.in_python = in_python
-
-    def __call__(self, what: str, **settings: Any) -> str:
-        """The step as code, or as a command; settings that are true of themselves are its options."""
-        if self.in_python:
-            given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
-            return f"sk.open_run({self._folder.output.uri!r}, {self._folder.run_id!r}).{what}({given})"
-        options = [
-            f"--{name.replace('_', '-')}" if value is True and name not in AS_FIELDS else f"--set {_field(name, value)}"
-            for name, value in settings.items()
-        ]
-        return " ".join(["shardkit", what, self._folder.arguments, *options])
-
-    def other_function(self, what: str, name: str) -> str:
-        """Go on with a function of another name."""
-        if not self.in_python:
-            return f"{self(what)} --function {shlex.quote(name)} --changed-function"
-        return f"{self(what)[:-1]}function={name.rpartition(':')[2]}, changed_function=True)"
-
-    def logs(self) -> str:
-        """Print what the run's jobs have said."""
-        return f"print(*{self('logs')}, sep='\\n')" if self.in_python else self("logs")
-
-    def retry(self) -> str:
-        """Retry with the function mended: one that was sent by value must be given again."""
-        if not self._folder.files.exists("function.pkl"):
-            return self("retry")
-        if not self.in_python:
-            return f"{self('retry')} --function MODULE:NAME"
-        name = self._folder.plan()["pipeline"]["function"].rpartition(":")[2].rpartition(".")[2]
-        return f"{self('retry')[:-1]}function={name if name.isidentifier() else 'f'})"
-
-
-AS_FIELDS = ("allow_empty",)
-
-
-def _field(name: str, value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return shlex.quote(f"{name}={text}")
-
-
-def advice(folder: RunFolder, text: Callable[[Steps], str]) -> Hint:
-    """What ``text`` makes of a run's steps, in both languages."""
-    return Hint(text(Steps(folder, in_python=True)), text(Steps(folder, in_python=False)))
 
 
 _COMMAND: ContextVar[bool] = ContextVar("shardkit_command", default=False)

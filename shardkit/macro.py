@@ -15,12 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.arrays import arrow, numpy, one_chunk
-from shardkit.documents import FORMAT as PLAN_VERSION
 from shardkit.errors import PipelineError
-from shardkit.groups import has_groups, with_dense_groups
-from shardkit.handover import changes_of, markers_taken_over, number_within, still_taken, unchanged
-from shardkit.increments import partition_names
 from shardkit.micro import (
     CHUNK_BYTES,
     CHUNK_RECORDS,
@@ -28,15 +23,20 @@ from shardkit.micro import (
     assign_chunks,
     record_costs,
 )
-from shardkit.packing import evenly, in_order, longest_first
-from shardkit.spill import batches_of
-from shardkit.storage import ACCESS_FIELDS
+from shardkit.plan.changes import changes_of, markers_taken_over, number_within, still_taken, unchanged
+from shardkit.plan.compare import partition_names
+from shardkit.plan.groups import has_groups, with_dense_groups
+from shardkit.runfolder.documents import FORMAT as PLAN_VERSION
+from shardkit.storage.base import ACCESS_FIELDS
+from shardkit.tables.arrays import arrow, numpy, one_chunk
+from shardkit.tables.packing import evenly, in_order, longest_first
+from shardkit.tables.spill import batches_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from shardkit.increments import Comparison
-    from shardkit.records import Records
+    from shardkit.plan.compare import Comparison
+    from shardkit.plan.records import Records
 
 DATASETS_NAMED = 5  # of the folders of the input that are datasets, and so no input
 GROUPS_NAMED = 5  # of a shard's groups, those that the plan names; records.parquet has them all
@@ -60,7 +60,7 @@ class Plan:
         return str(self.content["digest"])
 
     def __str__(self) -> str:
-        from shardkit.report import plan_text
+        from shardkit.plan.describe import plan_text
 
         return plan_text(self)
 

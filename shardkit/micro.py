@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardkit.errors import BudgetExceeded
-from shardkit.packing import longest_first
-from shardkit.repeats import count_of
+from shardkit.storage.requests import count_of
+from shardkit.tables.packing import longest_first
 
 if TYPE_CHECKING:
-    from shardkit.board import Slot
-    from shardkit.pool import Stop, WorkerPool
+    from shardkit.workers.board import Slot
+    from shardkit.workers.pool import Stop, WorkerPool
 
 # What a record costs beside its bytes (opening it, calling the function), in bytes of reading.
 RECORD_COST_BYTES = 1 << 14

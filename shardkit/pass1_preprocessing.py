@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardkit.arrays import arrow
 from shardkit.errors import BudgetExceeded, NothingMade, RunInterrupted
-from shardkit.hints import advice
-from shardkit.lanes import Supervisor
-from shardkit.ledger import ELSEWHERE, OPEN, QUARANTINED, Ledger
 from shardkit.micro import Counts, Tally, assign_chunks, record_costs
-from shardkit.pool import Stop, WorkerPool
-from shardkit.progress import RecordMeter, counted
-from shardkit.report import first_line
-from shardkit.tasks import ChunkTask
+from shardkit.plan.describe import first_line
+from shardkit.runfolder.display import RecordMeter, counted
+from shardkit.runfolder.ledger import ELSEWHERE, OPEN, QUARANTINED, Ledger
+from shardkit.runfolder.steps import advice
+from shardkit.tables.arrays import arrow
+from shardkit.workers.lanes import Supervisor
+from shardkit.workers.pool import Stop, WorkerPool
+from shardkit.workers.tasks import ChunkTask
 
 if TYPE_CHECKING:
     import os
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from shardkit.attempt import Attempt
-    from shardkit.runfolder import RunFolder
-    from shardkit.runs import Run
-    from shardkit.storage import LocalFolder
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.runs.handle import Run
+    from shardkit.storage.base import LocalFolder
 
 NOTHING_MADE = "so there is nothing to make a dataset of; what was there stays"
 
@@ -254,7 +254,7 @@ def preprocess(function: str, group: str | os.PathLike[str], output: str | os.Pa
     Raises:
         PipelineError, RunFailed, RunInterrupted: as for `shardkit.run`.
     """
-    from shardkit.runs import build_pipeline, start_run
+    from shardkit.runs.handle import build_pipeline, start_run
 
     run_id, quiet = fields.pop("run_id", None), fields.pop("quiet", False)
     pipeline = build_pipeline(function, group, output, **fields)
@@ -262,6 +262,6 @@ def preprocess(function: str, group: str | os.PathLike[str], output: str | os.Pa
 
 
 if __name__ == "__main__":
-    from shardkit.cli import main
+    from shardkit.cli.app import main
 
     main(["pass1", *sys.argv[1:]])

@@ -20,40 +20,40 @@ import numpy as np
 import pyarrow as pa
 from pyarrow.types import is_floating, is_integer
 
-from shardkit.accounts import Account, check_parts, rows_of_parts
-from shardkit.arrays import arrow
-from shardkit.building import switching
-from shardkit.catalog import keep_registered
 from shardkit.clock import now
-from shardkit.combining import combined
-from shardkit.commit import check_owner, current_result, kept_days
-from shardkit.dataset import DataFile, Layout, write_dataset, write_stream
-from shardkit.daymerges import DayMerge, basis_of, day_merges
+from shardkit.dataset.accounts import Account, check_parts, rows_of_parts
+from shardkit.dataset.build import switching
+from shardkit.dataset.catalog import keep_registered
+from shardkit.dataset.combine import combined
+from shardkit.dataset.day_notes import DayMerge, basis_of, day_merges
+from shardkit.dataset.kept_files import CONTENTS, Keeper
+from shardkit.dataset.part_folders import check_inputs, ledgers_of, noted_of, parquet_files
+from shardkit.dataset.source import DamagedPart, one_schema, read_source
+from shardkit.dataset.switch import check_owner, current_result, kept_days
+from shardkit.dataset.switch_steps import staging
+from shardkit.dataset.writer import DataFile, Layout, write_dataset, write_stream
 from shardkit.errors import CombineError, NothingMade, PipelineError, ShardkitError
-from shardkit.keeping import CONTENTS, Keeper
-from shardkit.ledger import WHOLE
-from shardkit.merging import DamagedPart, one_schema, read_source
-from shardkit.partfolders import check_inputs, ledgers_of, noted_of, parquet_files
 from shardkit.pass1_preprocessing import check_made
-from shardkit.progress import RowMeter, counted
-from shardkit.runfolder import RunFolder, run_folder
-from shardkit.storage import File
-from shardkit.storage import folder as folder_at
-from shardkit.switching import staging
+from shardkit.runfolder.display import RowMeter, counted
+from shardkit.runfolder.folder import RunFolder, run_folder
+from shardkit.runfolder.ledger import WHOLE
+from shardkit.storage.base import File
+from shardkit.storage.base import folder as folder_at
+from shardkit.tables.arrays import arrow
+from shardkit.tables.type_text import schema_of
+from shardkit.tables.unify import holds_all
 from shardkit.tracebacks import user_traceback
-from shardkit.typetext import schema_of
-from shardkit.unifying import holds_all
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Collection, Iterator, Sequence
 
-    from shardkit.attempt import Attempt
+    from shardkit.dataset.source import Source
     from shardkit.functions import FunctionRef
-    from shardkit.ledger import CommittedPart, Ledger
-    from shardkit.merging import Source
-    from shardkit.runs import Run
-    from shardkit.storage import Folder
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.ledger import CommittedPart, Ledger
+    from shardkit.runs.handle import Run
+    from shardkit.storage.base import Folder
 
 
 @dataclass(frozen=True)
@@ -376,10 +376,10 @@ def combine_folders(
         InputError: an input holds no Parquet files, or its run is not finished.
         SchemaConflict, CombineError, StorageError: as for a run.
     """
-    from shardkit.attempt import Attempt
     from shardkit.clock import new_run_id
-    from shardkit.progress import make_progress
-    from shardkit.runs import Run, naming
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.display import make_progress
+    from shardkit.runs.handle import Run, naming
 
     target = folder_at(output)
     check_owner(target, name)
@@ -411,6 +411,6 @@ def combine_folders(
 
 
 if __name__ == "__main__":
-    from shardkit.cli import main
+    from shardkit.cli.app import main
 
     main(["pass2", *sys.argv[1:]])

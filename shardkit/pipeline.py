@@ -24,17 +24,17 @@ from shardkit.engines.sagemaker import SageMaker
 from shardkit.engines.settings import NoTruth
 from shardkit.errors import PipelineError
 from shardkit.functions import FunctionRef, name_of, reference
-from shardkit.sections import MOST_ROWS, Catalog, Engine, Input, Output, Queue, Section, Shards, WhenDue, path_text
-from shardkit.storage import Access, absolute_uri, folder
+from shardkit.spec.sections import MOST_ROWS, Catalog, Engine, Input, Output, Queue, Section, Shards, WhenDue, path_text
+from shardkit.storage.base import Access, absolute_uri, folder
 
 if TYPE_CHECKING:
-    from shardkit.estimate import Estimate
     from shardkit.macro import Plan
     from shardkit.pass1_preprocessing import WorkLimits
     from shardkit.pass2_combine import Merge
-    from shardkit.runs import Run
-    from shardkit.schedule import Schedule
-    from shardkit.storage import Folder
+    from shardkit.runs.estimate import Estimate
+    from shardkit.runs.handle import Run
+    from shardkit.runs.scheduler import Schedule
+    from shardkit.storage.base import Folder
 
 
 class Pipeline(Section):
@@ -80,7 +80,7 @@ class Pipeline(Section):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            from shardkit.fields import explain
+            from shardkit.spec.yaml import explain
 
             raise PipelineError(explain(error, Pipeline)) from error
 
@@ -106,7 +106,7 @@ class Pipeline(Section):
             raise ValueError(f"a Glue catalogue is for datasets on S3; output.uri is {output.uri}.")
         if output.format != "parquet":
             raise ValueError(f"a Glue catalogue needs output.format: parquet, not {output.format}.")
-        from shardkit.gluetypes import check_names
+        from shardkit.dataset.glue_types import check_names
 
         check_names([*output.partition_by, *(output.columns or {})], output.columns or {})
         return value
@@ -133,7 +133,7 @@ class Pipeline(Section):
         ``overrides`` are fields by their dotted names, for instance ``{"input.uri": "other/"}``; relative paths in
         these count from the current directory.
         """
-        from shardkit.fields import load_yaml
+        from shardkit.spec.yaml import load_yaml
 
         return load_yaml(cls, Path(path), dict(overrides or {}))
 
@@ -175,13 +175,13 @@ class Pipeline(Section):
             RunFailed: the dataset could not be made; what is committed is kept.
             RunInterrupted: by Ctrl-C or SIGTERM; it can be resumed.
         """
-        from shardkit.runs import start_run
+        from shardkit.runs.handle import start_run
 
         if engine is not None:
             return self.replace(engine=engine).run(days=days, run_id=run_id, quiet=quiet, wait=wait)
         chosen = self.chosen_days(days)
         if self.engine is not None:
-            from shardkit.driver import start_jobs
+            from shardkit.runs.on_engine import start_jobs
 
             return start_jobs(self, days=chosen, run_id=run_id, quiet=quiet, wait=wait)
         if self.queue is not None:
@@ -191,7 +191,7 @@ class Pipeline(Section):
     def plan(self, *, days: Iterable[str] | None = None, run_id: str | None = None) -> Plan:
         """List the input and plan a run, without writing or running anything."""
         from shardkit.clock import new_run_id
-        from shardkit.planning import make_run_plan
+        from shardkit.runs.planning import make_run_plan
 
         run_id = run_id or new_run_id()
         return make_run_plan(self, function_ref=self.function_ref(), run_id=run_id, days=self.chosen_days(days))
@@ -210,7 +210,7 @@ class Pipeline(Section):
 
     def sample(self, records: int, *, quiet: bool = True) -> Estimate:
         """Run some records, and tell what the whole will take; nothing is left behind."""
-        from shardkit.estimate import estimate
+        from shardkit.runs.estimate import estimate
 
         return estimate(self, records, quiet=quiet)
 
@@ -266,7 +266,7 @@ class Pipeline(Section):
 
     def merge(self) -> Merge:
         """What pass 2 has to do."""
-        from shardkit.dataset import Layout
+        from shardkit.dataset.writer import Layout
         from shardkit.pass2_combine import Merge
 
         out = self.output

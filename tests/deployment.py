@@ -15,8 +15,8 @@ import boto3
 from botocore.config import Config
 from engine_jobs import ROLE, request
 
-from shardkit.deploying import ZIP, write_deployment
-from shardkit.jobs.places import open_store
+from shardkit.cli.deploy import ZIP, write_deployment
+from shardkit.jobs.open import open_store
 from shardkit.jobs.service import set_policy
 
 PLACE = "dynamodb://shardkit-jobs?expire_days=90"

@@ -46,7 +46,7 @@ def same(batches):
 PROGRAM = f"""
 import sys
 try:
-    import shardkit.lease as lease
+    import shardkit.storage.lease as lease
     lease.LEASE_S, lease.LEASE_RENEWAL_S = {LEASE_S}, {LEASE_S / 6}
     from shardkit.__main__ import main
 except KeyboardInterrupt:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import shardkit as sk
-from shardkit import building, commit, switching
-from shardkit.files import writing
+from shardkit.dataset import build as building
+from shardkit.dataset import switch as commit
+from shardkit.dataset import switch_steps as switching
+from shardkit.storage.local import writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,8 @@ from random_pipelines import files_of
 from test_kept_rows import BY_DAY, Project
 
 import shardkit as sk
-from shardkit import dataset, keeping
+from shardkit.dataset import kept_files as keeping
+from shardkit.dataset import writer as dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from shardkit.spans import Spans
+    from shardkit.tables.spans import Spans
 
 
 @pytest.fixture(params=["csv", "parquet"])
@@ -67,7 +68,7 @@ def test_as_many_rows_but_not_those(project: Project, monkeypatch: pytest.Monkey
 
 
 def test_a_part_that_has_other_rows_than_its_marker_tells(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shardkit import ledger
+    from shardkit.runfolder import ledger
 
     part = ledger.Ledger._part
 

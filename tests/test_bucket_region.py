@@ -12,10 +12,11 @@ import pytest
 from botocore.stub import Stubber
 
 import shardkit as sk
-from shardkit import awsplaces, stores
-from shardkit.awsplaces import bucket_region, find_bucket
-from shardkit.storage import Access, folder
-from shardkit.stores import located, open_bucket
+from shardkit.storage import aws_places as awsplaces
+from shardkit.storage import buckets as stores
+from shardkit.storage.aws_places import bucket_region, find_bucket
+from shardkit.storage.base import Access, folder
+from shardkit.storage.buckets import located, open_bucket
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ import pytest
 from emulators import use_emulator
 
 import shardkit as sk
-from shardkit.catalog import glue_type, with_names
+from shardkit.dataset.catalog import glue_type, with_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +97,7 @@ def moto() -> Iterator[str]:
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    from shardkit import stores
+    from shardkit.storage import buckets as stores
 
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -202,7 +202,7 @@ def test_duckdb_and_pyarrow_read_the_same_table(bucket: Bucket) -> None:
 
 
 def test_a_catalogue_is_begun_with_ended_and_changed_without_a_new_dataset(bucket: Bucket) -> None:
-    from shardkit.query import Dataset
+    from shardkit.dataset.query import Dataset
 
     def tables(run: sk.Run) -> list[str]:
         glue = Dataset.at(run.folder, None, alone=True).glue
@@ -303,7 +303,7 @@ def test_without_awswrangler_nothing_is_begun(tmp_path: Path, monkeypatch: pytes
 
 
 def test_jobs_install_what_the_catalogue_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from shardkit.bundle import _own_requirements
+    from shardkit.runs.bundle import _own_requirements
 
     known = ["numpy>=1.26", 'awswrangler>=3.12; extra == "athena"', 'duckdb>=1.2; extra == "sql"']
     monkeypatch.setattr("importlib.metadata.requires", lambda name: known)
@@ -401,7 +401,7 @@ def test_athena_and_duckdb_answer_alike(ministack_url: str, tmp_path: Path, monk
     pytest.importorskip("awswrangler")
     _use(monkeypatch, ministack_url)
     session = as_glue_and_athena_answer()
-    monkeypatch.setattr("shardkit.catalog._session", lambda *_: session)
+    monkeypatch.setattr("shardkit.dataset.catalog._session", lambda *_: session)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", session)
     own = {"EnforceWorkGroupConfiguration": False}  # which Athena says of it from the beginning
     boto3.client("athena").update_work_group(WorkGroup="primary", ConfigurationUpdates=own)

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from test_kept_rows import BY_DAY, Project, edit
 
 import shardkit as sk
-from shardkit.cli import cli
-from shardkit.dataset import Layout
+from shardkit.cli.app import cli
+from shardkit.dataset.writer import Layout
 from shardkit.pass1_preprocessing import preprocess
 from shardkit.pass2_combine import Merge, combine_folders
 

@@ -11,8 +11,8 @@ import boto3
 import pytest
 
 import shardkit as sk
-from shardkit.runfolder import RUNS, RunFolder
-from shardkit.storage import Folder, folder
+from shardkit.runfolder.folder import RUNS, RunFolder
+from shardkit.storage.base import Folder, folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,7 +240,7 @@ def test_one_that_was_interrupted_is_finished_by_the_next(feed: Feed, monkeypatc
         with pytest.raises(sk.StorageError, match="the network is gone"):
             sk.clean(feed.output)
     feed.check()
-    monkeypatch.setattr("shardkit.cleaning.BEING_PLANNED_S", 0.0)
+    monkeypatch.setattr("shardkit.runs.clean.BEING_PLANNED_S", 0.0)
     sk.clean(feed.output)
     assert sk.clean(feed.output).files == 0
     assert len(feed.runs()) == 2

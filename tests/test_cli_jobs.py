@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from click.testing import CliRunner
 
 import shardkit as sk
-from shardkit.cli import cli
+from shardkit.cli.app import cli
 from shardkit.engines.local import LocalEngine
 
 if TYPE_CHECKING:
@@ -390,7 +390,7 @@ def test_a_stop_that_the_service_does_not_hear(project: Project, monkeypatch: py
             raise ClientError(busy, "StopProcessingJob")
         return real(engine, **request)
 
-    monkeypatch.setattr("shardkit.runs.STOP_TRIES", 1)
+    monkeypatch.setattr("shardkit.runs.handle.STOP_TRIES", 1)
     monkeypatch.setattr(LocalEngine, "stop_processing_job", partialmethod(stop, after=99))
     with pytest.raises(
         sk.RunFailed, match="the service does not answer, and 1 job could not be stopped. Try again: sk.open_run"

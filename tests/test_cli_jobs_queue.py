@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 from simulated_service import SimulatedService
 
-from shardkit import cli_jobs
-from shardkit.cli import cli
-from shardkit.cli_jobs import jobs as group
+from shardkit.cli import jobs as cli_jobs
+from shardkit.cli.app import cli
+from shardkit.cli.jobs import jobs as group
 from shardkit.jobs import SimulatedClock, SQLiteStore, drive
 from shardkit.jobs.history import BY
 from shardkit.jobs.job import STATUSES

@@ -17,12 +17,13 @@ from click.testing import CliRunner
 from obstore import exceptions
 
 import shardkit as sk
-from shardkit import objectstore, switching
-from shardkit.bundle import upload_bundle
-from shardkit.cli import cli
+from shardkit.cli.app import cli
+from shardkit.dataset import switch_steps as switching
 from shardkit.errors import Damaged, StorageError, WrittenByNewer
 from shardkit.jobs import SQLiteStore
-from shardkit.storage import File, LocalFolder, folder
+from shardkit.runs.bundle import upload_bundle
+from shardkit.storage import objects as objectstore
+from shardkit.storage.base import File, LocalFolder, folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

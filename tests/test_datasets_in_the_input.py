@@ -11,9 +11,9 @@ from crashing import rows_of
 from test_listing import bucket_of
 
 import shardkit as sk
-from shardkit.cli import cli
-from shardkit.listing import datasets_in
-from shardkit.storage import folder
+from shardkit.cli.app import cli
+from shardkit.storage.base import folder
+from shardkit.storage.list_files import datasets_in
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import shardkit as sk
-from shardkit.merging import one_schema
-from shardkit.typetext import printed_type, schema_of
+from shardkit.dataset.source import one_schema
+from shardkit.tables.type_text import printed_type, schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

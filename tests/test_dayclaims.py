@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shardkit as sk
-from shardkit import lease
-from shardkit.dayclaims import holding_days
-from shardkit.runfolder import RunFolder
-from shardkit.storage import Folder, folder
+from shardkit.dataset.day_claims import holding_days
+from shardkit.runfolder.folder import RunFolder
+from shardkit.storage import lease
+from shardkit.storage.base import Folder, folder
 
 if TYPE_CHECKING:
     from pathlib import Path

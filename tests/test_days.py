@@ -16,12 +16,12 @@ from crashing import TESTS, environment
 from test_increments import BY_DAY, WORK, Feed
 
 import shardkit as sk
-from shardkit.commit import current_result
+from shardkit.dataset.switch import current_result
 from shardkit.days import days_since, parse_days
-from shardkit.increments import Basis, compare
 from shardkit.macro import make_plan
-from shardkit.records import build_records
-from shardkit.storage import LocalFolder
+from shardkit.plan.compare import Basis, compare
+from shardkit.plan.records import build_records
+from shardkit.storage.base import LocalFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -307,7 +307,7 @@ def test_a_late_run_does_not_put_an_older_day_back(feed: Feed) -> None:
     late = sk.open_run(feed.out, "late")
     with pytest.raises(sk.PlanMismatch, match="has been made anew by run"):
         late.resume(quiet=True, max_failures="100%")
-    from shardkit.commit import dataset_lock, switch
+    from shardkit.dataset.switch import dataset_lock, switch
 
     with dataset_lock(LocalFolder(feed.out)) as dataset, pytest.raises(sk.PlanMismatch, match="has been made anew by"):
         switch(late.folder, feed.result() | {"run_id": "late"}, dataset)
@@ -423,7 +423,7 @@ def planned(objects: pa.Table, out: Path, run_id: str, *, workers: int = 2, carr
 def _carry_out(plan: Any, output: LocalFolder, run_id: str, current: dict[str, Any] | None, basis: Basis) -> None:
     import json
 
-    from shardkit.runfolder import RunFolder
+    from shardkit.runfolder.folder import RunFolder
 
     folder = RunFolder(output, run_id)
     folder.write_plan(plan.content, plan.records, None, plan.taken_over)
@@ -452,8 +452,8 @@ def _carry_out(plan: Any, output: LocalFolder, run_id: str, current: dict[str, A
 
 def _write_part(folder: LocalFolder, base: str, records: int) -> dict[str, Any]:
     """A part in which every record has one row."""
-    from shardkit.parts import PartsWriter
-    from shardkit.rows import Result
+    from shardkit.tables.rows import Result
+    from shardkit.workers.parts import PartsWriter
 
     writer = PartsWriter(folder, base, schema=pa.schema([("v", pa.int64())]), give_up=lambda *_: None)
     for i in range(records):

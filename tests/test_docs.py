@@ -260,7 +260,7 @@ def test_the_attempts_that_each_cause_gets_are_documented() -> None:
 
 
 def section_of(name: str) -> Any:
-    from shardkit.sections import Input, Output, Shards
+    from shardkit.spec.sections import Input, Output, Shards
 
     return {"input": Input, "shards": Shards, "output": Output}[name]
 

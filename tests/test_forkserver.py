@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from crashing import LINUX, Project, descendants, dying, is_alive, wait_for
 
-from shardkit.forkserver import end_server
+from shardkit.workers.forkserver import end_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,7 +214,7 @@ def test_nothing_outlives_the_program(project: Project) -> None:
 
 ENDS_EARLY = """
 import os
-from shardkit.forkserver import begin_server
+from shardkit.workers.forkserver import begin_server
 begin_server()
 print(open(f"/proc/self/task/{os.getpid()}/children").read())
 """

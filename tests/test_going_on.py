@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from crashing import Project, rows_of
 
 import shardkit as sk
-from shardkit.cli import cli
+from shardkit.cli.app import cli
 from shardkit.hints import Hint, as_command
-from shardkit.report import failure_lines, grouped_failure_lines
+from shardkit.plan.describe import failure_lines, grouped_failure_lines
 
 if TYPE_CHECKING:
     from pathlib import Path

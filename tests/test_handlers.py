@@ -22,8 +22,8 @@ from click.testing import CliRunner
 from engine_jobs import request
 from simulated_service import SimulatedService
 
-from shardkit import deploying
-from shardkit.cli import cli
+from shardkit.cli import deploy as deploying
+from shardkit.cli.app import cli
 from shardkit.jobs import EngineRefused, SQLiteStore, StoreError, handlers
 from shardkit.jobs.clock import RealClock
 from shardkit.jobs.service import set_policy, trouble_of

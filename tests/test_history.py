@@ -15,7 +15,7 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from shardkit.history_page import history_page, ways_for
+from shardkit.cli.history_page import history_page, ways_for
 from shardkit.jobs import JobError
 from shardkit.jobs.clock import iso
 from shardkit.jobs.history import Histogram, summaries, summarize

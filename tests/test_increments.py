@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import shardkit as sk
-from shardkit.commit import current_result
-from shardkit.storage import LocalFolder
+from shardkit.dataset.switch import current_result
+from shardkit.storage.base import LocalFolder
 
 SLOW = pytest.mark.slow
 WORK = """
@@ -427,8 +427,8 @@ def test_equal_content_on_another_day_is_not_taken_for_the_old_record(feed: Feed
     """Where the listing gives the same etag, a record that moved is in its new day only."""
     import pyarrow as pa
 
-    from shardkit.increments import Basis, compare
-    from shardkit.records import build_records
+    from shardkit.plan.compare import Basis, compare
+    from shardkit.plan.records import build_records
 
     plan = feed.pipeline().plan()
     result = feed.result()
@@ -445,7 +445,7 @@ def test_equal_content_on_another_day_is_not_taken_for_the_old_record(feed: Feed
 def test_dry_run_says_per_day_what_would_run_and_why(feed: Feed, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
-    from shardkit.cli import cli
+    from shardkit.cli.app import cli
 
     feed.put("2020-01-02/05.txt", "changed")
     yaml = tmp_path / "p.yaml"

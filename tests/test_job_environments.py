@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 from engine_jobs import ended, request
 from job_runs import JobProject
+from shardkit.runs.handle.container import bootstrap
 
 import shardkit as sk
-from shardkit.bundle import _source_files
-from shardkit.container import bootstrap
 from shardkit.engines import pyenv
 from shardkit.engines.local import LocalEngine, available_isolation
-from shardkit.requirements import Requirements
+from shardkit.runs.bundle import _source_files
+from shardkit.runs.requirements import Requirements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,7 +27,7 @@ from shardkit.jobs import (
 )
 from shardkit.jobs.dynamodb import DynamoDBStore
 from shardkit.jobs.job import SENT, Job
-from shardkit.jobs.places import create_table, open_store
+from shardkit.jobs.open import create_table, open_store
 from shardkit.jobs.store import Store, request_of
 from shardkit.jobs.transitions import claim, created, fresh, given_up, put_back, stop_asked
 
@@ -595,7 +595,7 @@ def test_few_calls_for_many_jobs(aws: None, clock: SimulatedClock) -> None:
 RACES = """
 import threading
 from shardkit.jobs import Submission
-from shardkit.jobs.places import create_table, open_store
+from shardkit.jobs.open import create_table, open_store
 from shardkit.jobs.transitions import claim
 
 create_table("jobs")

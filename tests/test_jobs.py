@@ -16,8 +16,8 @@ from job_runs import JobProject
 from test_examples import EXAMPLES, load
 
 import shardkit as sk
-from shardkit import driver
 from shardkit.engines.local import LocalEngine, available_isolation
+from shardkit.runs import on_engine as driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -517,7 +517,7 @@ def test_requirements_travel_as_wheels(project: JobProject, tmp_path: Path, monk
     (project.root / "needs.txt").write_text("shardkit-test-extra==1.0\n")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
-    monkeypatch.setattr("shardkit.bundle._own_requirements", list)
+    monkeypatch.setattr("shardkit.runs.bundle._own_requirements", list)
     run = project.run_jobs(requirements=project.root / "needs.txt", requirements_mode="bundle")
     (folder,) = code_folders(project)
     assert [path.name for path in (folder / "wheels").iterdir()] == [wheel.name]
@@ -549,7 +549,7 @@ def test_an_image_without_shardkit_gets_it_from_the_bundle(project: JobProject) 
     with zipfile.ZipFile(folder / "shardkit.zip") as archive:
         archive.extractall(project.root / "unpacked")
     done = subprocess.run(
-        [sys.executable, "-c", "import shardkit.job, shardkit; print(shardkit.__file__)"],
+        [sys.executable, "-c", "import shardkit.runs.container.job, shardkit; print(shardkit.__file__)"],
         env=environment() | {"PYTHONPATH": str(project.root / "unpacked")},
         cwd="/",
         capture_output=True,

@@ -102,7 +102,9 @@ def test_a_run_whose_jobs_go_on_unwatched_is_not_cleaned_away(
     with dying(project.start_driver()) as driver:
         project.wait_for_calls("a/r1.txt", "b/r1.txt")
         driver.kill_all()
-    monkeypatch.setattr("shardkit.summary.JOB_SILENCE_S", -60.0)  # as if they had just been launched, and silent yet
+    monkeypatch.setattr(
+        "shardkit.runs.summary.JOB_SILENCE_S", -60.0
+    )  # as if they had just been launched, and silent yet
     run = sk.open_run(project.out)
     assert run.summary().status == "interrupted"
     (told,) = sk.clean(project.out, unfinished=True).runs

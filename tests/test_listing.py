@@ -15,12 +15,15 @@ import pyarrow as pa
 import pytest
 
 import shardkit as sk
-from shardkit import joining, listing, objectlist, spill
 from shardkit.macro import make_plan
-from shardkit.objectlist import list_objects
-from shardkit.records import build_records
-from shardkit.storage import Access, folder
-from shardkit.stores import open_bucket
+from shardkit.plan import join as joining
+from shardkit.plan.records import build_records
+from shardkit.storage import list_files as listing
+from shardkit.storage import list_objects as objectlist
+from shardkit.storage.base import Access, folder
+from shardkit.storage.buckets import open_bucket
+from shardkit.storage.list_objects import list_objects
+from shardkit.tables import spill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -262,8 +265,8 @@ MANY = """
 import sys
 import numpy as np, pyarrow as pa
 from shardkit.macro import make_plan
-from shardkit.objectlist import list_objects
-from shardkit.records import build_records
+from shardkit.storage.list_objects import list_objects
+from shardkit.plan.records import build_records
 
 COUNT, FOLDER, PAGE = int(sys.argv[1]), int(sys.argv[2]), 1000
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import shardkit as sk
-from shardkit.dataset import Layout
+from shardkit.dataset.writer import Layout
 from shardkit.pass2_combine import Merge, combine_folders
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from conftest import WriteFiles
 
-    from shardkit.combining import Batches
+    from shardkit.dataset.combine import Batches
 
 WAYS: list[dict[str, Any]] = [{"chunks": "even", "workers": 1}, {"chunks": "dynamic", "workers": 1}]
 ways = pytest.mark.parametrize("way", WAYS, ids=["one-chunk", "many-chunks"])
@@ -608,14 +608,14 @@ def test_very_many_partitions(files: WriteFiles, tmp_path: Path) -> None:
 def test_many_partitions_of_which_few_are_open_and_little_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardkit.dataset.PARTITIONS_OPEN", 3)
-    monkeypatch.setattr("shardkit.dataset.PARTITIONS_BYTES", 4_000)
+    monkeypatch.setattr("shardkit.dataset.writer.PARTITIONS_OPEN", 3)
+    monkeypatch.setattr("shardkit.dataset.writer.PARTITIONS_BYTES", 4_000)
     chance = np.random.default_rng(1)
     (tmp_path / "parts").mkdir()
     rows = [{"part": int(part), "n": n, "text": "x" * n} for n, part in enumerate(chance.zipf(1.3, 600) % 12)]
     for i in range(60):
         pq.write_table(pa.Table.from_pylist(rows[10 * i : 10 * i + 10]), tmp_path / "parts" / f"{i:02d}.parquet")
-    monkeypatch.setattr("shardkit.merging.PIECE_ROWS", 10)
+    monkeypatch.setattr("shardkit.dataset.source.PIECE_ROWS", 10)
     run = combine_folders([tmp_path / "parts"], tmp_path / "out", merge_by("part"), quiet=True)
     table = run.dataset().to_table().sort_by("n").select(["part", "n", "text"])
     assert table.to_pylist() == rows

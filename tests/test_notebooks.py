@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 import shardkit as sk
-from shardkit.submission import check_engine
+from shardkit.runs.requests import check_engine
 
 if TYPE_CHECKING:
     from conftest import RunCommand

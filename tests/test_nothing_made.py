@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from crashing import Project, rows_of
 
 import shardkit as sk
-from shardkit.cli import cli
+from shardkit.cli.app import cli
 from shardkit.pass1_preprocessing import preprocess
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import pytest
 
 from shardkit.jobs import JobError, SimulatedClock, SQLiteStore, again
 from shardkit.jobs.causes import __doc__ as causes_doc
-from shardkit.jobs.figures import CAUSES_IN_WORDS, in_words, log_url
 from shardkit.jobs.job import SENT, Job
 from shardkit.jobs.message import notice_of, slack_of, subject_of, text_of
 from shardkit.jobs.notices import MOST_TRIES, send_notices
 from shardkit.jobs.policy import ATTEMPTS
 from shardkit.jobs.targets import check_target
+from shardkit.jobs.wording import CAUSES_IN_WORDS, in_words, log_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

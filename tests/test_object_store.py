@@ -20,9 +20,11 @@ from crashing import check_ledger, dying, environment, is_alive, rows_of, wait_f
 from job_runs import JobProject
 
 import shardkit as sk
-from shardkit import lease, objectstore, repeats
 from shardkit.engines.local import available_isolation
-from shardkit.storage import folder
+from shardkit.storage import lease
+from shardkit.storage import objects as objectstore
+from shardkit.storage import requests as repeats
+from shardkit.storage.base import folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -515,7 +517,7 @@ def test_another_machine_goes_on(project: JobProject, bucket: Bucket, monkeypatc
     bucket.put_all({f"in/{group}/r{i}.txt": "go" for group in "abc" for i in range(3)})
     monkeypatch.setattr(lease, "LEASE_S", 2.0)
     monkeypatch.setenv("XDG_STATE_HOME", str(project.root / "one"))
-    code = "import shardkit.lease as o; o.LEASE_S, o.LEASE_RENEWAL_S = 1.0, 0.2\n"
+    code = "import shardkit.storage.lease as o; o.LEASE_S, o.LEASE_RENEWAL_S = 1.0, 0.2\n"
     with dying(project.start_driver(before=code, **jobs_in(project, bucket))) as driver:
         project.wait_for_calls("b/r1.txt", "c/r2.txt")
         run = sk.open_run(f"{bucket.uri}/out")
@@ -567,7 +569,7 @@ def test_a_one_machine_run_that_is_killed_is_resumed(
     project.write_function(HELD.format(root=str(project.root)))
     bucket.put_all({f"in/{group}/r{i}.txt": "go" for group in "abc" for i in range(3)})
     code = (
-        "import shardkit.lease as o; o.LEASE_S, o.LEASE_RENEWAL_S = 1.0, 0.2\n"
+        "import shardkit.storage.lease as o; o.LEASE_S, o.LEASE_RENEWAL_S = 1.0, 0.2\n"
         "import sys, shardkit as sk\n"
         "sk.run('work:features', sys.argv[1] + '/in', sys.argv[1] + '/out', source_dir=sys.argv[2], workers=2, "
         "chunks='dynamic', quiet=True)"

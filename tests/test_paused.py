@@ -18,11 +18,14 @@ import pytest
 from crashing import LINUX, Project, dying, wait_for
 
 import shardkit as sk
-from shardkit import building, commit, lease, locks, switching
-from shardkit.commit import COMMIT, current_result
-from shardkit.runfolder import STATE_DIR, RunFolder
-from shardkit.storage import Folder, LocalFolder
-from shardkit.storage import folder as folder_at
+from shardkit.dataset import build as building
+from shardkit.dataset import switch as commit
+from shardkit.dataset import switch_steps as switching
+from shardkit.dataset.switch import COMMIT, current_result
+from shardkit.runfolder.folder import STATE_DIR, RunFolder
+from shardkit.storage import lease, locks
+from shardkit.storage.base import Folder, LocalFolder
+from shardkit.storage.base import folder as folder_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -259,9 +262,9 @@ def test_a_switch_has_these_steps(output: Output, monkeypatch: pytest.MonkeyPatc
 
 def start(output: Output, command: str, *arguments: str) -> Any:
     code = (
-        "import sys, shardkit.lease as l\n"
+        "import sys, shardkit.storage.lease as l\n"
         "l.LEASE_S, l.LEASE_RENEWAL_S = 1.0, 0.2\n"
-        "from shardkit.cli import main\n"
+        "from shardkit.cli.app import main\n"
         "main(sys.argv[1:])"
     )
     return output.project.start(command, *arguments, code=code)

@@ -225,7 +225,7 @@ MILLION = """
 import json, sys, time
 rule, chunks, shards = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 import numpy as np, pyarrow as pa
-from shardkit.records import build_records
+from shardkit.plan.records import build_records
 from shardkit.macro import make_plan
 
 n = 1_000_000

@@ -12,12 +12,12 @@ from fault_proxy import FaultProxy
 from test_object_store import bucket, project  # noqa: F401  fixtures
 
 import shardkit as sk
-from shardkit import repeats
 from shardkit.engines.local import LocalEngine
 from shardkit.engines.transfer import InputMissing, sources
 from shardkit.jobs import JobError
 from shardkit.jobs.message import shortened
 from shardkit.printable import printable
+from shardkit.storage import requests as repeats
 
 if TYPE_CHECKING:
     from pathlib import Path

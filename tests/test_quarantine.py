@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from test_increments import Feed
 
 import shardkit as sk
-from shardkit.cli import cli
+from shardkit.cli.app import cli
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ import pytest
 from crashing import TESTS, environment
 
 import shardkit as sk
-from shardkit.query import named_outputs
+from shardkit.dataset.query import named_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -188,7 +188,7 @@ def test_nothing_is_left_behind(world: World, tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_package_and_a_plan_need_no_sql_engine() -> None:
-    code = "import shardkit, sys, shardkit.query; assert not {'duckdb', 'awswrangler', 'pandas'} & set(sys.modules)"
+    code = "import shardkit, sys, shardkit.dataset.query; assert not {'duckdb', 'awswrangler', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -276,7 +276,7 @@ def test_whoever_dies_in_the_middle_of_a_switch_a_query_sees_the_old_or_the_new(
         code = make(state, step)
         possible = [[(DAYS[0], "same", 5), (DAYS[1], text, 5)] for text in (before, state)]
         with monkeypatch.context() as patched:
-            patched.setattr("shardkit.query.finish_switches", lambda root: None)  # who may not write there
+            patched.setattr("shardkit.dataset.query.finish_switches", lambda root: None)  # who may not write there
             assert answer() in possible
         found = answer()  # finishes a switch that had begun
         assert found in possible
@@ -390,7 +390,7 @@ def test_names_of_outputs() -> None:
 
 
 def test_schema_of_an_empty_answer(world: World) -> None:
-    from shardkit.query import ask
+    from shardkit.dataset.query import ask
 
     assert ask("SELECT ad, pay FROM ads WHERE false", world.ads).schema == pa.schema(
         [("ad", pa.string()), ("pay", pa.float64())]

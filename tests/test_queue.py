@@ -1101,5 +1101,5 @@ def test_the_queue_needs_the_standard_library_and_botocore_only(tmp_path: Path) 
         "shardkit._version",
         "shardkit.masking",
         "shardkit.printable",
-        "shardkit.state",
+        "shardkit.user_state",
     }

@@ -20,7 +20,7 @@ from test_queue_faults import Dead, Mortal, check, least_calls
 from shardkit.jobs import Policy, SimulatedClock, SQLiteStore, Submission, launch, monitor, observe
 from shardkit.jobs.dynamodb import DynamoDBStore
 from shardkit.jobs.launching import BLOCK
-from shardkit.jobs.places import create_table
+from shardkit.jobs.open import create_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

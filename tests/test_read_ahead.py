@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shardkit import inputs
-from shardkit.inputs import RemoteInputs, Wanted
-from shardkit.storage import folder
+from shardkit.storage.base import folder
+from shardkit.workers import inputs
+from shardkit.workers.inputs import RemoteInputs, Wanted
 
 BOUND = 1 << 20
 

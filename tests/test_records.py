@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardkit as sk
-from shardkit.records import build_records
+from shardkit.plan.records import build_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable

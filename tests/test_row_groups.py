@@ -14,9 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shardkit as sk
-from shardkit.dataset import Layout
+from shardkit.dataset.writer import Layout
 from shardkit.pass2_combine import Merge, combine_folders
-from shardkit.thrift import BINARY, BYTE, DOUBLE, FALSE, I32, I64, LIST, STRUCT, TRUE, Field, read_struct, write_struct
+from shardkit.tables.thrift import (
+    BINARY,
+    BYTE,
+    DOUBLE,
+    FALSE,
+    I32,
+    I64,
+    LIST,
+    STRUCT,
+    TRUE,
+    Field,
+    read_struct,
+    write_struct,
+)
 
 ROWS = 70_000  # enough to be copied
 AS_PASS_1: dict[str, Any] = {"compression": "zstd", "compression_level": 1}

@@ -22,12 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shardkit as sk
+from shardkit.dataset.source import read_source
 from shardkit.errors import SchemaConflict
-from shardkit.merging import read_source
-from shardkit.parts import PartsWriter
-from shardkit.rows import collect
-from shardkit.storage import File, LocalFolder
-from shardkit.values import to_array
+from shardkit.storage.base import File, LocalFolder
+from shardkit.tables.rows import collect
+from shardkit.tables.values import to_array
+from shardkit.workers.parts import PartsWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -16,7 +16,7 @@ from fault_proxy import FaultProxy
 from test_object_store import Bucket, bucket, in_another_process, keys_of, namespaces, project, run_here  # noqa: F401  fixtures too
 
 import shardkit as sk
-from shardkit import repeats
+from shardkit.storage import requests as repeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

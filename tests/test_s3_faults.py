@@ -10,8 +10,8 @@ from crashing import check_ledger, rows_of
 from fault_proxy import FAULTS, FaultProxy
 from test_object_store import Bucket, bucket, project, run_here  # noqa: F401  fixtures too
 
-from shardkit import objectstore
-from shardkit.storage import folder
+from shardkit.storage import objects as objectstore
+from shardkit.storage.base import folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from crashing import Project, dying, wait_for
 
 import shardkit as sk
-from shardkit.cleaning import Cleaned, CleanedRun
-from shardkit.cli import cli
-from shardkit.schedule import Schedule, Scheduler, next_times
-from shardkit.storage import LocalFolder
+from shardkit.cli.app import cli
+from shardkit.runs.clean import Cleaned, CleanedRun
+from shardkit.runs.scheduler import Schedule, Scheduler, next_times
+from shardkit.storage.base import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -266,7 +266,7 @@ def test_old_runs_are_cleaned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 raise finds
             return Cleaned(output.uri, dry_run=False, runs=finds)
 
-        monkeypatch.setattr("shardkit.cleaning.clean_folder", clean_folder)
+        monkeypatch.setattr("shardkit.runs.clean.clean_folder", clean_folder)
         scheduled = Scheduled(tmp_path, {"every": "1d", "clean": "7d"})
         scheduled.go(monkeypatch, "2020-01-01 05:00", "2020-01-01 06:00")
         assert asked == [(str(tmp_path / "out"), "7d")]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import shardkit as sk
 from shardkit.macro import Plan, make_plan
-from shardkit.packing import evenly, longest_first
-from shardkit.records import build_records
-from shardkit.report import plan_text
+from shardkit.plan.describe import plan_text
+from shardkit.plan.records import build_records
+from shardkit.tables.packing import evenly, longest_first
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

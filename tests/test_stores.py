@@ -28,8 +28,8 @@ from fake_google import google
 from test_object_store import REGION, project  # noqa: F401  fixtures too
 
 import shardkit as sk
-from shardkit import objectstore
-from shardkit.storage import File, LocalFolder, folder
+from shardkit.storage import objects as objectstore
+from shardkit.storage.base import File, LocalFolder, folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from job_runs import JobProject
 
-    from shardkit.storage import Folder
+    from shardkit.storage.base import Folder
 
 NUMBERS = itertools.count()
 AZURITE = shutil.which("azurite-blob")
@@ -216,7 +216,7 @@ def test_one_of_several_gets_the_lock(uri: str, monkeypatch: pytest.MonkeyPatch)
     assert not place.is_locked("lock")
     if isinstance(place, LocalFolder):  # where the lock goes with its process
         return
-    monkeypatch.setattr("shardkit.lease.LEASE_S", 0.5)
+    monkeypatch.setattr("shardkit.storage.lease.LEASE_S", 0.5)
     place.write("lock", json.dumps({"host": "gone", "until": 1.0}).encode())  # whose holder has died
     with place.lock("lock", "busy."):
         assert place.is_locked("lock")

@@ -11,9 +11,10 @@ from fault_proxy import FaultProxy
 from test_object_store import bucket, project, run_here  # noqa: F401  fixtures too
 
 import shardkit as sk
-from shardkit import objectstore, repeats
-from shardkit.refusals import STRANGE, UNREACHABLE
-from shardkit.storage import folder
+from shardkit.storage import objects as objectstore
+from shardkit.storage import requests as repeats
+from shardkit.storage.base import folder
+from shardkit.storage.refusals import STRANGE, UNREACHABLE
 
 if TYPE_CHECKING:
     import http.server
@@ -110,7 +111,7 @@ def test_a_list_that_goes_in_circles_ends(
     monkeypatch: pytest.MonkeyPatch,
     keys: int,
 ) -> None:
-    monkeypatch.setattr("shardkit.interruption.LIST_S", 1.0)
+    monkeypatch.setattr("shardkit.storage.interruption.LIST_S", 1.0)
     monkeypatch.setattr(repeats, "REPEATED_FOR_S", 0.5)
     entry = "<Contents><Key>in/{}</Key><Size>1</Size><ETag>a</ETag><LastModified>2024-01-01T00:00:00Z</LastModified>"
     found = "".join(f"{entry.format(i)}</Contents>" for i in range(keys))

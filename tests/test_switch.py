@@ -15,8 +15,8 @@ import pytest
 from crashing import TESTS, Done, Project, dying, environment, folder_rows, rows_of, wait_for
 
 import shardkit as sk
-from shardkit.commit import current_result
-from shardkit.storage import LocalFolder
+from shardkit.dataset.switch import current_result
+from shardkit.storage.base import LocalFolder
 
 WORK = """
 import time

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import shardkit as sk
+from shardkit.dataset.source import read_source
 from shardkit.errors import SchemaConflict
-from shardkit.merging import read_source
-from shardkit.parts import PartsWriter
-from shardkit.rows import collect
-from shardkit.storage import File, LocalFolder
+from shardkit.storage.base import File, LocalFolder
+from shardkit.tables.rows import collect
+from shardkit.workers.parts import PartsWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ import pytest
 from test_increments import BY_DAY
 
 import shardkit as sk
-from shardkit.commit import current_result
-from shardkit.storage import LocalFolder
+from shardkit.dataset.switch import current_result
+from shardkit.storage.base import LocalFolder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -29,7 +29,7 @@ from shardkit.engines import isolation, pyenv, validation
 from shardkit.engines.jobfiles import ENDED, JobFiles, root_lock
 from shardkit.engines.validation import refuse
 from shardkit.errors import PipelineError, StorageError
-from shardkit.state import state_path
+from shardkit.user_state import state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from shardkit.awsplaces import aws_settings
 from shardkit.engines import images, limits
 from shardkit.engines.instances import instance_vcpus, nearest
 from shardkit.engines.settings import Count, Network, Settings
 from shardkit.errors import PipelineError, ShardkitError
-from shardkit.state import state_path
+from shardkit.storage.aws_places import aws_settings
+from shardkit.user_state import state_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

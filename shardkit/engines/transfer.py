@@ -334,7 +334,7 @@ def _second_name(path: str, other: str) -> bool:
 
 def _storage(uri: str) -> Any:
     """The S3 folder at a URI, through shardkit's own storage."""
-    from shardkit.storage import folder
+    from shardkit.storage.base import folder
 
     return folder(uri)
 

@@ -22,13 +22,13 @@ from shardkit.jobs.calls import Engine
 from shardkit.jobs.causes import classify
 from shardkit.jobs.clock import Clock, RealClock, SimulatedClock
 from shardkit.jobs.control import again, stop
+from shardkit.jobs.drive import drive
 from shardkit.jobs.errors import EngineRefused, JobConflict, JobError, JobNotFound, StoreError
 from shardkit.jobs.job import Job
 from shardkit.jobs.launching import launch
-from shardkit.jobs.loop import drive
 from shardkit.jobs.monitoring import monitor, observe
 from shardkit.jobs.notices import send_notices
-from shardkit.jobs.places import create_table, open_store
+from shardkit.jobs.open import create_table, open_store
 from shardkit.jobs.policy import Policy
 from shardkit.jobs.recovery import adopt, export_jobs, import_jobs
 from shardkit.jobs.rounds import Change, Report

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shardkit.jobs.flight import Flight
+    from shardkit.jobs.live import Flight
     from shardkit.jobs.pace import Pace
     from shardkit.jobs.policy import Policy
     from shardkit.jobs.store import Ready, Waiting

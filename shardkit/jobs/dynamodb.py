@@ -1,7 +1,7 @@
 """The store in a table of DynamoDB: for any number of machines, and for a Lambda function.
 
 Every write is conditional on the version that was read, and a hundred of them go in a call. What a round reads of many
-jobs it reads from an index that has nothing else (see ``shardkit.jobs.table``).
+jobs it reads from an index that has nothing else (see ``shardkit.jobs.dynamodb_table``).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from shardkit.jobs.dynamodb_items import (
 )
 from shardkit.jobs.dynamodb_large import SHOWN, Requests
 from shardkit.jobs.dynamodb_needs import Needs, statuses
+from shardkit.jobs.dynamodb_table import ENDED, KEY, LANE, NOTICES, RUNS, WAITS
 from shardkit.jobs.errors import JobNotFound
 from shardkit.jobs.job import COMPLETED, FAILED, NEW, STATUSES, STOPPED, Job
 from shardkit.jobs.job import LIVE as LIVE_STATUSES
 from shardkit.jobs.store import Flying, Ready, Submission, Submitting, Waiting, check_statuses
-from shardkit.jobs.table import ENDED, KEY, LANE, NOTICES, RUNS, WAITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ _FLYING = tuple(each.name for each in dataclasses.fields(Flying) if each.name !=
 
 
 class DynamoDBStore(Submitting):
-    """Jobs in a table of DynamoDB that ``shardkit.jobs.places.create_table()`` or a template has made.
+    """Jobs in a table of DynamoDB that ``shardkit.jobs.open.create_table()`` or a template has made.
 
     Threads and processes may share it.
 

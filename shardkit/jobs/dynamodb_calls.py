@@ -16,9 +16,9 @@ from botocore.config import Config
 
 from shardkit.jobs.calls import CALLER, EXPECTED, THROTTLED, jitter, words
 from shardkit.jobs.dynamodb_items import Item, attr, names
+from shardkit.jobs.dynamodb_table import KEY
 from shardkit.jobs.errors import StoreError
 from shardkit.jobs.store import batches
-from shardkit.jobs.table import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -361,7 +361,7 @@ def _cure(error: Exception, code: str) -> str:
     if code == "ResourceNotFoundException":
         return (
             "Make the table with the template of `shardkit jobs deploy-template` or with "
-            "shardkit.jobs.places.create_table(), or give the region that it is in."
+            "shardkit.jobs.open.create_table(), or give the region that it is in."
         )
     no_credentials = isinstance(
         error, botocore.exceptions.NoCredentialsError | botocore.exceptions.PartialCredentialsError

@@ -7,9 +7,9 @@ import zlib
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from shardkit.jobs.dynamodb_table import EXPIRES, KEY
 from shardkit.jobs.errors import StoreError
 from shardkit.jobs.job import COMPLETED, FAILED, NEW, STOPPED, Job
-from shardkit.jobs.table import EXPIRES, KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

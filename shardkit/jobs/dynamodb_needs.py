@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from shardkit.jobs.dynamodb_calls import TOGETHER
 from shardkit.jobs.dynamodb_items import BLOCKED, READ, Item, attr, id_of, job_key, job_of, text_of
+from shardkit.jobs.dynamodb_table import KEY, LANE
 from shardkit.jobs.job import COMPLETED, FAILED, NEW, STOPPED, Job
 from shardkit.jobs.store import batches
-from shardkit.jobs.table import KEY, LANE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.jobs import launching, monitoring
 from shardkit.jobs.errors import EngineRefused, JobError, StoreError
 from shardkit.jobs.notices import send_notices
-from shardkit.jobs.places import open_store
+from shardkit.jobs.open import open_store
 from shardkit.jobs.service import mark_served, policy_of
 from shardkit.jobs.store import Submission
 from shardkit.jobs.targets import check_target

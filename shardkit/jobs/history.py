@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardkit.jobs.errors import JobError
-from shardkit.jobs.figures import ran_s, waited_s
 from shardkit.jobs.job import COMPLETED, FAILED, STOPPED
+from shardkit.jobs.wording import ran_s, waited_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -18,8 +18,8 @@ from shardkit.jobs import calls, transitions
 from shardkit.jobs.choosing import MAX_INSTANCES, QUOTA, Chooser
 from shardkit.jobs.clock import Clock, RealClock, is_due
 from shardkit.jobs.errors import EngineRefused
-from shardkit.jobs.flight import Flight
 from shardkit.jobs.job import LAUNCHED, NEW, YES, Job
+from shardkit.jobs.live import Flight
 from shardkit.jobs.outcome import Outcome
 from shardkit.jobs.pace import Pace
 from shardkit.jobs.policy import Policy

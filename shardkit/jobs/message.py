@@ -6,8 +6,8 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.clock import iso
-from shardkit.jobs.figures import CAUSES_IN_WORDS, in_words, log_group, log_url, ran_s, waited_s
 from shardkit.jobs.job import COMPLETED, ENDED, FAILED
+from shardkit.jobs.wording import CAUSES_IN_WORDS, in_words, log_group, log_url, ran_s, waited_s
 from shardkit.masking import masked
 from shardkit.printable import printable
 

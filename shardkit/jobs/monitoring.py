@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from shardkit.jobs import calls, transitions
 from shardkit.jobs.causes import needs_describe
 from shardkit.jobs.clock import Clock, RealClock, seconds_of
-from shardkit.jobs.flight import Flight
 from shardkit.jobs.job import COMPLETED, IN_PROGRESS, NEW, NO, YES, Job, parse_name
+from shardkit.jobs.live import Flight
 from shardkit.jobs.policy import Policy
 from shardkit.jobs.rounds import MONITORING, Change, Report, fail_dependents, is_settled, monitor_due, settle
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from shardkit.jobs.clock import Clock
-    from shardkit.jobs.flight import Flight
     from shardkit.jobs.job import Job
+    from shardkit.jobs.live import Flight
     from shardkit.jobs.policy import Policy
     from shardkit.jobs.store import Store
 

@@ -11,8 +11,8 @@ from shardkit.jobs.transitions import given_up
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from shardkit.jobs.flight import Flight
     from shardkit.jobs.job import Job
+    from shardkit.jobs.live import Flight
     from shardkit.jobs.policy import Policy
     from shardkit.jobs.store import Flying, Store
 

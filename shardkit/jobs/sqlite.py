@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from shardkit.jobs.clock import Clock, RealClock
 from shardkit.jobs.errors import JobNotFound, StoreDamaged, StoreError
 from shardkit.jobs.job import COMPLETED, ENDED, FAILED, IN_PROGRESS, LAUNCHED, NEW, STATUSES, STOPPED, Job
-from shardkit.jobs.schema import SCHEMA_VERSION, WAIT_FOR_LOCK_S, prepare
+from shardkit.jobs.sqlite_schema import SCHEMA_VERSION, WAIT_FOR_LOCK_S, prepare
 from shardkit.jobs.store import Flying, Ready, Submission, Submitting, Waiting, batches, check_statuses
-from shardkit.state import keep_private
+from shardkit.user_state import keep_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.job import ID_CHARACTERS
-from shardkit.jobs.places import open_store
+from shardkit.jobs.open import open_store
 from shardkit.jobs.targets import check_target
-from shardkit.state import PRIVATE_FOLDER, state_home
+from shardkit.user_state import PRIVATE_FOLDER, state_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

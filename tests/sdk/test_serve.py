@@ -128,7 +128,7 @@ def test_a_script_that_fails(session: Any, code: Path) -> None:
 
 
 def test_a_pipeline_with_a_processor(session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardkit.runqueue.Policy", lambda: Policy.local(max_instances=4))  # it looks more often
+    monkeypatch.setattr("shardkit.runs.queue.Policy", lambda: Policy.local(max_instances=4))  # it looks more often
     (tmp_path / "counting.py").write_text(
         "def words(record):\n    return {'key': record.key, 'words': len(open(record).read().split())}\n"
     )

@@ -1,0 +1,79 @@
+"""How every command looks, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shardkit.errors import PipelineError, RunInterrupted, ShardkitError
+from shardkit.hints import in_a_command
+from shardkit.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text, of which no part has power over the terminal."""
+    click.echo(printable(text), err=err, nl=nl)
+
+
+def _write_examples(command: click.Command, formatter: click.HelpFormatter) -> None:
+    if command.epilog:
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  {line}\n" for line in command.epilog.strip().splitlines()))
+
+
+class Command(click.Command):
+    """A command that keeps the line breaks of its examples, and turns the library's errors into one clean message."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the examples as they are written."""
+        _write_examples(self, formatter)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors exit with their own code."""
+        from shardkit.storage.interruption import heeding_interrupts
+
+        try:
+            with in_a_command(), heeding_interrupts():
+                return super().invoke(ctx)
+        except ShardkitError as error:
+            echo(f"Error: {error.command_text}", err=True)
+            ctx.exit(error.exit_code)
+        except Exception as error:
+            from shardkit.storage.aws_places import is_of_boto3, unusable
+
+            if not is_of_boto3(error):
+                raise
+            echo(f"Error: {unusable('AWS', error).command_text}", err=True)
+            ctx.exit(PipelineError.exit_code)
+        except KeyboardInterrupt:
+            echo("Interrupted.", err=True)
+            ctx.exit(RunInterrupted.exit_code)
+
+
+class Group(click.Group):
+    """A group whose commands are such, listed in the order in which a user meets them."""
+
+    command_class = Command
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the examples as they are written."""
+        _write_examples(self, formatter)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which a user meets them."""
+        return list(self.commands)
+
+
+def options(*wanted: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options or arguments as one decorator."""
+
+    def add(function: Any) -> Any:
+        for option in reversed(wanted):
+            function = option(function)
+        return function
+
+    return add

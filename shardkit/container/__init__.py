@@ -1,1 +1,0 @@
-"""What runs in a container before shardkit does; see `shardkit.bundle`."""

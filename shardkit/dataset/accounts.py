@@ -1,0 +1,177 @@
+"""What is noted of a dataset's files, held against the files themselves and against the ledger.
+
+Rows are told of three times: by the ledger's records, in the parts that they have given; by the notes of which rows of
+which parts each file holds; and by the files. Where these are not the same, the dataset is not switched to.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from shardkit.dataset.formats import count_rows
+from shardkit.dataset.kept_files import count_of
+from shardkit.errors import LedgerError
+from shardkit.runfolder.display import counted
+from shardkit.storage.base import File
+from shardkit.storage.side_by_side import together
+from shardkit.tables.spans import joined, row_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from shardkit.dataset.kept_files import Contents, Pieces
+    from shardkit.dataset.writer import DataFile
+    from shardkit.runfolder.ledger import CommittedPart
+    from shardkit.storage.base import Folder
+    from shardkit.tables.spans import Spans
+
+# How files of a dataset are named, those of pass 1 alone too.
+OURS = re.compile(r"(.*/)?part-\d{5}-[^/]+\.(parquet|csv|jsonl|arrow)")
+CURE = "Compute it anew, with incremental: false. If that is refused too, it is a fault of shardkit: tell its makers."
+
+
+def is_ours(path: str) -> bool:
+    """Whether a file is named as those of datasets are, and where readers of the folder take it for one."""
+    return bool(OURS.fullmatch(path)) and not any(name.startswith(("_", ".")) for name in path.split("/"))
+
+
+@dataclass(frozen=True)
+class Account:
+    """The rows that the ledger's records account for in a partition: ``rows`` of them, in ``parts``.
+
+    ``rows`` is None where a combine has decided on them, ``parts`` where nobody has told.
+    """
+
+    rows: int | None
+    parts: dict[str, Spans] | None
+
+    @classmethod
+    def of(cls, parts: Iterable[CommittedPart], *, combined: bool) -> Account:
+        """The account of a partition's parts, of which each must be there once."""
+        spans: dict[str, Spans] = {}
+        for part in parts:
+            if part.name in spans:
+                raise LedgerError(f"The part {part.name} is there twice.", hint=CURE)
+            spans[part.name] = spans_of(part)
+        return cls(None if combined else sum(map(row_count, spans.values())), spans)
+
+
+def spans_of(part: CommittedPart) -> Spans:
+    """The rows of a part that count."""
+    return part.spans if part.spans is not None else ((0, part.rows),) if part.rows else ()
+
+
+def check_parts(parts: Sequence[CommittedPart], rows: Iterable[int | None]) -> None:
+    """See that parts, whose files have so many ``rows``, have those that their markers tell of.
+
+    Raises:
+        LedgerError: one has not.
+    """
+    for part, there in zip(parts, rows, strict=True):
+        if fault := part_fault(part, there):
+            raise LedgerError(f"{fault}. The dataset stays as it was.", hint=CURE)
+
+
+def rows_of_parts(parts: Sequence[CommittedPart]) -> list[int | None]:
+    """The rows that the files of parts have; None for one that cannot be read."""
+    return together([partial(rows_in, part.file, "parquet") for part in parts])
+
+
+def part_fault(part: CommittedPart, rows: int | None) -> str:
+    """What is wrong with a part whose file has so many rows; nothing if all is right."""
+    if rows is None:
+        return f"The part {part.file} cannot be read"
+    spans = spans_of(part)
+    last = max((stop for _, stop in spans), default=0)
+    if row_count(spans) != part.rows or last > rows or (part.spans is None and part.rows != rows):
+        return (
+            f"The part {part.file} has {counted(rows, 'row')}, and its marker tells of {part.rows:,} up to row {last:,}"
+        )
+    return ""
+
+
+def faults(partition: str, account: Account, files: Mapping[str, int], contents: Contents | None) -> Iterator[str]:
+    """What of a partition does not add up.
+
+    Args:
+        partition: its name, empty where it is the whole dataset.
+        account: what the ledger's records account for.
+        files: its files, and the rows that these have.
+        contents: what is noted of them, where anything is.
+    """
+    where, total = partition or "the dataset", sum(files.values())
+    if account.rows is not None and total != account.rows:
+        yield f"{where} has {counted(total, 'row')} in its files, and its records have given {account.rows:,}"
+    if contents is None or account.parts is None or partition not in contents.columns:
+        return
+    noted = {path: contents.files.get(path, []) for path in files}
+    for path, rows in files.items():
+        if (told := count_of(noted[path])) != rows:
+            yield f"{path} has {counted(rows, 'row')}, and {told:,} are noted of it"
+    yield from _part_by_part(where, account.parts, noted.values())
+
+
+def _part_by_part(where: str, parts: Mapping[str, Spans], noted: Iterable[Pieces]) -> Iterator[str]:
+    """Which rows of parts the files have too often, or not at all."""
+    held: dict[str, list[tuple[int, int]]] = {}
+    for pieces in noted:
+        for part, spans in pieces:
+            held.setdefault(part, []).extend(spans)
+    for part in sorted({*held, *parts}):
+        wanted, there = parts.get(part, ()), joined(held.get(part, []))
+        if there != joined(wanted):
+            yield (
+                f"of the part {part} the files of {where} hold the rows {_text(there)}, and those that count are "
+                f"{_text(wanted)}"
+            )
+
+
+def _text(spans: Spans) -> str:
+    return ", ".join(f"{start:,} to {stop - 1:,}" for start, stop in spans[:5]) or "none"
+
+
+def check_accounts(
+    run_id: str, files: Mapping[str, list[DataFile]], accounts: Mapping[str, Account], contents: Contents | None
+) -> None:
+    """See that all partitions that a run has made hold what its ledger accounts for, before they are switched to.
+
+    Raises:
+        LedgerError: one does not.
+    """
+    for partition, account in accounts.items():
+        rows = {file.path: file.rows for file in files.get(partition, [])}
+        if fault := next(faults(partition, account, rows, contents), None):
+            raise LedgerError(f"Run {run_id}: {fault}. The dataset stays as it was.", hint=CURE)
+
+
+def check_kept(output: Folder, files: Sequence[DataFile], format: str) -> None:
+    """See that files of before that stay have the rows that are noted, as far as they tell that without being read.
+
+    Raises:
+        LedgerError: one has not.
+    """
+    if format not in {"parquet", "arrow"}:
+        return
+    for file, rows in zip(
+        files, together([partial(rows_in, File(output, f.path), format) for f in files]), strict=True
+    ):
+        if rows != file.rows:
+            there = "cannot be read" if rows is None else f"has {counted(rows, 'row')}"
+            raise LedgerError(
+                f"{output.uri}/{file.path} {there}, and {file.rows:,} are noted of it. The dataset stays as it was.",
+                hint=CURE,
+            )
+
+
+def rows_in(file: File, format: str) -> int | None:
+    """The rows that a file has; None if it cannot be read."""
+    try:
+        with file.open() as opened:
+            return count_rows(opened, format)
+    except (OSError, ValueError, pa.ArrowException):
+        return None

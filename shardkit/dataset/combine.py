@@ -1,0 +1,83 @@
+"""The user's own computation on the merged rows: what it is given, and what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from shardkit.errors import PipelineError, SchemaConflict
+from shardkit.tables.rows import as_table
+from shardkit.tables.schema import conform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from shardkit.dataset.source import Source
+
+
+class Batches:
+    """What ``combine`` is given: all rows as record batches, which may be gone through more than once.
+
+    >>> def combine(batches):
+    ...     total = sum(batch.num_rows for batch in batches)    # a first time, for what must be known beforehand
+    ...     for batch in batches:                               # and again, for the rows
+    ...         yield batch.append_column("share", pa.array([1 / total] * batch.num_rows))
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of all batches."""
+        return self._source.schema
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of all batches together."""
+        return self._source.num_rows
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for table in self._source.tables():
+            yield from table.combine_chunks().to_batches()
+
+
+def _named_types(schema: pa.Schema, rows: pa.Schema) -> pa.Schema:
+    """The schema with the rows' types for columns that have no value yet."""
+    types = {field.name: field.type for field in rows}
+    return pa.schema([(f.name, types.get(f.name, f.type) if pa.types.is_null(f.type) else f.type) for f in schema])
+
+
+def combined(source: Source, function: Callable[[Batches], Any], name: str) -> Iterator[pa.Table]:
+    """What the user's ``combine`` yields, as tables of one schema.
+
+    That is the schema of the first one with rows: of none, the types are often not those of others. Tables without rows
+    are passed over, but for one where there is no other.
+    """
+    must = "It must yield record batches, Tables or DataFrames."
+    schema: pa.Schema | None = None
+    empty: pa.Table | None = None
+    produced = function(Batches(source))
+    if as_table(produced) is not None:
+        produced = [produced]
+    if isinstance(produced, str | bytes) or not isinstance(produced, Iterable):
+        raise PipelineError(f"combine: {name} returned {type(produced).__name__}.", hint=must)
+    for item in produced:
+        table = as_table(item)
+        if table is None:
+            raise PipelineError(f"combine: {name} yielded {type(item).__name__}.", hint=must)
+        if not len(table):
+            empty = table if empty is None else empty
+            continue
+        schema = _named_types(table.schema, source.schema) if schema is None else schema
+        new = next((column for column in table.column_names if column not in schema.names), None)
+        try:
+            if new is not None:
+                raise pa.ArrowInvalid(f"column {new!r} is not in the first one")
+            yield conform(table, schema)
+        except pa.ArrowException as error:
+            raise SchemaConflict(f"combine: {name} yielded batches that differ: {error}.") from error
+    if schema is None and empty is not None:
+        yield empty

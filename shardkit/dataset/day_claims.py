@@ -1,0 +1,103 @@
+"""Claims: which days of a dataset which run is making now.
+
+A run that holds its own lock writes one file, ``_shardkit/days/<run id>.json``, that names its days, however many these
+are. It does so under a lock of all claims, which it holds for a moment, and only if no other claim names one of them. A
+claim counts as long as the lock of its run is held: what a process that was killed has left is removed by the next one
+that wants such a day.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from shardkit.dataset.switch import check_base, current_result
+from shardkit.runfolder.folder import STATE_DIR, RunFolder
+from shardkit.storage.side_by_side import together
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from shardkit.storage.base import Folder
+
+CLAIMS = f"{STATE_DIR}/days"
+TAKING_PATIENCE_S = 60.0
+
+
+@contextlib.contextmanager
+def holding_days(folder: RunFolder, plan: Mapping[str, Any]) -> Iterator[None]:
+    """Keep other runs from the days that a plan is for, and see that none has made them since it was planned.
+
+    The caller holds the run's lock.
+
+    Raises:
+        RunBusy: another run is at one of them.
+        PlanMismatch: one has been made anew meanwhile.
+    """
+    if not plan.get("by_day"):
+        yield
+        return
+    output, own = folder.output, _claim_of(folder.run_id)
+    try:
+        _claim(folder, set(plan["partitions"]))
+        check_base(folder.run_id, dict(plan), current_result(output))
+        yield
+    finally:
+        output.remove(own)
+        if not folder.exists():  # it was refused before it was planned: nothing but its lock is there
+            folder.files.remove_all("")
+
+
+def _claim(folder: RunFolder, days: set[str]) -> None:
+    """Write the run's claim, once no other is in its way.
+
+    Raises:
+        RunBusy: one is, and its run is at work.
+    """
+    output = folder.output
+    busy = f"Other runs are taking their days of {output.uri}."
+    while True:
+        with output.lock(f"{CLAIMS}/lock", busy, patience_s=TAKING_PATIENCE_S) as held:
+            others = _others(output, folder.run_id, days)
+            if not others:
+                held.check()
+                content = {"run_id": folder.run_id, "days": sorted(days)}
+                output.write(_claim_of(folder.run_id), json.dumps(content).encode())
+                return
+        for run_id, shared in others.items():  # outside of that lock: to see whether a run lives may take a minute
+            _remove_of_the_dead(output, run_id, shared)
+
+
+def _others(output: Folder, run_id: str, days: set[str]) -> dict[str, set[str]]:
+    """The runs with claims to some of these days, and which."""
+    keys = [e.key for e in output.entries(CLAIMS) if e.key.endswith(".json") and e.key != _claim_of(run_id)]
+    claimed = together([partial(_days_of, output, key) for key in keys])
+    names = [key.rpartition("/")[2].removesuffix(".json") for key in keys]
+    return {name: shared for name, of in zip(names, claimed, strict=True) if (shared := days & of)}
+
+
+def _days_of(output: Folder, key: str) -> set[str]:
+    with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):
+        return set(json.loads(output.read(key))["days"])
+    return set()
+
+
+def _remove_of_the_dead(output: Folder, run_id: str, shared: set[str]) -> None:
+    """Remove the claim of a run that nobody works on.
+
+    Raises:
+        RunBusy: somebody does.
+    """
+    busy = f"Another run is making {_few(sorted(shared))} of {output.uri}: {run_id}."
+    with RunFolder(output, run_id).lock(busy):
+        output.remove(_claim_of(run_id))
+
+
+def _few(days: list[str]) -> str:
+    return days[0] if len(days) == 1 else f"{days[0]} and {len(days) - 1:,} more of the same days"
+
+
+def _claim_of(run_id: str) -> str:
+    return f"{CLAIMS}/{run_id}.json"

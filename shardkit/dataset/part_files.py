@@ -1,0 +1,58 @@
+"""Parts opened one after the other: those in a store ahead of their turns, for each takes a request or more."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from shardkit.storage.base import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from shardkit.storage.base import File
+
+OPENED_AHEAD = 16  # a small part is in memory once it is open
+KEPT_BYTES = 64 << 20
+KEPT_HERE_BYTES = 16 << 20  # of parts on this machine, which were verified as a whole when they were opened
+
+
+class PartFiles:
+    """The files of parts. What a store has sent of small ones is kept, within bounds, until it is read again."""
+
+    def __init__(self, parts: tuple[File, ...]) -> None:
+        self.parts = parts
+        self._are_far = not all(isinstance(part.folder, LocalFolder) for part in parts)
+        self._kept: dict[int, pa.BufferReader] = {}
+        self._room = KEPT_BYTES if self._are_far else KEPT_HERE_BYTES
+
+    def each(self, numbers: Iterable[int], *, readers: int = 1) -> Iterator[tuple[int, Callable[[], Any]]]:
+        """For each part its number and what opens it, which may raise an OSError; ``readers`` do so at once."""
+        if not self._are_far:
+            yield from ((i, functools.partial(self._open, i)) for i in numbers)
+            return
+        ahead = max(1, OPENED_AHEAD // readers)
+        left = iter(numbers)
+        with ThreadPoolExecutor(ahead, thread_name_prefix="shardkit-open") as threads:
+            coming = deque((i, threads.submit(self._open, i)) for i in itertools.islice(left, ahead))
+            while coming:
+                i, opened = coming.popleft()
+                coming.extend((j, threads.submit(self._open, j)) for j in itertools.islice(left, 1))
+                yield i, opened.result
+
+    def _open(self, i: int) -> Any:
+        kept = self._kept.pop(i, None)
+        return kept if kept is not None else self.parts[i].open()
+
+    def keep_or_close(self, i: int, opened: Any) -> None:
+        """Keep an open part for the next time, if it is in memory and there is room; else close it."""
+        if isinstance(opened, pa.BufferReader) and opened.size() <= self._room:
+            self._room -= opened.size()
+            self._kept[i] = opened
+        else:
+            opened.close()

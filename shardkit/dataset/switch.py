@@ -1,0 +1,434 @@
+"""The switch from one state of a dataset to the next.
+
+New files are written whole under the run folder first. ``_shardkit/commit.json`` then says what is to happen, which
+from that moment on will happen, if need be in a later process: the new files appear under their names,
+``_shardkit/current.json`` becomes the result that lists them, and the files that only the one before listed go. Nobody
+else's file is touched.
+
+A switch that cannot be finished for a while (a permission that is missing, a store that refuses a copy) keeps nobody
+from looking at the runs and the dataset, which is what ``current.json`` says. One that can never be finished, for a
+staged file is lost or ``commit.json`` is damaged, is given up: what it has put in place goes, and the dataset stays as
+it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from shardkit.dataset.switch_steps import COMMIT, Dataset, Switch, name_of, note, remove, staging
+from shardkit.errors import Damaged, PipelineError, PlanMismatch, RunBusy, RunReplaced, StorageError, WrittenByNewer
+from shardkit.hints import joined
+from shardkit.runfolder import documents
+from shardkit.runfolder.folder import CURRENT, RUNS, STATE_DIR, RunFolder
+from shardkit.runfolder.ledger import WHOLE
+from shardkit.runfolder.steps import advice
+from shardkit.storage.base import File
+from shardkit.storage.side_by_side import together
+from shardkit.tables.type_text import merged_schema, schema_to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from shardkit.storage.base import Folder, State
+
+
+@contextlib.contextmanager
+def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[Dataset]:
+    """Keep other processes from switching the same dataset, once any half-done switch is finished.
+
+    ``patience_s`` is how long to wait for another process that is at it.
+
+    Raises:
+        RunBusy: another process is at it.
+    """
+    with output.lock(
+        f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}.", patience_s=patience_s
+    ) as held:
+        dataset = Dataset(output, held)
+        _look(dataset)
+        yield dataset
+
+
+def _look(dataset: Dataset) -> None:
+    """See how a dataset is, once any half-done switch is finished."""
+    output = dataset.output
+    (commit, made), (dataset.result, dataset.state) = together([partial(_read_commit, output), partial(_now, output)])
+    if commit is _DAMAGED:
+        commit = _rebuilt(output, dataset.result)
+    if commit is not None:
+        _finish(dataset, Switch(dataset, commit, made), commit["result"])
+
+
+def current_result(output: Folder) -> dict[str, Any] | None:
+    """The result that describes the dataset as it is now: that of the run which switched it last.
+
+    Where the note of it is gone or damaged, the runs' own results tell.
+
+    Raises:
+        Damaged: these cannot tell either.
+        WrittenByNewer: it is of a later format.
+    """
+    return _now(output)[0]
+
+
+def _now(output: Folder) -> tuple[dict[str, Any] | None, State]:
+    """The same, and the state of the note of it."""
+    data, state = output.read_state(CURRENT)
+    if data is None:
+        return _told_by_runs(output, ""), {}
+    try:
+        return _parsed(output, CURRENT, data, documents.RESULT), state
+    except Damaged as error:
+        return _told_by_runs(output, error.message), state
+
+
+_DAMAGED: dict[str, Any] = {}
+
+
+def _read_commit(output: Folder) -> tuple[dict[str, Any] | None, State]:
+    data, state = output.read_state(COMMIT)
+    try:
+        return (None if data is None else _parsed(output, COMMIT, data, documents.COMMIT)), state
+    except Damaged:
+        return _DAMAGED, state
+
+
+def _read(output: Folder, name: str, shape: Any) -> dict[str, Any]:
+    return _parsed(output, name, output.read(name), shape)
+
+
+def _parsed(output: Folder, name: str, data: bytes, shape: Any) -> dict[str, Any]:
+    try:
+        return documents.parse(data, shape)
+    except Damaged as error:
+        raise Damaged(f"{output.uri}/{name} is damaged: {error.message}.") from None
+    except WrittenByNewer as error:
+        raise WrittenByNewer(
+            f"{output.uri}/{name}: {error.message}.",
+            hint="Use a version of shardkit that is at least as new as the one that wrote it.",
+        ) from None
+
+
+def _results(output: Folder) -> tuple[list[dict[str, Any]], list[str]]:
+    """The results of all runs, and the names of those that are damaged."""
+    found, damaged = [], []
+    for run_id in output.children(RUNS):
+        try:
+            found.append(_read(output, f"{RUNS}/{run_id}/result.json", documents.RESULT))
+        except FileNotFoundError:
+            continue
+        except Damaged:
+            damaged.append(f"{RUNS}/{run_id}/result.json")
+    return sorted(found, key=lambda result: int(result["switched"])), damaged
+
+
+def _told_by_runs(output: Folder, why: str) -> dict[str, Any] | None:
+    """The latest result of all runs, whose files are all there; ``why`` it is asked for, if something is damaged."""
+    results, damaged = _results(output)
+    if not (results or damaged or why):
+        return None  # the usual beginning
+    wrong = f"{damaged[0]} is damaged" if damaged else "" if results else "no run has a result"
+    if not wrong and (missing := _missing_file(output, results[-1]["files"])):
+        wrong = f"the latest result of a run lists {missing}, which is not there as it was written"
+    if wrong:
+        first = why or f"{output.uri}/{CURRENT} is not there."
+        raise Damaged(
+            f"{first} The runs cannot tell either what the dataset is: {wrong}.",
+            hint="Put the file back from a copy; or choose another output, or move all of this one away, and run anew.",
+        )
+    if why:
+        documents.say(f"{why} The dataset is that of run {results[-1]['run_id']}, as its own result tells.")
+    _mend(output, results[-1])
+    return results[-1]
+
+
+def _mend(output: Folder, result: dict[str, Any]) -> None:
+    """Write the note of what the dataset is anew, unless somebody is at it, or we may not."""
+    with contextlib.suppress(RunBusy, StorageError), output.lock(f"{STATE_DIR}/lock", ""):
+        if output.exists(COMMIT):
+            return
+        data, state = output.read_state(CURRENT)
+        try:
+            _parsed(output, CURRENT, data or b"", documents.RESULT)
+        except Damaged:
+            note(output, CURRENT, result, state)
+
+
+def _missing_file(output: Folder, files: list[dict[str, Any]]) -> str:
+    """The first of a dataset's files that is not there as it was written; nothing if all are."""
+    sizes = together([partial(output.size, file["path"]) for file in files])
+    return next((f["path"] for f, size in zip(files, sizes, strict=True) if size != f["bytes"]), "")
+
+
+def check_owner(output: Folder, name: str) -> dict[str, Any] | None:
+    """See that no other pipeline's dataset lies in ``output``; returns the result that describes the one there.
+
+    Raises:
+        PipelineError: there is one.
+    """
+    current = current_result(output)
+    check_name(output, current, name)
+    return current
+
+
+def check_name(output: Folder, current: dict[str, Any] | None, name: str) -> None:
+    """The same, of a result that is known.
+
+    Raises:
+        PipelineError: it is another pipeline's.
+    """
+    if current is not None and current["name"] != name:
+        raise PipelineError(
+            f"{output.uri} holds the dataset of pipeline {current['name']!r} (run {current['run_id']}), not of "
+            f"{name!r}.",
+            hint=f"Choose another output, or give this pipeline the name {current['name']!r} to replace that dataset.",
+        )
+
+
+def check_base(run_id: str, plan: dict[str, Any], current: dict[str, Any] | None) -> None:
+    """See that the days that a run is to make are those that it was planned upon.
+
+    Raises:
+        PlanMismatch: one has been made anew meanwhile.
+    """
+    made = (current or {}).get("partitions", {})
+    for day, before in plan.get("based_on", {}).items():
+        now_by = made.get(day, {}).get("run")
+        if now_by not in {before, run_id} and not (now_by is None and day in plan["dropped"]):
+            raise PlanMismatch(
+                f"Run {run_id}: {day} has been made anew by run {now_by} since this one was planned.",
+                hint="Start a new run; it computes only what has changed since. What is in quarantine is tried again "
+                f"with --date {day} --set incremental=false.",
+            )
+
+
+def replaced_by(folder: RunFolder, result: dict[str, Any] | None, current: dict[str, Any] | None) -> str | None:
+    """The run that has replaced the dataset of a run; None while something of that is there, or where it has none."""
+    if result is None or current is None or current["run_id"] == folder.run_id:
+        return None
+    makers = {name: made["run"] for name, made in current.get("partitions", {}).items()}
+    if folder.run_id in makers.values():
+        return None
+    mine = [name for name in folder.plan().get("partitions") or {} if name in makers]
+    return str(makers[mine[0]] if mine else current["run_id"])
+
+
+def check_not_replaced(folder: RunFolder) -> None:
+    """See that no later run has replaced the dataset of a run that is to be gone on with.
+
+    Raises:
+        RunReplaced: one has.
+    """
+    other = replaced_by(folder, *together([folder.result, lambda: current_result(folder.output)]))
+    if other is not None:
+        raise RunReplaced(
+            f"The dataset of run {folder.run_id} was replaced by run {other}.",
+            hint=advice(folder, lambda step: f"To make it the current one again: {step('resume', make_current=True)}"),
+        )
+
+
+def kept_days(plan: dict[str, Any], current: dict[str, Any] | None) -> list[str]:
+    """The partitions of the dataset that a run leaves as they are."""
+    if current is None or not plan.get("by_day"):
+        return []
+    return [name for name in current.get("partitions", [WHOLE]) if name not in {*plan["partitions"], *plan["dropped"]}]
+
+
+def check_form(plan: dict[str, Any], current: dict[str, Any] | None, form: dict[str, Any], output: Folder) -> list[str]:
+    """See that the days that a run makes are of the same form as those that it leaves; returns these.
+
+    Raises:
+        PlanMismatch: they are not.
+    """
+    kept = kept_days(plan, current)
+    if kept and current is not None and current.get("form") != form:
+        before = current.get("form") or {}
+        names = [name for name in form if form[name] != before.get(name)]
+        raise PlanMismatch(
+            f"The other days of {output.uri} were made with another {' and '.join(names) or 'form'}.",
+            hint="Run all days once, without --date and --since, to make them alike.",
+        )
+    return kept
+
+
+def switch(
+    folder: RunFolder,
+    result: dict[str, Any],
+    dataset: Dataset,
+    kept_files: Collection[str] = (),
+    written_anew: Mapping[str, dict[str, Any]] | None = None,
+    *,
+    of_jobs: Collection[str] = (),
+) -> None:
+    """Make the files in ``staging`` the dataset, and ``result`` its description.
+
+    ``kept_files`` are those of the days made anew that are not in ``staging``, for they stay as they are.
+    ``written_anew`` are staged files that take the place of those with these paths, of days that stay. ``of_jobs`` are
+    those that jobs have staged.
+
+    Raises:
+        PlanMismatch: another run has made the same days meanwhile.
+        LockLost: this process was paused for so long that another one has switched the dataset.
+        StorageError: the switch could not be finished; it will be when the run is resumed.
+    """
+    plan, old, before = folder.plan(), dataset.result, dataset.files
+    check_base(folder.run_id, plan, old)
+    if not set(kept_files) <= set(before):
+        raise PlanMismatch(
+            f"Run {folder.run_id}: the dataset in {folder.output.uri} has been made anew meanwhile.",
+            hint="Start a new run; it computes only what has changed since.",
+        )
+    if old is not None and (kept := check_form(plan, old, result["form"], folder.output)):
+        _carry_over(old, result, kept, written_anew or {})
+    new = {file["path"] for file in result["files"]}
+    gone = [path for path in before if path not in new]
+    result["switched"] = (old["switched"] if old else 0) + 1
+    result["version"] = documents.FORMAT
+    own, jobs = staging(folder, result["generation"]), staging(folder)
+    sources = {path: File(jobs if path in of_jobs else own, path) for path in new - set(before)}
+    made, earlier = _begin(dataset, folder, commit := {"result": result, "gone": gone})
+    under_way = Switch(dataset, commit, made, of_jobs=of_jobs)
+    under_way.confirm()
+    under_way.finish(sources, earlier)
+
+
+def _begin(dataset: Dataset, folder: RunFolder, commit: dict[str, Any]) -> tuple[State, State]:
+    """Write ``commit.json``; returns its state, and that of the run's result before.
+
+    Raises:
+        RunBusy: another run has switched the dataset in this moment.
+    """
+    base = dataset.state
+    while True:
+        dataset.lock.check()
+        made, earlier = together(
+            [partial(note, folder.output, COMMIT, commit), partial(folder.files.state, "result.json")]
+        )
+        if made is not None:
+            return made, earlier
+        _look(dataset)  # a process that was paused has left one: it is finished now, or dropped
+        if dataset.state != base:
+            raise RunBusy(
+                f"Run {folder.run_id}: another run has switched the dataset in {folder.output.uri} in this moment.",
+                hint=f"Go on: shardkit resume {folder.arguments}",
+            )
+
+
+def _carry_over(
+    old: dict[str, Any], result: dict[str, Any], kept: list[str], written_anew: Mapping[str, dict[str, Any]]
+) -> None:
+    """Have the new state hold the days that the run has not made, as they are but for files that were written anew."""
+    files = [written_anew.get(file["path"], file) for file in old["files"] if file["partition"] in set(kept)]
+    days = {day: old["partitions"][day] for day in kept}
+    for day in {file["partition"] for file in written_anew.values()} & set(kept):
+        days[day] = days[day] | {"noted_by": result["run_id"]}
+    result["partitions"] = dict(sorted((days | result["partitions"]).items()))
+    result["files"] = sorted(files + result["files"], key=lambda file: str(file["path"]))
+    result["rows"] = sum(file["rows"] for file in result["files"])
+    result["bytes_out"] = sum(file["bytes"] for file in result["files"])
+    schema = merged_schema(old, result)
+    result["columns"] = old["columns"] | result["columns"]
+    result["schema"] = schema_to_text(schema)
+
+
+def _finish(dataset: Dataset, left: Switch, result: dict[str, Any]) -> None:
+    """Finish a switch that another process left; or give it up, where it is outdated or a file of it is lost."""
+    output, folder = dataset.output, RunFolder(dataset.output, result["run_id"])
+    try:
+        if _is(dataset.result, result):
+            left.clear_up([file["path"] for file in result["files"]])
+            return
+        if dataset.result is not None and dataset.result["switched"] >= result["switched"]:
+            left.tidy()
+            _remove_all_but(output, dataset.result, [file["path"] for file in result["files"]])
+            return  # whoever began it was paused, and another run has switched the dataset meanwhile
+        staged, earlier = together([left.staged, partial(folder.files.state, "result.json")])
+        there = {name: size for name, (_, size) in staged.items()}
+        lost = _missing_file(output, [file for file in result["files"] if there.get(file["path"]) != file["bytes"]])
+        if not lost:
+            names = [file["path"] for file in result["files"] if file["path"] in staged]
+            left.finish({name: staged[name][0] for name in names}, earlier)
+            return
+        _give_up(output, dataset.result, result)
+    except StorageError as error:
+        raise StorageError(
+            f"The switch of {output.uri} to the dataset of run {folder.run_id} is not finished: {error.message}",
+            hint=joined(
+                error.hint,
+                f"Until then the dataset is what {CURRENT} says. Then finish the switch:",
+                advice(folder, lambda step: step("resume")),
+            ),
+        ) from error
+    documents.say(
+        f"Run {folder.run_id} could not switch the dataset in {output.uri}: {lost} is lost. The dataset stays as it "
+        f"was; make the file again: shardkit resume {folder.arguments}"
+    )
+
+
+def _is(current: dict[str, Any] | None, result: dict[str, Any]) -> bool:
+    """Whether the dataset is already what a result describes."""
+    return current is not None and all(
+        current.get(name) == result.get(name) for name in ("run_id", "switched", "generation")
+    )
+
+
+def _rebuilt(output: Folder, current: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a damaged ``commit.json`` must have said, as the runs tell; None where the switch is given up.
+
+    A run whose result is later than the dataset's was about to switch to it: all its files were in their places by
+    then. What else lies there of staged files, or of results that have been replaced, is left over.
+    """
+    results, _ = _results(output)
+    latest = max(results, key=lambda result: int(result["switched"]), default=None)
+    stay = {file["path"] for file in (current or {"files": []})["files"]}
+    if latest is not None and latest["switched"] > (current or {"switched": 0})["switched"]:
+        documents.say(f"{output.uri}/{COMMIT} is damaged; run {latest['run_id']}'s own result tells what it said.")
+        return {"result": latest, "gone": sorted(stay - {file["path"] for file in latest["files"]})}
+    folders = [RunFolder(output, run_id) for run_id in output.children(RUNS)]
+    staged = [name_of(entry.key) for folder in folders for entry in staging(folder).entries()]
+    _remove_all_but(output, current, [*staged, *(file["path"] for result in results for file in result["files"])])
+    now = f"that of run {current['run_id']}" if current else "not there yet"
+    documents.say(
+        f"{output.uri}/{COMMIT} is damaged. The switch that was under way is given up, and the dataset is {now}; "
+        "resume the run that was to replace it."
+    )
+    return None
+
+
+def _give_up(output: Folder, current: dict[str, Any] | None, result: dict[str, Any]) -> None:
+    """Have the dataset be what it was before the switch to a result."""
+    folder = RunFolder(output, result["run_id"])
+    if current is not None and current["run_id"] == folder.run_id:
+        folder.write("result.json", current)
+    else:
+        folder.files.remove("result.json")
+    _remove_all_but(output, current, [file["path"] for file in result["files"]])
+
+
+def _remove_all_but(output: Folder, current: dict[str, Any] | None, paths: list[str]) -> None:
+    """Remove those of some files that are not the dataset's, and the note of the switch that they were for."""
+    stay = {file["path"] for file in (current or {"files": []})["files"]}
+    together([partial(remove, output, path) for path in sorted({*paths} - stay)])
+    output.remove(COMMIT)
+
+
+def finish_switches(output: Folder, *, must: bool = False) -> None:
+    """Finish a switch of this output that a process left half-way; one that is under way is left to its process.
+
+    One that cannot be finished now is told of, and left: whoever only looks is answered all the same.
+
+    Raises:
+        StorageError: it cannot be finished now, and ``must`` be.
+    """
+    if output.exists(COMMIT):
+        try:
+            with dataset_lock(output):
+                pass
+        except RunBusy:
+            pass
+        except StorageError as error:
+            if must:
+                raise
+            documents.say(str(error))

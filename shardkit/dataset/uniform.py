@@ -1,0 +1,179 @@
+"""One schema for all files of a dataset of days: those that lack a column, or have a narrower type, are written anew.
+
+A run makes some days and leaves the others. Readers that know nothing of the dataset's own list (pandas, pyarrow,
+Spark) take the schema of one file for that of all, so that a column which appears later would be lost to them.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from shardkit.dataset.kept_files import CONTENTS, Contents, noted_by
+from shardkit.dataset.query import FOOTERS_AT_ONCE, open_dataset
+from shardkit.dataset.source import one_schema
+from shardkit.dataset.switch import kept_days
+from shardkit.dataset.writer import write_file
+from shardkit.errors import SchemaConflict, StorageError
+from shardkit.runfolder.display import counted
+from shardkit.storage.base import File
+from shardkit.storage.side_by_side import together
+from shardkit.tables.schema import conform
+from shardkit.tables.type_text import schema_of, schema_to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from shardkit.dataset.build import Build
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.storage.base import Folder
+
+Files = dict[str, dict[str, Any]]
+WRITTEN_AT_ONCE = 4  # each holds a row group
+
+
+def make_uniform(folder: RunFolder, build: Build, old: dict[str, Any] | None) -> Files:
+    """Have all files of the next state of a dataset of days be of one schema; the caller holds the dataset lock.
+
+    The files that have another one are written anew to where the build's other files are staged.
+
+    Args:
+        folder: of the run that makes the next state.
+        build: what it has made. Its files, too, may lack a column: a combine gives other columns for each day, or
+            another run has brought one meanwhile.
+        old: the result that describes the dataset as it is.
+
+    Returns:
+        What describes the files that were written anew, by their paths of before.
+
+    Raises:
+        SchemaConflict: a column has types that have nothing in common, or values that do not fit its type.
+        StorageError: a file cannot be read or written.
+    """
+    result, days = build.result, set(kept_days(folder.plan(), old))
+    staying = _staying(folder.output, old, days) if old is not None else []
+    result["uniform"] = staying is not None
+    if old is None or not staying:
+        return {}
+    own = schema_of(result, without=result["partition_by"])
+    staged = [file for file in result["files"] if file["path"] not in build.kept]
+    files = [*staying, *(_Rewriting(build.home_of(file["path"]), file, own, result["format"]) for file in staged)]
+    schema = _common_schema(build, own, staying)
+    anew = _write_anew([file for file in files if not _same(file.columns, schema)], build, schema)
+    result["files"] = [anew.get(file["path"], file) for file in result["files"]]
+    _describe_columns(result, schema)
+    if anew:
+        together([partial(build.home_of(file["path"]).remove, file["path"]) for file in staged if file["path"] in anew])
+        _note(folder, old, anew, schema)
+    return anew
+
+
+@dataclass(frozen=True)
+class _Rewriting:
+    """A file of the dataset, or a staged one, and the columns that it has."""
+
+    folder: Folder
+    file: Mapping[str, Any]
+    columns: pa.Schema
+    format: str
+
+    def write(self, target: Folder, schema: pa.Schema, token: str) -> dict[str, Any]:
+        """Write its rows, in their order, to a file of another schema in the same folder of the dataset."""
+        path, rows = self.file["path"], self.file["rows"]
+        number = re.search(r"part-\d+(?=-[^/]*$)", path)
+        name = f"{number[0] if number else 'part-00000'}-{token}{posixpath.splitext(path)[1]}"
+        place = posixpath.join(posixpath.dirname(path), name)
+        made = write_file(target, place, self._tables(schema), schema, self.format)
+        if made.rows != rows:
+            raise StorageError(
+                f"{File(self.folder, path)} has {made.rows:,} rows where {rows:,} were written.",
+                hint=f"Make its day anew: --date {self.file['partition']} --set incremental=false.",
+            )
+        return {**self.file, "path": made.path, "bytes": made.bytes}
+
+    def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        about = {
+            "format": self.format,
+            "partition_by": [],
+            "columns": {field.name: str(field.type) for field in self.columns},
+            "schema": schema_to_text(self.columns),
+            "files": [self.file],
+        }
+        for batch in open_dataset(self.folder, about).to_batches():
+            try:
+                yield conform(pa.Table.from_batches([batch]), schema)
+            except pa.ArrowInvalid as error:
+                raise SchemaConflict(
+                    f"The rows of {File(self.folder, self.file['path'])}, of a day that stays, do not fit the schema: "
+                    f"{error}.",
+                    hint="Run all days once, without --date and --since.",
+                ) from error
+
+
+def _write_anew(files: Sequence[_Rewriting], build: Build, schema: pa.Schema) -> Files:
+    if files:
+        build.tell(f"{counted(len(files), 'file')} of other days get the columns and types that the dataset has now.")
+    write = partial(_Rewriting.write, target=build.staging, schema=schema, token=f"{build.token}-w")
+    with ThreadPoolExecutor(WRITTEN_AT_ONCE, thread_name_prefix="shardkit-uniform") as pool:
+        return dict(zip([each.file["path"] for each in files], pool.map(write, files), strict=True))
+
+
+def _staying(output: Folder, old: dict[str, Any], days: set[str]) -> list[_Rewriting] | None:
+    """The files of the days that stay, and their columns; None where nothing tells these."""
+    files, kind = [file for file in old["files"] if file["partition"] in days], old["format"]
+    if old.get("uniform"):
+        columns = schema_of(old, without=old["partition_by"])
+        return [_Rewriting(output, file, columns, kind) for file in files]
+    if kind not in {"parquet", "arrow"}:
+        return None
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:  # each is a request or two where the files are objects
+        schemas = list(pool.map(partial(_schema_of_file, output, kind), [file["path"] for file in files]))
+    return [_Rewriting(output, file, schema, kind) for file, schema in zip(files, schemas, strict=True)]
+
+
+def _schema_of_file(output: Folder, kind: str, path: str) -> pa.Schema:
+    import pyarrow.dataset as pads
+
+    filesystem, base = output.arrow()
+    try:
+        return pads.dataset(f"{base}/{path}", filesystem=filesystem, format=kind).schema.remove_metadata()
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"Cannot read {File(output, path)}: {error}.", hint="Make its day anew.") from error
+
+
+def _common_schema(build: Build, own: pa.Schema, staying: Sequence[_Rewriting]) -> pa.Schema:
+    """The schema that holds all columns; what the pipeline says of a column has the last word."""
+    distinct = {file.columns: f"{file.file['partition']} (which stays)" for file in staying}
+    if build.columns is not None:
+        fields = {field.name: field for schema in (*distinct, own) for field in schema}
+        return pa.schema(list(fields.values()))
+    named = {name: schema for schema, name in distinct.items()}
+    return one_schema(named | {"the days that are made": own}, widen_ints=build.widen_ints)
+
+
+def _same(left: pa.Schema, right: pa.Schema) -> bool:
+    return {field.name: field.type for field in left} == {field.name: field.type for field in right}
+
+
+def _describe_columns(result: dict[str, Any], schema: pa.Schema) -> None:
+    whole = pa.schema([*schema, *(field for field in schema_of(result) if field.name not in schema.names)])
+    result |= {"columns": {field.name: str(field.type) for field in whole}, "schema": schema_to_text(whole)}
+
+
+def _note(folder: RunFolder, old: dict[str, Any], anew: Files, schema: pa.Schema) -> None:
+    """Note what the files hold that were written anew, as it was noted of them before; the next run asks for it."""
+    own = Contents.of_run(folder.output, folder.run_id)
+    days = {file["partition"] for file in anew.values()}
+    runs = sorted({noted_by(made) for day, made in old["partitions"].items() if day in days})
+    for contents in [own, *together([partial(Contents.of_run, folder.output, run) for run in runs])]:
+        own.files |= {anew[path]["path"]: contents.files[path] for path in anew if path in contents.files}
+    own.columns |= {day: [[field.name, str(field.type)] for field in schema] for day in days}
+    own.files = {path: pieces for path, pieces in own.files.items() if path not in anew}
+    if own.files:
+        folder.write(CONTENTS, own.dump())

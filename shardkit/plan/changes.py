@@ -1,0 +1,111 @@
+"""The plan's part about what earlier runs have done: which of it stands, under which numbers, and what changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardkit.micro import SMALLEST_SHARE, record_costs
+from shardkit.plan.compare import partition_names
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from shardkit.plan.compare import Comparison
+
+# Chunks of a unit for each worker: about five times as many as there are when it is new.
+TAKEN_BY_WORKER = 2 * round(1 / SMALLEST_SHARE)
+
+
+def still_taken(
+    taken: np.ndarray, shard: np.ndarray, unit: np.ndarray, sizes: np.ndarray, *, workers: int
+) -> np.ndarray:
+    """Leave out what is better computed again than taken over.
+
+    That is a chunk whose records come into several shards now; and of a unit that is in too many pieces after many
+    redos, those smaller than any that it would be cut into.
+    """
+    rows = np.flatnonzero(taken >= 0)
+    if not len(rows):
+        return taken
+    number, first, marker = np.unique(taken[rows], return_index=True, return_inverse=True)
+    home = shard[rows][first]
+    bad = np.zeros(len(number), bool)
+    bad[marker[shard[rows] != home[marker]]] = True
+    costs = record_costs(sizes)
+    smallest = np.bincount(unit, costs) * SMALLEST_SHARE / workers
+    unit_of = unit[rows][first]
+    crowded = np.bincount(unit_of, minlength=len(smallest)) > TAKEN_BY_WORKER * workers
+    bad |= crowded[unit_of] & (np.bincount(marker, costs[rows]) < smallest[unit_of])
+    kept: np.ndarray = taken.copy()
+    kept[rows[bad[marker]]] = -1
+    return kept
+
+
+def changes_of(comparison: Comparison | None, table: pa.Table, taken: np.ndarray, *, by_day: bool) -> dict[str, Any]:
+    """What is to be made anew and why: ``again`` are unchanged records that are computed all the same."""
+    if comparison is None:
+        return {"partitions": None, "based_on": {}, "dropped": [], "left": []}
+    partition, names = partition_names(table, by_day=by_day)
+    free = np.bincount(partition[taken < 0], minlength=len(names)).tolist()
+    found = {}
+    for name, computed in zip(names, free, strict=True):
+        changes = comparison.changes[name]
+        found[name] = dict(vars(changes)) | {"again": computed - changes.new - changes.changed}
+    told = {"based_on": comparison.based_on, "dropped": comparison.dropped, "left": comparison.left}
+    return {"partitions": found} | told
+
+
+def number_within(shard: np.ndarray, unit: np.ndarray, taken: np.ndarray, chunk: np.ndarray) -> np.ndarray:
+    """Chunk numbers that are unique within each shard: first those taken over, then the others, unit by unit."""
+    fresh = taken < 0
+    keys = np.stack([shard, fresh, np.where(fresh, unit, 0), np.where(fresh, chunk, taken)]).astype(np.int64)
+    order = np.lexsort(keys[::-1])
+    ordered = keys[:, order]
+    begins = np.r_[True, (np.diff(ordered, axis=1) != 0).any(axis=0)]
+    number = np.cumsum(begins) - 1
+    first = np.r_[True, np.diff(ordered[0]) != 0]
+    start = np.maximum.accumulate(np.where(first, number, 0))
+    result = np.empty(len(shard), np.int32)
+    result[order] = number - start
+    return result
+
+
+def markers_taken_over(
+    comparison: Comparison, taken: np.ndarray, rows: np.ndarray, shard: np.ndarray, chunk: np.ndarray
+) -> list[dict[str, Any]]:
+    """The markers taken over, under their new numbers and with the new ids of what is in quarantine."""
+    new_ids = np.full(len(comparison.taken), -1, np.int64)
+    new_ids[rows] = np.arange(len(rows))
+    numbers, firsts, counts = np.unique(taken, return_index=True, return_counts=True)
+    found = []
+    for number, first, count in zip(numbers.tolist(), firsts.tolist(), counts.tolist(), strict=True):
+        if number < 0:
+            continue
+        marker = comparison.markers[number]
+        entries = [entry | {"record": int(new_ids[entry["record"]])} for entry in marker["quarantine"]]
+        entries = [entry for entry in entries if taken[entry["record"]] == number]  # others were tried again since
+        found.append(
+            marker
+            | {
+                "shard": int(shard[first]),
+                "chunk": int(chunk[first]),
+                "quarantine": entries,
+                "records": {"listed": count, "done": count - len(entries), "quarantined": len(entries)},
+                "gone": _gone(new_ids[comparison.places[number]], comparison.places[number] < 0, taken, number),
+            }
+        )
+    return found
+
+
+def _gone(ids: np.ndarray, absent: np.ndarray, taken: np.ndarray, number: int) -> list[int]:
+    """The positions in a chunk, as it was computed, whose records are not taken over with it any more."""
+    gone: list[int] = np.flatnonzero(absent | (taken[ids] != number)).tolist()
+    return gone
+
+
+def unchanged(comparison: Comparison | None) -> dict[str, int]:
+    """How many partitions are left as they are, and how many records these have."""
+    same = [c for c in comparison.changes.values() if not c.any] if comparison else []
+    return {"partitions": len(same), "records": sum(c.unchanged for c in same)}

@@ -1,0 +1,233 @@
+"""What earlier runs have left: which records need not be computed again, and why the others must be.
+
+The dataset consists of partitions (days, or one that is all of it). Of each it is known which run made it; that run's
+markers tell which chunk holds which records' rows. A record that is made of the same objects as then is taken over with
+its chunk: the parts stay where they are, the rows of others in them no longer count, and the new run's ledger counts
+the record as skipped.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardkit.errors import Damaged
+from shardkit.plan.reuse import take_over
+from shardkit.runfolder.folder import RunFolder
+from shardkit.runfolder.ledger import WHOLE, Ledger
+from shardkit.tables.arrays import arrow, numpy, one_chunk, positions, scalar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardkit.storage.base import Folder
+
+COLUMNS = ["key", "main", "group", "bytes", "objects", "etags", "shard"]
+READ_AT_ONCE = 8  # earlier runs' records
+COMPARED_AT_ONCE = 1 << 17  # records; what is compared is copied
+OTHER_WORK = "the function or what it is given has changed"
+OTHER_MERGE = "combine or the output's form has changed"
+FOLDER_GONE = "the folder of run {} is gone"
+FOLDER_DAMAGED = "the folder of run {} is damaged"
+
+
+@dataclass
+class Changes:
+    """What has become of one partition's records since it was made; ``reason`` where it is made anew all the same."""
+
+    new: int = 0
+    changed: int = 0
+    vanished: int = 0
+    unchanged: int = 0
+    reason: str = ""
+
+    @property
+    def any(self) -> bool:
+        """Whether the partition must be made anew."""
+        return bool(self.new or self.changed or self.vanished or self.reason)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What partitions are compared by, and what a new one will have been made with.
+
+    ``work`` is the digest of what is computed from each record, and ``merge`` of what is made of the rows. ``form`` is
+    what all partitions of a dataset have in common. ``work_before`` is what an earlier version would have noted.
+    """
+
+    by_day: bool
+    work: str
+    merge: str
+    form: dict[str, Any]
+    work_before: str = ""
+
+
+@dataclass
+class Comparison:
+    """Records beside what earlier runs have left.
+
+    ``taken`` gives for each record the number of the marker in ``markers`` whose chunk it is taken over with, or -1;
+    ``places`` are for each marker, by the positions in its chunk as it was computed, the records that are there, or -1.
+    ``changes`` are those of each partition, and ``made_by`` tells which run has made it. Of the partitions that have no
+    records any more, ``dropped`` go and ``left`` stay.
+    """
+
+    taken: np.ndarray
+    markers: list[dict[str, Any]] = field(default_factory=list)
+    places: list[np.ndarray] = field(default_factory=list)
+    changes: dict[str, Changes] = field(default_factory=dict)
+    made_by: dict[str, str | None] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def based_on(self) -> dict[str, str | None]:
+        """The run that has made each partition that is to be made anew or to go; None where there is none yet."""
+        names = [*(name for name, changes in self.changes.items() if changes.any), *self.dropped]
+        return {name: self.made_by[name] for name in names}
+
+
+def partition_names(table: pa.Table, *, by_day: bool) -> tuple[np.ndarray, list[str]]:
+    """The partition of each record, as a number and as the names that these stand for."""
+    if not by_day:
+        return np.zeros(len(table), np.int32), [WHOLE]
+    group = one_chunk(table["group"])
+    return numpy(group.indices), group.dictionary.to_pylist()
+
+
+def compare(
+    table: pa.Table, output: Folder, current: dict[str, Any] | None, basis: Basis, *, all_days: bool, anew: bool
+) -> Comparison:
+    """Find out what need not be computed again.
+
+    Args:
+        table: the records of the new listing.
+        output: the folder of the dataset.
+        current: the result that describes the dataset as it is.
+        basis: what the new run makes partitions with.
+        all_days: whether the listing is of all days; else partitions without records are left alone.
+        anew: whether all is to be computed again, whatever there is.
+    """
+    partition, names = partition_names(table, by_day=basis.by_day)
+    counts = np.bincount(partition, minlength=len(names)).tolist()
+    comparison = Comparison(np.full(len(table), -1, np.int64))
+    known = current or {}
+    made = known.get("partitions", {}) if known.get("by_day") == basis.by_day else {}
+    same_form = known.get("form") == basis.form
+    by_run: dict[str, dict[str, int]] = {}
+    for number, name in enumerate(names):
+        comparison.made_by[name] = made.get(name, {}).get("run")
+        if name not in made:
+            comparison.changes[name] = Changes(new=counts[number])
+        elif anew:
+            comparison.changes[name] = Changes(reason="incremental is false")
+        elif made[name]["work"] not in {basis.work, basis.work_before}:
+            comparison.changes[name] = Changes(reason=OTHER_WORK)
+        else:
+            other = not same_form or made[name]["merge"] != basis.merge
+            comparison.changes[name] = Changes(reason=OTHER_MERGE if other else "")
+            by_run.setdefault(made[name]["run"], {})[name] = number
+    # In one chunk: rows are taken from all over it, several times.
+    _Earlier(table.combine_chunks() if by_run else table, partition, comparison).compare(
+        output, by_run, by_day=basis.by_day
+    )
+    without = [name for name in known.get("partitions", {}) if name not in comparison.changes] if all_days else []
+    drop = basis.by_day and (anew or not same_form)
+    comparison.dropped, comparison.left = (without, []) if drop else ([], without)
+    comparison.made_by |= {name: known["partitions"][name].get("run") for name in comparison.dropped}
+    return comparison
+
+
+class _Earlier:
+    """Compares the new listing with the records of earlier runs, one run after the other."""
+
+    def __init__(self, table: pa.Table, partition: np.ndarray, comparison: Comparison) -> None:
+        self._table = table
+        self._partition = partition
+        self._comparison = comparison
+        self._order = np.argsort(partition, kind="stable")
+        self._ends = np.cumsum(np.bincount(partition)) if len(partition) else np.zeros(0, np.int64)
+
+    def _rows(self, number: int) -> np.ndarray:
+        rows: np.ndarray = self._order[self._ends[number - 1] if number else 0 : self._ends[number]]
+        return rows
+
+    def compare(self, output: Folder, by_run: dict[str, dict[str, int]], *, by_day: bool) -> None:
+        """Find the changes of partitions, given by the run that made each, with their numbers."""
+        for folder, before in _read_records(output, list(by_run)):
+            numbers = by_run[folder.run_id]
+            try:
+                if before is not None:
+                    self._compare_run(folder, before, numbers, by_day=by_day)
+                    continue
+                why = FOLDER_DAMAGED if folder.exists() else FOLDER_GONE
+            except Damaged:
+                why = FOLDER_DAMAGED
+            for name in numbers:
+                self._comparison.changes[name] = Changes(reason=why.format(folder.run_id))
+
+    def _compare_run(self, folder: RunFolder, before: pa.Table, numbers: dict[str, int], *, by_day: bool) -> None:
+        codes, names = partition_names(before, by_day=by_day)
+        number_of = np.array([numbers.get(name, -1) for name in names], np.int64)
+        then = number_of[codes]
+        position = self._positions(before, then, sorted(numbers.values()))
+        same = np.zeros(len(before), bool)
+        matched = np.flatnonzero(position >= 0)
+        for start in range(0, len(matched), COMPARED_AT_ONCE):
+            some = matched[start : start + COMPARED_AT_ONCE]
+            same[some] = _same_objects(before.take(arrow(some)), self._table.take(arrow(position[some])))
+        changed = []
+        for name, number in numbers.items():
+            old = then == number
+            kept, gone = int((same & old).sum()), int((old & (position < 0)).sum())
+            changes = self._comparison.changes[name]
+            changes.unchanged, changes.vanished = kept, gone
+            changes.changed = int(old.sum()) - kept - gone
+            changes.new = len(self._rows(number)) - kept - changes.changed
+            if changes.any:
+                changed.append(number)
+        same &= np.isin(then, changed)
+        if same.any():
+            shards = np.unique(numpy(before["shard"])[same]).tolist() if by_day else None
+            take_over(Ledger(folder, shards), before, position, same, self._comparison)
+
+    def _positions(self, before: pa.Table, then: np.ndarray, numbers: list[int]) -> np.ndarray:
+        """The row of the new listing that each earlier record has become, in the same partition; or -1."""
+        old = np.flatnonzero(then >= 0)
+        mine = np.concatenate([self._rows(number) for number in numbers])
+        keys = one_chunk(self._table["key"]).take(arrow(mine))
+        found = positions(pc.index_in(one_chunk(before["key"]).take(arrow(old)), keys))
+        row = mine[found]
+        position = np.full(len(before), -1, np.int64)
+        position[old] = np.where((found >= 0) & (self._partition[row] == then[old]), row, -1)
+        return position
+
+
+def _read_records(output: Folder, run_ids: list[str]) -> Iterator[tuple[RunFolder, pa.Table | None]]:
+    """The records of earlier runs, a few read side by side; None where they are gone or damaged."""
+
+    def read(folder: RunFolder) -> pa.Table | None:
+        try:
+            return folder.records(COLUMNS)
+        except Damaged:
+            return None
+
+    with ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="shardkit-compare") as pool:
+        for start in range(0, len(run_ids), READ_AT_ONCE):
+            some = [RunFolder(output, run_id) for run_id in run_ids[start : start + READ_AT_ONCE]]
+            yield from zip(some, pool.map(read, some), strict=True)
+
+
+def _same_objects(before: pa.Table, now: pa.Table) -> np.ndarray:
+    """Whether records are made of the same objects, in the same state, row by row."""
+    same = (numpy(before["main"]) == numpy(now["main"])) & (numpy(before["bytes"]) == numpy(now["bytes"]))
+    for name in ("objects", "etags"):
+        then, here = (pc.binary_join(one_chunk(table[name]), scalar("\n")) for table in (before, now))
+        same &= numpy(pc.fill_null(pc.equal(then, here), scalar(value=False)))
+    result: np.ndarray = same
+    return result

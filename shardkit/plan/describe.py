@@ -1,0 +1,206 @@
+"""Plans and failures as text for people."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from shardkit.runfolder.display import counted, human_bytes, human_seconds
+from shardkit.spec.sections import MOST_ROWS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardkit.macro import Plan
+
+SHARDS_SHOWN = 10
+JOBS_SHOWN = 5
+CREATES_A_SECOND = 1  # what the service takes from an account, whatever its quotas
+LONG_LAUNCH_S = 600
+LINE_CHARACTERS = 200
+FEW_FAILURES = 20  # are listed one by one
+VARIES = r"'[^']*'|\"[^\"]*\"|0x[0-9a-fA-F]+|\d+|\S*/\S*"
+
+
+def plan_text(plan: Plan, *, rows: int | None = None) -> str:
+    """What a run would do. ``rows`` are those expected, where a sample has told."""
+    content, totals = plan.content, plan.content["totals"]
+    pipeline = content["pipeline"]
+    if not totals["records"]:
+        same = counted(content["unchanged"]["records"], "record")
+        told = [f"Pipeline {pipeline['name']}: nothing has changed in {same}; nothing to do.", *_left_lines(content)]
+        return "\n".join(told)
+    source, output = pipeline["input"], pipeline["output"]
+    patterns, workers = " ".join(source["pattern"]), counted(content["workers"], "worker")
+    chunks = counted(totals["chunks"], f"{pipeline['chunks']} chunk")
+    lines = [
+        f"Pipeline {pipeline['name']}: {pipeline['function']} over {source['uri']} ({patterns}), {_rule(pipeline)}",
+        f"  objects  {totals['objects_listed']:,} listed, {totals['objects_left_out']:,} in no record"
+        + (f", such as {totals['left_out_sample'][0]}" if totals["left_out_sample"] else ""),
+        *_passed_over(content),
+        f"  records  {totals['records']:,} of {human_bytes(totals['bytes'])}"
+        + (f" in {counted(totals['groups'], 'group')}" if totals["groups"] else ""),
+        f"  shards   {totals['shards']:,}, in {chunks}, for {workers}",
+        *_shard_lines(content),
+        *_job_lines(content),
+        *_change_lines(content),
+        f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
+    ]
+    return "\n".join(lines)
+
+
+def _passed_over(content: dict[str, Any]) -> Iterator[str]:
+    """Folders of the input that are datasets."""
+    if names := content.get("datasets_left_out"):
+        yield f"  left out {', '.join(names)}: datasets of shardkit, no input unless named themselves"
+
+
+def _change_lines(content: dict[str, Any]) -> Iterator[str]:
+    """What would be made anew, and why."""
+    partitions = content.get("partitions") or {}
+    if not partitions:
+        return
+    yield from _left_lines(content)
+    same = content["unchanged"]
+    yield f"  changes  {counted(len(partitions), 'partition')} to be made anew, {same['partitions']:,} as they are"
+    for name, changes in list(partitions.items())[:SHARDS_SHOWN]:
+        told = [f"{changes[kind]:,} {kind}" for kind in ("new", "changed", "vanished", "unchanged") if changes[kind]]
+        if changes["again"]:
+            told.append(f"{changes['again']:,} computed again")
+        if changes["reason"] or changes["again"]:
+            told[-1:] = [f"{told[-1]}: {changes['reason'] or 'in the same chunk as one that has changed'}"]
+        yield f"    {name or 'all':<12} {', '.join(told)}"
+    if len(partitions) > SHARDS_SHOWN:
+        yield f"    ... and {len(partitions) - SHARDS_SHOWN:,} more"
+
+
+def _left_lines(content: dict[str, Any]) -> Iterator[str]:
+    """Days of the dataset that the input no longer has."""
+    for kind, fate in (("left", "stay in the dataset; incremental: false drops them"), ("dropped", "go")):
+        if days := content.get(kind):
+            named = ", ".join(name or "the dataset without days" for name in days[:3])
+            yield f"  gone     {counted(len(days), 'partition')} without records ({named}) {fate}"
+
+
+def _rule(pipeline: dict[str, Any]) -> str:
+    rule = pipeline["records"]
+    return f"records by {rule}" if ":" in rule else f"one record a {rule}"
+
+
+def _shard_lines(content: dict[str, Any]) -> Iterator[str]:
+    if content["pipeline"]["shards"] is None:
+        return
+    shards = content["shards"]
+    longest = max(shard["bytes"] for shard in shards)
+    shown = sorted(shards, key=lambda s: -s["bytes"])[:SHARDS_SHOWN]
+    labels = [_groups_of(shard) for shard in shown]
+    width = max(24, *map(len, labels)) if labels[0] else 0
+    for shard, label in zip(shown, labels, strict=True):
+        share = shard["bytes"] / longest if longest else 1
+        yield (
+            f"    {shard['shard']:5d}  {label:<{width}} {counted(shard['records'], 'record'):>17}  "
+            f"{human_bytes(shard['bytes']):>9}  {counted(shard['chunks'], 'chunk'):>12}  {share:4.0%} of the longest"
+        )
+    if len(shards) > SHARDS_SHOWN:
+        yield f"    ... and {len(shards) - SHARDS_SHOWN:,} more, none larger"
+
+
+def _groups_of(shard: dict[str, Any]) -> str:
+    if not shard["groups"]:
+        return ""
+    name, more = shard["group_names"][0], shard["groups"] - 1
+    return f"{name} and {more:,} more" if more else str(name)
+
+
+def _job_lines(content: dict[str, Any]) -> Iterator[str]:
+    """What the shards are on an engine, and what it takes to launch that."""
+    rule, totals = content["pipeline"]["shards"], content["totals"]
+    if rule is None and not content["pipeline"].get("engine"):
+        return
+    instances = content["jobs"][0]["instances"]
+    spread = f" of {instances} instances" if instances > 1 else ""
+    calls = totals["create_calls"]
+    seconds = -(-calls // CREATES_A_SECOND)
+    least = f"{seconds} s" if seconds < 60 else human_seconds(seconds)
+    is_local = (content["pipeline"].get("engine") or {}).get("kind") == "local"
+    launched = "on this machine"
+    if not is_local:
+        launched = f"{calls:,} calls of CreateProcessingJob, at one a second at least {least}"
+    yield f"  jobs     {totals['jobs']:,}{spread} and 1 for pass 2{',' if is_local else ':'} {launched}"
+    wanted = rule.get("count", rule.get("instances", 0)) if rule else 0
+    if wanted > totals["shards"]:
+        yield f"           ({wanted:,} were asked for; there are no more records to share out)"
+    if seconds > LONG_LAUNCH_S and not is_local:
+        yield f"           (to launch so many takes long: {_fewer(rule)})"
+
+
+def _fewer(rule: dict[str, Any]) -> str:
+    if rule["by"] == "size":
+        return "a larger shards.target makes fewer" if "target" in rule else "a lower shards.count makes fewer"
+    return "shards.max_jobs, such as 100, packs whole groups into fewer"
+
+
+def _expected_files(output: dict[str, Any], rows: int | None) -> str:
+    per_file = output["rows_per_file"] or MOST_ROWS
+    target = f"about {human_bytes(output['target_bytes'])}" if output["target_bytes"] else ""
+    size = " or ".join(filter(None, [f"{per_file:,} rows" if output["rows_per_file"] else "", target]))
+    size = f"files of {size}" if size else "one file"
+    if output["partition_by"]:
+        size += f" in partitions by {', '.join(output['partition_by'])}"
+    if rows is None:
+        return f"{size} (how many, --sample tells)"
+    if output["target_bytes"] or output["partition_by"]:
+        return f"{size}: about {counted(rows, 'row')} in at least {counted(-(-rows // per_file), 'file')}"
+    return f"{size}: about {counted(rows, 'row')} in {counted(-(-rows // per_file), 'file')}"
+
+
+def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
+    """How the jobs of a run are: how many in each state, and why some failed."""
+    if not jobs:
+        return
+    states = Counter(job["status"] for job in jobs)
+    attempts = sum(len(job["attempts"]) for job in jobs)
+    yield f"jobs     {len(jobs):,}: {', '.join(f'{count:,} {state}' for state, count in states.items())}" + (
+        f"; {counted(attempts, 'attempt')}" if attempts > len(jobs) else ""
+    )
+    told = [job for job in jobs if job["reason"] and job["status"] != "Completed" and job["cause"] != "dependency"]
+    for job in told[:JOBS_SHOWN]:
+        yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'].splitlines()[0][:300]}"
+    if len(told) > JOBS_SHOWN:
+        yield f"  ... and {len(told) - JOBS_SHOWN:,} more"
+
+
+def first_line(text: str, *, characters: int = LINE_CHARACTERS) -> str:
+    """The first line of a text, cut where it is long."""
+    lines = text.strip().splitlines() or [""]
+    return lines[0] if len(lines) == 1 and len(lines[0]) <= characters else f"{lines[0][:characters].rstrip()} ..."
+
+
+def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
+    """One record of the quarantine."""
+    size = human_bytes(entry["bytes"])
+    yield f"{entry['key']} ({size}, shard {entry['shard']}): {_what_failed(entry)}"
+    yield from _traceback_lines(entry, traceback=traceback)
+
+
+def grouped_failure_lines(entries: list[dict[str, Any]], *, traceback: bool) -> Iterator[str]:
+    """The quarantine with a line for each kind of failure, the most frequent first; or its first record's traceback."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        # What differs from record to record, such as names and numbers, does not make it another failure.
+        kind = re.sub(VARIES, "*", first_line(entry["message"]).replace(entry["key"], "*"))
+        groups.setdefault((entry["error"], kind), []).append(entry)
+    for group in sorted(groups.values(), key=len, reverse=True):
+        first, size = group[0], counted(len(group), "record")
+        yield f"{size}{', such as' if len(group) > 1 else ':'} {first['key']}: {_what_failed(first)}"
+        yield from _traceback_lines(first, traceback=traceback)
+
+
+def _what_failed(entry: dict[str, Any]) -> str:
+    return f"{entry['error']}: {first_line(entry['message'])}"
+
+
+def _traceback_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
+    if traceback and entry["traceback"]:
+        yield from (f"    {line}" for line in entry["traceback"].rstrip().splitlines())

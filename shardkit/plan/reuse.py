@@ -1,0 +1,143 @@
+"""What an earlier run has computed, taken over record by record: of its parts, only the rows that still count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardkit.checksums import as_sums
+from shardkit.errors import Damaged
+from shardkit.storage.base import File
+from shardkit.storage.side_by_side import together
+from shardkit.tables.arrays import arrow
+from shardkit.tables.spans import as_spans, row_count, subtract
+from shardkit.workers.parts import rows_of
+
+if TYPE_CHECKING:
+    from shardkit.plan.compare import Comparison
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A chunk of an earlier run of which some records are as they were.
+
+    ``ids`` are the earlier run's rows of its records, ``places`` their positions in the chunk as it was computed, and
+    ``kept`` tells which of them are as they were. ``parts`` are placed where they lie.
+    """
+
+    marker: dict[str, Any]
+    ids: np.ndarray
+    places: np.ndarray
+    kept: np.ndarray
+    parts: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, folder: RunFolder, marker: dict[str, Any], ids: np.ndarray, same: np.ndarray) -> _Candidate:
+        gone = marker.get("gone", [])
+        places = np.delete(np.arange(len(ids) + len(gone)), gone)
+        home = {"run": folder.run_id, "at": folder.parts_of(marker["shard"])}
+        return cls(marker, ids, places, same[ids], [home | part for part in marker["parts"]])
+
+    def left_out(self, keys: pa.ChunkedArray) -> dict[int, str]:
+        """The positions in the chunk, with their keys, of the records that are not as they were."""
+        lost = np.flatnonzero(~self.kept)
+        return dict(zip(self.places[lost].tolist(), keys.take(arrow(self.ids[lost])).to_pylist(), strict=True))
+
+
+def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.ndarray, comparison: Comparison) -> None:
+    """Take over the records that are as they were, chunk by chunk, where every part is still there.
+
+    Of a chunk of which other records have changed, the rows of those are left out. Entries of what is in quarantine
+    tell the new listing's row.
+
+    Args:
+        ledger: of the earlier run.
+        before: its records.
+        position: the row of the new listing that each of them has become, or -1.
+        same: whether it is as it was.
+        comparison: is told what is taken over.
+    """
+    folder = ledger.folder
+    settled = [_Candidate.of(folder, marker, ids, same) for marker, ids in ledger.settled() if same[ids].any()]
+    there = _parts_there(folder, [part for candidate in settled for part in candidate.parts])
+    found = [c for c in settled if all(there.get(_place(part)) == part["bytes"] for part in c.parts)]
+    for candidate, parts in zip(found, _parts_kept(folder, found, before["key"]), strict=True):
+        ids = candidate.ids[candidate.kept]
+        rows = position[ids]
+        if parts is None or (np.diff(rows) < 0).any():
+            continue
+        known = dict(zip(ids.tolist(), rows.tolist(), strict=True))
+        comparison.taken[rows] = len(comparison.markers)  # of a chunk and a retry, the retry has the last word
+        comparison.places.append(np.full(candidate.places.max(initial=-1) + 1, -1))
+        comparison.places[-1][candidate.places[candidate.kept]] = rows
+        comparison.markers.append(
+            candidate.marker
+            | {
+                "attempt": 0,
+                "ids": None,
+                "seconds": 0.0,
+                "rows": sum(part["rows"] for part in parts),
+                "parts": parts,
+                "quarantine": [_moved(entry, known) for entry in ledger.quarantine_of(ids)],
+                "taken_over": True,
+            }
+        )
+
+
+def _parts_kept(
+    folder: RunFolder, candidates: list[_Candidate], keys: pa.ChunkedArray
+) -> list[list[dict[str, Any]] | None]:
+    """Each chunk's parts with the rows that stay; None where the chunk must be computed again as a whole."""
+    partly = [candidate for candidate in candidates if not candidate.kept.all()]
+    wanted = {_place(part): as_sums(part.get("sums", ())) for candidate in partly for part in candidate.parts}
+    files = [File(folder.of(run), key, sums) for (run, key), sums in wanted.items()]
+    footers = dict(zip(wanted, together([partial(_footer, file) for file in files]), strict=True))
+    found: list[list[dict[str, Any]] | None] = []
+    for candidate in candidates:
+        if candidate.kept.all():
+            found.append(candidate.parts)
+            continue
+        lost = candidate.left_out(keys)
+        parts = [_cut(part, footers[_place(part)], lost) for part in candidate.parts]
+        found.append(None if None in parts else [part for part in parts if part and part["rows"]])
+    return found
+
+
+def _footer(part: File) -> pq.FileMetaData | None:
+    try:
+        with part.open() as file:
+            return pq.read_metadata(file)
+    except (OSError, pa.ArrowException, Damaged):
+        return None  # whoever reads it will tell
+
+
+def _cut(part: dict[str, Any], footer: pq.FileMetaData | None, lost: dict[int, str]) -> dict[str, Any] | None:
+    """A part without the rows of some records; None where these cannot be left out."""
+    if footer is None or (gone := rows_of(footer, lost)) is None:
+        return None
+    spans = subtract(as_spans(part.get("spans", [(0, footer.num_rows)])), gone)
+    return part | {"spans": [list(span) for span in spans], "rows": row_count(spans)}
+
+
+def _moved(entry: dict[str, Any], known: dict[int, int]) -> dict[str, Any]:
+    moved = {name: value for name, value in entry.items() if name not in {"shard", "chunk"}}
+    return moved | {"record": known[entry["record"]]}
+
+
+def _place(part: dict[str, Any]) -> tuple[str, str]:
+    """Where a part lies: the run, and the key in its folder."""
+    return part["run"], f"{part['at']}/{part['name']}"
+
+
+def _parts_there(folder: RunFolder, parts: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+    """The bytes of all parts of the runs that have some of these, by where they lie."""
+    runs = {part["run"] for part in parts}
+    listed = together([partial(folder.of(run).entries, "parts") for run in sorted(runs)])
+    return {(run, e.key): e.bytes for run, entries in zip(sorted(runs), listed, strict=True) for e in entries}

@@ -1,0 +1,28 @@
+"""What a run writes down, and what that says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardkit._lazy import names_of
+
+if TYPE_CHECKING:
+    from shardkit.runfolder.folder import RunFolder, find_run, latest_run, run_folder
+
+__all__ = [
+    "RunFolder",
+    "find_run",
+    "latest_run",
+    "run_folder",
+]
+
+if not TYPE_CHECKING:  # type checkers would take any name for one that is there
+    __getattr__ = names_of(
+        __name__,
+        {
+            "RunFolder": "folder",
+            "find_run": "folder",
+            "latest_run": "folder",
+            "run_folder": "folder",
+        },
+    )

@@ -1,0 +1,215 @@
+"""One attempt at a run, from its start to its end: heartbeat, display, orderly interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from shardkit.clock import now
+from shardkit.errors import RunInterrupted, ShardkitError
+from shardkit.runfolder.steps import advice
+from shardkit.storage.interruption import INTERRUPTION, GivenUp
+from shardkit.storage.requests import REPEATS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from shardkit.micro import Tally
+    from shardkit.runfolder.display import Meter, Progress
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.storage.locks import Held
+    from shardkit.workers.pool import Stop
+
+TICK_S = 0.25
+HEARTBEAT_S = 5.0
+INTERRUPT_PATIENCE_S = 10.0
+
+
+class Attempt:
+    """Runs beside both passes; what it writes under ``progress/`` tells how the attempt went.
+
+    ``begun`` is when the attempt began, on the clock of ``time.monotonic``; ``command`` goes on with what it does.
+    ``shard`` is what a job of its own works on, or ``all``; ``number`` is what the attempt's number shall be at least.
+    ``fresh`` says that nobody can have worked on the run before, which saves looking.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        progress: Progress,
+        *,
+        begun: float,
+        command: str = "resume",
+        shard: int | str = "all",
+        number: int = 1,
+        fresh: bool = False,
+    ) -> None:
+        self._command = command
+        self._shard = shard
+        self.number = number if fresh else max(number, folder.next_attempt(shard))
+        self.progress = progress
+        self.started = now()
+        self._folder = folder
+        self._begun = begun
+        self._own = REPEATS.counts()
+        self._held: Held | None = None
+        self._beat: dict[str, Any] = {"phase": "pass 1"}
+        self._tally: Tally | None = None
+        self._stop: Stop | None = None
+        self._meter: Meter | None = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="shardkit-heartbeat", daemon=True)
+        self._handlers: dict[int, Any] = {}
+
+    def holding(self, held: Held) -> Attempt:
+        """The same attempt, which ends once the lock of its run is lost."""
+        self._held = held
+        return self
+
+    def check(self) -> None:
+        """See that the run is still this process's to work on.
+
+        Raises:
+            LockLost: it is not; the process was paused for so long that another may have taken over.
+        """
+        if self._held is not None:
+            self._held.check()
+
+    @property
+    def seconds(self) -> float:
+        """How long the attempt has taken so far."""
+        return time.monotonic() - self._begun
+
+    @contextlib.contextmanager
+    def pass1(self, tally: Tally, stop: Stop, meter: Meter) -> Iterator[None]:
+        """Watch over pass 1: its budget, its display, its end on a signal."""
+        self._stop, self._tally = stop, tally
+        self._display(self.progress.start, meter.total)
+        self._meter = meter  # from now on the other thread shows it
+        try:
+            yield
+        finally:
+            self._show()
+            self._count()
+            self._tally = self._meter = self._stop = None
+            self._display(self.progress.finish)
+
+    @contextlib.contextmanager
+    def pass2(self, meter: Meter) -> Iterator[None]:
+        """Watch over pass 2."""
+        self._beat["phase"] = "pass 2"
+        self._display(self.progress.start, meter.total)
+        self._meter = meter
+        try:
+            yield
+        finally:
+            self._show()
+            self._meter = None
+            self._display(self.progress.finish)
+
+    def _live(self) -> None:
+        last = time.monotonic()
+        while not self._end.wait(TICK_S):
+            if (tally := self._tally) is not None:
+                tally.check_budget()
+            self._end_if_lost()
+            self._show()
+            if time.monotonic() - last > HEARTBEAT_S:
+                last = time.monotonic()
+                with contextlib.suppress(ShardkitError):  # a full disk shows where it matters, at the parts
+                    self._write("running")
+
+    def _end_if_lost(self) -> None:
+        """Have pass 1 end, which would go on for nothing; what it has committed can do no harm."""
+        stop = self._stop
+        if stop is not None and self._held is not None and (lost := self._held.lost) is not None:
+            stop.ask(lost, patience_s=0.0)
+
+    def _show(self) -> None:
+        if (meter := self._meter) is not None:
+            done, line = meter.read()
+            self._display(self.progress.update, done, line)
+
+    @staticmethod
+    def _display(show: Callable[..., None], *what: Any) -> None:
+        # A terminal or a pipe that has gone must not end the run; nor a signal in the middle of another message.
+        with contextlib.suppress(OSError, RuntimeError):
+            show(*what)
+
+    def _count(self) -> None:
+        if (tally := self._tally) is not None:
+            counts = tally.counts()
+            self._beat |= {"records": counts.records, "bytes": counts.bytes, "quarantined": counts.quarantined}
+            self._beat["repeated_by_workers"] = dict(counts.repeated)  # which the markers tell too
+
+    def _write(self, state: str, error: BaseException | None = None) -> None:
+        self._count()
+        self._folder.write_heartbeat(self._heartbeat(state, error))
+
+    def _heartbeat(self, state: str, error: BaseException | None = None) -> dict[str, Any]:
+        told = {"message": str(error) if error is not None else None}
+        if isinstance(error, ShardkitError):
+            told = {"message": error.command_text, "in_python": str(error), "reason": error.message}
+        return {
+            "shard": self._shard,
+            "attempt": self.number,
+            "state": state,
+            **told,
+            **self._beat,
+            "repeated": dict(REPEATS.counts() - self._own),
+            "started": self.started,
+            "at": now(),
+            "seconds": round(self.seconds, 3),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+
+    def _claim(self) -> None:
+        """Take a number that no other attempt has: what it names, no other will write."""
+        while not self._folder.claim_attempt(self._heartbeat("running")):
+            self.number += 1
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        INTERRUPTION.note()
+        stop = self._stop
+        if stop is None:
+            raise KeyboardInterrupt  # and not yet RunInterrupted, which the user's combine might catch as an Exception
+        patience = 0.0 if isinstance(stop.error, RunInterrupted) else INTERRUPT_PATIENCE_S
+        stop.ask(self._interruption(), patience_s=patience)
+        if patience and number == signal.SIGINT:
+            self._display(self.progress.note, "Interrupted: committing what is done (Ctrl-C again stops at once).")
+
+    def _interruption(self) -> RunInterrupted:
+        hint = resume_hint(self._folder, command=self._command)
+        return RunInterrupted(f"Run {self._folder.run_id} was interrupted.", hint=hint)
+
+    def __enter__(self) -> Attempt:
+        self._claim()
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._end.set()
+        self._thread.join()
+        interrupted = isinstance(error, KeyboardInterrupt | GivenUp)
+        state = "done" if error is None else "interrupted" if interrupted else "failed"
+        with contextlib.suppress(ShardkitError):
+            self._write(state, error)
+        if interrupted and not isinstance(error, RunInterrupted):
+            raise self._interruption() from None
+
+
+def resume_hint(folder: RunFolder, *, command: str = "resume") -> str:
+    """How to go on with a run."""
+    if command == "pass2":
+        return "Its inputs are as they were; give the pass2 command again."
+    return advice(folder, lambda step: f"What was committed is kept; go on with: {step(command)}")

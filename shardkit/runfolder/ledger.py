@@ -1,0 +1,296 @@
+"""The ledger of a run: what became of every record, as the markers tell it.
+
+records listed = done + quarantined + skipped        (once the run is complete)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardkit.checksums import as_sums
+from shardkit.errors import LedgerError
+from shardkit.storage.base import File
+from shardkit.storage.side_by_side import together
+from shardkit.tables.arrays import numpy, one_chunk
+from shardkit.tables.spans import as_spans
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.tables.spans import Spans
+
+WHOLE = ""  # the partition that is all of a dataset without days
+OPEN, DONE, QUARANTINED, ELSEWHERE, SKIPPED = range(5)
+
+
+@dataclass(frozen=True)
+class CommittedPart:
+    """A part whose chunk is committed.
+
+    ``name`` tells it from all parts of all runs; ``spans`` are the rows of it that count, where these are not all.
+    """
+
+    file: File
+    name: str
+    rows: int
+    bytes: int
+    spans: Spans | None
+
+
+class Ledger:
+    """What the markers of a run say, put together.
+
+    A record's last word is its latest marker's: a retry overrules the chunk that quarantined it. Two markers for the
+    same planned records (a duplicate attempt) count once. With ``shards`` it is the ledger of these alone: the records
+    of others are neither counted nor looked at. ``fresh`` says that nobody can have committed anything yet.
+    """
+
+    def __init__(self, folder: RunFolder, shards: list[int] | None = None, *, fresh: bool = False) -> None:
+        self.folder = folder
+        self.shards = shards
+        self.damaged: list[str] = []  # markers, whose chunks are not done
+        table = folder.records(["shard", "chunk", "bytes"])
+        self.shard = numpy(table["shard"])
+        self.chunk = numpy(table["chunk"])
+        self.bytes = numpy(table["bytes"])
+        self.planned = len(table)
+        self.state = np.full(self.planned, OPEN, np.int8)
+        if shards is not None:
+            self.state[~np.isin(self.shard, shards)] = ELSEWHERE
+        self.markers: list[dict[str, Any]] = []
+        self._entries: dict[int, dict[str, Any]] = {}
+        self._members = _members(self.shard, self.chunk)
+        self._next_chunk = int(self.chunk.max(initial=-1)) + 1
+        self._ids: dict[int, np.ndarray] = {}
+        asked = [lambda: folder.taken_over(shards)]
+        if not fresh:
+            asked.append(lambda: folder.markers(shards, damaged=self.damaged))
+        self._take([marker for found in together(asked) for marker in found if self._is_of_records(marker)])
+
+        if folder.days is not None:
+            self._keep_days(folder.days)
+
+    def _keep_days(self, days: frozenset[str]) -> None:
+        """Be the ledger of these days alone."""
+        group = self._days()
+        if group is not None:
+            mine = np.array([day in days for day in group.dictionary.to_pylist()], bool)
+            self.keep(mine[numpy(group.indices)])
+            self.markers = [marker for marker, ids in self.settled() if self.state[ids[0]] != ELSEWHERE]
+
+    def _is_of_records(self, marker: dict[str, Any]) -> bool:
+        """Whether a marker tells of records that there are."""
+        last = max([*(marker["ids"] or ()), *(entry["record"] for entry in marker["quarantine"])], default=-1)
+        if last < self.planned:
+            return True
+        self.damaged.append(
+            f"{self.folder.markers_of(marker['shard'])}/{marker['chunk']:06d}-{marker['attempt']:04d}.json"
+        )
+        return False
+
+    def _take(self, markers: list[dict[str, Any]]) -> None:
+        covered = np.zeros(self.planned, bool)
+        # Of markers that overlap, the one that covers most is taken, and of equals the latest attempt's: that one ends
+        # before the merge, while one that was given up may go on, and write its own when the dataset is made. Retries
+        # have higher chunk numbers than what they retry, even under another shard of a job whose objects are dealt out.
+        for marker in sorted(markers, key=lambda m: (m["chunk"], m["shard"], -m["records"]["listed"], -m["attempt"])):
+            shard, chunk = marker["shard"], marker["chunk"]
+            planned = self._members.get((shard, chunk))
+            self._next_chunk = max(self._next_chunk, chunk + 1)
+            ids = planned if marker["ids"] is None else np.array(marker["ids"], np.int64)
+            if ids is None or not len(ids):
+                continue
+            # A retry is only of records that are not done, so one that has some is a late duplicate.
+            if (covered[ids] if planned is not None else np.isin(self.state[ids], (DONE, SKIPPED))).any():
+                continue
+            covered[ids] = True
+            self._settle(ids, marker)
+            self.markers.append(marker)
+        self.markers.sort(key=lambda m: (m["shard"], m["chunk"], m["ids"][0] if m["ids"] else -1))
+
+    def _settle(self, ids: np.ndarray, marker: dict[str, Any]) -> None:
+        self._ids[id(marker)] = ids
+        self.state[ids] = SKIPPED if marker.get("taken_over") else DONE
+        for entry in marker["quarantine"]:
+            self._entries[entry["record"]] = {"shard": marker["shard"], "chunk": marker["chunk"]} | entry
+            self.state[entry["record"]] = QUARANTINED
+
+    def keep(self, mine: np.ndarray) -> None:
+        """Be the ledger of these records alone, a mask, whichever of the shards they are committed under."""
+        self.state[~mine] = ELSEWHERE
+
+    @property
+    def listed(self) -> int:
+        """How many records there are."""
+        return int((self.state != ELSEWHERE).sum())
+
+    @property
+    def done(self) -> int:
+        """How many records are done."""
+        return int((self.state == DONE).sum())
+
+    @property
+    def skipped(self) -> int:
+        """How many records need not be computed, for an earlier run has."""
+        return int((self.state == SKIPPED).sum())
+
+    @property
+    def quarantined(self) -> int:
+        """How many records failed for good."""
+        return int((self.state == QUARANTINED).sum())
+
+    @property
+    def open(self) -> int:
+        """How many records are neither."""
+        return int((self.state == OPEN).sum())
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of all records."""
+        return int(self.bytes[self.state != ELSEWHERE].sum())
+
+    @property
+    def rows(self) -> int:
+        """How many rows the committed parts hold."""
+        return sum(marker["rows"] for marker in self.markers)
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """The entries of the quarantined records, in the order of the records."""
+        ids = np.flatnonzero(self.state == QUARANTINED).tolist()
+        return [self._entries[i] for i in ids]
+
+    def settled(self) -> list[tuple[dict[str, Any], np.ndarray]]:
+        """The markers that count, each with the ids of its records."""
+        return [(marker, self._ids[id(marker)]) for marker in self.markers]
+
+    def quarantine_of(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        """The entries of those of some records that are in quarantine."""
+        return [self._entries[i] for i in ids[self.state[ids] == QUARANTINED].tolist()]
+
+    def counts(self) -> dict[str, int]:
+        """The ledger in numbers."""
+        return {"listed": self.listed, "done": self.done, "quarantined": self.quarantined, "skipped": self.skipped}
+
+    def quarantined_by_partition(self) -> dict[str, int]:
+        """How many records of each partition of the dataset are in quarantine, where any is."""
+        mine = self.state == QUARANTINED
+        group = self._days() if mine.any() else None
+        if group is None:
+            return {WHOLE: self.quarantined} if mine.any() else {}
+        counts = np.bincount(numpy(group.indices)[mine], minlength=len(group.dictionary)).tolist()
+        return {day: count for day, count in zip(group.dictionary.to_pylist(), counts, strict=True) if count}
+
+    def parts(self) -> list[CommittedPart]:
+        """All committed parts, in the order of their rows in the dataset."""
+        return [part for marker in self.markers for part in self.parts_of(marker)]
+
+    def parts_of(self, marker: dict[str, Any]) -> list[CommittedPart]:
+        """The parts that a marker has committed."""
+        return [self._part(marker["shard"], part) for part in marker["parts"]]
+
+    def _part(self, shard: int, part: dict[str, Any]) -> CommittedPart:
+        run, at = part.get("run", self.folder.run_id), part.get("at", self.folder.parts_of(shard))
+        files = self.folder.of(run) if "run" in part else self.folder.files
+        key = f"{at}/{part['name']}"
+        spans = as_spans(part["spans"]) if "spans" in part else None
+        file = File(files, key, as_sums(part.get("sums", ())))
+        return CommittedPart(file, f"{run}/{key}", part["rows"], part["bytes"], spans)
+
+    def undo(self, part: File) -> str:
+        """Have the chunk of a part that is damaged not be done any more; returns what to do next."""
+        for marker in self.markers:
+            if any(part == committed.file for committed in self.parts_of(marker)):
+                if part.folder != self.folder.files:
+                    return "It is of an earlier run: run anew with incremental: false."
+                self.folder.remove_marker(marker)
+                return f"Its chunk is not done any more: shardkit resume {self.folder.arguments}"
+        return "Delete it, and run anew."
+
+    def partitions(self) -> dict[str, list[CommittedPart]]:
+        """The committed parts of each partition that its records are of, in the order of the partitions' names."""
+        group = self._days()
+        if group is None:
+            return {WHOLE: self.parts()}
+        names, codes = group.dictionary.to_pylist(), numpy(group.indices)
+        own = np.flatnonzero(np.bincount(codes[self.state != ELSEWHERE])).tolist()
+        found: dict[str, list[CommittedPart]] = {name: [] for name in sorted(names[code] for code in own)}
+        for marker, ids in self.settled():
+            if self.state[ids[0]] != ELSEWHERE:
+                found[names[int(codes[ids[0]])]] += self.parts_of(marker)
+        return found
+
+    def _days(self) -> pa.DictionaryArray | None:
+        """Each record's day, where these are the partitions of the dataset."""
+        if not self.folder.plan().get("by_day"):
+            return None
+        return one_chunk(self.folder.records(["group"])["group"])
+
+    def apart(self, ids: np.ndarray, shards: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Some records by their shards, and by the partitions of the dataset, which no chunk may have two of."""
+        units = shards.astype(np.int64) << 32
+        if len(ids) and (group := self._days()) is not None:
+            units = units | numpy(group.indices)[ids]
+        return [(unit >> 32, ids[units == unit]) for unit in np.unique(units).tolist()]
+
+    def to_do(self) -> list[tuple[int, int, np.ndarray, bool]]:
+        """What is open: (shard, chunk, record ids, whether these are only some of the planned chunk's)."""
+        found = []
+        for (shard, chunk), ids in self._members.items():
+            rest = ids[self.state[ids] == OPEN]
+            if len(rest):
+                found.append((shard, chunk, rest, len(rest) < len(ids)))
+        return found
+
+    def free_chunk(self) -> int:
+        """A chunk number that no shard has used, for a retry."""
+        self._next_chunk += 1
+        return self._next_chunk - 1
+
+    def check(self) -> None:
+        """See that the ledger balances and that every part it counts on is there.
+
+        Raises:
+            LedgerError: naming what is missing.
+            Damaged: the records are not those that were planned.
+        """
+        self.folder.check_records()
+        if self.open:
+            first = int(np.flatnonzero(self.state == OPEN)[0])
+            key = self.folder.records(["key"])["key"][first].as_py()
+            raise LedgerError(
+                f"Run {self.folder.run_id}: {self.open:,} of {self.listed:,} records are neither done nor quarantined; "
+                f"the first is {key} (shard {self.shard[first]}, chunk {self.chunk[first]}).",
+                hint="Resume the run.",
+            )
+        there: dict[File, int] = {}
+        folders = list({part.file.folder: None for part in self.parts()})
+        for files, entries in zip(folders, together([partial(f.entries, "parts") for f in folders]), strict=True):
+            there |= {File(files, entry.key): entry.bytes for entry in entries}
+        for part in self.parts():
+            if there.get(part.file) != part.bytes:
+                if part.file.folder != self.folder.files:
+                    raise LedgerError(
+                        f"Run {self.folder.run_id}: {part.file}, of an earlier run, is missing or not of its "
+                        f"{part.bytes:,} bytes.",
+                        hint="Run anew with incremental: false.",
+                    )
+                shard, name = part.file.key.split("/")[1:]
+                raise LedgerError(
+                    f"Run {self.folder.run_id}: the committed part {part.file} is missing or not of its "
+                    f"{part.bytes:,} bytes.",
+                    hint=f"Delete the marker {shard}/{name.partition('.')[0]} under "
+                    f"{self.folder.uri}/markers, then resume the run.",
+                )
+
+
+def _members(shard: np.ndarray, chunk: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    """The record ids of each planned chunk, in key order."""
+    order = np.lexsort((np.arange(len(shard)), chunk, shard))
+    changes = (np.diff(shard[order]) != 0) | (np.diff(chunk[order]) != 0)
+    pieces = np.split(order, np.flatnonzero(changes) + 1)
+    return {(int(shard[p[0]]), int(chunk[p[0]])): p for p in pieces if len(p)}

@@ -1,0 +1,268 @@
+"""The run folders of an output that nothing counts on any more, and their removal.
+
+The dataset as it is counts on the runs that have made its partitions: the next run compares its records with theirs.
+These, and all runs that may go on, count on the parts that they have taken over from earlier ones. All else of runs
+that are finished is left over from datasets that have been replaced.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from shardkit.clock import interval
+from shardkit.dataset.switch import current_result, finish_switches
+from shardkit.errors import Damaged, LockLost, PipelineError, RunBusy, RunNotFound, StorageError, WrittenByNewer
+from shardkit.jobs.job import LIVE
+from shardkit.runfolder.display import counted, human_bytes
+from shardkit.runfolder.folder import LOCK, RUNS, RunFolder, latest_run
+from shardkit.runs.summary import status_of
+from shardkit.storage.base import Access
+from shardkit.storage.base import folder as folder_at
+from shardkit.storage.side_by_side import together
+
+if TYPE_CHECKING:
+    import datetime
+    import os
+    from collections.abc import Collection, Iterable
+
+    from shardkit.storage.base import Entry, Folder
+    from shardkit.storage.locks import Held
+
+BEING_PLANNED_S = 3600.0  # a folder without a plan may be of a run that is about to write it
+UNUSED = "no longer of use"
+AT_WORK = "at work"
+UNFINISHED = "not finished, and may be resumed"
+TAKEN_OVER = "what is left has been taken over by others"
+
+
+@dataclass(frozen=True)
+class CleanedRun:
+    """A run folder: how many ``files`` and ``bytes`` of it go, how many ``files_kept`` stay, and the ``reason``."""
+
+    run_id: str
+    files: int
+    bytes: int
+    files_kept: int
+    reason: str
+
+    def __str__(self) -> str:
+        some = f" of {self.files + self.files_kept:,}" if self.files_kept else ""
+        return f"{self.run_id}  {counted(self.files, 'file')}{some}, {human_bytes(self.bytes)}"
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What `clean` has removed, or with ``dry_run`` would remove, run by run."""
+
+    output: str
+    dry_run: bool
+    runs: list[CleanedRun]
+
+    @property
+    def files(self) -> int:
+        """The files that go."""
+        return sum(run.files for run in self.runs)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of these."""
+        return sum(run.bytes for run in self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``clean --json`` prints it."""
+        return asdict(self) | {"files": self.files, "bytes": self.bytes}
+
+    def __str__(self) -> str:
+        going = [run for run in self.runs if run.files]
+        size = f"{counted(self.files, 'file')} and {human_bytes(self.bytes)} of {counted(len(going), 'run')}"
+        told = f"{size} {'would go' if self.dry_run else 'removed'} in {self.output}."
+        if not going:
+            told = f"There is nothing to remove in {self.output}."
+        staying = Counter(run.reason for run in self.runs if not run.files)
+        reasons = [f"{counted(count, 'run')} untouched: {reason}." for reason, count in staying.items()]
+        return "\n".join([*map(str, going), told, *reasons])
+
+
+def clean(
+    output: str | os.PathLike[str],
+    *,
+    older_than: str | None = None,
+    unfinished: bool = False,
+    dry_run: bool = False,
+    boto_session: Any = None,
+) -> Cleaned:
+    """Remove the run folders, or what of them is not needed, that neither the dataset nor a run counts on.
+
+    Nothing that the dataset is read from is touched, and nothing is computed again because of it.
+
+    Args:
+        output: the folder of a dataset.
+        older_than: only runs of which nothing was written since then, such as ``7d``, ``12h`` or ``2w``.
+        unfinished: also runs that have not made a dataset, which could be resumed else; not those at work.
+        dry_run: only find out what would go.
+        boto_session: how S3 is reached, if not as boto3 does by default.
+
+    Raises:
+        RunNotFound: there are no runs.
+        PipelineError: ``older_than`` is no time.
+        StorageError: something cannot be read or removed; the rest can be, by cleaning again.
+    """
+    return clean_folder(
+        folder_at(output, Access(boto_session)), older_than=older_than, unfinished=unfinished, dry_run=dry_run
+    )
+
+
+def clean_folder(
+    output: Folder, *, older_than: str | None = None, unfinished: bool = False, dry_run: bool = False
+) -> Cleaned:
+    """The same of a folder that is open."""
+    age = interval(older_than) if older_than is not None else None
+    if older_than is not None and age is None:
+        raise PipelineError(f"older_than {older_than!r} is no time.", hint="Write 30m, 12h, 7d or 2w.")
+    finish_switches(output)
+    runs = [RunFolder(output, name) for name in output.children(RUNS)]
+    if not runs:
+        raise RunNotFound(f"{output.uri} holds no run of shardkit.", hint="Give the output of the pipeline.")
+    listed = together([run.files.entries for run in runs])  # before it is asked who is at work: see `_Folder.clean`
+    why = _why_they_stay(output, runs, unfinished=unfinished)
+    found = [
+        _Folder(run, entries, stays or _too_young(entries, age))
+        for run, entries, stays in zip(runs, listed, why, strict=True)
+    ]
+    needed = _parts_needed([folder.run for folder in found if folder.stays])
+    cleaned = [folder.clean(_needed_of(folder, needed), dry_run=dry_run) for folder in found]
+    return Cleaned(output.uri, dry_run, cleaned)
+
+
+def _why_they_stay(output: Folder, runs: list[RunFolder], *, unfinished: bool) -> list[str]:
+    """For each run why its folder stays as a whole; nothing where it need not."""
+    # First the runs, then the dataset: a run that ends meanwhile is at work, or it has made the dataset.
+    states = together([partial(_state, run) for run in runs])
+    current = current_result(output) or {}
+    days = current.get("partitions", {}).values()
+    makers = {made.get(of) for made in days for of in ("run", "noted_by")} | {current.get("run_id")}
+    latest = latest_run(output)
+    found = []
+    for run, state in zip(runs, states, strict=True):
+        if run.run_id in makers:
+            found.append("still in the dataset")
+        elif state == UNFINISHED and unfinished:
+            found.append(AT_WORK if _has_live_jobs(run) else "")
+        elif latest is not None and run.run_id == latest.run_id:
+            found.append(state or "the latest")
+        else:
+            found.append(state)
+    return found
+
+
+def _state(run: RunFolder) -> str:
+    """Why a run stays for its own sake."""
+    if run.is_locked():
+        return AT_WORK
+    if not run.exists():
+        return ""
+    try:
+        if status_of(run) == "running":
+            return AT_WORK
+    except (Damaged, WrittenByNewer) as error:
+        return f"{error.message.rstrip('.')}. Delete its folder yourself if you are sure"
+    return "" if run.files.exists("result.json") else UNFINISHED
+
+
+def _has_live_jobs(run: RunFolder) -> bool:
+    """Whether jobs of the run go on although nobody watches them; asks the engine."""
+    from shardkit.runs.handle import Run
+
+    handle = Run(run)
+    return handle.has_jobs and any(job["status"] in LIVE for job in handle.jobs())
+
+
+def _too_young(entries: list[Entry], age: datetime.timedelta | None) -> str:
+    idle_s = time.time() - max((entry.modified for entry in entries), default=0.0)
+    if age is not None and idle_s < age.total_seconds():
+        return "not that old"
+    keys = {entry.key for entry in entries}
+    noted = "plan.json" in keys or all(key.startswith("parts/") for key in keys)  # or else was cleaned
+    return "" if noted or idle_s > BEING_PLANNED_S else "perhaps about to be planned"
+
+
+def _parts_needed(runs: Iterable[RunFolder]) -> dict[str, set[str]] | None:
+    """What these runs have taken over, by the run that it is of: keys in that run's folder; None if one cannot tell."""
+    needed: dict[str, set[str]] = {}
+    try:
+        taken_over = together([run.taken_over for run in runs])
+    except (Damaged, WrittenByNewer):
+        return None
+    for markers in taken_over:
+        for part in (part for marker in markers for part in marker["parts"]):
+            needed.setdefault(part["run"], set()).add(f"{part['at']}/{part['name']}")
+    return needed
+
+
+def _needed_of(folder: _Folder, needed: dict[str, set[str]] | None) -> set[str]:
+    """What others have taken over of a run; all of its parts, where it cannot be told which."""
+    if needed is not None:
+        return needed.get(folder.run.run_id, set())
+    return {entry.key for entry in folder.entries if entry.key.startswith("parts/")}
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A run folder, what is in it, and why it stays."""
+
+    run: RunFolder
+    entries: list[Entry]
+    stays: str
+
+    def clean(self, needed: Collection[str], *, dry_run: bool) -> CleanedRun:
+        """Remove what is not needed; nothing if it stays, or is worked on again by now."""
+        going = [entry for entry in self.entries if entry.key not in needed]
+        if self.stays or not going:
+            return self._staying(self.stays or TAKEN_OVER)
+        whole = len(going) == len(self.entries)
+        try:
+            if not dry_run:
+                with self.run.lock() as held:
+                    changed = self._has_changed()
+                    held.check(sure=True)
+                    if changed:
+                        return self._staying(AT_WORK)
+                    _remove(self.run.files, [entry.key for entry in going], held, whole=whole)
+        except LockLost:
+            raise
+        except RunBusy:
+            return self._staying(AT_WORK)
+        kept, size = len(self.entries) - len(going), sum(entry.bytes for entry in going)
+        return CleanedRun(self.run.run_id, len(going), size, kept, UNUSED if whole else TAKEN_OVER)
+
+    def _has_changed(self) -> bool:
+        """Whether the run was gone on with since it was looked at, and may have made the dataset by now."""
+        before, after = ({entry.key for entry in each} for each in (self.entries, self.run.files.entries()))
+        return bool(after - before - {LOCK})
+
+    def _staying(self, reason: str) -> CleanedRun:
+        return CleanedRun(self.run.run_id, 0, 0, len(self.entries), reason)
+
+
+def _remove(files: Folder, keys: list[str], held: Held, *, whole: bool) -> None:
+    """Remove files of a run folder, or all of it; the plan first, for without it there is no run."""
+    files.remove("plan.json")
+    held.check()
+    if whole:
+        files.remove_all("")
+    else:
+        together([partial(_remove_one, files, key, held) for key in keys if key != LOCK])
+        files.remove(LOCK)
+    left = {entry.key for entry in files.entries()} & set(keys)
+    if left:
+        raise StorageError(f"{files.uri}/{min(left)} cannot be removed.", hint="Are you allowed to? Then clean again.")
+
+
+def _remove_one(files: Folder, key: str, held: Held) -> None:
+    held.check()
+    files.remove(key)
+    files.remove_empty_parents(key)

@@ -1,0 +1,1 @@
+"""What runs in a container before shardkit does; see `shardkit.runs.bundle`."""

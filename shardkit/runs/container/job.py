@@ -1,0 +1,253 @@
+"""What a Processing job runs: one pass of a planned run, for the shards of this job on this instance.
+
+It is told the run folder and the job's number; everything else stands in the plan. Exit codes: 0 done, 1 failed for
+good, 75 failed but worth another attempt. The reason goes to ``/opt/ml/output/message``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import gc
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import Damaged, RunFailed, RunInterrupted, ShardkitError, StorageError, WrittenByNewer
+from shardkit.masking import masked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from shardkit.functions import FunctionRef
+    from shardkit.pipeline import Pipeline
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.ledger import Ledger
+
+TRY_AGAIN = 75
+TRANSIENT = "transient: "
+MESSAGE_CHARACTERS = 1000
+INPUT_FOLDER = "processing/input/data"
+FUNCTION = "function"  # among the settings of a generation: what takes the place of the plan's
+DAYS = "days"  # likewise: those of the plan's that alone are looked at
+ON_TOP = "on_top"  # likewise: the run's dataset takes the place of another's, as was asked for
+
+
+@dataclass(frozen=True)
+class Container:
+    """What the service tells a job of itself; ``instance`` is the place of this one among all of the job's."""
+
+    root: Path
+    job_name: str
+    instance: int
+
+    @classmethod
+    def here(cls) -> Container:
+        """As the files under ``/opt/ml`` say, or under ``SHARDKIT_OPT_ML`` where there can be no such folder."""
+        root = Path(os.environ.get("SHARDKIT_OPT_ML", "/opt/ml"))
+        job, resources = _config(root, "processingjobconfig.json"), _config(root, "resourceconfig.json")
+        hosts = sorted(resources.get("hosts", []), key=lambda host: (len(host), host))
+        here = resources.get("current_host")
+        return cls(root, job.get("ProcessingJobName", ""), hosts.index(here) if here in hosts else 0)
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that the job's name ends with."""
+        last = self.job_name.rpartition("-")[2]
+        return int(last) if last.isdigit() else 1
+
+    def leave_message(self, message: str) -> None:
+        """Say what went wrong where the service looks for it."""
+        folder = self.root / "output"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "message").write_text(masked(message)[:MESSAGE_CHARACTERS])
+
+
+def _config(root: Path, name: str) -> dict[str, Any]:
+    path = root / "config" / name
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a pass; returns the exit code."""
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.2 s
+    begun = time.monotonic()
+    container = Container.here()
+    try:
+        given = _parser().parse_args(arguments)
+        given.work(given, container, begun)
+    except RunInterrupted as error:
+        return _end(container, str(error), TRY_AGAIN)
+    except (Damaged, WrittenByNewer) as error:  # it is so in every attempt
+        return _end(container, str(error), 1)
+    except StorageError as error:
+        return _end(container, f"{TRANSIENT}{error}", TRY_AGAIN)
+    except ShardkitError as error:
+        return _end(container, str(error), 1)
+    return 0
+
+
+def _end(container: Container, message: str, code: int) -> int:
+    sys.stderr.write(f"Error: {message}\n")
+    container.leave_message(message)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="shardkit.job")
+    passes = parser.add_subparsers(required=True)
+    for name, work in (("pass1", _pass1), ("pass2", _pass2)):
+        one = passes.add_parser(name)
+        one.set_defaults(work=work)
+        one.add_argument("--run", required=True)
+        one.add_argument("--settings")
+        if name == "pass1":
+            one.add_argument("--job", type=int, required=True)
+            one.add_argument("--retry", action="store_true")
+            one.add_argument("--download", action="store_true")
+    return parser
+
+
+def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, Any], Pipeline, dict[str, Any]]:
+    """The run folder at ``uri``, its plan, its pipeline, and the settings given since, which ``settings`` there holds.
+
+    Raises:
+        RunFailed: there is no plan.
+    """
+    from shardkit.runfolder.folder import RUNS, RunFolder
+    from shardkit.runs.planning import planned_pipeline
+    from shardkit.storage.base import folder
+
+    output, _, run_id = uri.rstrip("/").rpartition(f"/{RUNS}/")
+    run = RunFolder(folder(output), run_id)
+    if not run.exists():
+        raise RunFailed(f"{uri} holds no plan.", hint="Was the run folder removed?")
+    plan = run.plan()
+    run = run.encrypted(plan)
+    changes = run.read(settings) if settings else {}
+    if DAYS in changes:
+        run = run.narrowed(changes[DAYS])
+        plan = run.plan()
+    if changes.get(ON_TOP):
+        run = replace(run, on_top=True)
+    own = {FUNCTION, DAYS, ON_TOP}
+    pipeline = planned_pipeline(plan, {name: value for name, value in changes.items() if name not in own})
+    if source := os.environ.get("SHARDKIT_SOURCE_DIR"):
+        pipeline = pipeline.replace(source_dir=source, engine=None)
+    return run, plan, pipeline, changes
+
+
+def _pass1(given: argparse.Namespace, container: Container, begun: float) -> None:
+    from shardkit.workers.forkserver import begin_server
+
+    # NumPy's threads for linear algebra, for which this process has no use, spin while the others begin.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with contextlib.suppress(OSError):  # whoever needs it will tell
+        begin_server()  # it gets ready while the plan is read
+    from shardkit.pass1_preprocessing import Share, run_pass1
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.display import counted, make_progress
+    from shardkit.runs.handle import worker_pool
+
+    folder, plan, pipeline, changes = open_planned(given.run, given.settings)
+    shards = plan["jobs"][given.job]["shards"]
+    shard = shards[container.instance] if len(shards) > 1 else shards[0]
+    source = str(container.root / INPUT_FOLDER) if given.download else None
+    here = _records_in(folder, source) if source is not None and len(shards) > 1 else None
+    function = planned_function(folder, plan, pipeline, given.settings, changes.get(FUNCTION))
+    with worker_pool(folder, pipeline, function, source=source) as pool:
+        attempt = Attempt(folder, make_progress(quiet=False), begun=begun, shard=shard, number=container.attempt)
+        with attempt:
+            share = Share(shards, shard, here)
+            ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=given.retry, share=share)
+            told = f"Shard {shard}: {counted(ledger.done, 'record')} done, {ledger.quarantined:,} quarantined."
+            sys.stderr.write(f"{told}\n")
+            if plan["by_day"]:
+                pool.hang_up()
+                _merge_days(ledger, pipeline, changes, attempt)
+
+
+def _merge_days(ledger: Ledger, pipeline: Pipeline, changes: dict[str, Any], attempt: Attempt) -> None:
+    """Merge the job's own days, side by side with other jobs; where something goes wrong, pass 2 will do it or tell."""
+    from shardkit.pass2_combine import merge_days
+    from shardkit.runfolder.display import counted
+    from shardkit.runs.planning import planned_merge
+
+    try:
+        merging = planned_merge(ledger.folder, pipeline, changes)
+        count = merge_days(ledger, merging, attempt, threads=pipeline.worker_count())
+        sys.stderr.write(f"{counted(count, 'day')} merged.\n")
+    except ShardkitError as error:
+        sys.stderr.write(f"The days are left to pass 2: {error}\n")
+
+
+def _records_in(folder: RunFolder, source: str) -> np.ndarray:
+    """Which of the run's records, of one object each, lie in the folder ``source``, as a mask."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from shardkit.storage.base import LocalFolder
+    from shardkit.tables.arrays import numpy
+
+    keys = folder.records(["objects"])["objects"].combine_chunks().flatten()
+    there = pa.array([entry.key for entry in LocalFolder(Path(source)).entries()], keys.type)
+    return numpy(pc.is_in(keys, value_set=there))
+
+
+def _pass2(given: argparse.Namespace, container: Container, begun: float) -> None:
+    from shardkit.pass1_preprocessing import check_budget
+    from shardkit.pass2_combine import run_pass2
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.display import make_progress
+    from shardkit.runfolder.ledger import Ledger
+    from shardkit.runs.planning import planned_merge
+
+    folder, _, pipeline, changes = open_planned(given.run, given.settings)
+    merging = planned_merge(folder, pipeline, changes)
+    with Attempt(folder, make_progress(quiet=False), begun=begun, number=container.attempt) as attempt:
+        ledger = Ledger(folder)
+        check_budget(ledger, pipeline.limits())
+        run_pass2(ledger, merging, attempt, name=pipeline.pipeline_name(), threads=pipeline.worker_count())
+
+
+def planned_function(
+    folder: RunFolder, plan: dict[str, Any], pipeline: Pipeline, settings: str | None, instead: dict[str, str] | None
+) -> FunctionRef:
+    """The function of a planned run, or the one that ``settings`` tells of, as this process can load it.
+
+    ``instead`` is what is told: the function's name, its digest, and the Python that it comes from.
+
+    Raises:
+        RunFailed: it travels by value, from another minor version of Python.
+    """
+    from shardkit.functions import FunctionRef, python_version, reference
+
+    planned = {"name": plan["pipeline"]["function"], "digest": plan["function_digest"], "python": plan["python"]}
+    told = instead or planned
+    if settings and instead:
+        pickled = folder.sent(f"function-{Path(settings).stem}", instead.get("sha256"))
+    else:
+        pickled = folder.pickled("function")
+    if pickled is None:
+        return reference(told["name"], source_dir=pipeline.source_dir) if instead else pipeline.function_ref()
+    here, there = python_version(), told["python"]
+    if here != there:
+        raise RunFailed(
+            f"The function {told['name']} travels by value from Python {there}, and this image has Python {here}.",
+            hint=f"Use an image with Python {there}, or put the function in a module and set source_dir.",
+        )
+    return FunctionRef(told["name"], None, told["digest"], pickled)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""What a run will take, told from a few of its records."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardkit.clock import new_run_id
+from shardkit.dataset.source import read_source
+from shardkit.errors import BudgetExceeded, PipelineError
+from shardkit.micro import record_costs
+from shardkit.pass1_preprocessing import WorkLimits, run_pass1
+from shardkit.pass2_combine import write_merged
+from shardkit.plan.describe import first_line
+from shardkit.runfolder.attempt import Attempt
+from shardkit.runfolder.display import human_bytes, human_seconds, make_progress
+from shardkit.runfolder.folder import run_folder
+from shardkit.runfolder.ledger import Ledger
+from shardkit.storage.base import LocalFolder
+from shardkit.tables.arrays import numpy
+
+if TYPE_CHECKING:
+    from shardkit.macro import Plan
+    from shardkit.pipeline import Pipeline
+
+
+SCRATCH_TOKEN = "sample"  # noqa: S105  a part of file names
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sample of records took, and what all of them will.
+
+    ``seconds`` is the wall time of pass 1 with ``workers`` workers; ``memory_bytes`` the largest resident size that a
+    worker had; ``output_bytes`` and ``rows`` what the dataset will hold. ``failures`` are the sample's quarantine.
+    """
+
+    sampled: int
+    records: int
+    workers: int
+    seconds: float
+    memory_bytes: int
+    output_bytes: int
+    rows: int
+    failures: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        lines = [
+            f"From a sample of {self.sampled:,} of {self.records:,} records:",
+            f"  time    about {human_seconds(self.seconds)} for pass 1 with {self.workers} workers",
+            f"  memory  {human_bytes(self.memory_bytes)} a worker, at most",
+            f"  output  about {self.rows:,} rows, {human_bytes(self.output_bytes)}",
+        ]
+        if not self.rows and len(self.failures) < self.sampled:
+            lines.append("  No record of the sample gave a row: a run of such fails, unless allow_empty is true.")
+        if self.failures:
+            first = self.failures[0]
+            lines.append(
+                f"  {len(self.failures)} of the sample failed; the first is {first['key']}: "
+                f"{first['error']}: {first_line(first['message'])}"
+            )
+        return "\n".join(lines)
+
+
+def estimate(pipeline: Pipeline, records: int, *, quiet: bool) -> Estimate:
+    """Run some records, spread over all sizes, and tell what the whole will take; nothing is left behind.
+
+    Raises:
+        PipelineError: ``records`` is not at least 1, or the function cannot be loaded.
+    """
+    if records < 1:
+        raise PipelineError(f"--sample {records}: expected 1 or more.")
+    from shardkit.runs.handle import worker_pool
+    from shardkit.runs.planning import make_run_plan
+
+    scratch = Path(tempfile.mkdtemp(prefix="shardkit-sample-"))
+    folder = run_folder(LocalFolder(scratch), new_run_id())
+    ref = pipeline.function_ref()
+    try:
+        with worker_pool(folder, pipeline, ref) as pool:
+            plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, anew=True)
+            chosen = _spread(numpy(plan.records["bytes"]), records)
+            folder.write_plan(plan.content, _each_a_chunk(plan, chosen), {"function": ref.pickled})
+            everything = WorkLimits(pool.size, pipeline.timeout, "100%")
+            with Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic()) as attempt:
+                try:
+                    ledger = run_pass1(folder, pool, everything, attempt)
+                except BudgetExceeded:
+                    ledger = Ledger(folder)
+            output_bytes = _merged_bytes(pipeline, ledger, scratch)
+        return _extrapolate(plan, ledger, output_bytes, workers=pool.size)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _spread(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Row numbers of ``count`` records, evenly spread over the records in order of size."""
+    order = np.argsort(sizes, kind="stable")
+    count = min(count, len(order))
+    return np.sort(order[((np.arange(count) + 0.5) * len(order) / count).astype(np.int64)])
+
+
+def _each_a_chunk(plan: Plan, chosen: np.ndarray) -> pa.Table:
+    rows = plan.records.take(pa.array(chosen))
+    for name, values in (("shard", np.zeros(len(rows))), ("chunk", np.arange(len(rows)))):
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values.astype(np.int32)))
+    return rows
+
+
+def _merged_bytes(pipeline: Pipeline, ledger: Ledger, scratch: Path) -> int:
+    """What the sample's rows take in the dataset; of Parquet only the columns, for a footer does not grow with them."""
+    merge = pipeline.merge()
+    source = read_source((p.file for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
+    files, _ = write_merged(LocalFolder(scratch / "dataset"), source, merge, token=SCRATCH_TOKEN, threads=1)
+    if merge.layout.format != "parquet":
+        return sum(file.bytes for file in files)
+    footers = [pq.read_metadata(scratch / "dataset" / file.path) for file in files]
+    return sum(
+        footer.row_group(group).column(column).total_compressed_size
+        for footer in footers
+        for group in range(footer.num_row_groups)
+        for column in range(footer.num_columns)
+    )
+
+
+def _extrapolate(plan: Plan, ledger: Ledger, output_bytes: int, *, workers: int) -> Estimate:
+    sizes = numpy(plan.records["bytes"])
+    scale = float(record_costs(sizes).sum() / record_costs(ledger.bytes).sum())
+    markers = ledger.markers
+    return Estimate(
+        sampled=ledger.listed,
+        records=len(sizes),
+        workers=workers,
+        seconds=sum(m["seconds"] for m in markers) * scale / workers,
+        memory_bytes=max((m["peak_memory_bytes"] for m in markers), default=0),
+        output_bytes=int(output_bytes * scale),
+        rows=int(ledger.rows * scale),
+        failures=ledger.quarantine(),
+    )

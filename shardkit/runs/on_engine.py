@@ -1,0 +1,344 @@
+"""A run on an engine: its jobs are put in the queue, driven to their ends, looked at and stopped.
+
+The driver may go at any moment, and come back on another machine: what the jobs have done lies in the run folder, and
+how they are, the engine tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import signal
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardkit.clock import new_run_id, now
+from shardkit.dataset.switch import check_not_replaced, finish_switches
+from shardkit.engines.sagemaker import Local
+from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
+from shardkit.functions import is_library, python_version
+from shardkit.jobs import JobError, stop
+from shardkit.runfolder.display import JobMeter, counted, make_progress
+from shardkit.runfolder.folder import STOP, run_folder
+from shardkit.runfolder.steps import Steps, advice
+from shardkit.runs.container.job import DAYS, FUNCTION, ON_TOP
+from shardkit.runs.queue import LOOK_EVERY_S, run_queue
+from shardkit.runs.requests import Requests, check_engine, name_base
+from shardkit.storage.base import LocalFolder
+from shardkit.storage.interruption import INTERRUPTION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from shardkit.functions import FunctionRef
+    from shardkit.jobs import Job
+    from shardkit.pipeline import Pipeline
+    from shardkit.runfolder.display import Progress
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.runs.handle import Run
+    from shardkit.storage.locks import Held
+
+
+@contextlib.contextmanager
+def _queueing() -> Iterator[None]:
+    """Turn the queue's errors into ours."""
+    try:
+        yield
+    except JobError as error:
+        raise RunFailed(error.message, hint=error.hint) from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have SIGINT and SIGTERM end the block as Ctrl-C does, also where the program was started deaf to it."""
+    before: dict[int, Any] = {}
+
+    def interrupt(*_: object) -> None:
+        INTERRUPTION.note()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class RunJobs:
+    """The jobs of one run, in their queue; ``held`` is the run's lock, where they are to be driven."""
+
+    def __init__(self, folder: RunFolder, pipeline: Pipeline, held: Held | None = None) -> None:
+        if pipeline.engine is None:
+            raise RunFailed(f"Run {folder.run_id} has no engine.", hint="Resume it on this machine.")
+        self.folder = folder
+        self._held = held
+        self.pipeline = pipeline
+        self.engine = pipeline.engine
+        self.base = name_base(folder, folder.plan()["pipeline"]["name"])
+        with _queueing():
+            self.queue = run_queue(folder, self.base, self.engine, pipeline.queue)
+        self.store = self.queue.store
+        self._submitted = 0
+
+    @property
+    def generation(self) -> int:
+        """The number of the latest generation of jobs; 0 if none was submitted yet."""
+        return max(map(self._generation_of, self.jobs()), default=0)
+
+    def _generation_of(self, job: Job) -> int:
+        number = job.job_id.removeprefix(f"{self.base}-g").partition("-")[0]
+        return int(number) if number.isdigit() else 0
+
+    def jobs(self) -> list[Job]:
+        """All jobs of the run, those of earlier generations too."""
+        with _queueing():
+            return self.store.jobs(run=self.base)
+
+    def current(self) -> list[Job]:
+        """The jobs of the latest generation."""
+        jobs = self.jobs()
+        latest = max(map(self._generation_of, jobs), default=0)
+        return [job for job in jobs if self._generation_of(job) == latest]
+
+    def submit(
+        self,
+        pipeline: Pipeline,
+        jobs: list[int],
+        *,
+        changes: Mapping[str, Any],
+        retry: bool,
+        function: FunctionRef | None = None,
+        code: str | None = None,
+    ) -> None:
+        """Put a new generation of jobs in the queue: those of the plan with these numbers, and pass 2.
+
+        ``function`` and ``code`` are as for `go_on`.
+        """
+        self._check()
+        plan, generation = self.folder.plan(), self.generation + 1
+        code = code or _upload_code(self.folder, pipeline, function or pipeline.function_ref())
+        if function is not None:
+            sha256 = hashlib.sha256(function.pickled).hexdigest() if function.pickled is not None else None
+            told = {"name": function.name, "digest": function.digest, "python": python_version(), "sha256": sha256}
+            changes = {**changes, FUNCTION: told}
+            self.folder.write_pickled(f"function-{generation}", function.pickled)
+        if self.folder.days is not None:
+            changes = {**changes, DAYS: sorted(self.folder.days)}
+        if self.folder.on_top:
+            changes = {**changes, ON_TOP: True}
+        requests = Requests(self.folder, pipeline, plan, code, generation, changes, retry)
+        self.folder.files.remove(STOP)
+        with _queueing():
+            self._submitted = len(self.store.submit_many(requests.submissions([plan["jobs"][each] for each in jobs])))
+        self.queue.keep()
+
+    def refresh(self) -> None:
+        """Ask the engine how the jobs are."""
+        with _queueing():
+            if any(job.live for job in self.current()):
+                self.queue.refresh()
+
+    def drive(self, progress: Progress) -> None:
+        """Launch and watch until all jobs have ended.
+
+        Raises:
+            RunFailed: the engine takes no calls.
+            RunInterrupted: by Ctrl-C; the jobs that run go on.
+        """
+        earlier = Counter(job.status for job in self.jobs()) - Counter(job.status for job in self.current())
+        meter = JobMeter(self.folder, earlier, look_every_s=LOOK_EVERY_S[self.engine.kind])
+        progress.start(meter.total)
+
+        def show(trouble: str) -> None:
+            self._check()
+            progress.update(*meter.read(self.store.counts(run=self.base), trouble))
+
+        try:
+            with _queueing(), _interruptible():
+                self.queue.drive(self._submitted, show)
+            progress.update(*meter.read(None))
+        except KeyboardInterrupt:
+            raise self._interruption() from None
+        finally:
+            progress.finish()
+            with contextlib.suppress(ShardkitError):
+                self._check()
+                self.queue.keep()
+
+    def _check(self) -> None:
+        if self._held is not None:
+            self._held.check()
+
+    def _interruption(self) -> RunInterrupted:
+        jobs = self.current()
+        live, waiting = sum(job.live for job in jobs), sum(job.status == "New" for job in jobs)
+        return RunInterrupted(
+            f"Run {self.folder.run_id}: no longer watching; {counted(live, 'job')} {'goes' if live == 1 else 'go'} on, "
+            f"and {waiting} {'waits' if waiting == 1 else 'wait'} to be launched.",
+            hint=advice(self.folder, lambda step: f"\nGo on: {step('resume')}\nStop them: {step('stop')}"),
+        )
+
+    def conclude(self) -> None:
+        """Say what went wrong with the jobs, which have ended, if something did.
+
+        Raises:
+            RunFailed: a job failed for good.
+            RunInterrupted: the jobs were stopped.
+            BudgetExceeded: more records failed than the pipeline allows.
+        """
+        from shardkit.pass1_preprocessing import NOTHING_MADE, check_budget, check_made
+        from shardkit.runfolder.ledger import Ledger
+
+        failed = [job for job in self.current() if job.status in {"Failed", "Stopped"}]
+        if not failed:
+            return
+        go_on = advice(self.folder, lambda step: f"Go on: {step('resume')}")
+        guilty = [job for job in failed if job.cause != "dependency"] or failed
+        if all(job.status == "Stopped" for job in guilty):
+            raise RunInterrupted(f"Run {self.folder.run_id} was stopped.", hint=go_on)
+        ledger = Ledger(self.folder)
+        check_budget(ledger, self.pipeline.limits())
+        first = next(job for job in guilty if job.status != "Stopped")
+        if NOTHING_MADE in first.reason:
+            check_made(ledger, sum(part.rows for part in ledger.parts()), allow_empty=self.pipeline.allow_empty)
+        more = f" ({counted(len(guilty) - 1, 'more job')} failed.)" if len(guilty) > 1 else ""
+        raise RunFailed(
+            f"Run {self.folder.run_id}: job {first.name or first.job_id} failed after "
+            f"{counted(len(first.attempts), 'attempt')}: {first.reason}{more}",
+            hint=advice(self.folder, functools.partial(self._after_failure, first.reason)),
+        )
+
+    def _after_failure(self, reason: str, step: Steps) -> str:
+        """What to do about a job that failed for that reason."""
+        text = f"\nSee what it said: {step.logs()}\nThen go on: {step('resume')}"
+        if self.pipeline.input_mode == "download" and reason.startswith("ClientError"):
+            stream = step("resume", input_mode="stream")
+            text += f"\nOr, so that objects that are not given out cost their own records alone: {stream}"
+        return text
+
+    def stop(self) -> list[Job]:
+        """Stop all jobs that have not ended; returns them. A driver on another machine hears of it too."""
+        with _queueing():
+            left = [job.job_id for job in self.jobs() if not job.ended]
+            self.folder.write(STOP, {"asked": now()})
+            stop(self.store, self.engine.client(), run=self.base)
+            stopped = list(self.store.find(left).values())  # the driver may have been faster with some
+        self.queue.keep()
+        return stopped
+
+
+def _upload_code(folder: RunFolder, pipeline: Pipeline, function: FunctionRef) -> str:
+    from shardkit.runs.bundle import upload_bundle
+
+    refs = [function, pipeline.merge().combine]
+    homes = (ref.source_dir for ref in refs if ref is not None and ref.pickled is None)
+    source = pipeline.source_dir or next((home for home in homes if home and not is_library(home)), None)
+    data = [f.root for f in (pipeline.input_folder(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
+    if isinstance(pipeline.engine, Local):
+        data.append(Path(pipeline.engine.root))
+    return upload_bundle(
+        folder.output,
+        source,
+        requirements=pipeline.requirements,
+        mode=pipeline.requirements_mode,
+        leave_out=tuple(map(str, data)),
+        extras=("athena",) if pipeline.catalog is not None else (),
+        by_value=function.pickled is not None,
+    )
+
+
+def start_jobs(
+    pipeline: Pipeline, *, days: tuple[str, ...] | None = None, run_id: str | None, quiet: bool, wait: bool
+) -> Run:
+    """Plan a run, submit its jobs and drive them; or go on with the run of that id, if its plan is the same.
+
+    Raises:
+        PipelineError: the engine cannot do what the pipeline asks for.
+        RunFailed, RunInterrupted: as for `RunJobs.drive`.
+    """
+    from shardkit.dataset.day_claims import holding_days
+    from shardkit.runs.handle import Run, naming, nothing_to_do
+    from shardkit.runs.planning import check_same_plan, make_run_plan, write_run
+    from shardkit.runs.summary import tell_set_aside
+
+    check_engine(pipeline)
+    if pipeline.engine is not None:
+        pipeline = pipeline.replace(engine=pipeline.engine.resolved())  # another machine may have to go on with it
+    progress = make_progress(quiet=quiet)
+    folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
+    ref = pipeline.function_ref()
+    finish_switches(folder.output, must=True)
+    plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
+    if not plan.content["totals"]["records"]:
+        return nothing_to_do(pipeline, plan, progress)
+    code, run = None, Run(folder)
+    with naming(run), folder.lock() as held, holding_days(folder, plan.content):
+        if folder.exists():
+            check_same_plan(folder, plan)
+            check_not_replaced(folder)
+            progress.note(f"Run {folder.run_id} exists; going on where it ended.")
+        else:
+            code = _upload_code(folder, pipeline, ref)  # what is wrong with it is told before there is a run
+            write_run(folder, plan, ref, pipeline.merge(), merge=True)
+        go_on(run, pipeline, progress, changes={}, retry=False, wait=wait, code=code, held=held)
+    tell_set_aside(folder, progress)
+    return run
+
+
+def go_on(
+    run: Run,
+    pipeline: Pipeline,
+    progress: Progress,
+    *,
+    changes: Mapping[str, Any],
+    retry: bool,
+    wait: bool = True,
+    function: FunctionRef | None = None,
+    code: str | None = None,
+    held: Held,
+) -> None:
+    """Drive a run's jobs; where none is left and work is, submit a new generation. The caller holds the run's lock.
+
+    ``function`` takes the place of the plan's; ``code`` is the URI of the code's folder, where it is there already;
+    ``held`` is the run's lock.
+
+    Raises:
+        RunBusy: the settings are to change while jobs run.
+        RunFailed, RunInterrupted, BudgetExceeded: as for `RunJobs.drive` and `RunJobs.conclude`.
+    """
+    from shardkit.runfolder.ledger import OPEN, QUARANTINED, Ledger
+    from shardkit.runs.summary import is_complete
+
+    check_engine(pipeline)
+    jobs = RunJobs(run.folder, pipeline, held)
+    jobs.refresh()
+    with _queueing():
+        jobs.queue.heed_stop()
+    left = [job for job in jobs.current() if not job.ended]
+    if left and wait and all(job.stop_asked_at for job in left):
+        progress.note(f"Run {run.run_id}: waiting until its jobs have stopped.")
+        jobs.drive(progress)
+        left = []
+    if left:
+        if changes or retry:
+            raise RunBusy(
+                f"Run {run.run_id} has jobs that have not ended.",
+                hint=advice(run.folder, lambda step: f"Wait for them, or stop them first: {step('stop')}"),
+            )
+    else:
+        ledger = Ledger(run.folder)
+        wanted = {OPEN, QUARANTINED} if retry else {OPEN}
+        shards = {int(shard) for state in wanted for shard in set(ledger.shard[ledger.state == state].tolist())}
+        todo = [job["job"] for job in run.folder.plan()["jobs"] if shards & set(job["shards"])]
+        if not todo and not changes and not run.folder.on_top and is_complete(run.folder):
+            progress.note(f"Run {run.run_id} is done; there is nothing to do.")
+            return
+        jobs.submit(pipeline, todo, changes=changes, retry=retry, function=function, code=code)
+    if wait:
+        jobs.drive(progress)
+        jobs.conclude()

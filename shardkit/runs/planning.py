@@ -1,0 +1,199 @@
+"""From a pipeline to its plan, and from a plan back to the pipeline that it is of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from shardkit.clock import now
+from shardkit.dataset.switch import check_form, check_owner
+from shardkit.errors import PipelineError, PlanMismatch
+from shardkit.functions import FunctionRef, python_version, reference
+from shardkit.storage.base import ACCESS_FIELDS, LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from shardkit.macro import Plan
+    from shardkit.pass2_combine import Merge
+    from shardkit.pipeline import Pipeline
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.storage.base import Folder
+
+# Sections of a pipeline that a resumption may change.
+SETTINGS = {
+    "workers",
+    "timeout",
+    "max_failures",
+    "allow_empty",
+    "combine",
+    "catalog",
+    "output",
+    "engine",
+    "input_mode",
+    "requirements",
+    "requirements_mode",
+}
+READING = {f"input.{name}" for name in ACCESS_FIELDS}
+
+
+def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pipeline:
+    """The pipeline that a plan holds, with other settings where these are allowed.
+
+    Raises:
+        PlanMismatch: a setting would change what is computed.
+    """
+    from shardkit.pipeline import Pipeline
+    from shardkit.spec.yaml import unknown_field
+
+    content = dict(plan["pipeline"])
+    for name, value in settings.items():
+        section, _, field = name.partition(".")
+        if section not in Pipeline.model_fields:
+            raise PipelineError(f"{name}: {unknown_field(section, list(Pipeline.model_fields))}")
+        if name not in READING and (section not in SETTINGS or name in {"output.uri", "output"}):
+            raise PlanMismatch(
+                f"{name} cannot change between a run and its resumption: it decides what is computed.",
+                hint="Start a new run instead; a resumption takes workers, timeout, max_failures, allow_empty, "
+                "combine, catalog, engine.*, input_mode, requirements and output.* (but not output.uri).",
+            )
+        content[section] = content[section] | {field: value} if field else value
+    pipeline = Pipeline(**content)
+    if "output.partition_by" in settings:
+        _check_partitions(pipeline.output.partition_by)
+    return pipeline
+
+
+def make_run_plan(
+    pipeline: Pipeline,
+    *,
+    function_ref: FunctionRef,
+    run_id: str,
+    days: tuple[str, ...] | None = None,
+    anew: bool = False,
+) -> Plan:
+    """List the input and plan a run; writes nothing.
+
+    ``days`` are the only ones to look at; ``anew`` plans all of it, whatever earlier runs have done.
+
+    Raises:
+        InputError: the input is empty or cannot be read.
+        PipelineError: the output lies around the input, or belongs to another pipeline.
+    """
+    from shardkit.macro import make_plan, work_digest
+    from shardkit.plan.compare import Basis, compare
+    from shardkit.plan.records import build_records
+
+    source, output = pipeline.input_folder(), pipeline.output_folder()
+    _check_apart(source, output)
+    _check_partitions(pipeline.output.partition_by)
+    current = check_owner(output, pipeline.pipeline_name())
+    content = pipeline.to_dict()
+    records = build_records(
+        source.objects(leave_out=output),
+        records=_records_rule(pipeline),
+        pattern=pipeline.input.pattern,
+        exclude=pipeline.input.exclude,
+        shards=content["shards"],
+    )
+    if days is not None:
+        records = records.of_days(days)
+    comparison, merging = None, pipeline.merge()
+    basis = Basis(
+        by_day=pipeline.by_day,
+        work=work_digest(content, function_ref.digest),
+        work_before=work_digest(content, function_ref.digest, named=False),
+        merge=merging.digest(),
+        form=merging.layout.form(content["shards"]),
+    )
+    if (pipeline.by_day or pipeline.is_incremental) and not anew:
+        comparison = compare(
+            records.table, output, current, basis, all_days=days is None, anew=not pipeline.is_incremental
+        )
+    content["source_dir"] = content["source_dir"] or function_ref.source_dir  # for a resumption in another directory
+    plan = make_plan(
+        records,
+        pipeline=content,
+        function_digest=function_ref.digest,
+        chunks=pipeline.chunks,
+        workers=pipeline.worker_count(),
+        run_id=run_id,
+        created=now(),
+        own_instances=pipeline.engine is not None and pipeline.worker_count() > 1,
+        by_day=pipeline.by_day,
+        comparison=comparison,
+    )
+    plan.content.update(work=basis.work, form=basis.form, merge_digest=basis.merge)
+    if comparison is not None and plan.content["totals"]["records"]:
+        check_form(plan.content, current, basis.form, output)
+    return plan
+
+
+def _check_partitions(columns: Collection[str]) -> None:
+    """See that readers find the partitions; what an earlier version has planned goes on all the same."""
+    hidden = next((name for name in columns if name.startswith(("_", "."))), None)
+    if hidden is not None:
+        raise PipelineError(
+            f"output.partition_by: folders named {hidden}=... are hidden from pandas, Spark and others.",
+            hint=f"Name the column otherwise, such as {hidden.lstrip('_.') or 'part'}.",
+        )
+
+
+def _check_apart(source: Folder, output: Folder) -> None:
+    """See that the output is a folder that does not hold the input."""
+    if isinstance(source, LocalFolder) and isinstance(output, LocalFolder):
+        around = output.root.resolve() in {source.root.resolve(), *source.root.resolve().parents}
+    else:
+        around = f"{source.uri}/".startswith(f"{output.uri}/")
+    if around:
+        raise PipelineError(
+            f"The output {output.uri} holds the input {source.uri}.",
+            hint="Choose an output beside the input.",
+        )
+    if isinstance(output, LocalFolder):
+        root = output.root
+        below_a_file = next((path for path in (root, *root.parents) if path.exists() and not path.is_dir()), None)
+        if below_a_file is not None:
+            raise PipelineError(
+                f"The output {root}: {below_a_file} is a file, not a folder.", hint="Choose another output."
+            )
+
+
+def _records_rule(pipeline: Pipeline) -> str | Callable[[str], str | None]:
+    rule = pipeline.records
+    if isinstance(rule, str) and ":" in rule:
+        named: Callable[[str], str | None] = reference(rule, source_dir=pipeline.source_dir).load()
+        return named
+    return rule
+
+
+def check_same_plan(folder: RunFolder, plan: Plan) -> None:
+    """See that a run that exists has this very plan.
+
+    Raises:
+        PlanMismatch: it has another one.
+    """
+    from shardkit.macro import differences
+
+    known = folder.plan()
+    if known["digest"] != plan.digest:
+        raise PlanMismatch(
+            f"Run {folder.run_id} has another plan: {'; '.join(differences(known, plan.content))}.",
+            hint="Start a new run without --run-id, or undo the change.",
+        )
+
+
+def write_run(folder: RunFolder, plan: Plan, ref: FunctionRef, merging: Merge, *, merge: bool) -> None:
+    """Make a planned run exist: its plan, its records and the functions that travel by value."""
+    pickled = {"function": ref.pickled, "combine": merging.combine.pickled if merging.combine else None}
+    content = plan.content | {"merge": merge, "python": python_version()}
+    folder.write_plan(content, plan.records, pickled, plan.taken_over)
+
+
+def planned_merge(folder: RunFolder, pipeline: Pipeline, settings: Collection[str]) -> Merge:
+    """What pass 2 of a resumption has to do; a ``combine`` that was sent by value is the one that was sent."""
+    pickled = None if "combine" in settings else folder.pickled("combine")
+    if pickled is None:
+        return pipeline.merge()
+    sent = FunctionRef(str(pipeline.combine), None, "", pickled)
+    return replace(pipeline.replace(combine=None).merge(), combine=sent)

@@ -1,0 +1,169 @@
+"""The queue that a run's jobs are in: one of its own, which whoever watches drives, or one that others serve."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from shardkit.errors import Damaged
+from shardkit.jobs import Policy, SQLiteStore, adopt, drive, export_jobs, import_jobs, monitor, stop
+from shardkit.jobs.errors import StoreDamaged
+from shardkit.jobs.open import open_store
+from shardkit.jobs.service import trouble_of
+from shardkit.runfolder.documents import dump, parse, say
+from shardkit.runfolder.folder import STOP
+from shardkit.storage.base import LocalFolder
+from shardkit.storage.local import writing
+from shardkit.user_state import PRIVATE_FOLDER, state_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardkit.engines.sagemaker import Local, SageMaker
+    from shardkit.jobs import Report, Store
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.spec.sections import Queue
+
+SNAPSHOT = "jobs.json"
+SNAPSHOT_EVERY_S = 15.0
+LOOK_EVERY_S = {"local": 0.5, "sagemaker": 10.0}
+
+
+class RunQueue(Protocol):
+    """Where the jobs of one run are."""
+
+    store: Store
+
+    def keep(self) -> None:
+        """See that another machine can find the jobs as they are now."""
+
+    def refresh(self) -> None:
+        """Ask the engine how the jobs are, where nobody else does."""
+
+    def heed_stop(self) -> None:
+        """Stop the jobs if somebody has asked for that, perhaps on another machine."""
+
+    def drive(self, jobs: int, show: Callable[[str], None]) -> None:
+        """Stay until all jobs of the run have ended; ``jobs`` is how many were submitted just now.
+
+        ``show`` is called after every round, with what troubles the queue.
+        """
+
+
+def run_queue(folder: RunFolder, base: str, engine: SageMaker | Local, queue: Queue | None) -> RunQueue:
+    """The queue of a run whose jobs' names begin with ``base``."""
+    return OwnQueue(folder, base, engine) if queue is None else ServedQueue(base, engine, queue)
+
+
+class OwnQueue:
+    """A queue in a file, for one run; a copy of it is in the run folder, for other machines."""
+
+    def __init__(self, folder: RunFolder, base: str, engine: SageMaker | Local) -> None:
+        self._folder, self._base, self._engine = folder, base, engine
+        self._policy = Policy.local(max_instances=engine.max_instances) if engine.kind == "local" else Policy()
+        self._copy_due = self._stop_due = 0.0
+        path, beside = _store_path(folder), isinstance(folder.output, LocalFolder)
+        with writing(path.parent):
+            path.parent.mkdir(mode=0o755 if beside else PRIVATE_FOLDER, parents=True, exist_ok=True)
+        self._private = not beside  # beside the output, whoever sees that may look
+        self.store: Store = self._opened(path)
+        self._catch_up()
+
+    def _opened(self, path: Path) -> Store:
+        """The queue's file; one that is damaged is put aside where the copy tells what was in it."""
+        try:
+            store = SQLiteStore(path, private=self._private)
+            store.counts(run=self._base)
+        except StoreDamaged as error:
+            if not self._folder.files.exists(SNAPSHOT):
+                raise
+            say(f"{error.message} It is made again from {self._folder.uri}/{SNAPSHOT}.")
+            for file in path.parent.glob(f"{path.name}*"):
+                file.rename(file.with_name(f"damaged-{file.name}"))
+            return SQLiteStore(path, private=self._private)
+        return store
+
+    def _catch_up(self) -> None:
+        """Take in what another machine, or an earlier life of this one, has submitted since this queue was used."""
+        try:
+            copy = parse(self._folder.files.read(SNAPSHOT), {"format": int, "jobs": [dict]})
+            taken = import_jobs(self.store, copy)
+        except FileNotFoundError:
+            return
+        except (Damaged, LookupError, TypeError, ValueError, AttributeError) as error:
+            name = f"{self._folder.uri}/{SNAPSHOT}"
+            if sum(self.store.counts(run=self._base).values()):  # which the copy is of; the next one replaces it
+                say(f"{name} is damaged, which does not matter: the queue itself is there.")
+                return
+            raise Damaged(
+                f"Run {self._folder.run_id}: {name} is damaged, and nothing else tells of its jobs: {error}.",
+                hint="See that they have ended (shardkit status). Then delete the file and resume the run: what they "
+                "have committed is kept.",
+            ) from None
+        if taken:
+            adopt(self.store, self._engine.client(), name_contains=self._base, policy=self._policy)
+
+    def keep(self) -> None:
+        """Keep a copy of the queue in the run folder."""
+        self._copy_due = time.monotonic() + SNAPSHOT_EVERY_S
+        self._folder.files.write(SNAPSHOT, dump(export_jobs(self.store)))
+
+    def refresh(self) -> None:
+        """Ask the engine how the jobs are."""
+        monitor(self.store, self._engine.client(), policy=self._policy, force=True)
+
+    def heed_stop(self) -> None:
+        """Stop the jobs if somebody has asked for that, now and then."""
+        if time.monotonic() >= self._stop_due:
+            self._stop_due = time.monotonic() + LOOK_EVERY_S[self._engine.kind]
+            if self._folder.files.exists(STOP):
+                stop(self.store, self._engine.client(), run=self._base)
+
+    def drive(self, jobs: int, show: Callable[[str], None]) -> None:
+        """Launch and watch."""
+
+        def after_round(_: Report, report: Report) -> None:
+            show(report.trouble)
+            self.heed_stop()
+            if time.monotonic() >= self._copy_due:
+                self.keep()
+
+        drive(self.store, self._engine.client(), policy=self._policy, on_round=after_round)
+
+
+class ServedQueue:
+    """A table of jobs that somebody else launches and monitors; here they are only submitted and looked at."""
+
+    def __init__(self, base: str, engine: SageMaker | Local, queue: Queue) -> None:
+        self._base, self._engine, self._place = base, engine, queue.place
+        session = engine.session() if engine.kind == "sagemaker" else engine.boto_session
+        self.store: Store = open_store(queue.place, session=session)
+
+    def keep(self) -> None:
+        """All is in the table."""
+
+    def refresh(self) -> None:
+        """Who serves the queue does so."""
+
+    def heed_stop(self) -> None:
+        """Who asked for it has written it in the table."""
+
+    def drive(self, jobs: int, show: Callable[[str], None]) -> None:
+        """Watch."""
+        while True:
+            counts = self.store.counts(run=self._base)
+            left = counts["New"] + counts["Launched"] + counts["InProgress"]
+            trouble = trouble_of(self.store, time.time(), place=self._place, engine=self._engine.kind)
+            show(trouble if left else "")
+            if not left and sum(counts.values()) >= jobs:  # what was just submitted may not be in the index yet
+                return
+            time.sleep(LOOK_EVERY_S[self._engine.kind])
+
+
+def _store_path(folder: RunFolder) -> Path:
+    """The queue lies with the run; where that is in an object store, with the user's own state."""
+    if isinstance(folder.output, LocalFolder):
+        return folder.path / "jobs.sqlite"
+    return Path(state_path("runs", f"{hashlib.sha256(folder.uri.encode()).hexdigest()[:32]}.sqlite"))

@@ -1,0 +1,266 @@
+"""The jobs of a planned run, as requests: what each reads, runs and is told.
+
+A job is told the run folder's URI and its number; everything else it reads from the plan. Names are made of the run,
+so that whoever lists a service's jobs finds a run's by it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardkit.engines.sagemaker import SageMaker
+from shardkit.errors import PipelineError
+from shardkit.jobs import Submission
+from shardkit.jobs.submitting import user_name
+from shardkit.runfolder.display import human_bytes
+from shardkit.runs.container.job import INPUT_FOLDER
+from shardkit.storage.base import is_remote
+from shardkit.tables.arrays import arrow, numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pyarrow as pa
+
+    from shardkit.engines.sagemaker import Settings
+    from shardkit.pipeline import Pipeline
+    from shardkit.runfolder.folder import RunFolder
+
+OPT_ML = "/opt/ml"
+CODE_FOLDER = f"{OPT_ML}/processing/input/code"
+ENTRYPOINT = ("/bin/sh", f"{CODE_FOLDER}/bootstrap.sh")
+GIB = 1 << 30
+VOLUME_SLACK = 1.1  # code, scratch and parts on their way lie on the same volume
+
+
+def name_base(folder: RunFolder, pipeline_name: str) -> str:
+    """What the names of all of a run's jobs begin with: the pipeline, the run, and which output it belongs to."""
+    where = hashlib.sha256(folder.uri.encode()).hexdigest()[:6]
+    return f"{_slug(pipeline_name, 14)}-{_slug(folder.run_id, 22)}-{where}"
+
+
+def _slug(text: str, length: int) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:length].strip("-") or "run"
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Makes the submissions of one generation of a run's jobs.
+
+    A generation is what one `run`, `resume` or `retry` submits. ``code`` is the URI of the code's folder; ``changes``
+    are settings that go over the plan's.
+    """
+
+    folder: RunFolder
+    pipeline: Pipeline
+    plan: Mapping[str, Any]
+    code: str
+    generation: int
+    changes: Mapping[str, Any]
+    retry: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """What the ids of the generation's jobs begin with."""
+        return f"{name_base(self.folder, self.plan['pipeline']['name'])}-g{self.generation}-"
+
+    def submissions(self, jobs: list[dict[str, Any]]) -> list[Submission]:
+        """Pass 1 for those of the plan's jobs, and pass 2 after all of them, whose end is the run's."""
+        queue = self.pipeline.queue
+        owner = (queue.owner or user_name()) if queue is not None else ""
+        notify = queue.notify if queue is not None else ()
+        run = name_base(self.folder, self.plan["pipeline"]["name"])
+        tags = {"output": self.folder.output.uri, "run_id": self.folder.run_id}
+        first = [Submission(f"{self.prefix}{job['job']:05d}", self._pass1(job), (), owner, run) for job in jobs]
+        needs = [job.job_id for job in first]
+        last = Submission(f"{self.prefix}merge", self._pass2(), needs, owner, run, notify, tags)
+        return [*first, last]
+
+    @property
+    def _engine(self) -> Settings:
+        engine = self.pipeline.engine
+        if engine is None:
+            raise PipelineError("The pipeline has no engine.", hint="Set engine: in it, or give one to run().")
+        return engine
+
+    @functools.cached_property
+    def _settings(self) -> list[str]:
+        """Where the jobs read the settings that go over the plan's: these may be longer than an argument."""
+        changes = {name: value for name, value in self.changes.items() if not name.startswith("engine")}
+        if callable(changes.get("combine")):
+            raise PipelineError(
+                "combine: the jobs of a resumption take no function by value.", hint="Give it as 'module:callable'."
+            )
+        if self._engine.kind == "local" and self.pipeline.workers == "auto":
+            changes["workers"] = self._engine.vcpus  # its instances share one machine
+        if not changes:
+            return []
+        name = f"settings/{self.generation}.json"
+        self.folder.files.write(name, json.dumps(changes, default=os.fspath).encode())
+        return ["--settings", name]
+
+    def _pass1(self, job: dict[str, Any]) -> dict[str, Any]:
+        words = ["pass1", "--run", self.folder.uri, "--job", str(job["job"]), *self._settings]
+        inputs = [self._code_input()]
+        if self.retry:
+            words.append("--retry")
+        if self.pipeline.input_mode == "download":
+            words.append("--download")
+            inputs.append(self._data_input(job))
+        return self._request(words, inputs, instances=job["instances"])
+
+    def _pass2(self) -> dict[str, Any]:
+        words = ["pass2", "--run", self.folder.uri, *self._settings]
+        return self._request(words, [self._code_input()])
+
+    def _request(self, words: list[str], inputs: list[dict[str, Any]], *, instances: int = 1) -> dict[str, Any]:
+        environment = {}
+        engine = self._engine
+        if engine.command and engine.kind == "sagemaker":
+            environment["SHARDKIT_PYTHON"] = engine.command[0]
+        if isinstance(engine, SageMaker) and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & set(engine.env):
+            environment["AWS_DEFAULT_REGION"] = str(engine.session().region_name)
+        return engine.request(
+            entrypoint=ENTRYPOINT, arguments=words, inputs=inputs, environment=environment, instances=instances
+        )
+
+    def _code_input(self) -> dict[str, Any]:
+        return _input("code", self.code, CODE_FOLDER)
+
+    def _data_input(self, job: dict[str, Any]) -> dict[str, Any]:
+        """A directory as it is; of any other shard, the list of its objects."""
+        self._check_volume(job)
+        local = f"{OPT_ML}/{INPUT_FOLDER}"
+        source = self.plan["pipeline"]["input"]["uri"].rstrip("/")
+        rule = self.plan["pipeline"]["shards"] or {}
+        shards = [self.plan["shards"][shard] for shard in job["shards"]]
+        whole = shards[0].get("group") if rule.get("by") == "directory" else None
+        if whole and whole != "." and whole.count("/") + 1 == rule["depth"]:  # else there are other groups below it
+            return _input("data", f"{source}/{whole}/", f"{local}/{whole}")
+        dealt_out = job["instances"] > 1
+        if dealt_out and not (self.plan["totals"]["objects_left_out"] or self.plan.get("datasets_left_out")):
+            return _input("data", f"{source}/", local, distribution="ShardedByS3Key")
+        manifest = self._write_manifest(job, source)
+        distribution = "ShardedByS3Key" if dealt_out else "FullyReplicated"
+        return _input("data", manifest, local, distribution=distribution, kind="ManifestFile")
+
+    def _write_manifest(self, job: dict[str, Any], source: str) -> str:
+        name = f"manifests/{job['job']:05d}.json"
+        if not self.folder.files.exists(name):
+            content: list[Any] = [{"prefix": f"{source}/"}, *self._objects(job["shards"])]
+            self.folder.files.write(name, json.dumps(content, ensure_ascii=False).encode())
+        return f"{self.folder.uri}/{name}"
+
+    def _objects(self, shards: list[int]) -> Iterator[str]:
+        shard, objects = self._records_by_shard
+        for number in shards:
+            begin, end = np.searchsorted(shard, [number, number + 1]).tolist()
+            for keys in objects.slice(begin, end - begin).to_pylist():
+                yield from keys
+
+    @functools.cached_property
+    def _records_by_shard(self) -> tuple[np.ndarray, pa.Array]:
+        """Each record's shard and its objects, the shards in order."""
+        table = self.folder.records(["shard", "objects"])
+        shard = numpy(table["shard"])
+        order = np.argsort(shard, kind="stable")
+        return shard[order], table["objects"].combine_chunks().take(arrow(order))
+
+    def _check_volume(self, job: dict[str, Any]) -> None:
+        most = max(self.plan["shards"][shard]["bytes"] for shard in job["shards"])
+        if most * VOLUME_SLACK > self._engine.volume_gb * GIB:
+            raise PipelineError(
+                f"engine.volume_gb: job {job['job']} downloads {human_bytes(most)} to an instance, and the volume has "
+                f"{self._engine.volume_gb} GB.",
+                hint=f"Set volume_gb to {int(most * VOLUME_SLACK / GIB) + 1} or more, cut smaller shards, or use "
+                "input_mode: stream.",
+            )
+
+
+def _input(
+    name: str, uri: str, path: str, *, distribution: str = "FullyReplicated", kind: str = "S3Prefix"
+) -> dict[str, Any]:
+    return {
+        "InputName": name,
+        "AppManaged": False,
+        "S3Input": {
+            "S3Uri": uri,
+            "LocalPath": path,
+            "S3DataType": kind,
+            "S3InputMode": "File",
+            "S3DataDistributionType": distribution,
+            "S3CompressionType": "None",
+        },
+    }
+
+
+def check_engine(pipeline: Pipeline) -> None:
+    """See that jobs of this engine can do what the pipeline asks for.
+
+    Raises:
+        PipelineError: they cannot; the message names the field.
+    """
+    engine = pipeline.engine
+    if engine is None:
+        return
+    rule = pipeline.shards
+    instances = (rule.instances if rule is not None else None) or 1
+    engine.check_instances(rule.by if rule is not None else "", instances)
+    if engine.kind == "local" and instances > engine.max_instances:
+        raise PipelineError(
+            f"shards.instances: {instances} instances at once, and engine.max_instances allows {engine.max_instances}.",
+            hint="Raise the one, or lower the other.",
+        )
+    _check_places(pipeline, engine)
+    if engine.kind == "sagemaker":
+        _check_python(pipeline, engine)
+    if engine.isolated:
+        raise PipelineError(
+            "engine.network: with enable_network_isolation a job cannot write its parts to S3.",
+            hint="Give subnets and security groups with an S3 endpoint, and requirements_mode: bundle.",
+        )
+
+
+def _check_places(pipeline: Pipeline, engine: Settings) -> None:
+    """See that the jobs reach the input and the output."""
+    for name, uri in (("input", pipeline.input.uri), ("output", pipeline.output.uri)):
+        if is_remote(uri) and not uri.startswith("s3://"):
+            raise PipelineError(
+                f"{name}.uri: {uri} is in a store that jobs of an engine cannot use.",
+                hint="Give s3://bucket/prefix; or run without an engine, in the processes of one machine.",
+            )
+        if engine.kind == "sagemaker" and not is_remote(uri):
+            raise PipelineError(
+                f"{name}.uri: {uri} is a folder of this machine, which jobs on SageMaker do not see.",
+                hint="Give s3://bucket/prefix; or try the jobs here first, with engine: local.",
+            )
+    source = pipeline.input
+    if pipeline.input_mode == "download" and (source.requester_pays or source.anonymous):
+        named = "requester_pays" if source.requester_pays else "anonymous"
+        raise PipelineError(
+            f"input.{named}: with input_mode: download the service brings the input, signs, and does not pay.",
+            hint="Use input_mode: stream.",
+        )
+
+
+def _check_python(pipeline: Pipeline, engine: Settings) -> None:
+    """Compare the minor versions of Python, as far as the image's name tells its own."""
+    from shardkit.functions import python_version
+
+    told = re.search(r"(?:py|python)[:-]?3\.?(\d{1,2})\b", engine.image)
+    if told is None or pipeline.function_ref().pickled is None:
+        return
+    there = f"3.{told[1]}"
+    if there != python_version():
+        raise PipelineError(
+            f"engine.image: the function travels by value from Python {python_version()}, and the image has {there}.",
+            hint=f"Choose an image with Python {python_version()}, or put the function in a module.",
+        )

@@ -1,0 +1,284 @@
+"""How a run is, in numbers and in a word: a function of its folder."""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from shardkit.dataset.switch import current_result, replaced_by
+from shardkit.errors import Damaged, ShardkitError
+from shardkit.hints import Hint, as_command, is_command, joined
+from shardkit.plan.describe import first_line
+from shardkit.runfolder.attempt import resume_hint
+from shardkit.runfolder.display import Quiet, counted, human_bytes, human_seconds
+from shardkit.runfolder.folder import ALL_SHARDS, STOP, UNKNOWN
+from shardkit.runfolder.ledger import Ledger
+from shardkit.runfolder.steps import advice
+from shardkit.runs.quarantine import elsewhere
+from shardkit.storage.requests import count_of, repeats_text
+from shardkit.storage.side_by_side import together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardkit.runfolder.display import Progress
+    from shardkit.runfolder.folder import RunFolder
+
+JOB_SILENCE_S = 30.0  # a job notes every few seconds that it is at work
+CLOCKS_APART_S = 900.0  # a job's clock is ahead by so much at most, or was wrong
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in numbers.
+
+    ``status`` is ``running``, ``interrupted`` (can be resumed), ``failed`` or ``done``; ``records`` counts listed,
+    done, quarantined and skipped; ``seconds`` is the wall time of the attempts together; ``repeated`` counts the
+    requests to object stores that were made again, by the reason; ``quarantined_elsewhere`` the records in quarantine
+    of days of the dataset that other runs have made. ``reason`` is why a run failed, ``replaced_by`` the
+    run whose dataset has taken the place of this one's, and ``set_aside`` tells of the records that a finished run has
+    left out.
+    """
+
+    run_id: str
+    status: str
+    records: dict[str, int]
+    rows: int
+    files: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    output: str
+    run_folder: str
+    repeated: dict[str, int] = field(default_factory=dict)
+    quarantined_elsewhere: int = 0
+    message: str | None = None
+    reason: str | None = None
+    replaced_by: str | None = None
+    set_aside: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``run --json`` prints it: the last two only where there is one."""
+        content = asdict(self)
+        empty = [name for name in ("reason", "replaced_by") if content[name] is None]
+        for name in ("message", "set_aside", *empty):
+            del content[name]
+        return content
+
+    def __str__(self) -> str:
+        return self._text(str)
+
+    @property
+    def command_text(self) -> str:
+        """The same as the command line prints it."""
+        return self._text(as_command)
+
+    def _text(self, face: Callable[[str], str]) -> str:
+        n = self.records
+        lines = [
+            f"Run {self.run_id}: {self.status}.",
+            f"  records  {n['listed']:,} listed = {n['done']:,} done + {n['quarantined']:,} quarantined "
+            f"+ {n['skipped']:,} skipped" + (f" + {rest:,} open" if (rest := self._open()) else ""),
+            self._output_line(),
+            f"  input    {human_bytes(self.bytes_in)} in {human_seconds(self.seconds)}",
+        ]
+        if self.quarantined_elsewhere:
+            told = counted(self.quarantined_elsewhere, "record")
+            verb = "is" if self.quarantined_elsewhere == 1 else "are"
+            see = Hint(f"sk.open_run({self.output!r}).failures()", f"shardkit failures {quote(self.output)}")
+            lines.append(f"  others   {told} of other days {verb} in quarantine: {face(see)}")
+        if repeats := repeats_text(self.repeated):
+            lines.append(f"  requests {repeats}")
+        lines += [f"  {face(text)}" for text in (self.message, self.set_aside) if text]
+        return "\n".join(lines)
+
+    def _output_line(self) -> str:
+        rows, size = counted(self.rows, "row"), human_bytes(self.bytes_out)
+        if self.status != "done":
+            return f"  so far   {rows}, {size}"
+        if self.replaced_by:
+            return f"  dataset  replaced by run {self.replaced_by}; it had {rows}"
+        return f"  dataset  {rows} in {counted(self.files, 'file')}, {size}, in {self.output}"
+
+    def _open(self) -> int:
+        n = self.records
+        return n["listed"] - n["done"] - n["quarantined"] - n["skipped"]
+
+
+def summarize(folder: RunFolder) -> Summary:
+    """A run in numbers."""
+    folder.plan()  # which is kept for the ledger, and without which nothing can be said
+    asked = [
+        lambda: _result(folder),
+        lambda: Ledger(folder),
+        folder.heartbeats,
+        folder.is_locked,
+        lambda: _current(folder),
+    ]
+    (result, wrong), ledger, beats, is_locked, current = together(asked)
+    folder.check_records()
+    status, message, reason = _status(folder, result, beats, is_locked=is_locked)
+    other = replaced_by(folder, result, current) if status == "done" else None
+    if other is not None:
+        message = advice(folder, lambda step: f"Make it the current one again: {step('resume', make_current=True)}")
+    message = joined(message or "", wrong, _damage(ledger), by="\n  ") or None
+    finished = result if status == "done" else None
+    return Summary(
+        run_id=folder.run_id,
+        status=status,
+        records=finished["records"] if finished else ledger.counts(),
+        rows=finished["rows"] if finished else ledger.rows,
+        files=len(finished["files"]) if finished else 0,
+        bytes_in=finished["bytes_in"] if finished else ledger.total_bytes,
+        bytes_out=finished["bytes_out"] if finished else sum(m["bytes_out"] for m in ledger.markers),
+        seconds=_seconds(beats),
+        output=folder.output.uri,
+        run_folder=folder.uri,
+        repeated=_repeated(ledger, beats),
+        quarantined_elsewhere=sum(count for _, count in elsewhere(folder, current)),
+        message=message,
+        reason=reason,
+        replaced_by=other,
+        set_aside=_set_aside(ledger) if finished and other is None else "",
+    )
+
+
+def _current(folder: RunFolder) -> dict[str, Any] | None:
+    """What describes the dataset as it is now, as far as that can be read."""
+    try:
+        return current_result(folder.output)
+    except ShardkitError:
+        return None
+
+
+def _result(folder: RunFolder) -> tuple[dict[str, Any] | None, str]:
+    """A run's result, and what is wrong with it."""
+    try:
+        return folder.result(), ""
+    except Damaged as error:
+        return None, Hint(str(error), error.command_text)
+
+
+def _damage(ledger: Ledger) -> str:
+    """What is wrong with the markers."""
+    if not ledger.damaged:
+        return ""
+    first, more = ledger.damaged[0], len(ledger.damaged) - 1
+    told = f"{first} is damaged" if not more else f"{first} and {more:,} more are damaged"
+    told += ": what these chunks hold is not counted. Compute them again:"
+    return advice(ledger.folder, lambda step: f"{told} {step('resume')}")
+
+
+def _set_aside(ledger: Ledger) -> str:
+    """What to say of the records that a finished run has left out; nothing if there are none."""
+    count = ledger.quarantined
+    if not count:
+        return ""
+    first = ledger.quarantine()[0]
+    failed = "1 record failed and is" if count == 1 else f"{count:,} records failed and are"
+    return advice(
+        ledger.folder,
+        lambda step: (
+            f"{failed} not in the dataset, within max_failures. The first is {first['key']}: {first['error']}: "
+            f"{first_line(first['message'])}\n  See them: {step('failures')}\n"
+            f"  Mend the function, then: {step.retry()}"
+        ),
+    )
+
+
+def tell_set_aside(folder: RunFolder, progress: Progress) -> None:
+    """Say in Python what the command line says at its end, where a run has left records out."""
+    if is_command() or type(progress) is Quiet:
+        return
+    result = folder.result()
+    if result is not None and result["records"]["quarantined"]:
+        progress.note(f"Run {folder.run_id}: {_set_aside(Ledger(folder))}")
+
+
+def status_of(folder: RunFolder) -> str:
+    """``running``, ``interrupted``, ``failed`` or ``done``, without the numbers, which take longer to find out."""
+    (result, _), beats, is_locked = together([lambda: _result(folder), folder.heartbeats, folder.is_locked])
+    return _status(folder, result, beats, is_locked=is_locked)[0]
+
+
+def _repeated(ledger: Ledger, beats: list[dict[str, Any]]) -> dict[str, int]:
+    """What the workers have told in the markers, and the processes above them in their heartbeats."""
+    markers = [marker for marker in ledger.markers if not marker.get("taken_over")]
+    return dict(sum(map(count_of, [*markers, *beats]), Counter()))
+
+
+def _seconds(beats: list[dict[str, Any]]) -> float:
+    """Wall time: of attempts at the whole run together; of jobs, which run side by side, from first to last."""
+    alone = sum(beat.get("seconds", 0.0) for beat in beats if beat["shard"] == ALL_SHARDS)
+    times = [beat for beat in beats if beat["shard"] != ALL_SHARDS]
+    if not times:
+        return float(round(alone, 3))
+    beats = [beat for beat in beats if beat["state"] != UNKNOWN]
+    times = [beat for beat in times if beat["state"] != UNKNOWN]
+    if not times:
+        return 0.0
+    first = min(datetime.datetime.fromisoformat(beat["started"]) for beat in beats)
+    last = max(datetime.datetime.fromisoformat(beat["at"]) for beat in beats)
+    return round(float((last - first).total_seconds()), 3)
+
+
+def _status(
+    folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]], *, is_locked: bool
+) -> tuple[str, str | None, str | None]:
+    """How a run is, what to say of that, and why it failed."""
+    if is_locked:
+        return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None, None
+    if folder.plan().get("pipeline", {}).get("engine"):
+        return _job_status(folder, result, beats)
+    last = beats[-1] if beats else {"state": "interrupted", "message": None}
+    if result is not None and last["state"] != "failed":
+        return "done", None, None
+    if last["state"] == "failed":
+        return _failed(last)
+    return "interrupted", resume_hint(folder), last.get("reason")
+
+
+def _failed(beat: dict[str, Any]) -> tuple[str, str | None, str | None]:
+    message = beat["message"]
+    told = Hint(beat.get("in_python") or message, message) if message else None
+    return "failed", told, beat.get("reason") or message
+
+
+def _job_status(
+    folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]
+) -> tuple[str, str | None, str | None]:
+    """How a run is whose jobs nobody watches now."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    recent, ahead = (now + datetime.timedelta(seconds=seconds) for seconds in (-JOB_SILENCE_S, CLOCKS_APART_S))
+    latest = {str(beat["shard"]): beat for beat in beats}
+    live = [
+        beat
+        for beat in latest.values()
+        if beat["state"] == "running" and recent < datetime.datetime.fromisoformat(beat["at"]) < ahead
+    ]
+    if live:
+        working = f"{counted(len(live), 'job')} {'is' if len(live) == 1 else 'are'} at work; nobody is watching. Watch:"
+        return "running", advice(folder, lambda step: f"{working} {step('resume')}"), None
+    failed = [beat for beat in latest.values() if beat["state"] == "failed"]
+    merge = latest.get(ALL_SHARDS)
+    if result is not None and (merge is None or merge["state"] in {"done", UNKNOWN}) and not failed:
+        return "done", None, None
+    if failed:
+        return _failed(failed[0])
+    queue = folder.plan()["pipeline"].get("queue")
+    if queue is not None and not folder.files.exists(STOP):
+        serving = f"Its jobs are in the queue {queue['place']}, and go on while that is served. Watch:"
+        return "running", advice(folder, lambda step: f"{serving} {step('resume')}"), None
+    return "interrupted", resume_hint(folder), None
+
+
+def is_complete(folder: RunFolder) -> bool:
+    """Whether the dataset was made of all that the markers hold, so that to make it anew would change nothing."""
+    result, beats = folder.result(), folder.heartbeats()
+    if result is None or not beats or beats[-1]["state"] == "failed":
+        return False
+    # A combine function may have been changed since.
+    return result["records"] == Ledger(folder).counts() and folder.plan()["pipeline"]["combine"] is None

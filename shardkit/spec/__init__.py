@@ -1,0 +1,1 @@
+"""What a pipeline says, validated. It does nothing."""

@@ -1,0 +1,267 @@
+"""The sections of a pipeline: what each field may be, and what may stand for it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from shardkit.engines.sagemaker import EngineSettings, Local, SageMaker
+from shardkit.engines.settings import Names, NoTruth
+from shardkit.errors import PipelineError
+from shardkit.runs.scheduler import Schedule
+from shardkit.storage.base import ACCESS_FIELDS, MEMORY, Access, is_remote
+
+UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+
+# What each way of cutting takes, with an example.
+SHARD_FIELDS = {
+    "directory": {"depth": "1", "max_jobs": "100"},
+    "date": {"path": "{Y}/{m}/{d}", "column": "modified", "max_jobs": "100", "zone": "Europe/Paris"},
+    "size": {"count": "10", "target": "10GB"},
+    "s3key": {"instances": "4"},
+}
+MAX_INSTANCES = 100  # of one Processing job
+
+
+def parse_bytes(value: Any) -> Any:
+    """``"128MB"`` or ``"1 GiB"`` as a number of bytes; a number stays one."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE]\d+)?)\s*([a-zA-Z]*)\s*", value)
+    if not match or match[2].lower() not in UNITS:
+        raise ValueError("expected a number of bytes, or one with a unit such as 128MB")
+    return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def path_text(value: Any) -> Any:
+    """A path as text; anything else as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Bytes = Annotated[int, NoTruth, BeforeValidator(parse_bytes), Field(ge=1)]
+
+
+def _shared(value: str) -> str:
+    """See that worker processes can reach it too."""
+    if value.startswith(f"{MEMORY}://"):
+        raise ValueError("memory:// is the memory of one process, and a pipeline's workers are others; use a folder.")
+    return value
+
+
+Uri = Annotated[str, BeforeValidator(path_text), Field(min_length=1), AfterValidator(_shared)]
+
+
+class Section(BaseModel):
+    """Fields that belong together; none may be there that is not known."""
+
+    # A traceback in a notebook must not print the values of the environment.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
+
+
+class Input(Section):
+    """Where the files are, and which of them count."""
+
+    uri: Uri
+    pattern: Annotated[Names, Field(min_length=1)] = ("*",)
+    exclude: Names = ()
+    requester_pays: Annotated[bool, Field(strict=True)] = False
+    anonymous: Annotated[bool, Field(strict=True)] = False
+
+    @field_validator("requester_pays", "anonymous")
+    @classmethod
+    def _of_a_store(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001  a validator's argument
+        uri, name = info.data.get("uri"), info.field_name
+        if value and uri is not None and not (uri.startswith("s3://") or (is_remote(uri) and name == "anonymous")):
+            raise ValueError(f"this is for buckets of S3; input.uri is {uri}.")
+        if value and info.data.get("requester_pays"):
+            raise ValueError("who pays must sign: requester_pays and anonymous exclude each other.")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _given(self, serialize: Any) -> dict[str, Any]:
+        content: dict[str, Any] = serialize(self)
+        return {name: value for name, value in content.items() if name not in ACCESS_FIELDS or value}
+
+    def access(self) -> Access:
+        """How the store lets us in, but for the session."""
+        return Access(requester_pays=self.requester_pays, anonymous=self.anonymous)
+
+
+class Shards(Section):
+    """How the records come into jobs: by folder or date, whose groups stay whole, by size, or object by object."""
+
+    by: Literal["directory", "date", "size", "s3key"] = "directory"
+    depth: Annotated[int, NoTruth, Field(ge=1, le=1000)] | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
+    column: Literal["modified"] | None = None
+    max_jobs: Annotated[int, NoTruth, Field(ge=1)] | None = None
+    count: Annotated[int, NoTruth, Field(ge=1)] | None = None
+    target: Bytes | None = None
+    instances: Annotated[int, NoTruth, Field(ge=1, le=MAX_INSTANCES)] | None = None
+    zone: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_depth(cls, given: Any) -> Any:
+        by_directory = isinstance(given, Mapping) and given.get("by", "directory") == "directory"
+        return {**given, "depth": 1} if by_directory and given.get("depth") is None else given
+
+    @field_validator("depth", "path", "column", "max_jobs", "count", "target", "instances", "zone", mode="before")
+    @classmethod
+    def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
+        by, name = info.data.get("by"), str(info.field_name)
+        if value is not None and by is not None and name not in SHARD_FIELDS[by]:
+            homes = [f"by: {kind}" for kind, fields in SHARD_FIELDS.items() if name in fields]
+            takes = " or ".join(SHARD_FIELDS[by]).replace(" or ", ", ", len(SHARD_FIELDS[by]) - 2)
+            raise ValueError(f"this field is for {' and '.join(homes)}; by: {by} takes {takes}.")
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def _dated(cls, value: str | None) -> str | None:
+        from shardkit.datepaths import date_expression
+
+        if value is not None:
+            date_expression(value)
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Shards:
+        needed = {"date": ("path", "column"), "size": ("count", "target"), "s3key": ("instances",)}.get(self.by, ())
+        given = [name for name in needed if getattr(self, name) is not None]
+        if needed and not given:
+            examples = " or ".join(f"{name} (such as {SHARD_FIELDS[self.by][name]})" for name in needed)
+            raise ValueError(f"by: {self.by} needs {examples}.")
+        if len(given) > 1:
+            raise ValueError(f"by: {self.by} takes {' or '.join(given)}, not both.")
+        return self
+
+    @model_serializer
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+MOST_ROWS = 10**15  # of a file
+
+
+class Output(Section):
+    """Where the dataset goes, and how it is cut into files."""
+
+    uri: Uri
+    format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
+    rows_per_file: Annotated[int | None, NoTruth] = Field(1 << 20, ge=1, le=MOST_ROWS)
+    target_bytes: Bytes | None = None
+    partition_by: Names = ()
+    columns: dict[str, str] | None = Field(None, alias="schema")
+    widen_ints: bool = False
+
+    @field_validator("columns")
+    @classmethod
+    def _known_types(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        from shardkit.tables.schema import parse_schema
+
+        if value:
+            try:
+                parse_schema(value)
+            except PipelineError as error:
+                raise ValueError(str(error).removeprefix("output.schema: ")) from None
+        return value
+
+
+class Glue(Section):
+    """A table of the AWS Glue catalogue, and how Athena is asked: its workgroup, and where it puts its answers."""
+
+    database: Annotated[str, Field(min_length=1)]
+    table: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+    workgroup: Annotated[str, Field(min_length=1)] | None = None
+    results: Uri | None = None
+
+
+class Catalog(Section):
+    """Where the dataset is registered as a table once it is made."""
+
+    glue: Glue
+
+
+DYNAMODB = "dynamodb"
+
+
+def _place_of_jobs(value: Any) -> Any:
+    """``dynamodb`` alone means the table that a template makes by default."""
+    if value == DYNAMODB:
+        return f"{DYNAMODB}://shardkit-jobs"
+    if isinstance(value, str) and "://" in value and not value.startswith(f"{DYNAMODB}://"):
+        raise ValueError("expected dynamodb, dynamodb://TABLE, or the path of a SQLite file")
+    return path_text(value)
+
+
+class Queue(Section):
+    """The queue of jobs that somebody else serves: where it is, whose the jobs are, who is told how the run ended."""
+
+    place: Annotated[str, BeforeValidator(_place_of_jobs), Field(min_length=1)]
+    owner: Annotated[str, Field(min_length=1)] | None = None
+    notify: Names = ()
+
+    @field_validator("notify")
+    @classmethod
+    def _known_targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from shardkit.jobs import JobError
+        from shardkit.jobs.targets import check_target
+
+        for target in value:
+            try:
+                check_target(target)
+            except JobError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+
+ENGINES = ("local", "sagemaker", "none")
+
+
+def _engine_settings(value: Any) -> Any:
+    """Settings from what a user may give: a kind, a mapping, or a Processor."""
+    if isinstance(value, str):
+        value = {"kind": value}
+    if isinstance(value, Mapping):
+        if value.get("kind") in ENGINES:
+            return None if value["kind"] == "none" else value
+        import difflib
+
+        near = difflib.get_close_matches(str(value.get("kind", "")), ENGINES, n=1)
+        guess = f"; did you mean {near[0]}?" if near else "."
+        raise ValueError(f"expected local, sagemaker or none, or a mapping with its kind{guess}")
+    if value is None or isinstance(value, BaseModel):
+        return value
+    if isinstance(value, bool | int | float | list | tuple):
+        raise ValueError("expected local, sagemaker or none, or a mapping with its kind.")  # noqa: TRY004  for pydantic
+    from shardkit.engines.local import LocalEngine
+
+    if isinstance(value, LocalEngine):
+        isolation = "none" if value.isolation == "none" else "auto"
+        return Local(client=value, root=value.root, max_instances=value.max_instances, isolation=isolation)
+    return SageMaker(value)
+
+
+Engine = Annotated[EngineSettings, BeforeValidator(_engine_settings)]
+WhenDue = Schedule | None

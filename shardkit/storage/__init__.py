@@ -1,0 +1,38 @@
+"""One face for local files and object stores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardkit._lazy import names_of
+
+if TYPE_CHECKING:
+    from shardkit.storage.base import Access, Entry, File, Folder, LocalFolder, State, absolute_uri, folder, is_remote
+
+__all__ = [
+    "Access",
+    "Entry",
+    "File",
+    "Folder",
+    "LocalFolder",
+    "State",
+    "absolute_uri",
+    "folder",
+    "is_remote",
+]
+
+if not TYPE_CHECKING:  # type checkers would take any name for one that is there
+    __getattr__ = names_of(
+        __name__,
+        {
+            "Access": "base",
+            "Entry": "base",
+            "File": "base",
+            "Folder": "base",
+            "LocalFolder": "base",
+            "State": "base",
+            "absolute_uri": "base",
+            "folder": "base",
+            "is_remote": "base",
+        },
+    )

@@ -1,0 +1,455 @@
+"""One face for the places where files lie: folders of this machine, and prefixes of object stores.
+
+A folder is rooted at a URI; keys are relative to it, with ``/`` between their parts. Files appear under their key
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from shardkit.checksums import Sums, verified
+from shardkit.errors import PipelineError, StorageError
+from shardkit.storage.local import copy_file, create_bytes, place_file, write_bytes, writing
+from shardkit.storage.locks import FileLock, is_file_locked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pyarrow as pa
+
+    from shardkit.storage.locks import Held
+
+State = dict[str, str]  # what tells whether a file is still as it was; empty: it is not there
+STATE_DIR = "_shardkit"  # in the folder of a dataset: what shardkit itself keeps there
+MEMORY = "memory"
+OBJECT_SCHEMES = ("s3", "gs", "az", "abfss", MEMORY)
+ACCESS_FIELDS = ("requester_pays", "anonymous")  # of a pipeline's input: how it is read, not what it is
+
+
+def is_remote(uri: str | os.PathLike[str]) -> bool:
+    """Whether ``uri`` names an object store, not a folder of this machine."""
+    return urlsplit(os.fspath(uri)).scheme in OBJECT_SCHEMES
+
+
+def local_root(uri: str | os.PathLike[str]) -> Path:
+    """The folder that ``uri`` (a path or a ``file://`` URI) names, absolute.
+
+    Raises:
+        PipelineError: the URI names another kind of storage.
+    """
+    text = os.fspath(uri)
+    parts = urlsplit(text)
+    if parts.scheme == "file":
+        text = unquote(parts.path)
+    elif "://" in text:
+        raise PipelineError(
+            f"{text}: shardkit knows no storage of kind {parts.scheme}:// here.",
+            hint="Give a path, a file:// URI, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.",
+        )
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def absolute_uri(uri: str | os.PathLike[str]) -> str:
+    """``uri`` as another process may read it: an absolute path, or the URI without a slash at its end."""
+    return os.fspath(uri).rstrip("/") if is_remote(uri) else str(local_root(uri))
+
+
+@dataclass(frozen=True)
+class Access:
+    """How an object store is reached, where that is not as its own tools do by default.
+
+    ``session`` is a boto3 session, for S3 alone. ``kms_key`` encrypts what is written to S3, which else does as its
+    bucket says. ``requester_pays`` says that whoever reads is billed, and ``anonymous`` that no request is signed.
+    ``region`` and ``endpoint`` (a URL) are those of a bucket of S3, where another process has found them out already;
+    ``virtual`` says that the URL is the bucket's own, its name in the host's.
+    """
+
+    session: Any = None
+    kms_key: str | None = None
+    requester_pays: bool = False
+    anonymous: bool = False
+    region: str | None = None
+    endpoint: str | None = None
+    virtual: bool = False
+
+
+def folder(uri: str | os.PathLike[str], access: Access | None = None) -> Folder:
+    """The folder that ``uri`` names: a path, ``file://``, ``s3://bucket/prefix``, ``gs://...`` or ``az://...``.
+
+    ``memory://name`` is a store of this process alone.
+
+    Raises:
+        PipelineError: no storage of that kind is known, or there are no credentials for it.
+    """
+    if is_remote(uri):
+        from shardkit.storage.objects import ObjectFolder
+
+        return ObjectFolder.of(os.fspath(uri), access or Access())
+    return LocalFolder(local_root(uri))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a folder: its ``key``, size in bytes, etag, and the time of its last change in seconds since 1970."""
+
+    key: str
+    bytes: int
+    etag: str
+    modified: float
+
+
+@dataclass(frozen=True)
+class File:
+    """One file, in whatever kind of folder; ``sums`` are the checksums of its stretches, where they are known."""
+
+    folder: Folder
+    key: str
+    sums: Sums = dataclasses.field(default=(), compare=False)
+
+    @property
+    def name(self) -> str:
+        """The last part of its key."""
+        return self.key.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return f"{self.folder.uri}/{self.key}"
+
+    def open(self) -> Any:
+        """The file as Arrow reads it.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+            Damaged: it is not as it was written.
+        """
+        opened = self.folder.open(self.key)
+        return verified(opened, self.sums, str(self)) if self.sums else opened
+
+
+class Folder(ABC):
+    """Files under one root; has no state but what it needs to reach them."""
+
+    uri: str
+
+    @property
+    def path(self) -> Path:
+        """Where the folder lies on this machine.
+
+        Raises:
+            PipelineError: it does not.
+        """
+        raise PipelineError(f"{self.uri} is no folder of this machine.", hint="Use its URI instead.")
+
+    @abstractmethod
+    def child(self, name: str) -> Folder:
+        """The folder of that name in this one."""
+
+    def encrypted(self, kms_key: str | None) -> Folder:
+        """The same folder, where it can encrypt, with that key for what is written."""
+        return self
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: it cannot be read.
+        """
+
+    def read_many(self, keys: Sequence[str]) -> list[bytes]:
+        """The content of several files."""
+        return [self.read(key) for key in keys]
+
+    def read_range(self, key: str, start: int, end: int) -> bytes | memoryview:
+        """The bytes of a file from ``start`` up to ``end``."""
+        return self.read(key)[start:end]
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file atomically and durably, replacing what was there.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+
+    @abstractmethod
+    def state(self, key: str) -> State:
+        """What tells whether a file is still as it is now."""
+
+    @abstractmethod
+    def read_state(self, key: str) -> tuple[bytes | None, State]:
+        """A file's content, if it is there, and its state.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+
+    @abstractmethod
+    def write_if(self, key: str, data: bytes, state: State) -> State | None:
+        """Write a file as `write` does, if it is still in that state; its new state, or None if it is not.
+
+        A file that holds ``data`` already counts as written: the answer to an earlier request may have been lost.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """A file's size in bytes; None if it is not there."""
+
+    def exists(self, key: str) -> bool:
+        """Whether the file is there."""
+        return self.size(key) is not None
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """The files in the folder ``prefix`` and below, in key order; none where there is no such folder."""
+
+    @abstractmethod
+    def children(self, key: str) -> list[str]:
+        """The names of the folders in the folder ``key``."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def remove_all(self, key: str) -> None:
+        """Remove the folder ``key`` and all that it holds, if it is there."""
+
+    @abstractmethod
+    def remove_empty_parents(self, key: str) -> None:
+        """Remove the folders that the removed file ``key`` leaves empty."""
+
+    @abstractmethod
+    def begin(self, key: str) -> Path:
+        """Where on this machine to write what will be the file ``key``; `finish` puts it there."""
+
+    @abstractmethod
+    def finish(self, key: str, path: Path) -> None:
+        """Make ``path``, which `begin` gave and which is written and synced, the file ``key``."""
+
+    @abstractmethod
+    def place(self, source: str, target: File) -> None:
+        """Make the file ``source`` of this folder appear as ``target`` too; both lie in the same kind of store."""
+
+    @abstractmethod
+    def put_file(self, path: Path, key: str) -> None:
+        """Copy a file of this machine to ``key``."""
+
+    @abstractmethod
+    def get_file(self, key: str, path: Path, *, etag: str | None = None, size: int | None = None) -> None:
+        """Copy the file ``key`` to ``path`` of this machine; ``etag`` is what it must still have.
+
+        ``size`` in bytes, where it is known, lets a large file come in several parts at once.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ObjectChanged: it has another etag by now.
+        """
+
+    @abstractmethod
+    def open(self, key: str) -> Any:
+        """The file as Arrow reads it."""
+
+    @abstractmethod
+    def arrow(self) -> tuple[Any, str]:
+        """An Arrow file system to read with (None: this machine's), and the path that stands for the folder in it."""
+
+    @abstractmethod
+    def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
+        """What the folder holds as input, in key order: ``key``, ``bytes``, ``etag`` and ``modified``.
+
+        Names that start with ``_`` or ``.`` are no input; neither is what lies under ``leave_out``.
+
+        Raises:
+            InputError: the folder is not there or cannot be listed.
+        """
+
+    @abstractmethod
+    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> contextlib.AbstractContextManager[Held]:
+        """Keep other processes from what the lock ``key`` stands for; wait ``patience_s`` for one that holds it.
+
+        What it gives tells whether the lock is still held.
+
+        Raises:
+            RunBusy: another process holds it; ``busy`` says so.
+        """
+
+    @abstractmethod
+    def is_locked(self, key: str) -> bool:
+        """Whether a process holds the lock ``key`` now."""
+
+
+@dataclass(frozen=True)
+class LocalFolder(Folder):
+    """A folder of this machine."""
+
+    root: Path
+    uri: str = dataclasses.field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uri", str(self.root))
+
+    @property
+    def path(self) -> Path:
+        """Where the folder lies."""
+        return self.root
+
+    def child(self, name: str) -> LocalFolder:
+        """The folder of that name in this one."""
+        return LocalFolder(self.root / name)
+
+    def read(self, key: str) -> bytes:
+        """A file's content."""
+        try:
+            return (self.root / key).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"Cannot read {self.root / key}: {error.strerror}.") from error
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file atomically and durably."""
+        write_bytes(self.root / key, data)
+
+    def state(self, key: str) -> State:
+        """The file's number in its file system, its time and its size: it is never written in its place."""
+        with contextlib.suppress(FileNotFoundError):
+            told = os.stat(self.root / key)
+            return {"file": f"{told.st_ino}-{told.st_mtime_ns}-{told.st_size}"}
+        return {}
+
+    def read_state(self, key: str) -> tuple[bytes | None, State]:
+        """A file's content and its state."""
+        state = self.state(key)
+        try:
+            return (self.read(key), state) if state else (None, {})
+        except FileNotFoundError:
+            return None, {}
+
+    def write_if(self, key: str, data: bytes, state: State) -> State | None:
+        """Write a file that is in that state; one that is not there in one step, else within the caller's lock."""
+        path = self.root / key
+        if not state:
+            written = create_bytes(path, data)
+        elif written := self.state(key) == state:
+            write_bytes(path, data)
+        if not written and self.read_state(key)[0] != data:
+            return None
+        return self.state(key)
+
+    def size(self, key: str) -> int | None:
+        """A file's size in bytes; None if it is not there."""
+        path = self.root / key
+        return path.stat().st_size if path.is_file() else None
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """The files in the folder ``prefix`` and below, in key order."""
+        found = []
+        for top, _, names in os.walk(self.root / prefix):
+            for name in names:
+                if not name.startswith("."):
+                    path = os.path.join(top, name)
+                    with contextlib.suppress(FileNotFoundError):  # it went while the folder was read
+                        status = os.stat(path)
+                        etag = f"{status.st_mtime_ns}-{status.st_size}"
+                        key = os.path.relpath(path, self.root)
+                        found.append(Entry(key, status.st_size, etag, status.st_mtime))
+        return sorted(found, key=lambda entry: entry.key)
+
+    def children(self, key: str) -> list[str]:
+        """The names of the folders in the folder ``key``."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(entry.name for entry in os.scandir(self.root / key) if entry.is_dir())
+        return []
+
+    def remove(self, key: str) -> None:
+        """Remove a file, if it is there."""
+        with writing(self.root / key):
+            (self.root / key).unlink(missing_ok=True)
+
+    def remove_all(self, key: str) -> None:
+        """Remove the folder ``key`` and all that it holds."""
+        shutil.rmtree(self.root / key, ignore_errors=True)
+
+    def remove_empty_parents(self, key: str) -> None:
+        """Remove the folders that the removed file ``key`` leaves empty."""
+        for parent in (self.root / key).parents:
+            if parent == self.root:
+                break
+            try:
+                os.rmdir(parent)
+            except OSError:
+                break
+
+    def begin(self, key: str) -> Path:
+        """The file itself: nothing counts on it before a marker or a commit does."""
+        path = self.root / key
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def finish(self, key: str, path: Path) -> None:
+        """The file is where it belongs already."""
+
+    def place(self, source: str, target: File) -> None:
+        """Make ``source`` appear as ``target`` too, by a hard link where the file system has them."""
+        place_file(self.root / source, target.folder.path / target.key)
+
+    def put_file(self, path: Path, key: str) -> None:
+        """Copy a file to ``key``, atomically."""
+        target = self.root / key
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy_file(path, target)
+
+    def get_file(self, key: str, path: Path, *, etag: str | None = None, size: int | None = None) -> None:
+        """Copy the file ``key`` to ``path``."""
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.root / key, path)
+
+    def open(self, key: str) -> Any:
+        """The file as Arrow reads it."""
+        import pyarrow as pa
+
+        # An open file, not a path: resolving a path takes pyarrow longer than reading a small part.
+        return pa.OSFile(str(self.root / key))
+
+    def arrow(self) -> tuple[Any, str]:
+        """The folder's path, in this machine's file system."""
+        return None, str(self.root)
+
+    def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
+        """What the folder holds as input."""
+        from shardkit.storage.list_files import list_files
+
+        return list_files(self.root, leave_out=leave_out.path if isinstance(leave_out, LocalFolder) else None)
+
+    @contextlib.contextmanager
+    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[Held]:
+        """Hold an advisory lock; the system lets go of it when the process ends, however it ends."""
+        path = self.root / key
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+        try:
+            lock.take(busy, patience_s)
+            yield lock
+        finally:
+            lock.let_go()
+
+    def is_locked(self, key: str) -> bool:
+        """Whether a process of this machine holds the lock."""
+        return is_file_locked(self.root / key)

@@ -1,0 +1,244 @@
+"""Requests to a store that can be given up: after Ctrl-C, a store that has vanished holds nobody for long.
+
+A request runs to its end whatever signals come, for the code that makes it is none of Python's: up to two minutes where
+nobody answers. So it is made by a thread of its own, and after an interruption it is waited for a moment only. Workers
+do without: whoever watches over them ends them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import queue
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from shardkit.storage.refusals import LOST, STRANGE_HINT, TIMED_OUT, Unanswered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+TICK_S = 0.2
+GRACE_S = 3.0  # what a request may still take after an interruption
+BYTES_A_SECOND = 1e6  # and what one that carries so much may take in addition
+FORGOTTEN_S = 30.0
+LIST_S = 300.0  # for the next thousand keys: a list that goes in circles may bring none
+
+
+class GivenUp(Unanswered):
+    """A request that nobody waited for any longer, for the work was interrupted."""
+
+
+class _Interruption:
+    """Whether, and since when, this process is about to end its work."""
+
+    def __init__(self) -> None:
+        self.watching = True
+        self._event = threading.Event()
+        self._at = 0.0
+        self._silent = False
+
+    def note(self) -> None:
+        """The user has interrupted; what is asked of stores from now on, or on its way, may take a moment only."""
+        if not self.noted:
+            self._silent = False
+        self._at = time.monotonic()
+        self._event.set()
+
+    def forget(self) -> None:
+        """New work begins."""
+        self._event.clear()
+        self._silent = False
+
+    @property
+    def noted(self) -> bool:
+        """Whether the work is about to end."""
+        if self._event.is_set() and time.monotonic() - self._at > FORGOTTEN_S:
+            self.forget()
+        return self._event.is_set()
+
+    def is_over(self, begun: float, size: int = 0) -> bool:
+        """Whether to wait no longer for what began at that time, and carries so many bytes."""
+        if not self.noted:
+            return False
+        grace = TICK_S if self._silent else GRACE_S + size / BYTES_A_SECOND
+        over = time.monotonic() > max(self._at, begun) + grace
+        self._silent |= over  # nobody answers, so the next requests are given up at once
+        return over
+
+    def pause(self, seconds: float) -> None:
+        """Wait before a request is made again."""
+        if threading.current_thread() is threading.main_thread() or self.noted:
+            time.sleep(min(seconds, TICK_S) if self.noted else seconds)
+        else:
+            self._event.wait(seconds)
+
+
+INTERRUPTION = _Interruption()
+
+
+@contextlib.contextmanager
+def heeding_interrupts() -> Iterator[None]:
+    """Have Ctrl-C told to all threads that wait for a store, and not to the main thread alone.
+
+    Raises:
+        KeyboardInterrupt: also where what ended the block was a request given up for it.
+    """
+    INTERRUPTION.forget()
+    before = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread() and before is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    except GivenUp as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    INTERRUPTION.note()
+    signal.default_int_handler(number, frame)
+
+
+class _Request:
+    """A request, and its answer once that is there."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._answer: Any = None
+        self._error: BaseException | None = None
+        self.answered = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._answer = self._make()
+        except BaseException as error:  # noqa: BLE001  it is raised where the answer is waited for
+            self._error = error
+        self.answered.set()
+
+    def result(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+
+class _Hands:
+    """Threads that make requests; the program's end does not wait for them."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin without a thread, as a process that was forked must."""
+        self._waiting: queue.SimpleQueue[_Request] = queue.SimpleQueue()
+        self._idle = 0
+        self._lock = threading.Lock()
+
+    def take(self, request: _Request) -> None:
+        """Make a request, by a thread that has nothing to do."""
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+            else:
+                threading.Thread(target=self._serve, name="shardkit-request", daemon=True).start()
+        self._waiting.put(request)
+
+    def _serve(self) -> None:
+        while True:
+            self._waiting.get().run()
+            with self._lock:
+                self._idle += 1
+
+
+_HANDS = _Hands()
+os.register_at_fork(after_in_child=_HANDS.begin)
+
+
+def answered(make: Callable[[], T], *, size: int = 0, limit_s: float | None = None) -> T:
+    """What a request is answered; ``size`` is what it carries, in bytes.
+
+    Raises:
+        KeyboardInterrupt: one came meanwhile.
+        GivenUp: there was no answer within a moment of an interruption.
+        Unanswered: there was none for ``limit_s``.
+    """
+    request, begun, interrupt = _Request(make), time.monotonic(), None
+    _HANDS.take(request)
+    while True:
+        try:
+            if request.answered.wait(TICK_S):
+                break
+        except KeyboardInterrupt as error:
+            INTERRUPTION.note()
+            if interrupt is not None:
+                raise
+            interrupt = error
+        if INTERRUPTION.is_over(begun, size):
+            if interrupt is not None:
+                raise interrupt
+            raise GivenUp("The store did not answer after the interruption.", kind=LOST)
+        if limit_s is not None and time.monotonic() - begun > limit_s:
+            raise Unanswered(f"No end after {limit_s:g} s.", kind=TIMED_OUT, hint=STRANGE_HINT)
+    if interrupt is not None:
+        raise interrupt
+    answer: T = request.result()
+    return answer
+
+
+class Watched:
+    """A store of obstore's, of which each request can be given up."""
+
+    def __init__(self, store: Any) -> None:
+        self.raw = store
+
+    def get(self, *arguments: Any, **options: Any) -> Any:
+        """An object, whose bytes are still to come."""
+        return _Found(answered(lambda: self.raw.get(*arguments, **options)))
+
+    def put(self, path: str, content: Any, **options: Any) -> Any:
+        """Write an object."""
+        size = len(content) if hasattr(content, "__len__") else content.stat().st_size
+        return answered(lambda: self.raw.put(path, content, **options), size=size)
+
+    def list(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+        """The pages of a list."""
+        pages, end = iter(self.raw.list(*arguments, **options)), object()
+        while (page := answered(lambda: next(pages, end), limit_s=LIST_S)) is not end:
+            yield page
+
+    def list_with_delimiter(self, *arguments: Any, **options: Any) -> Any:
+        """What is right in a folder."""
+        return answered(lambda: self.raw.list_with_delimiter(*arguments, **options), limit_s=LIST_S)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.raw, name)
+        return functools.partial(self._call, found) if callable(found) else found
+
+    @staticmethod
+    def _call(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        return answered(lambda: method(*arguments, **options))
+
+
+class _Found:
+    """An object that was found."""
+
+    def __init__(self, found: Any) -> None:
+        self._found = found
+        self.meta = found.meta
+
+    def bytes(self) -> Any:
+        """All its bytes."""
+        return answered(self._found.bytes, size=self.meta["size"])
+
+
+def watched(store: Any) -> Any:
+    """A store whose requests can be given up, or the store itself where nobody is to be waited for."""
+    return Watched(store) if INTERRUPTION.watching else store

@@ -1,0 +1,68 @@
+"""Whether a store does not give out one object, which is that object's fault, or gives out none, which is not.
+
+Another object of the same input tells: one that was read before, or where none was, some from all over the input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from shardkit.errors import ObjectRefused, StorageError
+from shardkit.storage.refusals import EXPIRED, ODD, OWNER, THROTTLED, UNREACHABLE, Denied, Unanswered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shardkit.storage.base import Folder
+
+NEVER_ONE_OBJECTS = {EXPIRED, THROTTLED, UNREACHABLE}
+
+
+class Witness:
+    """Sees that other objects of an input can be read; ``readable`` is the last one that could be.
+
+    ``others`` names some objects of the input, to be tried as long as none has been read.
+    """
+
+    def __init__(self, source: Folder, others: Callable[[], Sequence[str]]) -> None:
+        self._source = source
+        self._others = others
+        self.readable: str | None = None
+
+    def excuse(self, error: StorageError, again: Callable[[], None]) -> None:
+        """Say who is to blame for an object that could not be read; ``again`` reads it once more.
+
+        Returns where it can be read by now.
+
+        Raises:
+            ObjectRefused: the object: others can be read in this moment.
+            StorageError: the error itself: none can.
+        """
+        if isinstance(error, ObjectRefused):
+            raise error
+        if isinstance(error, Unanswered) and error.kind in NEVER_ONE_OBJECTS:
+            raise error
+        if not self._sees_another():
+            raise error
+        try:
+            again()  # or what was wrong with all has ended in this moment
+        except ObjectRefused:
+            raise
+        except StorageError as still:
+            if isinstance(still, Unanswered) and still.kind in NEVER_ONE_OBJECTS:
+                raise
+            cure = OWNER if isinstance(still, Denied) else ODD
+            told = f"{still.message} The object {cure.problem}."
+            raise ObjectRefused(told, hint=still.hint if "kms:" in still.hint else cure.hint) from None
+
+    def _sees_another(self) -> bool:
+        if self.readable is not None and self._reads(self.readable):
+            return True
+        return any(self._reads(key) for key in self._others())
+
+    def _reads(self, key: str) -> bool:
+        """Whether an object is given out now; one without a byte has none to give."""
+        with contextlib.suppress(StorageError, FileNotFoundError):
+            return len(self._source.read_range(key, 0, 1)) == 1
+        return False

@@ -1,0 +1,1 @@
+"""Values, types and rows in Arrow and Parquet; knows no folder."""

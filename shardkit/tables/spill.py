@@ -1,0 +1,239 @@
+"""Tables that are made piece by piece; what is beyond some memory lies in a file of the temporary folder.
+
+The file has no name and goes with the table. It is mapped into memory, so nothing of it is copied, and what has been
+read of it can be let go again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import heapq
+import mmap
+import tempfile
+import threading
+import weakref
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardkit.errors import StorageError
+from shardkit.tables.arrays import arrow, numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+LISTED = pa.schema(
+    [("key", pa.string()), ("bytes", pa.int64()), ("etag", pa.string()), ("modified", pa.timestamp("us", "UTC"))]
+)
+BUDGET_BYTES = 16 << 20
+PIECE_ROWS = 1 << 12  # smaller ones are not worth a place in the file
+BATCH_ROWS = 1 << 16
+LET_GO_ROWS = 1 << 17  # so many rows later, the memory of what was read is let go
+LET_GO_BATCHES = 32
+SLICE_ROWS = 64  # where pieces are in among each other more finely than that, sorting them all is faster
+
+_MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+class NoRoom(StorageError):
+    """The temporary folder cannot take what memory should not hold."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows in key order, at least one; ``place`` is the batch itself, or its number in the file."""
+
+    first: str
+    last: str
+    rows: int
+    place: pa.RecordBatch | int
+
+
+class Spill:
+    """Keeps the batches of one table, in memory up to a budget, those beyond it in a file. Threads may share it."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._count = 0
+        self._file: Any = None
+        self._writer: Any = None
+
+    def keep(self, batch: pa.RecordBatch) -> pa.RecordBatch | int:
+        """Take a batch in: what it is kept as.
+
+        Raises:
+            NoRoom: the temporary folder is full, or cannot be written to.
+        """
+        with self._lock:
+            if batch.num_rows < PIECE_ROWS or self._bytes + batch.nbytes <= BUDGET_BYTES:
+                self._bytes += batch.nbytes
+                return batch
+            with _making_room():
+                if self._file is None:
+                    self._file = tempfile.TemporaryFile(prefix="shardkit-")  # noqa: SIM115  closed when it is mapped
+                    self._writer = pa.ipc.new_stream(self._file, self._schema)
+                self._writer.write_batch(batch)
+            self._count += 1
+            return self._count - 1
+
+    def keep_sorted(self, batch: pa.RecordBatch) -> Piece:
+        """Take a batch in that has rows and a ``key``, and bring it in the order of its keys."""
+        if not _in_order(batch["key"]):
+            batch = batch.take(pc.sort_indices(batch["key"]))
+        keys = batch["key"]
+        return Piece(keys[0].as_py(), keys[-1].as_py(), len(keys), self.keep(batch))
+
+    def table(self, kept: Iterable[pa.RecordBatch | int]) -> pa.Table:
+        """What was kept, as a table; after that, nothing more can be."""
+        written = self._written()
+        batches = [written[place] if isinstance(place, int) else place for place in kept]
+        return pa.Table.from_batches(batches, schema=self._schema)
+
+    def sorted_table(self, pieces: list[Piece]) -> pa.Table:
+        """Pieces as a table in key order; only what lies in among each other is copied."""
+        whole = self.table(piece.place for piece in pieces)
+        slices = _merged(pieces, whole.to_batches(), limit=1000 + len(whole) // SLICE_ROWS)
+        again = Spill(self._schema)
+        if slices is None:
+            return again.table([again.keep(batch) for batch in _sorted(whole)])
+        as_they_are = set(map(id, slices))
+        put = [batch if id(batch) in as_they_are else again.keep(batch) for batch in gathered(slices)]
+        forget_pages()
+        return again.table(put)
+
+    def _written(self) -> list[pa.RecordBatch]:
+        if self._file is None:
+            return []
+        with _making_room():
+            self._writer.close()
+            self._file.flush()
+        mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file.close()
+        _MAPPED.add(mapped)
+        reader = pa.ipc.open_stream(pa.py_buffer(mapped))
+        batches = []
+        for number in range(self._count):
+            batches.append(reader.read_next_batch())
+            if number % LET_GO_BATCHES == 0:
+                forget_pages()
+        return batches
+
+
+def gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows with small batches put together, to PIECE_ROWS at least where no large one lies between."""
+    small: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        large = batch.num_rows >= PIECE_ROWS
+        if not large and batch.num_rows:
+            small.append(batch)
+            rows += batch.num_rows
+        if large or rows >= PIECE_ROWS:
+            yield from _one(small)
+            small, rows = [], 0
+        if large:
+            yield batch
+    yield from _one(small)
+
+
+def _one(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    # Arrow's own memory pool keeps what one thread has made and another lets go.
+    return [pa.concat_batches(batches, memory_pool=pa.system_memory_pool())] if len(batches) > 1 else batches
+
+
+def batches_of(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """A table batch by batch; what of it lies in a file does not stay in memory."""
+    rows = 0
+    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+        yield batch
+        rows += batch.num_rows
+        if rows >= LET_GO_ROWS:
+            forget_pages()
+            rows = 0
+    forget_pages()
+
+
+def values_of(table: pa.Table, of: Callable[[pa.RecordBatch], pa.Array]) -> np.ndarray:
+    """What a function tells of each batch, booleans or integers of one type, as one array."""
+    found = np.zeros(0, bool)
+    end = 0
+    for batch in batches_of(table):
+        values = numpy(of(batch))
+        if not end:
+            found = np.empty(len(table), values.dtype)
+        found[end : end + len(values)] = values
+        end += len(values)
+    return found
+
+
+def filtered(table: pa.Table, wanted: np.ndarray) -> pa.Table:
+    """The rows of a table that are wanted; only batches of which some are not are copied."""
+    if wanted.all():
+        return table
+    spill = Spill(table.schema)
+    kept: list[pa.RecordBatch | int] = []
+    end = 0
+    for batch in batches_of(table):
+        those = wanted[end : end + len(batch)]
+        end += len(batch)
+        kept.append(batch if those.all() else spill.keep(batch.filter(arrow(those))))
+    return spill.table(kept)
+
+
+def forget_pages() -> None:
+    """Let go of the memory that what was read of the files takes; it is read again when it is wanted."""
+    for mapped in list(_MAPPED):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _merged(pieces: list[Piece], batches: list[pa.RecordBatch], *, limit: int) -> list[pa.RecordBatch] | None:
+    """Slices of pieces in key order; None if they would be more than ``limit``."""
+    heads = [(piece.first, number, 0) for number, piece in enumerate(pieces)]
+    heapq.heapify(heads)
+    slices = []
+    while heads:
+        _, number, begin = heapq.heappop(heads)
+        batch, end = batches[number], pieces[number].rows
+        if heads and heads[0][0] < pieces[number].last:
+            keys = batch["key"]
+            end = bisect_right(range(end), heads[0][0], begin, key=lambda row: keys[row].as_py())
+            heapq.heappush(heads, (keys[end].as_py(), number, end))
+        slices.append(batch.slice(begin, end - begin))
+        if len(slices) > limit:
+            return None
+    return slices
+
+
+def _sorted(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    order = pc.sort_indices(table["key"])
+    # Taken from one chunk, whose offsets may need 64 bits.
+    large = [pa.large_string() if pa.types.is_string(kind) else kind for kind in table.schema.types]
+    whole = table.cast(pa.schema(zip(table.schema.names, large, strict=True))).combine_chunks()
+    for begin in range(0, len(order), BATCH_ROWS):
+        yield from whole.take(order.slice(begin, BATCH_ROWS)).cast(table.schema).to_batches()
+
+
+def _in_order(keys: pa.Array) -> bool:
+    ordered = pc.less_equal(keys.slice(0, max(len(keys) - 1, 0)), keys.slice(1))
+    return bool(pc.all(ordered, min_count=0).as_py())
+
+
+@contextlib.contextmanager
+def _making_room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        where = f" {tempfile.tempdir}" if tempfile.tempdir else ""  # else there is none that can be written to
+        raise NoRoom(
+            f"Cannot write to the temporary folder{where}: {error.strerror or error}.",
+            hint=f"{'Free some space there, or set' if full else 'Set'} TMPDIR to a folder of a disk with room: a long "
+            "listing is kept there.",
+        ) from error

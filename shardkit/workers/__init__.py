@@ -1,0 +1,1 @@
+"""Pass 1: chunks become parts, whatever dies."""

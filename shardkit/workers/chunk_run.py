@@ -1,0 +1,177 @@
+"""One chunk on its way from records to a marker, in a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardkit.record import Record
+from shardkit.tracebacks import error_message, user_traceback
+from shardkit.workers.inputs import Wanted
+from shardkit.workers.tasks import failure_entry, spool_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import pyarrow as pa
+
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.workers.inputs import LocalInputs, RemoteInputs, Ticket
+    from shardkit.workers.large_record import LargeRecord
+    from shardkit.workers.parts import Part
+    from shardkit.workers.tasks import ChunkTask, Settled, WorkerSettings
+
+
+class ChunkRun:
+    """One chunk on its way from records to a marker."""
+
+    def __init__(
+        self,
+        task: ChunkTask,
+        settings: WorkerSettings,
+        schema: pa.Schema | None,
+        folder: RunFolder,
+        inputs: LocalInputs | RemoteInputs,
+    ) -> None:
+        import pyarrow as pa
+
+        from shardkit.runfolder.folder import part_base
+        from shardkit.tables.rows import collect
+        from shardkit.workers.large_record import LargeRecord
+        from shardkit.workers.parts import PartsWriter
+
+        self.task = task
+        self.collect = collect
+        self._large_record = LargeRecord
+        self._settings = settings
+        self._folder = folder
+        self._inputs = inputs
+        table = pa.ipc.open_stream(task.records).read_all()
+        self.keys: list[str] = table["key"].to_pylist()
+        self.bytes: list[int] = table["bytes"].to_pylist()
+        self._mains: list[int] = table["main"].to_pylist()
+        self._objects: list[list[str]] = table["objects"].to_pylist()
+        self._etags: list[list[str] | None] = _etags_of(table)
+        self._failures: dict[int, dict[str, Any]] = {}
+        self._end = len(self.keys)
+        self.writer = PartsWriter(
+            (spool_of(settings) or self._folder.files).child(self._folder.parts_of(task.shard)),
+            part_base(task.chunk, task.attempt, piece=task.piece, alone=task.alone),
+            schema=schema,
+            give_up=lambda result, error: self.fail(result.index, error),
+        )
+
+    def large_record(self, i: int) -> LargeRecord:
+        """What takes a record's rows if they are many."""
+        return self._large_record(i, self.keys[i], functools.partial(self.writer.aside, i, self.keys[i]))
+
+    def record(self, i: int) -> Record:
+        """The record at a position, its objects here."""
+        root = self._inputs.fetch((self.task.shard, self.task.chunk, i))
+        return Record(
+            self.keys[i],
+            tuple(self._objects[i]),
+            main=self._mains[i],
+            root=root,
+            bytes=self.bytes[i],
+            by_stem=self._settings.by_stem,
+        )
+
+    def wanted(self) -> Iterator[tuple[Ticket, Wanted]]:
+        """The objects of the records that are to be run, in their order."""
+        task = self.task
+        for i in self.positions():
+            if i not in task.settled:
+                yield (task.shard, task.chunk, i), Wanted(self._objects[i], self._etags[i], self.bytes[i])
+
+    @staticmethod
+    def wanted_first(task: ChunkTask, count: int) -> Iterator[tuple[Ticket, Wanted]]:
+        """The same of another task's first records."""
+        import pyarrow as pa
+
+        table = pa.ipc.open_stream(task.records).read_all().slice(0, count)
+        rows = zip(table["objects"].to_pylist(), _etags_of(table), table["bytes"].to_pylist(), strict=True)
+        for i, (objects, etags, size) in enumerate(rows):
+            yield (task.shard, task.chunk, i), Wanted(objects, etags, size)
+
+    def end(self, i: int, *, failure: BaseException | None = None, seconds: float | None = None) -> None:
+        """A record has had its turn."""
+        self._inputs.release((self.task.shard, self.task.chunk, i))
+        if failure is not None:
+            self.fail(i, failure, seconds=seconds)
+
+    def positions(self) -> Iterable[int]:
+        """The positions of the records whose turn it is."""
+        return range(self.task.begin, len(self.keys)) if self.task.alone is None else (self.task.alone,)
+
+    def cut(self, i: int) -> None:
+        """Leave the records from position ``i`` on to a later attempt."""
+        self._end = i
+
+    def take(self, i: int, settled: Settled) -> None:
+        """Put on record what is known of a record already."""
+        from shardkit.workers.parts import Part
+
+        if settled.failure is not None:
+            self._failures[i] = settled.failure
+        else:
+            self.writer.adopt([Part(**part) for part in settled.parts])
+
+    def fail(self, i: int, error: BaseException, *, seconds: float | None = None) -> None:
+        """Put a record in quarantine."""
+        self._failures[i] = failure_entry(
+            record=self.task.ids[i],
+            key=self.keys[i],
+            bytes=self.bytes[i],
+            error=type(error).__name__,
+            message=error_message(error),
+            traceback=user_traceback(error),
+            seconds=seconds,
+            attempt=self.task.attempt,
+        )
+
+    def commit(self, seconds: float, repeats: dict[str, int]) -> dict[str, Any]:
+        """Finish the parts and write the marker, unless somebody else does; returns the marker."""
+        parts: list[Part] = self.writer.close()
+        task = self.task
+        first, end = (task.begin, self._end) if task.alone is None else (task.alone, task.alone + 1)
+        listed = end - first
+        whole = listed == len(self.keys) and not task.explicit
+        marker = {
+            "shard": task.shard,
+            "chunk": task.chunk,
+            "attempt": task.attempt,
+            "piece": task.piece,
+            "records": {"listed": listed, "done": listed - len(self._failures), "quarantined": len(self._failures)},
+            "ids": None if whole else task.ids[first:end],
+            "rows": self.writer.rows,
+            "bytes_in": sum(self.bytes[first:end]),
+            "bytes_out": sum(part.bytes for part in parts),
+            "seconds": round(seconds, 6),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "repeated": repeats,
+            "function_digest": self._settings.function.digest,
+            "parts": [part.to_dict() for part in parts],
+            "quarantine": [self._failures[i] for i in sorted(self._failures)],
+        }
+        if task.alone is None and listed and spool_of(self._settings) is None:
+            self._folder.write_marker(marker)
+        return marker
+
+
+def _etags_of(table: pa.Table) -> list[list[str] | None]:
+    return table["etags"].to_pylist() if "etags" in table.column_names else [None] * len(table)
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size that this process has had, in bytes."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # not on Linux
+        # What getrusage tells here is never less than what the parent had when it started this process.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

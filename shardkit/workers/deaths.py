@@ -1,0 +1,75 @@
+"""How a worker ended before its work did, and what the quarantine tells of it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from dataclasses import dataclass
+
+from shardkit.workers.guard import EXIT_CLOSED, EXIT_OUT_OF_MEMORY, HARM
+
+# What ends a process that does not get memory: the kernel, a library that gives up, or the function, by its own exit.
+# A segmentation fault is not among them: whether it has neighbours is nothing to a wrong pointer.
+MEMORY_SIGNALS = {"SIGKILL", "SIGABRT", "SIGBUS"}
+
+
+@dataclass(eq=False)
+class WorkerDied(Exception):
+    """A worker ended, or was ended, before its chunk did.
+
+    ``position`` is the record that it was at (-1: none), ``reached`` the one that had begun last, ``seconds`` how long
+    it had been at it; ``loading`` says that it had not even loaded the function; ``garbled`` that it was ended for what
+    came out of its pipe. Without an ``exit_code`` what workers are forked from has ended.
+    """
+
+    position: int
+    reached: int
+    loading: bool
+    exit_code: int | None
+    seconds: float
+    timed_out: bool
+    garbled: bool
+    peak_memory_bytes: int | None
+
+    @property
+    def signal_name(self) -> str | None:
+        """The name of the signal that ended it, if one did."""
+        if self.exit_code is None or self.exit_code >= 0:
+            return None
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-self.exit_code).name
+        return f"signal {-self.exit_code}"
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether the function did something to the process that it needs."""
+        return self.garbled or self.exit_code in HARM
+
+    @property
+    def may_be_memory(self) -> bool:
+        """Whether there may have been too little memory, for which others may be to blame."""
+        if self.timed_out or self.is_spoilt or self.exit_code is None:
+            return False
+        return self.exit_code >= 0 or self.signal_name in MEMORY_SIGNALS
+
+    @property
+    def needs_quiet(self) -> bool:
+        """Whether it only proves anything if no other record was at work."""
+        return self.may_be_memory or self.exit_code is None
+
+
+def describe_death(death: WorkerDied, timeout_s: float | None) -> tuple[str, str]:
+    """The kind and the story of a worker's end, as the quarantine tells them."""
+    if death.timed_out:
+        return "TimeoutError", f"took longer than {timeout_s:g} s (the pipeline's timeout) and was killed"
+    peak = "" if death.peak_memory_bytes is None else f"; its peak memory was {death.peak_memory_bytes / 1e6:,.0f} MB"
+    if death.is_spoilt:
+        return "WorkerDied", HARM[EXIT_CLOSED if death.garbled else death.exit_code or 0]
+    if death.exit_code == EXIT_OUT_OF_MEMORY:
+        return "MemoryError", f"there was not enough memory to store the rows{peak}"
+    if death.exit_code is None:
+        return "WorkerDied", f"the process that workers are forked from was killed (usually: out of memory){peak}"
+    if death.signal_name is None:
+        return "WorkerDied", f"the worker process exited with code {death.exit_code}{peak}"
+    guess = " (usually: out of memory)" if death.signal_name == "SIGKILL" else ""
+    return "WorkerDied", f"the worker process was ended by {death.signal_name}{guess}{peak}"

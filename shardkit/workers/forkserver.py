@@ -1,0 +1,435 @@
+"""A process that has imported what workers need, and forks them: each worker costs milliseconds, not an interpreter.
+
+It is a fresh interpreter that has no threads and runs nobody's code, so that its forks hold no lock of another's. It
+serves one program, run after run, and ends with it. The standard library's own (``multiprocessing.forkserver``) would
+import the program's main module, and tells neither a signal nor the memory that a fork has had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import importlib
+import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, TypeAlias
+
+from shardkit.workers.orphans import adopt_orphans, end_group, end_orphans, ended_child
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.workers.forkserver import main; main({control})"
+# One thread a worker, for there is a worker a CPU; an allocator that gives back what is freed; and the other one shall
+# not start a thread, of which a fork knows nothing.
+ALLOCATORS = {"ARROW_DEFAULT_MEMORY_POOL": "system", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+WORKER_ENVIRONMENT = ALLOCATORS | dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "ARROW_IO_THREADS",
+    ),
+    "1",
+)
+# What Python and the libraries go by when they are loaded; all else is each fork's own.
+READ_AT_START = (
+    "PYTHON",
+    "ARROW_",
+    "JE_",
+    "OMP_",
+    "OPENBLAS_",
+    "MKL_",
+    "VECLIB_",
+    "LD_",
+    "DYLD_",
+    "MALLOC_",
+    "GLIBC_",
+    "LC_",
+)
+Call: TypeAlias = tuple[int, int, int, "str | None", int]  # the arguments of `shardkit.workers.worker.work`
+LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
+DESCRIPTORS = 4  # that come with a request for a fork: the pipe, the board, stderr, and where to tell of it
+LENGTH, BEGUN, ENDED = struct.Struct("!Q"), struct.Struct("!q"), struct.Struct("!iq")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a worker is told at its fork: which of the workers it is, and what it would have had from its parent.
+
+    ``store`` is the kind of store that its objects are fetched from.
+    """
+
+    number: int
+    store: str | None
+    path: list[str]
+    folder: str | None
+    environment: dict[str, str]
+
+    @classmethod
+    def here(cls, number: int, store: str | None) -> Start:
+        """As things are in this process."""
+        folder = None
+        with contextlib.suppress(OSError):  # it has been removed
+            folder = os.getcwd()
+        return cls(number, store, list(sys.path), folder, _environment())
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process ended: its exit code, or the negative number of a signal, and its largest resident size.
+
+    ``exit_code`` is None where the server has ended first, which takes its children with it.
+    """
+
+    exit_code: int | None
+    peak_bytes: int | None
+
+
+class Child:
+    """A process that the server has been asked for."""
+
+    def __init__(self, server: _Server, status: Connection) -> None:
+        self._server = server
+        self._status = status
+        self._reading = threading.RLock()
+        self._pid: int | None = None
+        self._ending: Ending | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id, once it has one.
+
+        Raises:
+            OSError: it could not be forked.
+            EOFError: the server has ended before.
+        """
+        with self._reading:
+            if self._pid is None:
+                (number,) = BEGUN.unpack(self._status.recv_bytes())
+                if number < 0:
+                    raise OSError(-number, os.strerror(-number))
+                self._pid = number
+            return self._pid
+
+    def ending(self, *, timeout_s: float | None = 0.0) -> Ending | None:
+        """How it ended; None if it has not within ``timeout_s``."""
+        with self._reading:
+            if self._ending is None:
+                try:
+                    if not self._status.poll(timeout_s) or not self.pid or not self._status.poll(timeout_s):
+                        return None
+                    self._ending = Ending(*ENDED.unpack(self._status.recv_bytes()))
+                except (EOFError, OSError):
+                    self._ending = Ending(None, None)
+                    self._server.is_lost = True  # though the system may take a request for it a moment longer
+                    if self._pid is not None:
+                        end_group(self._pid)  # which the server would have done
+                self._status.close()
+        return self._ending
+
+    def wait(self) -> Ending:
+        """How it ended, once it has."""
+        while (ending := self.ending(timeout_s=None)) is None:
+            pass
+        return ending
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        if self.ending() is None:
+            with contextlib.suppress(EOFError, OSError):  # the server was faster
+                self._server.send(self.pid)
+            self.wait()
+
+    def forget(self) -> None:
+        """Let it end by itself, which nobody waits for."""
+        self._status.close()
+
+
+class _Server:
+    """The process that forks, as this one knows it; it ends when neither this process nor a child has a use for it."""
+
+    def __init__(self) -> None:
+        self.is_lost = False
+        self._owner = os.getpid()
+        self._surroundings = _surroundings()
+        self._sending = threading.Lock()
+        self._control, theirs = socket.socketpair()
+        with theirs, _no_interrupt():
+            process = subprocess.Popen(  # noqa: S603  our own interpreter and code
+                [sys.executable, "-c", BOOTSTRAP.format(path=sys.path, control=theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+                start_new_session=True,  # it shall see to the end of its children when this one's whole group is killed
+            )
+        weakref.finalize(self, _end, os.getpid(), self._control, process)
+
+    def forks_as_things_are(self) -> bool:
+        """Whether it is this process's own, and what is not told to its forks has not changed."""
+        return not self.is_lost and self._owner == os.getpid() and self._surroundings == _surroundings()
+
+    def send(self, content: Start | int, descriptors: Sequence[int] = ()) -> None:
+        """Ask for a fork, or for the end of the child of that number.
+
+        Raises:
+            OSError: the server has ended.
+        """
+        data = pickle.dumps(content)
+        with self._sending:
+            socket.send_fds(self._control, [LENGTH.pack(len(data))], descriptors)
+            self._control.sendall(data)
+
+
+def _end(owner: int, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    control.close()
+    if owner == os.getpid():  # and no fork of this process
+        process.kill()
+        process.wait()
+
+
+_current: _Server | None = None
+_choosing = threading.Lock()
+
+
+def begin_server() -> None:
+    """Have the server get ready, for it will be needed soon.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    _server()
+
+
+def end_server() -> None:
+    """Have the server end, once its children have."""
+    global _current  # noqa: PLW0603  there is one a process
+    with _choosing:
+        _current = None
+
+
+def fork_worker(start: Start, descriptors: Sequence[int]) -> Child:
+    """Ask for a worker that has copies of the descriptors: its end of the pipe, and the board's.
+
+    Raises:
+        OSError: the server cannot be started, or there are too many open files.
+    """
+    ours, theirs = os.pipe()
+    status = Connection(ours, writable=False)
+    try:
+        with _stderr() as stderr:
+            passed = [*descriptors, stderr, theirs]
+            server = _server()
+            try:
+                server.send(start, passed)
+            except ConnectionError:  # somebody has killed it
+                server = _server(instead_of=server)
+                server.send(start, passed)
+    except BaseException:
+        status.close()
+        raise
+    finally:
+        os.close(theirs)
+    return Child(server, status)
+
+
+def _server(*, instead_of: _Server | None = None) -> _Server:
+    """The server of this process; a new one if there is none that forks as things are now, or one that is dead."""
+    global _current  # noqa: PLW0603
+    with _choosing:
+        if _current is None or _current is instead_of or not _current.forks_as_things_are():
+            _current = _Server()
+        return _current
+
+
+def _environment() -> dict[str, str]:
+    return WORKER_ENVIRONMENT | dict(os.environ)
+
+
+def _surroundings() -> tuple[object, ...]:
+    """What a fork has from its server, whatever it is told."""
+    known = {name: value for name, value in _environment().items() if name.startswith(READ_AT_START)}
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    return known, sorted(cpus), [resource.getrlimit(limit) for limit in LIMITS], os.nice(0), os.geteuid()
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Have processes that are started in the block begin deaf to Ctrl-C, which is the parent's to deal with."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _stderr() -> Iterator[int]:
+    """What a worker shall have for its stderr: this process's, or nothing where that is closed."""
+    try:
+        descriptor = os.dup(2)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def main(control: int) -> None:
+    """The program of the server, and in each of its forks that of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the parent had it blocked until here
+    from shardkit.workers.worker import be_called, preload, work
+
+    be_called("shardkit-forks")
+    adopt_orphans()
+    preload(None)
+    call = _Forks(socket.socket(fileno=control)).serve()
+    if call is not None:
+        work(*call)
+
+
+class _Forks:
+    """The server's side: serves requests, and tells of the ends of its children."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._pid = os.getpid()
+        self._children: dict[int, Connection] = {}
+        self._ended, waking = os.pipe()
+        for descriptor in (self._ended, waking):
+            os.set_blocking(descriptor, False)
+        self._waking = waking
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+
+    def serve(self) -> Call | None:
+        """Serve until the program has ended, and then return None; in a fork return what the worker is called with."""
+        while True:
+            ready = wait([self._control, self._ended])
+            if self._ended in ready:
+                os.read(self._ended, 1 << 10)
+                self._reap()
+            if self._control in ready:
+                content, descriptors = self._receive()
+                if content is None:
+                    self._end_all()
+                    return None
+                if isinstance(content, Start):
+                    if (call := self._fork(content, descriptors)) is not None:
+                        return call
+                elif content in self._children:
+                    os.kill(content, signal.SIGKILL)
+
+    def _receive(self) -> tuple[Start | int | None, list[int]]:
+        """A request, and the descriptors that came with it; None when there will be no more."""
+        head, descriptors, _, _ = socket.recv_fds(self._control, LENGTH.size, DESCRIPTORS)
+        if len(head) < LENGTH.size:
+            return None, descriptors
+        (left,) = LENGTH.unpack(head)
+        data = bytearray()
+        while len(data) < left:
+            data += (more := self._control.recv(left - len(data)))
+            if not more:
+                return None, descriptors
+        content: Start | int = pickle.loads(data)  # noqa: S301  from our own parent
+        return content, descriptors
+
+    def _fork(self, start: Start, descriptors: list[int]) -> Call | None:
+        if len(descriptors) != DESCRIPTORS:  # the system drops those for which there is no room
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return None
+        *given, told = descriptors
+        status = Connection(told, readable=False)
+        from shardkit.workers.worker import preload
+
+        preload(start.store)
+        gc.freeze()  # what is here already no fork shall look through
+        try:
+            pid = os.fork()
+        except OSError as error:
+            pid = -(error.errno or errno.EAGAIN)
+        if pid == 0:
+            status.close()
+            return self._become(start, *given)
+        for descriptor in given:
+            os.close(descriptor)
+        self._tell(status, BEGUN.pack(pid))
+        if pid > 0:
+            self._children[pid] = status
+        else:
+            status.close()
+        return None
+
+    def _become(self, start: Start, pipe: int, board: int, stderr: int) -> Call:
+        """Turn a fork of the server into what would have been started by the parent."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()  # its end is the end of all that it starts, and Ctrl-C is not for them
+        adopt_orphans()
+        self._control.close()
+        for status in self._children.values():
+            status.close()
+        os.close(self._ended)
+        os.close(self._waking)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.environ.clear()
+        os.environ.update(start.environment)
+        time.tzset()
+        sys.path[:] = start.path
+        importlib.invalidate_caches()  # what has come since may be imported too
+        if start.folder is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(start.folder)
+        if (random := sys.modules.get("numpy.random")) is not None:
+            random.seed()  # or all workers would draw the same numbers
+        return pipe, board, start.number, start.store, self._pid
+
+    def _reap(self) -> None:
+        """Tell of the children that have ended, once what they have started has ended too."""
+        ended = []
+        while (pid := ended_child()) is not None:
+            end_group(pid)  # before its number is free for another
+            _, code, usage = os.wait4(pid, 0)
+            status = self._children.pop(pid, None)
+            if status is not None:
+                peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+                ended.append((status, ENDED.pack(os.waitstatus_to_exitcode(code), peak)))
+        if ended:
+            end_orphans(self._children)
+        for status, message in ended:
+            self._tell(status, message)
+            status.close()
+
+    def _end_all(self) -> None:
+        """End the children, for the program has ended, and what they have started."""
+        for pid in self._children:
+            end_group(pid)
+            os.kill(pid, signal.SIGKILL)  # it may not have a group of its own yet
+        end_orphans(())
+
+    @staticmethod
+    def _tell(status: Connection, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # nobody waits for it any more
+            status.send_bytes(message)

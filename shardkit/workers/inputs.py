@@ -1,0 +1,213 @@
+"""The objects of a record, as files of this machine while its function runs.
+
+Objects of a store are fetched ahead: while the function works on one record, those of the next ones arrive, several
+at once, in the order in which they will be needed. What is held is bounded in bytes and in records; a record's files
+go when it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardkit.errors import StorageError
+from shardkit.storage.base import folder
+from shardkit.storage.witness import Witness
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from shardkit.storage.base import Access, Folder
+
+READ_AHEAD_BYTES = 64 << 20
+READ_AHEAD_RECORDS = 64
+FETCH_THREADS = 16
+
+Ticket = tuple[int, int, int]  # shard, chunk, position
+
+
+@dataclass
+class Wanted:
+    """A record's objects: keys, the etags that they must still have, their size in bytes together."""
+
+    objects: Sequence[str]
+    etags: Sequence[str] | None
+    bytes: int
+    arrivals: list[Future[None]] = field(default_factory=list)
+
+
+def open_inputs(
+    uri: str, scratch: str | None, access: Access, *, others: Callable[[], Sequence[str]] = list
+) -> LocalInputs | RemoteInputs:
+    """The way to the objects under ``uri``; ``scratch`` is where those of a store arrive.
+
+    ``others`` names some objects of the whole input, whichever these are.
+    """
+    return LocalInputs(uri) if scratch is None else RemoteInputs(folder(uri, access), Path(scratch), others)
+
+
+class LocalInputs:
+    """Objects that are files of this machine already."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def expect(self, wanted: Iterable[tuple[Ticket, Wanted]]) -> None:
+        """They are here."""
+
+    def fetch(self, ticket: Ticket) -> str:
+        """The folder that the objects' keys count from."""
+        return self._root
+
+    def release(self, ticket: Ticket) -> None:
+        """The files stay where they are."""
+
+    def forget(self) -> None:
+        """Nothing was expected."""
+
+
+class RemoteInputs:
+    """Objects of a store, fetched before their records' turns; for the worker's own thread alone."""
+
+    def __init__(self, source: Folder, scratch: Path, others: Callable[[], Sequence[str]] = list) -> None:
+        self._source = source
+        self._witness = Witness(source, others)
+        self._root = scratch
+        self._threads = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="shardkit-fetch")
+        self._wanted: dict[Ticket, Wanted] = {}
+        self._waiting: deque[Ticket] = deque()
+        self._held: dict[Ticket, _Room] = {}
+        self._free: list[_Room] = []
+        self._held_bytes = 0
+
+    def expect(self, wanted: Iterable[tuple[Ticket, Wanted]]) -> None:
+        """Tell which records' turns come, in their order; what was told before comes first."""
+        for ticket, record in wanted:
+            if ticket not in self._wanted:
+                self._wanted[ticket] = record
+                self._waiting.append(ticket)
+        self._fill()
+
+    def fetch(self, ticket: Ticket) -> str:
+        """Wait until the record's objects are here; returns the folder that their keys count from.
+
+        Raises:
+            FileNotFoundError: an object is gone.
+            ObjectChanged: one is not what it was when it was listed.
+            ObjectRefused: the store does not give one out, though others.
+            StorageError: the store cannot be reached, or gives out none.
+        """
+        if ticket not in self._held:
+            self._waiting.remove(ticket)
+            self._begin(ticket)
+        wanted, path = self._wanted[ticket], self._held[ticket].path
+        for number, (key, arrival) in enumerate(zip(wanted.objects, wanted.arrivals, strict=True)):
+            try:
+                arrival.result()
+            except StorageError as error:
+                self._witness.excuse(error, functools.partial(self._get, wanted, number, path))
+            self._witness.readable = key
+        return path
+
+    def _get(self, record: Wanted, number: int, path: str) -> None:
+        key = record.objects[number]
+        etag = record.etags[number] if record.etags is not None else None
+        size = record.bytes if len(record.objects) == 1 else None
+        self._source.get_file(key, Path(path, key), etag=etag, size=size)
+
+    def release(self, ticket: Ticket) -> None:
+        """Remove a record's files, whether all have arrived or not."""
+        record = self._wanted.pop(ticket)
+        for arrival in record.arrivals:
+            if not arrival.cancel():
+                with contextlib.suppress(Exception):  # fetch() has told it, or nobody wants to know
+                    arrival.result()
+        room = self._held.pop(ticket)
+        room.clear(record.objects)
+        self._free.append(room)
+        self._held_bytes -= record.bytes
+        self._fill()
+        if not self._held:  # nothing more is expected
+            for room in self._free:
+                room.remove()
+            self._free.clear()
+
+    def forget(self) -> None:
+        """Drop all that was expected and has not had its turn."""
+        self._waiting.clear()
+        for ticket in list(self._wanted):
+            if ticket in self._held:
+                self.release(ticket)
+        self._wanted.clear()
+
+    def _fill(self) -> None:
+        while self._waiting and self._has_room(self._wanted[self._waiting[0]].bytes):
+            self._begin(self._waiting.popleft())
+
+    def _has_room(self, size: int) -> bool:
+        if not self._held:
+            return True
+        return len(self._held) < READ_AHEAD_RECORDS and self._held_bytes + size <= READ_AHEAD_BYTES
+
+    def _begin(self, ticket: Ticket) -> None:
+        record = self._wanted[ticket]
+        room = self._free.pop() if self._free else _Room(f"{self._root}/{len(self._held)}")
+        self._held[ticket] = room
+        self._held_bytes += record.bytes
+        room.prepare(record.objects)
+        for number in range(len(record.objects)):
+            record.arrivals.append(self._threads.submit(self._get, record, number, room.path))
+
+
+class _Room:
+    """A folder for the files of one record at a time: an object may have the name of another record's folder.
+
+    The folders in it stay for the next record, if its objects lie in the same: to make them anew may take a disk
+    longer than a small object takes to arrive.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._folders: frozenset[str] = frozenset()
+
+    def prepare(self, keys: Sequence[str]) -> None:
+        """See that there is nothing in the way of files of these names."""
+        folders = frozenset(_around(keys))
+        if folders != self._folders:
+            self.remove()
+        self._folders = folders
+
+    def clear(self, keys: Sequence[str]) -> None:
+        """Remove the files, and whatever else the function has left."""
+        try:
+            for key in keys:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self.path}/{key}")
+            if self._is_bare():
+                return
+        except OSError:
+            pass  # the function has moved or removed something
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _is_bare(self) -> bool:
+        """Whether there are the folders, and nothing else."""
+        inside = Counter(name.rpartition("/")[0] for name in self._folders if name)
+        return all(len(os.listdir(f"{self.path}/{name}")) == inside[name] for name in self._folders)
+
+
+def _around(keys: Iterable[str]) -> Iterator[str]:
+    """The folders that files of these names are in, and those around them; the outermost is empty."""
+    for home in {key.rpartition("/")[0] for key in keys}:
+        names = home.split("/")
+        yield from ("/".join(names[:count]) for count in range(len(names) + 1))

@@ -1,0 +1,311 @@
+"""Chunks seen through to their markers, whatever happens to the workers.
+
+Each worker process has a lane, a thread that watches over it and takes the next chunk when it comes free. When that
+process dies, only its own chunk is begun again: the record that it was at is run by itself first, and quarantined
+if it brings that process down too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import RunFailed
+from shardkit.workers.deaths import WorkerDied, describe_death
+from shardkit.workers.gate import Gate, holds_much
+from shardkit.workers.guard import EXIT_OUT_OF_MEMORY
+from shardkit.workers.pool import Stopped
+from shardkit.workers.replies import MEMORY
+from shardkit.workers.tasks import Settled, failure_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from shardkit.micro import Tally
+    from shardkit.workers.pool import Stop, WorkerPool
+    from shardkit.workers.tasks import ChunkTask
+
+DEATHS_OUTSIDE_RECORDS = 3
+DEATHS_OF_SERVER = 10
+PUBLISHED_AT_ONCE = 4
+
+
+class _Feed:
+    """Tasks, for several threads to take from."""
+
+    def __init__(self, tasks: Iterable[ChunkTask]) -> None:
+        self._tasks = iter(tasks)
+        self._lock = threading.Lock()
+
+    def take(self) -> ChunkTask | None:
+        """The next task; None when there is none left."""
+        with self._lock:
+            return next(self._tasks, None)
+
+
+class _Publisher:
+    """Commits finished chunks to a store that is far away, while the workers go on."""
+
+    def __init__(self, publish: Callable[[dict[str, Any]], None], stop: Stop) -> None:
+        self._publish = publish
+        self._stop = stop
+        self._room = threading.Semaphore(PUBLISHED_AT_ONCE)
+        self._threads = ThreadPoolExecutor(PUBLISHED_AT_ONCE, thread_name_prefix="shardkit-publish")
+        self._error: BaseException | None = None
+
+    def add(self, marker: dict[str, Any]) -> None:
+        """Have a chunk committed; waits while too many are on their way."""
+        self._room.acquire()
+        self._threads.submit(self._one, marker)
+
+    def _one(self, marker: dict[str, Any]) -> None:
+        try:
+            self._publish(marker)
+        except BaseException as error:  # noqa: BLE001  it is raised by check()
+            self._error = self._error or error
+            self._stop.ask(error, patience_s=0.0)
+        finally:
+            self._room.release()
+
+    def close(self) -> None:
+        """Wait until all is committed."""
+        self._threads.shutdown()
+
+    def check(self) -> None:
+        """Raise what kept a chunk from being committed."""
+        if self._error is not None:
+            raise self._error
+
+
+@dataclasses.dataclass
+class _Deaths:
+    """How often workers died at a chunk for which none of its records could be blamed."""
+
+    outside: int = 0
+    of_server: int = 0
+
+
+class Supervisor:
+    """Sees chunks through to their markers, whatever happens to the workers."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        stop: Stop,
+        tally: Tally,
+        *,
+        timeout_s: float | None,
+        publish: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._gate = Gate(pool.size)
+        self._publisher = _Publisher(publish, stop) if publish is not None else None
+        self._stop = stop
+        self._tally = tally
+        self._timeout_s = timeout_s
+
+    def run(self, tasks: Iterable[ChunkTask]) -> None:
+        """See the tasks through; ends early when a stop is asked for."""
+        try:
+            self._all_lanes(_Feed(tasks))
+        finally:
+            if self._publisher is not None:
+                self._publisher.close()
+        if self._publisher is not None:
+            self._publisher.check()
+
+    def _all_lanes(self, feed: _Feed) -> None:
+        # Leaving the block waits for all threads: one that is in the middle of Arrow when the interpreter ends would
+        # take the process down.
+        with ThreadPoolExecutor(self._pool.size, thread_name_prefix="shardkit-lane") as threads:
+            try:
+                for lane in as_completed([threads.submit(self._lane, feed) for _ in range(self._pool.size)]):
+                    lane.result()
+            except BaseException as error:
+                self._stop.ask(error, patience_s=0.0)  # or the other lanes would go on
+                raise
+
+    def _lane(self, feed: _Feed) -> None:
+        """One chunk after the other, for one worker."""
+        task = feed.take()
+        while task is not None and not self._stop.asked:
+            # Where objects must be fetched, the worker is told beforehand which ones it will need next.
+            following = feed.take() if self._pool.fetches else None
+            with contextlib.suppress(Stopped):
+                self._chunk(dataclasses.replace(task, ahead=following))
+            task = following or feed.take()
+
+    def _chunk(self, task: ChunkTask) -> None:
+        """See one chunk through.
+
+        Raises:
+            Stopped: it was stopped on the way.
+        """
+        deaths = _Deaths()
+        while True:
+            last = max((position for position in task.settled if position >= task.begin), default=-1)
+            if self._stop.asked:
+                if self._stop.is_urgent or last < 0:
+                    return
+                # What failed before the worker's death has been counted, so it must be put on record.
+                task = dataclasses.replace(task, until=last + 1)
+            try:
+                reply = self._ask(task, loading_alone=deaths.outside > 0)
+            except WorkerDied as death:
+                task = self._after_death(task, death, deaths)
+                continue
+            end = task.begin + reply["marker"]["records"]["listed"]
+            if not reply["cut"] or end == len(task.ids):
+                return
+            task = dataclasses.replace(task, begin=end, piece=task.piece + 1)
+            if reply["cut"] == MEMORY:
+                task = self._after_death(task, _raised(end, reply["marker"]["peak_memory_bytes"]), deaths)
+
+    def _after_death(self, task: ChunkTask, death: WorkerDied, deaths: _Deaths) -> ChunkTask:
+        """The same chunk, with what is to be known of the records that a worker may have died of.
+
+        Raises:
+            Stopped: there is no time left to know.
+            RunFailed: there is no record that it died of, and the deaths do not end.
+        """
+        limit = self._gate.lower(death) if death.may_be_memory else 0
+        for position in self._suspects(task, death, deaths):
+            settled = self._settle(task, position, death)
+            task = dataclasses.replace(task, settled=task.settled | {position: settled})
+            if settled.failure is not None:
+                self._gate.restore(limit)
+            if self._stop.asked or (death.is_spoilt and settled.failure is not None):
+                break
+        return task
+
+    def _ask(
+        self,
+        task: ChunkTask,
+        *,
+        fresh: bool = False,
+        quiet: bool = False,
+        cleared: bool = False,
+        loading_alone: bool = False,
+    ) -> dict[str, Any]:
+        """Have a task worked on, with ``quiet`` while all others are idle; the reply."""
+        if loading_alone:
+            with self._gate.alone(self._stop), self._pool.worker() as worker:
+                worker.prepare(self._stop)
+        way_in = self._gate.alone(self._stop, cleared=cleared) if quiet else self._gate.turn(self._stop)
+        with way_in as turn:
+            if cleared:
+                self._pool.discard_idle()
+            with self._pool.worker(fresh=fresh) as worker:
+                turn.takes(worker)
+                reply = worker.ask(task, timeout_s=self._timeout_s, stop=self._stop, tick=turn.tick)
+                if task.alone is None:
+                    self._tally.add(reply["marker"], worker.slot)
+                else:
+                    worker.slot.begin_chunk()
+        if task.alone is None and self._publisher is not None:
+            self._publisher.add(reply["marker"])
+        self._tally.check_budget()
+        return reply
+
+    def _suspects(self, task: ChunkTask, death: WorkerDied, deaths: _Deaths) -> list[int]:
+        """The records that may have caused a death, the likeliest first.
+
+        Converting their rows may have, too, so that they need not be what the worker was at.
+
+        Raises:
+            RunFailed: none of them has, and the deaths do not end.
+        """
+        open_ = [position for position in range(task.begin, len(task.ids)) if position not in task.settled]
+        if death.is_spoilt and 0 <= death.reached < len(task.ids):  # it may have been noticed a record later
+            return [position for position in reversed(open_) if position <= death.reached]
+        if death.position in open_:
+            return [death.position]
+        if death.exit_code is None:
+            deaths.of_server += 1
+            if deaths.of_server > DEATHS_OF_SERVER:
+                raise self._hopeless(task, death, deaths.of_server)
+            return []
+        deaths.outside += 1
+        if deaths.outside < DEATHS_OUTSIDE_RECORDS:
+            return []
+        if death.loading or deaths.outside > DEATHS_OUTSIDE_RECORDS:
+            raise self._hopeless(task, death, DEATHS_OUTSIDE_RECORDS)
+        return open_
+
+    def _settle(self, task: ChunkTask, position: int, death: WorkerDied) -> Settled:
+        """What becomes of a record that a worker died at, or may have died of.
+
+        It is run by itself. Where others may have had the memory that it needs, they are idle meanwhile, and in the end
+        they even give back what they hold: only then is it guilty.
+
+        Raises:
+            Stopped: there is no time left to know.
+        """
+        if death.timed_out:
+            return Settled(failure=self._obituary(task, death))
+        alone = dataclasses.replace(task, alone=position, settled={}, until=None, ahead=None)
+        # A worker that has worked before may die of what an earlier record left behind: only a fresh one is proof.
+        fresh, quiet, cleared = death.position == position, death.needs_quiet, False
+        others = 0
+        while True:
+            try:
+                outcome = self._ask(alone, fresh=fresh, quiet=quiet, cleared=cleared)["marker"]
+            except WorkerDied as again:
+                others += again.loading or again.exit_code is None
+                if again.loading and others >= DEATHS_OUTSIDE_RECORDS:
+                    raise self._hopeless(task, again, others) from None
+                last_word = fresh and (quiet or not again.needs_quiet) and not again.loading
+                if last_word and again.exit_code is None:
+                    last_word = others > 1
+                elif last_word and again.may_be_memory and not cleared:
+                    cleared = holds_much(self._pool.resident_bytes(), again)
+                    last_word = not cleared
+                if last_word:
+                    return Settled(failure=self._obituary(task, dataclasses.replace(again, position=position)))
+                fresh, quiet = True, quiet or again.needs_quiet
+                continue
+            if outcome["quarantine"]:
+                return Settled(failure=outcome["quarantine"][0])
+            return Settled(parts=outcome["parts"])
+
+    def _obituary(self, task: ChunkTask, death: WorkerDied) -> dict[str, Any]:
+        import pyarrow as pa
+
+        row = pa.ipc.open_stream(task.records).read_all().slice(death.position, 1).to_pylist()[0]
+        error, message = describe_death(death, self._timeout_s)
+        return failure_entry(
+            record=task.ids[death.position],
+            key=row["key"],
+            bytes=row["bytes"],
+            error=error,
+            message=message,
+            seconds=round(death.seconds, 3),
+            signal=death.signal_name,
+            peak_memory_bytes=death.peak_memory_bytes,
+            attempt=task.attempt,
+        )
+
+    def _hopeless(self, task: ChunkTask, death: WorkerDied, times: int) -> RunFailed:
+        how = describe_death(death, self._timeout_s)[1]
+        where = "while it loaded the function" if death.loading else "outside any record"
+        return RunFailed(
+            f"A worker died {times} times {where}, at chunk {task.chunk} of shard {task.shard}: {how}.",
+            hint="See the messages above; if memory is short, use fewer workers. Then resume the run.",
+        )
+
+
+def _raised(position: int, peak: int) -> WorkerDied:
+    """As if the worker had died at a record for which Python had no memory."""
+    return WorkerDied(
+        position=position,
+        reached=position,
+        loading=False,
+        exit_code=EXIT_OUT_OF_MEMORY,
+        seconds=0.0,
+        timed_out=False,
+        garbled=False,
+        peak_memory_bytes=peak,
+    )

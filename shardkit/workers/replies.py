@@ -1,0 +1,49 @@
+"""What a worker says: plain data, for what its process holds may be anything by then."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import shardkit.storage.refusals  # noqa: F401  only to have its errors known here
+from shardkit.errors import RunFailed, ShardkitError
+
+# Why a worker has cut a chunk: the record at the cut ran out of memory or descriptors, which it may have elsewhere; it
+# was asked to make room for another; the worker itself has nearly no descriptors left.
+MEMORY, DESCRIPTORS, OTHERS, WORN = "memory", "descriptors", "others", "worn"
+PLAIN = (str, int, float, bool, type(None))
+
+
+def plain_error(error: ShardkitError) -> dict[str, Any]:
+    """One of our own errors as plain data."""
+    told = {name: value for name, value in vars(error).items() if isinstance(value, PLAIN)}
+    return {"type": type(error).__name__, "attributes": told}
+
+
+def error_from(plain: dict[str, Any]) -> ShardkitError:
+    """The error that plain data tell of, of its own class, so that it is dealt with as what it is."""
+    kind = _kinds(ShardkitError).get(plain["type"], RunFailed)
+    attributes = plain["attributes"]
+    error = kind.__new__(kind)
+    ShardkitError.__init__(error, attributes["message"], hint=attributes["hint"])
+    vars(error).update(attributes)
+    return error
+
+
+def _kinds(base: type[ShardkitError]) -> dict[str, type[ShardkitError]]:
+    found = {base.__name__: base}
+    for kind in base.__subclasses__():
+        found |= _kinds(kind)
+    return found
+
+
+def reply_of(data: bytes) -> dict[str, Any]:
+    """A worker's reply.
+
+    Raises:
+        ShardkitError: the worker cannot go on: the function does not load, the disk is full.
+    """
+    reply: dict[str, Any] = json.loads(data)
+    if "error" in reply:
+        raise error_from(reply["error"])
+    return reply

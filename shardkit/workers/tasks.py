@@ -1,0 +1,90 @@
+"""What a worker is told: the settings that hold for all its chunks, and a chunk's records."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardkit.functions import FunctionRef
+    from shardkit.storage.base import Access, LocalFolder
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What stays the same for all chunks of a worker.
+
+    ``input_access`` is how a store lets us in; the boto3 session is each worker's own.
+    ``scratch`` is a folder for what comes from or goes to another store; None where input and output are both here.
+    """
+
+    function: FunctionRef
+    input_root: str
+    input_access: Access
+    output: str
+    run_id: str
+    scratch: str | None
+    by_stem: bool
+    schema: dict[str, str] | None
+
+
+@dataclass
+class Settled:
+    """What is known of a record before its chunk is worked on again: it failed for good, or its parts are there."""
+
+    failure: dict[str, Any] | None = None
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class ChunkTask:
+    """One chunk's records, or one of them alone.
+
+    ``records`` is an Arrow IPC stream with ``key``, ``main``, ``bytes`` and ``objects``; ``ids`` are the records'
+    row numbers in records.parquet, which the marker repeats where they are not a whole planned chunk (``explicit``).
+    ``settled`` tells, by position, what need not be run again. The records from position ``until`` on are left to a
+    later attempt. Those before ``begin`` have been committed, as an earlier ``piece`` of the chunk. ``alone`` is the
+    position of the only record to run, whose outcome is not committed. ``ahead`` is the task that the same worker will
+    most likely be given next.
+    """
+
+    shard: int
+    chunk: int
+    attempt: int
+    ids: list[int]
+    records: bytes
+    explicit: bool = False
+    settled: dict[int, Settled] = field(default_factory=dict)
+    until: int | None = None
+    begin: int = 0
+    piece: int = 0
+    alone: int | None = None
+    ahead: ChunkTask | None = None
+
+
+def arrivals_of(settings: WorkerSettings) -> str | None:
+    """Where this worker's objects arrive; None where they are files already."""
+    from shardkit.storage.base import is_remote
+
+    if settings.scratch is None or not is_remote(settings.input_root):
+        return None
+    return f"{settings.scratch}/input-{os.getpid()}"
+
+
+def spool_of(settings: WorkerSettings) -> LocalFolder | None:
+    """Where parts wait for their upload, which is not the worker's business; None where they go to their place."""
+    from shardkit.storage.base import LocalFolder, is_remote
+
+    if settings.scratch is None or not is_remote(settings.output):
+        return None
+    return LocalFolder(Path(settings.scratch, "spool"))
+
+
+def failure_entry(**known: Any) -> dict[str, Any]:
+    """One record's entry in the quarantine."""
+    entry: dict[str, Any] = dict.fromkeys(
+        ("record", "key", "error", "message", "traceback", "seconds", "bytes", "signal", "peak_memory_bytes", "attempt")
+    )
+    return entry | known

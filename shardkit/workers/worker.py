@@ -1,0 +1,294 @@
+"""What runs in a worker process: chunks in, parts and markers out.
+
+A worker loads the function once, then takes one chunk after another over a pipe. Before each record it notes on the
+board which one it begins, so that whoever watches knows what a dead or hanging worker was at.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import ObjectChanged, ObjectRefused, ShardkitError, StorageError
+from shardkit.storage.interruption import INTERRUPTION
+from shardkit.storage.requests import REPEATS
+from shardkit.tracebacks import DEBUGGER
+from shardkit.workers.board import GIVE_WAY, REST, STOP, Slot
+from shardkit.workers.channel import Garbled, WorkersEnd
+from shardkit.workers.chunk_run import ChunkRun
+from shardkit.workers.guard import EXIT_CLOSED, EXIT_OUT_OF_MEMORY, Guard, is_used_up
+from shardkit.workers.inputs import READ_AHEAD_RECORDS, LocalInputs, open_inputs
+from shardkit.workers.output import Output, RecordLog
+from shardkit.workers.replies import DESCRIPTORS, MEMORY, OTHERS, WORN, plain_error
+from shardkit.workers.tasks import arrivals_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardkit.record import Record
+    from shardkit.workers.tasks import ChunkTask, WorkerSettings
+
+REST_S = 0.02
+
+
+def work(descriptor: int, board: int, number: int, store: str | None, parent: int) -> None:
+    """Serve chunks until the other end of the pipe hangs up, or the process ``parent`` ends.
+
+    ``store`` is the kind that objects are fetched from.
+    """
+    channel = WorkersEnd(descriptor)
+    os.set_inheritable(descriptor, False)  # noqa: FBT003  it takes no name
+    output = Output()
+    _settle_in(store, parent)
+    slot = Slot.inherited(board, number)
+    guard = Guard(descriptor)
+    with contextlib.suppress(EOFError, ConnectionError):
+        settings: WorkerSettings | None = _told(channel)
+        if settings is None:
+            return  # there was no work for this one
+        try:
+            worker = _Worker(settings, slot, output, guard)
+        except ShardkitError as error:
+            channel.send(json.dumps({"error": plain_error(error)}).encode())
+            return
+        channel.send(b"{}")
+        while (task := _told(channel)) is not None:
+            reply = json.dumps(_outcome(worker, guard, task)).encode()
+            try:
+                channel.send(reply)
+            except OSError as error:
+                os._exit(guard.blame(error) or 1)
+
+
+def _told(channel: WorkersEnd) -> Any:
+    """What the program says next."""
+    try:
+        return pickle.loads(channel.receive())  # noqa: S301  from our own program
+    except Garbled:
+        os._exit(EXIT_CLOSED)
+
+
+def _outcome(worker: _Worker, guard: Guard, task: ChunkTask) -> dict[str, Any]:
+    try:
+        return worker.run(task)
+    except StorageError as error:
+        if harm := guard.blame(error):
+            os._exit(harm)  # it is no fault of the storage's
+        return {"error": plain_error(error)}
+    except MemoryError:  # while rows were stored: which record's, the next attempt will tell
+        os._exit(EXIT_OUT_OF_MEMORY)
+
+
+def _settle_in(store: str | None, parent: int) -> None:
+    """Die with the parent, be the first to go when memory runs out."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    INTERRUPTION.watching = False
+    sys.breakpointhook = _no_debugger
+    atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.1 s
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        be_called("shardkit-worker")
+        if os.getppid() != parent:  # it was faster
+            os._exit(1)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("800")
+    import pyarrow as pa
+
+    pa.set_cpu_count(1)
+    if store is not None:
+        from shardkit.storage.buckets import get_ready
+
+        with contextlib.suppress(Exception):  # whoever fetches from it will tell
+            get_ready(store)
+
+
+def _no_debugger(*_: Any, **__: Any) -> None:
+    raise RuntimeError(f"breakpoint(): {DEBUGGER}")
+
+
+def be_called(name: str) -> None:
+    """Have ``ps -o comm`` and ``top`` show the process under a name, of at most 15 letters."""
+    if sys.platform == "linux":
+        pr_set_name = 15
+        ctypes.CDLL(None).prctl(pr_set_name, name.encode())
+
+
+def preload(store: str | None) -> None:
+    """Import what every chunk needs, and with a ``store`` what fetches from it."""
+    import shardkit.runfolder.folder
+    import shardkit.tables.rows
+    import shardkit.workers.parts
+
+    if store is not None:
+        import obstore.store  # noqa: F401  only to have it
+
+        import shardkit.storage.objects  # noqa: F401
+
+
+class _Worker:
+    _clock = staticmethod(time.perf_counter)  # not looked up when it is needed: the function may have put up another
+    _sleep = staticmethod(time.sleep)
+
+    def __init__(self, settings: WorkerSettings, slot: Slot, output: Output, guard: Guard) -> None:
+        from shardkit.runfolder.folder import RunFolder
+        from shardkit.storage.base import folder
+        from shardkit.tables.schema import parse_schema
+
+        self._function: Callable[[Record], Any] = settings.function.load()
+        self._settings = settings
+        self._slot = slot
+        self._output = output
+        self._log = RecordLog()
+        self._guard = guard
+        self._pid = os.getpid()
+        self._schema = parse_schema(settings.schema) if settings.schema else None
+        self._folder = RunFolder(folder(settings.output), settings.run_id)
+        self._inputs = open_inputs(
+            settings.input_root,
+            arrivals_of(settings),
+            settings.input_access,
+            others=self._folder.some_objects,
+        )
+        self._expected: tuple[int, int] | None = None
+        self._told = REPEATS.counts()
+        self._has_run = False
+
+    def run(self, task: ChunkTask) -> dict[str, Any]:
+        """Work on a chunk and commit it; returns its marker (of a record run alone: its outcome).
+
+        Also why it has been cut before its end, if it has.
+        """
+        run = ChunkRun(task, self._settings, self._schema, self._folder, self._inputs)
+        started = self._clock()
+        self._look_ahead(task, run)
+        self._slot.begin_chunk()
+        why = ""
+        for i in run.positions():
+            if task.alone is None and (i == task.until or self._has_to_stop(task)):
+                run.cut(i)
+                break
+            if task.alone is None and self._slot.wished == GIVE_WAY:
+                why = OTHERS
+            why = why or self._record(run, i, task)
+            if why:
+                run.cut(i)
+                break
+            if self._guard.is_crowded():
+                why = WORN
+                if task.alone is None:
+                    run.cut(i + 1)
+                break
+        self._slot.finish_records()
+        if why:
+            self._guard.release()
+        return {"marker": run.commit(self._clock() - started, self._repeats()), "cut": why}
+
+    def _record(self, run: ChunkRun, i: int, task: ChunkTask) -> str:
+        """Have a record's turn; returns why the chunk should be cut before it, where this is no place for it."""
+        slot = self._slot
+        if (settled := task.settled.get(i)) is not None:
+            run.take(i, settled)
+            slot.end_record(run.bytes[i], failed=settled.failure is not None)
+            return ""
+        slot.begin_record(i)
+        failure: BaseException | None = None
+        begun = self._clock()
+        try:
+            record = run.record(i)
+        except (FileNotFoundError, ObjectChanged, ObjectRefused) as error:
+            failure = error
+        except StorageError as error:
+            if self._has_run and task.alone is None and is_used_up(error):
+                return DESCRIPTORS
+            raise
+        else:
+            had_run, self._has_run = self._has_run, True
+            failure = self._call(run, i, record)
+            if failure is not None and task.alone is None and (why := _doubt(failure, had_run=had_run)):
+                return why
+        run.end(i, failure=failure, seconds=self._clock() - begun)
+        slot.end_record(run.bytes[i], failed=failure is not None)
+        return ""
+
+    def _call(self, run: ChunkRun, i: int, record: Record) -> BaseException | None:
+        failure: BaseException | None = None
+        large = run.large_record(i)
+        self._log.key = record.key
+        try:
+            result = run.collect(self._function(record), i, record.key, large)
+        except BaseException as error:  # noqa: BLE001  even SystemExit from a record's function costs only that record
+            failure = error
+        self._recover()
+        if failure is not None:
+            large.drop()
+            if large.storage_error is not None:
+                raise large.storage_error
+        if failure is None:
+            run.writer.add(result)
+        return failure
+
+    def _repeats(self) -> dict[str, int]:
+        """How many requests have been made again since the last chunk, by the reason."""
+        before, self._told = self._told, REPEATS.counts()
+        return dict(self._told - before)
+
+    def _look_ahead(self, task: ChunkTask, run: ChunkRun) -> None:
+        """Have the objects fetched that this chunk needs, and then the first ones of the next."""
+        if isinstance(self._inputs, LocalInputs):
+            return
+        if self._expected != (task.shard, task.chunk):
+            self._inputs.forget()
+        self._inputs.expect(run.wanted())
+        self._expected = None
+        if task.ahead is not None:
+            following = task.ahead
+            self._expected = (following.shard, following.chunk)
+            self._inputs.expect(ChunkRun.wanted_first(following, READ_AHEAD_RECORDS))
+
+    def _recover(self) -> None:
+        """Undo what the function may have done to the process."""
+        if os.getpid() != self._pid:  # it has forked, and the child came back from it as well
+            os._exit(0)
+        self._output.mend()
+        if harm := self._guard.harm():
+            os._exit(harm)
+
+    def _has_to_stop(self, task: ChunkTask) -> bool:
+        """Whether the chunk shall be committed as far as it is; waits first for as long as it is wished."""
+        while self._slot.wished == REST:  # looked at anew after each rest, for it may be wished again at any moment
+            self._rest()
+        return task.until is None and self._slot.wished == STOP
+
+    def _rest(self) -> None:
+        give_back_memory()
+        self._slot.rests = True
+        while self._slot.wished == REST:
+            self._sleep(REST_S)
+        self._slot.rests = False
+
+
+def _doubt(failure: BaseException, *, had_run: bool) -> str:
+    """Why another place may do a record that has failed: with more memory, or with more descriptors."""
+    if isinstance(failure, MemoryError):
+        traceback.clear_frames(failure.__traceback__)  # or what it holds would be in the way of what follows
+        return MEMORY
+    return DESCRIPTORS if had_run and is_used_up(failure) else ""
+
+
+def give_back_memory() -> None:
+    """Give what is free back to the system, for another process may need it."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # another libc
+        ctypes.CDLL(None).malloc_trim(0)
