@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from shardkit.record import Record
     from shardkit.runs.check import Checked, check
     from shardkit.runs.clean import Cleaned, clean
-    from shardkit.runs.handle import Run, open_run, run
+    from shardkit.runs.handle import Run
+    from shardkit.runs.start import open_run, run
     from shardkit.runs.summary import Summary
 
 _HOMES = {
@@ -79,9 +80,9 @@ _HOMES = {
     "check": "runs.check",
     "clean": "runs.clean",
     "jobs": "jobs",
-    "open_run": "runs.handle",
+    "open_run": "runs.start",
     "read_sql": "dataset.query",
-    "run": "runs.handle",
+    "run": "runs.start",
 }
 
 __all__ = [

@@ -1,128 +1,106 @@
-"""Micro-sharding: a shard's records to chunks, and what is counted of them while workers are at them."""
+"""Micro-sharding: open records to chunks, and chunks to the workers of this machine.
+
+A run's plan has cut each shard into chunks already. What is left of those that are not finished, and records that are
+tried again, are cut here, by the same rule. Each chunk then goes to a worker as one task, the costliest first.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import threading
-from collections import Counter
+import functools
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardkit.errors import BudgetExceeded
-from shardkit.storage.requests import count_of
-from shardkit.tables.packing import longest_first
+from shardkit.plan.chunks import assign_chunks, record_costs
+from shardkit.runfolder.ledger import OPEN
+from shardkit.tables.arrays import arrow
+from shardkit.workers.lanes import Supervisor
+from shardkit.workers.tasks import ChunkTask
 
 if TYPE_CHECKING:
-    from shardkit.workers.board import Slot
-    from shardkit.workers.pool import Stop, WorkerPool
+    from collections.abc import Iterator
 
-# What a record costs beside its bytes (opening it, calling the function), in bytes of reading.
-RECORD_COST_BYTES = 1 << 14
-LARGEST_SHARE = 1 / 8  # of a worker's share of the work: the first dynamic chunks
-SMALLEST_SHARE = 1 / 64  # the last ones
-CHUNK_RECORDS = 5_000  # an upper bound, so that a crash never costs more than that
-CHUNK_BYTES = 1 << 30
+    import pyarrow as pa
 
-
-def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: float = 0.0) -> np.ndarray:
-    """The chunk number, from 0 on, of each of a shard's records.
-
-    Args:
-        sizes: bytes of each record, in key order, int64.
-        how: ``even`` (as many contiguous chunks as workers, of record counts differing by one at most), ``balanced``
-            (as many chunks as workers, packed by bytes, the longest first) or ``dynamic`` (many contiguous chunks,
-            large ones and then ever smaller ones).
-        workers: how many vCPUs the shard has.
-        least_cost: what a dynamic chunk costs at the least, where the workers have other shards to do as well.
-    """
-    count = len(sizes)
-    if how == "even":
-        chunks = min(workers, count)
-        return (np.arange(count, dtype=np.int64) * chunks // max(count, 1)).astype(np.int32)
-    costs = record_costs(sizes)
-    if how == "balanced":
-        return longest_first(costs.astype(np.int64), bins=min(workers, count))
-    return _ever_smaller(costs, workers=workers, least_cost=least_cost)
-
-
-def record_costs(sizes: np.ndarray, counts: np.ndarray | int = 1) -> np.ndarray:
-    """What each record, or so many records of that size together, are expected to cost, in bytes of reading."""
-    costs = sizes.astype(np.float64)
-    costs += np.multiply(counts, RECORD_COST_BYTES)
-    return costs
-
-
-def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float) -> np.ndarray:
-    """Contiguous chunks whose cost falls with what remains, as guided self-scheduling has them."""
-    ends = np.cumsum(costs, out=costs)  # in their place: nobody needs the costs any more
-    total = float(ends[-1]) if len(ends) else 0.0
-    chunk = np.empty(len(costs), np.int32)
-    start = number = 0
-    while start < len(costs):
-        done = float(ends[start - 1]) if start else 0.0
-        target = max((total - done) * LARGEST_SHARE / workers, total * SMALLEST_SHARE / workers, least_cost)
-        stop = int(np.searchsorted(ends, done + min(target, CHUNK_BYTES), "right"))
-        stop = min(max(stop, start + 1), start + CHUNK_RECORDS)
-        chunk[start:stop] = number
-        start, number = stop, number + 1
-    return chunk
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.ledger import Ledger
+    from shardkit.runfolder.stop import Stop
+    from shardkit.storage.local_folder import LocalFolder
+    from shardkit.workers.pool import WorkerPool
+    from shardkit.workers.tally import Tally
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How far the work is: records and bytes handled, and how many of the records were quarantined.
+class Chunk:
+    """Records that go to a worker together, by their numbers; ``is_planned`` if they are one of the plan's chunks."""
 
-    ``repeated`` are the requests that the workers have made again, by the reason, as far as chunks have ended.
-    ``begun`` says whether any worker has come to a record.
+    shard: int
+    number: int
+    records: np.ndarray
+    is_planned: bool
+
+
+def open_chunks(ledger: Ledger, again: np.ndarray, *, workers: int, under: int | None = None) -> list[Chunk]:
+    """The chunks that are to be worked on, the costliest first.
+
+    Args:
+        ledger: says which records are open.
+        again: the numbers of records in quarantine that are tried once more.
+        workers: how many share the work.
+        under: the shard that all of it goes under, where the planned shards and chunks do not count.
     """
+    if under is None:
+        chunks = [Chunk(shard, number, ids, not is_part) for shard, number, ids, is_part in ledger.to_do()]
+        shards = ledger.shard[again]
+    else:
+        again = np.union1d(again, np.flatnonzero(ledger.state == OPEN))
+        chunks, shards = [], np.full(len(again), under)
+    for shard, ids in ledger.apart(again, shards):
+        number = assign_chunks(ledger.bytes[ids], how="dynamic", workers=workers)
+        chunks += [Chunk(shard, ledger.free_chunk(), ids[number == n], is_planned=False) for n in np.unique(number)]
+    return sorted(chunks, key=lambda chunk: -float(record_costs(ledger.bytes[chunk.records]).sum()))
 
-    records: int
-    bytes: int
-    quarantined: int
-    repeated: Counter[str] = dataclasses.field(default_factory=Counter)
-    begun: bool = True
+
+def run_chunks(
+    folder: RunFolder,
+    pool: WorkerPool,
+    chunks: list[Chunk],
+    tally: Tally,
+    stop: Stop,
+    *,
+    attempt: int,
+    timeout_s: float | None,
+) -> None:
+    """Have the workers do all chunks, each of which ends as parts and a marker, or until ``stop`` is asked for.
+
+    A worker that dies costs its chunk only, which goes out again; a record that kills it twice goes to the quarantine.
+    """
+    columns = ["key", "main", "bytes", "objects", *(["etags"] if pool.fetches else [])]
+    tasks = _tasks(chunks, folder.records(columns), attempt)
+    publish = functools.partial(_publish, folder, pool.spool) if pool.spool is not None else None
+    Supervisor(pool, stop, tally, timeout_s=timeout_s, publish=publish).run(tasks)
 
 
-class Tally:
-    """Counts what is committed and what the workers are at, and stops the work when too much has failed."""
+def _tasks(chunks: list[Chunk], records: pa.Table, attempt: int) -> Iterator[ChunkTask]:
+    import pyarrow as pa
 
-    def __init__(self, pool: WorkerPool, stop: Stop, *, before: Counts, max_quarantined: int) -> None:
-        self._pool = pool
-        self._stop = stop
-        self._committed = before
-        self._max_quarantined = max_quarantined
-        self._lock = threading.Lock()
+    for chunk in chunks:
+        rows = records.take(arrow(chunk.records)).combine_chunks()
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        ids = chunk.records.tolist()
+        yield ChunkTask(chunk.shard, chunk.number, attempt, ids, sink.getvalue(), not chunk.is_planned)
 
-    def add(self, marker: dict[str, Any], slot: Slot) -> None:
-        """Count a chunk's marker instead of what the board says of the chunk."""
-        with self._lock:
-            slot.begin_chunk()
-            known, records = self._committed, marker["records"]
-            self._committed = Counts(
-                known.records + records["listed"],
-                known.bytes + marker["bytes_in"],
-                known.quarantined + records["quarantined"],
-                known.repeated + count_of(marker),
-            )
 
-    def counts(self) -> Counts:
-        """The counts as of now."""
-        with self._lock:
-            known = self._committed
-            live = [slot.read() for slot in self._pool.slots()]
-        return Counts(
-            known.records + sum(r.done for r in live),
-            known.bytes + sum(r.bytes for r in live),
-            known.quarantined + sum(r.failed for r in live),
-            known.repeated,
-            begun=any(r.turn for r in live),
-        )
-
-    def check_budget(self) -> None:
-        """Ask for the end when more records are quarantined than allowed."""
-        quarantined = self.counts().quarantined
-        if quarantined > self._max_quarantined and not self._stop.asked:
-            # Patience without end: what failed is only known for good once its chunk is committed.
-            self._stop.ask(BudgetExceeded(f"{quarantined} records are quarantined."), patience_s=None)
+def _publish(folder: RunFolder, spool: LocalFolder, marker: dict[str, Any]) -> None:
+    """Upload a chunk's parts, and when they are all there, its marker."""
+    home = folder.parts_of(marker["shard"])
+    for part in marker["parts"]:
+        key = f"{home}/{part['name']}"
+        folder.files.put_file(spool.root / key, key)
+        spool.remove(key)
+    if marker["records"]["listed"]:
+        folder.write_marker(marker)

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import re
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-
-from shardkit.days import DAY_COLUMN, parse_days
-from shardkit.engines.environment import refuse_secrets
-from shardkit.engines.sagemaker import SageMaker
-from shardkit.engines.settings import NoTruth
-from shardkit.errors import PipelineError
-from shardkit.functions import FunctionRef, name_of, reference
-from shardkit.spec.sections import MOST_ROWS, Catalog, Engine, Input, Output, Queue, Section, Shards, WhenDue, path_text
-from shardkit.storage.base import Access, absolute_uri, folder
+from shardkit.spec.spec import Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from shardkit.macro import Plan
-    from shardkit.pass1_preprocessing import WorkLimits
-    from shardkit.pass2_combine import Merge
     from shardkit.runs.estimate import Estimate
     from shardkit.runs.handle import Run
-    from shardkit.runs.scheduler import Schedule
-    from shardkit.storage.base import Folder
 
 
-class Pipeline(Section):
+class Pipeline(Spec):
     """One job: an input, a function and an output, with all that is to be said about them.
 
     >>> pipeline = Pipeline.from_yaml("pipeline.yaml")                              # doctest: +SKIP
@@ -49,105 +26,6 @@ class Pipeline(Section):
     Raises:
         PipelineError: a field is unknown, mistyped or missing.
     """
-
-    name: str = ""
-    input: Input
-    function: str | Callable[..., Any]
-    source_dir: Annotated[str | None, BeforeValidator(path_text)] = None
-    records: str | Callable[[str], str | None] = "file"
-    shards: Shards | None = None
-    workers: Annotated[int | Literal["auto"], NoTruth] = "auto"
-    chunks: Literal["dynamic", "balanced", "even"] = "dynamic"
-    timeout: Annotated[float | None, NoTruth] = Field(3600.0, gt=0, allow_inf_nan=False)
-    max_failures: Annotated[int | str, NoTruth] = "1%"
-    allow_empty: bool = False
-    output: Output
-    combine: str | Callable[..., Any] | None = None
-    catalog: Catalog | None = None
-    incremental: bool | None = None
-    schedule: WhenDue = None
-    engine: Engine = None
-    queue: Queue | None = None
-    input_mode: Literal["stream", "download"] = "stream"
-    requirements: Annotated[str | None, BeforeValidator(path_text)] = None
-    requirements_mode: Literal["install", "bundle", "none"] = "install"
-
-    def __init__(self, **fields: Any) -> None:
-        for section, field in (("input", "uri"), ("output", "uri"), ("queue", "place")):
-            if isinstance(fields.get(section), str | os.PathLike):
-                fields[section] = {field: fields[section]}
-        refuse_secrets(fields)
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            from shardkit.spec.yaml import explain
-
-            raise PipelineError(explain(error, Pipeline)) from error
-
-    @field_validator("max_failures")
-    @classmethod
-    def _share_or_count(cls, value: int | str) -> int | str:
-        if isinstance(value, str):
-            if value.strip().isdigit():
-                return int(value)
-            if not re.fullmatch(r"\s*\d+(\.\d+)?\s*%\s*", value) or float(value.strip("% ")) > 100:
-                raise ValueError("expected a count such as 10, or a share such as 1%")
-        elif value < 0:
-            raise ValueError("expected a count of 0 or more, or a share such as 1%")
-        return value
-
-    @field_validator("catalog")
-    @classmethod
-    def _can_be_registered(cls, value: Catalog | None, info: ValidationInfo) -> Catalog | None:
-        output = info.data.get("output")
-        if value is None or output is None:
-            return value
-        if not output.uri.startswith("s3://"):
-            raise ValueError(f"a Glue catalogue is for datasets on S3; output.uri is {output.uri}.")
-        if output.format != "parquet":
-            raise ValueError(f"a Glue catalogue needs output.format: parquet, not {output.format}.")
-        from shardkit.dataset.glue_types import check_names
-
-        check_names([*output.partition_by, *(output.columns or {})], output.columns or {})
-        return value
-
-    @field_validator("workers")
-    @classmethod
-    def _some_workers(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("expected 'auto' or a number of 1 or more")
-        return value
-
-    @field_validator("schedule")
-    @classmethod
-    def _days_to_redo(cls, value: Schedule | None, info: ValidationInfo) -> Schedule | None:
-        shards = info.data.get("shards")
-        if value is not None and value.since is not None and (shards is None or shards.by != "date"):
-            raise ValueError("since is for a pipeline with days: set shards: {by: date, ...} too.")
-        return value
-
-    @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str], *, overrides: Mapping[str, Any] | None = None) -> Pipeline:
-        """Read a pipeline from a YAML file; relative paths count from its folder.
-
-        ``overrides`` are fields by their dotted names, for instance ``{"input.uri": "other/"}``; relative paths in
-        these count from the current directory.
-        """
-        from shardkit.spec.yaml import load_yaml
-
-        return load_yaml(cls, Path(path), dict(overrides or {}))
-
-    def replace(self, **fields: Any) -> Pipeline:
-        """A copy with other values; ``input`` and ``output`` may be given in part."""
-        content: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-        for name, value in fields.items():
-            if name in {"input", "output"} and isinstance(value, Mapping):
-                value = content[name].model_dump(by_alias=True) | dict(value)  # noqa: PLW2901
-            content[name] = value
-        for name in ("input", "output", "shards", "catalog", "queue"):
-            if isinstance(content[name], BaseModel):
-                content[name] = content[name].model_dump(by_alias=True)
-        return Pipeline(**content)
 
     def run(
         self,
@@ -175,133 +53,22 @@ class Pipeline(Section):
             RunFailed: the dataset could not be made; what is committed is kept.
             RunInterrupted: by Ctrl-C or SIGTERM; it can be resumed.
         """
-        from shardkit.runs.handle import start_run
+        from shardkit.runs.start import start
 
         if engine is not None:
             return self.replace(engine=engine).run(days=days, run_id=run_id, quiet=quiet, wait=wait)
-        chosen = self.chosen_days(days)
-        if self.engine is not None:
-            from shardkit.runs.on_engine import start_jobs
-
-            return start_jobs(self, days=chosen, run_id=run_id, quiet=quiet, wait=wait)
-        if self.queue is not None:
-            raise PipelineError("queue: only jobs of an engine go into a queue.", hint="Set engine: too.")
-        return start_run(self, days=chosen, run_id=run_id, quiet=quiet)
+        return start(self, days=self.chosen_days(days), run_id=run_id, quiet=quiet, wait=wait)
 
     def plan(self, *, days: Iterable[str] | None = None, run_id: str | None = None) -> Plan:
         """List the input and plan a run, without writing or running anything."""
-        from shardkit.clock import new_run_id
         from shardkit.runs.planning import make_run_plan
+        from shardkit.times import new_run_id
 
         run_id = run_id or new_run_id()
         return make_run_plan(self, function_ref=self.function_ref(), run_id=run_id, days=self.chosen_days(days))
-
-    def chosen_days(self, days: Iterable[str] | None) -> tuple[str, ...] | None:
-        """Days and ranges of days as single days; None for all.
-
-        Raises:
-            PipelineError: one is no date, or the pipeline has no days.
-        """
-        if days is None:
-            return None
-        if not self.by_day:
-            raise PipelineError("The pipeline has no days to choose.", hint="Set shards: {by: date, ...} in it.")
-        return parse_days([days] if isinstance(days, str) else days)
 
     def sample(self, records: int, *, quiet: bool = True) -> Estimate:
         """Run some records, and tell what the whole will take; nothing is left behind."""
         from shardkit.runs.estimate import estimate
 
         return estimate(self, records, quiet=quiet)
-
-    def function_ref(self) -> FunctionRef:
-        """The function as workers get it."""
-        return reference(self.function, source_dir=self.source_dir)
-
-    @property
-    def by_day(self) -> bool:
-        """Whether the dataset has a partition a day, or whatever the dates in its shards are."""
-        return self.shards is not None and self.shards.by == "date"
-
-    @property
-    def is_incremental(self) -> bool:
-        """Whether what earlier runs have done is taken over; by default where there are days."""
-        return self.by_day if self.incremental is None else self.incremental
-
-    def pipeline_name(self) -> str:
-        """The name given, else the function's."""
-        return self.name or _function_name(self.function).rpartition(":")[2]
-
-    def input_folder(self) -> Folder:
-        """The input's folder."""
-        return folder(self.input.uri, dataclasses.replace(self.input.access(), session=self._session()))
-
-    def output_folder(self) -> Folder:
-        """The output's folder."""
-        key = self.engine.output_kms_key if self.engine is not None else None
-        return folder(self.output.uri, Access(self._session(), key))
-
-    def _session(self) -> Any:
-        """The session that the engine's settings name, which then is for the storage as well."""
-        engine = self.engine
-        if isinstance(engine, SageMaker) and (engine.boto_session or engine.profile or engine.region):
-            return engine.session()
-        return engine.boto_session if engine is not None else None
-
-    def worker_count(self) -> int:
-        """The workers asked for; by default as many as this process, or a job's instance, has CPUs."""
-        if self.workers != "auto":
-            return int(self.workers)
-        if self.engine is not None:
-            return self.engine.vcpus
-        import joblib
-
-        return int(joblib.cpu_count())
-
-    def limits(self) -> WorkLimits:
-        """What pass 1 has to keep to."""
-        from shardkit.pass1_preprocessing import WorkLimits
-
-        return WorkLimits(self.worker_count(), self.timeout, self.max_failures)
-
-    def merge(self) -> Merge:
-        """What pass 2 has to do."""
-        from shardkit.dataset.writer import Layout
-        from shardkit.pass2_combine import Merge
-
-        out = self.output
-        combine = reference(self.combine, source_dir=self.source_dir) if self.combine is not None else None
-        layout = Layout(
-            out.format,
-            out.rows_per_file or MOST_ROWS,
-            out.target_bytes,
-            out.partition_by,
-            day_column=DAY_COLUMN if self.by_day else None,
-        )
-        glue = self.catalog.glue.model_dump() if self.catalog is not None else None
-        counted = isinstance(self.max_failures, int)
-        return Merge(layout, out.columns, out.widen_ints, combine, glue, self.allow_empty, counted)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The pipeline as plain data, with absolute paths and named functions."""
-        content = self.model_dump(mode="python", by_alias=True)
-        content["name"] = self.pipeline_name()
-        content["input"]["uri"] = absolute_uri(self.input.uri)
-        content["output"]["uri"] = absolute_uri(self.output.uri)
-        content["source_dir"] = os.path.abspath(self.source_dir) if self.source_dir else None
-        for name in ("function", "records", "combine"):
-            value = getattr(self, name)
-            content[name] = _function_name(value) if callable(value) else value
-        content["engine"] = self.engine.to_dict() if self.engine is not None else None
-        if self.queue is not None:
-            content["queue"] |= {"notify": list(self.queue.notify)}
-            if "://" not in self.queue.place:
-                content["queue"]["place"] = os.path.abspath(os.path.expanduser(self.queue.place))
-        content["requirements"] = os.path.abspath(self.requirements) if self.requirements else None
-        content["input"] |= {k: list(content["input"][k]) for k in ("pattern", "exclude")}
-        content["output"]["partition_by"] = list(self.output.partition_by)
-        return content
-
-
-def _function_name(function: str | Callable[..., Any]) -> str:
-    return function if isinstance(function, str) else name_of(function)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import shardkit as sk
-from shardkit.dataset import build as building
+from shardkit.dataset import next_state as building
 from shardkit.dataset import switch as commit
 from shardkit.dataset import switch_steps as switching
 from shardkit.storage.local import writing

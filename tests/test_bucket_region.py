@@ -15,8 +15,9 @@ import shardkit as sk
 from shardkit.storage import aws_places as awsplaces
 from shardkit.storage import buckets as stores
 from shardkit.storage.aws_places import bucket_region, find_bucket
-from shardkit.storage.base import Access, folder
+from shardkit.storage.base import Access
 from shardkit.storage.buckets import located, open_bucket
+from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
     from pathlib import Path

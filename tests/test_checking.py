@@ -14,9 +14,9 @@ from test_kept_rows import BY_DAY, Project, edit
 
 import shardkit as sk
 from shardkit.cli.app import cli
+from shardkit.dataset.merge import Merge
 from shardkit.dataset.writer import Layout
-from shardkit.pass1_preprocessing import preprocess
-from shardkit.pass2_combine import Merge, combine_folders
+from shardkit.runs.alone import combine_folders, preprocess
 
 if TYPE_CHECKING:
     from pathlib import Path

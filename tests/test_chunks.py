@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import shardkit as sk
-from shardkit.micro import CHUNK_BYTES, CHUNK_RECORDS, RECORD_COST_BYTES, assign_chunks
+from shardkit.plan.chunks import CHUNK_BYTES, CHUNK_RECORDS, RECORD_COST_BYTES, assign_chunks
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,13 +12,15 @@ import pytest
 
 import shardkit as sk
 from shardkit.runfolder.folder import RUNS, RunFolder
-from shardkit.storage.base import Folder, folder
+from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from conftest import RunCommand
+
+    from shardkit.storage.base import Folder
 
 NUMBERS = itertools.count()
 WORK = """
@@ -157,7 +159,7 @@ def fail_in_pass2(feed: Feed, monkeypatch: pytest.MonkeyPatch, **fields: Any) ->
 
     before = set(feed.runs())
     with monkeypatch.context() as patch:
-        patch.setattr("shardkit.pass2_combine.write_merged", stop)
+        patch.setattr("shardkit.dataset.merge.write_merged", stop)
         with pytest.raises(sk.RunInterrupted):
             feed.run(**fields)
     (made,) = set(feed.runs()) - before

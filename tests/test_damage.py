@@ -23,7 +23,9 @@ from shardkit.errors import Damaged, StorageError, WrittenByNewer
 from shardkit.jobs import SQLiteStore
 from shardkit.runs.bundle import upload_bundle
 from shardkit.storage import objects as objectstore
-from shardkit.storage.base import File, LocalFolder, folder
+from shardkit.storage.base import File
+from shardkit.storage.local_folder import LocalFolder
+from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ from test_listing import bucket_of
 
 import shardkit as sk
 from shardkit.cli.app import cli
-from shardkit.storage.base import folder
 from shardkit.storage.list_files import datasets_in
+from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,10 +15,12 @@ import shardkit as sk
 from shardkit.dataset.day_claims import holding_days
 from shardkit.runfolder.folder import RunFolder
 from shardkit.storage import lease
-from shardkit.storage.base import Folder, folder
+from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from shardkit.storage.base import Folder
 
 DAYS = [str(datetime.date(2020, 1, 1) + datetime.timedelta(days)) for days in range(1000)]
 

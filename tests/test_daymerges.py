@@ -9,7 +9,7 @@ import pytest
 from job_runs import JobProject
 
 import shardkit as sk
-from shardkit.storage.base import LocalFolder
+from shardkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

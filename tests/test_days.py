@@ -17,11 +17,11 @@ from test_increments import BY_DAY, WORK, Feed
 
 import shardkit as sk
 from shardkit.dataset.switch import current_result
-from shardkit.days import days_since, parse_days
 from shardkit.macro import make_plan
 from shardkit.plan.compare import Basis, compare
 from shardkit.plan.records import build_records
-from shardkit.storage.base import LocalFolder
+from shardkit.storage.local_folder import LocalFolder
+from shardkit.times import days_since, parse_days
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,7 @@ def test_what_is_no_day_is_refused(given: str) -> None:
 def test_days_since_count_in_the_zone() -> None:
     from datetime import datetime, timezone
 
-    from shardkit.days import zone_of
+    from shardkit.times import zone_of
 
     late = datetime(2020, 1, 1, 23, 30, tzinfo=timezone.utc)
     assert days_since("1h", zone=timezone.utc, now=late) == ("2020-01-01",)

@@ -14,8 +14,8 @@ from crashing import Project, rows_of
 
 import shardkit as sk
 from shardkit.cli.app import cli
+from shardkit.cli.run_lines import failure_lines, grouped_failure_lines
 from shardkit.hints import Hint, as_command
-from shardkit.plan.describe import failure_lines, grouped_failure_lines
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,25 +1,83 @@
-"""The house: rooms on floors, and who may import what."""
+"""The house: rooms on floors, no circles, and who may import what."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
+import pytest
+
 import shardkit as sk
 
 PACKAGE = Path(sk.__file__).parent
+# A room may import those that stand above it here, and itself; never one that stands below.
+ROOMS = (
+    "base",
+    "tables",
+    "storage",
+    "runfolder",
+    "plan",
+    "dataset",
+    "workers",
+    "steps",
+    "engines",
+    "jobs",
+    "spec",
+    "runs",
+    "pipeline",
+    "cli",
+    "package",
+)
+# What stands at the top of the package, and is a room of its own or belongs to one.
+TOP = {
+    "": "package",
+    "__main__": "cli",
+    "_lazy": "base",
+    "_version": "base",
+    "carried": "base",
+    "checksums": "base",
+    "errors": "base",
+    "explain": "base",
+    "functions": "base",
+    "hints": "base",
+    "macro": "steps",
+    "masking": "base",
+    "micro": "steps",
+    "pass1_preprocessing": "steps",
+    "pass2_combine": "steps",
+    "pipeline": "pipeline",
+    "printable": "base",
+    "record": "base",
+    "templates": "cli",
+    "times": "base",
+    "tracebacks": "base",
+    "units": "base",
+    "user_state": "base",
+}
 
 
 def modules() -> dict[str, Path]:
-    """All modules of the package by name; what ``init`` writes for users is none."""
-    paths = [path for path in PACKAGE.rglob("*.py") if "templates" not in path.relative_to(PACKAGE).parts]
-    return {".".join(["shardkit", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in paths}
+    """All modules of the package, without its name; what ``init`` writes for users is none."""
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] != "templates" or len(parts) == 2:
+            names[".".join(parts).removesuffix("__init__").rstrip(".")] = path
+    return names
+
+
+MODULES = modules()
 
 
 def imports_of(path: Path) -> set[str]:
-    """Every name of a module that a file imports: within functions, and for type checkers only, too."""
+    """Every name that a module imports: within functions and for type checkers only, too.
+
+    What a module does as a program is left out: then it stands above all others.
+    """
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if "__name__ == '__main__'" not in ast.unparse(node).split("\n")[0]]
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
@@ -28,16 +86,80 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-IMPORTS = {name: imports_of(path) for name, path in modules().items()}
+IMPORTS = {name: imports_of(path) for name, path in MODULES.items()}
+
+
+def module_of(target: str) -> str | None:
+    """The module of the package that an import is of, if it is one."""
+    first, *parts = target.split(".")
+    if first != "shardkit":
+        return None
+    return next(name for n in range(len(parts), -1, -1) if (name := ".".join(parts[:n])) in MODULES)
+
+
+NEEDS = {
+    name: {module for target in imported if (module := module_of(target)) is not None} - {name}
+    for name, imported in IMPORTS.items()
+}
+
+
+def room_of(module: str) -> str:
+    first = module.partition(".")[0]
+    return TOP[first] if first in TOP else first
+
+
+def circle(needs: dict[str, set[str]]) -> list[str]:
+    """Names that need each other, if there are any."""
+    left = {name: others - {name} for name, others in needs.items()}
+    while free := [name for name, others in left.items() if not others & set(left)]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def test_every_module_has_a_room() -> None:
+    assert {room_of(name) for name in MODULES} == set(ROOMS)
+    assert set(TOP) <= {name.partition(".")[0] for name in MODULES}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_none_that_stands_over_it(room: str) -> None:
+    over = ROOMS[ROOMS.index(room) + 1 :]
+    uphill = [
+        (name, other)
+        for name, others in NEEDS.items()
+        if room_of(name) == room
+        for other in others
+        if room_of(other) in over and not (other == "" and name != "")
+    ]
+    assert not uphill
+
+
+def test_no_module_is_in_a_circle() -> None:
+    # A package's own names, such as `shardkit.run` and `shardkit.storage.folder`, are for users alone.
+    fronts = {"", "storage", "runfolder", "cli"}
+    assert not circle({name: others for name, others in NEEDS.items() if name not in fronts})
+
+
+def test_the_package_does_not_use_its_own_front() -> None:
+    users = {name: NEEDS[name] & {"", "storage", "runfolder", "cli"} for name in NEEDS}
+    assert {name: fronts for name, fronts in users.items() if fronts and name not in {"__main__"}} == {}
 
 
 def users_of(package: str) -> set[str]:
-    return {
-        name.removeprefix("shardkit.")
-        for name, imported in IMPORTS.items()
-        if any(target.split(".")[0] == package for target in imported)
-    }
+    return {name for name, imported in IMPORTS.items() if any(target.split(".")[0] == package for target in imported)}
 
 
 def test_only_the_command_line_knows_click() -> None:
-    assert users_of("click") == {"cli.app", "cli.jobs", "cli.commands"}
+    assert users_of("click") <= {name for name in MODULES if room_of(name) == "cli"}
+
+
+def test_only_some_modules_know_boto3() -> None:
+    outside = {name for name in users_of("boto3") | users_of("botocore") if room_of(name) not in {"engines", "jobs"}}
+    assert outside == {
+        "cli.jobs",
+        "dataset.catalog",
+        "storage.aws_places",
+        "storage.buckets",
+        "storage.large_copy",
+    }

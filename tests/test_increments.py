@@ -13,7 +13,7 @@ import pytest
 
 import shardkit as sk
 from shardkit.dataset.switch import current_result
-from shardkit.storage.base import LocalFolder
+from shardkit.storage.local_folder import LocalFolder
 
 SLOW = pytest.mark.slow
 WORK = """

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 from engine_jobs import ended, request
 from job_runs import JobProject
-from shardkit.runs.handle.container import bootstrap
 
 import shardkit as sk
 from shardkit.engines import pyenv
 from shardkit.engines.local import LocalEngine, available_isolation
 from shardkit.runs.bundle import _source_files
+from shardkit.runs.container import bootstrap
 from shardkit.runs.requirements import Requirements
 
 if TYPE_CHECKING:

@@ -557,7 +557,7 @@ def test_an_image_without_shardkit_gets_it_from_the_bundle(project: JobProject) 
         check=True,
     )
     assert str(project.root / "unpacked") in done.stdout
-    assert "shardkit/container/bootstrap.sh" in zipfile.ZipFile(folder / "shardkit.zip").namelist()
+    assert "shardkit/runs/container/bootstrap.sh" in zipfile.ZipFile(folder / "shardkit.zip").namelist()
 
 
 def test_secrets_stay_where_they_are(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from random_pipelines import files_of
 
 import shardkit as sk
-from shardkit.macro import work_digest
+from shardkit.plan.digests import work_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

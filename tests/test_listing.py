@@ -20,9 +20,10 @@ from shardkit.plan import join as joining
 from shardkit.plan.records import build_records
 from shardkit.storage import list_files as listing
 from shardkit.storage import list_objects as objectlist
-from shardkit.storage.base import Access, folder
+from shardkit.storage.base import Access
 from shardkit.storage.buckets import open_bucket
 from shardkit.storage.list_objects import list_objects
+from shardkit.storage.open import folder
 from shardkit.tables import spill
 
 if TYPE_CHECKING:

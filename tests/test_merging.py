@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import shardkit as sk
+from shardkit.dataset.merge import Merge
 from shardkit.dataset.writer import Layout
-from shardkit.pass2_combine import Merge, combine_folders
+from shardkit.runs.alone import combine_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -799,7 +800,7 @@ MERGE = """
 import sys
 from pathlib import Path
 import shardkit as sk
-from shardkit.pass2_combine import combine_folders
+from shardkit.runs.alone import combine_folders
 merge = sk.Pipeline(function="a:b", input=".", output={"uri": "out"} | eval(sys.argv[1])).merge()
 run = combine_folders(["parts"], "out", merge, quiet=True)
 status = Path("/proc/self/status").read_text()

@@ -11,7 +11,7 @@ from crashing import Project, rows_of
 
 import shardkit as sk
 from shardkit.cli.app import cli
-from shardkit.pass1_preprocessing import preprocess
+from shardkit.runs.alone import preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

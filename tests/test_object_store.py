@@ -24,7 +24,7 @@ from shardkit.engines.local import available_isolation
 from shardkit.storage import lease
 from shardkit.storage import objects as objectstore
 from shardkit.storage import requests as repeats
-from shardkit.storage.base import folder
+from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -18,18 +18,20 @@ import pytest
 from crashing import LINUX, Project, dying, wait_for
 
 import shardkit as sk
-from shardkit.dataset import build as building
+from shardkit.dataset import next_state as building
 from shardkit.dataset import switch as commit
 from shardkit.dataset import switch_steps as switching
 from shardkit.dataset.switch import COMMIT, current_result
 from shardkit.runfolder.folder import STATE_DIR, RunFolder
 from shardkit.storage import lease, locks
-from shardkit.storage.base import Folder, LocalFolder
-from shardkit.storage.base import folder as folder_at
+from shardkit.storage.local_folder import LocalFolder
+from shardkit.storage.open import folder as folder_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from shardkit.storage.base import Folder
 
 SLOW = pytest.mark.slow
 WORK = """

@@ -14,7 +14,7 @@ import pytest
 from crashing import TESTS, environment
 
 import shardkit as sk
-from shardkit.dataset.query import named_outputs
+from shardkit.cli.answers import named_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

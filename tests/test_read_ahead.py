@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shardkit.storage.base import folder
+from shardkit.storage.open import folder
 from shardkit.workers import inputs
 from shardkit.workers.inputs import RemoteInputs, Wanted
 

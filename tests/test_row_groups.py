@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shardkit as sk
+from shardkit.dataset.merge import Merge
 from shardkit.dataset.writer import Layout
-from shardkit.pass2_combine import Merge, combine_folders
+from shardkit.runs.alone import combine_folders
 from shardkit.tables.thrift import (
     BINARY,
     BYTE,

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 import shardkit as sk
 from shardkit.dataset.source import read_source
 from shardkit.errors import SchemaConflict
-from shardkit.storage.base import File, LocalFolder
+from shardkit.storage.base import File
+from shardkit.storage.local_folder import LocalFolder
 from shardkit.tables.rows import collect
 from shardkit.tables.values import to_array
 from shardkit.workers.parts import PartsWriter

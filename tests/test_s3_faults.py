@@ -11,7 +11,7 @@ from fault_proxy import FAULTS, FaultProxy
 from test_object_store import Bucket, bucket, project, run_here  # noqa: F401  fixtures too
 
 from shardkit.storage import objects as objectstore
-from shardkit.storage.base import folder
+from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
     from pathlib import Path

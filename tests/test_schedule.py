@@ -13,8 +13,9 @@ from crashing import Project, dying, wait_for
 import shardkit as sk
 from shardkit.cli.app import cli
 from shardkit.runs.clean import Cleaned, CleanedRun
-from shardkit.runs.scheduler import Schedule, Scheduler, next_times
-from shardkit.storage.base import LocalFolder
+from shardkit.runs.scheduler import Scheduler, next_times
+from shardkit.spec.schedule import Schedule
+from shardkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

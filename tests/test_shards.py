@@ -240,7 +240,7 @@ def test_a_target_tells_how_many(target: int | str, shards: int) -> None:
 def test_no_shard_is_empty() -> None:
     plan = plan_of({"a": 0, "b": 1000, "c": 0}, {"by": "size", "count": 9})
     assert list(shards_of(plan).values()) == [["a"], ["b"], ["c"]]
-    assert "(9 were asked for; there are no more records to share out)" in plan_text(plan)
+    assert "(9 were asked for; there are no more records to share out)" in plan_text(plan.content)
 
 
 def test_empty_files_are_spread_too() -> None:
@@ -260,13 +260,13 @@ def test_by_s3key_records_are_dealt_out_to_the_instances_of_one_job() -> None:
         {"job": 0, "shards": [0, 1, 2], "instances": 3, "groups": 0, "records": 8, "bytes": 28, "share_of_longest": 1.0}
     ]
     assert plan.content["totals"]["create_calls"] == 2
-    assert "jobs     1 of 3 instances and 1 for pass 2: 2 calls" in plan_text(plan)
+    assert "jobs     1 of 3 instances and 1 for pass 2: 2 calls" in plan_text(plan.content)
 
 
 def test_by_s3key_no_instance_is_left_without_a_record() -> None:
     plan = plan_of({"a": 1, "b": 1}, {"by": "s3key", "instances": 5})
     assert plan.content["jobs"][0]["instances"] == 2
-    assert "(5 were asked for" in plan_text(plan)
+    assert "(5 were asked for" in plan_text(plan.content)
 
 
 @pytest.mark.parametrize("records", ["stem", "directory"])
@@ -295,7 +295,7 @@ def test_groups_are_packed_longest_first_and_never_split() -> None:
     assert names_of(plan) == [None] * 3
     assert [job["groups"] for job in jobs] == [2, 2, 2]
     assert [job["share_of_longest"] for job in jobs] == [1.0, 0.8889, 1.0]
-    assert "a and 1 more" in plan_text(plan)
+    assert "a and 1 more" in plan_text(plan.content)
 
 
 @pytest.mark.parametrize("max_jobs", [3, 4, 1000])
@@ -338,12 +338,12 @@ def test_without_shards_there_is_one() -> None:
     assert len(plan.content["shards"]) == len(plan.content["jobs"]) == 1
     assert names_of(plan) == [None]
     assert plan.content["totals"]["groups"] == 2
-    assert "CreateProcessingJob" not in plan_text(plan)
+    assert "CreateProcessingJob" not in plan_text(plan.content)
 
 
 def test_the_text_shows_the_ten_longest_and_what_launching_takes() -> None:
     plan = plan_of({f"{i:03d}/x": 1000 * (i + 1) for i in range(25)}, {"depth": 1})
-    text = plan_text(plan)
+    text = plan_text(plan.content)
     shown = re.findall(r"^ +\d+  (\d{3}) .* (\d+)% of the longest$", text, re.MULTILINE)
     assert [name for name, _ in shown] == [f"{i:03d}" for i in range(24, 14, -1)]
     assert shown[-1][1] == "64"
@@ -364,8 +364,8 @@ def test_the_text_shows_the_ten_longest_and_what_launching_takes() -> None:
 def test_many_jobs_are_launched_but_the_text_warns(rule: Rule, cure: str) -> None:
     plan = plan_of({f"{i:04d}/x": 100 for i in range(1000)}, rule)
     assert plan.content["totals"]["jobs"] == 1000
-    assert "1,001 calls of CreateProcessingJob, at one a second at least 16 min 41 s" in plan_text(plan)
-    assert f"(to launch so many takes long: {cure})" in plan_text(plan)
+    assert "1,001 calls of CreateProcessingJob, at one a second at least 16 min 41 s" in plan_text(plan.content)
+    assert f"(to launch so many takes long: {cure})" in plan_text(plan.content)
 
 
 def test_another_cut_is_another_work_but_the_same_one_said_otherwise_is_not() -> None:
@@ -431,7 +431,7 @@ def test_every_record_is_in_one_shard_and_the_plan_adds_up(sizes: dict[str, int]
         assert totals[name] == sum(shard[name] for shard in shards) == sum(job[name] for job in jobs)
     assert (totals["shards"], totals["jobs"], totals["create_calls"]) == (len(shards), len(jobs), len(jobs) + 1)
     assert max(job["share_of_longest"] for job in jobs) == 1
-    assert plan_text(plan)
+    assert plan_text(plan.content)
     again = plan_of(dict(reversed(sizes.items())), rule)
     assert (again.content, again.records) == (plan.content, plan.records)
 

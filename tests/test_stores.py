@@ -29,7 +29,9 @@ from test_object_store import REGION, project  # noqa: F401  fixtures too
 
 import shardkit as sk
 from shardkit.storage import objects as objectstore
-from shardkit.storage.base import File, LocalFolder, folder
+from shardkit.storage.base import File
+from shardkit.storage.local_folder import LocalFolder
+from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

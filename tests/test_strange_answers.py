@@ -13,7 +13,7 @@ from test_object_store import bucket, project, run_here  # noqa: F401  fixtures 
 import shardkit as sk
 from shardkit.storage import objects as objectstore
 from shardkit.storage import requests as repeats
-from shardkit.storage.base import folder
+from shardkit.storage.open import folder
 from shardkit.storage.refusals import STRANGE, UNREACHABLE
 
 if TYPE_CHECKING:

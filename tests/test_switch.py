@@ -16,7 +16,7 @@ from crashing import TESTS, Done, Project, dying, environment, folder_rows, rows
 
 import shardkit as sk
 from shardkit.dataset.switch import current_result
-from shardkit.storage.base import LocalFolder
+from shardkit.storage.local_folder import LocalFolder
 
 WORK = """
 import time

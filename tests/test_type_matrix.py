@@ -21,7 +21,8 @@ import pytest
 import shardkit as sk
 from shardkit.dataset.source import read_source
 from shardkit.errors import SchemaConflict
-from shardkit.storage.base import File, LocalFolder
+from shardkit.storage.base import File
+from shardkit.storage.local_folder import LocalFolder
 from shardkit.tables.rows import collect
 from shardkit.workers.parts import PartsWriter
 

@@ -13,7 +13,7 @@ from test_increments import BY_DAY
 
 import shardkit as sk
 from shardkit.dataset.switch import current_result
-from shardkit.storage.base import LocalFolder
+from shardkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -196,7 +196,7 @@ def run(
 
 def _days(made: Pipeline, date: tuple[str, ...], since: str | None) -> list[str] | None:
     """The days that were asked for; None for all."""
-    from shardkit.days import days_since, zone_of
+    from shardkit.times import days_since, zone_of
 
     zone = zone_of(made.shards.zone if made.shards is not None else None)
     return [*date, *(days_since(since, zone=zone) if since else ())] or None
@@ -207,7 +207,7 @@ def _print_plan(made: Pipeline, days: list[str] | None) -> None:
 
     with redirect_stdout(sys.stderr):
         planned = made.plan(days=days)
-    echo(plan_text(planned))
+    echo(plan_text(planned.content))
 
 
 def _report(work: Callable[[], Run], *, as_json: bool) -> None:
@@ -258,14 +258,14 @@ def plan(
 
         echo(json.dumps(planned.content | ({"estimate": asdict(estimate)} if estimate else {})))
         return
-    echo(plan_text(planned, rows=estimate.rows if estimate else None))
+    echo(plan_text(planned.content, rows=estimate.rows if estimate else None))
     if estimate:
         echo(f"\n{estimate}")
 
 
 def _open(output: str, run_id: str | None) -> Run:
     """The run under an output, or under that of a pipeline's YAML file."""
-    from shardkit.runs.handle import open_run
+    from shardkit.runs.start import open_run
 
     return open_run(_output_of(output), run_id)
 
@@ -285,7 +285,7 @@ def _output_of(place: str) -> str:
 @JSON
 def status(output: str, run_id: str | None, *, as_json: bool) -> None:
     """Tell how far a run is, or how it ended; of one on an engine also how its jobs are."""
-    from shardkit.plan.describe import job_lines
+    from shardkit.cli.run_lines import job_lines
 
     found = _open(output, run_id)
     jobs = found.jobs() if found.has_jobs else []
@@ -313,7 +313,7 @@ def logs(output: str, run_id: str | None, job: str | None) -> None:
 @RUN_ID
 def stop(output: str, run_id: str | None) -> None:
     """Stop the jobs of a run; what they have committed is kept, and `resume` goes on from there."""
-    from shardkit.runfolder.display import counted
+    from shardkit.units import counted
 
     found = _open(output, run_id)
     count = found.stop()
@@ -336,8 +336,8 @@ def failures(output: str, run_id: str | None, *, traceback: bool, every: bool, a
 
     Where they are many, those that failed alike share a line.
     """
-    from shardkit.plan.describe import FEW_FAILURES, failure_lines, grouped_failure_lines
-    from shardkit.runfolder.display import counted
+    from shardkit.cli.run_lines import FEW_FAILURES, failure_lines, grouped_failure_lines
+    from shardkit.units import counted
 
     found = _open(output, run_id)
     entries = found.quarantine()
@@ -376,7 +376,8 @@ def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: 
     Athena answers where a dataset is in a Glue catalogue, else DuckDB on this machine, from the same files. DuckDB
     reads no others, and writes none.
     """
-    from shardkit.dataset.query import as_lines, ask, named_outputs
+    from shardkit.cli.answers import as_lines, named_outputs
+    from shardkit.dataset.query import ask
 
     given = [_output_of(place) for place in (*places, *outputs)]
     if not given:
@@ -481,9 +482,9 @@ shardkit pass2 --input parts/p00 --input parts/p01 --output out/
 def pass1(*, run_id: str | None, quiet: bool, as_json: bool, **given: Any) -> None:
     """Pass 1 alone: the files of one folder to parts, plain Parquet files."""
     made = _read_pipeline(None, given, expect_work=True)
-    from shardkit.runs.handle import start_run
+    from shardkit.runs.start import start
 
-    _report(lambda: start_run(made, run_id=run_id, quiet=quiet, merge=False), as_json=as_json)
+    _report(lambda: start(made, run_id=run_id, quiet=quiet, merge=False), as_json=as_json)
 
 
 @cli.command(
@@ -506,8 +507,8 @@ def pass2(
     inputs: tuple[str, ...], more: tuple[str, ...], output: str, name: str, *, quiet: bool, as_json: bool, **given: Any
 ) -> None:
     """Pass 2 alone: the Parquet files of some folders to one dataset."""
-    from shardkit.pass2_combine import combine_folders
     from shardkit.pipeline import Pipeline
+    from shardkit.runs.alone import combine_folders
     from shardkit.spec.yaml import from_settings
 
     if not inputs and not more:

@@ -16,10 +16,10 @@ import pyarrow as pa
 from shardkit.dataset.formats import count_rows
 from shardkit.dataset.kept_files import count_of
 from shardkit.errors import LedgerError
-from shardkit.runfolder.display import counted
 from shardkit.storage.base import File
 from shardkit.storage.side_by_side import together
 from shardkit.tables.spans import joined, row_count
+from shardkit.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

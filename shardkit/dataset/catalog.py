@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from shardkit.dataset.glue_types import can_be_named, glue_type
-from shardkit.dataset.query import REGISTERED, open_dataset, registered
+from shardkit.dataset.read import open_dataset
 from shardkit.dataset.switch import current_result, dataset_lock
 from shardkit.errors import CatalogError, PipelineError, QueryError
 from shardkit.runfolder.folder import STATE_DIR
@@ -35,6 +35,16 @@ INTEGERS = ("tinyint", "smallint", "int", "bigint")
 FLOATS = ("float", "double")
 PARTITIONS_A_CALL = 100
 DROP_HINT = "Drop the table, which drops no data, and resume the run: it is registered anew."
+REGISTERED = f"{STATE_DIR}/catalog.json"
+
+
+def registered(output: Folder) -> dict[str, Any] | None:
+    """The settings that the dataset is in a Glue catalogue with; None where it is in none."""
+    try:
+        glue: dict[str, Any] = json.loads(output.read(REGISTERED))
+    except FileNotFoundError:
+        return None
+    return glue
 
 
 def check_installed() -> None:

@@ -22,7 +22,8 @@ from shardkit.dataset.writer import DataFile
 from shardkit.errors import Damaged
 from shardkit.runfolder import documents
 from shardkit.runfolder.folder import RunFolder
-from shardkit.storage.base import File, LocalFolder
+from shardkit.storage.base import File
+from shardkit.storage.local_folder import LocalFolder
 from shardkit.storage.side_by_side import together
 from shardkit.tables.rowgroups import is_large, size_of
 from shardkit.tables.spans import Spans, as_spans, clip, contains, joined, overlap, row_count, subtract

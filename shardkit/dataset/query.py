@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
-import pyarrow.types as pt
 
-from shardkit.dataset.formats import partitioning_of, read_back, reader_of
+from shardkit.dataset.catalog import ask_athena, registered
+from shardkit.dataset.read import open_dataset
 from shardkit.dataset.switch import current_result, finish_switches
-from shardkit.errors import PipelineError, QueryError, RunNotFound, SchemaConflict
-from shardkit.runfolder.folder import STATE_DIR, RunFolder
-from shardkit.storage.base import folder as folder_at
-from shardkit.tables.schema import TypeMismatch, unify_types
-from shardkit.tables.type_text import schema_of
+from shardkit.errors import PipelineError, QueryError, RunNotFound
+from shardkit.runfolder.folder import RunFolder
+from shardkit.storage.open import folder as folder_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,9 +29,7 @@ Backend = Literal["athena", "duckdb"]
 Output = str | os.PathLike[str] | RunFolder
 T = TypeVar("T")
 
-REGISTERED = f"{STATE_DIR}/catalog.json"
 ANY_DATASET = "dataset"  # what a dataset may be called where there is only one
-FOOTERS_AT_ONCE = 32
 SWITCHES_AT_MOST = 10  # of a dataset while one query reads it
 LARGEST_INT = 2**63
 NO_COLUMNS = "no_columns"
@@ -46,83 +39,6 @@ FENCE = (
     "SET python_enable_replacements = false",
     "SET lock_configuration = true",
 )
-
-
-# ---- the files of a dataset, as one table ------------------------------------------------------------------------
-
-
-def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
-    """The files that a result lists as one table, which has every column that any of them has.
-
-    Where the result tells the columns, no file is opened for it.
-
-    Raises:
-        SchemaConflict: files give one column types that cannot be read as one.
-    """
-    import pyarrow.dataset as pads
-
-    columns, by = result.get("columns", {}), result["partition_by"]
-    partitioning = partitioning_of(by, columns) if by else None
-    known = read_back(schema_of(result, without=by), result["format"])
-    told = _told(result, known, list(partitioning.schema) if partitioning is not None else [])
-    if not result["files"]:
-        return pads.dataset([], schema=told or schema_of(result), format="parquet")
-    filesystem, base = files.arrow()
-    found = pads.dataset(
-        [f"{base}/{file['path']}" for file in result["files"]],
-        schema=told,
-        filesystem=filesystem,
-        format=reader_of(result["format"], known),
-        partitioning=partitioning,
-        partition_base_dir=base if by else None,
-    )
-    if told is not None or (columns and not result.get("by_day")):  # one run has written all files, with one schema
-        return found
-    return found.replace_schema(_unified(found, files.uri))
-
-
-def _told(result: Mapping[str, Any], columns: pa.Schema, partitions: list[pa.Field]) -> pa.Schema | None:
-    """The schema as the result tells it, which saves opening files; None where the files must be asked."""
-    whole = len(columns) + len(partitions) == len(result["columns"]) and len(columns) > 0
-    return pa.schema([*columns, *partitions]) if whole else None
-
-
-def _unified(found: pads.Dataset, uri: str) -> pa.Schema:
-    """The schema that has all columns of all files, each of a type that holds the values of all."""
-    fragments = list(found.get_fragments())
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:  # each is a request or two where the files are objects
-        schemas = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
-    kinds: dict[str, pa.DataType] = {}
-    for schema in schemas:
-        for field in schema:
-            kinds[field.name] = _common(kinds.get(field.name, field.type), field.type, field.name, uri)
-    # The partition columns are in no file.
-    return pa.schema(list((kinds | {f.name: f.type for f in found.schema if f.name not in kinds}).items()))
-
-
-def _common(left: pa.DataType, right: pa.DataType, column: str, uri: str) -> pa.DataType:
-    """The type that both are read as: without loss where there is one, else text."""
-    try:
-        return unify_types(left, right, widen_ints=True, column=column)
-    except TypeMismatch as error:
-        if any(pt.is_nested(kind) for kind in (left, right)):
-            raise SchemaConflict(
-                f"{uri}: {error}, which no query can read as one.",
-                hint="Run the days of one of them again, with output.schema saying what the column is.",
-            ) from None
-        return pa.string()
-
-
-# ---- what is asked -----------------------------------------------------------------------------------------------
-
-
-def registered(output: Folder) -> dict[str, Any] | None:
-    """The settings that the dataset is in a Glue catalogue with; None where it is in none."""
-    try:
-        glue: dict[str, Any] = json.loads(output.read(REGISTERED))
-    except FileNotFoundError:
-        return None
-    return glue
 
 
 @dataclass(frozen=True)
@@ -203,8 +119,6 @@ def ask(
             hint="Set catalog: {glue: {database, table}} in its pipeline and run it, or ask with DuckDB.",
         )
     if using == "athena" or (using is None and with_catalogue):
-        from shardkit.dataset.catalog import ask_athena
-
         tables = {name: (one.glue["database"], one.glue["table"]) for one in found for name in one.names if one.glue}
         first = found[0]
         session = session or getattr(first.folder, "session", None)
@@ -291,64 +205,3 @@ def _plain(table: pa.Table) -> pa.Table:
             fits = all(v is None or -LARGEST_INT <= v < LARGEST_INT for v in values.to_pylist())
             table = table.set_column(i, field.name, values.cast(pa.int64() if fits else pa.float64()))
     return table
-
-
-# ---- for the command line ----------------------------------------------------------------------------------------
-
-NAMED = re.compile(r"([A-Za-z_]\w*)=(.+)")
-
-
-def named_outputs(given: Iterable[str]) -> dict[str, str] | str:
-    """Outputs as a command line gives them: one folder, or several, each alone or as ``NAME=FOLDER``.
-
-    Raises:
-        PipelineError: two have one name.
-    """
-    places = list(given)
-    if len(places) == 1 and not NAMED.fullmatch(places[0]):
-        return places[0]
-    found: dict[str, str] = {}
-    for place in places:
-        match = NAMED.fullmatch(place)
-        name, uri = (match[1], match[2]) if match else (Dataset.at(place, None, alone=False).names[0], place)
-        if name in found:
-            raise PipelineError(
-                f"Two of the datasets are called {name}: {found[name]} and {uri}.", hint="Name them: --output NAME=DIR."
-            )
-        found[name] = uri
-    return found
-
-
-def as_lines(table: pa.Table, format: str) -> Iterable[str]:
-    """An answer as text: ``csv``, ``json`` (an object a row) or a ``table`` for people."""
-    import io
-
-    if format == "csv":
-        import csv
-
-        for row in (table.column_names, *(batch for batch in _rows(table))):
-            sink = io.StringIO()
-            csv.writer(sink, lineterminator="").writerow(["" if value is None else value for value in row])
-            yield sink.getvalue()
-    elif format == "json":
-        for row in _rows(table):
-            yield json.dumps(dict(zip(table.column_names, row, strict=True)), ensure_ascii=False)
-    else:
-        cells = [table.column_names, *([_cell(value) for value in row] for row in _rows(table))]
-        widths = [max(len(row[i]) for row in cells) for i in range(table.num_columns)]
-        right = [pt.is_integer(k) or pt.is_floating(k) or pt.is_decimal(k) for k in table.schema.types]
-        for row in cells:
-            padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
-            yield "  ".join(padded).rstrip()
-
-
-def _rows(table: pa.Table) -> Iterable[list[Any]]:
-    from shardkit.dataset.formats import jsonable
-
-    for batch in table.to_batches(max_chunksize=4096):
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            yield [jsonable(value) for value in row]
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else " ".join(str(value).split())

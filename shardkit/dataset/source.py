@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 
 from shardkit.dataset.part_files import PartFiles
 from shardkit.errors import Damaged, PipelineError, SchemaConflict
+from shardkit.runfolder.parts import NOTHING_OF, origins_of
 from shardkit.tables.plain_types import plain_schema, plain_type
 from shardkit.tables.rowgroups import Stretch, copied_groups, size_of, stretches
 from shardkit.tables.schema import conform, parse_schema
 from shardkit.tables.spans import clip, overlap, row_count
 from shardkit.tables.type_text import printed_type
 from shardkit.tables.unify import Unifier, cure_as_text, holds_all
-from shardkit.workers.parts import NOTHING_OF, origins_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from shardkit.dataset.kept_files import CONTENTS, Contents, noted_by
-from shardkit.dataset.query import FOOTERS_AT_ONCE, open_dataset
+from shardkit.dataset.read import FOOTERS_AT_ONCE, open_dataset
 from shardkit.dataset.source import one_schema
 from shardkit.dataset.switch import kept_days
 from shardkit.dataset.writer import write_file
 from shardkit.errors import SchemaConflict, StorageError
-from shardkit.runfolder.display import counted
 from shardkit.storage.base import File
 from shardkit.storage.side_by_side import together
 from shardkit.tables.schema import conform
 from shardkit.tables.type_text import schema_of, schema_to_text
+from shardkit.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -132,7 +132,7 @@ class Settings(_Model):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            from shardkit.spec.yaml import explain
+            from shardkit.explain import explain
 
             missing = {problem["loc"] for problem in error.errors() if problem["type"] == "missing"}
             hint = "Give a Processor of the SageMaker SDK, or these by name." if missing else ""

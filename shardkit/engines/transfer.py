@@ -13,12 +13,11 @@ import json
 import os
 import shutil
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from shardkit.engines.porter import Porter
 
 OPT_ML = "/opt/ml"
 AT_ONCE = 16  # transfers from or to S3
@@ -217,10 +216,17 @@ def copy(source: str, target: str) -> None:
 # ---- output ------------------------------------------------------------------------------------------------------
 
 
+class Sender(Protocol):
+    """Uploads files."""
+
+    def send(self, files: list[tuple[str, str, str]], *, settled: bool) -> None:
+        """Upload files, each given by its path, key and URI; ``settled`` ones do not change any more."""
+
+
 class Outputs:
     """The outputs of a job, and what has been uploaded of them so far."""
 
-    def __init__(self, request: dict[str, Any], volumes: dict[str, str], porter: Porter) -> None:
+    def __init__(self, request: dict[str, Any], volumes: dict[str, str], porter: Sender) -> None:
         outputs = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
         self._outputs = [o["S3Output"] for o in outputs if "S3Output" in o and not o.get("AppManaged")]
         self._volumes = volumes
@@ -334,7 +340,7 @@ def _second_name(path: str, other: str) -> bool:
 
 def _storage(uri: str) -> Any:
     """The S3 folder at a URI, through shardkit's own storage."""
-    from shardkit.storage.base import folder
+    from shardkit.storage.open import folder
 
     return folder(uri)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardkit.micro import SMALLEST_SHARE, record_costs
+from shardkit.plan.chunks import SMALLEST_SHARE, record_costs
 from shardkit.plan.compare import partition_names
 
 if TYPE_CHECKING:

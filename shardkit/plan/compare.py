@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.errors import Damaged
-from shardkit.plan.reuse import take_over
+from shardkit.plan.reuse import TakenOver, take_over
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import WHOLE, Ledger
 from shardkit.tables.arrays import arrow, numpy, one_chunk, positions, scalar
@@ -90,6 +90,12 @@ class Comparison:
         """The run that has made each partition that is to be made anew or to go; None where there is none yet."""
         names = [*(name for name, changes in self.changes.items() if changes.any), *self.dropped]
         return {name: self.made_by[name] for name in names}
+
+    def add(self, taken_over: TakenOver) -> None:
+        """Note a chunk that is taken over; records that an earlier one had are this one's now."""
+        self.taken[taken_over.rows] = len(self.markers)
+        self.places.append(taken_over.places)
+        self.markers.append(taken_over.marker)
 
 
 def partition_names(table: pa.Table, *, by_day: bool) -> tuple[np.ndarray, list[str]]:
@@ -194,7 +200,8 @@ class _Earlier:
         same &= np.isin(then, changed)
         if same.any():
             shards = np.unique(numpy(before["shard"])[same]).tolist() if by_day else None
-            take_over(Ledger(folder, shards), before, position, same, self._comparison)
+            for taken_over in take_over(Ledger(folder, shards), before, position, same):
+                self._comparison.add(taken_over)
 
     def _positions(self, before: pa.Table, then: np.ndarray, numbers: list[int]) -> np.ndarray:
         """The row of the new listing that each earlier record has become, in the same partition; or -1."""

@@ -1,31 +1,22 @@
-"""Plans and failures as text for people."""
+"""Plans as text for people."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from shardkit.runfolder.display import counted, human_bytes, human_seconds
-from shardkit.spec.sections import MOST_ROWS
+from shardkit.units import counted, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardkit.macro import Plan
-
 SHARDS_SHOWN = 10
-JOBS_SHOWN = 5
 CREATES_A_SECOND = 1  # what the service takes from an account, whatever its quotas
 LONG_LAUNCH_S = 600
-LINE_CHARACTERS = 200
-FEW_FAILURES = 20  # are listed one by one
-VARIES = r"'[^']*'|\"[^\"]*\"|0x[0-9a-fA-F]+|\d+|\S*/\S*"
 
 
-def plan_text(plan: Plan, *, rows: int | None = None) -> str:
-    """What a run would do. ``rows`` are those expected, where a sample has told."""
-    content, totals = plan.content, plan.content["totals"]
+def plan_text(content: dict[str, Any], *, rows: int | None = None) -> str:
+    """What a run would do, of a plan's content; ``rows`` are those expected, if a sample was run."""
+    totals = content["totals"]
     pipeline = content["pipeline"]
     if not totals["records"]:
         same = counted(content["unchanged"]["records"], "record")
@@ -142,7 +133,7 @@ def _fewer(rule: dict[str, Any]) -> str:
 
 
 def _expected_files(output: dict[str, Any], rows: int | None) -> str:
-    per_file = output["rows_per_file"] or MOST_ROWS
+    per_file = output["rows_per_file"]
     target = f"about {human_bytes(output['target_bytes'])}" if output["target_bytes"] else ""
     size = " or ".join(filter(None, [f"{per_file:,} rows" if output["rows_per_file"] else "", target]))
     size = f"files of {size}" if size else "one file"
@@ -150,57 +141,6 @@ def _expected_files(output: dict[str, Any], rows: int | None) -> str:
         size += f" in partitions by {', '.join(output['partition_by'])}"
     if rows is None:
         return f"{size} (how many, --sample tells)"
-    if output["target_bytes"] or output["partition_by"]:
-        return f"{size}: about {counted(rows, 'row')} in at least {counted(-(-rows // per_file), 'file')}"
-    return f"{size}: about {counted(rows, 'row')} in {counted(-(-rows // per_file), 'file')}"
-
-
-def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
-    """How the jobs of a run are: how many in each state, and why some failed."""
-    if not jobs:
-        return
-    states = Counter(job["status"] for job in jobs)
-    attempts = sum(len(job["attempts"]) for job in jobs)
-    yield f"jobs     {len(jobs):,}: {', '.join(f'{count:,} {state}' for state, count in states.items())}" + (
-        f"; {counted(attempts, 'attempt')}" if attempts > len(jobs) else ""
-    )
-    told = [job for job in jobs if job["reason"] and job["status"] != "Completed" and job["cause"] != "dependency"]
-    for job in told[:JOBS_SHOWN]:
-        yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'].splitlines()[0][:300]}"
-    if len(told) > JOBS_SHOWN:
-        yield f"  ... and {len(told) - JOBS_SHOWN:,} more"
-
-
-def first_line(text: str, *, characters: int = LINE_CHARACTERS) -> str:
-    """The first line of a text, cut where it is long."""
-    lines = text.strip().splitlines() or [""]
-    return lines[0] if len(lines) == 1 and len(lines[0]) <= characters else f"{lines[0][:characters].rstrip()} ..."
-
-
-def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
-    """One record of the quarantine."""
-    size = human_bytes(entry["bytes"])
-    yield f"{entry['key']} ({size}, shard {entry['shard']}): {_what_failed(entry)}"
-    yield from _traceback_lines(entry, traceback=traceback)
-
-
-def grouped_failure_lines(entries: list[dict[str, Any]], *, traceback: bool) -> Iterator[str]:
-    """The quarantine with a line for each kind of failure, the most frequent first; or its first record's traceback."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in entries:
-        # What differs from record to record, such as names and numbers, does not make it another failure.
-        kind = re.sub(VARIES, "*", first_line(entry["message"]).replace(entry["key"], "*"))
-        groups.setdefault((entry["error"], kind), []).append(entry)
-    for group in sorted(groups.values(), key=len, reverse=True):
-        first, size = group[0], counted(len(group), "record")
-        yield f"{size}{', such as' if len(group) > 1 else ':'} {first['key']}: {_what_failed(first)}"
-        yield from _traceback_lines(first, traceback=traceback)
-
-
-def _what_failed(entry: dict[str, Any]) -> str:
-    return f"{entry['error']}: {first_line(entry['message'])}"
-
-
-def _traceback_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
-    if traceback and entry["traceback"]:
-        yield from (f"    {line}" for line in entry["traceback"].rstrip().splitlines())
+    files = counted(-(-rows // per_file) if per_file else 1, "file")
+    at_least = "at least " if output["target_bytes"] or output["partition_by"] else ""
+    return f"{size}: about {counted(rows, 'row')} in {at_least}{files}"

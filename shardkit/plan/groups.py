@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.datepaths import date_expression
-from shardkit.days import zone_of
 from shardkit.errors import InputError
 from shardkit.tables.arrays import arrow, numpy, one_chunk, scalar
+from shardkit.times import date_expression, zone_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -24,13 +24,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.days import is_wanted
 from shardkit.errors import InputError, PipelineError
 from shardkit.plan.groups import folder_of, group_records, with_dense_groups
 from shardkit.plan.join import join, main_keys, single
 from shardkit.storage.list_files import datasets_in
 from shardkit.tables.arrays import arrow, numpy, one_chunk, positions
 from shardkit.tables.spill import batches_of, filtered, values_of
+from shardkit.times import is_wanted
 from shardkit.tracebacks import user_traceback
 
 if TYPE_CHECKING:

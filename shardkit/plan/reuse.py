@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +12,15 @@ import pyarrow.parquet as pq
 
 from shardkit.checksums import as_sums
 from shardkit.errors import Damaged
+from shardkit.runfolder.parts import rows_of
 from shardkit.storage.base import File
 from shardkit.storage.side_by_side import together
 from shardkit.tables.arrays import arrow
 from shardkit.tables.spans import as_spans, row_count, subtract
-from shardkit.workers.parts import rows_of
 
 if TYPE_CHECKING:
-    from shardkit.plan.compare import Comparison
+    from collections.abc import Iterator
+
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
 
@@ -51,7 +52,19 @@ class _Candidate:
         return dict(zip(self.places[lost].tolist(), keys.take(arrow(self.ids[lost])).to_pylist(), strict=True))
 
 
-def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.ndarray, comparison: Comparison) -> None:
+class TakenOver(NamedTuple):
+    """A chunk of an earlier run that is taken over, in whole or in part.
+
+    ``rows`` are the rows of the new listing that are taken over with it; ``places`` gives for each position in the
+    chunk as it was computed the row that is there, or -1.
+    """
+
+    marker: dict[str, Any]
+    places: np.ndarray
+    rows: np.ndarray
+
+
+def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.ndarray) -> Iterator[TakenOver]:
     """Take over the records that are as they were, chunk by chunk, where every part is still there.
 
     Of a chunk of which other records have changed, the rows of those are left out. Entries of what is in quarantine
@@ -62,7 +75,9 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
         before: its records.
         position: the row of the new listing that each of them has become, or -1.
         same: whether it is as it was.
-        comparison: is told what is taken over.
+
+    Yields:
+        What is taken over; of a chunk and a retry of it, the retry comes later and has the last word.
     """
     folder = ledger.folder
     settled = [_Candidate.of(folder, marker, ids, same) for marker, ids in ledger.settled() if same[ids].any()]
@@ -74,21 +89,18 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
         if parts is None or (np.diff(rows) < 0).any():
             continue
         known = dict(zip(ids.tolist(), rows.tolist(), strict=True))
-        comparison.taken[rows] = len(comparison.markers)  # of a chunk and a retry, the retry has the last word
-        comparison.places.append(np.full(candidate.places.max(initial=-1) + 1, -1))
-        comparison.places[-1][candidate.places[candidate.kept]] = rows
-        comparison.markers.append(
-            candidate.marker
-            | {
-                "attempt": 0,
-                "ids": None,
-                "seconds": 0.0,
-                "rows": sum(part["rows"] for part in parts),
-                "parts": parts,
-                "quarantine": [_moved(entry, known) for entry in ledger.quarantine_of(ids)],
-                "taken_over": True,
-            }
-        )
+        places = np.full(candidate.places.max(initial=-1) + 1, -1)
+        places[candidate.places[candidate.kept]] = rows
+        marker = candidate.marker | {
+            "attempt": 0,
+            "ids": None,
+            "seconds": 0.0,
+            "rows": sum(part["rows"] for part in parts),
+            "parts": parts,
+            "quarantine": [_moved(entry, known) for entry in ledger.quarantine_of(ids)],
+            "taken_over": True,
+        }
+        yield TakenOver(marker, places, rows)
 
 
 def _parts_kept(

@@ -8,26 +8,36 @@ import signal
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from shardkit.clock import now
 from shardkit.errors import RunInterrupted, ShardkitError
 from shardkit.runfolder.steps import advice
 from shardkit.storage.interruption import INTERRUPTION, GivenUp
 from shardkit.storage.requests import REPEATS
+from shardkit.times import now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shardkit.micro import Tally
-    from shardkit.runfolder.display import Meter, Progress
+    from shardkit.runfolder.display import Progress
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.meters import Counts, Meter
+    from shardkit.runfolder.stop import Stop
     from shardkit.storage.locks import Held
-    from shardkit.workers.pool import Stop
 
 TICK_S = 0.25
 HEARTBEAT_S = 5.0
 INTERRUPT_PATIENCE_S = 10.0
+
+
+class Tally(Protocol):
+    """What counts the work of pass 1."""
+
+    def counts(self) -> Counts:
+        """The counts as of now."""
+
+    def check_budget(self) -> None:
+        """Ask for the end when more records are quarantined than allowed."""
 
 
 class Attempt:

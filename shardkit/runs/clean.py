@@ -13,16 +13,17 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shardkit.clock import interval
 from shardkit.dataset.switch import current_result, finish_switches
 from shardkit.errors import Damaged, LockLost, PipelineError, RunBusy, RunNotFound, StorageError, WrittenByNewer
 from shardkit.jobs.job import LIVE
-from shardkit.runfolder.display import counted, human_bytes
 from shardkit.runfolder.folder import LOCK, RUNS, RunFolder, latest_run
+from shardkit.runs.planning import planned_pipeline
 from shardkit.runs.summary import status_of
 from shardkit.storage.base import Access
-from shardkit.storage.base import folder as folder_at
+from shardkit.storage.open import folder as folder_at
 from shardkit.storage.side_by_side import together
+from shardkit.times import interval
+from shardkit.units import counted, human_bytes
 
 if TYPE_CHECKING:
     import datetime
@@ -175,10 +176,14 @@ def _state(run: RunFolder) -> str:
 
 def _has_live_jobs(run: RunFolder) -> bool:
     """Whether jobs of the run go on although nobody watches them; asks the engine."""
-    from shardkit.runs.handle import Run
+    from shardkit.runs.on_engine import RunJobs
 
-    handle = Run(run)
-    return handle.has_jobs and any(job["status"] in LIVE for job in handle.jobs())
+    plan = run.plan()
+    if not plan.get("pipeline", {}).get("engine"):
+        return False
+    jobs = RunJobs(run, planned_pipeline(plan, {}))
+    jobs.refresh()
+    return any(job.status in LIVE for job in jobs.current())
 
 
 def _too_young(entries: list[Entry], age: datetime.timedelta | None) -> str:

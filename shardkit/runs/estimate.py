@@ -13,23 +13,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shardkit.clock import new_run_id
+from shardkit.dataset.merge import write_merged
 from shardkit.dataset.source import read_source
 from shardkit.errors import BudgetExceeded, PipelineError
-from shardkit.micro import record_costs
-from shardkit.pass1_preprocessing import WorkLimits, run_pass1
-from shardkit.pass2_combine import write_merged
-from shardkit.plan.describe import first_line
+from shardkit.pass1_preprocessing import run_pass1
+from shardkit.plan.chunks import record_costs
 from shardkit.runfolder.attempt import Attempt
-from shardkit.runfolder.display import human_bytes, human_seconds, make_progress
+from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.folder import run_folder
 from shardkit.runfolder.ledger import Ledger
-from shardkit.storage.base import LocalFolder
+from shardkit.runfolder.limits import WorkLimits
+from shardkit.storage.local_folder import LocalFolder
 from shardkit.tables.arrays import numpy
+from shardkit.times import new_run_id
+from shardkit.units import first_line, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from shardkit.macro import Plan
-    from shardkit.pipeline import Pipeline
+    from shardkit.spec.spec import Spec
 
 
 SCRATCH_TOKEN = "sample"  # noqa: S105  a part of file names
@@ -70,7 +71,7 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(pipeline: Pipeline, records: int, *, quiet: bool) -> Estimate:
+def estimate(pipeline: Spec, records: int, *, quiet: bool) -> Estimate:
     """Run some records, spread over all sizes, and tell what the whole will take; nothing is left behind.
 
     Raises:
@@ -78,7 +79,7 @@ def estimate(pipeline: Pipeline, records: int, *, quiet: bool) -> Estimate:
     """
     if records < 1:
         raise PipelineError(f"--sample {records}: expected 1 or more.")
-    from shardkit.runs.handle import worker_pool
+    from shardkit.runs.here import worker_pool
     from shardkit.runs.planning import make_run_plan
 
     scratch = Path(tempfile.mkdtemp(prefix="shardkit-sample-"))
@@ -115,7 +116,7 @@ def _each_a_chunk(plan: Plan, chosen: np.ndarray) -> pa.Table:
     return rows
 
 
-def _merged_bytes(pipeline: Pipeline, ledger: Ledger, scratch: Path) -> int:
+def _merged_bytes(pipeline: Spec, ledger: Ledger, scratch: Path) -> int:
     """What the sample's rows take in the dataset; of Parquet only the columns, for a footer does not grow with them."""
     merge = pipeline.merge()
     source = read_source((p.file for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)

@@ -4,45 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from shardkit.clock import new_run_id
-from shardkit.dataset.day_claims import holding_days
-from shardkit.dataset.switch import check_not_replaced, current_result, finish_switches
-from shardkit.errors import PipelineError, PlanMismatch, RunFailed, RunNotFound, RunReplaced, ShardkitError
-from shardkit.functions import FunctionRef, reference
+from shardkit.dataset.switch import check_not_replaced, current_result
+from shardkit.errors import PipelineError, RunFailed, RunNotFound, RunReplaced, ShardkitError
 from shardkit.hints import joined
 from shardkit.masking import masked
-from shardkit.runfolder.attempt import Attempt
-from shardkit.runfolder.folder import STATE_DIR, RunFolder, find_run, latest_run, run_folder
+from shardkit.runfolder.folder import STATE_DIR, RunFolder
 from shardkit.runfolder.steps import advice
-from shardkit.runs.planning import check_same_plan, make_run_plan, planned_merge, planned_pipeline, write_run
+from shardkit.runs.planning import planned_pipeline
 from shardkit.runs.summary import Summary, is_complete, summarize, tell_set_aside
-from shardkit.storage.base import Access, absolute_uri
-from shardkit.storage.base import folder as folder_at
 from shardkit.storage.interruption import heeding_interrupts
-from shardkit.workers.process_limit import check_room
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import pandas as pd
     import pyarrow.dataset as pads
 
     from shardkit.jobs import Job
-    from shardkit.macro import Plan
-    from shardkit.pass2_combine import Merge
-    from shardkit.pipeline import Pipeline
-    from shardkit.runfolder.display import Progress
+    from shardkit.runs.going_on import GoingOn
     from shardkit.runs.on_engine import RunJobs
-    from shardkit.workers.pool import WorkerPool
 
 
 JOBS_NAMED = 3
-LAMBDA = "<lambda>"  # the name of what has none
 STOP_TRIES = 4  # in vain, with longer and longer waits
 
 
@@ -114,7 +100,7 @@ class Run:
             RunNotFound: the run has no dataset yet, or files of it are gone.
             RunReplaced: a later run has replaced it.
         """
-        from shardkit.dataset.query import open_dataset
+        from shardkit.dataset.read import open_dataset
 
         result = self.folder.result()
         if result is None:
@@ -194,7 +180,7 @@ class Run:
             tries = 0 if left < untold else tries + 1
             untold = left
         if untold:
-            from shardkit.runfolder.display import counted
+            from shardkit.units import counted
 
             error = RunFailed(
                 f"Run {self.run_id}: the service does not answer, and {counted(untold, 'job')} could not be stopped.",
@@ -262,7 +248,9 @@ class Run:
         Raises:
             RunReplaced: a later run has replaced the dataset, and that is not to be undone.
         """
-        going = _GoingOn("resume", settings, function, changed_function=changed_function, make_current=make_current)
+        from shardkit.runs.going_on import GoingOn
+
+        going = GoingOn("resume", settings, function, changed_function=changed_function, make_current=make_current)
         return self._go_on(going, quiet=quiet)
 
     def retry(
@@ -281,8 +269,9 @@ class Run:
         together.
         """
         from shardkit.runfolder.ledger import Ledger
+        from shardkit.runs.going_on import GoingOn
 
-        going = _GoingOn("retry", settings, function, changed_function=changed_function)
+        going = GoingOn("retry", settings, function, changed_function=changed_function)
         others = [Run(folder) for folder in self._others()]
         for run in others:
             run._go_on(going, quiet=quiet)  # noqa: SLF001  another of the same class
@@ -291,109 +280,15 @@ class Run:
         return self._go_on(going, quiet=quiet)
 
     @heeding_interrupts()
-    def _go_on(self, going: _GoingOn, *, quiet: bool) -> Run:
+    def _go_on(self, going: GoingOn, *, quiet: bool) -> Run:
         from shardkit.runfolder.display import make_progress
+        from shardkit.runs.going_on import go_on_with
 
         progress = make_progress(quiet=quiet)
         with naming(self):
-            self._work_on(going, progress)
+            go_on_with(self.folder, going, progress)
         tell_set_aside(self.folder, progress)
         return self
-
-    def _work_on(self, going: _GoingOn, progress: Progress) -> None:
-        from shardkit.runfolder.ledger import Ledger
-        from shardkit.runs.quarantine import own_days
-
-        finish_switches(self.folder.output, must=True)
-        folder = own_days(self.folder)
-        plan, settings, retry = folder.plan(), going.settings, going.command == "retry"
-        if "merge_of" in plan:
-            raise PipelineError(f"Run {self.run_id} was made by pass2 alone.", hint="Give the pass2 command again.")
-        try:
-            if not (retry and plan.get("by_day")):  # then its days are looked at one by one, with a cure for each
-                check_not_replaced(folder)
-        except RunReplaced:
-            if not going.make_current:
-                raise
-            folder = replace(folder, on_top=True)
-            plan = folder.plan()
-        pipeline = planned_pipeline(plan, settings)
-        if folder.on_top:
-            going = replace(going, changed_function=True)  # all its records are settled, so that it calls none
-        ref = self._function(going, pipeline)
-        if pipeline.engine is not None:
-            from shardkit.runs.on_engine import go_on
-
-            instead = ref if going.function is not None else None
-            with folder.lock() as held, holding_days(folder, plan):
-                _is_meant(folder)
-                go_on(Run(folder), pipeline, progress, changes=settings, retry=retry, function=instead, held=held)
-            return
-        merging = planned_merge(folder, pipeline, settings)
-        begun = time.monotonic()
-        with folder.lock() as held, holding_days(folder, plan):
-            more = settings or folder.on_top or (retry and Ledger(folder).quarantined)
-            if not more and is_complete(folder):
-                progress.note(f"Run {self.run_id} is done; there is nothing to {going.command}.")
-                return
-            _is_meant(folder)
-            with worker_pool(folder, pipeline, ref) as pool:
-                attempt = Attempt(folder, progress, begun=begun, command=going.command).holding(held)
-                _both_passes(folder, pipeline, merging, pool, attempt, retry=retry)
-
-    def _function(self, going: _GoingOn, pipeline: Pipeline) -> FunctionRef:
-        """The function to go on with.
-
-        Raises:
-            PlanMismatch: it is not the run's own, and nobody has said that this is meant.
-        """
-        plan = self.folder.plan()
-        if going.function is not None:
-            ref = reference(going.function, source_dir=pipeline.source_dir)
-        elif (pickled := self.folder.pickled("function")) is not None:
-            ref = FunctionRef(plan["pipeline"]["function"], None, plan["function_digest"], pickled)
-        else:
-            ref = pipeline.function_ref()
-        if going.changed_function:
-            return ref
-        name, before = _bare_name(ref.name), _bare_name(plan["pipeline"]["function"])
-        if name != before and LAMBDA not in {name, before}:
-            mixed = advice(
-                self.folder,
-                lambda step: (
-                    "Is this the run that you mean? If so, say that the two functions belong together: "
-                    f"{step.other_function(going.command, ref.name)}"
-                ),
-            )
-            raise PlanMismatch(f"Run {self.run_id} is of the function {before}, not of {name}.", hint=mixed)
-        if going.command == "resume" and ref.digest != plan["function_digest"]:
-            raise PlanMismatch(
-                f"The source of {ref.name} has changed since run {self.run_id} was planned.",
-                hint=advice(
-                    self.folder,
-                    lambda step: (
-                        "Start a new run; or, to keep what is done and use the new source for the rest: "
-                        f"{step('resume', changed_function=True)}"
-                    ),
-                ),
-            )
-        return ref
-
-
-@dataclass(frozen=True)
-class _GoingOn:
-    """How a run is to be gone on with: ``resume`` or ``retry``, with other settings or another function."""
-
-    command: str
-    settings: Mapping[str, Any]
-    function: str | Callable[..., Any] | None
-    changed_function: bool = False
-    make_current: bool = False
-
-
-def _bare_name(function: str) -> str:
-    """What a function is called in its module, wherever that is by now."""
-    return function.rpartition(":")[2].rpartition(".")[2]
 
 
 @contextlib.contextmanager
@@ -408,196 +303,6 @@ def naming(run: Run) -> Iterator[None]:
         raise
 
 
-def _is_meant(folder: RunFolder) -> None:
-    """Have the output's latest run be this one, which goes on: it is what to look at, and to resume, from now on."""
-    latest = latest_run(folder.output)
-    if latest is not None and latest.run_id != folder.run_id:
-        folder.note_as_latest()
-
-
 def _untold(jobs: list[Job]) -> int:
     """How many jobs are at work and were not told to stop."""
     return sum(job.live and job.exists == "yes" and not job.stop_sent_at for job in jobs)
-
-
-@contextlib.contextmanager
-def worker_pool(
-    folder: RunFolder,
-    pipeline: Pipeline,
-    ref: FunctionRef,
-    *,
-    source: str | None = None,
-    begun: int | None = None,
-) -> Iterator[WorkerPool]:
-    """The workers of a pipeline; ``source`` is where its input lies by now, ``begun`` how many begin at once."""
-    from shardkit.workers.pool import WorkerPool
-    from shardkit.workers.tasks import WorkerSettings
-
-    settings = WorkerSettings(
-        function=ref,
-        input_root=source or absolute_uri(pipeline.input.uri),
-        input_access=pipeline.input.access(),
-        output=folder.output.uri,
-        run_id=folder.run_id,
-        scratch=None,
-        by_stem=pipeline.records == "stem",
-        schema=pipeline.output.columns,
-    )
-    with WorkerPool(settings, pipeline.worker_count(), begun=begun) as pool:
-        yield pool
-
-
-@heeding_interrupts()
-def start_run(
-    pipeline: Pipeline,
-    *,
-    days: tuple[str, ...] | None = None,
-    run_id: str | None,
-    quiet: bool,
-    merge: bool = True,
-) -> Run:
-    """Plan and run both passes; or go on with the run of that id, if its plan is the same.
-
-    Without ``merge`` the dataset is pass 1's parts as they are.
-    """
-    from shardkit.runfolder.display import make_progress
-
-    begun = time.monotonic()
-    check_room(pipeline.worker_count())
-    if not merge:
-        pipeline = pipeline.replace(incremental=False)  # of a part taken over, some rows may no longer count
-    if pipeline.catalog is not None:
-        from shardkit.dataset.catalog import check_installed
-
-        check_installed()
-    progress = make_progress(quiet=quiet)
-    folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
-    ref, merging = pipeline.function_ref(), pipeline.merge()
-    finish_switches(folder.output, must=True)
-    with naming(Run(folder)), contextlib.ExitStack() as stack:
-        # The workers get ready while the input is listed; one is enough if little has changed.
-        ready = 1 if pipeline.is_incremental else None
-        pool = stack.enter_context(worker_pool(folder, pipeline, ref, begun=ready))
-        plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
-        if not plan.content["totals"]["records"]:
-            return nothing_to_do(pipeline, plan, progress)
-        pool.begin(plan.content["totals"]["chunks"] - len(plan.taken_over))
-        with folder.lock() as held, holding_days(folder, plan.content):
-            fresh = run_id is None or not folder.exists()
-            if not fresh:
-                check_same_plan(folder, plan)
-                check_not_replaced(folder)
-                same = folder.plan()["pipeline"] == plan.content["pipeline"]
-                if same and is_complete(folder):
-                    progress.note(f"Run {folder.run_id} is done; there is nothing to do.")
-                    return Run(folder)
-                progress.note(f"Run {folder.run_id} exists; going on where it ended.")
-            else:
-                write_run(folder, plan, ref, merging, merge=merge)
-            attempt = Attempt(folder, progress, begun=begun, fresh=fresh).holding(held)
-            _both_passes(folder, pipeline, merging, pool, attempt, fresh=fresh)
-    tell_set_aside(folder, progress)
-    return Run(folder)
-
-
-def nothing_to_do(pipeline: Pipeline, plan: Plan, progress: Progress) -> Run:
-    """The run that made the dataset as it is, for nothing of what it was made of has changed."""
-    current = current_result(pipeline.output_folder())
-    if current is None:
-        raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run with incremental: false.")
-    from shardkit.dataset.catalog import keep_registered
-
-    keep_registered(pipeline.merge().glue, pipeline.output_folder(), changed=False)
-    count = plan.content["unchanged"]["records"]
-    progress.note(f"Nothing has changed in {count:,} records since run {current['run_id']}; there is nothing to do.")
-    return Run(run_folder(pipeline.output_folder(), current["run_id"]))
-
-
-def _both_passes(
-    folder: RunFolder,
-    pipeline: Pipeline,
-    merging: Merge,
-    pool: WorkerPool,
-    attempt: Attempt,
-    *,
-    retry: bool = False,
-    fresh: bool = False,
-) -> None:
-    from shardkit.pass1_preprocessing import run_pass1
-    from shardkit.pass2_combine import publish_parts, run_pass2
-
-    with attempt:
-        ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=retry, fresh=fresh)
-        pool.hang_up()  # the workers end while the parts are merged
-        if folder.plan()["merge"]:
-            name, threads = pipeline.pipeline_name(), pool.size
-            run_pass2(ledger, merging, attempt, name=name, threads=threads, fresh=fresh)
-        else:
-            publish_parts(ledger, attempt, name=pipeline.pipeline_name(), allow_empty=pipeline.allow_empty)
-
-
-def open_run(output: str | os.PathLike[str], run_id: str | None = None, *, boto_session: Any = None) -> Run:
-    """The run with that id under an output, by default its latest.
-
-    ``boto_session`` is how S3 is reached, if not as boto3 does by default.
-
-    Raises:
-        RunNotFound: there is none.
-    """
-    root = folder_at(output, Access(boto_session))
-    finish_switches(root)
-    found = find_run(root, run_id)
-    return Run(found.encrypted(found.plan()), whole_dataset=run_id is None)
-
-
-# Fields of a pipeline's input and output that `run` takes as they are.
-INPUT_FIELDS = ("pattern", "exclude", "requester_pays", "anonymous")
-OUTPUT_FIELDS = ("format", "rows_per_file", "target_bytes", "partition_by", "schema", "widen_ints")
-
-
-def run(
-    function: str | Callable[..., Any],
-    input: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    run_id: str | None = None,
-    quiet: bool = False,
-    **fields: Any,
-) -> Run:
-    """Run a function over a folder of files into a dataset, and return the finished run.
-
-    >>> run = shardkit.run(features, "data/", "out/", records="stem", pattern="*.dat")     # doctest: +SKIP
-
-    Args:
-        function: takes a Record; returns a DataFrame, a pyarrow Table, a dict, an iterable of dicts, or None.
-        input: the folder with the files.
-        output: the folder of the dataset.
-        run_id: a name for the run; that of an unfinished one goes on with it.
-        quiet: show no progress.
-        fields: any other field of Pipeline; those of its input and output by their own names, such as ``pattern``.
-
-    Raises:
-        PipelineError: something cannot be used as given.
-        RunFailed: the dataset could not be made; what is committed is kept.
-        RunInterrupted: by Ctrl-C or SIGTERM; it can be resumed.
-    """
-    return build_pipeline(function, input, output, **fields).run(run_id=run_id, quiet=quiet)
-
-
-def build_pipeline(
-    function: str | Callable[..., Any],
-    input: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    **fields: Any,
-) -> Pipeline:
-    """A pipeline from flat fields: those of its input and output are told by their names."""
-    from shardkit.pipeline import Pipeline
-    from shardkit.spec.yaml import unknown_field
-
-    known = [*Pipeline.model_fields, *INPUT_FIELDS, *OUTPUT_FIELDS]
-    for name in fields:
-        if name not in known:
-            raise PipelineError(f"{name}: {unknown_field(name, known)}")
-    inputs = {"uri": input} | {name: fields.pop(name) for name in INPUT_FIELDS if name in fields}
-    outputs = {"uri": output} | {name: fields.pop(name) for name in OUTPUT_FIELDS if name in fields}
-    return Pipeline(function=function, input=inputs, output=outputs, **fields)

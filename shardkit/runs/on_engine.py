@@ -15,30 +15,31 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardkit.clock import new_run_id, now
 from shardkit.dataset.switch import check_not_replaced, finish_switches
 from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
 from shardkit.jobs import JobError, stop
-from shardkit.runfolder.display import JobMeter, counted, make_progress
-from shardkit.runfolder.folder import STOP, run_folder
+from shardkit.runfolder.display import make_progress
+from shardkit.runfolder.folder import STOP
+from shardkit.runfolder.meters import JobMeter
 from shardkit.runfolder.steps import Steps, advice
 from shardkit.runs.container.job import DAYS, FUNCTION, ON_TOP
 from shardkit.runs.queue import LOOK_EVERY_S, run_queue
 from shardkit.runs.requests import Requests, check_engine, name_base
-from shardkit.storage.base import LocalFolder
 from shardkit.storage.interruption import INTERRUPTION
+from shardkit.storage.local_folder import LocalFolder
+from shardkit.times import now
+from shardkit.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from shardkit.functions import FunctionRef
     from shardkit.jobs import Job
-    from shardkit.pipeline import Pipeline
     from shardkit.runfolder.display import Progress
     from shardkit.runfolder.folder import RunFolder
-    from shardkit.runs.handle import Run
+    from shardkit.spec.spec import Spec
     from shardkit.storage.locks import Held
 
 
@@ -72,7 +73,7 @@ def _interruptible() -> Iterator[None]:
 class RunJobs:
     """The jobs of one run, in their queue; ``held`` is the run's lock, where they are to be driven."""
 
-    def __init__(self, folder: RunFolder, pipeline: Pipeline, held: Held | None = None) -> None:
+    def __init__(self, folder: RunFolder, pipeline: Spec, held: Held | None = None) -> None:
         if pipeline.engine is None:
             raise RunFailed(f"Run {folder.run_id} has no engine.", hint="Resume it on this machine.")
         self.folder = folder
@@ -107,7 +108,7 @@ class RunJobs:
 
     def submit(
         self,
-        pipeline: Pipeline,
+        pipeline: Spec,
         jobs: list[int],
         *,
         changes: Mapping[str, Any],
@@ -191,8 +192,8 @@ class RunJobs:
             RunInterrupted: the jobs were stopped.
             BudgetExceeded: more records failed than the pipeline allows.
         """
-        from shardkit.pass1_preprocessing import NOTHING_MADE, check_budget, check_made
         from shardkit.runfolder.ledger import Ledger
+        from shardkit.runfolder.limits import NOTHING_MADE, check_budget, check_made
 
         failed = [job for job in self.current() if job.status in {"Failed", "Stopped"}]
         if not failed:
@@ -232,7 +233,7 @@ class RunJobs:
         return stopped
 
 
-def _upload_code(folder: RunFolder, pipeline: Pipeline, function: FunctionRef) -> str:
+def _upload_code(folder: RunFolder, pipeline: Spec, function: FunctionRef) -> str:
     from shardkit.runs.bundle import upload_bundle
 
     refs = [function, pipeline.merge().combine]
@@ -253,16 +254,18 @@ def _upload_code(folder: RunFolder, pipeline: Pipeline, function: FunctionRef) -
 
 
 def start_jobs(
-    pipeline: Pipeline, *, days: tuple[str, ...] | None = None, run_id: str | None, quiet: bool, wait: bool
-) -> Run:
-    """Plan a run, submit its jobs and drive them; or go on with the run of that id, if its plan is the same.
+    pipeline: Spec, folder: RunFolder, *, days: tuple[str, ...] | None = None, quiet: bool, wait: bool
+) -> RunFolder:
+    """Plan a run, submit its jobs and drive them; returns the run that makes the dataset.
+
+    If the run exists already and its plan is the same, go on with it.
 
     Raises:
         PipelineError: the engine cannot do what the pipeline asks for.
         RunFailed, RunInterrupted: as for `RunJobs.drive`.
     """
     from shardkit.dataset.day_claims import holding_days
-    from shardkit.runs.handle import Run, naming, nothing_to_do
+    from shardkit.runs.here import nothing_to_do
     from shardkit.runs.planning import check_same_plan, make_run_plan, write_run
     from shardkit.runs.summary import tell_set_aside
 
@@ -270,14 +273,13 @@ def start_jobs(
     if pipeline.engine is not None:
         pipeline = pipeline.replace(engine=pipeline.engine.resolved())  # another machine may have to go on with it
     progress = make_progress(quiet=quiet)
-    folder = run_folder(pipeline.output_folder(), run_id or new_run_id())
     ref = pipeline.function_ref()
     finish_switches(folder.output, must=True)
     plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
     if not plan.content["totals"]["records"]:
         return nothing_to_do(pipeline, plan, progress)
-    code, run = None, Run(folder)
-    with naming(run), folder.lock() as held, holding_days(folder, plan.content):
+    code = None
+    with folder.lock() as held, holding_days(folder, plan.content):
         if folder.exists():
             check_same_plan(folder, plan)
             check_not_replaced(folder)
@@ -285,14 +287,14 @@ def start_jobs(
         else:
             code = _upload_code(folder, pipeline, ref)  # what is wrong with it is told before there is a run
             write_run(folder, plan, ref, pipeline.merge(), merge=True)
-        go_on(run, pipeline, progress, changes={}, retry=False, wait=wait, code=code, held=held)
+        go_on(folder, pipeline, progress, changes={}, retry=False, wait=wait, code=code, held=held)
     tell_set_aside(folder, progress)
-    return run
+    return folder
 
 
 def go_on(
-    run: Run,
-    pipeline: Pipeline,
+    folder: RunFolder,
+    pipeline: Spec,
     progress: Progress,
     *,
     changes: Mapping[str, Any],
@@ -315,28 +317,28 @@ def go_on(
     from shardkit.runs.summary import is_complete
 
     check_engine(pipeline)
-    jobs = RunJobs(run.folder, pipeline, held)
+    jobs = RunJobs(folder, pipeline, held)
     jobs.refresh()
     with _queueing():
         jobs.queue.heed_stop()
     left = [job for job in jobs.current() if not job.ended]
     if left and wait and all(job.stop_asked_at for job in left):
-        progress.note(f"Run {run.run_id}: waiting until its jobs have stopped.")
+        progress.note(f"Run {folder.run_id}: waiting until its jobs have stopped.")
         jobs.drive(progress)
         left = []
     if left:
         if changes or retry:
             raise RunBusy(
-                f"Run {run.run_id} has jobs that have not ended.",
-                hint=advice(run.folder, lambda step: f"Wait for them, or stop them first: {step('stop')}"),
+                f"Run {folder.run_id} has jobs that have not ended.",
+                hint=advice(folder, lambda step: f"Wait for them, or stop them first: {step('stop')}"),
             )
     else:
-        ledger = Ledger(run.folder)
+        ledger = Ledger(folder)
         wanted = {OPEN, QUARANTINED} if retry else {OPEN}
         shards = {int(shard) for state in wanted for shard in set(ledger.shard[ledger.state == state].tolist())}
-        todo = [job["job"] for job in run.folder.plan()["jobs"] if shards & set(job["shards"])]
-        if not todo and not changes and not run.folder.on_top and is_complete(run.folder):
-            progress.note(f"Run {run.run_id} is done; there is nothing to do.")
+        todo = [job["job"] for job in folder.plan()["jobs"] if shards & set(job["shards"])]
+        if not todo and not changes and not folder.on_top and is_complete(folder):
+            progress.note(f"Run {folder.run_id} is done; there is nothing to do.")
             return
         jobs.submit(pipeline, todo, changes=changes, retry=retry, function=function, code=code)
     if wait:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shardkit.clock import now
 from shardkit.dataset.switch import check_form, check_owner
 from shardkit.errors import PipelineError, PlanMismatch
 from shardkit.functions import FunctionRef, python_version, reference
-from shardkit.storage.base import ACCESS_FIELDS, LocalFolder
+from shardkit.storage.base import ACCESS_FIELDS
+from shardkit.storage.local_folder import LocalFolder
+from shardkit.times import now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from shardkit.dataset.merge import Merge
     from shardkit.macro import Plan
-    from shardkit.pass2_combine import Merge
-    from shardkit.pipeline import Pipeline
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.spec.spec import Spec
     from shardkit.storage.base import Folder
 
 # Sections of a pipeline that a resumption may change.
@@ -37,20 +38,20 @@ SETTINGS = {
 READING = {f"input.{name}" for name in ACCESS_FIELDS}
 
 
-def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pipeline:
+def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Spec:
     """The pipeline that a plan holds, with other settings where these are allowed.
 
     Raises:
         PlanMismatch: a setting would change what is computed.
     """
-    from shardkit.pipeline import Pipeline
-    from shardkit.spec.yaml import unknown_field
+    from shardkit.explain import unknown_field
+    from shardkit.spec.spec import Spec
 
     content = dict(plan["pipeline"])
     for name, value in settings.items():
         section, _, field = name.partition(".")
-        if section not in Pipeline.model_fields:
-            raise PipelineError(f"{name}: {unknown_field(section, list(Pipeline.model_fields))}")
+        if section not in Spec.model_fields:
+            raise PipelineError(f"{name}: {unknown_field(section, list(Spec.model_fields))}")
         if name not in READING and (section not in SETTINGS or name in {"output.uri", "output"}):
             raise PlanMismatch(
                 f"{name} cannot change between a run and its resumption: it decides what is computed.",
@@ -58,14 +59,14 @@ def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Pi
                 "combine, catalog, engine.*, input_mode, requirements and output.* (but not output.uri).",
             )
         content[section] = content[section] | {field: value} if field else value
-    pipeline = Pipeline(**content)
+    pipeline = Spec(**content)
     if "output.partition_by" in settings:
         _check_partitions(pipeline.output.partition_by)
     return pipeline
 
 
 def make_run_plan(
-    pipeline: Pipeline,
+    pipeline: Spec,
     *,
     function_ref: FunctionRef,
     run_id: str,
@@ -80,8 +81,9 @@ def make_run_plan(
         InputError: the input is empty or cannot be read.
         PipelineError: the output lies around the input, or belongs to another pipeline.
     """
-    from shardkit.macro import make_plan, work_digest
+    from shardkit.macro import make_plan
     from shardkit.plan.compare import Basis, compare
+    from shardkit.plan.digests import work_digest
     from shardkit.plan.records import build_records
 
     source, output = pipeline.input_folder(), pipeline.output_folder()
@@ -159,7 +161,7 @@ def _check_apart(source: Folder, output: Folder) -> None:
             )
 
 
-def _records_rule(pipeline: Pipeline) -> str | Callable[[str], str | None]:
+def _records_rule(pipeline: Spec) -> str | Callable[[str], str | None]:
     rule = pipeline.records
     if isinstance(rule, str) and ":" in rule:
         named: Callable[[str], str | None] = reference(rule, source_dir=pipeline.source_dir).load()
@@ -173,7 +175,7 @@ def check_same_plan(folder: RunFolder, plan: Plan) -> None:
     Raises:
         PlanMismatch: it has another one.
     """
-    from shardkit.macro import differences
+    from shardkit.plan.digests import differences
 
     known = folder.plan()
     if known["digest"] != plan.digest:
@@ -190,7 +192,7 @@ def write_run(folder: RunFolder, plan: Plan, ref: FunctionRef, merging: Merge, *
     folder.write_plan(content, plan.records, pickled, plan.taken_over)
 
 
-def planned_merge(folder: RunFolder, pipeline: Pipeline, settings: Collection[str]) -> Merge:
+def planned_merge(folder: RunFolder, pipeline: Spec, settings: Collection[str]) -> Merge:
     """What pass 2 of a resumption has to do; a ``combine`` that was sent by value is the one that was sent."""
     pickled = None if "combine" in settings else folder.pickled("combine")
     if pickled is None:

@@ -14,8 +14,8 @@ from shardkit.jobs.open import open_store
 from shardkit.jobs.service import trouble_of
 from shardkit.runfolder.documents import dump, parse, say
 from shardkit.runfolder.folder import STOP
-from shardkit.storage.base import LocalFolder
 from shardkit.storage.local import writing
+from shardkit.storage.local_folder import LocalFolder
 from shardkit.user_state import PRIVATE_FOLDER, state_path
 
 if TYPE_CHECKING:

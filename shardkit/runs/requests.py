@@ -20,10 +20,10 @@ from shardkit.engines.sagemaker import SageMaker
 from shardkit.errors import PipelineError
 from shardkit.jobs import Submission
 from shardkit.jobs.submitting import user_name
-from shardkit.runfolder.display import human_bytes
 from shardkit.runs.container.job import INPUT_FOLDER
 from shardkit.storage.base import is_remote
 from shardkit.tables.arrays import arrow, numpy
+from shardkit.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from shardkit.engines.sagemaker import Settings
-    from shardkit.pipeline import Pipeline
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.spec.spec import Spec
 
 OPT_ML = "/opt/ml"
 CODE_FOLDER = f"{OPT_ML}/processing/input/code"
@@ -60,7 +60,7 @@ class Requests:
     """
 
     folder: RunFolder
-    pipeline: Pipeline
+    pipeline: Spec
     plan: Mapping[str, Any]
     code: str
     generation: int
@@ -202,7 +202,7 @@ def _input(
     }
 
 
-def check_engine(pipeline: Pipeline) -> None:
+def check_engine(pipeline: Spec) -> None:
     """See that jobs of this engine can do what the pipeline asks for.
 
     Raises:
@@ -229,7 +229,7 @@ def check_engine(pipeline: Pipeline) -> None:
         )
 
 
-def _check_places(pipeline: Pipeline, engine: Settings) -> None:
+def _check_places(pipeline: Spec, engine: Settings) -> None:
     """See that the jobs reach the input and the output."""
     for name, uri in (("input", pipeline.input.uri), ("output", pipeline.output.uri)):
         if is_remote(uri) and not uri.startswith("s3://"):
@@ -251,7 +251,7 @@ def _check_places(pipeline: Pipeline, engine: Settings) -> None:
         )
 
 
-def _check_python(pipeline: Pipeline, engine: Settings) -> None:
+def _check_python(pipeline: Spec, engine: Settings) -> None:
     """Compare the minor versions of Python, as far as the image's name tells its own."""
     from shardkit.functions import python_version
 

@@ -1,4 +1,4 @@
-"""A schedule: when a pipeline is due, and a loop that runs it then, on one machine."""
+"""A loop on one machine that runs a pipeline when its schedule says so."""
 
 from __future__ import annotations
 
@@ -8,97 +8,23 @@ import json
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from shardkit.clock import interval, new_run_id
-from shardkit.days import days_since, zone_of
 from shardkit.errors import PipelineError, RunInterrupted, ShardkitError
 from shardkit.runfolder.folder import STATE_DIR
+from shardkit.runs.start import start
+from shardkit.times import days_since, new_run_id, zone_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shardkit.pipeline import Pipeline
+    from shardkit.spec.schedule import Schedule
+    from shardkit.spec.spec import Spec
     from shardkit.storage.base import Folder
 
 NOTE = f"{STATE_DIR}/schedule.json"
 LOCK = f"{STATE_DIR}/schedule.lock"
 LOOK_EVERY_S = 30.0  # a machine may sleep, and its clock may be set
-EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
-
-
-class Schedule(BaseModel):
-    """When a pipeline is due: ``every`` so long, or by a ``cron`` expression; ``since`` tells which days are looked at.
-
-    With ``clean`` such as ``7d``, run folders go that are older than that and that nothing counts on any more.
-
-    In a pipeline ``schedule: 3h`` is short for ``{every: 3h}``, and ``schedule: "0 5 * * *"`` for ``{cron: ...}``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    every: Annotated[str, Field(min_length=1)] | None = None
-    cron: Annotated[str, Field(min_length=1)] | None = None
-    since: Annotated[str, Field(min_length=1)] | None = None
-    clean: Annotated[str, Field(min_length=1)] | None = None
-    zone: Annotated[str, Field(min_length=1)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            return {"cron" if " " in given.strip() or given.startswith("@") else "every": given}
-        return given
-
-    @field_validator("every", "since", "clean")
-    @classmethod
-    def _is_time(cls, value: str | None) -> str | None:
-        if value is not None and not interval(value):
-            raise ValueError(f"expected a time such as 30m, 3h, 1d or 2w, not {value!r}.")
-        return value
-
-    @field_validator("cron")
-    @classmethod
-    def _is_cron(cls, value: str | None) -> str | None:
-        from cronsim import CronSim, CronSimError
-
-        if value is not None:
-            try:
-                next(CronSim(value, EPOCH))
-            except (CronSimError, StopIteration) as error:
-                raise ValueError(f"{value!r} is no cron expression ({error or 'it is never due'}).") from None
-        return value
-
-    @field_validator("zone")
-    @classmethod
-    def _is_zone(cls, value: str | None) -> str | None:
-        try:
-            zone_of(value)
-        except PipelineError:
-            raise ValueError(f"there is no time zone {value!r}; write a name such as Europe/Paris, or UTC.") from None
-        return value
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Schedule:
-        if (self.every is None) == (self.cron is None):
-            raise ValueError("expected either every (such as 3h) or cron (such as '0 5 * * *').")
-        return self
-
-    def next(self, after: datetime.datetime) -> datetime.datetime:
-        """The first time that is due after another, in the schedule's zone.
-
-        Intervals are counted from midnight, UTC, of 1970-01-01, so that it does not matter when the loop was started.
-        """
-        from cronsim import CronSim
-
-        here = after.astimezone(zone_of(self.zone))
-        if self.cron is not None:
-            due: datetime.datetime = next(CronSim(self.cron, here))
-            return due
-        step = cast("datetime.timedelta", interval(str(self.every)))
-        return (EPOCH + ((after - EPOCH) // step + 1) * step).astimezone(here.tzinfo)
 
 
 class Clock(Protocol):
@@ -128,7 +54,7 @@ class WallClock:
 class Scheduler:
     """Runs a pipeline when it is due, until it is interrupted."""
 
-    def __init__(self, pipeline: Pipeline, *, say: Callable[[str], object], clock: Clock | None = None) -> None:
+    def __init__(self, pipeline: Spec, *, say: Callable[[str], object], clock: Clock | None = None) -> None:
         self._pipeline = pipeline
         self._schedule = schedule_of(pipeline)
         self._output = pipeline.output_folder()
@@ -179,7 +105,7 @@ class Scheduler:
         self._output.write(NOTE, json.dumps({"last": begun.isoformat()}).encode())
         try:
             planned = new_run_id()
-            run = self._pipeline.run(days=self._days(begun), run_id=planned, quiet=True)
+            run = start(self._pipeline, days=self._days(begun), run_id=planned, quiet=True)
         except KeyboardInterrupt:
             raise
         except ShardkitError as error:
@@ -197,8 +123,8 @@ class Scheduler:
             self._clean()
 
     def _clean(self) -> None:
-        from shardkit.runfolder.display import counted, human_bytes
         from shardkit.runs.clean import clean_folder
+        from shardkit.units import counted, human_bytes
 
         if self._schedule.clean is None:
             return
@@ -218,7 +144,7 @@ class Scheduler:
         return days_since(since, zone=zone, now=now.astimezone(zone))
 
 
-def schedule_of(pipeline: Pipeline) -> Schedule:
+def schedule_of(pipeline: Spec) -> Schedule:
     """The pipeline's schedule.
 
     Raises:
@@ -231,7 +157,7 @@ def schedule_of(pipeline: Pipeline) -> Schedule:
     return pipeline.schedule
 
 
-def next_times(pipeline: Pipeline, count: int, *, now: datetime.datetime | None = None) -> Iterator[datetime.datetime]:
+def next_times(pipeline: Spec, count: int, *, now: datetime.datetime | None = None) -> Iterator[datetime.datetime]:
     """The next times at which a pipeline is due."""
     schedule, due = schedule_of(pipeline), now or WallClock().now()
     for _ in range(count):

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from shardkit.dataset.switch import current_result, replaced_by
 from shardkit.errors import Damaged, ShardkitError
 from shardkit.hints import Hint, as_command, is_command, joined
-from shardkit.plan.describe import first_line
 from shardkit.runfolder.attempt import resume_hint
-from shardkit.runfolder.display import Quiet, counted, human_bytes, human_seconds
+from shardkit.runfolder.display import Quiet
 from shardkit.runfolder.folder import ALL_SHARDS, STOP, UNKNOWN
 from shardkit.runfolder.ledger import Ledger
 from shardkit.runfolder.steps import advice
 from shardkit.runs.quarantine import elsewhere
 from shardkit.storage.requests import count_of, repeats_text
 from shardkit.storage.side_by_side import together
+from shardkit.units import counted, first_line, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

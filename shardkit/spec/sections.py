@@ -22,7 +22,7 @@ from pydantic import (
 from shardkit.engines.sagemaker import EngineSettings, Local, SageMaker
 from shardkit.engines.settings import Names, NoTruth
 from shardkit.errors import PipelineError
-from shardkit.runs.scheduler import Schedule
+from shardkit.spec.schedule import Schedule
 from shardkit.storage.base import ACCESS_FIELDS, MEMORY, Access, is_remote
 
 UNITS = {"": 1, "b": 1} | {
@@ -139,7 +139,7 @@ class Shards(Section):
     @field_validator("path")
     @classmethod
     def _dated(cls, value: str | None) -> str | None:
-        from shardkit.datepaths import date_expression
+        from shardkit.times import date_expression
 
         if value is not None:
             date_expression(value)

@@ -11,10 +11,10 @@ import pyarrow.fs as pafs
 from shardkit.storage.base import File
 
 if TYPE_CHECKING:
-    from shardkit.storage.objects import ObjectFolder
+    from shardkit.storage.base import Folder
 
 
-def as_file(folder: ObjectFolder, key: str, size: int) -> pa.PythonFile:
+def as_file(folder: Folder, key: str, size: int) -> pa.PythonFile:
     """An object of so many bytes, of which the ranges are fetched that are asked for."""
     return pa.PythonFile(_Ranges(folder, key, size), mode="r")
 
@@ -22,7 +22,7 @@ def as_file(folder: ObjectFolder, key: str, size: int) -> pa.PythonFile:
 class _Ranges(io.RawIOBase):
     """An object as a file of which each read is a request."""
 
-    def __init__(self, folder: ObjectFolder, key: str, size: int) -> None:
+    def __init__(self, folder: Folder, key: str, size: int) -> None:
         self._folder = folder
         self._key = key
         self._size = size
@@ -51,13 +51,13 @@ class _Ranges(io.RawIOBase):
         return len(data)
 
 
-def file_system(folder: ObjectFolder) -> pafs.FileSystem:
+def file_system(folder: Folder) -> pafs.FileSystem:
     """A folder as a file system of Arrow's, whose root is the folder; for reading files that one knows the names of."""
     return pafs.PyFileSystem(_Handler(folder))
 
 
 class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
-    def __init__(self, folder: ObjectFolder) -> None:
+    def __init__(self, folder: Folder) -> None:
         self._folder = folder
 
     def __eq__(self, other: object) -> bool:

@@ -6,10 +6,8 @@ whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import shutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from shardkit.checksums import Sums, verified
-from shardkit.errors import PipelineError, StorageError
-from shardkit.storage.local import copy_file, create_bytes, place_file, write_bytes, writing
-from shardkit.storage.locks import FileLock, is_file_locked
+from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import contextlib
+    from collections.abc import Sequence
 
     import pyarrow as pa
 
@@ -80,21 +77,6 @@ class Access:
     region: str | None = None
     endpoint: str | None = None
     virtual: bool = False
-
-
-def folder(uri: str | os.PathLike[str], access: Access | None = None) -> Folder:
-    """The folder that ``uri`` names: a path, ``file://``, ``s3://bucket/prefix``, ``gs://...`` or ``az://...``.
-
-    ``memory://name`` is a store of this process alone.
-
-    Raises:
-        PipelineError: no storage of that kind is known, or there are no credentials for it.
-    """
-    if is_remote(uri):
-        from shardkit.storage.objects import ObjectFolder
-
-        return ObjectFolder.of(os.fspath(uri), access or Access())
-    return LocalFolder(local_root(uri))
 
 
 @dataclass(frozen=True)
@@ -289,167 +271,3 @@ class Folder(ABC):
     @abstractmethod
     def is_locked(self, key: str) -> bool:
         """Whether a process holds the lock ``key`` now."""
-
-
-@dataclass(frozen=True)
-class LocalFolder(Folder):
-    """A folder of this machine."""
-
-    root: Path
-    uri: str = dataclasses.field(init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "uri", str(self.root))
-
-    @property
-    def path(self) -> Path:
-        """Where the folder lies."""
-        return self.root
-
-    def child(self, name: str) -> LocalFolder:
-        """The folder of that name in this one."""
-        return LocalFolder(self.root / name)
-
-    def read(self, key: str) -> bytes:
-        """A file's content."""
-        try:
-            return (self.root / key).read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StorageError(f"Cannot read {self.root / key}: {error.strerror}.") from error
-
-    def write(self, key: str, data: bytes) -> None:
-        """Write a file atomically and durably."""
-        write_bytes(self.root / key, data)
-
-    def state(self, key: str) -> State:
-        """The file's number in its file system, its time and its size: it is never written in its place."""
-        with contextlib.suppress(FileNotFoundError):
-            told = os.stat(self.root / key)
-            return {"file": f"{told.st_ino}-{told.st_mtime_ns}-{told.st_size}"}
-        return {}
-
-    def read_state(self, key: str) -> tuple[bytes | None, State]:
-        """A file's content and its state."""
-        state = self.state(key)
-        try:
-            return (self.read(key), state) if state else (None, {})
-        except FileNotFoundError:
-            return None, {}
-
-    def write_if(self, key: str, data: bytes, state: State) -> State | None:
-        """Write a file that is in that state; one that is not there in one step, else within the caller's lock."""
-        path = self.root / key
-        if not state:
-            written = create_bytes(path, data)
-        elif written := self.state(key) == state:
-            write_bytes(path, data)
-        if not written and self.read_state(key)[0] != data:
-            return None
-        return self.state(key)
-
-    def size(self, key: str) -> int | None:
-        """A file's size in bytes; None if it is not there."""
-        path = self.root / key
-        return path.stat().st_size if path.is_file() else None
-
-    def entries(self, prefix: str = "") -> list[Entry]:
-        """The files in the folder ``prefix`` and below, in key order."""
-        found = []
-        for top, _, names in os.walk(self.root / prefix):
-            for name in names:
-                if not name.startswith("."):
-                    path = os.path.join(top, name)
-                    with contextlib.suppress(FileNotFoundError):  # it went while the folder was read
-                        status = os.stat(path)
-                        etag = f"{status.st_mtime_ns}-{status.st_size}"
-                        key = os.path.relpath(path, self.root)
-                        found.append(Entry(key, status.st_size, etag, status.st_mtime))
-        return sorted(found, key=lambda entry: entry.key)
-
-    def children(self, key: str) -> list[str]:
-        """The names of the folders in the folder ``key``."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return sorted(entry.name for entry in os.scandir(self.root / key) if entry.is_dir())
-        return []
-
-    def remove(self, key: str) -> None:
-        """Remove a file, if it is there."""
-        with writing(self.root / key):
-            (self.root / key).unlink(missing_ok=True)
-
-    def remove_all(self, key: str) -> None:
-        """Remove the folder ``key`` and all that it holds."""
-        shutil.rmtree(self.root / key, ignore_errors=True)
-
-    def remove_empty_parents(self, key: str) -> None:
-        """Remove the folders that the removed file ``key`` leaves empty."""
-        for parent in (self.root / key).parents:
-            if parent == self.root:
-                break
-            try:
-                os.rmdir(parent)
-            except OSError:
-                break
-
-    def begin(self, key: str) -> Path:
-        """The file itself: nothing counts on it before a marker or a commit does."""
-        path = self.root / key
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def finish(self, key: str, path: Path) -> None:
-        """The file is where it belongs already."""
-
-    def place(self, source: str, target: File) -> None:
-        """Make ``source`` appear as ``target`` too, by a hard link where the file system has them."""
-        place_file(self.root / source, target.folder.path / target.key)
-
-    def put_file(self, path: Path, key: str) -> None:
-        """Copy a file to ``key``, atomically."""
-        target = self.root / key
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy_file(path, target)
-
-    def get_file(self, key: str, path: Path, *, etag: str | None = None, size: int | None = None) -> None:
-        """Copy the file ``key`` to ``path``."""
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.root / key, path)
-
-    def open(self, key: str) -> Any:
-        """The file as Arrow reads it."""
-        import pyarrow as pa
-
-        # An open file, not a path: resolving a path takes pyarrow longer than reading a small part.
-        return pa.OSFile(str(self.root / key))
-
-    def arrow(self) -> tuple[Any, str]:
-        """The folder's path, in this machine's file system."""
-        return None, str(self.root)
-
-    def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
-        """What the folder holds as input."""
-        from shardkit.storage.list_files import list_files
-
-        return list_files(self.root, leave_out=leave_out.path if isinstance(leave_out, LocalFolder) else None)
-
-    @contextlib.contextmanager
-    def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[Held]:
-        """Hold an advisory lock; the system lets go of it when the process ends, however it ends."""
-        path = self.root / key
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
-        try:
-            lock.take(busy, patience_s)
-            yield lock
-        finally:
-            lock.let_go()
-
-    def is_locked(self, key: str) -> bool:
-        """Whether a process of this machine holds the lock."""
-        return is_file_locked(self.root / key)

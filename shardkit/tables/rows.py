@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +23,21 @@ from shardkit.tables.values import Mixed, family, has_empty_struct, kinds_of, to
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shardkit.workers.large_record import LargeRecord
-    from shardkit.workers.parts import Part
-
 Row = dict[str, Any]
 FIRST_LOOK = 8  # so many rows of a record are gathered before anybody asks how large they are
+
+
+class Large(Protocol):
+    """Takes the rows of one record on the way, once they are many."""
+
+    def look(self, rows: list[Row]) -> int:
+        """Take the rows if they are many, and leave none; returns how many there shall be at the next look."""
+
+    def look_at(self, tables: list[pa.Table]) -> None:
+        """Take the tables if they are large, and leave none."""
+
+    def finish(self, rest: Result) -> Result:
+        """The record's rows, of which ``rest`` has not been taken."""
 
 
 @dataclass
@@ -38,7 +48,7 @@ class Result:
     key: str
     rows: list[Row] = field(default_factory=list)
     tables: list[pa.Table] = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -54,7 +64,7 @@ class Batch:
     records: list[tuple[int, int]] | None
 
 
-def collect(result: Any, index: int, key: str, large: LargeRecord | None = None) -> Result:
+def collect(result: Any, index: int, key: str, large: Large | None = None) -> Result:
     """Exhaust what the function returned for one record; ``large`` takes rows on the way, if they are many.
 
     Raises:
@@ -78,7 +88,7 @@ def collect(result: Any, index: int, key: str, large: LargeRecord | None = None)
     return _collect_items(result, index, key, large)
 
 
-def _collect_items(items: Iterable[Any], index: int, key: str, large: LargeRecord | None) -> Result:
+def _collect_items(items: Iterable[Any], index: int, key: str, large: Large | None) -> Result:
     rows: list[Row] = []
     tables: list[pa.Table] = []
     next_look = FIRST_LOOK

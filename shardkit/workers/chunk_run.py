@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.parts import Part
     from shardkit.workers.inputs import LocalInputs, RemoteInputs, Ticket
     from shardkit.workers.large_record import LargeRecord
-    from shardkit.workers.parts import Part
     from shardkit.workers.tasks import ChunkTask, Settled, WorkerSettings
 
 
@@ -114,7 +114,7 @@ class ChunkRun:
 
     def take(self, i: int, settled: Settled) -> None:
         """Put on record what is known of a record already."""
-        from shardkit.workers.parts import Part
+        from shardkit.runfolder.parts import Part
 
         if settled.failure is not None:
             self._failures[i] = settled.failure

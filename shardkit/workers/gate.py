@@ -13,8 +13,9 @@ from shardkit.workers.memory import available_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardkit.runfolder.stop import Stop
     from shardkit.workers.deaths import WorkerDied
-    from shardkit.workers.pool import Stop, WorkerProcess
+    from shardkit.workers.pool import WorkerProcess
 
 LOOK_S = 0.02
 FIRST_PAUSE_S = 5.0  # after a death for want of memory, until one more worker is let in

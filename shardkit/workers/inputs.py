@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardkit.errors import StorageError
-from shardkit.storage.base import folder
+from shardkit.storage.open import folder
 from shardkit.storage.witness import Witness
 
 if TYPE_CHECKING:

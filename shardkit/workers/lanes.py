@@ -24,8 +24,9 @@ from shardkit.workers.tasks import Settled, failure_entry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from shardkit.micro import Tally
-    from shardkit.workers.pool import Stop, WorkerPool
+    from shardkit.runfolder.stop import Stop
+    from shardkit.workers.pool import WorkerPool
+    from shardkit.workers.tally import Tally
     from shardkit.workers.tasks import ChunkTask
 
 DEATHS_OUTSIDE_RECORDS = 3

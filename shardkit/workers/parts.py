@@ -18,15 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit.checksums import SummedFile
+from shardkit.runfolder.parts import NOTHING_OF, ORIGINS_KEY, RECORDS_KEY, Part
 from shardkit.storage.local import sync_file, writing
 from shardkit.tables.rowgroups import COMPRESSION, ROW_GROUP_BYTES, ROW_GROUP_ROWS, is_large, repetitive
 from shardkit.tables.rows import Batch, Result, fit, to_batches
 from shardkit.tables.schema import BY_TYPE_ALONE, TypeMismatch, Way, conform, fitted, unify_fields
-from shardkit.tables.spans import RecordRows, Spans
+from shardkit.tables.spans import RecordRows
 from shardkit.tables.weight import weight_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from shardkit.storage.base import Folder
@@ -37,23 +38,6 @@ STREAMS_AT_MOST = 4  # of one chunk: where types contradict each other in many w
 ABSENT_BYTES = 8  # about what a row takes of a column that its table does not have
 # Numbers and texts of several types in one column; that they were others is noted, and pass 2 judges as if they were.
 CARRIED = Way(integers="decimal", unit="ns", text=True)
-NOTHING_OF = "?"  # ends the type of a column that had no value, which gives way to any other
-ORIGINS_KEY = b"shardkit.origins"
-RECORDS_KEY = b"shardkit.records"
-
-
-@dataclass
-class Part:
-    """A part that is whole on the disk."""
-
-    name: str
-    rows: int
-    bytes: int
-    sums: list[list[int]] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, object]:
-        """As a marker holds it."""
-        return {"name": self.name, "rows": self.rows, "bytes": self.bytes, "sums": self.sums}
 
 
 @dataclass
@@ -333,22 +317,3 @@ def _open_to_others(table: pa.Table, record: str) -> tuple[pa.Table, dict[str, d
         columns = [pa.nulls(len(table)) if name in empty else table.column(name) for name in table.column_names]
         table = pa.table(columns, names=table.column_names)
     return table, origins
-
-
-def origins_of(footer: pq.FileMetaData) -> dict[str, dict[str, str]]:
-    """For each column of a part, and each type that a record alone would have given it, the first record to do so."""
-    text = (footer.metadata or {}).get(ORIGINS_KEY)
-    origins: dict[str, dict[str, str]] = json.loads(text) if text else {}
-    return origins
-
-
-def rows_of(footer: pq.FileMetaData, records: Mapping[int, str]) -> Spans | None:
-    """The rows in a part of some records, given by their positions in the chunk, with their keys.
-
-    None where the others' rows alone would have made another part, as columns and types go.
-    """
-    text = (footer.metadata or {}).get(RECORDS_KEY)
-    gone = set(records.values())
-    if text is None or any(gone & set(seen.values()) for seen in origins_of(footer).values()):
-        return None
-    return RecordRows.load(text).of(records)

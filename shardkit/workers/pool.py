@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from shardkit.errors import RunFailed, RunInterrupted
+from shardkit.errors import RunFailed
 from shardkit.storage.base import is_remote
 from shardkit.workers.board import AT_IT, STOP, Board
 from shardkit.workers.channel import Channel, Garbled
@@ -31,6 +31,7 @@ from shardkit.workers.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from shardkit.runfolder.stop import Stop
     from shardkit.workers.board import Slot
     from shardkit.workers.tasks import ChunkTask, WorkerSettings
 
@@ -205,36 +206,6 @@ def _located(settings: WorkerSettings) -> WorkerSettings:
     from shardkit.storage.buckets import located
 
     return dataclasses.replace(settings, input_access=located(settings.input_root, settings.input_access))
-
-
-class Stop:
-    """Whether, why and how urgently the work is to stop."""
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self._deadline: float | None = None
-
-    @property
-    def asked(self) -> bool:
-        """Whether no more records shall begin."""
-        return self.error is not None
-
-    @property
-    def out_of_patience(self) -> bool:
-        """Whether the records in flight shall be given up."""
-        return self._deadline is not None and time.monotonic() > self._deadline
-
-    @property
-    def is_urgent(self) -> bool:
-        """Whether there is a time by which all work must have stopped."""
-        return self._deadline is not None
-
-    def ask(self, error: BaseException, *, patience_s: float | None) -> None:
-        """Ask for the end: records in flight may take ``patience_s`` more (None: as long as they need)."""
-        if self.error is None or isinstance(error, RunInterrupted):
-            self.error = error
-        if patience_s is not None:
-            self._deadline = time.monotonic() + patience_s
 
 
 class WorkerPool:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardkit.functions import FunctionRef
-    from shardkit.storage.base import Access, LocalFolder
+    from shardkit.storage.base import Access
+    from shardkit.storage.local_folder import LocalFolder
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def arrivals_of(settings: WorkerSettings) -> str | None:
 
 def spool_of(settings: WorkerSettings) -> LocalFolder | None:
     """Where parts wait for their upload, which is not the worker's business; None where they go to their place."""
-    from shardkit.storage.base import LocalFolder, is_remote
+    from shardkit.storage.base import is_remote
+    from shardkit.storage.local_folder import LocalFolder
 
     if settings.scratch is None or not is_remote(settings.output):
         return None

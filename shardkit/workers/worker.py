@@ -143,7 +143,7 @@ class _Worker:
 
     def __init__(self, settings: WorkerSettings, slot: Slot, output: Output, guard: Guard) -> None:
         from shardkit.runfolder.folder import RunFolder
-        from shardkit.storage.base import folder
+        from shardkit.storage.open import folder
         from shardkit.tables.schema import parse_schema
 
         self._function: Callable[[Record], Any] = settings.function.load()

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shardkit.functions import FunctionRef
-    from shardkit.pipeline import Pipeline
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
+    from shardkit.spec.spec import Spec
 
 TRY_AGAIN = 75
 TRANSIENT = "transient: "
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, Any], Pipeline, dict[str, Any]]:
+def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, Any], Spec, dict[str, Any]]:
     """The run folder at ``uri``, its plan, its pipeline, and the settings given since, which ``settings`` there holds.
 
     Raises:
@@ -126,7 +126,7 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, A
     """
     from shardkit.runfolder.folder import RUNS, RunFolder
     from shardkit.runs.planning import planned_pipeline
-    from shardkit.storage.base import folder
+    from shardkit.storage.open import folder
 
     output, _, run_id = uri.rstrip("/").rpartition(f"/{RUNS}/")
     run = RunFolder(folder(output), run_id)
@@ -156,8 +156,9 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
         begin_server()  # it gets ready while the plan is read
     from shardkit.pass1_preprocessing import Share, run_pass1
     from shardkit.runfolder.attempt import Attempt
-    from shardkit.runfolder.display import counted, make_progress
-    from shardkit.runs.handle import worker_pool
+    from shardkit.runfolder.display import make_progress
+    from shardkit.runs.here import worker_pool
+    from shardkit.units import counted
 
     folder, plan, pipeline, changes = open_planned(given.run, given.settings)
     shards = plan["jobs"][given.job]["shards"]
@@ -177,11 +178,11 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
                 _merge_days(ledger, pipeline, changes, attempt)
 
 
-def _merge_days(ledger: Ledger, pipeline: Pipeline, changes: dict[str, Any], attempt: Attempt) -> None:
+def _merge_days(ledger: Ledger, pipeline: Spec, changes: dict[str, Any], attempt: Attempt) -> None:
     """Merge the job's own days, side by side with other jobs; where something goes wrong, pass 2 will do it or tell."""
-    from shardkit.pass2_combine import merge_days
-    from shardkit.runfolder.display import counted
+    from shardkit.dataset.merge_days import merge_days
     from shardkit.runs.planning import planned_merge
+    from shardkit.units import counted
 
     try:
         merging = planned_merge(ledger.folder, pipeline, changes)
@@ -196,7 +197,7 @@ def _records_in(folder: RunFolder, source: str) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from shardkit.storage.base import LocalFolder
+    from shardkit.storage.local_folder import LocalFolder
     from shardkit.tables.arrays import numpy
 
     keys = folder.records(["objects"])["objects"].combine_chunks().flatten()
@@ -205,11 +206,11 @@ def _records_in(folder: RunFolder, source: str) -> np.ndarray:
 
 
 def _pass2(given: argparse.Namespace, container: Container, begun: float) -> None:
-    from shardkit.pass1_preprocessing import check_budget
     from shardkit.pass2_combine import run_pass2
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.display import make_progress
     from shardkit.runfolder.ledger import Ledger
+    from shardkit.runfolder.limits import check_budget
     from shardkit.runs.planning import planned_merge
 
     folder, _, pipeline, changes = open_planned(given.run, given.settings)
@@ -221,7 +222,7 @@ def _pass2(given: argparse.Namespace, container: Container, begun: float) -> Non
 
 
 def planned_function(
-    folder: RunFolder, plan: dict[str, Any], pipeline: Pipeline, settings: str | None, instead: dict[str, str] | None
+    folder: RunFolder, plan: dict[str, Any], pipeline: Spec, settings: str | None, instead: dict[str, str] | None
 ) -> FunctionRef:
     """The function of a planned run, or the one that ``settings`` tells of, as this process can load it.
 

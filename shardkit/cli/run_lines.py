@@ -1,0 +1,61 @@
+"""The jobs of a run and its quarantine as lines of text."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from shardkit.units import counted, first_line, human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+JOBS_SHOWN = 5
+FEW_FAILURES = 20  # are listed one by one
+VARIES = r"'[^']*'|\"[^\"]*\"|0x[0-9a-fA-F]+|\d+|\S*/\S*"
+
+
+def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
+    """How the jobs of a run are: how many in each state, and why some failed."""
+    if not jobs:
+        return
+    states = Counter(job["status"] for job in jobs)
+    attempts = sum(len(job["attempts"]) for job in jobs)
+    yield f"jobs     {len(jobs):,}: {', '.join(f'{count:,} {state}' for state, count in states.items())}" + (
+        f"; {counted(attempts, 'attempt')}" if attempts > len(jobs) else ""
+    )
+    told = [job for job in jobs if job["reason"] and job["status"] != "Completed" and job["cause"] != "dependency"]
+    for job in told[:JOBS_SHOWN]:
+        yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'].splitlines()[0][:300]}"
+    if len(told) > JOBS_SHOWN:
+        yield f"  ... and {len(told) - JOBS_SHOWN:,} more"
+
+
+def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
+    """One record of the quarantine."""
+    size = human_bytes(entry["bytes"])
+    yield f"{entry['key']} ({size}, shard {entry['shard']}): {_what_failed(entry)}"
+    yield from _traceback_lines(entry, traceback=traceback)
+
+
+def grouped_failure_lines(entries: list[dict[str, Any]], *, traceback: bool) -> Iterator[str]:
+    """The quarantine with a line for each kind of failure, the most frequent first; or its first record's traceback."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        # What differs from record to record, such as names and numbers, does not make it another failure.
+        kind = re.sub(VARIES, "*", first_line(entry["message"]).replace(entry["key"], "*"))
+        groups.setdefault((entry["error"], kind), []).append(entry)
+    for group in sorted(groups.values(), key=len, reverse=True):
+        first, size = group[0], counted(len(group), "record")
+        yield f"{size}{', such as' if len(group) > 1 else ':'} {first['key']}: {_what_failed(first)}"
+        yield from _traceback_lines(first, traceback=traceback)
+
+
+def _what_failed(entry: dict[str, Any]) -> str:
+    return f"{entry['error']}: {first_line(entry['message'])}"
+
+
+def _traceback_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
+    if traceback and entry["traceback"]:
+        yield from (f"    {line}" for line in entry["traceback"].rstrip().splitlines())

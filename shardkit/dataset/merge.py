@@ -1,0 +1,115 @@
+"""Parts merged into the files of a dataset, with the user's combine if there is one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from shardkit.dataset.combine import combined
+from shardkit.dataset.writer import DataFile, Layout, write_dataset, write_stream
+from shardkit.errors import CombineError, ShardkitError
+from shardkit.runfolder.meters import RowMeter
+from shardkit.tracebacks import user_traceback
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from shardkit.dataset.kept_files import Keeper
+    from shardkit.dataset.source import Source
+    from shardkit.functions import FunctionRef
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.ledger import CommittedPart
+    from shardkit.storage.base import Folder
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What pass 2 shall make of the parts."""
+
+    layout: Layout
+    schema: dict[str, str] | None = None
+    widen_ints: bool = False
+    combine: FunctionRef | None = None
+    glue: dict[str, Any] | None = None  # the table to register the dataset as
+    allow_empty: bool = False
+    failures_counted: bool = False  # whether max_failures is a number of records, which may be all of them
+
+    def digest(self) -> str:
+        """Tells whether the same would be made of the same rows, but for how they are cut into files."""
+        combine = [self.combine.name, self.combine.digest] if self.combine is not None else None
+        return hashlib.sha256(json.dumps([combine, self.widen_ints]).encode()).hexdigest()
+
+
+def write_merged(
+    folder: Folder,
+    source: Source,
+    merge: Merge,
+    *,
+    token: str,
+    threads: int | None,
+    numbers_taken: Collection[int] = (),
+) -> tuple[list[DataFile], pa.Schema]:
+    """Write the parts of ``source`` as dataset files under ``folder``, their names carrying ``token``.
+
+    Returns the files, and the schema of the dataset with its partition columns. The last three arguments are as for
+    `write_dataset`.
+
+    Raises:
+        SchemaConflict: a value does not fit its column.
+        CombineError: the user's function raised.
+        StorageError: something could not be read or written.
+    """
+    if merge.combine is None:
+        files = write_dataset(folder, source, merge.layout, token=token, threads=threads, numbers_taken=numbers_taken)
+        return files, source.schema
+    function = merge.combine.load()
+    schemas: list[pa.Schema] = []
+
+    def tables() -> Iterator[pa.Table]:
+        for table in combined(source, function, merge.combine.name if merge.combine else ""):
+            schemas[:] = [table.schema]
+            yield table
+
+    try:
+        files = write_stream(folder, tables(), merge.layout, token=token, threads=threads or 1)
+        return files, schemas[0] if schemas else pa.schema([])
+    except ShardkitError:
+        raise
+    except Exception as error:
+        raise CombineError(
+            f"combine: {merge.combine.name} raised {type(error).__name__}: {error}\n{user_traceback(error)}",
+            hint="Mend it, then resume the run; pass 1 is not done again.",
+        ) from error
+
+
+def merge_partitions(
+    home: Folder,
+    keeper: Keeper,
+    sources: dict[str, tuple[list[CommittedPart], Source]],
+    merge: Merge,
+    attempt: Attempt,
+    *,
+    token: str,
+    threads: int,
+) -> Iterator[tuple[str, tuple[list[DataFile], list[DataFile], pa.Schema]]]:
+    """Write each partition's rows in ``home``: gives its new files, those of before that are kept, and the schema."""
+    keeper.look_up(sources)
+    work = {partition: keeper.keep(partition, *found) for partition, found in sources.items()}
+    rows, read = sum(k.rest.num_rows for k in work.values()), lambda: sum(sum(k.rest.read) for k in work.values())
+    with attempt.pass2(RowMeter(rows, read)):
+        for partition, kept in work.items():
+            attempt.check()
+            files, schema = write_merged(
+                home,
+                kept.rest,
+                replace(merge, layout=replace(merge.layout, day=partition or None)),
+                token=token,
+                threads=threads,
+                numbers_taken=kept.numbers,
+            )
+            keeper.note(partition, kept, files)
+            yield partition, (files, kept.files, schema)

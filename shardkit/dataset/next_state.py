@@ -1,0 +1,75 @@
+"""The next state of a dataset: built beside the present one, and switched to."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from shardkit.dataset.build import Build
+from shardkit.dataset.switch import check_name, current_result, dataset_lock, switch
+from shardkit.dataset.switch_steps import generation_of, staging
+from shardkit.dataset.uniform import make_uniform
+from shardkit.storage.side_by_side import together
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.folder import RunFolder
+
+SWITCH_PATIENCE_S = 600.0
+
+
+@contextlib.contextmanager
+def switching(
+    folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = False, staged: Collection[str] = ()
+) -> Iterator[Build]:
+    """Hold the dataset while the block builds its next state, then switch to that; ``staged`` are files of it already.
+
+    Runs of different days build side by side, and wait for each other only to switch.
+    """
+    if folder.plan().get("by_day"):
+        build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh, staged=staged)
+        yield build
+        build.check()
+        with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as dataset:
+            check_name(folder.output, dataset.result, name)
+            attempt.check()
+            anew = make_uniform(folder, build, dataset.result)
+            switch(folder, build.result, dataset, build.kept, anew, of_jobs=staged)
+        return
+    with dataset_lock(folder.output) as dataset:
+        check_name(folder.output, dataset.result, name)  # again: another pipeline's run may have ended there meanwhile
+        build = _begin(folder, attempt, name, current=dataset.result, fresh=fresh)
+        yield build
+        attempt.check()
+        switch(folder, build.result, dataset, build.kept)
+
+
+def _begin(
+    folder: RunFolder,
+    attempt: Attempt,
+    name: str,
+    *,
+    current: dict[str, Any] | None,
+    fresh: bool,
+    staged: Collection[str] = (),
+) -> Build:
+    """A build in a staging folder that holds nothing yet; of the jobs' files, those that are ``staged`` stay."""
+    before = None
+    if not fresh:
+        before, _ = together([folder.result, lambda: _clear_staging(folder, attempt, staged)])
+    # The number of no other attempt: names of files are never used twice, whoever else is at the same run.
+    generation = max((before["generation"] if before else 0) + 1, attempt.number)
+    return Build(folder, attempt, name, current=current, generation=generation, of_jobs=staged)
+
+
+def _clear_staging(folder: RunFolder, attempt: Attempt, staged: Collection[str]) -> None:
+    """Remove what earlier attempts have staged and not placed."""
+    attempt.check()
+    files = staging(folder)
+    left = [entry.key for entry in files.entries() if entry.key not in staged]
+    earlier = {key.partition("/")[0] for key in left if 0 < generation_of(key) < attempt.number}
+    of_jobs = [key for key in left if not generation_of(key)]
+    together([*(partial(files.remove_all, home) for home in earlier), *(partial(files.remove, key) for key in of_jobs)])

@@ -1,0 +1,85 @@
+"""The files of a dataset as one table."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from shardkit.dataset.formats import partitioning_of, read_back, reader_of
+from shardkit.errors import SchemaConflict
+from shardkit.tables.schema import TypeMismatch, unify_types
+from shardkit.tables.type_text import schema_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow.dataset as pads
+
+    from shardkit.storage.base import Folder
+
+FOOTERS_AT_ONCE = 32
+
+
+def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
+    """The files that a result lists as one table, which has every column that any of them has.
+
+    Where the result tells the columns, no file is opened for it.
+
+    Raises:
+        SchemaConflict: files give one column types that cannot be read as one.
+    """
+    import pyarrow.dataset as pads
+
+    columns, by = result.get("columns", {}), result["partition_by"]
+    partitioning = partitioning_of(by, columns) if by else None
+    known = read_back(schema_of(result, without=by), result["format"])
+    told = _told(result, known, list(partitioning.schema) if partitioning is not None else [])
+    if not result["files"]:
+        return pads.dataset([], schema=told or schema_of(result), format="parquet")
+    filesystem, base = files.arrow()
+    found = pads.dataset(
+        [f"{base}/{file['path']}" for file in result["files"]],
+        schema=told,
+        filesystem=filesystem,
+        format=reader_of(result["format"], known),
+        partitioning=partitioning,
+        partition_base_dir=base if by else None,
+    )
+    if told is not None or (columns and not result.get("by_day")):  # one run has written all files, with one schema
+        return found
+    return found.replace_schema(_unified(found, files.uri))
+
+
+def _told(result: Mapping[str, Any], columns: pa.Schema, partitions: list[pa.Field]) -> pa.Schema | None:
+    """The schema as the result tells it, which saves opening files; None where the files must be asked."""
+    whole = len(columns) + len(partitions) == len(result["columns"]) and len(columns) > 0
+    return pa.schema([*columns, *partitions]) if whole else None
+
+
+def _unified(found: pads.Dataset, uri: str) -> pa.Schema:
+    """The schema that has all columns of all files, each of a type that holds the values of all."""
+    fragments = list(found.get_fragments())
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:  # each is a request or two where the files are objects
+        schemas = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
+    kinds: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        for field in schema:
+            kinds[field.name] = _common(kinds.get(field.name, field.type), field.type, field.name, uri)
+    # The partition columns are in no file.
+    return pa.schema(list((kinds | {f.name: f.type for f in found.schema if f.name not in kinds}).items()))
+
+
+def _common(left: pa.DataType, right: pa.DataType, column: str, uri: str) -> pa.DataType:
+    """The type that both are read as: without loss where there is one, else text."""
+    try:
+        return unify_types(left, right, widen_ints=True, column=column)
+    except TypeMismatch as error:
+        if any(pt.is_nested(kind) for kind in (left, right)):
+            raise SchemaConflict(
+                f"{uri}: {error}, which no query can read as one.",
+                hint="Run the days of one of them again, with output.schema saying what the column is.",
+            ) from None
+        return pa.string()

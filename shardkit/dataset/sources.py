@@ -1,0 +1,83 @@
+"""The rows of each partition that is to be merged, of one schema for all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pyarrow.types import is_floating, is_integer
+
+from shardkit.dataset.accounts import check_parts
+from shardkit.dataset.source import one_schema, read_source
+from shardkit.dataset.switch import kept_days
+from shardkit.errors import PipelineError
+from shardkit.tables.type_text import schema_of
+from shardkit.tables.unify import holds_all
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from shardkit.dataset.day_notes import DayMerge
+    from shardkit.dataset.merge import Merge
+    from shardkit.dataset.source import Source
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.ledger import CommittedPart
+
+
+def sources_of(
+    folder: RunFolder,
+    parts: dict[str, list[CommittedPart]],
+    merge: Merge,
+    current: dict[str, Any] | None,
+    merged: dict[str, DayMerge],
+) -> dict[str, tuple[list[CommittedPart], Source]]:
+    """The parts and rows of each partition that is to be merged, of one schema for all.
+
+    Days that jobs have merged of rows of another schema are taken out of ``merged``.
+
+    Raises:
+        SchemaConflict: the partitions, or those that stay as they are, give a column types that cannot be unified.
+        PipelineError: the rows have a column that is named as days are.
+    """
+    sources = {name: source_of(parts[name], merge) for name in parts if name not in merged}
+    day = merge.layout.day_column
+    if day is not None and any(day in source.schema.names for source in sources.values()):
+        raise PipelineError(
+            f"The rows have a column {day!r}, which is what the dataset's days are named by.",
+            hint="Rename it in the function, then start a new run.",
+        )
+    if day is not None and merge.schema is None:
+        known = {}
+        if merge.combine is None and (kept := kept_days(folder.plan(), current)) and current is not None:
+            known = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
+        told = {name: merged[name].schema if name in merged else sources[name].schema for name in parts}
+
+        def fits(column: str, kind: pa.DataType) -> bool:
+            stay = [schema.field(column).type for schema in known.values() if column in schema.names]
+            stay = [one for one in stay if not (is_integer(one) and is_floating(kind))]  # only asked about for a hint
+            again = {name: sources.get(name) or source_of(parts[name], merge) for name in parts}
+            return all(holds_all(one, kind) for one in stay) and all(one.fits(column, kind) for one in again.values())
+
+        schema = one_schema(known | told, widen_ints=merge.widen_ints, fits=fits)
+        for name in [name for name in merged if _columns(merged[name].schema) != _columns(schema)]:
+            del merged[name]
+            sources[name] = source_of(parts[name], merge)
+        sources = {name: replace(source, schema=schema) for name, source in sources.items()}
+    return {name: (parts[name], source) for name, source in sources.items()}
+
+
+def _columns(schema: pa.Schema) -> dict[str, pa.DataType]:
+    return {column.name: column.type for column in schema}
+
+
+def source_of(parts: list[CommittedPart], merge: Merge) -> Source:
+    """The rows of some parts, as many as their markers say.
+
+    Raises:
+        DamagedPart: a part has other rows.
+        SchemaConflict: the parts give a column types that cannot be unified.
+    """
+    files, spans = [part.file for part in parts], [part.spans for part in parts]
+    source = read_source(files, spans=spans, schema=merge.schema, widen_ints=merge.widen_ints)
+    check_parts(parts, [rows for rows, _ in source.sizes])
+    return source

@@ -1,0 +1,108 @@
+"""Digests: whether two runs would do the same work, and what the difference is."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from shardkit.storage.base import ACCESS_FIELDS
+from shardkit.tables.arrays import numpy
+from shardkit.tables.spill import batches_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def work_digest(pipeline: dict[str, Any], function_digest: str, *, named: bool = True) -> str:
+    """Tells whether the same would be computed from the same record.
+
+    ``function_digest`` is of a whole module, so the function's name counts too. Datasets of before were made without
+    (not ``named``).
+    """
+    return digest_of(
+        {
+            "function": function_digest,
+            "records": pipeline.get("records"),
+            "input": pipeline.get("input", {}).get("uri"),
+            "schema": pipeline.get("output", {}).get("schema"),
+        }
+        | ({"name": pipeline.get("function")} if named else {})
+    )
+
+
+# What decides which records there are and what is computed from each. The rest of a pipeline may change between a
+# run and its resumption: how fast it works, how much may fail, and all that pass 2 does.
+WORK_FIELDS = ("input", "function", "records", "shards", "chunks")
+
+
+def work_of(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a run and its resumption must have in common."""
+    work = {name: pipeline.get(name) for name in WORK_FIELDS}
+    if isinstance(source := work["input"], dict):  # how a bucket is read does not change what lies in it
+        work["input"] = {name: value for name, value in source.items() if name not in ACCESS_FIELDS}
+    return work
+
+
+def digest_of(value: Any) -> str:
+    """The sha256 of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_records(table: pa.Table) -> str:
+    """The sha256 of which objects there are, as which records, in which state."""
+    digest = hashlib.sha256()
+    for name in ("key", "bytes", "objects", "etags"):
+        _add_column(digest.update, table.schema.field(name).type, functools.partial(_chunks, table.select([name])))
+    return digest.hexdigest()
+
+
+def _chunks(table: pa.Table) -> Iterator[pa.Array]:
+    return (batch.column(0) for batch in batches_of(table) if len(batch))
+
+
+def _add_column(add: Callable[[Any], None], kind: pa.DataType, chunks: Callable[[], Iterator[pa.Array]]) -> None:
+    """Add a column's buffers as they would be, were it one chunk."""
+    if pa.types.is_integer(kind):
+        for chunk in chunks():
+            add(numpy(chunk))
+        return
+    end = 0
+    add(np.zeros(1, np.int32))
+    for chunk in chunks():
+        offsets = _offsets(chunk)
+        add((offsets[1:] + (end - offsets[0])).astype(np.int32))
+        end += int(offsets[-1] - offsets[0])
+    if pa.types.is_list(kind):
+        _add_column(add, kind.value_type, lambda: (chunk.flatten() for chunk in chunks()))
+        return
+    for chunk in chunks():
+        begin, end = _offsets(chunk)[[0, -1]].tolist()
+        if end > begin:
+            add(chunk.buffers()[2][begin:end])
+
+
+def _offsets(chunk: pa.StringArray | pa.ListArray) -> np.ndarray:
+    """Where each of a chunk's values begins, and where the last ends, int64."""
+    return np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1].astype(np.int64)
+
+
+def differences(plan: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """In words, what keeps ``other`` from being the same work as ``plan``."""
+    found = []
+    ours, theirs = work_of(plan["pipeline"]), work_of(other["pipeline"])
+    for name in (n for n in WORK_FIELDS if ours[n] != theirs[n]):
+        found.append(f"{name} was {json.dumps(ours[name])} and is {json.dumps(theirs[name])}")  # noqa: PERF401  one of three sources
+    if plan["function_digest"] != other["function_digest"]:
+        found.append("the function's source has changed")
+    if plan["input_digest"] != other["input_digest"] and ours["input"] == theirs["input"]:
+        before, now = plan["totals"], other["totals"]
+        found.append(
+            f"the input has changed ({before['records']:,} records of {before['bytes']:,} bytes before, "
+            f"{now['records']:,} of {now['bytes']:,} now)"
+        )
+    return found

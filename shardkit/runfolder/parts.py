@@ -1,0 +1,53 @@
+"""Parts: what a marker says of each, and what a part's own footer says of its records and types."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shardkit.tables.spans import RecordRows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow.parquet as pq
+
+    from shardkit.tables.spans import Spans
+
+NOTHING_OF = "?"  # ends the type of a column that had no value, which gives way to any other
+ORIGINS_KEY = b"shardkit.origins"
+RECORDS_KEY = b"shardkit.records"
+
+
+@dataclass
+class Part:
+    """A part that is whole on the disk."""
+
+    name: str
+    rows: int
+    bytes: int
+    sums: list[list[int]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """As a marker holds it."""
+        return {"name": self.name, "rows": self.rows, "bytes": self.bytes, "sums": self.sums}
+
+
+def origins_of(footer: pq.FileMetaData) -> dict[str, dict[str, str]]:
+    """For each column of a part, and each type that a record alone would have given it, the first record to do so."""
+    text = (footer.metadata or {}).get(ORIGINS_KEY)
+    origins: dict[str, dict[str, str]] = json.loads(text) if text else {}
+    return origins
+
+
+def rows_of(footer: pq.FileMetaData, records: Mapping[int, str]) -> Spans | None:
+    """The rows in a part of some records, given by their positions in the chunk, with their keys.
+
+    None where the others' rows alone would have made another part, as columns and types go.
+    """
+    text = (footer.metadata or {}).get(RECORDS_KEY)
+    gone = set(records.values())
+    if text is None or any(gone & set(seen.values()) for seen in origins_of(footer).values()):
+        return None
+    return RecordRows.load(text).of(records)

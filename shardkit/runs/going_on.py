@@ -1,0 +1,137 @@
+"""A run gone on with: resumed where its markers end, or retried with the records in quarantine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from shardkit.dataset.day_claims import holding_days
+from shardkit.dataset.switch import check_not_replaced, finish_switches
+from shardkit.errors import PipelineError, PlanMismatch, RunReplaced
+from shardkit.functions import FunctionRef, reference
+from shardkit.runfolder.attempt import Attempt
+from shardkit.runfolder.folder import latest_run
+from shardkit.runfolder.ledger import Ledger
+from shardkit.runfolder.steps import advice
+from shardkit.runs.here import both_passes, worker_pool
+from shardkit.runs.planning import planned_merge, planned_pipeline
+from shardkit.runs.quarantine import own_days
+from shardkit.runs.summary import is_complete
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from shardkit.runfolder.display import Progress
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.spec.spec import Spec
+
+LAMBDA = "<lambda>"  # the name of what has none
+
+
+@dataclass(frozen=True)
+class GoingOn:
+    """How a run is to be gone on with: ``resume`` or ``retry``, with other settings or another function."""
+
+    command: str
+    settings: Mapping[str, Any]
+    function: str | Callable[..., Any] | None
+    changed_function: bool = False
+    make_current: bool = False
+
+
+def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
+    """Resume or retry a run, here or on its engine.
+
+    Raises:
+        PlanMismatch: the function, or a setting, would change what is computed.
+        RunReplaced: a later run has replaced the dataset, and that is not to be undone.
+        RunFailed, RunInterrupted, BudgetExceeded: as for a new run.
+    """
+    finish_switches(run.output, must=True)
+    folder = own_days(run)
+    plan, settings, retry = folder.plan(), going.settings, going.command == "retry"
+    if "merge_of" in plan:
+        raise PipelineError(f"Run {run.run_id} was made by pass2 alone.", hint="Give the pass2 command again.")
+    try:
+        if not (retry and plan.get("by_day")):  # then its days are looked at one by one, with a cure for each
+            check_not_replaced(folder)
+    except RunReplaced:
+        if not going.make_current:
+            raise
+        folder = replace(folder, on_top=True)
+        plan = folder.plan()
+    pipeline = planned_pipeline(plan, settings)
+    if folder.on_top:
+        going = replace(going, changed_function=True)  # all its records are settled, so that it calls none
+    ref = _function(run, going, pipeline)
+    if pipeline.engine is not None:
+        from shardkit.runs.on_engine import go_on
+
+        instead = ref if going.function is not None else None
+        with folder.lock() as held, holding_days(folder, plan):
+            _note_as_latest(folder)
+            go_on(folder, pipeline, progress, changes=settings, retry=retry, function=instead, held=held)
+        return
+    merging = planned_merge(folder, pipeline, settings)
+    begun = time.monotonic()
+    with folder.lock() as held, holding_days(folder, plan):
+        more = settings or folder.on_top or (retry and Ledger(folder).quarantined)
+        if not more and is_complete(folder):
+            progress.note(f"Run {run.run_id} is done; there is nothing to {going.command}.")
+            return
+        _note_as_latest(folder)
+        with worker_pool(folder, pipeline, ref) as pool:
+            attempt = Attempt(folder, progress, begun=begun, command=going.command).holding(held)
+            both_passes(folder, pipeline, merging, pool, attempt, retry=retry)
+
+
+def _function(run: RunFolder, going: GoingOn, pipeline: Spec) -> FunctionRef:
+    """The function to go on with.
+
+    Raises:
+        PlanMismatch: it is not the run's own, and nobody has said that this is meant.
+    """
+    plan = run.plan()
+    if going.function is not None:
+        ref = reference(going.function, source_dir=pipeline.source_dir)
+    elif (pickled := run.pickled("function")) is not None:
+        ref = FunctionRef(plan["pipeline"]["function"], None, plan["function_digest"], pickled)
+    else:
+        ref = pipeline.function_ref()
+    if going.changed_function:
+        return ref
+    name, before = _bare_name(ref.name), _bare_name(plan["pipeline"]["function"])
+    if name != before and LAMBDA not in {name, before}:
+        mixed = advice(
+            run,
+            lambda step: (
+                "Is this the run that you mean? If so, say that the two functions belong together: "
+                f"{step.other_function(going.command, ref.name)}"
+            ),
+        )
+        raise PlanMismatch(f"Run {run.run_id} is of the function {before}, not of {name}.", hint=mixed)
+    if going.command == "resume" and ref.digest != plan["function_digest"]:
+        raise PlanMismatch(
+            f"The source of {ref.name} has changed since run {run.run_id} was planned.",
+            hint=advice(
+                run,
+                lambda step: (
+                    "Start a new run; or, to keep what is done and use the new source for the rest: "
+                    f"{step('resume', changed_function=True)}"
+                ),
+            ),
+        )
+    return ref
+
+
+def _bare_name(function: str) -> str:
+    """What a function is called in its module, wherever that is by now."""
+    return function.rpartition(":")[2].rpartition(".")[2]
+
+
+def _note_as_latest(folder: RunFolder) -> None:
+    """Have the output's latest run be this one, which goes on: it is what to look at, and to resume, from now on."""
+    latest = latest_run(folder.output)
+    if latest is not None and latest.run_id != folder.run_id:
+        folder.note_as_latest()

@@ -1,0 +1,146 @@
+"""A run on this machine: planned, and driven through both passes, by this process and its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from shardkit.dataset.day_claims import holding_days
+from shardkit.dataset.switch import check_not_replaced, current_result, finish_switches
+from shardkit.errors import RunNotFound
+from shardkit.runfolder.attempt import Attempt
+from shardkit.runfolder.display import make_progress
+from shardkit.runfolder.folder import run_folder
+from shardkit.runs.planning import check_same_plan, make_run_plan, write_run
+from shardkit.runs.summary import is_complete, tell_set_aside
+from shardkit.storage.base import absolute_uri
+from shardkit.storage.interruption import heeding_interrupts
+from shardkit.workers.process_limit import check_room
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardkit.dataset.merge import Merge
+    from shardkit.functions import FunctionRef
+    from shardkit.macro import Plan
+    from shardkit.runfolder.display import Progress
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.spec.spec import Spec
+    from shardkit.workers.pool import WorkerPool
+
+
+@contextlib.contextmanager
+def worker_pool(
+    folder: RunFolder,
+    pipeline: Spec,
+    ref: FunctionRef,
+    *,
+    source: str | None = None,
+    begun: int | None = None,
+) -> Iterator[WorkerPool]:
+    """The workers of a pipeline; ``source`` is where its input lies by now, ``begun`` how many begin at once."""
+    from shardkit.workers.pool import WorkerPool
+    from shardkit.workers.tasks import WorkerSettings
+
+    settings = WorkerSettings(
+        function=ref,
+        input_root=source or absolute_uri(pipeline.input.uri),
+        input_access=pipeline.input.access(),
+        output=folder.output.uri,
+        run_id=folder.run_id,
+        scratch=None,
+        by_stem=pipeline.records == "stem",
+        schema=pipeline.output.columns,
+    )
+    with WorkerPool(settings, pipeline.worker_count(), begun=begun) as pool:
+        yield pool
+
+
+@heeding_interrupts()
+def start_run(
+    pipeline: Spec,
+    folder: RunFolder,
+    *,
+    days: tuple[str, ...] | None = None,
+    may_exist: bool,
+    quiet: bool,
+    merge: bool = True,
+) -> RunFolder:
+    """Plan and run both passes in this process and its workers; returns the run that has made the dataset.
+
+    If the run exists already, which only one that ``may_exist`` can, and its plan is the same, go on with it. Without
+    ``merge`` the dataset is pass 1's parts as they are.
+    """
+    begun = time.monotonic()
+    check_room(pipeline.worker_count())
+    if not merge:
+        pipeline = pipeline.replace(incremental=False)  # of a part taken over, some rows may no longer count
+    if pipeline.catalog is not None:
+        from shardkit.dataset.catalog import check_installed
+
+        check_installed()
+    progress = make_progress(quiet=quiet)
+    ref, merging = pipeline.function_ref(), pipeline.merge()
+    finish_switches(folder.output, must=True)
+    with contextlib.ExitStack() as stack:
+        # The workers get ready while the input is listed; one is enough if little has changed.
+        ready = 1 if pipeline.is_incremental else None
+        pool = stack.enter_context(worker_pool(folder, pipeline, ref, begun=ready))
+        plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
+        if not plan.content["totals"]["records"]:
+            return nothing_to_do(pipeline, plan, progress)
+        pool.begin(plan.content["totals"]["chunks"] - len(plan.taken_over))
+        with folder.lock() as held, holding_days(folder, plan.content):
+            fresh = not may_exist or not folder.exists()
+            if not fresh:
+                check_same_plan(folder, plan)
+                check_not_replaced(folder)
+                same = folder.plan()["pipeline"] == plan.content["pipeline"]
+                if same and is_complete(folder):
+                    progress.note(f"Run {folder.run_id} is done; there is nothing to do.")
+                    return folder
+                progress.note(f"Run {folder.run_id} exists; going on where it ended.")
+            else:
+                write_run(folder, plan, ref, merging, merge=merge)
+            attempt = Attempt(folder, progress, begun=begun, fresh=fresh).holding(held)
+            both_passes(folder, pipeline, merging, pool, attempt, fresh=fresh)
+    tell_set_aside(folder, progress)
+    return folder
+
+
+def nothing_to_do(pipeline: Spec, plan: Plan, progress: Progress) -> RunFolder:
+    """The run that made the dataset as it is, for nothing of what it was made of has changed."""
+    current = current_result(pipeline.output_folder())
+    if current is None:
+        raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run with incremental: false.")
+    from shardkit.dataset.catalog import keep_registered
+
+    keep_registered(pipeline.merge().glue, pipeline.output_folder(), changed=False)
+    count = plan.content["unchanged"]["records"]
+    progress.note(f"Nothing has changed in {count:,} records since run {current['run_id']}; there is nothing to do.")
+    return run_folder(pipeline.output_folder(), current["run_id"])
+
+
+def both_passes(
+    folder: RunFolder,
+    pipeline: Spec,
+    merging: Merge,
+    pool: WorkerPool,
+    attempt: Attempt,
+    *,
+    retry: bool = False,
+    fresh: bool = False,
+) -> None:
+    """Do what is left of both passes of a planned run; the caller holds its lock."""
+    from shardkit.pass1_preprocessing import run_pass1
+    from shardkit.pass2_combine import publish_parts, run_pass2
+
+    with attempt:
+        ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=retry, fresh=fresh)
+        pool.hang_up()  # the workers end while the parts are merged
+        if folder.plan()["merge"]:
+            name, threads = pipeline.pipeline_name(), pool.size
+            run_pass2(ledger, merging, attempt, name=name, threads=threads, fresh=fresh)
+        else:
+            publish_parts(ledger, attempt, name=pipeline.pipeline_name(), allow_empty=pipeline.allow_empty)

@@ -1,0 +1,33 @@
+"""Bytes, numbers, seconds and long texts as people read them."""
+
+from __future__ import annotations
+
+LINE_CHARACTERS = 200
+
+
+def human_bytes(size: float) -> str:
+    """Bytes as a person reads them: ``1.4 MB``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(size) < 1000 or unit == "TB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return ""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 file``, ``2,000 files``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def human_seconds(seconds: float) -> str:
+    """Seconds as a person reads them: ``42 s``, ``3 min 10 s``, ``2 h 5 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    return f"{minutes} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def first_line(text: str, *, characters: int = LINE_CHARACTERS) -> str:
+    """The first line of a text, cut where it is long."""
+    lines = text.strip().splitlines() or [""]
+    return lines[0] if len(lines) == 1 and len(lines[0]) <= characters else f"{lines[0][:characters].rstrip()} ..."

@@ -1,0 +1,58 @@
+"""What is counted while workers are at their chunks."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import BudgetExceeded
+from shardkit.runfolder.meters import Counts
+from shardkit.storage.requests import count_of
+
+if TYPE_CHECKING:
+    from shardkit.runfolder.stop import Stop
+    from shardkit.workers.board import Slot
+    from shardkit.workers.pool import WorkerPool
+
+
+class Tally:
+    """Counts what is committed and what the workers are at, and stops the work when too much has failed."""
+
+    def __init__(self, pool: WorkerPool, stop: Stop, *, before: Counts, max_quarantined: int) -> None:
+        self._pool = pool
+        self._stop = stop
+        self._committed = before
+        self._max_quarantined = max_quarantined
+        self._lock = threading.Lock()
+
+    def add(self, marker: dict[str, Any], slot: Slot) -> None:
+        """Count a chunk's marker instead of what the board says of the chunk."""
+        with self._lock:
+            slot.begin_chunk()
+            known, records = self._committed, marker["records"]
+            self._committed = Counts(
+                known.records + records["listed"],
+                known.bytes + marker["bytes_in"],
+                known.quarantined + records["quarantined"],
+                known.repeated + count_of(marker),
+            )
+
+    def counts(self) -> Counts:
+        """The counts as of now."""
+        with self._lock:
+            known = self._committed
+            live = [slot.read() for slot in self._pool.slots()]
+        return Counts(
+            known.records + sum(r.done for r in live),
+            known.bytes + sum(r.bytes for r in live),
+            known.quarantined + sum(r.failed for r in live),
+            known.repeated,
+            begun=any(r.turn for r in live),
+        )
+
+    def check_budget(self) -> None:
+        """Ask for the end when more records are quarantined than allowed."""
+        quarantined = self.counts().quarantined
+        if quarantined > self._max_quarantined and not self._stop.asked:
+            # Patience without end: what failed is only known for good once its chunk is committed.
+            self._stop.ask(BudgetExceeded(f"{quarantined} records are quarantined."), patience_s=None)
