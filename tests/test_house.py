@@ -105,7 +105,7 @@ NEEDS = {
 
 def room_of(module: str) -> str:
     first = module.partition(".")[0]
-    return TOP[first] if first in TOP else first
+    return TOP.get(first, first)
 
 
 def circle(needs: dict[str, set[str]]) -> list[str]:
