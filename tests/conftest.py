@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import warm
 from botocore.loaders import JSONFileLoader
-from emulators import ministack_on_loopback, moto_on_loopback
+from emulators import shared
+
+if TYPE_CHECKING:
+    import subprocess
 
 READER = JSONFileLoader()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin while NumPy is imported, in each process
@@ -41,16 +44,8 @@ def shardkit(tmp_path: Path) -> RunCommand:
     """Run ``python -m shardkit ...`` in ``tmp_path``; ``code`` is the exit code that is expected."""
 
     def run(*arguments: str | Path, code: int = 0, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "shardkit", *map(str, arguments)],
-            cwd=cwd,
-            env=os.environ | {"COLUMNS": "120"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        words = ["-m", "shardkit", *map(str, arguments)]
+        done = warm.run(words, cwd=cwd, env=os.environ | {"COLUMNS": "120"}, timeout_s=120)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -58,16 +53,23 @@ def shardkit(tmp_path: Path) -> RunCommand:
 
 
 @pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which all processes of these tests find the servers that they share."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "servers"
+
+
+@pytest.fixture(scope="session")
+def s3_url(servers: Path) -> Iterator[str]:
     """The URL of an S3, moto's, in which every test has a bucket of its own."""
-    with moto_on_loopback() as url:
+    with shared("moto", servers / "moto") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def ministack_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ministack_url(servers: Path) -> Iterator[str]:
     """The URL of ministack: its DynamoDB is fast and its conditions are atomic, and its Athena runs the queries."""
-    with ministack_on_loopback(tmp_path_factory.mktemp("server")) as url:
+    with shared("ministack", servers / "ministack") as url:
         yield url
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
+import warm
 
 import shardkit as sk
 
@@ -57,7 +58,7 @@ class Done:
 class Command:
     """A command that runs as a process group of its own, its output going to files."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | warm.Forked
     stdout: Path
     stderr: Path
 
@@ -134,11 +135,10 @@ class Project:
         stdout, stderr = (self.root / f"{name}-{self._commands}" for name in ("stdout", "stderr"))
         program = ["-m", "shardkit"] if code is None else ["-c", code]
         with stdout.open("wb") as out, stderr.open("wb") as err:
-            process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", *program, *map(str, arguments)],
+            process = warm.start(
+                [*program, *map(str, arguments)],
                 cwd=self.root,
                 env=environment(),
-                stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -45,7 +46,7 @@ while True:
 """
 
 _MOTO = """
-import threading, time
+import sys, threading
 from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
@@ -59,7 +60,7 @@ S3Response.put_object = atomic
 server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
-time.sleep(3600)
+sys.stdin.read()  # until whoever started it ends
 """
 
 
@@ -123,13 +124,66 @@ def ministack_on_loopback(folder: Path) -> Iterator[str]:
 def moto_on_loopback() -> Iterator[str]:
     """Start moto's server, for S3, in a process of its own; its URL."""
     command = [sys.executable, "-c", _MOTO]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     try:
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def shared(kind: str, folder: Path) -> Iterator[str]:
+    """The URL of a server that is started by the first process to ask for it in ``folder``, and ends with the last.
+
+    A user of it is who holds a lock on a file, which even one that is killed lets go.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    told = folder / "url"
+    with (folder / "users").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        with locked(folder / "start"):
+            if not told.exists():
+                told.write_text(_started_by_keeper(kind, folder))
+        url = told.read_text()
+        if not url.startswith("http"):
+            pytest.skip(url or f"{kind} does not start: {(folder / 'log').read_text()[-3000:]}")
+        yield url
+
+
+def _started_by_keeper(kind: str, folder: Path) -> str:
+    """The URL of a server that lives on, with the process that looks after it; or why there is none."""
+    command = [sys.executable, __file__, kind, str(folder)]
+    with (folder / "log").open("w") as log:
+        keeper = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, text=True
+        )
+    assert keeper.stdout is not None
+    return keeper.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time go on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def keep(kind: str, folder: Path) -> None:
+    """Have a server run until nobody uses it."""
+    try:
+        with moto_on_loopback() if kind == "moto" else ministack_on_loopback(folder) as url:
+            sys.stdout.write(f"{url}\n")
+            sys.stdout.flush()
+            with (folder / "users").open("w") as users:
+                fcntl.flock(users, fcntl.LOCK_EX)
+    except pytest.skip.Exception as reason:
+        sys.stdout.write(f"{reason}\n")
 
 
 def use_emulator(monkeypatch: pytest.MonkeyPatch, url: str, *, service: str = "") -> None:
@@ -197,3 +251,7 @@ def _wait(beside: Ministack) -> subprocess.CompletedProcess[str]:
             return done
         time.sleep(0.05)
     return done
+
+
+if __name__ == "__main__":
+    keep(sys.argv[1], Path(sys.argv[2]))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from emulators import ministack
+from emulators import locked, ministack
 
 from shardkit.jobs import (
     JobConflict,
@@ -62,15 +62,16 @@ def clock() -> SimulatedClock:
 
 
 @pytest.fixture
-def aws(ministack_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty table ``jobs`` for clients that know nothing but their environment."""
+def aws(ministack_url: str, servers: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty table ``jobs``, of one test at a time, for clients that know nothing but their environment."""
     for name in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
         monkeypatch.setenv(f"AWS_{name}", ministack_url if name == "ENDPOINT_URL" else "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     monkeypatch.delenv("AWS_REGION", raising=False)
-    assert create_table("jobs")
-    yield
-    boto3.client("dynamodb", "eu-west-1").delete_table(TableName="jobs")
+    with locked(servers / "jobs"):
+        assert create_table("jobs")
+        yield
+        boto3.client("dynamodb", "eu-west-1").delete_table(TableName="jobs")
 
 
 class Calls(Counter[str]):

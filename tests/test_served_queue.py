@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -47,7 +48,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "sqlite":
         return str(tmp_path / "jobs.sqlite")
     use_emulator(monkeypatch, request.getfixturevalue("ministack_url"), service="DYNAMODB")
-    table = f"jobs-{next(NUMBERS)}"
+    table = f"jobs-{next(NUMBERS)}-{os.getpid()}"
     create_table(table)
     return f"dynamodb://{table}"
 

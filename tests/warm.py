@@ -1,0 +1,258 @@
+"""Commands of the program as processes that need not load it: a process that has loaded it forks for each of them.
+
+Of what a command takes, nine tenths are its imports. What is forked is a real process all the same: it has its own
+folder, environment, signals, output and exit code, and runs `python -m shardkit ...` or `python -c ...` as Python does.
+Where Python itself would have to begin otherwise (`PYTHONHASHSEED` is another), one is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+READ_AT_START = ("PYTHON", "ARROW_", "JE_", "OMP_", "OPENBLAS_", "MKL_", "LD_", "MALLOC_", "GLIBC_", "LC_")
+LOADED = ("joblib", "pyarrow.compute", "pyarrow.parquet", "shardkit.cli", "shardkit.pass1_preprocessing")
+LOADED += ("shardkit.pass2_combine", "shardkit.runs")
+LENGTH, ENDED = struct.Struct("!I"), struct.Struct("!i")
+
+
+class Forked:
+    """A process of the server's; as `subprocess.Popen` has it."""
+
+    def __init__(self, pid: int, args: Sequence[str], status: int) -> None:
+        self.pid, self.args, self.returncode = pid, list(args), None
+        self._status = status
+
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            told = os.read(self._status, ENDED.size)
+            os.close(self._status)
+            self.returncode = os.waitstatus_to_exitcode(*ENDED.unpack(told)) if told else -signal.SIGKILL
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Server:
+    """The process that forks, of this one's own."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        self.read_at_start = read_at_start(os.environ)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
+
+    def fork(
+        self, words: Sequence[str], *, cwd: str, env: Mapping[str, str], output: Sequence[int], session: bool
+    ) -> Forked:
+        status, theirs = os.pipe()
+        request = {"words": list(words), "cwd": cwd, "env": dict(env), "session": session}
+        data = json.dumps(request).encode()
+        try:
+            socket.send_fds(self._socket, [LENGTH.pack(len(data))], [*output, theirs])
+            self._socket.sendall(data)
+        finally:
+            os.close(theirs)
+        (pid,) = LENGTH.unpack(_received(self._socket, LENGTH.size))
+        return Forked(pid, words, status)
+
+
+@functools.cache
+def server(_: int) -> Server:
+    return Server()
+
+
+def start(
+    words: Sequence[str],
+    *,
+    cwd: str | Path,
+    env: Mapping[str, str],
+    stdout: IO[Any],
+    stderr: IO[Any],
+    start_new_session: bool = False,
+    **options: Any,
+) -> Forked | subprocess.Popen[Any]:
+    """Start Python with these words, ``-m shardkit ...`` or ``-c CODE ...``; its standard input is empty."""
+    warm = server(os.getpid())
+    if options or read_at_start(env) != warm.read_at_start:
+        return subprocess.Popen(
+            [sys.executable, *words], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
+            start_new_session=start_new_session, **options,
+        )  # fmt: skip
+    output = [stdout.fileno(), stderr.fileno()]
+    return warm.fork(words, cwd=str(cwd), env=env, output=output, session=start_new_session)
+
+
+def run(words: Sequence[str], *, timeout_s: float, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run it to its end; one that does not come within ``timeout_s`` is an error."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
+        process = start(words, stdout=out, stderr=err, **options)
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.kill()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read())
+    return subprocess.CompletedProcess(list(words), code, *texts)
+
+
+def read_at_start(env: Mapping[str, str]) -> dict[str, str]:
+    """What Python and the libraries go by when they are loaded; where modules are, a fork can look up anew."""
+    return {name: value for name, value in env.items() if name.startswith(READ_AT_START) and name != "PYTHONPATH"}
+
+
+def _received(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return data
+
+
+# ---- the server ------------------------------------------------------------------------------------------------------
+
+
+def requests(connection: socket.socket) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """What is asked for, and the descriptors that come with it; meanwhile it is told how children have ended."""
+    wakeup, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    signal.set_wakeup_fd(theirs)
+    while True:
+        ready, _, _ = select.select([connection, wakeup], [], [])
+        if wakeup in ready:
+            os.read(wakeup, 4096)
+            tell_endings()
+        if connection in ready:
+            head, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
+            if not head:
+                return
+            yield json.loads(_received(connection, *LENGTH.unpack(head))), descriptors
+
+
+CHILDREN: dict[int, int] = {}
+
+
+def tell_endings() -> None:
+    for pid in list(CHILDREN):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(CHILDREN[pid], ENDED.pack(status))
+            os.close(CHILDREN.pop(pid))
+
+
+def serve(connection: socket.socket) -> dict[str, Any] | None:
+    """Fork whenever it is asked for. Returns the request in the fork; in the server, at its end, None."""
+    path = list(sys.path[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is for the commands
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for request, descriptors in requests(connection):
+        pid = os.fork()
+        if not pid:
+            become(request, descriptors, path)
+            connection.close()
+            return request
+        CHILDREN[pid] = descriptors.pop()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        connection.sendall(LENGTH.pack(pid))
+        tell_endings()
+    return None
+
+
+def become(request: dict[str, Any], descriptors: list[int], path: list[str]) -> None:
+    """Have what the process would have if it had just begun."""
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor in CHILDREN.values():
+        os.close(descriptor)
+    os.close(wakeup)
+    if request["session"]:
+        os.setsid()
+    *output, status = descriptors
+    for number, descriptor in enumerate(output, 1):
+        os.dup2(descriptor, number)
+    for descriptor in (*output, status):
+        os.close(descriptor)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    time.tzset()
+    tempfile.tempdir = None
+    words = request["words"]
+    first = os.getcwd() if words[0] == "-m" else ""
+    own = [each for each in request["env"].get("PYTHONPATH", "").split(os.pathsep) if each]
+    sys.path[:] = [first, *own, *(each for each in path if each not in own)]
+    sys.path_importer_cache.clear()
+
+
+def perform(words: Sequence[str]) -> None:
+    """As Python does with these words."""
+    import faulthandler
+    import runpy
+    import types
+
+    faulthandler.enable()
+    kind, what, *arguments = words
+    if kind == "-m":
+        sys.argv[:] = ["-m", *arguments]
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:] = ["-c", *arguments]
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(what, "<string>", "exec"), main.__dict__)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as the program has it
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # a thread, of which a fork would know nothing
+    for name in LOADED:
+        importlib.import_module(name)
+    gc.freeze()
+    gc.freeze()
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        asked = serve(control)
+    if asked:
+        perform(asked["words"])
