@@ -32,7 +32,7 @@ from shardkit import Local, Pipeline, SageMaker
 from shardkit.jobs import Policy
 from shardkit.jobs.policy import ATTEMPTS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"python", "console", "yaml", "json", "sh", "text"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

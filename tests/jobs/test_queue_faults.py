@@ -229,7 +229,7 @@ def test_launchers_that_die_and_take_turns(tmp_path: Path, seed: int, jobs: int,
 
 def start(folder: Path, *, lost: float = 0.0) -> subprocess.Popen[bytes]:
     policy = json.dumps({"lease_s": 1.0, "max_instances": 20})
-    program = Path(__file__).with_name("file_service.py")
+    program = Path(__file__).parents[1] / "file_service.py"
     return subprocess.Popen([sys.executable, program, folder / "jobs.sqlite", folder, str(lost), policy])
 
 

@@ -28,7 +28,7 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("matplotlib")
 pytest.importorskip("wfdb")
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LARGEST_BYTES = 15_000
 NOTEBOOKS = sorted(EXAMPLES.glob("*/driver.ipynb"))
 DAYS = EXAMPLES / "talent_jsonl/days.ipynb"

@@ -22,7 +22,7 @@ import pytest
 if TYPE_CHECKING:
     from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 SHARED_DATA = Path(os.environ.get("SHARDKIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 

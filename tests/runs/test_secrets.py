@@ -16,8 +16,8 @@ import shardkit as sk
 from shardkit.engines.local import LocalEngine
 from shardkit.engines.settings import Settings
 from shardkit.engines.validation import service_model
+from shardkit.explain import _models_in
 from shardkit.jobs import JobError, SQLiteStore, Submission
-from shardkit.spec.yaml import _models_in
 from shardkit.user_state import state_path
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).with_name("typing_example.py")
+EXAMPLE = Path(__file__).parents[1] / "typing_example.py"
 ROOT = EXAMPLE.parents[1]
 
 

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine"),
 ]
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PORT = 4577
 FAULTS = ("--throttle", "0.1", "--lose-responses", "0.1", "--capacity-errors", "0.05", "--seed", "7")
 # By hand a thousand, of whom the schedules alone take care, and with a killer that goes on.
