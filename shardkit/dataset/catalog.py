@@ -21,8 +21,8 @@ from shardkit.dataset.glue_types import can_be_named, glue_type
 from shardkit.dataset.read import open_dataset
 from shardkit.dataset.switch import current_result, dataset_lock
 from shardkit.errors import CatalogError, PipelineError, QueryError
-from shardkit.runfolder.folder import STATE_DIR
 from shardkit.storage.aws_places import aws_settings
+from shardkit.storage.base import STATE_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

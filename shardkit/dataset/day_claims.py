@@ -14,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.switch import check_base, current_result
-from shardkit.runfolder.folder import STATE_DIR, RunFolder
+from shardkit.runfolder.folder import RunFolder
+from shardkit.storage.base import STATE_DIR
 from shardkit.storage.side_by_side import together
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from shardkit.dataset.accounts import is_ours
 from shardkit.dataset.switch import current_result, finish_switches
 from shardkit.errors import InputError
 from shardkit.runfolder.attempt import resume_hint
-from shardkit.runfolder.folder import latest_run
+from shardkit.runfolder.find import latest_run
 from shardkit.storage.base import File
 
 if TYPE_CHECKING:

@@ -21,10 +21,11 @@ from shardkit.dataset.switch_steps import COMMIT, Dataset, Switch, name_of, note
 from shardkit.errors import Damaged, PipelineError, PlanMismatch, RunBusy, RunReplaced, StorageError, WrittenByNewer
 from shardkit.hints import joined
 from shardkit.runfolder import documents
-from shardkit.runfolder.folder import CURRENT, RUNS, STATE_DIR, RunFolder
+from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import WHOLE
+from shardkit.runfolder.names import CURRENT, RUNS
 from shardkit.runfolder.steps import advice
-from shardkit.storage.base import File
+from shardkit.storage.base import STATE_DIR, File
 from shardkit.storage.side_by_side import together
 from shardkit.tables.type_text import merged_schema, schema_to_text
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import Damaged, LockLost, StorageError
 from shardkit.runfolder import documents
-from shardkit.runfolder.folder import CURRENT, STATE_DIR, RunFolder
-from shardkit.storage.base import File
+from shardkit.runfolder.folder import RunFolder
+from shardkit.runfolder.names import CURRENT
+from shardkit.storage.base import STATE_DIR, File
 from shardkit.storage.locks import LOST_HINT
 from shardkit.storage.side_by_side import together
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from shardkit._lazy import names_of
 
 if TYPE_CHECKING:
-    from shardkit.runfolder.folder import RunFolder, find_run, latest_run, run_folder
+    from shardkit.runfolder.find import find_run, latest_run, run_folder
+    from shardkit.runfolder.folder import RunFolder
 
 __all__ = [
     "RunFolder",
@@ -21,8 +22,8 @@ if not TYPE_CHECKING:  # type checkers would take any name for one that is there
         __name__,
         {
             "RunFolder": "folder",
-            "find_run": "folder",
-            "latest_run": "folder",
-            "run_folder": "folder",
+            "find_run": "find",
+            "latest_run": "find",
+            "run_folder": "find",
         },
     )

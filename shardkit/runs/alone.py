@@ -17,7 +17,7 @@ from shardkit.dataset.switch import check_owner
 from shardkit.errors import NothingMade
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress
-from shardkit.runfolder.folder import run_folder
+from shardkit.runfolder.find import run_folder
 from shardkit.runfolder.ledger import WHOLE
 from shardkit.runfolder.meters import RowMeter
 from shardkit.runs.handle import Run, naming

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING
 
 from shardkit.errors import PipelineError
 from shardkit.functions import python_version
-from shardkit.runfolder.folder import STATE_DIR
 from shardkit.runs.container.bootstrap import FILES, is_unreachable, source_digest, why
 from shardkit.runs.requirements import Requirements
+from shardkit.storage.base import STATE_DIR
 from shardkit.units import human_bytes
 
 if TYPE_CHECKING:

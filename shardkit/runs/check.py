@@ -14,11 +14,11 @@ from shardkit.dataset.accounts import Account, faults, is_ours, part_fault, rows
 from shardkit.dataset.kept_files import Contents, noted_by
 from shardkit.dataset.switch import current_result, finish_switches
 from shardkit.errors import LedgerError, RunNotFound
-from shardkit.runfolder.folder import STATE_DIR, RunFolder
+from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import QUARANTINED, WHOLE, Ledger
 from shardkit.runfolder.parts import RECORDS_KEY
 from shardkit.runs.summary import status_of
-from shardkit.storage.base import Access, File
+from shardkit.storage.base import STATE_DIR, Access, File
 from shardkit.storage.open import folder as folder_at
 from shardkit.storage.side_by_side import together
 from shardkit.tables.spans import RecordRows

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from shardkit.dataset.switch import current_result, finish_switches
 from shardkit.errors import Damaged, LockLost, PipelineError, RunBusy, RunNotFound, StorageError, WrittenByNewer
 from shardkit.jobs.job import LIVE
-from shardkit.runfolder.folder import LOCK, RUNS, RunFolder, latest_run
+from shardkit.runfolder.find import latest_run
+from shardkit.runfolder.folder import RunFolder
+from shardkit.runfolder.names import LOCK, RUNS
 from shardkit.runs.planning import planned_pipeline
 from shardkit.runs.summary import status_of
 from shardkit.storage.base import Access

@@ -20,7 +20,7 @@ from shardkit.pass1_preprocessing import run_pass1
 from shardkit.plan.chunks import record_costs
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress
-from shardkit.runfolder.folder import run_folder
+from shardkit.runfolder.find import run_folder
 from shardkit.runfolder.ledger import Ledger
 from shardkit.runfolder.limits import WorkLimits
 from shardkit.storage.local_folder import LocalFolder

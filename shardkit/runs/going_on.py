@@ -11,7 +11,7 @@ from shardkit.dataset.switch import check_not_replaced, finish_switches
 from shardkit.errors import PipelineError, PlanMismatch, RunReplaced
 from shardkit.functions import FunctionRef, reference
 from shardkit.runfolder.attempt import Attempt
-from shardkit.runfolder.folder import latest_run
+from shardkit.runfolder.find import latest_run
 from shardkit.runfolder.ledger import Ledger
 from shardkit.runfolder.steps import advice
 from shardkit.runs.here import both_passes, worker_pool

@@ -10,10 +10,10 @@ from shardkit.dataset.switch import check_not_replaced, current_result
 from shardkit.errors import PipelineError, RunFailed, RunNotFound, RunReplaced, ShardkitError
 from shardkit.hints import joined
 from shardkit.masking import masked
-from shardkit.runfolder.folder import STATE_DIR, RunFolder
 from shardkit.runfolder.steps import advice
 from shardkit.runs.planning import planned_pipeline
 from shardkit.runs.summary import Summary, is_complete, summarize, tell_set_aside
+from shardkit.storage.base import STATE_DIR
 from shardkit.storage.interruption import heeding_interrupts
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
     from shardkit.jobs import Job
+    from shardkit.runfolder.folder import RunFolder
     from shardkit.runs.going_on import GoingOn
     from shardkit.runs.on_engine import RunJobs
 

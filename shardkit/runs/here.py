@@ -11,7 +11,7 @@ from shardkit.dataset.switch import check_not_replaced, current_result, finish_s
 from shardkit.errors import RunNotFound
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress
-from shardkit.runfolder.folder import run_folder
+from shardkit.runfolder.find import run_folder
 from shardkit.runs.planning import check_same_plan, make_run_plan, write_run
 from shardkit.runs.summary import is_complete, tell_set_aside
 from shardkit.storage.base import absolute_uri

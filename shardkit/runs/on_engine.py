@@ -21,8 +21,8 @@ from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
 from shardkit.jobs import JobError, stop
 from shardkit.runfolder.display import make_progress
-from shardkit.runfolder.folder import STOP
 from shardkit.runfolder.meters import JobMeter
+from shardkit.runfolder.names import STOP
 from shardkit.runfolder.steps import Steps, advice
 from shardkit.runs.container.job import DAYS, FUNCTION, ON_TOP
 from shardkit.runs.queue import LOOK_EVERY_S, run_queue

@@ -13,7 +13,7 @@ from shardkit.jobs.errors import StoreDamaged
 from shardkit.jobs.open import open_store
 from shardkit.jobs.service import trouble_of
 from shardkit.runfolder.documents import dump, parse, say
-from shardkit.runfolder.folder import STOP
+from shardkit.runfolder.names import STOP
 from shardkit.storage.local import writing
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.user_state import PRIVATE_FOLDER, state_path

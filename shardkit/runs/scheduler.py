@@ -11,8 +11,8 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardkit.errors import PipelineError, RunInterrupted, ShardkitError
-from shardkit.runfolder.folder import STATE_DIR
 from shardkit.runs.start import start
+from shardkit.storage.base import STATE_DIR
 from shardkit.times import days_since, new_run_id, zone_of
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.switch import finish_switches
 from shardkit.errors import PipelineError
-from shardkit.runfolder.folder import find_run, run_folder
+from shardkit.runfolder.find import find_run, run_folder
 from shardkit.runs.handle import Run, naming
 from shardkit.spec.spec import Spec
 from shardkit.storage.base import Access

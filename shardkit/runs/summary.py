@@ -13,8 +13,9 @@ from shardkit.errors import Damaged, ShardkitError
 from shardkit.hints import Hint, as_command, is_command, joined
 from shardkit.runfolder.attempt import resume_hint
 from shardkit.runfolder.display import Quiet
-from shardkit.runfolder.folder import ALL_SHARDS, STOP, UNKNOWN
+from shardkit.runfolder.heartbeats import UNKNOWN
 from shardkit.runfolder.ledger import Ledger
+from shardkit.runfolder.names import ALL_SHARDS, STOP
 from shardkit.runfolder.steps import advice
 from shardkit.runs.quarantine import elsewhere
 from shardkit.storage.requests import count_of, repeats_text

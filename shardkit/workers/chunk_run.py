@@ -39,7 +39,7 @@ class ChunkRun:
     ) -> None:
         import pyarrow as pa
 
-        from shardkit.runfolder.folder import part_base
+        from shardkit.runfolder.names import part_base
         from shardkit.tables.rows import collect
         from shardkit.workers.large_record import LargeRecord
         from shardkit.workers.parts import PartsWriter

@@ -11,7 +11,8 @@ import boto3
 import pytest
 
 import shardkit as sk
-from shardkit.runfolder.folder import RUNS, RunFolder
+from shardkit.runfolder.folder import RunFolder
+from shardkit.runfolder.names import RUNS
 from shardkit.storage.open import folder
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from shardkit.dataset import next_state as building
 from shardkit.dataset import switch as commit
 from shardkit.dataset import switch_steps as switching
 from shardkit.dataset.switch import COMMIT, current_result
-from shardkit.runfolder.folder import STATE_DIR, RunFolder
+from shardkit.runfolder.folder import RunFolder
 from shardkit.storage import lease, locks
+from shardkit.storage.base import STATE_DIR
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.storage.open import folder as folder_at
 

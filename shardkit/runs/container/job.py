@@ -124,7 +124,8 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, A
     Raises:
         RunFailed: there is no plan.
     """
-    from shardkit.runfolder.folder import RUNS, RunFolder
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.names import RUNS
     from shardkit.runs.planning import planned_pipeline
     from shardkit.storage.open import folder
 

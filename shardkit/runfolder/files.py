@@ -1,0 +1,138 @@
+"""The files of one run: where they lie, and how its JSON documents are read and written."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import Damaged, WrittenByNewer
+from shardkit.runfolder import documents
+from shardkit.runfolder.names import LOCK, RUNS
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from shardkit.storage.base import Folder
+    from shardkit.storage.locks import Held
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One run's files, in the folder of its output; ``kept`` are those that never change, as they were read."""
+
+    output: Folder
+    run_id: str
+    kept: dict[str, bytes | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def files(self) -> Folder:
+        """The run's own folder."""
+        return self.output.child(f"{RUNS}/{self.run_id}")
+
+    @property
+    def path(self) -> Path:
+        """Where the run's own folder lies on this machine.
+
+        Raises:
+            PipelineError: it does not.
+        """
+        return self.files.path
+
+    @property
+    def uri(self) -> str:
+        """Names the run's own folder."""
+        return self.files.uri
+
+    @property
+    def arguments(self) -> str:
+        """How the run is named on the command line."""
+        return f"{shlex.quote(self.output.uri)} --run-id {self.run_id}"
+
+    @staticmethod
+    def parts_of(shard: int) -> str:
+        """The folder of one shard's parts, in the run's own."""
+        return f"parts/{shard:05d}"
+
+    @staticmethod
+    def markers_of(shard: int) -> str:
+        """The folder of one shard's markers, in the run's own."""
+        return f"markers/{shard:05d}"
+
+    def exists(self) -> bool:
+        """Whether the run was planned to the end: without a plan there is no run."""
+        return self.files.exists("plan.json")
+
+    def lock(self, busy: str = "") -> AbstractContextManager[Held]:
+        """Keep other processes from working on the run; let go however the process ends.
+
+        ``busy`` is what to say if another process holds it, where that is more than that it does.
+
+        Raises:
+            RunBusy: another process holds it.
+        """
+        return self.files.lock(LOCK, busy or f"Run {self.run_id} is being worked on by another process.")
+
+    def is_locked(self) -> bool:
+        """Whether a process works on the run now."""
+        return self.files.is_locked(LOCK)
+
+    def write(self, name: str, content: dict[str, Any]) -> bytes:
+        """Write one of the JSON files, atomically; returns what it holds."""
+        data = documents.dump(content, readable=True)
+        self.files.write(name, data)
+        return data
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Read one of the JSON files.
+
+        Raises:
+            Damaged: it is not there, or not as it was written.
+        """
+        content = self.read_if_there(name, {})
+        if content is None:
+            raise self.missing(name, "Start a new run.")
+        return content
+
+    def read_if_there(self, name: str, shape: Any) -> dict[str, Any] | None:
+        """Read one of the JSON files, which has that shape; None where it is not there.
+
+        Raises:
+            Damaged: it is not as it was written.
+        """
+        try:
+            return self.parse(name, self.files.read(name), shape, "Start a new run.")
+        except FileNotFoundError:
+            return None
+
+    def read_all(self, names: list[str], shape: Any, damaged: list[str]) -> list[dict[str, Any]]:
+        """The documents of these names, but for those that are damaged, whose names are added to those."""
+        names = [name for name in names if name.endswith(".json")]
+        contents = []
+        for name, data in zip(names, self.files.read_many(names), strict=True):
+            try:
+                contents.append(self.parse(name, data, shape, ""))
+            except Damaged:
+                damaged.append(name)
+        return contents
+
+    def parse(self, name: str, data: bytes, shape: Any, hint: str) -> dict[str, Any]:
+        """One of the JSON files, of which the bytes were read; ``hint`` says what to do where it is damaged."""
+        try:
+            return documents.parse(data, shape)
+        except Damaged as error:
+            raise self.damaged(name, error.message, hint) from None
+        except WrittenByNewer as error:
+            raise WrittenByNewer(
+                f"Run {self.run_id}: {self.uri}/{name}: {error.message}.",
+                hint="Use a version of shardkit that is at least as new as the one that wrote it.",
+            ) from None
+
+    def missing(self, name: str, hint: str) -> Damaged:
+        """The error that one of the files is not there."""
+        return Damaged(f"Run {self.run_id}: {self.uri}/{name} is not there.", hint=hint)
+
+    def damaged(self, name: str, why: str, hint: str) -> Damaged:
+        """The error that one of the files is not as it was written."""
+        return Damaged(f"Run {self.run_id}: {self.uri}/{name} is damaged: {why.rstrip('.')}.", hint=hint)

@@ -1,0 +1,50 @@
+"""Heartbeats: how far each attempt at a run is, or was when it ended."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import Damaged
+from shardkit.runfolder import documents
+from shardkit.runfolder.names import ALL_SHARDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FOLDER = "progress"
+UNKNOWN = "unknown"  # the state that a heartbeat tells which cannot be read
+
+
+def name_of(beat: dict[str, Any]) -> str:
+    """The file of an attempt's heartbeat, in the run folder."""
+    return f"{FOLDER}/{beat['shard']}-{beat['attempt']:04d}.json"
+
+
+def parsed(name: str, data: bytes) -> dict[str, Any]:
+    """A heartbeat; one that cannot be read has no known state, which keeps nobody from looking at the run."""
+    try:
+        beat = documents.parse(data, documents.BEAT)
+        if all(datetime.datetime.fromisoformat(beat[time]).tzinfo for time in ("started", "at")):
+            return beat
+    except (Damaged, ValueError):
+        pass
+    shard, _, attempt = name.partition("/")[2].removesuffix(".json").rpartition("-")
+    time = datetime.datetime.fromtimestamp(0, datetime.timezone.utc).isoformat()
+    number = int(attempt) if attempt.isdecimal() else 0
+    return {
+        "shard": shard,
+        "attempt": number,
+        "state": UNKNOWN,
+        "message": None,
+        "started": time,
+        "at": time,
+    }
+
+
+def next_attempt(names: Iterable[str], shard: int | str) -> int:
+    """A number higher than that of any attempt at the shard, or at any; ``names`` are those of all heartbeats."""
+    attempts = [name.partition("/")[2].removesuffix(".json").rsplit("-", 1) for name in names]
+    mine = {str(shard), ALL_SHARDS}
+    numbers = ((of, n) for of, n in (attempt for attempt in attempts if len(attempt) == 2) if n.isdecimal())
+    return 1 + max((int(n) for of, n in numbers if shard == ALL_SHARDS or of in mine), default=0)
