@@ -60,6 +60,11 @@ CURES: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
     (("locked", "busy"), StoreError, "Another program holds it: wait for that to end, or end it, and try again."),
     (("readonly", "read-only"), StoreError, "Give yourself write permission for the file and its folder."),
     (("is full",), StoreError, "Free some space on its disk, and try again; what was written before is kept."),
+    (
+        ("disk I/O error",),  # also of a full disk, where there is no space for the -shm file
+        StoreError,
+        "Free some space on its disk, or give a file on another one, and try again; what was written before is kept.",
+    ),
     (("malformed", "not a database", "no such table", "no such column"), StoreDamaged, DAMAGED_HINT),
 )
 
@@ -352,8 +357,12 @@ class SQLiteStore(Submitting):
             keep_private(self.path)
         try:
             db = sqlite3.connect(self.path, timeout=WAIT_FOR_LOCK_S, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        try:
             found = prepare(db)
         except sqlite3.Error as error:
+            db.close()  # or the error that is on its way would hold the lock of what was begun
             raise self._unusable(error) from error
         if found not in {0, SCHEMA_VERSION}:
             db.close()
