@@ -1,15 +1,25 @@
-"""Micro-sharding: open records to chunks, and chunks to the workers of this machine.
+"""Micro-sharding: the records of a shard that are not done become chunks, and the workers of this machine do these.
 
-A run's plan has cut each shard into chunks already. What is left of those that are not finished, and records that are
-tried again, are cut here, by the same rule. Each chunk then goes to a worker as one task, the costliest first.
+The plan has cut each shard into chunks already (macro.py). Of these, `open_chunks` gives the ones without a marker; a
+chunk that is done in part, and records that are tried again, are cut anew by the same rule. `run_chunks` makes a task
+of each chunk and has the workers do all tasks, the costliest first.
+
+Between the two lies a seam. On this side of it are chunks and the run folder, on the other side processes. What crosses
+it is an iterable of `ChunkTask`, made one by one as workers come free, each of which
+
+- is plain data, complete in itself, that any worker process can be sent;
+- ends as parts and a marker in the run folder, whichever worker does it, in whichever order, and however often;
+- gives nothing back but that marker: how far the work is, the tally counts, and when to end early, ``stop`` says.
+
+So whatever calls `Supervisor.see_through` once for each task, from as many threads as there are workers, can spread the
+tasks. `Supervisor.run` does it with threads of its own.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +27,8 @@ from shardkit.plan.chunks import assign_chunks, record_costs
 from shardkit.runfolder.ledger import OPEN
 from shardkit.tables.arrays import arrow
 from shardkit.workers.lanes import Supervisor
-from shardkit.workers.tasks import ChunkTask
+from shardkit.workers.publish import publish_chunk
+from shardkit.workers.tasks import ChunkTask, records_to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,14 +38,13 @@ if TYPE_CHECKING:
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
     from shardkit.runfolder.stop import Stop
-    from shardkit.storage.local_folder import LocalFolder
     from shardkit.workers.pool import WorkerPool
     from shardkit.workers.tally import Tally
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Records that go to a worker together, by their numbers; ``is_planned`` if they are one of the plan's chunks."""
+    """Records that go to a worker together, by their row numbers; ``is_planned`` if it is one of the plan's chunks."""
 
     shard: int
     number: int
@@ -42,22 +52,26 @@ class Chunk:
     is_planned: bool
 
 
-def open_chunks(ledger: Ledger, again: np.ndarray, *, workers: int, under: int | None = None) -> list[Chunk]:
-    """The chunks that are to be worked on, the costliest first.
+def open_chunks(
+    ledger: Ledger, retried: np.ndarray, *, workers: int, all_under_shard: int | None = None
+) -> list[Chunk]:
+    """The chunks that have to be done, the costliest first.
 
     Args:
         ledger: says which records are open.
-        again: the numbers of records in quarantine that are tried once more.
+        retried: the row numbers of records in quarantine that are tried again.
         workers: how many share the work.
-        under: the shard that all of it goes under, where the planned shards and chunks do not count.
+        all_under_shard: the shard under which all records are committed, whichever shard they were planned for.
     """
-    if under is None:
+    if all_under_shard is None:
         chunks = [Chunk(shard, number, ids, not is_part) for shard, number, ids, is_part in ledger.to_do()]
-        shards = ledger.shard[again]
+        loose = retried
+        shards = ledger.shard[loose]
     else:
-        again = np.union1d(again, np.flatnonzero(ledger.state == OPEN))
-        chunks, shards = [], np.full(len(again), under)
-    for shard, ids in ledger.apart(again, shards):
+        chunks = []
+        loose = np.union1d(retried, np.flatnonzero(ledger.state == OPEN))
+        shards = np.full(len(loose), all_under_shard)
+    for shard, ids in ledger.apart(loose, shards):
         number = assign_chunks(ledger.bytes[ids], how="dynamic", workers=workers)
         chunks += [Chunk(shard, ledger.free_chunk(), ids[number == n], is_planned=False) for n in np.unique(number)]
     return sorted(chunks, key=lambda chunk: -float(record_costs(ledger.bytes[chunk.records]).sum()))
@@ -73,34 +87,26 @@ def run_chunks(
     attempt: int,
     timeout_s: float | None,
 ) -> None:
-    """Have the workers do all chunks, each of which ends as parts and a marker, or until ``stop`` is asked for.
+    """Have the workers do all chunks; returns when each has its parts and its marker, or ``stop`` was asked for.
 
-    A worker that dies costs its chunk only, which goes out again; a record that kills it twice goes to the quarantine.
+    A worker that dies costs only its chunk, which is begun again; a record that kills its worker twice goes to the
+    quarantine.
     """
     columns = ["key", "main", "bytes", "objects", *(["etags"] if pool.fetches else [])]
     tasks = _tasks(chunks, folder.records(columns), attempt)
-    publish = functools.partial(_publish, folder, pool.spool) if pool.spool is not None else None
+    # An output that is far away gets each chunk from the spool while the workers go on with the next.
+    publish = functools.partial(publish_chunk, folder, pool.spool) if pool.spool is not None else None
     Supervisor(pool, stop, tally, timeout_s=timeout_s, publish=publish).run(tasks)
 
 
 def _tasks(chunks: list[Chunk], records: pa.Table, attempt: int) -> Iterator[ChunkTask]:
-    import pyarrow as pa
-
     for chunk in chunks:
         rows = records.take(arrow(chunk.records)).combine_chunks()
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, rows.schema) as stream:
-            stream.write_table(rows)
-        ids = chunk.records.tolist()
-        yield ChunkTask(chunk.shard, chunk.number, attempt, ids, sink.getvalue(), not chunk.is_planned)
-
-
-def _publish(folder: RunFolder, spool: LocalFolder, marker: dict[str, Any]) -> None:
-    """Upload a chunk's parts, and when they are all there, its marker."""
-    home = folder.parts_of(marker["shard"])
-    for part in marker["parts"]:
-        key = f"{home}/{part['name']}"
-        folder.files.put_file(spool.root / key, key)
-        spool.remove(key)
-    if marker["records"]["listed"]:
-        folder.write_marker(marker)
+        yield ChunkTask(
+            chunk.shard,
+            chunk.number,
+            attempt,
+            ids=chunk.records.tolist(),
+            records=records_to_bytes(rows),
+            explicit=not chunk.is_planned,
+        )

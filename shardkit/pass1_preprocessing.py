@@ -1,4 +1,9 @@
-"""Pass 1: records to parts.
+"""Pass 1: the user's function is called on every record, and its rows become parts in the run folder.
+
+    records --micro.py--> chunks --workers/--> parts + markers --runfolder/ledger.py--> ledger
+
+It does what has no marker yet. So it is the same function that begins a run and that goes on with one after a crash. A
+run on this machine calls it for all shards (runs/here.py), a Processing job for its own (runs/container/job.py).
 
 As a program it works alone on a plain directory, as the macro/micro-sharding pattern's first script does:
 
@@ -8,14 +13,13 @@ As a program it works alone on a plain directory, as the macro/micro-sharding pa
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardkit.errors import RunInterrupted
 from shardkit.micro import open_chunks, run_chunks
-from shardkit.runfolder.ledger import ELSEWHERE, OPEN, QUARANTINED, Ledger
+from shardkit.runfolder.ledger import QUARANTINED, Ledger
 from shardkit.runfolder.limits import WorkLimits, check_budget
 from shardkit.runfolder.meters import Counts, RecordMeter
 from shardkit.runfolder.stop import Stop
@@ -24,26 +28,8 @@ from shardkit.workers.tally import Tally
 if TYPE_CHECKING:
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.share import Share
     from shardkit.workers.pool import WorkerPool
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one instance of a job works on.
-
-    ``shard`` is its own of the job's ``shards``. Where the service has dealt the objects out, what is ``here`` counts,
-    a mask of the run's records, whatever shard they were planned for; the work goes under the own one all the same.
-    """
-
-    shards: list[int]
-    shard: int
-    here: np.ndarray | None = None
-
-    def ledger(self, folder: RunFolder) -> Ledger:
-        """The ledger of these records; another instance may have committed them, when objects were dealt out."""
-        ledger = Ledger(folder, self.shards)
-        ledger.keep(ledger.shard == self.shard if self.here is None else self.here)
-        return ledger
 
 
 def run_pass1(
@@ -56,39 +42,53 @@ def run_pass1(
     fresh: bool = False,
     share: Share | None = None,
 ) -> Ledger:
-    """Work on all records that are open, and with ``retry`` on those in quarantine too; returns the ledger then.
+    """Work on all records that are open; returns the ledger as it is afterwards.
 
-    With ``share`` it works on that alone, as one of several instances does. ``fresh`` says that the run has just been
-    planned.
+    Args:
+        folder: the run's.
+        pool: the workers.
+        limits: how long a record may take, and how many may fail.
+        attempt: shows how far it is, and keeps the heartbeat.
+        retry: work on the records in quarantine, too.
+        fresh: the run has just been planned, so that there can be no markers.
+        share: work on this alone, as one of several instances does.
 
     Raises:
         BudgetExceeded: more records failed than ``limits`` allow.
         RunInterrupted: by Ctrl-C or SIGTERM.
         StorageError, RunFailed: the run cannot go on; what is committed is kept.
     """
+    # What is done: what the markers say. A damaged marker says nothing, so its chunk is open again.
     ledger = share.ledger(folder) if share else Ledger(folder, fresh=fresh)
     folder.check_records()
     for name in ledger.damaged:
         attempt.progress.note(f"{folder.uri}/{name} is damaged; its chunk is not done, and is computed again.")
         folder.files.remove(name)
-    again = np.flatnonzero(ledger.state == QUARANTINED) if retry else np.zeros(0, np.int64)
-    under = share.shard if share and share.here is not None else None
-    if chunks := open_chunks(ledger, again, workers=pool.size, under=under):
-        stop, before = Stop(), _before(ledger, again)
-        tally = Tally(pool, stop, before=before, max_quarantined=limits.max_quarantined(ledger.planned))
-        with attempt.pass1(tally, stop, RecordMeter(ledger.listed, ledger.total_bytes, before, tally.counts)):
+
+    # What is left to do, in chunks.
+    retried = np.flatnonzero(ledger.state == QUARANTINED) if retry else np.zeros(0, np.int64)
+    own_shard = share.shard if share and share.here is not None else None
+    chunks = open_chunks(ledger, retried, workers=pool.size, all_under_shard=own_shard)
+
+    # Do it. Too many failures, a signal or a full disk ask for the end through `stop`; whole chunks are kept.
+    if chunks:
+        stop, done_before = Stop(), _done_before(ledger, retried)
+        tally = Tally(pool, stop, before=done_before, max_quarantined=limits.max_quarantined(ledger.planned))
+        with attempt.pass1(tally, stop, RecordMeter(ledger.listed, ledger.total_bytes, done_before, tally.counts)):
             run_chunks(folder, pool, chunks, tally, stop, attempt=attempt.number, timeout_s=limits.timeout_s)
         if isinstance(stop.error, RunInterrupted):
             raise stop.error
         ledger = share.ledger(folder) if share else Ledger(folder)
+
     check_budget(ledger, limits)
     return ledger
 
 
-def _before(ledger: Ledger, again: np.ndarray) -> Counts:
-    settled = (ledger.state != OPEN) & (ledger.state != ELSEWHERE)
-    settled[again] = False
-    return Counts(int(settled.sum()), int(ledger.bytes[settled].sum()), ledger.quarantined - len(again))
+def _done_before(ledger: Ledger, retried: np.ndarray) -> Counts:
+    """How far the run is before this attempt."""
+    settled = ledger.is_settled()
+    settled[retried] = False
+    return Counts(int(settled.sum()), int(ledger.bytes[settled].sum()), ledger.quarantined - len(retried))
 
 
 if __name__ == "__main__":

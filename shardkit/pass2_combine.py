@@ -1,4 +1,10 @@
-"""Pass 2: parts to the dataset.
+"""Pass 2: a run's parts become the files of the dataset, and the dataset is switched to them.
+
+    parts --dataset/source.py--> rows --dataset/merge.py--> new files --dataset/switch.py--> the dataset (--> catalogue)
+
+The new files are written beside the present dataset, where no reader sees them, and the switch puts them in its place.
+So a crash at any moment leaves the dataset as it was or as it shall be. A run on this machine calls it when pass 1 has
+ended (runs/here.py); on an engine it is a job of its own (runs/container/job.py).
 
 As a program it works alone on plain directories, as the macro/micro-sharding pattern's second script does:
 
@@ -7,28 +13,20 @@ As a program it works alone on plain directories, as the macro/micro-sharding pa
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from shardkit.dataset.accounts import Account, check_parts, rows_of_parts
+from shardkit.dataset.accounts import Account
 from shardkit.dataset.catalog import keep_registered
 from shardkit.dataset.kept_files import CONTENTS
 from shardkit.dataset.merge import merge_partitions
 from shardkit.dataset.merge_days import merged_by_jobs
 from shardkit.dataset.next_state import switching
 from shardkit.dataset.recipe import Recipe
-from shardkit.dataset.source import DamagedPart
-from shardkit.dataset.sources import sources_of
-from shardkit.dataset.writer import DataFile, Layout
-from shardkit.runfolder.ledger import WHOLE
-from shardkit.runfolder.limits import check_made
-from shardkit.storage.base import File
+from shardkit.dataset.sources import sources_of, undoing_damaged_chunks
 from shardkit.units import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from shardkit.dataset.merge import Merge
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.ledger import Ledger
@@ -39,7 +37,13 @@ def run_pass2(
 ) -> dict[str, Any]:
     """Merge a run's parts and switch the dataset to them; returns the result.
 
-    ``fresh`` says that nobody can have tried that before.
+    Args:
+        ledger: the run's, with no record open.
+        merge: what to make of the parts: format, size of files, partitions, a combine.
+        attempt: shows how far it is, and keeps the heartbeat.
+        name: the pipeline's; a dataset that another pipeline has made is not replaced.
+        threads: how many to read and write with.
+        fresh: nobody can have tried this before.
 
     Raises:
         LedgerError: records or parts are missing.
@@ -48,74 +52,47 @@ def run_pass2(
         RunBusy: another run is switching the same dataset.
         CatalogError: the dataset is made, but could not be registered.
     """
+    # The ledger balances, and each part that it counts on is there.
     ledger.check()
+
+    # A partition is a day, or all of the dataset. Jobs on an engine have merged their days already.
     folder, parts = ledger.folder, ledger.partitions()
     recipe = Recipe.of(folder, merge)
-    merged = merged_by_jobs(folder, parts, recipe)
-    staged = {file.path for day in merged.values() for file in day.files}
-    with undoing(ledger), switching(folder, attempt, name=name, fresh=fresh, staged=staged) as build:
-        build.made_with, build.form = recipe.made_with, recipe.form
-        build.columns, build.widen_ints = merge.schema, merge.widen_ints
-        build.by_day, build.quarantined = folder.plan()["by_day"], ledger.quarantined_by_partition()
-        rows = sum(part.rows for partition in parts.values() for part in partition)
-        may_be_empty = merge.allow_empty or recipe.has_given_rows(folder, build.current)
-        nothing_to_lose = merge.failures_counted and not (build.current and build.current["rows"])
-        check_made(ledger, rows, allow_empty=may_be_empty, all_may_fail=nothing_to_lose)
+    by_jobs = merged_by_jobs(folder, parts, recipe)
+    staged = {file.path for day in by_jobs.values() for file in day.files}
+
+    # The switch happens at the end of this block, if nothing is raised in it.
+    with undoing_damaged_chunks(ledger), switching(folder, attempt, name=name, fresh=fresh, staged=staged) as build:
+        build.note_recipe(recipe, ledger)
+        recipe.check_made(ledger, build.current, rows=sum(part.rows for some in parts.values() for part in some))
+
+        # Parts to files, one partition after the other. Files of the present dataset whose rows all count are kept.
         keeper = recipe.keeper(folder, build.current)
-        sources = sources_of(folder, parts, merge, build.current, merged)
+        sources = sources_of(folder, parts, merge, build.current, by_jobs)
         written = dict(
             merge_partitions(build.staging, keeper, sources, merge, attempt, token=build.token, threads=threads)
         )
+
+        # The next state of the dataset: the files of all partitions, in order, and which rows each of them holds.
         build.accounts = {name: Account.of(parts[name], combined=merge.combine is not None) for name in parts}
         build.contents = keeper.contents
         for partition in parts:
-            if (day := merged.get(partition)) is not None:
+            if (day := by_jobs.get(partition)) is not None:
                 keeper.contents.take_in(day.contents)
                 build.add(partition, day.files, day.kept, day.written)
             else:
                 build.add(partition, *written[partition])
-        if merged:
-            attempt.progress.note(
-                f"{counted(len(merged), 'day')} merged by their own jobs, {len(written):,} by this one."
-            )
+        if by_jobs:
+            days = counted(len(by_jobs), "day")
+            attempt.progress.note(f"{days} merged by their own jobs, {len(written):,} by this one.")
         attempt.check()
         if keeper.contents.columns:
             folder.write(CONTENTS, keeper.contents.dump())
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
-        if merge.combine is not None:
-            check_made(ledger, build.result["rows"], allow_empty=may_be_empty, combine=merge.combine.name)
+        recipe.check_combined(ledger, build.current, rows=build.result["rows"])
+
+    # The dataset is switched; if its table in the catalogue cannot be, a later run does that.
     keep_registered(merge.glue, folder.output, changed=True)
-    return build.result
-
-
-@contextlib.contextmanager
-def undoing(ledger: Ledger) -> Iterator[None]:
-    """Where a part turns out to be damaged, have its chunk be computed again when the run is resumed."""
-    try:
-        yield
-    except DamagedPart as error:
-        raise DamagedPart(error.message, error.part, hint=ledger.undo(error.part)) from None
-
-
-def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str, allow_empty: bool) -> dict[str, Any]:
-    """Make a run's parts the dataset as they are, which is what pass 1 alone leaves; returns the result.
-
-    Raises:
-        LedgerError: records or parts are missing.
-        NothingMade: no record is done, or there is no row.
-    """
-    ledger.check()
-    check_made(ledger, sum(part.rows for part in ledger.parts()), allow_empty=allow_empty)
-    with switching(ledger.folder, attempt, name=name) as build:
-        parts = ledger.parts()
-        check_parts(parts, rows_of_parts(parts))
-        build.accounts[WHOLE] = Account.of(parts, combined=False)
-        for part in parts:
-            shard, name = part.file.key.split("/")[1:]
-            path = f"part-{shard}-{name.removesuffix('.parquet')}-{build.token}.parquet"
-            part.file.folder.place(part.file.key, File(build.staging, path))
-            build.add(WHOLE, [DataFile(path, part.rows, part.bytes)], [], build.schema)
-        build.describe(Layout("parquet", 1, None, ()), records=ledger.counts(), bytes_in=ledger.total_bytes)
     return build.result
 
 

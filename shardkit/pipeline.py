@@ -9,7 +9,7 @@ from shardkit.spec.spec import Spec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shardkit.macro import Plan
+    from shardkit.plan.plan import Plan
     from shardkit.runs.estimate import Estimate
     from shardkit.runs.handle import Run
 

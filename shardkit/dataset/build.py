@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from shardkit.dataset.accounts import Account
     from shardkit.dataset.kept_files import Contents
+    from shardkit.dataset.recipe import Recipe
     from shardkit.dataset.writer import DataFile, Layout
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.ledger import Ledger
     from shardkit.storage.base import Folder
 
 
@@ -56,6 +58,13 @@ class Build:
         self._folder = folder
         self._attempt = attempt
         self._name = name
+
+    def note_recipe(self, recipe: Recipe, ledger: Ledger) -> None:
+        """Note how the files are made, which later runs compare with how they would make them."""
+        merge = recipe.merge
+        self.made_with, self.form = recipe.made_with, recipe.form
+        self.columns, self.widen_ints = merge.schema, merge.widen_ints
+        self.by_day, self.quarantined = ledger.folder.plan()["by_day"], ledger.quarantined_by_partition()
 
     def add(self, partition: str, files: list[DataFile], kept: list[DataFile], schema: pa.Schema) -> None:
         """Take in the files of a partition, new ones and those of before that are kept."""

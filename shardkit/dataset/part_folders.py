@@ -1,20 +1,48 @@
-"""Folders of parts, such as pass 1 alone leaves them: the input of pass 2 alone."""
+"""Folders of parts: what pass 1 alone leaves, and what pass 2 alone starts from."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from shardkit.dataset.accounts import is_ours
+from shardkit.dataset.accounts import Account, check_parts, is_ours, rows_of_parts
+from shardkit.dataset.next_state import switching
 from shardkit.dataset.switch import current_result, finish_switches
+from shardkit.dataset.writer import DataFile, Layout
 from shardkit.errors import InputError
 from shardkit.runfolder.attempt import resume_hint
 from shardkit.runfolder.find import latest_run
+from shardkit.runfolder.ledger import WHOLE
+from shardkit.runfolder.limits import check_made
 from shardkit.storage.base import File
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.ledger import Ledger
     from shardkit.storage.base import Folder
+
+
+def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str, allow_empty: bool) -> dict[str, Any]:
+    """Make a run's parts the dataset as they are, which is what pass 1 alone leaves; returns the result.
+
+    Raises:
+        LedgerError: records or parts are missing.
+        NothingMade: no record is done, or there is no row.
+    """
+    ledger.check()
+    parts = ledger.parts()
+    check_made(ledger, sum(part.rows for part in parts), allow_empty=allow_empty)
+    with switching(ledger.folder, attempt, name=name) as build:
+        check_parts(parts, rows_of_parts(parts))
+        build.accounts[WHOLE] = Account.of(parts, combined=False)
+        for part in parts:
+            shard, name = part.file.key.split("/")[1:]
+            path = f"part-{shard}-{name.removesuffix('.parquet')}-{build.token}.parquet"
+            part.file.folder.place(part.file.key, File(build.staging, path))
+            build.add(WHOLE, [DataFile(path, part.rows, part.bytes)], [], build.schema)
+        build.describe(Layout("parquet", 1, None, ()), records=ledger.counts(), bytes_in=ledger.total_bytes)
+    return build.result
 
 
 def parquet_files(root: Folder) -> list[tuple[File, int]]:

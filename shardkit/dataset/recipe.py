@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from shardkit.dataset.day_notes import basis_of
 from shardkit.dataset.kept_files import Keeper
 from shardkit.dataset.switch import kept_days
+from shardkit.runfolder.limits import check_made
 
 if TYPE_CHECKING:
     from shardkit.dataset.merge import Merge
     from shardkit.runfolder.folder import RunFolder
-    from shardkit.runfolder.ledger import CommittedPart
+    from shardkit.runfolder.ledger import CommittedPart, Ledger
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,35 @@ class Recipe:
         how = [self.made_with, self.form, asdict(self.merge.layout), self.merge.schema]
         return basis_of(parts, how=how, base=(current or {}).get("partitions", {}).get(day, {}).get("run"))
 
-    def has_given_rows(self, folder: RunFolder, current: dict[str, Any] | None) -> bool:
-        """Whether days that stay have rows that were made in the same way, so that a day without any may be right."""
-        if current is None:
-            return False
+    def check_made(self, ledger: Ledger, current: dict[str, Any] | None, *, rows: int) -> None:
+        """See that a run's records have given ``rows``, if they have to; ``current`` is the present dataset's result.
+
+        Raises:
+            NothingMade: they have not.
+        """
+        nothing_to_lose = self.merge.failures_counted and not (current and current["rows"])
+        may_be_empty = self._may_be_empty(ledger.folder, current)
+        check_made(ledger, rows, allow_empty=may_be_empty, all_may_fail=nothing_to_lose)
+
+    def check_combined(self, ledger: Ledger, current: dict[str, Any] | None, *, rows: int) -> None:
+        """See that the combine, if there is one, has left some of the ``rows``, if it has to.
+
+        Raises:
+            NothingMade: it has not.
+        """
+        if self.merge.combine is not None:
+            may_be_empty = self._may_be_empty(ledger.folder, current)
+            check_made(ledger, rows, allow_empty=may_be_empty, combine=self.merge.combine.name)
+
+    def _may_be_empty(self, folder: RunFolder, current: dict[str, Any] | None) -> bool:
+        """Whether days without any row may be right: it was said so, or others have rows that were made alike."""
+        if self.merge.allow_empty or current is None:
+            return self.merge.allow_empty
         made = current.get("partitions", {})
-        same = {day for day in kept_days(folder.plan(), current) if self.made_with.items() <= made.get(day, {}).items()}
-        return any(file["rows"] for file in current["files"] if file["partition"] in same)
+        alike = {
+            day for day in kept_days(folder.plan(), current) if self.made_with.items() <= made.get(day, {}).items()
+        }
+        return any(file["rows"] for file in current["files"] if file["partition"] in alike)
 
     def keeper(self, folder: RunFolder, current: dict[str, Any] | None) -> Keeper:
         """What decides which files of the dataset as it is are used again."""

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pyarrow.types import is_floating, is_integer
 
 from shardkit.dataset.accounts import check_parts
-from shardkit.dataset.source import one_schema, read_source
+from shardkit.dataset.source import DamagedPart, one_schema, read_source
 from shardkit.dataset.switch import kept_days
 from shardkit.errors import PipelineError
 from shardkit.tables.type_text import schema_of
 from shardkit.tables.unify import holds_all
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
 
     from shardkit.dataset.day_notes import DayMerge
     from shardkit.dataset.merge import Merge
     from shardkit.dataset.source import Source
     from shardkit.runfolder.folder import RunFolder
-    from shardkit.runfolder.ledger import CommittedPart
+    from shardkit.runfolder.ledger import CommittedPart, Ledger
 
 
 def sources_of(
@@ -81,3 +84,12 @@ def source_of(parts: list[CommittedPart], merge: Merge) -> Source:
     source = read_source(files, spans=spans, schema=merge.schema, widen_ints=merge.widen_ints)
     check_parts(parts, [rows for rows, _ in source.sizes])
     return source
+
+
+@contextlib.contextmanager
+def undoing_damaged_chunks(ledger: Ledger) -> Iterator[None]:
+    """If a part turns out to be damaged, see to it that its chunk is computed again when the run is resumed."""
+    try:
+        yield
+    except DamagedPart as error:
+        raise DamagedPart(error.message, error.part, hint=ledger.undo(error.part)) from None

@@ -1,4 +1,4 @@
-"""The plan's part about what earlier runs have done: which of it stands, under which numbers, and what changes."""
+"""What earlier runs have done, as far as a plan takes it over: which of it stands, and under which numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from shardkit.plan.chunks import SMALLEST_SHARE, record_costs
 from shardkit.plan.compare import partition_names
+from shardkit.plan.groups import with_dense_groups
+from shardkit.tables.arrays import arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,6 +18,23 @@ if TYPE_CHECKING:
 
 # Chunks of a unit for each worker: about five times as many as there are when it is new.
 TAKEN_BY_WORKER = 2 * round(1 / SMALLEST_SHARE)
+
+
+def changed_records(
+    table: pa.Table, comparison: Comparison | None, *, by_day: bool
+) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """The records of partitions in which something has changed; without a ``comparison``, all records.
+
+    With them the number of the marker that each is taken over with, or -1 where it has to be computed, and the rows of
+    the listing that they were.
+    """
+    if comparison is None:
+        return table, np.full(len(table), -1, np.int32), np.zeros(0, np.int64)
+    partition, names = partition_names(table, by_day=by_day)
+    changed = np.array([comparison.changes[name].any for name in names], bool)
+    rows = np.flatnonzero(changed[partition])
+    kept = table if len(rows) == len(table) else table.take(arrow(rows))
+    return with_dense_groups(kept), comparison.taken[rows], rows
 
 
 def still_taken(

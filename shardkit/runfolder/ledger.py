@@ -159,6 +159,11 @@ class Ledger:
         """How many rows the committed parts hold."""
         return sum(marker["rows"] for marker in self.markers)
 
+    def is_settled(self) -> np.ndarray:
+        """Which records are done, skipped or in quarantine, as a mask."""
+        settled: np.ndarray = (self.state != OPEN) & (self.state != ELSEWHERE)
+        return settled
+
     def quarantine(self) -> list[dict[str, Any]]:
         """The entries of the quarantined records, in the order of the records."""
         ids = np.flatnonzero(self.state == QUARANTINED).tolist()

@@ -29,7 +29,7 @@ from shardkit.times import new_run_id
 from shardkit.units import first_line, human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from shardkit.macro import Plan
+    from shardkit.plan.plan import Plan
     from shardkit.spec.spec import Spec
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from shardkit.dataset.merge import Merge
     from shardkit.functions import FunctionRef
-    from shardkit.macro import Plan
+    from shardkit.plan.plan import Plan
     from shardkit.runfolder.display import Progress
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.spec import Spec
@@ -133,8 +133,9 @@ def both_passes(
     fresh: bool = False,
 ) -> None:
     """Do what is left of both passes of a planned run; the caller holds its lock."""
+    from shardkit.dataset.part_folders import publish_parts
     from shardkit.pass1_preprocessing import run_pass1
-    from shardkit.pass2_combine import publish_parts, run_pass2
+    from shardkit.pass2_combine import run_pass2
 
     with attempt:
         ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=retry, fresh=fresh)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from shardkit.dataset.merge import Merge
-    from shardkit.macro import Plan
+    from shardkit.plan.plan import Plan
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.spec import Spec
     from shardkit.storage.base import Folder

@@ -18,6 +18,7 @@ from shardkit.workers.deaths import WorkerDied, describe_death
 from shardkit.workers.gate import Gate, holds_much
 from shardkit.workers.guard import EXIT_OUT_OF_MEMORY
 from shardkit.workers.pool import Stopped
+from shardkit.workers.publish import Publisher
 from shardkit.workers.replies import MEMORY
 from shardkit.workers.tasks import Settled, failure_entry
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 DEATHS_OUTSIDE_RECORDS = 3
 DEATHS_OF_SERVER = 10
-PUBLISHED_AT_ONCE = 4
 
 
 class _Feed:
@@ -45,40 +45,6 @@ class _Feed:
         """The next task; None when there is none left."""
         with self._lock:
             return next(self._tasks, None)
-
-
-class _Publisher:
-    """Commits finished chunks to a store that is far away, while the workers go on."""
-
-    def __init__(self, publish: Callable[[dict[str, Any]], None], stop: Stop) -> None:
-        self._publish = publish
-        self._stop = stop
-        self._room = threading.Semaphore(PUBLISHED_AT_ONCE)
-        self._threads = ThreadPoolExecutor(PUBLISHED_AT_ONCE, thread_name_prefix="shardkit-publish")
-        self._error: BaseException | None = None
-
-    def add(self, marker: dict[str, Any]) -> None:
-        """Have a chunk committed; waits while too many are on their way."""
-        self._room.acquire()
-        self._threads.submit(self._one, marker)
-
-    def _one(self, marker: dict[str, Any]) -> None:
-        try:
-            self._publish(marker)
-        except BaseException as error:  # noqa: BLE001  it is raised by check()
-            self._error = self._error or error
-            self._stop.ask(error, patience_s=0.0)
-        finally:
-            self._room.release()
-
-    def close(self) -> None:
-        """Wait until all is committed."""
-        self._threads.shutdown()
-
-    def check(self) -> None:
-        """Raise what kept a chunk from being committed."""
-        if self._error is not None:
-            raise self._error
 
 
 @dataclasses.dataclass
@@ -103,7 +69,7 @@ class Supervisor:
     ) -> None:
         self._pool = pool
         self._gate = Gate(pool.size)
-        self._publisher = _Publisher(publish, stop) if publish is not None else None
+        self._publisher = Publisher(publish, stop) if publish is not None else None
         self._stop = stop
         self._tally = tally
         self._timeout_s = timeout_s
@@ -135,9 +101,13 @@ class Supervisor:
         while task is not None and not self._stop.asked:
             # Where objects must be fetched, the worker is told beforehand which ones it will need next.
             following = feed.take() if self._pool.fetches else None
-            with contextlib.suppress(Stopped):
-                self._chunk(dataclasses.replace(task, ahead=following))
+            self.see_through(dataclasses.replace(task, ahead=following))
             task = following or feed.take()
+
+    def see_through(self, task: ChunkTask) -> None:
+        """Have one chunk worked on until its marker is written, or until a stop is asked for; for any thread."""
+        with contextlib.suppress(Stopped):
+            self._chunk(task)
 
     def _chunk(self, task: ChunkTask) -> None:
         """See one chunk through.

@@ -1,13 +1,16 @@
-"""What a worker is told: the settings that hold for all its chunks, and a chunk's records."""
+"""What a worker is sent: the settings that hold for all its chunks, and the task that is one chunk."""
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from shardkit.functions import FunctionRef
     from shardkit.storage.base import Access
     from shardkit.storage.local_folder import LocalFolder
@@ -63,6 +66,16 @@ class ChunkTask:
     piece: int = 0
     alone: int | None = None
     ahead: ChunkTask | None = None
+
+
+def records_to_bytes(records: pa.Table) -> bytes:
+    """A table of records as a `ChunkTask` carries it."""
+    import pyarrow as pa
+
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, records.schema) as stream:
+        stream.write_table(records)
+    return sink.getvalue()
 
 
 def arrivals_of(settings: WorkerSettings) -> str | None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardkit as sk
-from shardkit.macro import Plan, make_plan
+from shardkit.macro import make_plan
 from shardkit.plan.describe import plan_text
 from shardkit.plan.records import build_records
 from shardkit.tables.packing import evenly, longest_first
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import WriteFiles
+
+    from shardkit.plan.plan import Plan
 
 Rule = dict[str, Any]
 DAY_US = 86_400_000_000

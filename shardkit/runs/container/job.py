@@ -155,9 +155,10 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with contextlib.suppress(OSError):  # whoever needs it will tell
         begin_server()  # it gets ready while the plan is read
-    from shardkit.pass1_preprocessing import Share, run_pass1
+    from shardkit.pass1_preprocessing import run_pass1
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.display import make_progress
+    from shardkit.runfolder.share import Share
     from shardkit.runs.here import worker_pool
     from shardkit.units import counted
 
