@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +167,61 @@ def test_only_some_modules_know_boto3() -> None:
         "storage.buckets",
         "storage.large_copy",
     }
+
+
+# The page and the picture that newcomers read, docs/architecture.md and docs/architecture.svg.
+ROOT = PACKAGE.parent
+PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+CHANGES = (
+    "a field of a pipeline",
+    "an output format",
+    "an engine",
+    "a store",
+    "a rule for chunks",
+    "a rule for tries",
+    "a number in `status`",
+    "a target of notices",
+    "a command",
+    "a report",
+    "a catalogue",
+    "a schedule",
+)
+
+
+def rows_under(heading: str) -> list[list[str]]:
+    """The cells of the table under a heading of the page."""
+    section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def paths_in(text: str) -> set[str]:
+    """What a text names as a file or a folder."""
+    return set(re.findall(r"`([\w./-]+(?:\.py|\.md|\.svg|/))`", text))
+
+
+def test_every_file_that_the_page_names_exists() -> None:
+    paths = paths_in(PAGE)
+    assert {path for path in paths if not ((ROOT / path).exists() or (PACKAGE / path).exists())} == set()
+    assert {f"{name}.py" for name, room in TOP.items() if room == "steps"} < paths
+
+
+def test_the_page_and_the_picture_have_all_rooms_in_their_order() -> None:
+    from_the_roof = list(reversed(ROOMS))
+    assert [room.strip("`") for room, *_ in rows_under("Who may import what")] == from_the_roof
+    assert [room for room, _ in runpy.run_path(str(ROOT / "scripts" / "architecture"))["HOUSE"]] == from_the_roof
+    folders = {f"{name}/" for name in ROOMS if (PACKAGE / name).is_dir()}
+    assert folders <= paths_in(PAGE)
+
+
+def test_the_picture_is_up_to_date() -> None:
+    subprocess.run([sys.executable, ROOT / "scripts" / "architecture", "--check"], check=True)
+
+
+def test_the_page_says_where_to_make_each_usual_change() -> None:
+    rows = rows_under("Where to change what")
+    assert tuple(what for what, *_ in rows) == CHANGES
+    for what, code, tests, page in rows:
+        assert paths_in(code), what
+        assert any(path.startswith("tests/") for path in paths_in(tests)), what
+        assert ".md" in page, what
