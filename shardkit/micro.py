@@ -1,7 +1,7 @@
 """Micro-sharding: the records of a shard that are not done become chunks, and the workers of this machine do these.
 
 The plan has cut each shard into chunks already (macro.py). Of these, `open_chunks` gives the ones without a marker; a
-chunk that is done in part, and records that are tried again, are cut anew by the same rule. `run_chunks` makes a task
+chunk that is done in part, and records that are tried again, are cut again by the same rule. `run_chunks` makes a task
 of each chunk and has the workers do all tasks, the costliest first.
 
 Between the two lies a seam. On this side of it are chunks and the run folder, on the other side processes. What crosses

@@ -40,10 +40,10 @@ def changed_records(
 def still_taken(
     taken: np.ndarray, shard: np.ndarray, unit: np.ndarray, sizes: np.ndarray, *, workers: int
 ) -> np.ndarray:
-    """Leave out what is better computed again than taken over.
+    """Leave out chunks that are better computed again than taken over.
 
-    That is a chunk whose records come into several shards now; and of a unit that is in too many pieces after many
-    redos, those smaller than any that it would be cut into.
+    These are chunks whose records are in several shards now. They are also, if a unit is in too many pieces after many
+    increments, the pieces that are smaller than any chunk that the unit would be cut into today.
     """
     rows = np.flatnonzero(taken >= 0)
     if not len(rows):
@@ -63,21 +63,25 @@ def still_taken(
 
 
 def changes_of(comparison: Comparison | None, table: pa.Table, taken: np.ndarray, *, by_day: bool) -> dict[str, Any]:
-    """What is to be made anew and why: ``again`` are unchanged records that are computed all the same."""
+    """Which partitions are rebuilt and why; ``again`` counts unchanged records that are computed again nevertheless."""
     if comparison is None:
         return {"partitions": None, "based_on": {}, "dropped": [], "left": []}
     partition, names = partition_names(table, by_day=by_day)
     free = np.bincount(partition[taken < 0], minlength=len(names)).tolist()
-    found = {}
+    partitions = {}
     for name, computed in zip(names, free, strict=True):
         changes = comparison.changes[name]
-        found[name] = dict(vars(changes)) | {"again": computed - changes.new - changes.changed}
-    told = {"based_on": comparison.based_on, "dropped": comparison.dropped, "left": comparison.left}
-    return {"partitions": found} | told
+        partitions[name] = dict(vars(changes)) | {"again": computed - changes.new - changes.changed}
+    return {
+        "partitions": partitions,
+        "based_on": comparison.based_on,
+        "dropped": comparison.dropped,
+        "left": comparison.left,
+    }
 
 
 def number_within(shard: np.ndarray, unit: np.ndarray, taken: np.ndarray, chunk: np.ndarray) -> np.ndarray:
-    """Chunk numbers that are unique within each shard: first those taken over, then the others, unit by unit."""
+    """Chunk numbers that are unique within each shard: first chunks that are taken over, then the others by unit."""
     fresh = taken < 0
     keys = np.stack([shard, fresh, np.where(fresh, unit, 0), np.where(fresh, chunk, taken)]).astype(np.int64)
     order = np.lexsort(keys[::-1])
@@ -94,18 +98,18 @@ def number_within(shard: np.ndarray, unit: np.ndarray, taken: np.ndarray, chunk:
 def markers_taken_over(
     comparison: Comparison, taken: np.ndarray, rows: np.ndarray, shard: np.ndarray, chunk: np.ndarray
 ) -> list[dict[str, Any]]:
-    """The markers taken over, under their new numbers and with the new ids of what is in quarantine."""
+    """The markers that are taken over, with their new shard, chunk and row numbers."""
     new_ids = np.full(len(comparison.taken), -1, np.int64)
     new_ids[rows] = np.arange(len(rows))
     numbers, firsts, counts = np.unique(taken, return_index=True, return_counts=True)
-    found = []
+    taken_over = []
     for number, first, count in zip(numbers.tolist(), firsts.tolist(), counts.tolist(), strict=True):
         if number < 0:
             continue
         marker = comparison.markers[number]
         entries = [entry | {"record": int(new_ids[entry["record"]])} for entry in marker["quarantine"]]
         entries = [entry for entry in entries if taken[entry["record"]] == number]  # others were tried again since
-        found.append(
+        taken_over.append(
             marker
             | {
                 "shard": int(shard[first]),
@@ -115,11 +119,11 @@ def markers_taken_over(
                 "gone": _gone(new_ids[comparison.places[number]], comparison.places[number] < 0, taken, number),
             }
         )
-    return found
+    return taken_over
 
 
 def _gone(ids: np.ndarray, absent: np.ndarray, taken: np.ndarray, number: int) -> list[int]:
-    """The positions in a chunk, as it was computed, whose records are not taken over with it any more."""
+    """The positions in a chunk, as it was computed, whose records are no longer taken over with it."""
     gone: list[int] = np.flatnonzero(absent | (taken[ids] != number)).tolist()
     return gone
 

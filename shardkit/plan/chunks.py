@@ -1,4 +1,4 @@
-"""A shard's records to chunks: how many a worker is given at once."""
+"""A shard's records to chunks: how many records a worker is given at once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from shardkit.tables.packing import longest_first
 
-# What a record costs beside its bytes (opening it, calling the function), in bytes of reading.
+# What a record costs apart from its bytes (opening it, calling the function), in bytes that could be read meanwhile.
 RECORD_COST_BYTES = 1 << 14
-LARGEST_SHARE = 1 / 8  # of a worker's share of the work: the first dynamic chunks
+LARGEST_SHARE = 1 / 8  # the first dynamic chunks, as a share of one worker's work
 SMALLEST_SHARE = 1 / 64  # the last ones
-CHUNK_RECORDS = 5_000  # an upper bound, so that a crash never costs more than that
+CHUNK_RECORDS = 5_000  # at most, so that a crash never costs more than that
 CHUNK_BYTES = 1 << 30
 
 
@@ -18,12 +18,12 @@ def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: floa
     """The chunk number, from 0 on, of each of a shard's records.
 
     Args:
-        sizes: bytes of each record, in key order, int64.
-        how: ``even`` (as many contiguous chunks as workers, of record counts differing by one at most), ``balanced``
+        sizes: the bytes of each record, in the order of the keys, int64.
+        how: ``even`` (as many contiguous chunks as workers, whose record counts differ by one at most), ``balanced``
             (as many chunks as workers, packed by bytes, the longest first) or ``dynamic`` (many contiguous chunks,
-            large ones and then ever smaller ones).
+            large ones first, then smaller and smaller ones).
         workers: how many vCPUs the shard has.
-        least_cost: what a dynamic chunk costs at the least, where the workers have other shards to do as well.
+        least_cost: what a dynamic chunk costs at least, if the workers have other shards to do as well.
     """
     count = len(sizes)
     if how == "even":
@@ -36,15 +36,15 @@ def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: floa
 
 
 def record_costs(sizes: np.ndarray, counts: np.ndarray | int = 1) -> np.ndarray:
-    """What each record, or so many records of that size together, are expected to cost, in bytes of reading."""
+    """The expected cost of each record, or of ``counts`` records that have that size together, in bytes of reading."""
     costs = sizes.astype(np.float64)
     costs += np.multiply(counts, RECORD_COST_BYTES)
     return costs
 
 
 def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float) -> np.ndarray:
-    """Contiguous chunks whose cost falls with what remains, as guided self-scheduling has them."""
-    ends = np.cumsum(costs, out=costs)  # in their place: nobody needs the costs any more
+    """Contiguous chunks whose cost falls with the work that remains (guided self-scheduling)."""
+    ends = np.cumsum(costs, out=costs)  # in place: the costs are not needed after this
     total = float(ends[-1]) if len(ends) else 0.0
     chunk = np.empty(len(costs), np.int32)
     start = number = 0

@@ -1,9 +1,9 @@
 """What earlier runs have left: which records need not be computed again, and why the others must be.
 
-The dataset consists of partitions (days, or one that is all of it). Of each it is known which run made it; that run's
-markers tell which chunk holds which records' rows. A record that is made of the same objects as then is taken over with
-its chunk: the parts stay where they are, the rows of others in them no longer count, and the new run's ledger counts
-the record as skipped.
+The dataset consists of partitions: its days, or one partition that is all of it. Its result names the run that made
+each of them, and that run's markers say which chunk holds the rows of which records. A record whose objects have not
+changed since is taken over with its chunk: the parts stay where they are, rows of other records in them no longer
+count, and the new run's ledger counts the record as skipped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FOLDER_DAMAGED = "the folder of run {} is damaged"
 
 @dataclass
 class Changes:
-    """What has become of one partition's records since it was made; ``reason`` where it is made anew all the same."""
+    """How one partition's records have changed since it was made; ``reason`` if it is rebuilt anyway."""
 
     new: int = 0
     changed: int = 0
@@ -48,16 +48,17 @@ class Changes:
 
     @property
     def any(self) -> bool:
-        """Whether the partition must be made anew."""
+        """Whether the partition must be rebuilt."""
         return bool(self.new or self.changed or self.vanished or self.reason)
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What partitions are compared by, and what a new one will have been made with.
+    """How the new run makes partitions, which is compared with how the present ones were made.
 
-    ``work`` is the digest of what is computed from each record, and ``merge`` of what is made of the rows. ``form`` is
-    what all partitions of a dataset have in common. ``work_before`` is what an earlier version would have noted.
+    ``work`` is the digest of what is computed from each record, ``merge`` the digest of what is made of the rows.
+    ``form`` is what all partitions of a dataset have in common. ``work_before`` is the digest that an earlier version
+    would have noted.
     """
 
     by_day: bool
@@ -69,12 +70,12 @@ class Basis:
 
 @dataclass
 class Comparison:
-    """Records beside what earlier runs have left.
+    """Records compared with what earlier runs have left.
 
-    ``taken`` gives for each record the number of the marker in ``markers`` whose chunk it is taken over with, or -1;
-    ``places`` are for each marker, by the positions in its chunk as it was computed, the records that are there, or -1.
-    ``changes`` are those of each partition, and ``made_by`` tells which run has made it. Of the partitions that have no
-    records any more, ``dropped`` go and ``left`` stay.
+    ``taken`` is, for each record, the number of the marker in ``markers`` with whose chunk it is taken over, or -1.
+    ``places`` is, for each marker and each position in its chunk as it was computed, the record that is there, or -1.
+    ``changes`` are the changes of each partition, ``made_by`` is the run that made it. Of the partitions that no longer
+    have records, ``dropped`` are removed and ``left`` stay.
     """
 
     taken: np.ndarray
@@ -87,12 +88,12 @@ class Comparison:
 
     @property
     def based_on(self) -> dict[str, str | None]:
-        """The run that has made each partition that is to be made anew or to go; None where there is none yet."""
+        """For each partition that is to be rebuilt or removed, the run that made it; None if there is none yet."""
         names = [*(name for name, changes in self.changes.items() if changes.any), *self.dropped]
         return {name: self.made_by[name] for name in names}
 
     def add(self, taken_over: TakenOver) -> None:
-        """Note a chunk that is taken over; records that an earlier one had are this one's now."""
+        """Add a chunk that is taken over; records that it shares with an earlier one are now its own."""
         self.taken[taken_over.rows] = len(self.markers)
         self.places.append(taken_over.places)
         self.markers.append(taken_over.marker)
@@ -114,17 +115,17 @@ def compare(
     Args:
         table: the records of the new listing.
         output: the folder of the dataset.
-        current: the result that describes the dataset as it is.
-        basis: what the new run makes partitions with.
-        all_days: whether the listing is of all days; else partitions without records are left alone.
-        anew: whether all is to be computed again, whatever there is.
+        current: the result that describes the present dataset.
+        basis: how the new run makes partitions.
+        all_days: whether the listing is of all days; if not, partitions without records are left alone.
+        anew: whether everything is computed again, whatever earlier runs have done.
     """
     partition, names = partition_names(table, by_day=basis.by_day)
     counts = np.bincount(partition, minlength=len(names)).tolist()
     comparison = Comparison(np.full(len(table), -1, np.int64))
-    known = current or {}
-    made = known.get("partitions", {}) if known.get("by_day") == basis.by_day else {}
-    same_form = known.get("form") == basis.form
+    present = current or {}
+    made = present.get("partitions", {}) if present.get("by_day") == basis.by_day else {}
+    same_form = present.get("form") == basis.form
     by_run: dict[str, dict[str, int]] = {}
     for number, name in enumerate(names):
         comparison.made_by[name] = made.get(name, {}).get("run")
@@ -138,14 +139,14 @@ def compare(
             other = not same_form or made[name]["merge"] != basis.merge
             comparison.changes[name] = Changes(reason=OTHER_MERGE if other else "")
             by_run.setdefault(made[name]["run"], {})[name] = number
-    # In one chunk: rows are taken from all over it, several times.
+    # As one Arrow chunk, because rows are taken from all over it, several times.
     _Earlier(table.combine_chunks() if by_run else table, partition, comparison).compare(
         output, by_run, by_day=basis.by_day
     )
-    without = [name for name in known.get("partitions", {}) if name not in comparison.changes] if all_days else []
+    without = [name for name in present.get("partitions", {}) if name not in comparison.changes] if all_days else []
     drop = basis.by_day and (anew or not same_form)
     comparison.dropped, comparison.left = (without, []) if drop else ([], without)
-    comparison.made_by |= {name: known["partitions"][name].get("run") for name in comparison.dropped}
+    comparison.made_by |= {name: present["partitions"][name].get("run") for name in comparison.dropped}
     return comparison
 
 
@@ -164,7 +165,7 @@ class _Earlier:
         return rows
 
     def compare(self, output: Folder, by_run: dict[str, dict[str, int]], *, by_day: bool) -> None:
-        """Find the changes of partitions, given by the run that made each, with their numbers."""
+        """Find the changes of partitions; ``by_run`` has their numbers, under the run that made each."""
         for folder, before in _read_records(output, list(by_run)):
             numbers = by_run[folder.run_id]
             try:
@@ -204,14 +205,14 @@ class _Earlier:
                 self._comparison.add(taken_over)
 
     def _positions(self, before: pa.Table, then: np.ndarray, numbers: list[int]) -> np.ndarray:
-        """The row of the new listing that each earlier record has become, in the same partition; or -1."""
+        """For each earlier record, its row in the new listing, if it is there in the same partition; else -1."""
         old = np.flatnonzero(then >= 0)
         mine = np.concatenate([self._rows(number) for number in numbers])
         keys = one_chunk(self._table["key"]).take(arrow(mine))
-        found = positions(pc.index_in(one_chunk(before["key"]).take(arrow(old)), keys))
-        row = mine[found]
+        place = positions(pc.index_in(one_chunk(before["key"]).take(arrow(old)), keys))
+        row = mine[place]
         position = np.full(len(before), -1, np.int64)
-        position[old] = np.where((found >= 0) & (self._partition[row] == then[old]), row, -1)
+        position[old] = np.where((place >= 0) & (self._partition[row] == then[old]), row, -1)
         return position
 
 
@@ -231,7 +232,7 @@ def _read_records(output: Folder, run_ids: list[str]) -> Iterator[tuple[RunFolde
 
 
 def _same_objects(before: pa.Table, now: pa.Table) -> np.ndarray:
-    """Whether records are made of the same objects, in the same state, row by row."""
+    """For each row, whether both records consist of the same objects, unchanged."""
     same = (numpy(before["main"]) == numpy(now["main"])) & (numpy(before["bytes"]) == numpy(now["bytes"]))
     for name in ("objects", "etags"):
         then, here = (pc.binary_join(one_chunk(table[name]), scalar("\n")) for table in (before, now))

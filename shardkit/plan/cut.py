@@ -1,4 +1,4 @@
-"""Where a plan cuts its shards into chunks, around what is taken over from earlier runs."""
+"""Where a plan cuts its shards into chunks, apart from chunks that are taken over from earlier runs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Cut:
 def cut_chunks(
     table: pa.Table, shard: np.ndarray, unit: np.ndarray, taken: np.ndarray, cut: Cut, *, by_day: bool
 ) -> np.ndarray:
-    """The chunk of each record: that of an earlier run which it is taken over with, else a new one of its unit."""
+    """The chunk of each record: the earlier run's chunk with which it is taken over, or a new one of its unit."""
     chunk = np.zeros(len(table), np.int32)
     free, sizes = taken < 0, numpy(table["bytes"])
     if free.all():
         chunk = _number_chunks(sizes, unit, cut)
     elif free.any():
         dense, number = np.unique(unit[free], return_inverse=True)
-        # What is left of a unit is not cut finer than all of it would be, or each redo would leave more small chunks.
+        # The rest of a unit is not cut finer than the whole would be: each increment would leave more small chunks.
         least = np.bincount(unit, record_costs(sizes))[dense] * (SMALLEST_SHARE / cut.workers)
         chunk[free] = _number_chunks(sizes[free], number.astype(np.int32), cut, least=least)
     if by_day or not free.all():
@@ -44,8 +44,8 @@ def cut_chunks(
 
 
 def _number_chunks(sizes: np.ndarray, shard: np.ndarray, cut: Cut, *, least: np.ndarray | None = None) -> np.ndarray:
-    """The chunk of each record within its shard; ``least`` is what a chunk of each shard costs at the least."""
-    # Workers that do all shards need not have a small one cut as finely as if it were alone.
+    """The chunk of each record within its shard; ``least`` is the least cost of a chunk, for each shard."""
+    # If the workers do all shards, a small shard need not be cut as finely as if it were the only one.
     whole_cost = float(record_costs(sizes.sum(), len(sizes)))
     least_cost = 0.0 if cut.own_instances else whole_cost * SMALLEST_SHARE / cut.workers
     chunk = np.zeros(len(sizes), np.int32)

@@ -15,13 +15,13 @@ LONG_LAUNCH_S = 600
 
 
 def plan_text(content: dict[str, Any], *, rows: int | None = None) -> str:
-    """What a run would do, of a plan's content; ``rows`` are those expected, if a sample was run."""
+    """What a run would do, from a plan's content; ``rows`` is how many are expected, if a sample was run."""
     totals = content["totals"]
     pipeline = content["pipeline"]
     if not totals["records"]:
         same = counted(content["unchanged"]["records"], "record")
-        told = [f"Pipeline {pipeline['name']}: nothing has changed in {same}; nothing to do.", *_left_lines(content)]
-        return "\n".join(told)
+        nothing = f"Pipeline {pipeline['name']}: nothing has changed in {same}; nothing to do."
+        return "\n".join([nothing, *_left_lines(content)])
     source, output = pipeline["input"], pipeline["output"]
     patterns, workers = " ".join(source["pattern"]), counted(content["workers"], "worker")
     chunks = counted(totals["chunks"], f"{pipeline['chunks']} chunk")
@@ -48,20 +48,20 @@ def _passed_over(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _change_lines(content: dict[str, Any]) -> Iterator[str]:
-    """What would be made anew, and why."""
+    """Which partitions would be rebuilt, and why."""
     partitions = content.get("partitions") or {}
     if not partitions:
         return
     yield from _left_lines(content)
     same = content["unchanged"]
-    yield f"  changes  {counted(len(partitions), 'partition')} to be made anew, {same['partitions']:,} as they are"
+    yield f"  changes  {counted(len(partitions), 'partition')} to be rebuilt, {same['partitions']:,} as they are"
     for name, changes in list(partitions.items())[:SHARDS_SHOWN]:
-        told = [f"{changes[kind]:,} {kind}" for kind in ("new", "changed", "vanished", "unchanged") if changes[kind]]
+        counts = [f"{changes[kind]:,} {kind}" for kind in ("new", "changed", "vanished", "unchanged") if changes[kind]]
         if changes["again"]:
-            told.append(f"{changes['again']:,} computed again")
+            counts.append(f"{changes['again']:,} computed again")
         if changes["reason"] or changes["again"]:
-            told[-1:] = [f"{told[-1]}: {changes['reason'] or 'in the same chunk as one that has changed'}"]
-        yield f"    {name or 'all':<12} {', '.join(told)}"
+            counts[-1:] = [f"{counts[-1]}: {changes['reason'] or 'in the same chunk as one that has changed'}"]
+        yield f"    {name or 'all':<12} {', '.join(counts)}"
     if len(partitions) > SHARDS_SHOWN:
         yield f"    ... and {len(partitions) - SHARDS_SHOWN:,} more"
 
@@ -105,7 +105,7 @@ def _groups_of(shard: dict[str, Any]) -> str:
 
 
 def _job_lines(content: dict[str, Any]) -> Iterator[str]:
-    """What the shards are on an engine, and what it takes to launch that."""
+    """How many jobs the shards are on an engine, and how long it takes to launch them."""
     rule, totals = content["pipeline"]["shards"], content["totals"]
     if rule is None and not content["pipeline"].get("engine"):
         return

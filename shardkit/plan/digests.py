@@ -1,4 +1,4 @@
-"""Digests: whether two runs would do the same work, and what the difference is."""
+"""Digests of a run's work: whether two runs would do the same, and if not, what differs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def work_digest(pipeline: dict[str, Any], function_digest: str, *, named: bool = True) -> str:
-    """Tells whether the same would be computed from the same record.
+    """The digest of what is computed from a record: with the same digest, the same record gives the same rows.
 
-    ``function_digest`` is of a whole module, so the function's name counts too. Datasets of before were made without
-    (not ``named``).
+    ``function_digest`` covers a whole module, so the function's name counts too. Earlier versions left it out (not
+    ``named``).
     """
     return digest_of(
         {
@@ -35,8 +35,8 @@ def work_digest(pipeline: dict[str, Any], function_digest: str, *, named: bool =
     )
 
 
-# What decides which records there are and what is computed from each. The rest of a pipeline may change between a
-# run and its resumption: how fast it works, how much may fail, and all that pass 2 does.
+# The fields that decide which records there are and what is computed from each. The others may change between a run
+# and its resumption: how fast it works, how much may fail, and everything that pass 2 does.
 WORK_FIELDS = ("input", "function", "records", "shards", "chunks")
 
 
@@ -54,7 +54,7 @@ def digest_of(value: Any) -> str:
 
 
 def digest_of_records(table: pa.Table) -> str:
-    """The sha256 of which objects there are, as which records, in which state."""
+    """The sha256 of the records: which objects each of them has, and in which state these are."""
     digest = hashlib.sha256()
     for name in ("key", "bytes", "objects", "etags"):
         _add_column(digest.update, table.schema.field(name).type, functools.partial(_chunks, table.select([name])))
@@ -66,7 +66,7 @@ def _chunks(table: pa.Table) -> Iterator[pa.Array]:
 
 
 def _add_column(add: Callable[[Any], None], kind: pa.DataType, chunks: Callable[[], Iterator[pa.Array]]) -> None:
-    """Add a column's buffers as they would be, were it one chunk."""
+    """Add a column's buffers as they would be if it were one chunk."""
     if pa.types.is_integer(kind):
         for chunk in chunks():
             add(numpy(chunk))
@@ -92,17 +92,17 @@ def _offsets(chunk: pa.StringArray | pa.ListArray) -> np.ndarray:
 
 
 def differences(plan: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """In words, what keeps ``other`` from being the same work as ``plan``."""
-    found = []
+    """How the work of ``other`` differs from that of ``plan``, in words."""
+    words = []
     ours, theirs = work_of(plan["pipeline"]), work_of(other["pipeline"])
     for name in (n for n in WORK_FIELDS if ours[n] != theirs[n]):
-        found.append(f"{name} was {json.dumps(ours[name])} and is {json.dumps(theirs[name])}")  # noqa: PERF401  one of three sources
+        words.append(f"{name} was {json.dumps(ours[name])} and is {json.dumps(theirs[name])}")  # noqa: PERF401  one of three sources
     if plan["function_digest"] != other["function_digest"]:
-        found.append("the function's source has changed")
+        words.append("the function's source has changed")
     if plan["input_digest"] != other["input_digest"] and ours["input"] == theirs["input"]:
         before, now = plan["totals"], other["totals"]
-        found.append(
+        words.append(
             f"the input has changed ({before['records']:,} records of {before['bytes']:,} bytes before, "
             f"{now['records']:,} of {now['bytes']:,} now)"
         )
-    return found
+    return words

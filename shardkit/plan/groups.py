@@ -1,7 +1,7 @@
-"""Records to groups: what must stay in one job, told by folder or by date. On Arrow arrays, like the records.
+"""Records to groups: what must stay in one job, by folder or by date. All on Arrow arrays, like the records.
 
-The groups are a dictionary array, and its dictionary has them in the order in which jobs are numbered: folders as they
-come in key order, dates by time.
+The groups are a dictionary array, whose dictionary lists them in the order in which jobs are numbered: folders in the
+order of the keys, dates by time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DATE_FORMATS = {4: "%Y", 7: "%Y-%m", 10: "%Y-%m-%d", 13: "%Y-%m-%dT%H"}
 
 
 def has_groups(shards: Mapping[str, Any] | None) -> bool:
-    """Whether there are groups at all: a cut by size or by object goes between any two records."""
+    """Whether there are groups at all: a cut by size or by object may separate any two records."""
     return shards is None or shards["by"] in {"directory", "date"}
 
 
@@ -41,7 +41,7 @@ def group_records(
         keys: of each record's main object, in several arrays.
         records: the records' own keys, for messages.
         modified: when the newest object of each was written, in microseconds since 1970, UTC; None where the listing
-            does not tell.
+            does not say.
         shards: the pipeline's section of that name, as plain data.
 
     Raises:
@@ -66,7 +66,7 @@ def group_records(
 
 
 def _encoded(values: Iterable[pa.Array]) -> pa.DictionaryArray:
-    """Arrays as one, whose dictionary has its values in the order in which they come."""
+    """Several arrays as one, whose dictionary lists the values in the order of their first appearance."""
     return one_chunk(pa.chunked_array([some.dictionary_encode() for some in values]).unify_dictionaries())
 
 
@@ -101,13 +101,13 @@ def _group_by_path_date(keys: Iterable[pa.Array], records: pa.ChunkedArray, path
             dated = pc.match_substring_regex(some, expression)
             yield pc.if_else(dated, pc.replace_substring_regex(some, expression, rewrite), scalar("")).cast(pa.string())
 
-    found = _encoded(dates())
-    names = pc.replace_substring_regex(found.dictionary, r"-([0-9])\b", r"-0\1")
+    dates_of_records = _encoded(dates())
+    names = pc.replace_substring_regex(dates_of_records.dictionary, r"-([0-9])\b", r"-0\1")
     names = pc.replace_substring_regex(names, r"^(.{10})-", r"\1T")
     dated = np.array([_is_date(name) for name in names.to_pylist()], bool)
     if not dated.all():
-        raise _undated(records, dated[numpy(found.indices)], path)
-    return _in_order(found.indices, names)
+        raise _undated(records, dated[numpy(dates_of_records.indices)], path)
+    return _in_order(dates_of_records.indices, names)
 
 
 def _is_date(name: str) -> bool:
@@ -121,7 +121,7 @@ def _is_date(name: str) -> bool:
 
 
 def _in_order(codes: pa.Array, names: pa.Array) -> pa.DictionaryArray:
-    """A dictionary array whose dictionary is sorted, from one in which it is not, and may hold a name twice."""
+    """The same dictionary array with its dictionary sorted, and without names that it holds twice."""
     distinct = names.dictionary_encode()
     order = numpy(pc.sort_indices(distinct.dictionary)).astype(np.int64)
     rank = np.empty(len(order), np.int32)
@@ -144,7 +144,7 @@ def _undated(records: pa.ChunkedArray, dated: np.ndarray, path: str) -> InputErr
 
 
 def with_dense_groups(table: pa.Table) -> pa.Table:
-    """The table with no group in its dictionary that no record has."""
+    """The same table, without groups in its dictionary that no record has."""
     group = one_chunk(table["group"])
     used = np.unique(numpy(group.indices)) if len(group) and group.null_count == 0 else None
     if used is None or len(used) == len(group.dictionary):

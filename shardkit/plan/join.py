@@ -1,4 +1,4 @@
-"""Objects to records: their columns, made batch by batch, so that a long listing is never in memory as a whole."""
+"""Objects to records, batch by batch, so that a long listing is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 TEXTS = pa.schema([("key", pa.string()), ("objects", pa.list_(pa.string())), ("etags", pa.list_(pa.string()))])
-FAR_APART = 4  # where records' objects lie among so many others, the listing is read into memory
+FAR_APART = 4  # if the objects of records lie among so many others, the whole listing is read into memory
 
 
 def single(objects: pa.Table, used: np.ndarray, numbers: Sequence[str]) -> pa.Table:
-    """A record of each object that is used. The texts are the objects' own, not copied."""
+    """One record for each object that is used. The texts are shared with the objects, not copied."""
     objects = filtered(objects, used)
     alone = arrow(np.arange(BATCH_ROWS + 1, dtype=np.int32))
     batches = []
@@ -34,7 +34,7 @@ def single(objects: pa.Table, used: np.ndarray, numbers: Sequence[str]) -> pa.Ta
 
 
 def join(objects: pa.Table, main: np.ndarray, names: pa.Array, code: np.ndarray, numbers: Sequence[str]) -> pa.Table:
-    """The records of several objects, in the order of their main ones; ``main`` tells for each object which that is."""
+    """Records of several objects, in the order of their main ones; ``main`` is, for each object, its main one's row."""
     order = np.flatnonzero(main >= 0).astype(main.dtype)
     mains = main[order]
     if (mains[1:] < mains[:-1]).any():

@@ -29,7 +29,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Tells whether two runs would do the same work."""
+        """The digest of the run's work: two runs that have the same digest do the same."""
         return str(self.content["digest"])
 
     def __str__(self) -> str:

@@ -1,14 +1,14 @@
-"""Objects to records to groups, on Arrow tables: no Python object a file.
+"""Objects to records to groups, on Arrow tables: there is no Python object for each file.
 
-A listing (``key``, ``bytes``, ``etag`` and, where that is known, ``modified``; in key order) becomes a table of records
-in the order of their main objects' keys:
+A listing (``key``, ``bytes``, ``etag`` and, if it is known, ``modified``; in the order of the keys) becomes a table of
+records, in the order of their main objects' keys:
 
     key       string         the record's name in the input
     main      int32          which of its objects is the main one, the one that ``open(record)`` opens
-    group     string         what must stay in one job; null where any two records may part
-    bytes     int64          of all its objects
+    group     string         what must stay in one job; null if any two records may be separated
+    bytes     int64          the size of all its objects
     objects   list<string>   the keys of all its objects, in key order
-    etags     list<string>   theirs
+    etags     list<string>   the etags of all its objects
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COLUMNS = ["key", "main", "group", "bytes", "objects", "etags"]
 
 @dataclass(frozen=True)
 class Records:
-    """The records of an input, and what of it belongs to none; folders in it that are datasets are no input."""
+    """The records of an input, and the objects that are in no record; folders that are datasets are not input."""
 
     table: pa.Table
     objects_listed: int
@@ -96,19 +96,19 @@ def _token_to_re2(token: str, *, deep: bool) -> str:
 
 def matches(keys: pa.Array, patterns: Sequence[str]) -> pa.Array:
     """Which of ``keys`` match any of the globs, as a boolean array."""
-    found = arrow(np.zeros(len(keys), bool))
+    matching = arrow(np.zeros(len(keys), bool))
     for pattern in patterns:
         if pattern in {"*", "**"}:
             return arrow(np.ones(len(keys), bool))
         try:
-            found = pc.or_(found, pc.match_substring_regex(keys, glob_to_re2(pattern)))
+            matching = pc.or_(matching, pc.match_substring_regex(keys, glob_to_re2(pattern)))
         except pa.ArrowInvalid as error:
             raise PipelineError(f"{pattern!r} is no pattern for files: {error}.") from error
-    return found
+    return matching
 
 
 def record_keys(keys: pa.Array, records: str | Callable[[str], str | None]) -> pa.Array:
-    """The key of the record that each object belongs to; null for an object of none."""
+    """The key of the record that each object belongs to; null for an object that belongs to none."""
     if records == "file":
         return keys
     if records == "stem":
@@ -154,9 +154,9 @@ def build_records(
 ) -> Records:
     """Turn a listing, in key order, into records.
 
-    Objects that match ``exclude`` are no input. Of the others, those that share a record key make one record, if
-    one of them matches ``pattern``: the first that does, in key order, is its main object. ``shards`` is the pipeline's
-    section of that name, as plain data; it tells the groups.
+    Objects that match ``exclude`` are not input. Other objects with the same record key make one record, if one of
+    them matches ``pattern``; the first that does, in the order of the keys, is the main object. ``shards`` is the
+    pipeline's section of that name, as plain data; it says what the groups are.
 
     Raises:
         InputError: no object matches ``pattern``, or a record has no date where groups are dates.
@@ -175,7 +175,7 @@ def build_records(
         used = main >= 0
         build = functools.partial(join, objects, main, names, code, numbers)
     if not used.any():
-        said = _nothing_found(listed, objects["key"], pattern, exclude, named=named)
+        said = _nothing_matches(listed, objects["key"], pattern, exclude, named=named)
         raise InputError(said, hint=_passed_over(datasets))
     table = build()
     newest = numpy(table["modified"]) if "modified" in numbers else None
@@ -185,16 +185,16 @@ def build_records(
 
 
 def _passed_over(datasets: Sequence[str]) -> str:
-    """Why folders of the input were left out, where some were."""
+    """Why folders of the input were left out, if some were."""
     if not datasets:
         return ""
     named = datasets[0] if len(datasets) == 1 else f"{datasets[0]} and {len(datasets) - 1:,} more"
     are = "is a dataset" if len(datasets) == 1 else "are datasets"
-    return f"What lies in {named} was left out, for it {are} of shardkit; name one as the input itself to read it."
+    return f"What lies in {named} was left out, because it {are} of shardkit; name one as the input itself to read it."
 
 
 def _by_time(objects: pa.Table, shards: Mapping[str, Any] | None) -> bool:
-    """Whether groups are told by when objects were written, and that is known."""
+    """Whether groups depend on when objects were written, and the listing says when."""
     asked = shards is not None and "column" in shards
     return asked and "modified" in objects.column_names and not objects["modified"].null_count
 
@@ -214,16 +214,16 @@ def _named(objects: pa.Table, records: str | Callable[[str], str | None]) -> tup
 
 
 def _first_mains(code: np.ndarray, is_main: np.ndarray, count: int) -> np.ndarray:
-    """The row of the first main object of each object's record; -1 where it has none, or there is no record."""
+    """For each object, the row of its record's first main object; -1 if there is none, or no record."""
     kind = np.int32 if len(code) < 1 << 31 else np.int64
     mains = np.flatnonzero(is_main & (code >= 0)).astype(kind)[::-1]
     first = np.full(count + 1, -1, kind)  # the last one stands for no record
     first[code[mains]] = mains
-    found: np.ndarray = first[code]
-    return found
+    rows: np.ndarray = first[code]
+    return rows
 
 
-def _nothing_found(
+def _nothing_matches(
     listed: int, keys: pa.ChunkedArray, pattern: Sequence[str], exclude: Sequence[str], *, named: bool
 ) -> str:
     wanted = " or ".join(repr(p) for p in pattern)

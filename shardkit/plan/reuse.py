@@ -1,4 +1,4 @@
-"""What an earlier run has computed, taken over record by record: of its parts, only the rows that still count."""
+"""Chunks of an earlier run, taken over record by record: only those rows of its parts count that are still right."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A chunk of an earlier run of which some records are as they were.
+    """A chunk of an earlier run, some of whose records have not changed.
 
-    ``ids`` are the earlier run's rows of its records, ``places`` their positions in the chunk as it was computed, and
-    ``kept`` tells which of them are as they were. ``parts`` are placed where they lie.
+    ``ids`` are the row numbers of its records in the earlier run, ``places`` their positions in the chunk as it was
+    computed, and ``kept`` is a mask of those that have not changed. ``parts`` say in which run's folder they lie.
     """
 
     marker: dict[str, Any]
@@ -47,7 +47,7 @@ class _Candidate:
         return cls(marker, ids, places, same[ids], [home | part for part in marker["parts"]])
 
     def left_out(self, keys: pa.ChunkedArray) -> dict[int, str]:
-        """The positions in the chunk, with their keys, of the records that are not as they were."""
+        """The keys of the records that have changed, by their positions in the chunk."""
         lost = np.flatnonzero(~self.kept)
         return dict(zip(self.places[lost].tolist(), keys.take(arrow(self.ids[lost])).to_pylist(), strict=True))
 
@@ -55,8 +55,8 @@ class _Candidate:
 class TakenOver(NamedTuple):
     """A chunk of an earlier run that is taken over, in whole or in part.
 
-    ``rows`` are the rows of the new listing that are taken over with it; ``places`` gives for each position in the
-    chunk as it was computed the row that is there, or -1.
+    ``rows`` are the rows of the new listing that are taken over with it. ``places`` is, for each position in the chunk
+    as it was computed, the row that is there, or -1.
     """
 
     marker: dict[str, Any]
@@ -65,16 +65,16 @@ class TakenOver(NamedTuple):
 
 
 def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.ndarray) -> Iterator[TakenOver]:
-    """Take over the records that are as they were, chunk by chunk, where every part is still there.
+    """Take over the records that have not changed, chunk by chunk, if every part is still there.
 
-    Of a chunk of which other records have changed, the rows of those are left out. Entries of what is in quarantine
-    tell the new listing's row.
+    If other records of a chunk have changed, their rows are left out. Entries of the quarantine get the row numbers of
+    the new listing.
 
     Args:
-        ledger: of the earlier run.
-        before: its records.
-        position: the row of the new listing that each of them has become, or -1.
-        same: whether it is as it was.
+        ledger: the earlier run's.
+        before: the earlier run's records.
+        position: for each of them, its row in the new listing, or -1.
+        same: for each of them, whether it has not changed.
 
     Yields:
         What is taken over; of a chunk and a retry of it, the retry comes later and has the last word.
@@ -82,13 +82,13 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
     folder = ledger.folder
     settled = [_Candidate.of(folder, marker, ids, same) for marker, ids in ledger.settled() if same[ids].any()]
     there = _parts_there(folder, [part for candidate in settled for part in candidate.parts])
-    found = [c for c in settled if all(there.get(_place(part)) == part["bytes"] for part in c.parts)]
-    for candidate, parts in zip(found, _parts_kept(folder, found, before["key"]), strict=True):
+    whole = [c for c in settled if all(there.get(_place(part)) == part["bytes"] for part in c.parts)]
+    for candidate, parts in zip(whole, _parts_kept(folder, whole, before["key"]), strict=True):
         ids = candidate.ids[candidate.kept]
         rows = position[ids]
         if parts is None or (np.diff(rows) < 0).any():
             continue
-        known = dict(zip(ids.tolist(), rows.tolist(), strict=True))
+        new_ids = dict(zip(ids.tolist(), rows.tolist(), strict=True))
         places = np.full(candidate.places.max(initial=-1) + 1, -1)
         places[candidate.places[candidate.kept]] = rows
         marker = candidate.marker | {
@@ -97,7 +97,7 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
             "seconds": 0.0,
             "rows": sum(part["rows"] for part in parts),
             "parts": parts,
-            "quarantine": [_moved(entry, known) for entry in ledger.quarantine_of(ids)],
+            "quarantine": [_moved(entry, new_ids) for entry in ledger.quarantine_of(ids)],
             "taken_over": True,
         }
         yield TakenOver(marker, places, rows)
@@ -106,20 +106,20 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
 def _parts_kept(
     folder: RunFolder, candidates: list[_Candidate], keys: pa.ChunkedArray
 ) -> list[list[dict[str, Any]] | None]:
-    """Each chunk's parts with the rows that stay; None where the chunk must be computed again as a whole."""
+    """For each chunk, its parts with the rows that stay; None if the whole chunk must be computed again."""
     partly = [candidate for candidate in candidates if not candidate.kept.all()]
     wanted = {_place(part): as_sums(part.get("sums", ())) for candidate in partly for part in candidate.parts}
     files = [File(folder.of(run), key, sums) for (run, key), sums in wanted.items()]
     footers = dict(zip(wanted, together([partial(_footer, file) for file in files]), strict=True))
-    found: list[list[dict[str, Any]] | None] = []
+    kept: list[list[dict[str, Any]] | None] = []
     for candidate in candidates:
         if candidate.kept.all():
-            found.append(candidate.parts)
+            kept.append(candidate.parts)
             continue
         lost = candidate.left_out(keys)
         parts = [_cut(part, footers[_place(part)], lost) for part in candidate.parts]
-        found.append(None if None in parts else [part for part in parts if part and part["rows"]])
-    return found
+        kept.append(None if None in parts else [part for part in parts if part and part["rows"]])
+    return kept
 
 
 def _footer(part: File) -> pq.FileMetaData | None:
@@ -127,20 +127,20 @@ def _footer(part: File) -> pq.FileMetaData | None:
         with part.open() as file:
             return pq.read_metadata(file)
     except (OSError, pa.ArrowException, Damaged):
-        return None  # whoever reads it will tell
+        return None  # whoever reads it will raise the error
 
 
 def _cut(part: dict[str, Any], footer: pq.FileMetaData | None, lost: dict[int, str]) -> dict[str, Any] | None:
-    """A part without the rows of some records; None where these cannot be left out."""
+    """A part without the rows of the ``lost`` records; None if these rows cannot be left out."""
     if footer is None or (gone := rows_of(footer, lost)) is None:
         return None
     spans = subtract(as_spans(part.get("spans", [(0, footer.num_rows)])), gone)
     return part | {"spans": [list(span) for span in spans], "rows": row_count(spans)}
 
 
-def _moved(entry: dict[str, Any], known: dict[int, int]) -> dict[str, Any]:
+def _moved(entry: dict[str, Any], new_ids: dict[int, int]) -> dict[str, Any]:
     moved = {name: value for name, value in entry.items() if name not in {"shard", "chunk"}}
-    return moved | {"record": known[entry["record"]]}
+    return moved | {"record": new_ids[entry["record"]]}
 
 
 def _place(part: dict[str, Any]) -> tuple[str, str]:
@@ -149,7 +149,7 @@ def _place(part: dict[str, Any]) -> tuple[str, str]:
 
 
 def _parts_there(folder: RunFolder, parts: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
-    """The bytes of all parts of the runs that have some of these, by where they lie."""
+    """The sizes of all parts in the folders of the runs that these parts are of, in bytes, by their places."""
     runs = {part["run"] for part in parts}
     listed = together([partial(folder.of(run).entries, "parts") for run in sorted(runs)])
     return {(run, e.key): e.bytes for run, entries in zip(sorted(runs), listed, strict=True) for e in entries}

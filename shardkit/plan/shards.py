@@ -15,7 +15,7 @@ from shardkit.tables.packing import evenly, in_order, longest_first
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-GROUPS_NAMED = 5  # of a shard's groups, those that the plan names; records.parquet has them all
+GROUPS_NAMED = 5  # how many of a shard's groups the plan names; records.parquet has them all
 
 
 def number_shards(table: pa.Table, rule: Mapping[str, Any] | None) -> np.ndarray:
@@ -27,7 +27,7 @@ def number_shards(table: pa.Table, rule: Mapping[str, Any] | None) -> np.ndarray
         _check_single_objects(table)
         dealt: np.ndarray = np.arange(count, dtype=np.int32) % np.int32(min(rule["instances"], count))
         return dealt
-    # A record counts for a byte more than it has, so that empty ones are spread too.
+    # Each record counts one byte more than it has, so that empty ones are spread too.
     sizes = numpy(table["bytes"]) + 1
     if rule["by"] == "size":
         wanted = rule["count"] if "count" in rule else -(-int(sizes.sum() - count) // rule["target"])
@@ -59,7 +59,7 @@ def _check_single_objects(table: pa.Table) -> None:
 
 
 def by_shard(shard: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray, np.ndarray]:
-    """Records in the order of their shards, where each shard begins in it, and how many records it has."""
+    """The records in the order of their shards, where each shard begins in that order, and how many records it has."""
     in_order = (shard[1:] >= shard[:-1]).all()
     order = slice(None) if in_order else np.argsort(shard, kind="stable")
     counts = np.bincount(shard)
@@ -67,7 +67,7 @@ def by_shard(shard: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray, np.ndar
 
 
 def describe_shards(table: pa.Table, *, grouped: bool, named: bool) -> list[dict[str, Any]]:
-    """The shards as plain data; ``named`` is whether one that is a single whole group goes by its name."""
+    """The shards as plain data; ``named`` says whether a shard of a single group has that group's name."""
     shard = numpy(table["shard"])
     order, starts, records = by_shard(shard)
     size = np.add.reduceat(numpy(table["bytes"])[order], starts).tolist()
@@ -76,9 +76,9 @@ def describe_shards(table: pa.Table, *, grouped: bool, named: bool) -> list[dict
         _names_by_shard(one_chunk(table["group"]), shard) if grouped else ([], np.zeros(len(records), np.int64))
     )
     begin = 0
-    found = []
+    described = []
     for number, (end, count) in enumerate(zip(ends.tolist(), records.tolist(), strict=True)):
-        found.append(
+        described.append(
             {
                 "shard": number,
                 "groups": end - begin,
@@ -90,11 +90,11 @@ def describe_shards(table: pa.Table, *, grouped: bool, named: bool) -> list[dict
             }
         )
         begin = end
-    return found
+    return described
 
 
 def _names_by_shard(group: pa.DictionaryArray, shard: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The groups in the order of their shards, and where each shard's end."""
+    """The groups in the order of their shards, and where each shard's groups end in that order."""
     shard_of_group = np.zeros(len(group.dictionary), np.int32)
     shard_of_group[numpy(group.indices)] = shard
     order = np.argsort(shard_of_group, kind="stable")

@@ -166,7 +166,7 @@ def test_a_week_of_days_runs_whole(tmp_path: Path) -> None:
     book.cells.insert(end, nbformat.v4.new_code_cell(KEEP, id="keep"))
     book = executed(folder, book)
 
-    assert "records  55 of" in said(book, "plan") and "7 partitions to be made anew" in said(book, "plan")
+    assert "records  55 of" in said(book, "plan") and "7 partitions to be rebuilt" in said(book, "plan")
     assert "55 listed = 55 done" in said(book, "run")
     assert said(book, "run").count("talent/impressions/day_partition=2020-01-0") == 7
     late = said(book, "late")
