@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def names_of(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's ``__getattr__``: ``homes`` says in which of its modules each name is; a module's is its own."""
+    """A package's ``__getattr__``: ``homes`` gives the module that each name is in; a module is in itself."""
 
     def name_of(name: str) -> Any:
         if name not in homes:

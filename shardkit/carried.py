@@ -1,4 +1,4 @@
-"""What goes with a function that travels by value: the lines of its source, for tracebacks; and what makes it large."""
+"""Functions that travel by value: with the lines of their source, for tracebacks, and a warning if they are large."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MOST_VALUES = 10_000
 
 @dataclass
 class Carried:
-    """A function, and the text of each source that is no file: the cells of a notebook.
+    """A function, and the text of each source that is not a file, such as the cells of a notebook.
 
-    ``names`` tells which source each function is of, by its name and first line: pickling may lose that.
+    ``names`` has the source of each function, by its name and first line, because pickling may lose that.
     """
 
     function: Any
@@ -34,7 +34,7 @@ class Carried:
 
     @classmethod
     def of(cls, function: Any, used_by: UsedBy) -> Carried:
-        """A function with the sources of it and of those that it uses; ``used_by`` tells what one uses."""
+        """A function with its source and those of the functions that it uses, which ``used_by`` gives."""
         carried = cls(function, {}, {})
         for each in _functions(function, used_by):
             code = each.__code__
@@ -45,7 +45,7 @@ class Carried:
         return carried
 
     def unpack(self, used_by: UsedBy) -> Any:
-        """The function itself, with its sources where tracebacks look for them."""
+        """The function itself; its sources are put where tracebacks look for them."""
         for name, text in self.sources.items():
             linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
         if self.sources:
@@ -57,13 +57,13 @@ class Carried:
 
 
 def _named(code: CodeType, name: str) -> CodeType:
-    """The same code, of a source of that name."""
+    """The same code, as if it came from a source of that name."""
     inner = tuple(_named(each, name) if isinstance(each, CodeType) else each for each in code.co_consts)
     return code.replace(co_filename=name, co_consts=inner)
 
 
 def _functions(function: Any, used_by: UsedBy) -> Iterator[Any]:
-    """A function, and those that it uses, as far as they are no modules' own."""
+    """A function, and those that it uses, unless they are in modules."""
     queue = [function]
     seen: set[int] = set()
     while queue and len(seen) < MOST_VALUES:

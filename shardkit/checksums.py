@@ -1,8 +1,8 @@
-"""Checksums of files: taken as a file is written, stretch by stretch, and looked at when it is read.
+"""Checksums of files: computed stretch by stretch as a file is written, and compared when it is read.
 
-The sums of a file are pairs: where a stretch of it ends, and its CRC32; a stretch begins where the one before ends.
-Of a part each row group is one, and the footer is the last. A small file is verified as a whole when it is opened, of
-a large one the footer, and then what is copied of it.
+The sums of a file are pairs: where a stretch of it ends, and its CRC32; a stretch begins where the one before it ends.
+Each row group of a part is a stretch, and the footer is the last one. A small file is verified as a whole when it is
+opened; of a large file the footer is verified then, and the rest as it is copied.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUFFER_BYTES = 1 << 20
-WHOLE_BYTES = 1 << 20  # what is not larger is read at once
+WHOLE_BYTES = 1 << 20  # a file that is not larger is read at once
 Sums = tuple[tuple[int, int], ...]
 
 
 class SummedFile(io.BufferedWriter):
-    """A new file, of which each stretch that `cut` ends has its sum in ``sums``."""
+    """A new file; ``sums`` has the sum of each stretch, which `cut` ends."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "wb"), BUFFER_BYTES)
@@ -44,12 +44,12 @@ class SummedFile(io.BufferedWriter):
 
 
 def as_sums(pairs: Sequence[Sequence[int]]) -> Sums:
-    """The sums that JSON holds."""
+    """Sums as they are read from JSON."""
     return tuple((int(end), int(crc)) for end, crc in pairs)
 
 
 def verified(file: Any, sums: Sums, name: str) -> Any:
-    """An open file, or if it is small its content in memory, once it is seen that it is as it was written.
+    """An open file, or the content of a small one in memory, after its sums have been compared.
 
     Raises:
         Damaged: it is not.
@@ -75,5 +75,5 @@ def verified(file: Any, sums: Sums, name: str) -> Any:
 
 
 def begin_of(sums: Sums, end: int) -> int:
-    """Where the stretch that ends there begins."""
+    """Where the stretch begins that ends at ``end``."""
     return max((before for before, _ in sums if before < end), default=0)

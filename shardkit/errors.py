@@ -38,8 +38,8 @@ from shardkit.printable import printable
 class ShardkitError(Exception):
     """The base of all errors that shardkit raises on purpose.
 
-    ``exit_code`` is what the command line exits with; ``hint`` is what to do next, in Python. ``run`` is the run that
-    it happened to, to go on with; None where there was none yet. What looks like a secret is masked.
+    ``exit_code`` is what the command line exits with; ``hint`` is what to do next, in Python. ``run`` is the run
+    in which it happened, or None if there was none yet. What looks like a secret is masked.
     """
 
     exit_code = 1
@@ -50,13 +50,13 @@ class ShardkitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.run: Any = None  # a `Run`, which stands far above
+        self.run: Any = None  # a `Run`, which is in a room far above
 
     def __str__(self) -> str:
-        told = f"{self.message} {self.hint}".strip()
-        if self.run is None or "sk.open_run(" in told:
-            return told
-        return f"{told}\nThe run: sk.open_run({self.run.output_uri!r}, {self.run.run_id!r})"
+        text = f"{self.message} {self.hint}".strip()
+        if self.run is None or "sk.open_run(" in text:
+            return text
+        return f"{text}\nThe run: sk.open_run({self.run.output_uri!r}, {self.run.run_id!r})"
 
     @property
     def command_text(self) -> str:

@@ -1,6 +1,6 @@
-"""The user's functions: how they are named, shipped to workers, told apart by their source, and loaded.
+"""The user's functions: how they are named, sent to workers, compared by their source, and loaded.
 
-A function travels by reference (``module:callable``, found in a source folder) or, where a worker could not
+A function travels by reference (``module:callable``, found in a source folder) or, if a worker could not
 import it (a notebook cell, ``__main__``, a lambda, something local), by value.
 """
 
@@ -36,8 +36,8 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 class FunctionRef:
     """A callable that another process can load.
 
-    ``name`` is ``module:callable``; ``source_dir`` the folder where the module is looked for first; ``pickled``
-    the callable itself where it travels by value; ``digest`` tells two versions of its source apart.
+    ``name`` is ``module:callable``, ``source_dir`` the folder in which the module is looked for first, ``pickled`` the
+    callable itself if it travels by value. ``digest`` differs between two versions of its source.
     """
 
     name: str
@@ -75,7 +75,7 @@ class FunctionRef:
 def reference(function: str | Callable[..., Any], *, source_dir: str | os.PathLike[str] | None = None) -> FunctionRef:
     """Make a reference from ``module:callable`` or from the callable itself.
 
-    Nothing of the user's is imported: a named function is looked for in its module's source.
+    No code of the user is imported: a named function is looked for in the source of its module.
 
     Raises:
         PipelineError: there is no such module, or it defines no such name.
@@ -152,7 +152,7 @@ def _check_defines(file: Path, attribute: str, name: str) -> None:
 
 
 def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
-    """The names that a module binds, and whether these are all (no star import, ``__getattr__``, ``globals()``)."""
+    """The names that a module binds, and whether there can be no others (by a star import, ``__getattr__`` ...)."""
     names: set[str] = set()
     nodes: list[ast.AST] = [tree]
     while nodes:
@@ -172,27 +172,27 @@ def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
 
 def source_digest(file: Path, source_dir: str) -> str:
     """The sha256 of a module's source and of every module under ``source_dir`` that it imports, transitively."""
-    found = _sources(file, source_dir)
-    return _sha256(*(part for name in sorted(found) for part in (name.encode(), found[name])))
+    sources = _sources(file, source_dir)
+    return _sha256(*(part for name in sorted(sources) for part in (name.encode(), sources[name])))
 
 
 def _sources(file: Path, source_dir: str) -> dict[str, bytes]:
     """A module's source and those of the modules that it imports from ``source_dir``, by their paths in there."""
-    found: dict[str, bytes] = {}
+    sources: dict[str, bytes] = {}
     queue = [file.resolve()]
     while queue:
         path = queue.pop()
         name = os.path.relpath(path, Path(source_dir).resolve())
-        if name in found:
+        if name in sources:
             continue
-        found[name] = path.read_bytes()
+        sources[name] = path.read_bytes()
         if not is_library(source_dir):
-            queue.extend(_local_imports(path, found[name], source_dir))
-    return found
+            queue.extend(_local_imports(path, sources[name], source_dir))
+    return sources
 
 
 def is_library(folder: str) -> bool:
-    """Whether what lies in ``folder`` is installed: it changes with its version, not under the user's hands."""
+    """Whether ``folder`` holds installed packages, which change with their version and not while the user works."""
     return os.path.basename(folder) in {"site-packages", "dist-packages"} or folder == os.path.dirname(os.__file__)
 
 
@@ -250,9 +250,9 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def _traits(value: Any, seen: set[int]) -> Iterator[bytes]:
-    """What two versions of something that travels by value may differ in: its source, and the values that it uses.
+    """The ways in which two versions of a value that is sent may differ: its source, and the values that it uses.
 
-    Not its pickle, which is another one in every process.
+    Its pickle is no measure: that differs from process to process.
     """
     if isinstance(value, str | bytes | int | float | complex | None):
         yield repr(value).encode()
@@ -277,12 +277,12 @@ def _source_of(value: Any) -> bytes:
     try:
         return inspect.getsource(value).encode()
     except (OSError, TypeError):
-        return _told_of(value.__code__) if inspect.isfunction(value) else value.__qualname__.encode()
+        return _behaviour_of(value.__code__) if inspect.isfunction(value) else value.__qualname__.encode()
 
 
-def _told_of(code: CodeType) -> bytes:
-    """What a function without a source does: typed at a prompt, or made by ``exec``."""
-    constants = [_told_of(value) if isinstance(value, CodeType) else _constant(value) for value in code.co_consts]
+def _behaviour_of(code: CodeType) -> bytes:
+    """The code of a function without a source, which was typed at a prompt or made by ``exec``."""
+    constants = [_behaviour_of(value) if isinstance(value, CodeType) else _constant(value) for value in code.co_consts]
     return b"\0".join([code.co_code, *(name.encode() for name in code.co_names), *constants])
 
 
@@ -291,7 +291,7 @@ def _constant(value: Any) -> bytes:
 
 
 def _used_by(function: Any) -> list[tuple[str, Any]]:
-    """The variables around a function that it refers to."""
+    """The variables outside of a function that it refers to."""
     try:
         around = inspect.getclosurevars(function)
     except (TypeError, ValueError):
@@ -324,13 +324,13 @@ _imported: dict[str, str] = {}
 
 
 def _forget_stale(module: str, source_dir: str) -> None:
-    """See that ``module`` is imported as it is now: it may have been mended, or another run had one of that name."""
+    """See to it that ``module`` is imported as it is now: it may have been mended, or be another one of that name."""
     file = _module_file(module, source_dir)
     if file is None:
         return
-    known = getattr(sys.modules.get(module), "__file__", None)
+    imported_from = getattr(sys.modules.get(module), "__file__", None)
     digest = source_digest(file, source_dir)
-    if known is not None and (known != str(file) or _imported.get(module, digest) != digest):
+    if imported_from is not None and (imported_from != str(file) or _imported.get(module, digest) != digest):
         for path in _sources(file, source_dir):
             sys.modules.pop(path.removesuffix(".py").removesuffix("/__init__").replace(os.sep, "."), None)
         importlib.invalidate_caches()

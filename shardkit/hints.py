@@ -1,4 +1,4 @@
-"""Advice in two languages: as Python has it, and as the command line has it."""
+"""Advice in two languages: for Python and for the command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Hint(str):  # noqa: SLOT000  it has a second text
         return made
 
     def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
-        """What a copy is made of, in another process too."""
+        """What pickle and copy make a copy of."""
         return str(self), self.command
 
 
@@ -41,7 +41,7 @@ _COMMAND: ContextVar[bool] = ContextVar("shardkit_command", default=False)
 
 @contextmanager
 def in_a_command() -> Iterator[None]:
-    """Have the library leave the closing words to a command, which has its own."""
+    """While the block runs, the library leaves the closing words to the command, which has its own."""
     token = _COMMAND.set(True)
     try:
         yield
@@ -50,5 +50,5 @@ def in_a_command() -> Iterator[None]:
 
 
 def is_command() -> bool:
-    """Whether a command of the command line is at work."""
+    """Whether a command of the command line is running."""
     return _COMMAND.get()

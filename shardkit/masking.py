@@ -1,8 +1,8 @@
-"""What of a text is a secret: one place says so, for all that is refused, and for all that is written or shown.
+"""Secrets in texts: this one place decides what is refused, and what is masked wherever it is written or shown.
 
     masked("pip cannot fetch https://ci:hunter2@index.example/")     # ... https://ci:***@index.example/
 
-Standard library only: the queue's functions in the cloud and the bootstrap of a container use it too.
+Standard library only, because the queue's functions in the cloud and the bootstrap of a container use it too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MASK = "***"
 NAMES_SAY_NOTHING = {"HyperParameters"}  # a pad_token there is no secret
-# The patterns stay texts: to compile them takes 14 ms, which a program that shows no secret need not wait for.
+# The patterns stay texts: compiling them takes 14 ms, for which a program that shows no secret need not wait.
 _NAMES = (
     r"(?i)(?:^|_)ACCESS_KEY_ID$|(?:^|_)(?:DB|FTP|MAIL|MYSQL|PG|REDIS|ROOT|SMTP|USER)_?PASS$"
     r"|(?:PASSWORD|PASSWD|PASSPHRASE|APIKEY|(?:API|AUTH|ACCESS|BEARER|REFRESH)TOKEN"
@@ -37,7 +37,7 @@ _TOKENS = (
     r"|\beyJ[\w-]{10,2000}\.eyJ[\w-]{10,}(?:\.[\w-]*)?"  # a JSON web token
     r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY(?s:.*?)(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)"
 )
-# What stands before the host of a URL. A colon that has no port after it begins a password, whatever is in that.
+# The text before the host of a URL. A colon that no port follows begins a password, whatever that holds.
 _URL_USER = (
     r"(?i)(?P<before>(?<![a-z0-9])[a-z][a-z0-9+.-]{0,20}://[^\s/?#@:'\"<>]{0,200}:)"
     r"(?!\$\{\w+\}@)(?:[^\s/?#'\"<>]{1,500}(?=@(?:[\w-]+\.[\w.-]|localhost|\[))|(?!\d+(?:[/?#\s]|$))[^\s'\"<>]{1,500}(?=@))"
@@ -68,7 +68,7 @@ def is_secret(name: str, value: str) -> bool:
 
 @functools.lru_cache(4096)
 def is_secret_name(name: str) -> bool:
-    """Whether what has this name is a secret, most likely."""
+    """Whether a value of this name is most likely a secret."""
     return name.upper() != "PWD" and re.search(_NAMES, re.sub(_HUMP, "_", name)) is not None
 
 
@@ -79,7 +79,7 @@ def holds_secret(text: str) -> bool:
 
 
 def masked(text: str) -> str:
-    """The text with every secret in it replaced by ``***``; a text that holds none as it is."""
+    """The text with ``***`` in the place of every secret."""
     text = _without_values(text)
     if "=" in text or ":" in text:
         text = "".join(_without_fields(text))
@@ -87,7 +87,7 @@ def masked(text: str) -> str:
 
 
 def masked_data(value: Any, *, by_name: bool = True) -> Any:
-    """Plain data with every text in it masked, by what it holds and by the name that it has."""
+    """Plain data with all texts in it masked, because of what they hold or of their names."""
     if isinstance(value, str):
         return masked(value)
     if isinstance(value, dict):
@@ -102,7 +102,7 @@ def masked_data(value: Any, *, by_name: bool = True) -> Any:
 def secret_places(value: Any, name: str = "", *, by_name: bool = True) -> Iterator[str]:
     """Where plain data holds secrets: ``engine.env.DB_PASSWORD``, ``notify.0``; never what they are.
 
-    ``by_name``: whether names say what is secret; else the texts alone do.
+    With ``by_name`` a name such as ``password`` makes its value a secret; otherwise only the values count.
     """
     before = f"{name}." if name else ""
     if isinstance(value, str):
@@ -130,7 +130,7 @@ def _masked_item(data: dict[Any, Any], key: Any, *, by_name: bool) -> Any:
 
 
 def _is_named_secret(data: dict[Any, Any], key: Any) -> bool:
-    """Whether what stands under a key is a secret by its name: the key, or that of one of the service's tags."""
+    """Whether the value under a key is a secret by its name: the key, or that of one of the service's tags."""
     name, value = (data["Key"] if _is_pair(data) and key == "Value" else key), data[key]
     return isinstance(name, str) and isinstance(value, str) and bool(value) and _is_secret_by_name(name, value)
 
@@ -154,12 +154,12 @@ def _follows_secret(words: list[Any] | tuple[Any, ...], i: int) -> bool:
 
 def _assigns_secret(word: Any) -> bool:
     """Whether a word of a command gives a secret name a value: ``--api-token=...``, or ``export DB_PASSWORD=...``."""
-    found = re.finditer(_ASSIGNED, word) if isinstance(word, str) else ()
-    return any(_is_secret_by_name(each["option"] or each["variable"], each["value"]) for each in found)
+    assigned = re.finditer(_ASSIGNED, word) if isinstance(word, str) else ()
+    return any(_is_secret_by_name(each["option"] or each["variable"], each["value"]) for each in assigned)
 
 
 def _without_values(text: str) -> str:
-    """The text without what is known as a secret by its look."""
+    """The text without what looks like a secret by itself."""
     text = re.sub(_TOKENS, MASK, text)
     if "@" in text:
         text = re.sub(_QUOTED_USER, _hide, text)
@@ -172,30 +172,30 @@ def _without_values(text: str) -> str:
     return re.sub(_HEADER, _hide, text)
 
 
-def _hide(found: re.Match[str]) -> str:
-    return f"{found['before']}{MASK}"
+def _hide(match: re.Match[str]) -> str:
+    return f"{match['before']}{MASK}"
 
 
-def _hide_query(found: re.Match[str]) -> str:
-    return _hide(found) if re.match(_QUERY_NAMES, found["name"]) or is_secret_name(found["name"]) else found[0]
+def _hide_query(match: re.Match[str]) -> str:
+    return _hide(match) if re.match(_QUERY_NAMES, match["name"]) or is_secret_name(match["name"]) else match[0]
 
 
-def _hide_named(found: re.Match[str]) -> str:
-    hidden = is_secret_name(found["name"]) and not re.match(_HARMLESS, found["value"])
-    return _hide(found) if hidden else found[0]
+def _hide_named(match: re.Match[str]) -> str:
+    hidden = is_secret_name(match["name"]) and not re.match(_HARMLESS, match["value"])
+    return _hide(match) if hidden else match[0]
 
 
 def _without_fields(text: str) -> Iterator[str]:
     """The text, in pieces, without the values of secret names."""
-    told = at = 0
+    begin = at = 0
     while field := re.compile(_FIELD).search(text, at):
         at = field.end()
         value = re.compile(_VALUE).match(text, at) if is_secret_name(field["name"]) else None
         if value is not None and _is_value(field, value):
             quote = value["quote"] or ""
-            yield f"{text[told:at]}{quote}{MASK}{quote}"
-            told = at = value.end()
-    yield text[told:]
+            yield f"{text[begin:at]}{quote}{MASK}{quote}"
+            begin = at = value.end()
+    yield text[begin:]
 
 
 def _is_value(field: re.Match[str], value: re.Match[str]) -> bool:

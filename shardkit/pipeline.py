@@ -1,4 +1,4 @@
-"""The pipeline: one job described in Python or in YAML, the same thing twice."""
+"""The pipeline: one job, described in Python or in YAML alike, and what can be done with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Pipeline(Spec):
-    """One job: an input, a function and an output, with all that is to be said about them.
+    """One job: an input, a function and an output, and all settings for them.
 
     >>> pipeline = Pipeline.from_yaml("pipeline.yaml")                              # doctest: +SKIP
     >>> pipeline = Pipeline(function=features, input="data/", output="out/")        # doctest: +SKIP
@@ -45,7 +45,7 @@ class Pipeline(Spec):
             run_id: a name for the run.
             quiet: show no progress.
             wait: with an engine, stay until all jobs have ended; else return when they are in the queue. Then
-                ``run.wait()`` launches them, or who serves the pipeline's ``queue`` does.
+                ``run.wait()`` launches them, or whoever serves the pipeline's ``queue``.
 
         Raises:
             InputError: the input is empty or cannot be read.
@@ -68,7 +68,7 @@ class Pipeline(Spec):
         return make_run_plan(self, function_ref=self.function_ref(), run_id=run_id, days=self.chosen_days(days))
 
     def sample(self, records: int, *, quiet: bool = True) -> Estimate:
-        """Run some records, and tell what the whole will take; nothing is left behind."""
+        """Run some records and estimate what all of them will take; nothing is left behind."""
         from shardkit.runs.estimate import estimate
 
         return estimate(self, records, quiet=quiet)

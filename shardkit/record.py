@@ -8,11 +8,11 @@ import sys
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any
 
-PATHS: Any = PosixPath  # whose own methods differ from version to version
+PATHS: Any = PosixPath  # its private methods differ between versions of Python
 
 
 class Record(PosixPath):
-    """The files that go to one call of the function: the path of the main one, with the others.
+    """The files of one call of the function: it is the path of the main one, and knows the others.
 
     >>> def features(record):
     ...     with open(record) as file:                # the main object
@@ -27,7 +27,7 @@ class Record(PosixPath):
     __slots__ = ("_by_stem", "_folder", "_main", "bytes", "key", "objects")
 
     def __new__(cls, *_: Any, **__: Any) -> Record:
-        """Older versions of Python would read the arguments as parts of a path."""
+        """Make one without arguments, which older versions of Python would read as parts of a path."""
         return object.__new__(cls)
 
     def __init__(
@@ -52,7 +52,7 @@ class Record(PosixPath):
     if not TYPE_CHECKING:  # or every name would do for a type checker
 
         def __getattr__(self, name: str) -> Any:
-            """What older versions of Python keep of a path, once it is asked for: most functions only open it."""
+            """What older versions of Python keep of a path, made on its first use: most functions only open it."""
             if name not in {"_drv", "_root", "_parts"} or sys.version_info >= (3, 12):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             whole = self.path
@@ -60,10 +60,10 @@ class Record(PosixPath):
                 setattr(self, part, getattr(whole, part))
             return getattr(self, name)
 
-    # What is made of a record's path is a path, and no record.
+    # Whatever is derived from a record's path is a path, not a record.
 
     def with_segments(self, *segments: str | os.PathLike[str]) -> Path:
-        """A path of other parts."""
+        """A path of these parts."""
         return Path(*segments)
 
     if sys.version_info < (3, 12):
@@ -86,8 +86,8 @@ class Record(PosixPath):
         return f"{self._folder}/{self.objects[self._main]}"
 
     def __reduce__(self) -> Any:
-        known: dict[str, Any] = {"main": self._main, "root": self._folder, "bytes": self.bytes}
-        return functools.partial(Record, self.key, self.objects, by_stem=self._by_stem, **known), ()
+        fields: dict[str, Any] = {"main": self._main, "root": self._folder, "bytes": self.bytes}
+        return functools.partial(Record, self.key, self.objects, by_stem=self._by_stem, **fields), ()
 
     @property
     def path(self) -> Path:

@@ -1,4 +1,4 @@
-"""Times, days and dates: as a run notes them, as people write them, and in the keys of objects."""
+"""Times, days and dates: as a run notes them, as people write them, and as the keys of objects hold them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def now() -> str:
 
 
 def new_run_id() -> str:
-    """An id that sorts by the time of its making."""
+    """A new id; ids sort by the time at which they were made."""
     time = datetime.datetime.now(datetime.timezone.utc)
     return f"{time:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def interval(text: str) -> datetime.timedelta | None:
-    """``30m``, ``3h``, ``1d`` or ``2w`` as a time; None where it is none."""
+    """``30m``, ``3h``, ``1d`` or ``2w`` as a length of time; None if the text is none."""
     match = re.fullmatch(r"\s*(\d{1,5})\s*([mhdw])\s*", text)
     return datetime.timedelta(**{UNITS[match[2]]: int(match[1])}) if match else None
 
@@ -38,7 +38,7 @@ DAY_COLUMN = "day_partition"
 
 
 def zone_of(name: str | None) -> datetime.tzinfo:
-    """The time zone of that name; UTC where none is given.
+    """The time zone of that name; UTC if there is no name.
 
     Raises:
         PipelineError: there is no such zone.
@@ -59,7 +59,7 @@ def parse_days(dates: Iterable[str]) -> tuple[str, ...]:
     Raises:
         PipelineError: one is no date, or a range ends before it begins.
     """
-    found: dict[str, None] = {}
+    days: dict[str, None] = {}
     for text in dates:
         first, dots, last = text.partition("..")
         begin = _date(first, text)
@@ -67,8 +67,8 @@ def parse_days(dates: Iterable[str]) -> tuple[str, ...]:
         count = (end - begin).days + 1
         if not 0 < count <= MOST_DAYS:
             raise PipelineError(f"--date {text}: the range ends before it begins, or is far too long.")
-        found |= {(begin + datetime.timedelta(days=i)).isoformat(): None for i in range(count)}
-    return tuple(found)
+        days |= {(begin + datetime.timedelta(days=i)).isoformat(): None for i in range(count)}
+    return tuple(days)
 
 
 def _date(text: str, whole: str) -> datetime.date:
@@ -81,7 +81,7 @@ def _date(text: str, whole: str) -> datetime.date:
 
 
 def days_since(text: str, *, zone: datetime.tzinfo, now: datetime.datetime | None = None) -> tuple[str, ...]:
-    """The days from so long ago until today, such as ``3d``, ``12h`` or ``2w``.
+    """The days until today, from as long ago as ``text`` says, such as ``3d``, ``12h`` or ``2w``.
 
     Raises:
         PipelineError: it is no such time.
@@ -99,7 +99,7 @@ def is_wanted(group: str, days: Iterable[str]) -> bool:
     return any(group.startswith(day) or day.startswith(group) for day in days)
 
 
-# The parts of a date: what their digits look like between other digits, and where nothing else can be meant.
+# The parts of a date: their digits as they look next to other digits, and as they look where nothing else can be meant.
 DATE_PARTS = {
     "{Y}": ("[0-9]{4}", "[0-9]{4}"),
     "{m}": ("0[1-9]|1[0-2]", "1[0-2]|0?[1-9]"),
@@ -112,7 +112,7 @@ WILD = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
 def date_expression(path: str) -> tuple[str, str]:
     """A pattern such as ``logs/{Y}/{m}/{d}`` as an RE2 expression over whole keys, and the rewrite that gives the date.
 
-    The pattern may be found anywhere in a key, and the first place counts, but never amid other digits.
+    The pattern may stand anywhere in a key, but not in the middle of other digits; its first place counts.
 
     Raises:
         ValueError: it has no ``{Y}``, a part without the next larger one, or one that is unknown.
@@ -122,7 +122,7 @@ def date_expression(path: str) -> tuple[str, str]:
     expression, seen = "", []
     for i, item in enumerate(items):
         if item in DATE_PARTS:
-            # Next to another digit, or to what may be one, only its full width tells where a number ends.
+            # Next to another digit, or to what may be one, only the full width shows where a number ends.
             beside = items[i - 1 : i] + items[i + 1 : i + 2] if i else items[1:2]
             digits = DATE_PARTS[item][not any(b in DATE_PARTS or b in WILD or b.isdigit() for b in beside)]
             expression += f"(?:{digits})" if item in seen else f"({digits})"

@@ -1,4 +1,4 @@
-"""What an error of the user's function tells: its message, and a traceback that begins at the user's code."""
+"""Errors of the user's function as text: the message, and a traceback that begins at the user's code."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ DEBUGGER = (
 
 
 def user_traceback(error: BaseException, *, limit_chars: int = 8000) -> str:
-    """The traceback of ``error`` from the user's first frame on, without ours; its end if too long."""
-    told = traceback.TracebackException.from_exception(error, compact=True)
-    link: traceback.TracebackException | None = told
+    """The traceback of ``error`` from the user's first frame on, without our frames; only its end if it is too long."""
+    whole = traceback.TracebackException.from_exception(error, compact=True)
+    link: traceback.TracebackException | None = whole
     while link:
         _trim(link)
         for name in ("__cause__", "__context__"):
             before = getattr(link, name)
             if before is not None and before.stack and not _users(before.stack):
-                setattr(link, name, None)  # of a library that we have called: the message has what it said
+                setattr(link, name, None)  # from a library that we have called: the message repeats it
         link = link.__cause__ or link.__context__
-    text = printable(masked("".join(_cut(piece, limit_chars) for piece in told.format())))
+    text = printable(masked("".join(_cut(piece, limit_chars) for piece in whole.format())))
     return text if len(text) <= limit_chars else "[...]\n" + text[-limit_chars:]
 
 
 def error_message(error: BaseException, *, limit_chars: int = 1000) -> str:
-    """What ``error`` says; its beginning if that is too long."""
+    """The message of ``error``; only its beginning if it is too long."""
     if type(error).__name__ == "BdbQuit":
         return DEBUGGER
     try:
@@ -60,7 +60,7 @@ def _users(stack: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSumma
 
 
 def _cut(piece: str, limit_chars: int) -> str:
-    """A line of a traceback, which may hold all that the function read."""
+    """A line of a traceback, cut, because it may hold everything that the function has read."""
     return piece if len(piece) <= 2 * limit_chars else f"{piece[:limit_chars]}[...]{piece[-limit_chars:]}"
 
 
@@ -69,7 +69,7 @@ def _is_ours(filename: str) -> bool:
 
 
 def _is_called_by_us(filename: str) -> bool:
-    """Whether a frame that no user's comes before is of a library that our own code has called."""
+    """Whether a frame before the user's first one is of a library that our own code has called."""
     if "-packages" + os.sep in filename:
         return filename.rpartition("-packages" + os.sep)[2].split(os.sep)[0] in _CALLED_BY_US
     return filename.startswith(_STANDARD) or filename.endswith((".pxi", ".pyx"))

@@ -28,6 +28,6 @@ def human_seconds(seconds: float) -> str:
 
 
 def first_line(text: str, *, characters: int = LINE_CHARACTERS) -> str:
-    """The first line of a text, cut where it is long."""
+    """The first line of a text, cut if it is long."""
     lines = text.strip().splitlines() or [""]
     return lines[0] if len(lines) == 1 and len(lines[0]) <= characters else f"{lines[0][:characters].rstrip()} ..."

@@ -1,6 +1,6 @@
-"""Where this user's programs keep what outlives them, which other users of the machine may not read.
+"""The folder for files that outlive this user's programs, and that other users of the machine must not read.
 
-Standard library only: the queue's functions in the cloud have it too.
+Standard library only, because the queue's functions in the cloud use it too.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def state_path(*names: str) -> str:
 
 
 def keep_private(path: str) -> None:
-    """Make a file, if it is not there, that its owner alone can read; tighten what lies in the user's own state."""
+    """Make a file, if there is none, that only its owner can read; tighten files that are in the user's own state."""
     home = os.path.realpath(state_home())
     inside = os.path.realpath(path).startswith(f"{home}{os.sep}")
-    with contextlib.suppress(OSError):  # whoever opens the file tells what is wrong with it
+    with contextlib.suppress(OSError):  # whoever opens the file raises the error
         if inside:
             tighten(home, PRIVATE_FOLDER)
             for name in (path, f"{path}-wal", f"{path}-shm"):
@@ -36,7 +36,7 @@ def keep_private(path: str) -> None:
 
 
 def tighten(path: str, mode: int) -> None:
-    """Take from others what they may do with a file or folder of this user."""
+    """Take away what others may do with a file or folder of this user."""
     with contextlib.suppress(FileNotFoundError):
         about = os.stat(path)
         if about.st_uid == os.geteuid() and stat.S_IMODE(about.st_mode) & ~mode:

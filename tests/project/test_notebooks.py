@@ -170,7 +170,7 @@ def test_a_week_of_days_runs_whole(tmp_path: Path) -> None:
     assert "55 listed = 55 done" in said(book, "run")
     assert said(book, "run").count("talent/impressions/day_partition=2020-01-0") == 7
     late = said(book, "late")
-    assert "1 partition to be made anew, 6 as they are" in late
+    assert "1 partition to be rebuilt, 6 as they are" in late
     assert re.search(r"2020-01-04 +1 new, 7 unchanged", late)
     redone = said(book, "redo")
     assert "8 listed = 1 done + 0 quarantined + 7 skipped" in redone

@@ -452,7 +452,7 @@ def test_dry_run_says_per_day_what_would_run_and_why(feed: Feed, tmp_path: Path)
     yaml.write_text(json.dumps(_plain(feed)))
     said = CliRunner().invoke(cli, ["run", str(yaml), "--dry-run"])
     assert said.exit_code == 0, said.output
-    assert "1 partition to be made anew, 2 as they are" in said.output
+    assert "1 partition to be rebuilt, 2 as they are" in said.output
     assert "2020-01-02   1 changed, 11 unchanged" in said.output
     assert "in the same chunk as one that has changed" in said.output or "computed again" not in said.output
     feed.write_work(WORK.replace('"v": 1', '"v": 2'))
