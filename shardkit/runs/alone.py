@@ -42,7 +42,7 @@ def preprocess(function: str, group: str | os.PathLike[str], output: str | os.Pa
     Args:
         function: ``module:callable``.
         group: the folder with the files.
-        output: the folder of the parts; its ``_shardkit`` folder tells how the run went.
+        output: the folder of the parts; its ``_shardkit`` folder has all about the run.
         fields: any other field of Pipeline, and ``run_id`` and ``quiet``.
 
     Raises:
@@ -63,7 +63,7 @@ def combine_folders(
     """Pass 2 alone: the Parquet files of some folders, in order of their names, to one dataset.
 
     Args:
-        inputs: folders, for instance those that pass 1 wrote. Of one that holds runs, the latest must be finished.
+        inputs: folders, for instance those that pass 1 wrote. If one holds runs, the latest must be finished.
         output: the folder of the dataset.
         merge: what to make of the parts.
         name: only a pipeline of the same name may later replace the dataset.
@@ -76,8 +76,8 @@ def combine_folders(
     target = folder_at(output)
     check_owner(target, name)
     roots = [folder_at(place) for place in inputs]
-    found = [item for root in roots for item in parquet_files(root)]
-    parts = [part for part, _ in found]
+    files_and_sizes = [item for root in roots for item in parquet_files(root)]
+    parts = [part for part, _ in files_and_sizes]
     noted = {File(root, path): rows for root in roots for path, rows in noted_of(root).items()}
     folder = run_folder(target, new_run_id())
     attempt = Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic(), command="pass2")
@@ -91,7 +91,7 @@ def combine_folders(
             with attempt.pass2(RowMeter(source.num_rows, lambda: sum(source.read))):
                 files, schema = write_merged(build.staging, source, merge, token=build.token, threads=None)
                 build.add(WHOLE, files, [], schema)
-            size = sum(size for _, size in found)
+            size = sum(size for _, size in files_and_sizes)
             build.describe(merge.layout, records=ledgers_of(roots), bytes_in=size)
             if not (build.result["rows"] or merge.allow_empty):
                 raise NothingMade(

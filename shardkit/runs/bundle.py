@@ -1,12 +1,12 @@
-"""The code that a job needs, as one folder whose name is its content's sha256.
+"""The code that a job needs, as one folder whose name is the sha256 of its content.
 
     <output>/_shardkit/code/<sha256>/
         bootstrap.sh, bootstrap.py     start a pass in any image that has sh and a Python of 3.10 or newer
-        contents.json                  what is in the rest
+        contents.json                  describes the others
         shardkit.zip, source.zip       this package, and the user's source_dir
         wheels/*.whl                   all requirements, with ``requirements_mode: bundle``
 
-It is uploaded once per content, not once a job.
+It is uploaded once for each content, not for each job.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parent.parent
 LARGEST_SOURCE_BYTES = 100 << 20
 MOST_SOURCE_FILES = 50_000
-COMPARED_BYTES = 8 << 20  # of what is uploaded already
+COMPARED_BYTES = 8 << 20  # files that are uploaded already are compared up to this size
 NO_SOURCE = {"__pycache__", "node_modules", STATE_DIR}
 
 
@@ -53,19 +53,19 @@ def upload_bundle(
     extras: tuple[str, ...] = (),
     by_value: bool = False,
 ) -> str:
-    """Put the code where jobs find it, unless it is there already; returns the URI of its folder, with a slash.
+    """Upload the code, unless it is there already; returns the URI of its folder, with a slash at the end.
 
     Args:
         output: the folder of the dataset.
-        source_dir: the user's code; None where the function travels by value.
+        source_dir: the user's code; None if the function travels by value.
         requirements: a requirements file; by default ``requirements.txt`` in ``source_dir``, if there is one.
         mode: ``install`` (in each job, from the network), ``bundle`` (wheels travel with the code) or ``none``.
-        leave_out: folders that are no code although they lie in ``source_dir``: the input and the output.
-        extras: those of this package that the jobs need.
+        leave_out: folders that are not code although they are in ``source_dir``: the input and the output.
+        extras: the extras of this package that the jobs need.
         by_value: whether the function travels by value, and so needs this very Python.
 
     Raises:
-        PipelineError: the code is too large, or a requirement cannot be had.
+        PipelineError: the code is too large, or a requirement cannot be fetched.
         StorageError: it cannot be uploaded.
     """
     needs = Requirements() if mode == "none" else _requirements(source_dir, requirements)
@@ -100,7 +100,7 @@ def upload_bundle(
 
 
 def _is_whole(home: Folder, files: dict[str, bytes]) -> bool:
-    """Whether the code is there, as its name says; what is large is compared by its size alone."""
+    """Whether the code is there, as its name says; of large files only the size is compared."""
     there = {entry.key: entry.bytes for entry in home.entries()}
     if "complete" not in there or any(there.get(name) != len(data) for name, data in files.items()):
         return False
@@ -138,7 +138,7 @@ def _package_files() -> Iterator[tuple[str, Path]]:
 
 
 def _source_files(source_dir: str, leave_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """The user's code: everything in its folder but notebooks, what is hidden or made by machines, and data."""
+    """The user's code: everything in its folder except notebooks, hidden and generated files, and data."""
     root = Path(source_dir)
     others = {os.path.realpath(folder) for folder in leave_out}
     total, sizes = 0, []
@@ -189,15 +189,17 @@ def _requirements(source_dir: str | None, requirements: str | None) -> Requireme
 
 
 def _own_requirements(extras: tuple[str, ...]) -> list[str]:
-    """What this package and some of its extras need, as its metadata tells."""
+    """The requirements of this package and of some of its extras, from its metadata."""
     try:
-        known = importlib.metadata.requires("shardkit") or []
+        declared = importlib.metadata.requires("shardkit") or []
     except importlib.metadata.PackageNotFoundError:
-        known = []
+        declared = []
     wanted = {None, *extras}
-    found = ((line, re.search(r"extra == ['\"](\w+)", line)) for line in known)
+    with_extra = ((line, re.search(r"extra == ['\"](\w+)", line)) for line in declared)
     return [
-        line.partition(";")[0].strip() if extra else line for line, extra in found if (extra and extra[1]) in wanted
+        line.partition(";")[0].strip() if extra else line
+        for line, extra in with_extra
+        if (extra and extra[1]) in wanted
     ]
 
 

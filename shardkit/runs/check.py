@@ -1,4 +1,4 @@
-"""A dataset held against all that is known of it: its files, what is noted of them, and the ledgers of its runs."""
+"""A dataset compared with all that is known of it: its files, the notes about them, and the ledgers of its runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a dataset, and its ``cure``."""
+    """Something that is wrong with a dataset, and its ``cure``."""
 
     what: str
     cure: str
@@ -44,7 +44,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` has compared and found; ``not_compared`` are sentences about what could not be."""
+    """The answer of `check`; ``not_compared`` are sentences about what could not be compared."""
 
     output: str
     run_id: str
@@ -65,10 +65,10 @@ class Checked:
 
     def __str__(self) -> str:
         size = f"{counted(self.files, 'file')}, {counted(self.rows, 'row')} of {counted(self.records, 'record')}"
-        told = f"{self.output} is as it was written: {size}."
+        verdict = f"{self.output} is as it was written: {size}."
         if self.faults:
-            told = f"{counted(len(self.faults), 'fault')} in {self.output} ({size})."
-        return "\n".join([*map(str, self.faults), *self.not_compared, told])
+            verdict = f"{counted(len(self.faults), 'fault')} in {self.output} ({size})."
+        return "\n".join([*map(str, self.faults), *self.not_compared, verdict])
 
 
 def check(output: str | os.PathLike[str], *, boto_session: Any = None) -> Checked:
@@ -86,7 +86,7 @@ def check(output: str | os.PathLike[str], *, boto_session: Any = None) -> Checke
 
 
 def check_folder(output: Folder) -> Checked:
-    """The same of a folder that is open."""
+    """The same for a folder that is open already."""
     finish_switches(output)
     current = current_result(output)
     if current is None:
@@ -116,13 +116,13 @@ class _Checking:
         self._output = output
         self._current = current
         self._rows: dict[str, dict[str, int]] = {}
-        # Results of the first versions did not tell of partitions.
+        # Results of the first versions have no partitions.
         self.partitions: dict[str, dict[str, Any]] = current.get("partitions") or {WHOLE: {"run": current["run_id"]}}
 
     def _found(self, what: str, cure: str = "", *, partition: str = WHOLE) -> None:
         day = f" --date {partition}" if partition else ""
-        anew = f"Make it anew: shardkit run PIPELINE.yaml{day} --set incremental=false"
-        self.faults.append(Fault(what[:1].upper() + what[1:], cure or anew))
+        rebuild = f"Make it again: shardkit run PIPELINE.yaml{day} --set incremental=false"
+        self.faults.append(Fault(what[:1].upper() + what[1:], cure or rebuild))
 
     # ---- the files
 
@@ -132,8 +132,8 @@ class _Checking:
         there = {e.key: e.bytes for e in self._output.entries() if not e.key.startswith(f"{STATE_DIR}/")}
         whole = [path for path, file in listed.items() if there.get(path) == file["bytes"]]
         kind = self._current["format"]
-        found = together([partial(rows_in, File(self._output, path), kind) for path in whole])
-        rows = dict(zip(whole, found, strict=True))
+        counts = together([partial(rows_in, File(self._output, path), kind) for path in whole])
+        rows = dict(zip(whole, counts, strict=True))
         for path, file in listed.items():
             partition = file.get("partition", WHOLE)
             self._rows.setdefault(partition, {})[path] = file["rows"]
@@ -152,7 +152,7 @@ class _Checking:
     # ---- the runs that have made it
 
     def check_run(self, run_id: str) -> None:
-        """Hold the partitions that a run has made against its ledger."""
+        """Compare the partitions that a run has made with its ledger."""
         mine = {name: made for name, made in self.partitions.items() if made["run"] == run_id}
         folder = RunFolder(self._output, run_id)
         if not folder.exists():
@@ -183,9 +183,9 @@ class _Checking:
         if ledger.open:
             self._found(f"Of run {run_id} {counted(ledger.open, 'record')} are neither done nor in quarantine")
         if run_id == self._current["run_id"] and ledger.counts() != self._current["records"]:
-            told = ", ".join(f"{count:,} {name}" for name, count in self._current["records"].items())
+            noted = ", ".join(f"{count:,} {name}" for name, count in self._current["records"].items())
             here = ", ".join(f"{count:,} {name}" for name, count in ledger.counts().items())
-            self._found(f"Of run {run_id} the dataset tells of {told}, and the ledger of {here}")
+            self._found(f"Of run {run_id} the dataset notes {noted}, and the ledger has {here}")
         quarantined = ledger.quarantined_by_partition()
         for name, made in mine.items():
             if made.get("quarantined", quarantined.get(name, 0)) != quarantined.get(name, 0):
@@ -198,16 +198,18 @@ class _Checking:
     def _check_rows(self, mine: dict[str, dict[str, Any]], parts: dict[str, list[CommittedPart]]) -> None:
         """See that the files hold the rows that the records have given."""
         runs = sorted({noted_by(made) for made in mine.values()})
-        known = dict(zip(runs, together([partial(Contents.of_run, self._output, run) for run in runs]), strict=True))
+        contents_of = dict(
+            zip(runs, together([partial(Contents.of_run, self._output, run) for run in runs]), strict=True)
+        )
         silent = {}
         for name, made in mine.items():
-            files, contents = self._rows.get(name, {}), known[noted_by(made)]
+            files, contents = self._rows.get(name, {}), contents_of[noted_by(made)]
             noted = name in contents.columns and any(path in contents.files for path in files)
             if not noted and "rows" not in made:
                 silent[name] = made
                 continue
             try:
-                # Of rows that a combine has made, none is noted.
+                # Rows that a combine has made are not noted.
                 combined = not noted and made["rows"] is None
                 account = Account.of(parts[name], combined=combined) if name in parts else Account(made["rows"], None)
             except LedgerError as error:
@@ -221,7 +223,7 @@ class _Checking:
     # ---- the parts, record by record
 
     def _check_parts(self, ledger: Ledger, parts: list[CommittedPart]) -> None:
-        """See that the parts that count have the rows that are told of, each of a record that is done."""
+        """See that the parts that count have the rows that are noted, and that each row is of a record that is done."""
         footers = dict(zip((p.name for p in parts), together([partial(_footer, part) for part in parts]), strict=True))
         for part in parts:
             rows, _ = footers[part.name]
@@ -235,7 +237,7 @@ class _Checking:
 
 
 def _file_fault(file: dict[str, Any], size: int | None, rows: int | None) -> str:
-    """What is wrong with a file of which the size, and if that is right the rows, were looked up."""
+    """What is wrong with a file, if anything; its ``rows`` were looked up only if its ``size`` is right."""
     if size is None:
         return "is gone"
     if size != file["bytes"]:
@@ -246,17 +248,17 @@ def _file_fault(file: dict[str, Any], size: int | None, rows: int | None) -> str
 
 
 def _places(ledger: Ledger, marker: dict[str, Any], ids: np.ndarray) -> list[int]:
-    """The positions, in a chunk as it was computed, of the records that have given rows which count."""
+    """The positions, in a chunk as it was computed, of the records whose rows count."""
     gone = marker.get("gone", [])
     places = np.delete(np.arange(len(ids) + len(gone)), gone)
     failed = [entry["record"] for entry in marker["quarantine"]]
     counts = ~np.isin(ids, failed) & (ledger.state[ids] != QUARANTINED)
-    found: list[int] = places[counts].tolist()
-    return found
+    positions: list[int] = places[counts].tolist()
+    return positions
 
 
 def _footer(part: CommittedPart) -> tuple[int | None, RecordRows | None]:
-    """The rows of a part, and which records' they are, as far as its file tells."""
+    """How many rows a part has, and which records they are of, as far as its file says."""
     try:
         with part.file.open() as file:
             footer = pq.read_metadata(file)

@@ -1,4 +1,4 @@
-"""What a run will take, told from a few of its records."""
+"""What a run will take, estimated from a few of its records."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ SCRATCH_TOKEN = "sample"  # noqa: S105  a part of file names
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sample of records took, and what all of them will.
+    """What all records will take, judging by a sample.
 
     ``seconds`` is the wall time of pass 1 with ``workers`` workers; ``memory_bytes`` the largest resident size that a
-    worker had; ``output_bytes`` and ``rows`` what the dataset will hold. ``failures`` are the sample's quarantine.
+    worker had; ``output_bytes`` and ``rows`` are those of the dataset. ``failures`` is the sample's quarantine.
     """
 
     sampled: int
@@ -72,7 +72,7 @@ class Estimate:
 
 
 def estimate(pipeline: Spec, records: int, *, quiet: bool) -> Estimate:
-    """Run some records, spread over all sizes, and tell what the whole will take; nothing is left behind.
+    """Run some records, spread over all sizes, and estimate what all will take; nothing is left behind.
 
     Raises:
         PipelineError: ``records`` is not at least 1, or the function cannot be loaded.

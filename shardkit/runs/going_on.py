@@ -1,4 +1,4 @@
-"""A run gone on with: resumed where its markers end, or retried with the records in quarantine."""
+"""How a run goes on: resumed where its markers end, or retried with the records in quarantine."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.spec import Spec
 
-LAMBDA = "<lambda>"  # the name of what has none
+LAMBDA = "<lambda>"  # the name of a function that has none
 
 
 @dataclass(frozen=True)
 class GoingOn:
-    """How a run is to be gone on with: ``resume`` or ``retry``, with other settings or another function."""
+    """How a run is to go on: ``resume`` or ``retry``, with other settings or another function."""
 
     command: str
     settings: Mapping[str, Any]
@@ -54,7 +54,7 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
     if "merge_of" in plan:
         raise PipelineError(f"Run {run.run_id} was made by pass2 alone.", hint="Give the pass2 command again.")
     try:
-        if not (retry and plan.get("by_day")):  # then its days are looked at one by one, with a cure for each
+        if not (retry and plan.get("by_day")):  # its days are checked one by one, with a cure for each
             check_not_replaced(folder)
     except RunReplaced:
         if not going.make_current:
@@ -63,7 +63,7 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
         plan = folder.plan()
     pipeline = planned_pipeline(plan, settings)
     if folder.on_top:
-        going = replace(going, changed_function=True)  # all its records are settled, so that it calls none
+        going = replace(going, changed_function=True)  # all its records are settled, so that no function is called
     ref = _function(run, going, pipeline)
     if pipeline.engine is not None:
         from shardkit.runs.on_engine import go_on
@@ -126,12 +126,12 @@ def _function(run: RunFolder, going: GoingOn, pipeline: Spec) -> FunctionRef:
 
 
 def _bare_name(function: str) -> str:
-    """What a function is called in its module, wherever that is by now."""
+    """The name of a function in its module, wherever that module is now."""
     return function.rpartition(":")[2].rpartition(".")[2]
 
 
 def _note_as_latest(folder: RunFolder) -> None:
-    """Have the output's latest run be this one, which goes on: it is what to look at, and to resume, from now on."""
+    """Make this run the output's latest, because it goes on: commands without an id now mean this one."""
     latest = latest_run(folder.output)
     if latest is not None and latest.run_id != folder.run_id:
         folder.note_as_latest()

@@ -1,4 +1,4 @@
-"""A run: started, looked at, resumed, retried."""
+"""A run as users hold it: its numbers, its dataset, its jobs; resumed, retried, stopped."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ STOP_TRIES = 4  # in vain, with longer and longer waits
 
 
 class Run:
-    """One execution of a pipeline, as its run folder tells it; another process may look at it too.
+    """One execution of a pipeline, as its run folder describes it; other processes may look at it too.
 
-    With ``whole_dataset``, as `open_run` opens an output's latest run, the quarantine is that of the dataset: also of
-    the days that other runs have made.
+    With ``whole_dataset``, which is how `open_run` opens an output's latest run, the quarantine is the whole dataset's:
+    it includes the days that other runs have made.
     """
 
     def __init__(self, folder: RunFolder, *, whole_dataset: bool = False) -> None:
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def output(self) -> Path:
-        """The folder of the dataset, where it is one of this machine; else see ``output_uri``."""
+        """The folder of the dataset, if it is on this machine; if not, see ``output_uri``."""
         return self.folder.output.path
 
     @property
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The run folder, where it is one of this machine."""
+        """The run folder, if it is on this machine."""
         return self.folder.path
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class Run:
         return [entry for folder in (self.folder, *self._others()) for entry in entries_of(folder)]
 
     def _others(self) -> list[RunFolder]:
-        """The runs that have made other days of the dataset with records in quarantine, where these count."""
+        """Other runs whose days of the dataset have records in quarantine, if these count."""
         from shardkit.runs.quarantine import elsewhere
 
         if not self._whole_dataset:
@@ -122,9 +122,9 @@ class Run:
         return open_dataset(files, result)
 
     def sql(self, query: str, *, using: Literal["athena", "duckdb"] | None = None) -> pd.DataFrame:
-        """Ask SQL of the dataset as it is now; in the query it has the pipeline's name, and ``dataset``.
+        """Ask SQL of the present dataset, whose name in the query is the pipeline's, or ``dataset``.
 
-        ``using`` is by default Athena where the dataset is in a Glue catalogue, else DuckDB on this machine.
+        By default Athena is asked if the dataset is in a Glue catalogue, else DuckDB on this machine; or say ``using``.
 
         Raises:
             QueryError: the query cannot be answered.
@@ -149,9 +149,9 @@ class Run:
         Raises:
             PipelineError: the run has no jobs.
         """
-        found = self._run_jobs()
+        jobs = self._run_jobs()
         if refresh:
-            found.refresh()
+            jobs.refresh()
         return [
             {
                 "job": job.job_id,
@@ -161,30 +161,30 @@ class Run:
                 "cause": job.cause,
                 "reason": job.reason,
             }
-            for job in found.current()
+            for job in jobs.current()
         ]
 
     def stop(self) -> int:
-        """Stop all jobs of a run on an engine that have not ended; returns how many these are.
+        """Stop all jobs of a run on an engine that have not ended; returns how many there were.
 
         What they have committed is kept, and ``resume()`` goes on from there.
 
         Raises:
-            RunFailed: the service could not be told of some, which go on.
+            RunFailed: the service did not answer for some, which go on.
         """
         jobs = self._run_jobs()
         stopped = jobs.stop()
-        count, untold, tries = len(stopped), _untold(stopped), 0
-        while untold and tries < STOP_TRIES:
+        count, at_work, tries = len(stopped), _still_at_work(stopped), 0
+        while at_work and tries < STOP_TRIES:
             time.sleep(2.0**tries)
-            left = _untold(jobs.stop())
-            tries = 0 if left < untold else tries + 1
-            untold = left
-        if untold:
+            left = _still_at_work(jobs.stop())
+            tries = 0 if left < at_work else tries + 1
+            at_work = left
+        if at_work:
             from shardkit.units import counted
 
             error = RunFailed(
-                f"Run {self.run_id}: the service does not answer, and {counted(untold, 'job')} could not be stopped.",
+                f"Run {self.run_id}: the service does not answer, and {counted(at_work, 'job')} could not be stopped.",
                 hint=advice(self.folder, lambda step: f"Try again: {step('stop')}"),
             )
             error.run = self
@@ -192,22 +192,22 @@ class Run:
         return count
 
     def logs(self, job: str | None = None) -> Iterator[str]:
-        """What the jobs of a run on an engine have said, line by line; ``job`` is one's name or id, or a part of it.
+        """The lines that the jobs of a run on an engine have printed; ``job`` is a job's name or id, or a part of it.
 
-        By default those that failed, or if none did, all.
+        By default these are the jobs that failed or, if none did, all jobs.
         """
-        found = self._run_jobs()
-        launched = [known for known in found.current() if known.name]
+        jobs = self._run_jobs()
+        launched = [each for each in jobs.current() if each.name]
         if job is not None:
-            chosen = [known for known in launched if job in known.name]
+            chosen = [each for each in launched if job in each.name]
             if not chosen:
-                raise self._no_such_job(job, found.current())
+                raise self._no_such_job(job, jobs.current())
         else:
-            chosen = [known for known in launched if known.status == "Failed"] or launched
-        for known in chosen:
+            chosen = [each for each in launched if each.status == "Failed"] or launched
+        for each in chosen:
             if len(chosen) > 1:
-                yield f"== {known.name} ({known.status})"
-            yield from map(masked, found.engine.log_lines(known.name))
+                yield f"== {each.name} ({each.status})"
+            yield from map(masked, jobs.engine.log_lines(each.name))
 
     def _no_such_job(self, name: str, jobs: list[Job]) -> PipelineError:
         import difflib
@@ -242,12 +242,12 @@ class Run:
 
         ``settings`` are fields that do not change what is computed: workers, timeout, max_failures, combine, and
         those of ``output`` other than its uri. A function whose source has changed is refused, unless
-        ``changed_function`` says that old and new results may be mixed; ``function`` is the new one, where the first
-        was sent by value. ``make_current`` makes the dataset of a run that a later one has replaced the current one
-        again, of the rows that are kept.
+        ``changed_function`` says that old and new results may be mixed; ``function`` is the new one, if the
+        first was sent by value. With ``make_current`` the dataset of a run that a later run has replaced becomes the
+        current one again, from the rows that are kept.
 
         Raises:
-            RunReplaced: a later run has replaced the dataset, and that is not to be undone.
+            RunReplaced: a later run has replaced the dataset, and ``make_current`` is not set.
         """
         from shardkit.runs.going_on import GoingOn
 
@@ -262,12 +262,11 @@ class Run:
         changed_function: bool = False,
         **settings: Any,
     ) -> Run:
-        """Run the quarantined records again, with the function as it is now, and make the dataset anew.
+        """Run the quarantined records again, with the function as it is now, and rebuild the dataset.
 
-        Of the latest run of an output these are also the records of days that earlier runs have made, run by run.
-        Returns the run that has made the dataset last. ``function`` is the mended one, where the first was sent by
-        value. One of another name than the run's is refused, unless ``changed_function`` says that the two belong
-        together.
+        For the latest run of an output this includes the records of days that earlier runs have made, run by run.
+        Returns the run that made the dataset last. ``function`` is the mended one, if the first was sent by value. A
+        function of another name is refused, unless ``changed_function`` says that the two belong together.
         """
         from shardkit.runfolder.ledger import Ledger
         from shardkit.runs.going_on import GoingOn
@@ -294,7 +293,7 @@ class Run:
 
 @contextlib.contextmanager
 def naming(run: Run) -> Iterator[None]:
-    """Have what goes wrong in the block tell which run it happened to, once there is one."""
+    """Put the run into errors that are raised in the block, once there is one, so that they can name it."""
     try:
         yield
     except ShardkitError as error:
@@ -304,6 +303,6 @@ def naming(run: Run) -> Iterator[None]:
         raise
 
 
-def _untold(jobs: list[Job]) -> int:
-    """How many jobs are at work and were not told to stop."""
+def _still_at_work(jobs: list[Job]) -> int:
+    """How many jobs are at work and have not been asked to stop."""
     return sum(job.live and job.exists == "yes" and not job.stop_sent_at for job in jobs)

@@ -1,4 +1,4 @@
-"""A run on this machine: planned, and driven through both passes, by this process and its workers."""
+"""A run on this machine: this process and its workers plan it and do both passes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def worker_pool(
     source: str | None = None,
     begun: int | None = None,
 ) -> Iterator[WorkerPool]:
-    """The workers of a pipeline; ``source`` is where its input lies by now, ``begun`` how many begin at once."""
+    """The workers of a pipeline; ``source`` is where its input is now, ``begun`` how many workers start at once."""
     from shardkit.workers.pool import WorkerPool
     from shardkit.workers.tasks import WorkerSettings
 
@@ -69,13 +69,13 @@ def start_run(
 ) -> RunFolder:
     """Plan and run both passes in this process and its workers; returns the run that has made the dataset.
 
-    If the run exists already, which only one that ``may_exist`` can, and its plan is the same, go on with it. Without
-    ``merge`` the dataset is pass 1's parts as they are.
+    If the run exists already, which is possible only with ``may_exist``, and its plan is the same, go on with it.
+    Without ``merge`` the dataset is pass 1's parts as they are.
     """
     begun = time.monotonic()
     check_room(pipeline.worker_count())
     if not merge:
-        pipeline = pipeline.replace(incremental=False)  # of a part taken over, some rows may no longer count
+        pipeline = pipeline.replace(incremental=False)  # some rows of a part that is taken over may no longer count
     if pipeline.catalog is not None:
         from shardkit.dataset.catalog import check_installed
 
@@ -110,7 +110,7 @@ def start_run(
 
 
 def nothing_to_do(pipeline: Spec, plan: Plan, progress: Progress) -> RunFolder:
-    """The run that made the dataset as it is, for nothing of what it was made of has changed."""
+    """The run that made the present dataset, because nothing that it was made of has changed."""
     current = current_result(pipeline.output_folder())
     if current is None:
         raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run with incremental: false.")
@@ -132,7 +132,7 @@ def both_passes(
     retry: bool = False,
     fresh: bool = False,
 ) -> None:
-    """Do what is left of both passes of a planned run; the caller holds its lock."""
+    """Do what is left of both passes of a planned run, whose lock the caller holds."""
     from shardkit.dataset.part_folders import publish_parts
     from shardkit.pass1_preprocessing import run_pass1
     from shardkit.pass2_combine import run_pass2

@@ -1,7 +1,7 @@
-"""A run on an engine: its jobs are put in the queue, driven to their ends, looked at and stopped.
+"""A run on an engine: its jobs are put in the queue, driven to their ends, watched and stopped.
 
-The driver may go at any moment, and come back on another machine: what the jobs have done lies in the run folder, and
-how they are, the engine tells.
+The driver may go away at any moment and come back on another machine, because the run folder holds what the jobs have
+done, and the engine knows how they are.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def _queueing() -> Iterator[None]:
-    """Turn the queue's errors into ours."""
+    """Turn the queue's errors into errors of a run."""
     try:
         yield
     except JobError as error:
@@ -71,7 +71,7 @@ def _interruptible() -> Iterator[None]:
 
 
 class RunJobs:
-    """The jobs of one run, in their queue; ``held`` is the run's lock, where they are to be driven."""
+    """The jobs of one run, in their queue; ``held`` is the run's lock, if they are to be driven."""
 
     def __init__(self, folder: RunFolder, pipeline: Spec, held: Held | None = None) -> None:
         if pipeline.engine is None:
@@ -125,8 +125,8 @@ class RunJobs:
         code = code or _upload_code(self.folder, pipeline, function or pipeline.function_ref())
         if function is not None:
             sha256 = hashlib.sha256(function.pickled).hexdigest() if function.pickled is not None else None
-            told = {"name": function.name, "digest": function.digest, "python": python_version(), "sha256": sha256}
-            changes = {**changes, FUNCTION: told}
+            sent = {"name": function.name, "digest": function.digest, "python": python_version(), "sha256": sha256}
+            changes = {**changes, FUNCTION: sent}
             self.folder.write_pickled(f"function-{generation}", function.pickled)
         if self.folder.days is not None:
             changes = {**changes, DAYS: sorted(self.folder.days)}
@@ -185,7 +185,7 @@ class RunJobs:
         )
 
     def conclude(self) -> None:
-        """Say what went wrong with the jobs, which have ended, if something did.
+        """Raise what went wrong with the jobs, which have ended, if something did.
 
         Raises:
             RunFailed: a job failed for good.
@@ -215,7 +215,7 @@ class RunJobs:
         )
 
     def _after_failure(self, reason: str, step: Steps) -> str:
-        """What to do about a job that failed for that reason."""
+        """The next steps after a job has failed for that reason."""
         text = f"\nSee what it said: {step.logs()}\nThen go on: {step('resume')}"
         if self.pipeline.input_mode == "download" and reason.startswith("ClientError"):
             stream = step("resume", input_mode="stream")
@@ -223,7 +223,7 @@ class RunJobs:
         return text
 
     def stop(self) -> list[Job]:
-        """Stop all jobs that have not ended; returns them. A driver on another machine hears of it too."""
+        """Stop all jobs that have not ended; returns them. A driver on another machine learns of it, too."""
         with _queueing():
             left = [job.job_id for job in self.jobs() if not job.ended]
             self.folder.write(STOP, {"asked": now()})
@@ -285,7 +285,7 @@ def start_jobs(
             check_not_replaced(folder)
             progress.note(f"Run {folder.run_id} exists; going on where it ended.")
         else:
-            code = _upload_code(folder, pipeline, ref)  # what is wrong with it is told before there is a run
+            code = _upload_code(folder, pipeline, ref)  # so that an error in it is raised before there is a run
             write_run(folder, plan, ref, pipeline.merge(), merge=True)
         go_on(folder, pipeline, progress, changes={}, retry=False, wait=wait, code=code, held=held)
     tell_set_aside(folder, progress)
@@ -304,10 +304,10 @@ def go_on(
     code: str | None = None,
     held: Held,
 ) -> None:
-    """Drive a run's jobs; where none is left and work is, submit a new generation. The caller holds the run's lock.
+    """Drive a run's jobs; if none is left but work is, submit a new generation of them.
 
-    ``function`` takes the place of the plan's; ``code`` is the URI of the code's folder, where it is there already;
-    ``held`` is the run's lock.
+    ``function`` takes the place of the plan's; ``code`` is the URI of the folder with the code, if it is there already;
+    ``held`` is the run's lock, which the caller holds.
 
     Raises:
         RunBusy: the settings are to change while jobs run.

@@ -1,4 +1,4 @@
-"""From a pipeline to its plan, and from a plan back to the pipeline that it is of."""
+"""From a pipeline to its plan, and from a plan back to its pipeline."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ READING = {f"input.{name}" for name in ACCESS_FIELDS}
 
 
 def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Spec:
-    """The pipeline that a plan holds, with other settings where these are allowed.
+    """The pipeline in a plan, with other settings, if these may change.
 
     Raises:
         PlanMismatch: a setting would change what is computed.
@@ -75,7 +75,7 @@ def make_run_plan(
 ) -> Plan:
     """List the input and plan a run; writes nothing.
 
-    ``days`` are the only ones to look at; ``anew`` plans all of it, whatever earlier runs have done.
+    With ``days`` only these are looked at; ``anew`` plans all records, whatever earlier runs have done.
 
     Raises:
         InputError: the input is empty or cannot be read.
@@ -132,7 +132,7 @@ def make_run_plan(
 
 
 def _check_partitions(columns: Collection[str]) -> None:
-    """See that readers find the partitions; what an earlier version has planned goes on all the same."""
+    """See that readers will find the partitions; runs that an earlier version planned go on nevertheless."""
     hidden = next((name for name in columns if name.startswith(("_", "."))), None)
     if hidden is not None:
         raise PipelineError(
@@ -142,7 +142,7 @@ def _check_partitions(columns: Collection[str]) -> None:
 
 
 def _check_apart(source: Folder, output: Folder) -> None:
-    """See that the output is a folder that does not hold the input."""
+    """See that the output is a folder, and that it does not hold the input."""
     if isinstance(source, LocalFolder) and isinstance(output, LocalFolder):
         around = output.root.resolve() in {source.root.resolve(), *source.root.resolve().parents}
     else:
@@ -170,30 +170,30 @@ def _records_rule(pipeline: Spec) -> str | Callable[[str], str | None]:
 
 
 def check_same_plan(folder: RunFolder, plan: Plan) -> None:
-    """See that a run that exists has this very plan.
+    """See that a run that exists already has the same plan.
 
     Raises:
         PlanMismatch: it has another one.
     """
     from shardkit.plan.digests import differences
 
-    known = folder.plan()
-    if known["digest"] != plan.digest:
+    before = folder.plan()
+    if before["digest"] != plan.digest:
         raise PlanMismatch(
-            f"Run {folder.run_id} has another plan: {'; '.join(differences(known, plan.content))}.",
+            f"Run {folder.run_id} has another plan: {'; '.join(differences(before, plan.content))}.",
             hint="Start a new run without --run-id, or undo the change.",
         )
 
 
 def write_run(folder: RunFolder, plan: Plan, ref: FunctionRef, merging: Merge, *, merge: bool) -> None:
-    """Make a planned run exist: its plan, its records and the functions that travel by value."""
+    """Write a planned run's folder: its plan, its records and the functions that travel by value."""
     pickled = {"function": ref.pickled, "combine": merging.combine.pickled if merging.combine else None}
     content = plan.content | {"merge": merge, "python": python_version()}
     folder.write_plan(content, plan.records, pickled, plan.taken_over)
 
 
 def planned_merge(folder: RunFolder, pipeline: Spec, settings: Collection[str]) -> Merge:
-    """What pass 2 of a resumption has to do; a ``combine`` that was sent by value is the one that was sent."""
+    """What pass 2 of a resumption has to do; a ``combine`` that travels by value is the one in the run folder."""
     pickled = None if "combine" in settings else folder.pickled("combine")
     if pickled is None:
         return pipeline.merge()

@@ -1,4 +1,4 @@
-"""The queue that a run's jobs are in: one of its own, which whoever watches drives, or one that others serve."""
+"""The queue of a run's jobs: its own, driven by whoever watches the run, or one that somebody else serves."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ LOOK_EVERY_S = {"local": 0.5, "sagemaker": 10.0}
 
 
 class RunQueue(Protocol):
-    """Where the jobs of one run are."""
+    """The queue that holds the jobs of one run."""
 
     store: Store
 
     def keep(self) -> None:
-        """See that another machine can find the jobs as they are now."""
+        """See to it that another machine can find the jobs as they are now."""
 
     def refresh(self) -> None:
-        """Ask the engine how the jobs are, where nobody else does."""
+        """Ask the engine how the jobs are, if nobody else does."""
 
     def heed_stop(self) -> None:
         """Stop the jobs if somebody has asked for that, perhaps on another machine."""
@@ -48,7 +48,7 @@ class RunQueue(Protocol):
     def drive(self, jobs: int, show: Callable[[str], None]) -> None:
         """Stay until all jobs of the run have ended; ``jobs`` is how many were submitted just now.
 
-        ``show`` is called after every round, with what troubles the queue.
+        ``show`` is called after every round, with a text about what is wrong with the queue, if anything is.
         """
 
 
@@ -58,7 +58,7 @@ def run_queue(folder: RunFolder, base: str, engine: SageMaker | Local, queue: Qu
 
 
 class OwnQueue:
-    """A queue in a file, for one run; a copy of it is in the run folder, for other machines."""
+    """A queue in a file, for one run; the run folder has a copy of it for other machines."""
 
     def __init__(self, folder: RunFolder, base: str, engine: SageMaker | Local) -> None:
         self._folder, self._base, self._engine = folder, base, engine
@@ -67,12 +67,12 @@ class OwnQueue:
         path, beside = _store_path(folder), isinstance(folder.output, LocalFolder)
         with writing(path.parent):
             path.parent.mkdir(mode=0o755 if beside else PRIVATE_FOLDER, parents=True, exist_ok=True)
-        self._private = not beside  # beside the output, whoever sees that may look
+        self._private = not beside  # beside the output, everybody who sees the output may look
         self.store: Store = self._opened(path)
         self._catch_up()
 
     def _opened(self, path: Path) -> Store:
-        """The queue's file; one that is damaged is put aside where the copy tells what was in it."""
+        """The store in the queue's file; a damaged file is put aside if there is a copy of what was in it."""
         try:
             store = SQLiteStore(path, private=self._private)
             store.counts(run=self._base)
@@ -86,7 +86,7 @@ class OwnQueue:
         return store
 
     def _catch_up(self) -> None:
-        """Take in what another machine, or an earlier life of this one, has submitted since this queue was used."""
+        """Take in jobs that were submitted since this queue was last used, on another machine for instance."""
         try:
             copy = parse(self._folder.files.read(SNAPSHOT), {"format": int, "jobs": [dict]})
             taken = import_jobs(self.store, copy)
@@ -94,11 +94,11 @@ class OwnQueue:
             return
         except (Damaged, LookupError, TypeError, ValueError, AttributeError) as error:
             name = f"{self._folder.uri}/{SNAPSHOT}"
-            if sum(self.store.counts(run=self._base).values()):  # which the copy is of; the next one replaces it
+            if sum(self.store.counts(run=self._base).values()):  # the copy is of these, and the next one replaces it
                 say(f"{name} is damaged, which does not matter: the queue itself is there.")
                 return
             raise Damaged(
-                f"Run {self._folder.run_id}: {name} is damaged, and nothing else tells of its jobs: {error}.",
+                f"Run {self._folder.run_id}: {name} is damaged, and nothing else knows its jobs: {error}.",
                 hint="See that they have ended (shardkit status). Then delete the file and resume the run: what they "
                 "have committed is kept.",
             ) from None
@@ -142,13 +142,13 @@ class ServedQueue:
         self.store: Store = open_store(queue.place, session=session)
 
     def keep(self) -> None:
-        """All is in the table."""
+        """Nothing to do: the table has everything."""
 
     def refresh(self) -> None:
-        """Who serves the queue does so."""
+        """Nothing to do: whoever serves the queue asks the engine."""
 
     def heed_stop(self) -> None:
-        """Who asked for it has written it in the table."""
+        """Nothing to do: whoever asked for it has written it in the table."""
 
     def drive(self, jobs: int, show: Callable[[str], None]) -> None:
         """Watch."""
@@ -163,7 +163,7 @@ class ServedQueue:
 
 
 def _store_path(folder: RunFolder) -> Path:
-    """The queue lies with the run; where that is in an object store, with the user's own state."""
+    """The queue lies in the run folder; if that is in an object store, in the folder of the user's own state."""
     if isinstance(folder.output, LocalFolder):
         return folder.path / "jobs.sqlite"
     return Path(state_path("runs", f"{hashlib.sha256(folder.uri.encode()).hexdigest()[:32]}.sqlite"))

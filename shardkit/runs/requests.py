@@ -1,7 +1,7 @@
-"""The jobs of a planned run, as requests: what each reads, runs and is told.
+"""The jobs of a planned run, as requests: what each of them reads, which program it runs, with which arguments.
 
-A job is told the run folder's URI and its number; everything else it reads from the plan. Names are made of the run,
-so that whoever lists a service's jobs finds a run's by it.
+A job gets the run folder's URI and its number as arguments, and reads everything else from the plan. Names begin with
+the run, so that a list of the service's jobs shows which jobs belong to a run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VOLUME_SLACK = 1.1  # code, scratch and parts on their way lie on the same volum
 
 
 def name_base(folder: RunFolder, pipeline_name: str) -> str:
-    """What the names of all of a run's jobs begin with: the pipeline, the run, and which output it belongs to."""
+    """The beginning of the names of all jobs of a run: the pipeline, the run, and a digest of the output."""
     where = hashlib.sha256(folder.uri.encode()).hexdigest()[:6]
     return f"{_slug(pipeline_name, 14)}-{_slug(folder.run_id, 22)}-{where}"
 
@@ -55,8 +55,8 @@ def _slug(text: str, length: int) -> str:
 class Requests:
     """Makes the submissions of one generation of a run's jobs.
 
-    A generation is what one `run`, `resume` or `retry` submits. ``code`` is the URI of the code's folder; ``changes``
-    are settings that go over the plan's.
+    A generation is what one `run`, `resume` or `retry` submits. ``code`` is the URI of the folder with the code;
+    ``changes`` are settings that replace those of the plan.
     """
 
     folder: RunFolder
@@ -69,11 +69,11 @@ class Requests:
 
     @property
     def prefix(self) -> str:
-        """What the ids of the generation's jobs begin with."""
+        """The beginning of the ids of the generation's jobs."""
         return f"{name_base(self.folder, self.plan['pipeline']['name'])}-g{self.generation}-"
 
     def submissions(self, jobs: list[dict[str, Any]]) -> list[Submission]:
-        """Pass 1 for those of the plan's jobs, and pass 2 after all of them, whose end is the run's."""
+        """Pass 1 for these jobs of the plan, and after all of them pass 2, with which the run ends."""
         queue = self.pipeline.queue
         owner = (queue.owner or user_name()) if queue is not None else ""
         notify = queue.notify if queue is not None else ()
@@ -93,7 +93,7 @@ class Requests:
 
     @functools.cached_property
     def _settings(self) -> list[str]:
-        """Where the jobs read the settings that go over the plan's: these may be longer than an argument."""
+        """The arguments for settings that replace the plan's: a file in the run folder, as arguments are short."""
         changes = {name: value for name, value in self.changes.items() if not name.startswith("engine")}
         if callable(changes.get("combine")):
             raise PipelineError(
@@ -136,7 +136,7 @@ class Requests:
         return _input("code", self.code, CODE_FOLDER)
 
     def _data_input(self, job: dict[str, Any]) -> dict[str, Any]:
-        """A directory as it is; of any other shard, the list of its objects."""
+        """The input of a job: a directory if the shard is one, else the list of the shard's objects."""
         self._check_volume(job)
         local = f"{OPT_ML}/{INPUT_FOLDER}"
         source = self.plan["pipeline"]["input"]["uri"].rstrip("/")
@@ -230,7 +230,7 @@ def check_engine(pipeline: Spec) -> None:
 
 
 def _check_places(pipeline: Spec, engine: Settings) -> None:
-    """See that the jobs reach the input and the output."""
+    """See that the jobs can reach the input and the output."""
     for name, uri in (("input", pipeline.input.uri), ("output", pipeline.output.uri)):
         if is_remote(uri) and not uri.startswith("s3://"):
             raise PipelineError(
@@ -252,13 +252,13 @@ def _check_places(pipeline: Spec, engine: Settings) -> None:
 
 
 def _check_python(pipeline: Spec, engine: Settings) -> None:
-    """Compare the minor versions of Python, as far as the image's name tells its own."""
+    """Compare the minor versions of Python, if the image's name says its own."""
     from shardkit.functions import python_version
 
-    told = re.search(r"(?:py|python)[:-]?3\.?(\d{1,2})\b", engine.image)
-    if told is None or pipeline.function_ref().pickled is None:
+    match = re.search(r"(?:py|python)[:-]?3\.?(\d{1,2})\b", engine.image)
+    if match is None or pipeline.function_ref().pickled is None:
         return
-    there = f"3.{told[1]}"
+    there = f"3.{match[1]}"
     if there != python_version():
         raise PipelineError(
             f"engine.image: the function travels by value from Python {python_version()}, and the image has {there}.",

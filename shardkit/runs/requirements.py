@@ -1,7 +1,7 @@
 """A requirements file as a job gets it: read as pip reads it, with the files that it names.
 
-Lines go to pip as they are. What a job cannot see, for it lies beside the file, travels with the code: a wheel by its
-path, a folder of ``--find-links``; other requirements and constraints files are taken in.
+Lines go to pip as they are. Files beside it, which a job cannot see, travel with the code: a wheel that is named by its
+path, a folder of ``--find-links``. Other requirements and constraints files are read in.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OTHER_FILES = {
     "-c": "constraints",
     "--constraint": "constraints",
 }
-# Options that say the same in a job as here.
+# Options that mean the same in a job as here.
 OPTIONS = {
     *("-i", "--index-url", "--extra-index-url", "--no-index", "--trusted-host", "--pre", "--prefer-binary"),
     *("--only-binary", "--no-binary", "--require-hashes", "--use-feature"),
@@ -47,7 +47,7 @@ CURE = (
 
 @dataclass
 class Requirements:
-    """What pip is told: lines, constraints, and the files that both name, by their names in the bundle."""
+    """The lines and constraints for pip, and the files that they name, under their names in the bundle."""
 
     lines: list[str] = field(default_factory=list)
     constraints: list[str] = field(default_factory=list)
@@ -148,9 +148,11 @@ def _text(path: Path) -> str:
     for mark, name in BOMS:
         if data.startswith(mark):
             return _decoded(path, data[len(mark) :], name)
-    told = next((found for line in data.split(b"\n")[:2] if line[:1] == b"#" and (found := CODING.search(line))), None)
-    if told is not None:
-        return _decoded(path, data, told[1].decode("ascii"))
+    coding = next(
+        (match for line in data.split(b"\n")[:2] if line[:1] == b"#" and (match := CODING.search(line))), None
+    )
+    if coding is not None:
+        return _decoded(path, data, coding[1].decode("ascii"))
     for name in ("utf-8", locale.getpreferredencoding(do_setlocale=False)):
         try:
             return data.decode(name)
@@ -170,8 +172,8 @@ def _decoded(path: Path, data: bytes, name: str) -> str:
 
 
 def _joined(text: str) -> list[tuple[int, str]]:
-    """The lines with their numbers, without comments and what is empty; one that ends with a backslash goes on."""
-    found: list[tuple[int, str]] = []
+    """The lines with their numbers, without comments and empty lines; a backslash at an end joins two lines."""
+    joined: list[tuple[int, str]] = []
     begun, parts = 0, []
     for number, line in enumerate(text.splitlines(), 1):
         comment = line.lstrip().startswith("#")
@@ -181,14 +183,14 @@ def _joined(text: str) -> list[tuple[int, str]]:
             continue
         whole = COMMENT.sub("", "".join(parts)).strip()
         if whole:
-            found.append((begun, whole))
+            joined.append((begun, whole))
         begun, parts = 0, []
     rest = COMMENT.sub("", "".join(parts)).strip()
-    return [*found, (begun, rest)] if rest else found
+    return [*joined, (begun, rest)] if rest else joined
 
 
 def _option(line: str) -> tuple[str, str]:
-    """An option that begins a line, and its value; empty where the line is a requirement."""
+    """The option with which a line begins, and its value; both empty if the line is a requirement."""
     if not line.startswith("-"):
         return "", ""
     if re.match(r"-[a-z](?=[^\s=-])", line):  # -rothers.txt
@@ -198,7 +200,7 @@ def _option(line: str) -> tuple[str, str]:
 
 
 def _path_in(text: str) -> str | None:
-    """The path that a requirement is, or its ``file:`` URL; None where it is the name of a package."""
+    """The path of a requirement that is a path or a ``file:`` URL; None if it is the name of a package."""
     if text.lower().startswith("file:"):
         return urllib.parse.unquote(re.sub(r"^file:(//(localhost)?)?(?=/)|^file:(//)?", "", text, flags=re.IGNORECASE))
     bare = re.sub(r"\[[\w,\s.-]+\]$", "", text)

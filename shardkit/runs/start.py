@@ -1,4 +1,4 @@
-"""Runs begun and opened: what stands behind ``shardkit.run``, ``Pipeline.run`` and ``shardkit.open_run``."""
+"""Starting and opening runs, for ``shardkit.run``, ``Pipeline.run`` and ``shardkit.open_run``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start(
 ) -> Run:
     """Run a pipeline, here or on its engine; the arguments are as for `Pipeline.run`.
 
-    Without ``merge`` the dataset is pass 1's parts as they are, which is for this machine alone.
+    Without ``merge`` the dataset is pass 1's parts as they are; this is only for runs on this machine.
     """
     folder = run_folder(spec.output_folder(), run_id or new_run_id())
     with naming(Run(folder)):
@@ -45,17 +45,17 @@ def start(
 
 
 def open_run(output: str | os.PathLike[str], run_id: str | None = None, *, boto_session: Any = None) -> Run:
-    """The run with that id under an output, by default its latest.
+    """The run with that id under an output, by default the latest.
 
-    ``boto_session`` is how S3 is reached, if not as boto3 does by default.
+    With a ``boto_session`` S3 is reached through that, and not as boto3 does by default.
 
     Raises:
         RunNotFound: there is none.
     """
     root = folder_at(output, Access(boto_session))
     finish_switches(root)
-    found = find_run(root, run_id)
-    return Run(found.encrypted(found.plan()), whole_dataset=run_id is None)
+    folder = find_run(root, run_id)
+    return Run(folder.encrypted(folder.plan()), whole_dataset=run_id is None)
 
 
 def run(

@@ -1,4 +1,4 @@
-"""How a run is, in numbers and in a word: a function of its folder."""
+"""The state of a run, in numbers and in a word: a pure function of its folder."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ class Summary:
     """A run in numbers.
 
     ``status`` is ``running``, ``interrupted`` (can be resumed), ``failed`` or ``done``; ``records`` counts listed,
-    done, quarantined and skipped; ``seconds`` is the wall time of the attempts together; ``repeated`` counts the
-    requests to object stores that were made again, by the reason; ``quarantined_elsewhere`` the records in quarantine
-    of days of the dataset that other runs have made. ``reason`` is why a run failed, ``replaced_by`` the
-    run whose dataset has taken the place of this one's, and ``set_aside`` tells of the records that a finished run has
-    left out.
+    done, quarantined and skipped. ``seconds`` is the wall time of all attempts together. ``repeated`` counts the
+    requests to object stores that were made again, by the reason. ``quarantined_elsewhere`` counts quarantined records
+    in those days of the dataset that other runs have made. ``reason`` says why a run failed, ``replaced_by`` names the
+    run whose dataset has replaced this one's, and ``set_aside`` is about records that a finished run has left out.
     """
 
     run_id: str
@@ -87,10 +86,10 @@ class Summary:
             f"  input    {human_bytes(self.bytes_in)} in {human_seconds(self.seconds)}",
         ]
         if self.quarantined_elsewhere:
-            told = counted(self.quarantined_elsewhere, "record")
+            records = counted(self.quarantined_elsewhere, "record")
             verb = "is" if self.quarantined_elsewhere == 1 else "are"
             see = Hint(f"sk.open_run({self.output!r}).failures()", f"shardkit failures {quote(self.output)}")
-            lines.append(f"  others   {told} of other days {verb} in quarantine: {face(see)}")
+            lines.append(f"  others   {records} of other days {verb} in quarantine: {face(see)}")
         if repeats := repeats_text(self.repeated):
             lines.append(f"  requests {repeats}")
         lines += [f"  {face(text)}" for text in (self.message, self.set_aside) if text]
@@ -148,7 +147,7 @@ def summarize(folder: RunFolder) -> Summary:
 
 
 def _current(folder: RunFolder) -> dict[str, Any] | None:
-    """What describes the dataset as it is now, as far as that can be read."""
+    """The result that describes the present dataset; None if there is none, or it cannot be read."""
     try:
         return current_result(folder.output)
     except ShardkitError:
@@ -164,17 +163,17 @@ def _result(folder: RunFolder) -> tuple[dict[str, Any] | None, str]:
 
 
 def _damage(ledger: Ledger) -> str:
-    """What is wrong with the markers."""
+    """What is wrong with the markers; empty if nothing is."""
     if not ledger.damaged:
         return ""
     first, more = ledger.damaged[0], len(ledger.damaged) - 1
-    told = f"{first} is damaged" if not more else f"{first} and {more:,} more are damaged"
-    told += ": what these chunks hold is not counted. Compute them again:"
-    return advice(ledger.folder, lambda step: f"{told} {step('resume')}")
+    text = f"{first} is damaged" if not more else f"{first} and {more:,} more are damaged"
+    text += ": what these chunks hold is not counted. Compute them again:"
+    return advice(ledger.folder, lambda step: f"{text} {step('resume')}")
 
 
 def _set_aside(ledger: Ledger) -> str:
-    """What to say of the records that a finished run has left out; nothing if there are none."""
+    """A text about the records that a finished run has left out; empty if there are none."""
     count = ledger.quarantined
     if not count:
         return ""
@@ -191,7 +190,7 @@ def _set_aside(ledger: Ledger) -> str:
 
 
 def tell_set_aside(folder: RunFolder, progress: Progress) -> None:
-    """Say in Python what the command line says at its end, where a run has left records out."""
+    """In Python, say what the command line says at its end if a run has left records out."""
     if is_command() or type(progress) is Quiet:
         return
     result = folder.result()
@@ -200,13 +199,13 @@ def tell_set_aside(folder: RunFolder, progress: Progress) -> None:
 
 
 def status_of(folder: RunFolder) -> str:
-    """``running``, ``interrupted``, ``failed`` or ``done``, without the numbers, which take longer to find out."""
+    """``running``, ``interrupted``, ``failed`` or ``done``, without the numbers, which take longer."""
     (result, _), beats, is_locked = together([lambda: _result(folder), folder.heartbeats, folder.is_locked])
     return _status(folder, result, beats, is_locked=is_locked)[0]
 
 
 def _repeated(ledger: Ledger, beats: list[dict[str, Any]]) -> dict[str, int]:
-    """What the workers have told in the markers, and the processes above them in their heartbeats."""
+    """Requests that were made again: by the workers, as markers say, and by other processes, as heartbeats say."""
     markers = [marker for marker in ledger.markers if not marker.get("taken_over")]
     return dict(sum(map(count_of, [*markers, *beats]), Counter()))
 
@@ -229,7 +228,7 @@ def _seconds(beats: list[dict[str, Any]]) -> float:
 def _status(
     folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]], *, is_locked: bool
 ) -> tuple[str, str | None, str | None]:
-    """How a run is, what to say of that, and why it failed."""
+    """The state of a run, a text about it, and why it failed."""
     if is_locked:
         return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None, None
     if folder.plan().get("pipeline", {}).get("engine"):
@@ -244,14 +243,14 @@ def _status(
 
 def _failed(beat: dict[str, Any]) -> tuple[str, str | None, str | None]:
     message = beat["message"]
-    told = Hint(beat.get("in_python") or message, message) if message else None
-    return "failed", told, beat.get("reason") or message
+    text = Hint(beat.get("in_python") or message, message) if message else None
+    return "failed", text, beat.get("reason") or message
 
 
 def _job_status(
     folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]
 ) -> tuple[str, str | None, str | None]:
-    """How a run is whose jobs nobody watches now."""
+    """The state of a run on an engine that nobody watches now."""
     now = datetime.datetime.now(datetime.timezone.utc)
     recent, ahead = (now + datetime.timedelta(seconds=seconds) for seconds in (-JOB_SILENCE_S, CLOCKS_APART_S))
     latest = {str(beat["shard"]): beat for beat in beats}
@@ -277,7 +276,7 @@ def _job_status(
 
 
 def is_complete(folder: RunFolder) -> bool:
-    """Whether the dataset was made of all that the markers hold, so that to make it anew would change nothing."""
+    """Whether the dataset was made from all markers, so that making it again would change nothing."""
     result, beats = folder.result(), folder.heartbeats()
     if result is None or not beats or beats[-1]["state"] == "failed":
         return False

@@ -74,7 +74,7 @@ def test_all_is_right(out: Path) -> None:
 def test_a_file_is_gone(out: Path) -> None:
     a_file(out).unlink()
     told = check(out)
-    assert "is gone. Make it anew: shardkit run PIPELINE.yaml --date 2020-01-01 --set incremental=false" in told
+    assert "is gone. Make it again: shardkit run PIPELINE.yaml --date 2020-01-01 --set incremental=false" in told
     assert told.endswith("1 fault in " + str(out) + " (3 files, 6 rows of 7 records).\n")
     assert [fault["what"] for fault in json.loads(check(out, "--json"))["faults"]] == [told.partition(". Make")[0]]
 
@@ -105,7 +105,7 @@ def test_what_is_not_of_a_dataset_is_nobodys_business(out: Path) -> None:
 
 def test_the_numbers_of_the_result_are_others(out: Path) -> None:
     edit(out / "_shardkit" / "current.json", lambda c: c["records"].update(done=5))
-    assert "Of run second the dataset tells of" in check(out)
+    assert "Of run second the dataset notes" in check(out)
     edit(out / "_shardkit" / "current.json", lambda c: c["partitions"]["2020-01-01"].update(quarantined=2))
     assert "2 records are noted to be in quarantine, and 1 are" in check(out)
     edit(out / "_shardkit" / "current.json", lambda c: c.update(rows=7))
