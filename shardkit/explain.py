@@ -1,4 +1,4 @@
-"""Errors of validation as sentences that name the field, the line, what was expected and the nearest known name."""
+"""Errors of validation as sentences, with the field, its line, what is expected, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 ELSEWHERE = 0  # the line of a field that was not given in the file
-# What a field that takes several kinds of values expects; pydantic tells of the first kind only.
+# What fields expect that take several kinds of values; pydantic names only the first kind.
 EXPECTED = {
     "anonymous": "true or false",
     "catalog": "a mapping such as {glue: {database: features, table: ads}}",
@@ -46,15 +46,15 @@ def explain(
     file: str | None = None,
     lines: dict[tuple[str | int, ...], int] | None = None,
 ) -> str:
-    """A validation error as a sentence a field."""
-    known = lines or {}
-    told: dict[tuple[str | int, ...], tuple[int, str]] = {}
+    """A validation error as one sentence for each field."""
+    line_of = lines or {}
+    sentences: dict[tuple[str | int, ...], tuple[int, str]] = {}
     for problem in error.errors():
         at = _field_path(problem["loc"], kind)
-        line = next((known[at[:i]] for i in range(len(at), 0, -1) if at[:i] in known), None)
+        line = next((line_of[at[:i]] for i in range(len(at), 0, -1) if at[:i] in line_of), None)
         where = f"{file}, line {line}: " if line else "" if line == ELSEWHERE or not file else f"{file}: "
-        told.setdefault(at, (line or 0, f"{where}{'.'.join(map(str, at))}: {_reason(problem, at, kind)}"))
-    return "\n".join(text for _, text in sorted(told.values(), key=lambda item: item[0]))
+        sentences.setdefault(at, (line or 0, f"{where}{'.'.join(map(str, at))}: {_reason(problem, at, kind)}"))
+    return "\n".join(text for _, text in sorted(sentences.values(), key=lambda item: item[0]))
 
 
 def _field_path(loc: tuple[str | int, ...], kind: type[BaseModel]) -> tuple[str | int, ...]:
@@ -121,7 +121,7 @@ def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> s
 
 
 def unknown_field(name: str, known: Sequence[str]) -> str:
-    """What to tell about a field that does not exist."""
+    """The reason why a field is refused that does not exist."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; known are {', '.join(known)}"
 

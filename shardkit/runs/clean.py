@@ -1,8 +1,8 @@
-"""The run folders of an output that nothing counts on any more, and their removal.
+"""The run folders of an output that are no longer needed, and their removal.
 
-The dataset as it is counts on the runs that have made its partitions: the next run compares its records with theirs.
-These, and all runs that may go on, count on the parts that they have taken over from earlier ones. All else of runs
-that are finished is left over from datasets that have been replaced.
+The present dataset needs the runs that have made its partitions, because the next run compares its records with theirs.
+These runs, and all runs that may go on, need the parts that they have taken over from earlier runs. Everything else in
+the folders of finished runs is left over from datasets that have been replaced.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shardkit.storage.base import Entry, Folder
     from shardkit.storage.locks import Held
 
-BEING_PLANNED_S = 3600.0  # a folder without a plan may be of a run that is about to write it
+BEING_PLANNED_S = 3600.0  # a folder without a plan may belong to a run that is about to write its plan
 UNUSED = "no longer of use"
 AT_WORK = "at work"
 UNFINISHED = "not finished, and may be resumed"
@@ -44,7 +44,7 @@ TAKEN_OVER = "what is left has been taken over by others"
 
 @dataclass(frozen=True)
 class CleanedRun:
-    """A run folder: how many ``files`` and ``bytes`` of it go, how many ``files_kept`` stay, and the ``reason``."""
+    """A run folder: how many ``files`` and ``bytes`` are removed, how many ``files_kept`` stay, and the ``reason``."""
 
     run_id: str
     files: int
@@ -59,7 +59,7 @@ class CleanedRun:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What `clean` has removed, or with ``dry_run`` would remove, run by run."""
+    """The answer of `clean`: what it has removed, or with ``dry_run`` would remove, run by run."""
 
     output: str
     dry_run: bool
@@ -67,12 +67,12 @@ class Cleaned:
 
     @property
     def files(self) -> int:
-        """The files that go."""
+        """How many files are removed."""
         return sum(run.files for run in self.runs)
 
     @property
     def bytes(self) -> int:
-        """The bytes of these."""
+        """The size of these files."""
         return sum(run.bytes for run in self.runs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,12 +82,12 @@ class Cleaned:
     def __str__(self) -> str:
         going = [run for run in self.runs if run.files]
         size = f"{counted(self.files, 'file')} and {human_bytes(self.bytes)} of {counted(len(going), 'run')}"
-        told = f"{size} {'would go' if self.dry_run else 'removed'} in {self.output}."
+        verdict = f"{size} {'would go' if self.dry_run else 'removed'} in {self.output}."
         if not going:
-            told = f"There is nothing to remove in {self.output}."
+            verdict = f"There is nothing to remove in {self.output}."
         staying = Counter(run.reason for run in self.runs if not run.files)
         reasons = [f"{counted(count, 'run')} untouched: {reason}." for reason, count in staying.items()]
-        return "\n".join([*map(str, going), told, *reasons])
+        return "\n".join([*map(str, going), verdict, *reasons])
 
 
 def clean(
@@ -98,15 +98,15 @@ def clean(
     dry_run: bool = False,
     boto_session: Any = None,
 ) -> Cleaned:
-    """Remove the run folders, or what of them is not needed, that neither the dataset nor a run counts on.
+    """Remove run folders, or parts of them, that neither the dataset nor another run needs.
 
-    Nothing that the dataset is read from is touched, and nothing is computed again because of it.
+    The dataset's files stay as they are, and no later run has to compute more because of it.
 
     Args:
         output: the folder of a dataset.
-        older_than: only runs of which nothing was written since then, such as ``7d``, ``12h`` or ``2w``.
-        unfinished: also runs that have not made a dataset, which could be resumed else; not those at work.
-        dry_run: only find out what would go.
+        older_than: only runs to which nothing was written for so long, such as ``7d``, ``12h`` or ``2w``.
+        unfinished: also runs that have made no dataset and could still be resumed, but not those at work.
+        dry_run: only find out what would be removed.
         boto_session: how S3 is reached, if not as boto3 does by default.
 
     Raises:
@@ -122,7 +122,7 @@ def clean(
 def clean_folder(
     output: Folder, *, older_than: str | None = None, unfinished: bool = False, dry_run: bool = False
 ) -> Cleaned:
-    """The same of a folder that is open."""
+    """The same for a folder that is open already."""
     age = interval(older_than) if older_than is not None else None
     if older_than is not None and age is None:
         raise PipelineError(f"older_than {older_than!r} is no time.", hint="Write 30m, 12h, 7d or 2w.")
@@ -130,40 +130,40 @@ def clean_folder(
     runs = [RunFolder(output, name) for name in output.children(RUNS)]
     if not runs:
         raise RunNotFound(f"{output.uri} holds no run of shardkit.", hint="Give the output of the pipeline.")
-    listed = together([run.files.entries for run in runs])  # before it is asked who is at work: see `_Folder.clean`
+    listed = together([run.files.entries for run in runs])  # before looking which runs are at work: see `_Folder.clean`
     why = _why_they_stay(output, runs, unfinished=unfinished)
-    found = [
+    folders = [
         _Folder(run, entries, stays or _too_young(entries, age))
         for run, entries, stays in zip(runs, listed, why, strict=True)
     ]
-    needed = _parts_needed([folder.run for folder in found if folder.stays])
-    cleaned = [folder.clean(_needed_of(folder, needed), dry_run=dry_run) for folder in found]
+    needed = _parts_needed([folder.run for folder in folders if folder.stays])
+    cleaned = [folder.clean(_needed_of(folder, needed), dry_run=dry_run) for folder in folders]
     return Cleaned(output.uri, dry_run, cleaned)
 
 
 def _why_they_stay(output: Folder, runs: list[RunFolder], *, unfinished: bool) -> list[str]:
-    """For each run why its folder stays as a whole; nothing where it need not."""
+    """For each run, why its whole folder stays; empty if it need not."""
     # First the runs, then the dataset: a run that ends meanwhile is at work, or it has made the dataset.
     states = together([partial(_state, run) for run in runs])
     current = current_result(output) or {}
     days = current.get("partitions", {}).values()
     makers = {made.get(of) for made in days for of in ("run", "noted_by")} | {current.get("run_id")}
     latest = latest_run(output)
-    found = []
+    reasons = []
     for run, state in zip(runs, states, strict=True):
         if run.run_id in makers:
-            found.append("still in the dataset")
+            reasons.append("still in the dataset")
         elif state == UNFINISHED and unfinished:
-            found.append(AT_WORK if _has_live_jobs(run) else "")
+            reasons.append(AT_WORK if _has_live_jobs(run) else "")
         elif latest is not None and run.run_id == latest.run_id:
-            found.append(state or "the latest")
+            reasons.append(state or "the latest")
         else:
-            found.append(state)
-    return found
+            reasons.append(state)
+    return reasons
 
 
 def _state(run: RunFolder) -> str:
-    """Why a run stays for its own sake."""
+    """Why a run stays even if the dataset does not need it; empty if nothing keeps it."""
     if run.is_locked():
         return AT_WORK
     if not run.exists():
@@ -193,12 +193,12 @@ def _too_young(entries: list[Entry], age: datetime.timedelta | None) -> str:
     if age is not None and idle_s < age.total_seconds():
         return "not that old"
     keys = {entry.key for entry in entries}
-    noted = "plan.json" in keys or all(key.startswith("parts/") for key in keys)  # or else was cleaned
+    noted = "plan.json" in keys or all(key.startswith("parts/") for key in keys)  # without, it was cleaned
     return "" if noted or idle_s > BEING_PLANNED_S else "perhaps about to be planned"
 
 
 def _parts_needed(runs: Iterable[RunFolder]) -> dict[str, set[str]] | None:
-    """What these runs have taken over, by the run that it is of: keys in that run's folder; None if one cannot tell."""
+    """The parts that these runs have taken over, as keys in the folders of earlier runs; None if one cannot be read."""
     needed: dict[str, set[str]] = {}
     try:
         taken_over = together([run.taken_over for run in runs])
@@ -211,7 +211,7 @@ def _parts_needed(runs: Iterable[RunFolder]) -> dict[str, set[str]] | None:
 
 
 def _needed_of(folder: _Folder, needed: dict[str, set[str]] | None) -> set[str]:
-    """What others have taken over of a run; all of its parts, where it cannot be told which."""
+    """The parts of a run that others have taken over; all of its parts if these are not known."""
     if needed is not None:
         return needed.get(folder.run.run_id, set())
     return {entry.key for entry in folder.entries if entry.key.startswith("parts/")}
@@ -219,14 +219,14 @@ def _needed_of(folder: _Folder, needed: dict[str, set[str]] | None) -> set[str]:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A run folder, what is in it, and why it stays."""
+    """A run folder, its files, and why it stays."""
 
     run: RunFolder
     entries: list[Entry]
     stays: str
 
     def clean(self, needed: Collection[str], *, dry_run: bool) -> CleanedRun:
-        """Remove what is not needed; nothing if it stays, or is worked on again by now."""
+        """Remove files that are not needed; none if the folder stays, or somebody works on the run again."""
         going = [entry for entry in self.entries if entry.key not in needed]
         if self.stays or not going:
             return self._staying(self.stays or TAKEN_OVER)
@@ -247,7 +247,7 @@ class _Folder:
         return CleanedRun(self.run.run_id, len(going), size, kept, UNUSED if whole else TAKEN_OVER)
 
     def _has_changed(self) -> bool:
-        """Whether the run was gone on with since it was looked at, and may have made the dataset by now."""
+        """Whether the run has gone on since its files were listed, so that it may have made the dataset by now."""
         before, after = ({entry.key for entry in each} for each in (self.entries, self.run.files.entries()))
         return bool(after - before - {LOCK})
 
@@ -256,7 +256,7 @@ class _Folder:
 
 
 def _remove(files: Folder, keys: list[str], held: Held, *, whole: bool) -> None:
-    """Remove files of a run folder, or all of it; the plan first, for without it there is no run."""
+    """Remove files of a run folder, or all of it; the plan first, because without a plan there is no run."""
     files.remove("plan.json")
     held.check()
     if whole:

@@ -1,6 +1,6 @@
 """The quarantine of a dataset of days: a day's records are in the quarantine of the run that made the day.
 
-A later run of other days leaves such a day as it is, so what its own ledger tells is not all that the dataset lacks.
+A later run of other days leaves such a day as it is, so its own ledger does not have all records that are missing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def entries_of(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def own_days(folder: RunFolder) -> RunFolder:
-    """A run's folder for the days of the dataset that it has made and no other run since; as it is where that is all.
+    """A run's folder, narrowed to the days of the dataset that no other run has made since.
 
-    A run that has made no days, or of which nothing is left, stays as it is too.
+    The folder is not narrowed if these are all of the run's days, if none is left, or if the run has no days.
     """
     plan = folder.plan()
     if not plan.get("by_day"):
@@ -33,9 +33,9 @@ def own_days(folder: RunFolder) -> RunFolder:
 
 
 def elsewhere(folder: RunFolder, current: dict[str, Any] | None) -> list[tuple[RunFolder, int]]:
-    """The other runs that have made days of the dataset with records in quarantine, and how many these are.
+    """Other runs whose days of the dataset have records in quarantine, and how many records.
 
-    Each run's folder is for these days alone. ``current`` is the result that describes the dataset as it is now.
+    Each run's folder is narrowed to these days. ``current`` is the result that describes the present dataset.
     """
     if not folder.plan().get("by_day"):
         return []
@@ -43,7 +43,7 @@ def elsewhere(folder: RunFolder, current: dict[str, Any] | None) -> list[tuple[R
     runs = [
         RunFolder(folder.output, run_id).narrowed(days)
         for run_id, days in _makers(current).items()
-        # Datasets of before have no such note.
+        # Datasets of earlier versions have no such note.
         if run_id != folder.run_id and any(made[day].get("quarantined", 1) for day in days)
     ]
     counts = together([partial(_count, run) for run in runs])
@@ -51,7 +51,7 @@ def elsewhere(folder: RunFolder, current: dict[str, Any] | None) -> list[tuple[R
 
 
 def _makers(current: dict[str, Any] | None) -> dict[str, list[str]]:
-    """Which days of the dataset each run has made; the runs in the order of their first days."""
+    """The days of the dataset that each run has made; the runs in the order of their first days."""
     makers: dict[str, list[str]] = {}
     for day, made in ((current or {}).get("partitions") or {}).items():
         makers.setdefault(made["run"], []).append(day)
@@ -59,7 +59,7 @@ def _makers(current: dict[str, Any] | None) -> dict[str, list[str]]:
 
 
 def _count(folder: RunFolder) -> int:
-    """How many records are in quarantine, as far as that can be read: a damaged run keeps nobody from the others."""
+    """How many records are in quarantine; 0 for a damaged run, which must not hide the others."""
     try:
         return Ledger(folder).quarantined if folder.exists() else 0
     except Damaged:

@@ -28,7 +28,7 @@ LOOK_EVERY_S = 30.0  # a machine may sleep, and its clock may be set
 
 
 class Clock(Protocol):
-    """Tells the time and waits; a test has one of its own."""
+    """A source of time that can wait; tests have their own."""
 
     def now(self) -> datetime.datetime:
         """The time, with its zone."""
@@ -45,7 +45,7 @@ class WallClock:
         return datetime.datetime.now(datetime.timezone.utc)
 
     def wait(self, until: datetime.datetime) -> None:
-        """Return when it is that time, or so much time has passed as it is away now: a clock may be set back."""
+        """Return at that time, or once the time until then has passed, even if the clock is set back."""
         end = time.monotonic() + (until - self.now()).total_seconds()
         while (left := min((until - self.now()).total_seconds(), end - time.monotonic())) > 0:
             time.sleep(min(left, LOOK_EVERY_S))
@@ -62,14 +62,14 @@ class Scheduler:
         self._clock = clock or WallClock()
 
     def run(self, *, once: bool = False) -> None:
-        """Run whenever it is due; with ``once``, only if it is due by now.
+        """Run whenever the pipeline is due; with ``once``, only if it is due now.
 
-        Times that were missed are caught up by one run. A run that fails is told of, and the next comes in its time.
+        One run makes up for all times that were missed. A run that fails is reported, and the next one starts as usual.
 
         Raises:
-            RunBusy: another process keeps to a schedule for the same output.
-            LockLost: another one does by now, for this one was paused.
-            RunInterrupted: by Ctrl-C or SIGTERM; a run in progress is interrupted as any other, and can be resumed.
+            RunBusy: another process runs a schedule for the same output.
+            LockLost: another process has taken over, because this one was paused.
+            RunInterrupted: by Ctrl-C or SIGTERM; a run in progress is interrupted like any other, and can be resumed.
         """
         busy = f"Another schedule is running for {self._output.uri}."
         with _ended_by_sigterm(), self._output.lock(LOCK, busy) as held:
@@ -92,7 +92,7 @@ class Scheduler:
             raise RunInterrupted("The schedule has ended; no run was in progress.") from None
 
     def _due(self) -> datetime.datetime:
-        """The time of the next run, which may be past; an interval that was never begun is due at once."""
+        """The time of the next run, which may be in the past; if there was no run yet, an interval is due at once."""
         last, now = _last(self._output), self._clock.now()
         if last is None and self._schedule.every is not None:
             return now
@@ -110,16 +110,16 @@ class Scheduler:
             raise
         except ShardkitError as error:
             self._say(f"{begun:%Y-%m-%d %H:%M} the run failed: {error}")
-        except Exception as error:  # noqa: BLE001  whatever it was, the next one may do
+        except Exception as error:  # noqa: BLE001  whatever it was, the next run may succeed
             self._say(f"{begun:%Y-%m-%d %H:%M} the run failed: {type(error).__name__}: {error}")
         else:
             counts = run.summary().records
-            told = (
+            outcome = (
                 f"{counts['done']:,} records done, {counts['quarantined']:,} quarantined, {counts['skipped']:,} skipped"
             )
             if run.run_id != planned:
-                told = "it is the last, for nothing has changed since"
-            self._say(f"{begun:%Y-%m-%d %H:%M} run {run.run_id}: {told}.")
+                outcome = "it is the last one, because nothing has changed since"
+            self._say(f"{begun:%Y-%m-%d %H:%M} run {run.run_id}: {outcome}.")
             self._clean()
 
     def _clean(self) -> None:

@@ -14,9 +14,9 @@ EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 
 class Schedule(BaseModel):
-    """When a pipeline is due: ``every`` so long, or by a ``cron`` expression; ``since`` tells which days are looked at.
+    """When a pipeline is due: ``every`` so long, or by a ``cron`` expression; ``since`` says which days are looked at.
 
-    With ``clean`` such as ``7d``, run folders go that are older than that and that nothing counts on any more.
+    With ``clean``, such as ``7d``, run folders are removed that are older than that and no longer needed.
 
     In a pipeline ``schedule: 3h`` is short for ``{every: 3h}``, and ``schedule: "0 5 * * *"`` for ``{cron: ...}``.
     """
@@ -71,7 +71,7 @@ class Schedule(BaseModel):
         return self
 
     def next(self, after: datetime.datetime) -> datetime.datetime:
-        """The first time that is due after another, in the schedule's zone.
+        """The first due time after another time, in the schedule's zone.
 
         Intervals are counted from midnight, UTC, of 1970-01-01, so that it does not matter when the loop was started.
         """

@@ -1,4 +1,4 @@
-"""The sections of a pipeline: what each field may be, and what may stand for it."""
+"""The sections of a pipeline: the values that each field may have, and the short forms of these."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MAX_INSTANCES = 100  # of one Processing job
 
 
 def parse_bytes(value: Any) -> Any:
-    """``"128MB"`` or ``"1 GiB"`` as a number of bytes; a number stays one."""
+    """``"128MB"`` or ``"1 GiB"`` as a number of bytes; a number stays as it is."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE]\d+)?)\s*([a-zA-Z]*)\s*", value)
@@ -52,7 +52,7 @@ def parse_bytes(value: Any) -> Any:
 
 
 def path_text(value: Any) -> Any:
-    """A path as text; anything else as it is."""
+    """A path as text; anything else stays as it is."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -60,7 +60,7 @@ Bytes = Annotated[int, NoTruth, BeforeValidator(parse_bytes), Field(ge=1)]
 
 
 def _shared(value: str) -> str:
-    """See that worker processes can reach it too."""
+    """See that worker processes can reach the place, too."""
     if value.startswith(f"{MEMORY}://"):
         raise ValueError("memory:// is the memory of one process, and a pipeline's workers are others; use a folder.")
     return value
@@ -70,7 +70,7 @@ Uri = Annotated[str, BeforeValidator(path_text), Field(min_length=1), AfterValid
 
 
 class Section(BaseModel):
-    """Fields that belong together; none may be there that is not known."""
+    """Fields that belong together; unknown fields are refused."""
 
     # A traceback in a notebook must not print the values of the environment.
     model_config = ConfigDict(
@@ -79,7 +79,7 @@ class Section(BaseModel):
 
 
 class Input(Section):
-    """Where the files are, and which of them count."""
+    """Where the files are, and which of them are input."""
 
     uri: Uri
     pattern: Annotated[Names, Field(min_length=1)] = ("*",)
@@ -103,12 +103,12 @@ class Input(Section):
         return {name: value for name, value in content.items() if name not in ACCESS_FIELDS or value}
 
     def access(self) -> Access:
-        """How the store lets us in, but for the session."""
+        """How the store is entered, except for the session."""
         return Access(requester_pays=self.requester_pays, anonymous=self.anonymous)
 
 
 class Shards(Section):
-    """How the records come into jobs: by folder or date, whose groups stay whole, by size, or object by object."""
+    """How records are dealt to jobs: by folder or date, whose groups stay whole, by size, or object by object."""
 
     by: Literal["directory", "date", "size", "s3key"] = "directory"
     depth: Annotated[int, NoTruth, Field(ge=1, le=1000)] | None = None
@@ -189,7 +189,7 @@ class Output(Section):
 
 
 class Glue(Section):
-    """A table of the AWS Glue catalogue, and how Athena is asked: its workgroup, and where it puts its answers."""
+    """A table of the AWS Glue catalogue, and how Athena is asked: its workgroup, and the place for its answers."""
 
     database: Annotated[str, Field(min_length=1)]
     table: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
@@ -207,7 +207,7 @@ DYNAMODB = "dynamodb"
 
 
 def _place_of_jobs(value: Any) -> Any:
-    """``dynamodb`` alone means the table that a template makes by default."""
+    """A place of jobs; ``dynamodb`` alone means the table that the template makes by default."""
     if value == DYNAMODB:
         return f"{DYNAMODB}://shardkit-jobs"
     if isinstance(value, str) and "://" in value and not value.startswith(f"{DYNAMODB}://"):
@@ -216,7 +216,7 @@ def _place_of_jobs(value: Any) -> Any:
 
 
 class Queue(Section):
-    """The queue of jobs that somebody else serves: where it is, whose the jobs are, who is told how the run ended."""
+    """A queue of jobs that somebody else serves: its place, the jobs' owner, and who is notified when the run ends."""
 
     place: Annotated[str, BeforeValidator(_place_of_jobs), Field(min_length=1)]
     owner: Annotated[str, Field(min_length=1)] | None = None
@@ -240,7 +240,7 @@ ENGINES = ("local", "sagemaker", "none")
 
 
 def _engine_settings(value: Any) -> Any:
-    """Settings from what a user may give: a kind, a mapping, or a Processor."""
+    """Settings from anything that a user may give: a kind, a mapping, or a Processor."""
     if isinstance(value, str):
         value = {"kind": value}
     if isinstance(value, Mapping):

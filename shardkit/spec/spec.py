@@ -1,4 +1,4 @@
-"""What a pipeline says, and what follows from it."""
+"""What a pipeline says, validated, and the values that follow from it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from shardkit.spec.schedule import Schedule
     from shardkit.storage.base import Folder
 
-# Fields of a pipeline's input and output that `run` takes as they are.
+# Fields of a pipeline's input and output that `run` takes by their own names.
 INPUT_FIELDS = ("pattern", "exclude", "requester_pays", "anonymous")
 OUTPUT_FIELDS = ("format", "rows_per_file", "target_bytes", "partition_by", "schema", "widen_ints")
 
@@ -142,11 +142,11 @@ class Spec(Section):
         output: str | os.PathLike[str],
         **fields: Any,
     ) -> Self:
-        """A pipeline from flat fields: those of its input and output are told by their names."""
-        known = [*cls.model_fields, *INPUT_FIELDS, *OUTPUT_FIELDS]
+        """A pipeline from flat fields, among which those of its input and output have their own names."""
+        names = [*cls.model_fields, *INPUT_FIELDS, *OUTPUT_FIELDS]
         for name in fields:
-            if name not in known:
-                raise PipelineError(f"{name}: {unknown_field(name, known)}")
+            if name not in names:
+                raise PipelineError(f"{name}: {unknown_field(name, names)}")
         inputs = {"uri": input} | {name: fields.pop(name) for name in INPUT_FIELDS if name in fields}
         outputs = {"uri": output} | {name: fields.pop(name) for name in OUTPUT_FIELDS if name in fields}
         return cls(function=function, input=inputs, output=outputs, **fields)
@@ -176,21 +176,21 @@ class Spec(Section):
         return parse_days([days] if isinstance(days, str) else days)
 
     def function_ref(self) -> FunctionRef:
-        """The function as workers get it."""
+        """The function in the form in which workers get it."""
         return reference(self.function, source_dir=self.source_dir)
 
     @property
     def by_day(self) -> bool:
-        """Whether the dataset has a partition a day, or whatever the dates in its shards are."""
+        """Whether the dataset has a partition for each day, or for whatever the dates in its shards are."""
         return self.shards is not None and self.shards.by == "date"
 
     @property
     def is_incremental(self) -> bool:
-        """Whether what earlier runs have done is taken over; by default where there are days."""
+        """Whether work of earlier runs is taken over; by default only if there are days."""
         return self.by_day if self.incremental is None else self.incremental
 
     def pipeline_name(self) -> str:
-        """The name given, else the function's."""
+        """The pipeline's name; by default the function's."""
         return self.name or _function_name(self.function).rpartition(":")[2]
 
     def input_folder(self) -> Folder:
@@ -203,14 +203,14 @@ class Spec(Section):
         return folder(self.output.uri, Access(self._session(), key))
 
     def _session(self) -> Any:
-        """The session that the engine's settings name, which then is for the storage as well."""
+        """The session in the engine's settings, which then serves the storage as well."""
         engine = self.engine
         if isinstance(engine, SageMaker) and (engine.boto_session or engine.profile or engine.region):
             return engine.session()
         return engine.boto_session if engine is not None else None
 
     def worker_count(self) -> int:
-        """The workers asked for; by default as many as this process, or a job's instance, has CPUs."""
+        """How many workers there are; by default one for each CPU of this process, or of a job's instance."""
         if self.workers != "auto":
             return int(self.workers)
         if self.engine is not None:
@@ -220,13 +220,13 @@ class Spec(Section):
         return int(joblib.cpu_count())
 
     def limits(self) -> WorkLimits:
-        """What pass 1 has to keep to."""
+        """The limits of pass 1."""
         from shardkit.runfolder.limits import WorkLimits
 
         return WorkLimits(self.worker_count(), self.timeout, self.max_failures)
 
     def merge(self) -> Merge:
-        """What pass 2 has to do."""
+        """What pass 2 makes of the parts."""
         from shardkit.dataset.merge import Merge
         from shardkit.dataset.writer import Layout
 

@@ -1,4 +1,4 @@
-"""Pipelines from YAML files, and from the fields that a command line gives."""
+"""Pipelines from YAML files, and from fields on the command line."""
 
 from __future__ import annotations
 
@@ -125,18 +125,18 @@ def _lines(node: Any, file: Path, at: tuple[str | int, ...] = ()) -> dict[tuple[
     Raises:
         PipelineError: a field is given twice.
     """
-    found: dict[tuple[str | int, ...], int] = {}
+    lines: dict[tuple[str | int, ...], int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*at, key.value)
             line = key.start_mark.line + 1
-            if here in found and key.value != "<<":
+            if here in lines and key.value != "<<":
                 raise PipelineError(f"{file}, line {line}: {'.'.join(map(str, here))}: this field is given twice.")
-            found[here] = line
-            found.update(_lines(value, file, here))
+            lines[here] = line
+            lines.update(_lines(value, file, here))
     elif isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             here = (*at, i)
-            found[here] = item.start_mark.line + 1
-            found.update(_lines(item, file, here))
-    return found
+            lines[here] = item.start_mark.line + 1
+            lines.update(_lines(item, file, here))
+    return lines

@@ -149,7 +149,7 @@ def test_an_interval_runs_at_once_and_then_in_its_times(tmp_path: Path, monkeypa
     assert scheduled.times == ["01 05:30", "01 06:00", "01 09:00", "01 12:00"]
     assert "next at 2020-01-01 15:00 UTC" in scheduled.said[-1]
     assert scheduled.said[0].endswith(": 1 records done, 0 quarantined, 2 skipped.")
-    assert scheduled.said[2].endswith("run earlier: it is the last, for nothing has changed since.")
+    assert scheduled.said[2].endswith("run earlier: it is the last one, because nothing has changed since.")
 
 
 def test_a_cron_expression_waits_for_its_first_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

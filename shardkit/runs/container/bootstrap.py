@@ -34,7 +34,7 @@ UNREACHABLE = re.compile(
     r"|Connection (?:refused|reset|aborted)|Read timed out|ConnectTimeout|HTTP error (?:429|5\d\d)"
     r"|IncompleteRead|ProtocolError"
 )
-# Of a local job: where environments are kept, and the folders of packages below them; see shardkit.engines.pyenv.
+# For a local job: where environments are kept, and the folders of packages below them; see shardkit.engines.pyenv.
 ENVIRONMENTS, SITES, PREPARED = "SHARDKIT_ENVIRONMENTS", "SHARDKIT_SITES", "SHARDKIT_PREPARED"
 BASE = "_shardkit_base.pth"
 UNUSED_S = 30 * 86400.0
@@ -54,7 +54,7 @@ def fail(message: str, code: int) -> None:
 
 
 def masked(text: str) -> str:
-    """The text without secrets, as the module says that lies beside this one in a bundle, and above in the package."""
+    """The text without secrets, by the module that is beside this one in a bundle, and above it in the package."""
     for folder in (HERE, HERE.parent):
         spec = importlib.util.spec_from_file_location("shardkit_masking", folder / "masking.py")
         if spec is not None and spec.loader is not None and (folder / "masking.py").is_file():
@@ -75,19 +75,19 @@ def source_digest(folder: Path) -> str:
 
 
 def has_same_shardkit(wanted: str) -> bool:
-    """Whether this very shardkit is installed in the image."""
+    """Whether exactly this shardkit is installed in the image."""
     spec = importlib.util.find_spec("shardkit")
     return spec is not None and spec.origin is not None and source_digest(Path(spec.origin).parent) == wanted
 
 
 def parted(line: str) -> tuple[str, str]:
-    """A line of requirements: what is required, and the options with it, such as ``--hash``."""
+    """A line of requirements in two: the requirement, and its options, such as ``--hash``."""
     required, option, rest = line.partition(" --")
     return required.strip(), f"{option}{rest}"
 
 
 def missing(requirements: list[str]) -> list[str]:
-    """Those of ``requirements`` that are not installed; all that cannot be judged."""
+    """The ``requirements`` that are not installed, and those that cannot be judged here."""
     if not requirements:
         return []
     try:
@@ -97,7 +97,7 @@ def missing(requirements: list[str]) -> list[str]:
             from packaging.requirements import Requirement  # type: ignore[assignment,unused-ignore]  # the same class
         except ImportError:
             return requirements
-    found = []
+    missing = []
     for line in requirements:
         if line.startswith("-"):
             continue  # an option: it asks for nothing
@@ -107,10 +107,10 @@ def missing(requirements: list[str]) -> list[str]:
                 continue
             there = importlib.metadata.version(wanted.name)
             if wanted.url or wanted.extras or not wanted.specifier.contains(there, prereleases=True):
-                found.append(line)
+                missing.append(line)
         except Exception:  # noqa: BLE001  pip is the judge of what this cannot read
-            found.append(line)
-    return found
+            missing.append(line)
+    return missing
 
 
 def install(own: list[str], needed: list[str], constraints: list[str], *, python: str = sys.executable) -> None:
@@ -163,21 +163,21 @@ def run_pip(python: str, lines: list[str], constraints: list[str]) -> None:
             errors="replace",
             check=False,
         )
-        told = log.read_text("utf-8", errors="replace") if log.exists() else ""
+        output = log.read_text("utf-8", errors="replace") if log.exists() else ""
     sys.stderr.write(masked(done.stdout))
     if done.returncode:
         names = ", ".join(line for line in lines if not line.startswith("-"))[:300]
-        again = done.returncode < 0 or is_unreachable(told + done.stdout)
-        fail(f"pip cannot install {names}: {why(done.stdout, told)}", TRY_AGAIN if again and not source else 1)
+        again = done.returncode < 0 or is_unreachable(output + done.stdout)
+        fail(f"pip cannot install {names}: {why(done.stdout, output)}", TRY_AGAIN if again and not source else 1)
 
 
-def is_unreachable(told: str) -> bool:
-    """Whether pip's log says that an index or a server did not answer, which may be otherwise another time."""
-    return UNREACHABLE.search(told) is not None
+def is_unreachable(log: str) -> bool:
+    """Whether pip's log says that an index or a server did not answer, so that another try may succeed."""
+    return UNREACHABLE.search(log) is not None
 
 
 def why(said: str, log: str) -> str:
-    """What pip says went wrong: its errors, and what contradicts what."""
+    """What went wrong, in pip's words: its errors, and which requirements contradict each other."""
     errors = [line.removeprefix("ERROR: ").strip() for line in said.splitlines() if line.startswith("ERROR:")]
     conflict = log.partition("The conflict is caused by:")[2]
     if conflict:
@@ -189,7 +189,7 @@ def why(said: str, log: str) -> str:
 
 
 def check_python(contents: dict[str, Any]) -> None:
-    """Tell that the function cannot be loaded here before anything is installed for it."""
+    """End with a message if the function cannot be loaded here, before anything is installed for it."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if contents.get("by_value") and contents["python"] != here:
         fail(
@@ -200,7 +200,7 @@ def check_python(contents: dict[str, Any]) -> None:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack an archive; what could be executed still can."""
+    """Unpack an archive; programs stay executable."""
     with zipfile.ZipFile(archive) as files:
         files.extractall(target)
         for info in files.infolist():
@@ -208,7 +208,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def prepare(own: list[str], needed: list[str], constraints: list[str]) -> None:
-    """See that all is installed: here, where the container is the job's own, else in an environment that is kept."""
+    """Install everything: here if the container is the job's own, else in an environment that is kept."""
     home = os.environ.get(ENVIRONMENTS)
     if os.environ.get(PREPARED) == str(HERE) or not (missing(own) or missing(needed)):
         return
@@ -225,7 +225,7 @@ def prepare(own: list[str], needed: list[str], constraints: list[str]) -> None:
 
 
 def kept_environment(home: Path, own: list[str], needed: list[str], constraints: list[str]) -> Path:
-    """The environment with these requirements, made by the first job that needs it; the others wait for that one."""
+    """The environment with these requirements; the first job that needs it makes it while the others wait."""
     sites = os.environ.get(SITES, "").split(os.pathsep)
     there = [name for site in sites if Path(site).is_dir() for name in os.listdir(site) if name.endswith("-info")]
     wheels = sorted(path.name for path in (HERE / "wheels").iterdir()) if (HERE / "wheels").is_dir() else []
@@ -250,7 +250,7 @@ def kept_environment(home: Path, own: list[str], needed: list[str], constraints:
 
 
 def remove_unused(home: Path) -> None:
-    """Remove the environments that no job has begun with for long; none runs so long."""
+    """Remove environments that no job has started with for longer than any job runs."""
     for complete in home.glob("*/complete"):
         if time.time() - complete.stat().st_mtime > UNUSED_S:
             shutil.rmtree(complete.parent, ignore_errors=True)

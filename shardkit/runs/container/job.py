@@ -1,6 +1,6 @@
-"""What a Processing job runs: one pass of a planned run, for the shards of this job on this instance.
+"""The program of a Processing job: one pass of a planned run, for the shards of this job on this instance.
 
-It is told the run folder and the job's number; everything else stands in the plan. Exit codes: 0 done, 1 failed for
+Its arguments are the run folder and the job's number; everything else is in the plan. Exit codes: 0 done, 1 failed for
 good, 75 failed but worth another attempt. The reason goes to ``/opt/ml/output/message``.
 """
 
@@ -36,14 +36,14 @@ TRY_AGAIN = 75
 TRANSIENT = "transient: "
 MESSAGE_CHARACTERS = 1000
 INPUT_FOLDER = "processing/input/data"
-FUNCTION = "function"  # among the settings of a generation: what takes the place of the plan's
-DAYS = "days"  # likewise: those of the plan's that alone are looked at
-ON_TOP = "on_top"  # likewise: the run's dataset takes the place of another's, as was asked for
+FUNCTION = "function"  # a setting of a generation: the function that replaces the plan's
+DAYS = "days"  # a setting of a generation: the only days of the plan that are worked on
+ON_TOP = "on_top"  # a setting of a generation: the run's dataset shall replace that of a later run
 
 
 @dataclass(frozen=True)
 class Container:
-    """What the service tells a job of itself; ``instance`` is the place of this one among all of the job's."""
+    """What the service says about a job; ``instance`` is the number of this instance among those of the job."""
 
     root: Path
     job_name: str
@@ -51,7 +51,7 @@ class Container:
 
     @classmethod
     def here(cls) -> Container:
-        """As the files under ``/opt/ml`` say, or under ``SHARDKIT_OPT_ML`` where there can be no such folder."""
+        """Read it from the files under ``/opt/ml``, or under ``SHARDKIT_OPT_ML`` if there can be no such folder."""
         root = Path(os.environ.get("SHARDKIT_OPT_ML", "/opt/ml"))
         job, resources = _config(root, "processingjobconfig.json"), _config(root, "resourceconfig.json")
         hosts = sorted(resources.get("hosts", []), key=lambda host: (len(host), host))
@@ -60,12 +60,12 @@ class Container:
 
     @property
     def attempt(self) -> int:
-        """The attempt that the job's name ends with."""
+        """The number of the attempt, with which the job's name ends."""
         last = self.job_name.rpartition("-")[2]
         return int(last) if last.isdigit() else 1
 
     def leave_message(self, message: str) -> None:
-        """Say what went wrong where the service looks for it."""
+        """Write what went wrong to the file that the service shows."""
         folder = self.root / "output"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "message").write_text(masked(message)[:MESSAGE_CHARACTERS])
@@ -80,7 +80,7 @@ def _config(root: Path, name: str) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     """Run a pass; returns the exit code."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.2 s
+    atexit.register(gc.freeze)  # or Python would look through all objects at its end, for 0.2 s
     begun = time.monotonic()
     container = Container.here()
     try:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
         given.work(given, container, begun)
     except RunInterrupted as error:
         return _end(container, str(error), TRY_AGAIN)
-    except (Damaged, WrittenByNewer) as error:  # it is so in every attempt
+    except (Damaged, WrittenByNewer) as error:  # every attempt would fail in the same way
         return _end(container, str(error), 1)
     except StorageError as error:
         return _end(container, f"{TRANSIENT}{error}", TRY_AGAIN)
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, Any], Spec, dict[str, Any]]:
-    """The run folder at ``uri``, its plan, its pipeline, and the settings given since, which ``settings`` there holds.
+    """The run folder at ``uri``, its plan, its pipeline, and later settings, which its file ``settings`` holds.
 
     Raises:
         RunFailed: there is no plan.
@@ -151,9 +151,9 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, A
 def _pass1(given: argparse.Namespace, container: Container, begun: float) -> None:
     from shardkit.workers.forkserver import begin_server
 
-    # NumPy's threads for linear algebra, for which this process has no use, spin while the others begin.
+    # NumPy's threads for linear algebra, which this process does not use, would spin while the workers start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    with contextlib.suppress(OSError):  # whoever needs it will tell
+    with contextlib.suppress(OSError):  # whoever needs it will raise the error
         begin_server()  # it gets ready while the plan is read
     from shardkit.pass1_preprocessing import run_pass1
     from shardkit.runfolder.attempt import Attempt
@@ -173,15 +173,15 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
         with attempt:
             share = Share(shards, shard, here)
             ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=given.retry, share=share)
-            told = f"Shard {shard}: {counted(ledger.done, 'record')} done, {ledger.quarantined:,} quarantined."
-            sys.stderr.write(f"{told}\n")
+            outcome = f"{counted(ledger.done, 'record')} done, {ledger.quarantined:,} quarantined."
+            sys.stderr.write(f"Shard {shard}: {outcome}\n")
             if plan["by_day"]:
                 pool.hang_up()
                 _merge_days(ledger, pipeline, changes, attempt)
 
 
 def _merge_days(ledger: Ledger, pipeline: Spec, changes: dict[str, Any], attempt: Attempt) -> None:
-    """Merge the job's own days, side by side with other jobs; where something goes wrong, pass 2 will do it or tell."""
+    """Merge the job's own days, side by side with other jobs; if that fails, pass 2 merges them or raises the error."""
     from shardkit.dataset.merge_days import merge_days
     from shardkit.runs.planning import planned_merge
     from shardkit.units import counted
@@ -195,7 +195,7 @@ def _merge_days(ledger: Ledger, pipeline: Spec, changes: dict[str, Any], attempt
 
 
 def _records_in(folder: RunFolder, source: str) -> np.ndarray:
-    """Which of the run's records, of one object each, lie in the folder ``source``, as a mask."""
+    """A mask of the run's records, of one object each, that are in the folder ``source``."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -226,9 +226,9 @@ def _pass2(given: argparse.Namespace, container: Container, begun: float) -> Non
 def planned_function(
     folder: RunFolder, plan: dict[str, Any], pipeline: Spec, settings: str | None, instead: dict[str, str] | None
 ) -> FunctionRef:
-    """The function of a planned run, or the one that ``settings`` tells of, as this process can load it.
+    """The function of a planned run, or the one that replaces it, in a form that this process can load.
 
-    ``instead`` is what is told: the function's name, its digest, and the Python that it comes from.
+    ``instead`` is what ``settings`` say of that one: its name, its digest, and the Python that it comes from.
 
     Raises:
         RunFailed: it travels by value, from another minor version of Python.
@@ -236,20 +236,20 @@ def planned_function(
     from shardkit.functions import FunctionRef, python_version, reference
 
     planned = {"name": plan["pipeline"]["function"], "digest": plan["function_digest"], "python": plan["python"]}
-    told = instead or planned
+    chosen = instead or planned
     if settings and instead:
         pickled = folder.sent(f"function-{Path(settings).stem}", instead.get("sha256"))
     else:
         pickled = folder.pickled("function")
     if pickled is None:
-        return reference(told["name"], source_dir=pipeline.source_dir) if instead else pipeline.function_ref()
-    here, there = python_version(), told["python"]
+        return reference(chosen["name"], source_dir=pipeline.source_dir) if instead else pipeline.function_ref()
+    here, there = python_version(), chosen["python"]
     if here != there:
         raise RunFailed(
-            f"The function {told['name']} travels by value from Python {there}, and this image has Python {here}.",
+            f"The function {chosen['name']} travels by value from Python {there}, and this image has Python {here}.",
             hint=f"Use an image with Python {there}, or put the function in a module and set source_dir.",
         )
-    return FunctionRef(told["name"], None, told["digest"], pickled)
+    return FunctionRef(chosen["name"], None, chosen["digest"], pickled)
 
 
 if __name__ == "__main__":
