@@ -500,7 +500,7 @@ class LateDisplay(Quiet):
 
 def test_a_display_is_not_moved_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     display = LateDisplay()
-    monkeypatch.setattr("shardkit.runfolder.display.make_progress", lambda **_: display)
+    monkeypatch.setattr("shardkit.runs.here.make_progress", lambda **_: display)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.txt").write_text("x")
     sk.run(lambda record: {"key": record.key}, tmp_path / "data", tmp_path / "out", workers=1)
