@@ -108,7 +108,7 @@ def partition_names(table: pa.Table, *, by_day: bool) -> tuple[np.ndarray, list[
 
 
 def compare(
-    table: pa.Table, output: Folder, current: dict[str, Any] | None, basis: Basis, *, all_days: bool, anew: bool
+    table: pa.Table, output: Folder, current: dict[str, Any] | None, basis: Basis, *, all_days: bool, recompute: bool
 ) -> Comparison:
     """Find out what need not be computed again.
 
@@ -118,7 +118,7 @@ def compare(
         current: the result that describes the present dataset.
         basis: how the new run makes partitions.
         all_days: whether the listing is of all days; if not, partitions without records are left alone.
-        anew: whether everything is computed again, whatever earlier runs have done.
+        recompute: whether everything is computed again, whatever earlier runs have done.
     """
     partition, names = partition_names(table, by_day=basis.by_day)
     counts = np.bincount(partition, minlength=len(names)).tolist()
@@ -131,7 +131,7 @@ def compare(
         comparison.made_by[name] = made.get(name, {}).get("run")
         if name not in made:
             comparison.changes[name] = Changes(new=counts[number])
-        elif anew:
+        elif recompute:
             comparison.changes[name] = Changes(reason="incremental is false")
         elif made[name]["work"] not in {basis.work, basis.work_before}:
             comparison.changes[name] = Changes(reason=OTHER_WORK)
@@ -144,7 +144,7 @@ def compare(
         output, by_run, by_day=basis.by_day
     )
     without = [name for name in present.get("partitions", {}) if name not in comparison.changes] if all_days else []
-    drop = basis.by_day and (anew or not same_form)
+    drop = basis.by_day and (recompute or not same_form)
     comparison.dropped, comparison.left = (without, []) if drop else ([], without)
     comparison.made_by |= {name: present["partitions"][name].get("run") for name in comparison.dropped}
     return comparison

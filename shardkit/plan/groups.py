@@ -56,7 +56,7 @@ def group_records(
         return _group_by_path_date(keys, records, shards["path"])
     if modified is None:
         raise InputError(
-            "The listing of this input does not tell when its files were written.",
+            "The listing of this input does not say when its files were written.",
             hint="Use shards.path, a pattern for the dates in the files' names, instead of shards.column.",
         )
     some_times = (modified[start : start + ENCODED_AT_ONCE] for start in range(0, len(modified), ENCODED_AT_ONCE))

@@ -238,8 +238,8 @@ def _fetch_wheels(folder: str, wheels: Path) -> None:
     )
     if done.returncode:
         log = Path(folder, "pip.log")
-        told = log.read_text("utf-8", errors="replace") if log.exists() else ""
+        output = log.read_text("utf-8", errors="replace") if log.exists() else ""
         hint = "Correct the requirements, or choose requirements_mode: install."
-        if is_unreachable(told + done.stderr):
+        if is_unreachable(output + done.stderr):
             hint = "The index, or a server, does not answer: try again later."
-        raise PipelineError(f"requirements: pip cannot fetch wheels: {why(done.stderr, told)}", hint=hint)
+        raise PipelineError(f"requirements: pip cannot fetch wheels: {why(done.stderr, output)}", hint=hint)

@@ -87,7 +87,7 @@ def estimate(pipeline: Spec, records: int, *, quiet: bool) -> Estimate:
     ref = pipeline.function_ref()
     try:
         with worker_pool(folder, pipeline, ref) as pool:
-            plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, anew=True)
+            plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, recompute=True)
             chosen = _spread(numpy(plan.records["bytes"]), records)
             folder.write_plan(plan.content, _each_a_chunk(plan, chosen), {"function": ref.pickled})
             everything = WorkLimits(pool.size, pipeline.timeout, "100%")
@@ -117,7 +117,7 @@ def _each_a_chunk(plan: Plan, chosen: np.ndarray) -> pa.Table:
 
 
 def _merged_bytes(pipeline: Spec, ledger: Ledger, scratch: Path) -> int:
-    """What the sample's rows take in the dataset; of Parquet only the columns, for a footer does not grow with them."""
+    """The size of the sample's rows in the dataset; without Parquet's footers, which do not grow with the rows."""
     merge = pipeline.merge()
     source = read_source((p.file for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
     files, _ = write_merged(LocalFolder(scratch / "dataset"), source, merge, token=SCRATCH_TOKEN, threads=1)

@@ -71,11 +71,11 @@ def make_run_plan(
     function_ref: FunctionRef,
     run_id: str,
     days: tuple[str, ...] | None = None,
-    anew: bool = False,
+    recompute: bool = False,
 ) -> Plan:
     """List the input and plan a run; writes nothing.
 
-    With ``days`` only these are looked at; ``anew`` plans all records, whatever earlier runs have done.
+    With ``days`` only these are looked at; ``recompute`` plans all records, whatever earlier runs have done.
 
     Raises:
         InputError: the input is empty or cannot be read.
@@ -108,9 +108,9 @@ def make_run_plan(
         merge=merging.digest(),
         form=merging.layout.form(content["shards"]),
     )
-    if (pipeline.by_day or pipeline.is_incremental) and not anew:
+    if (pipeline.by_day or pipeline.is_incremental) and not recompute:
         comparison = compare(
-            records.table, output, current, basis, all_days=days is None, anew=not pipeline.is_incremental
+            records.table, output, current, basis, all_days=days is None, recompute=not pipeline.is_incremental
         )
     content["source_dir"] = content["source_dir"] or function_ref.source_dir  # for a resumption in another directory
     plan = make_plan(

@@ -93,37 +93,37 @@ class Requirements:
                 lines.append(line if option else self._with_file(path, line, where))
 
     def _with_file(self, path: Path, line: str, where: str) -> str:
-        """A requirement; one that names a file gets that file's place in the bundle."""
+        """A requirement as jobs need it: if it names a file, it names that file's place in the bundle instead."""
         wanted, options = parted(line)
         wanted, *markers = re.split(r"\s*;\s+|\s+;", wanted, maxsplit=1)
         name, at, place = wanted.partition("@") if re.match(r"[\w.-]+\s*(\[.*\])?\s*@", wanted) else ("", "", "")
         local = _path_in(place.strip() if at else wanted)
         if local is None or (at and not place.strip().lower().startswith("file:")):
             return line
-        found = self._beside(path, local.partition("#")[0], where)
+        file = self._beside(path, local.partition("#")[0], where)
         extras = re.search(r"\[[\w,\s.-]+\]$", local)
-        kept = f"{name.strip()} @ file://{{{FILES}}}/{self._keep(found)}" if at else f"{{{FILES}}}/{self._keep(found)}"
+        kept = f"{name.strip()} @ file://{{{FILES}}}/{self._keep(file)}" if at else f"{{{FILES}}}/{self._keep(file)}"
         return f"{kept}{extras[0] if extras and not at else ''}{''.join(f' ; {each}' for each in markers)}{options}"
 
     def _keep(self, file: Path) -> str:
-        """Take a file along; its name in the bundle, which its content is part of."""
+        """Take a file along; returns its name in the bundle, which contains a digest of its content."""
         name = f"{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}/{file.name}"
         self.files[name] = file
         return name
 
     def _beside(self, path: Path, value: str, where: str) -> Path:
-        """A file that a requirements file names, from its own folder on."""
+        """A file that a requirements file names, relative to its own folder."""
         if re.match(r"[a-z][a-z0-9+.-]+://", value, re.IGNORECASE) and not value.startswith("file:"):
             raise PipelineError(f"{where} names {value}, which is no file.", hint="Put it beside the file.")
         text = re.sub(r"\[[\w,\s.-]+\]$", "", _path_in(value) or value)
-        found = path.parent / Path(text).expanduser()
-        if found.is_dir():
+        file = path.parent / Path(text).expanduser()
+        if file.is_dir():
             raise PipelineError(
                 f"{where} names the folder {text}.", hint="Build a wheel of it (pip wheel --no-deps) and name that."
             )
-        if not found.is_file():
+        if not file.is_file():
             raise PipelineError(f"{where} names {text}, and there is no such file beside it.")
-        return found
+        return file
 
     def _links(self, path: Path, value: str, where: str) -> str:
         """Where pip finds files in a job: a folder travels with its archives, a URL is the same there."""

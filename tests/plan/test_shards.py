@@ -214,7 +214,7 @@ def test_a_listing_without_times_is_refused() -> None:
     table = pa.table(
         {"key": pa.array(["a"], pa.large_string()), "bytes": [1], "etag": pa.array(["e"], pa.large_string())}
     )
-    with pytest.raises(sk.InputError, match=r"does not tell when its files were written.*shards\.path"):
+    with pytest.raises(sk.InputError, match=r"does not say when its files were written.*shards\.path"):
         build_records(table, shards={"by": "date", "column": "modified"})
 
 

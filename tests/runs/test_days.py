@@ -402,7 +402,7 @@ def planned(objects: pa.Table, out: Path, run_id: str, *, workers: int = 2, carr
     records = build_records(objects, shards=rule)
     basis = Basis(by_day=True, work="w", merge="m", form={"days": rule})
     current = current_result(output)
-    comparison = compare(records.table, output, current, basis, all_days=True, anew=False)
+    comparison = compare(records.table, output, current, basis, all_days=True, recompute=False)
     pipeline = {"shards": rule, "input": {"uri": "/in"}, "records": "file", "output": {"schema": None}}
     plan = make_plan(
         records,

@@ -437,7 +437,7 @@ def test_equal_content_on_another_day_is_not_taken_for_the_old_record(feed: Feed
     moved = pa.array(["2020-01-02" if i == 0 else g for i, g in enumerate(records["group"].to_pylist())])
     records = records.set_column(records.schema.get_field_index("group"), "group", moved.dictionary_encode())
     basis = Basis(by_day=True, work=plan.content["work"], merge=plan.content["merge_digest"], form=result["form"])
-    found = compare(records, LocalFolder(feed.out), result, basis, all_days=True, anew=False)
+    found = compare(records, LocalFolder(feed.out), result, basis, all_days=True, recompute=False)
     assert found.taken[0] == -1
     assert (found.changes["2020-01-01"].vanished, found.changes["2020-01-02"].new) == (1, 1)
 
