@@ -75,7 +75,7 @@ class Scheduled:
             work(clock)
             return _Done(run_id if len(self.runs) == 1 else "earlier")
 
-        monkeypatch.setattr(sk.Pipeline, "run", run)
+        monkeypatch.setattr("shardkit.runs.scheduler.start", run)
         scheduler = Scheduler(self.pipeline, say=self.said.append, clock=clock)
         if once:
             scheduler.run(once=True)
