@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 TESTS = Path(__file__).resolve().parent
+LEASE_S = 1.0  # of the commands that are paused
 PATIENCE_S = 60.0  # far more than anything here takes: it ends a test that would hang
 
 
@@ -221,6 +222,36 @@ def _parent(entry: Path) -> int | None:
 def is_alive(pid: int) -> bool:
     """Whether a process is there and no zombie."""
     return _parent(Path(f"/proc/{pid}")) is not None
+
+
+def start_pausing(project: Project, kind: str, step: int, *arguments: object) -> Command:
+    """Start a command that stops itself before a step: see ``pausing.py``."""
+    code = f"import runpy; runpy.run_path({str(TESTS / 'pausing.py')!r}, run_name='__main__')"
+    return project.start(kind, step, project.root / "steps", *arguments, code=code)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, as by SIGSTOP."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:  # it has ended
+        return False
+    return text.rpartition(")")[2].split()[0] == "T"
+
+
+def wait_until_paused(command: Command) -> bool:
+    """Wait until a command has stopped itself, for as long as a lease lasts; whether it has, and not ended before."""
+    wait_for(lambda: is_stopped(command.pid) or command.process.poll() is not None, what="the pause")
+    if command.process.poll() is not None:
+        return False
+    time.sleep(LEASE_S)
+    return True
+
+
+def go_on(command: Command) -> Done:
+    """Let a command that is paused go on to its end."""
+    os.kill(command.pid, signal.SIGCONT)
+    return command.wait()
 
 
 @contextlib.contextmanager

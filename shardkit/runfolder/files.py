@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import Damaged, WrittenByNewer
+from shardkit.errors import Damaged, PlanMismatch, WrittenByNewer
 from shardkit.runfolder import documents
-from shardkit.runfolder.names import LOCK, RUNS
+from shardkit.runfolder.names import LOCK, REMOVED, RUNS
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
     from pathlib import Path
 
     from shardkit.storage.base import Folder
@@ -64,15 +65,37 @@ class RunFiles:
         """Whether the run was planned to the end: without a plan there is no run."""
         return self.files.exists("plan.json")
 
-    def lock(self, busy: str = "") -> AbstractContextManager[Held]:
+    def check_unused(self) -> None:
+        """See that nothing is left of an earlier run of this name, for its markers would count as this one's.
+
+        Raises:
+            PlanMismatch: something is, for `clean` was killed, is at work, or keeps parts that other runs count on.
+        """
+        left = next((entry.key for home in ("markers", "parts") for entry in self.files.entries(home)), None)
+        if left is not None:
+            raise PlanMismatch(
+                f"Of an earlier run {self.run_id}, which was removed, {self.files.uri}/{left} is left.",
+                hint=f"Choose another run id, or remove the rest: shardkit clean {shlex.quote(self.output.uri)}",
+            )
+
+    @contextlib.contextmanager
+    def lock(self, busy: str = "", *, new: bool = False) -> Iterator[Held]:
         """Keep other processes from working on the run; let go however the process ends.
 
-        ``busy`` is what to say if another process holds it, where that is more than that it does.
+        ``busy`` is what to say if another process holds it, where that is more than that it does; ``new`` says that
+        nobody can have known of the run before, which saves looking.
 
         Raises:
             RunBusy: another process holds it.
+            PlanMismatch: the run is being removed.
         """
-        return self.files.lock(LOCK, busy or f"Run {self.run_id} is being worked on by another process.")
+        with self.files.lock(LOCK, busy or f"Run {self.run_id} is being worked on by another process.") as held:
+            if not new and self.files.exists(REMOVED):
+                raise PlanMismatch(
+                    f"Run {self.run_id} is being removed by `clean`, or half of it was.",
+                    hint=f"Choose another run id, or remove the rest: shardkit clean {shlex.quote(self.output.uri)}",
+                )
+            yield held
 
     def is_locked(self) -> bool:
         """Whether a process works on the run now."""

@@ -15,6 +15,7 @@
         merged/<day>.json                          what a job has made of a day, for pass 2 to take
         contents.json                              which rows of which parts the dataset's files hold
         result.json                                written last, by pass 2
+        removed.json                               while `clean` removes the folder: no run goes on in it then
 
     <output>/_shardkit/
         latest.json                                which run was planned, or retried, last
@@ -38,6 +39,7 @@ LATEST = f"{STATE_DIR}/latest.json"
 CURRENT = f"{STATE_DIR}/current.json"
 RECORDS = "records.parquet"
 LOCK = "lock"
+REMOVED = "removed.json"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 

@@ -82,7 +82,7 @@ def combine_folders(
     folder = run_folder(target, new_run_id())
     attempt = Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic(), command="pass2")
     no_records = pa.table({name: arrow(np.zeros(0, np.int64)) for name in ("key", "shard", "chunk", "bytes")})
-    with naming(Run(folder)), folder.lock() as held, attempt.holding(held):
+    with naming(Run(folder)), folder.lock(new=True) as held, attempt.holding(held):
         folder.write_plan({"created": now(), "merge_of": [root.uri for root in roots]}, no_records, None)
         with switching(folder, attempt, name=name) as build:
             source = read_source(parts, schema=merge.schema, widen_ints=merge.widen_ints)

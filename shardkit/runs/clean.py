@@ -18,13 +18,13 @@ from shardkit.errors import Damaged, LockLost, PipelineError, RunBusy, RunNotFou
 from shardkit.jobs.job import LIVE
 from shardkit.runfolder.find import latest_run
 from shardkit.runfolder.folder import RunFolder
-from shardkit.runfolder.names import LOCK, RUNS
+from shardkit.runfolder.names import LOCK, REMOVED, RUNS
 from shardkit.runs.planning import planned_pipeline
 from shardkit.runs.summary import status_of
 from shardkit.storage.base import Access
 from shardkit.storage.open import folder as folder_at
 from shardkit.storage.side_by_side import together
-from shardkit.times import interval
+from shardkit.times import interval, now
 from shardkit.units import counted, human_bytes
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _too_young(entries: list[Entry], age: datetime.timedelta | None) -> str:
     if age is not None and idle_s < age.total_seconds():
         return "not that old"
     keys = {entry.key for entry in entries}
-    noted = "plan.json" in keys or all(key.startswith("parts/") for key in keys)  # without, it was cleaned
+    noted = bool({"plan.json", REMOVED} & keys) or all(key.startswith("parts/") for key in keys)  # or it was cleaned
     return "" if noted or idle_s > BEING_PLANNED_S else "perhaps about to be planned"
 
 
@@ -229,16 +229,13 @@ class _Folder:
         """Remove files that are not needed; none if the folder stays, or somebody works on the run again."""
         going = [entry for entry in self.entries if entry.key not in needed]
         if self.stays or not going:
+            if not dry_run and self.stays != AT_WORK and any(entry.key == REMOVED for entry in self.entries):
+                self.run.files.remove(REMOVED)  # who wanted to remove it was killed before it began
             return self._staying(self.stays or TAKEN_OVER)
         whole = len(going) == len(self.entries)
         try:
-            if not dry_run:
-                with self.run.lock() as held:
-                    changed = self._has_changed()
-                    held.check(sure=True)
-                    if changed:
-                        return self._staying(AT_WORK)
-                    _remove(self.run.files, [entry.key for entry in going], held, whole=whole)
+            if not dry_run and not self._remove([entry.key for entry in going], whole=whole):
+                return self._staying(AT_WORK)
         except LockLost:
             raise
         except RunBusy:
@@ -246,30 +243,48 @@ class _Folder:
         kept, size = len(self.entries) - len(going), sum(entry.bytes for entry in going)
         return CleanedRun(self.run.run_id, len(going), size, kept, UNUSED if whole else TAKEN_OVER)
 
+    def _remove(self, keys: list[str], *, whole: bool) -> bool:
+        """Remove files of the folder, unless the run was gone on with since it was looked at.
+
+        From the note on, no run begins or goes on in the folder, however long this is paused before it removes the
+        plan. The note goes last: if this is killed, the next cleaning does the rest.
+        """
+        files = self.run.files
+        with files.lock(LOCK, AT_WORK) as held:
+            self.run.write(REMOVED, {"since": now()})
+            try:
+                changed = self._has_changed()
+                held.check(sure=True)
+            except LockLost:
+                files.remove(REMOVED)
+                raise
+            if changed:
+                files.remove(REMOVED)
+                return False
+            _remove(files, keys, held, whole=whole)
+        return True
+
     def _has_changed(self) -> bool:
         """Whether the run has gone on since its files were listed, so that it may have made the dataset by now."""
         before, after = ({entry.key for entry in each} for each in (self.entries, self.run.files.entries()))
-        return bool(after - before - {LOCK})
+        return bool(after - before - {LOCK, REMOVED})
 
     def _staying(self, reason: str) -> CleanedRun:
         return CleanedRun(self.run.run_id, 0, 0, len(self.entries), reason)
 
 
 def _remove(files: Folder, keys: list[str], held: Held, *, whole: bool) -> None:
-    """Remove files of a run folder, or all of it; the plan first, because without a plan there is no run."""
+    """Remove files of a run folder, or all of it; the plan first, because without a plan there is no run.
+
+    Only files that were listed before go: another process may write here while this one is paused.
+    """
     files.remove("plan.json")
+    files.remove_many([key for key in keys if key not in {"plan.json", LOCK, REMOVED}], held.check)
+    left = {entry.key for entry in files.entries()} & set(keys) - {LOCK, REMOVED}
     held.check()
-    if whole:
-        files.remove_all("")
-    else:
-        together([partial(_remove_one, files, key, held) for key in keys if key != LOCK])
-        files.remove(LOCK)
-    left = {entry.key for entry in files.entries()} & set(keys)
     if left:
         raise StorageError(f"{files.uri}/{min(left)} cannot be removed.", hint="Are you allowed to? Then clean again.")
-
-
-def _remove_one(files: Folder, key: str, held: Held) -> None:
-    held.check()
-    files.remove(key)
-    files.remove_empty_parents(key)
+    files.remove(REMOVED)
+    files.remove(LOCK)
+    if whole:
+        files.remove_remains()

@@ -91,7 +91,7 @@ def start_run(
         if not plan.content["totals"]["records"]:
             return nothing_to_do(pipeline, plan, progress)
         pool.begin(plan.content["totals"]["chunks"] - len(plan.taken_over))
-        with folder.lock() as held, holding_days(folder, plan.content):
+        with folder.lock(new=not may_exist) as held, holding_days(folder, plan.content):
             fresh = not may_exist or not folder.exists()
             if not fresh:
                 check_same_plan(folder, plan)
@@ -102,6 +102,8 @@ def start_run(
                     return folder
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
+                if may_exist:
+                    folder.check_unused()
                 write_run(folder, plan, ref, merging, merge=merge)
             attempt = Attempt(folder, progress, begun=begun, fresh=fresh).holding(held)
             both_passes(folder, pipeline, merging, pool, attempt, fresh=fresh)

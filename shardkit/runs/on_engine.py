@@ -133,6 +133,7 @@ class RunJobs:
         if self.folder.on_top:
             changes = {**changes, ON_TOP: True}
         requests = Requests(self.folder, pipeline, plan, code, generation, changes, retry)
+        self._check()  # else these jobs, and the copy of their queue, might be another's by now
         self.folder.files.remove(STOP)
         with _queueing():
             self._submitted = len(self.store.submit_many(requests.submissions([plan["jobs"][each] for each in jobs])))
@@ -285,6 +286,7 @@ def start_jobs(
             check_not_replaced(folder)
             progress.note(f"Run {folder.run_id} exists; going on where it ended.")
         else:
+            folder.check_unused()
             code = _upload_code(folder, pipeline, ref)  # so that an error in it is raised before there is a run
             write_run(folder, plan, ref, pipeline.merge(), merge=True)
         go_on(folder, pipeline, progress, changes={}, retry=False, wait=wait, code=code, held=held)

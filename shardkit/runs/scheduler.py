@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shardkit.errors import PipelineError, RunInterrupted, ShardkitError
+from shardkit.errors import LockLost, PipelineError, RunInterrupted, ShardkitError
 from shardkit.runs.start import start
 from shardkit.storage.base import STATE_DIR
 from shardkit.times import days_since, new_run_id, zone_of
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shardkit.spec.schedule import Schedule
     from shardkit.spec.spec import Spec
     from shardkit.storage.base import Folder
+    from shardkit.storage.locks import Held
 
 NOTE = f"{STATE_DIR}/schedule.json"
 LOCK = f"{STATE_DIR}/schedule.lock"
@@ -33,8 +34,8 @@ class Clock(Protocol):
     def now(self) -> datetime.datetime:
         """The time, with its zone."""
 
-    def wait(self, until: datetime.datetime) -> None:
-        """Return when it is that time, or later."""
+    def wait(self, until: datetime.datetime, look: Callable[[], object]) -> None:
+        """Return when it is that time, or later; ``look`` is called now and then."""
 
 
 class WallClock:
@@ -44,11 +45,12 @@ class WallClock:
         """The time, with its zone."""
         return datetime.datetime.now(datetime.timezone.utc)
 
-    def wait(self, until: datetime.datetime) -> None:
+    def wait(self, until: datetime.datetime, look: Callable[[], object]) -> None:
         """Return at that time, or once the time until then has passed, even if the clock is set back."""
         end = time.monotonic() + (until - self.now()).total_seconds()
         while (left := min((until - self.now()).total_seconds(), end - time.monotonic())) > 0:
             time.sleep(min(left, LOOK_EVERY_S))
+            look()
 
 
 class Scheduler:
@@ -72,22 +74,28 @@ class Scheduler:
             RunInterrupted: by Ctrl-C or SIGTERM; a run in progress is interrupted like any other, and can be resumed.
         """
         busy = f"Another schedule is running for {self._output.uri}."
-        with _ended_by_sigterm(), self._output.lock(LOCK, busy) as held:
+        with _ended_by_sigterm(), self._output.lock(LOCK, busy) as held, _told_of_the_schedule(self._output.uri):
             while True:
+                held.check()
                 due = self._due()
                 if due > self._clock.now():
                     self._say(f"{self._pipeline.pipeline_name()}: next at {due:%Y-%m-%d %H:%M %Z}.")
                     if once:
                         return
-                    self._wait(due)
+                    self._wait(due, held)
                 held.check()
                 self._run_once()
                 if once:
                     return
 
-    def _wait(self, due: datetime.datetime) -> None:
+    def _wait(self, due: datetime.datetime, held: Held) -> None:
+        def look() -> None:
+            # What is known anyway: whether it can be asked right now plays no part, long before the next run.
+            if (lost := held.lost) is not None:
+                raise lost
+
         try:
-            self._clock.wait(due)
+            self._clock.wait(due, look)
         except KeyboardInterrupt:
             raise RunInterrupted("The schedule has ended; no run was in progress.") from None
 
@@ -171,6 +179,19 @@ def _last(output: Folder) -> datetime.datetime | None:
         return datetime.datetime.fromisoformat(json.loads(output.read(NOTE))["last"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+@contextlib.contextmanager
+def _told_of_the_schedule(uri: str) -> Iterator[None]:
+    """Have a lock that was lost end the block with words that are about the schedule, not about a run."""
+    try:
+        yield
+    except LockLost as lost:
+        raise LockLost(
+            f"This schedule has ended, for it lost its lock while it was paused or cut off: another schedule for {uri} "
+            "may have begun since.",
+            hint="No run was in progress. Start it again if no other keeps to it.",
+        ) from lost
 
 
 @contextlib.contextmanager

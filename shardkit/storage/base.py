@@ -19,7 +19,7 @@ from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pyarrow as pa
 
@@ -208,6 +208,14 @@ class Folder(ABC):
     @abstractmethod
     def remove_all(self, key: str) -> None:
         """Remove the folder ``key`` and all that it holds, if it is there."""
+
+    @abstractmethod
+    def remove_many(self, keys: Sequence[str], before: Callable[[], object]) -> None:
+        """Remove files, those that are there; ``before`` is called before each step, and ends it by an error."""
+
+    @abstractmethod
+    def remove_remains(self) -> None:
+        """Remove what no listing shows: empty folders, and what a process left that was killed while it wrote."""
 
     @abstractmethod
     def remove_empty_parents(self, key: str) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import StorageError
@@ -14,9 +15,10 @@ from shardkit.storage.base import Entry, File, Folder, State
 from shardkit.storage.list_files import list_files
 from shardkit.storage.local import copy_file, create_bytes, place_file, write_bytes, writing
 from shardkit.storage.locks import FileLock, is_file_locked
+from shardkit.storage.side_by_side import together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -115,6 +117,25 @@ class LocalFolder(Folder):
     def remove_all(self, key: str) -> None:
         """Remove the folder ``key`` and all that it holds."""
         shutil.rmtree(self.root / key, ignore_errors=True)
+
+    def remove_many(self, keys: Sequence[str], before: Callable[[], object]) -> None:
+        """Remove files one by one, some at once."""
+
+        def remove(key: str) -> None:
+            before()
+            self.remove(key)
+            self.remove_empty_parents(key)
+
+        together([partial(remove, key) for key in keys])
+
+    def remove_remains(self) -> None:
+        """Remove empty folders, and files whose writing was not finished: nobody else's, if another has begun here."""
+        for top, _, names in os.walk(self.root, topdown=False):
+            with contextlib.suppress(OSError):
+                for name in names:
+                    if name.startswith("."):
+                        os.unlink(os.path.join(top, name))
+                os.rmdir(top)
 
     def remove_empty_parents(self, key: str) -> None:
         """Remove the folders that the removed file ``key`` leaves empty."""

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONCURRENT_REQUESTS = 32
+REMOVED_AT_ONCE = 1000  # objects: S3 takes no more with a request
 WHOLE_BYTES = 8 << 20
 LARGE_BYTES = 32 << 20
 RANGE_BYTES = 8 << 20
@@ -300,6 +301,21 @@ class ObjectFolder(Folder):
             with contextlib.suppress(FileNotFoundError):  # another process has removed one; some stores end there
                 self._remove(key, paths)
                 return
+
+    def remove_many(self, keys: Sequence[str], before: Callable[[], object]) -> None:
+        """Remove objects, as many with a request as it takes."""
+        for begin in range(0, len(keys), REMOVED_AT_ONCE):
+            some = keys[begin : begin + REMOVED_AT_ONCE]
+            before()
+            try:
+                self._remove(some[0], [self.prefix + key for key in some])
+            except FileNotFoundError:  # another process has removed one; some stores end there
+                for key in some:
+                    before()
+                    self.remove(key)
+
+    def remove_remains(self) -> None:
+        """There is nothing else in a bucket."""
 
     @repeated
     def _remove(self, key: str, paths: list[str]) -> None:

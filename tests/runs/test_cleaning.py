@@ -13,6 +13,7 @@ import pytest
 import shardkit as sk
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.names import RUNS
+from shardkit.storage.local_folder import LocalFolder
 from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
@@ -230,16 +231,21 @@ def test_only_what_is_older(feed: Feed) -> None:
 def test_one_that_was_interrupted_is_finished_by_the_next(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     feed.run()
     feed.redo(3)
-    remove: Callable[..., None] = type(feed.folder).remove
     left = iter(range(4))
 
-    def failing(place: Folder, key: str) -> None:
-        if next(left, None) is None and RUNS in place.uri:
-            raise sk.StorageError("the network is gone")
-        remove(place, key)
+    def failing(remove: Callable[..., None]) -> Callable[..., None]:
+        def instead(place: Folder, *keys: Any) -> None:
+            if next(left, None) is None and RUNS in place.uri:
+                raise sk.StorageError("the network is gone")
+            remove(place, *keys)
+
+        return instead
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(feed.folder), "remove", failing)
+        patch.setattr("shardkit.storage.objects.REMOVED_AT_ONCE", 2)
+        for name in ("remove", "_remove"):
+            if hasattr(feed.folder, name):
+                patch.setattr(type(feed.folder), name, failing(getattr(type(feed.folder), name)))
         with pytest.raises(sk.StorageError, match="the network is gone"):
             sk.clean(feed.output)
     feed.check()
@@ -270,7 +276,8 @@ def test_files_that_cannot_be_removed_are_told(tmp_path: Path, monkeypatch: pyte
     feed = Feed(tmp_path, str(tmp_path / "out"))
     for _ in range(2):
         feed.run(shards=None, incremental=False)
-    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    remove = LocalFolder.remove
+    monkeypatch.setattr(LocalFolder, "remove", lambda *of: remove(*of) if of[1] == "plan.json" else None)
     with pytest.raises(sk.StorageError, match=r"cannot be removed. Are you allowed to\? Then clean again"):
         sk.clean(feed.output)
 

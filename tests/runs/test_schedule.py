@@ -38,8 +38,9 @@ class SimulatedClock:
     def now(self) -> datetime.datetime:
         return self.time
 
-    def wait(self, until: datetime.datetime) -> None:
+    def wait(self, until: datetime.datetime, look: Callable[[], object]) -> None:
         self.waits.append(until)
+        look()
         if until > self.end:
             raise KeyboardInterrupt
         self.time = until

@@ -1,0 +1,89 @@
+"""Commands that were paused before one of their steps, as real processes, while another did their work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from crashing import LEASE_S, LINUX, check_ledger, dying, go_on, start_pausing, wait_until_paused
+from test_paused import SLOW, made, output, short  # noqa: F401  fixtures too
+
+import shardkit as sk
+from shardkit.storage import lease
+
+if TYPE_CHECKING:
+    from crashing import Command
+    from test_paused import Output
+
+RETRY_STEPS = ["create", "confirm", "place", "result", "current", "remove", "tidy", "forget"]
+CLEAN_STEPS = 30  # more than there are on any store
+
+
+@pytest.fixture
+def ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases that end as soon in this process as in those that it pauses."""
+    monkeypatch.setattr(lease, "LEASE_S", LEASE_S)
+    monkeypatch.setattr(lease, "LEASE_RENEWAL_S", LEASE_S / 5)
+
+
+def check_end(command: Command, *, may_be_done: bool) -> None:
+    """Let a command go on that was paused; it must say that it has lost what it held, unless it had done its work."""
+    done = go_on(command)
+    assert "Traceback" not in done.stderr
+    if done.code == 0:
+        assert may_be_done, done.stderr
+    else:
+        assert done.code == 1
+        assert "lost its l" in done.stderr or "was paused" in done.stderr, done.stderr
+
+
+@LINUX
+@pytest.mark.usefixtures("ends_soon")
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(number, id=name, marks=() if name == "place" else SLOW)
+        for number, name in enumerate(RETRY_STEPS, start=1)
+    ],
+)
+def test_a_retry_is_paused_while_another_does_its_work(output: Output, step: int) -> None:  # noqa: F811
+    bad = output.project.root / "bad"
+    bad.write_text("r003")
+    output.run("second", max_failures=1)
+    bad.unlink()
+    with dying(start_pausing(output.project, "switch", step, "retry", output.uri, "--quiet")) as command:
+        assert wait_until_paused(command), command.stderr.read_text()
+        output.break_locks()
+        sk.open_run(output.uri, "second").retry(quiet=True)
+        check_end(command, may_be_done=step > RETRY_STEPS.index("current") + 1)
+    output.check_is("second")
+    assert check_ledger(sk.open_run(output.uri, "second")).records["quarantined"] == 0
+
+
+@LINUX
+@pytest.mark.usefixtures("ends_soon")
+@pytest.mark.parametrize("step", [5, *(pytest.param(n, marks=SLOW) for n in range(1, CLEAN_STEPS + 1) if n != 5)])
+def test_clean_is_paused_while_a_run_of_that_name_begins_anew(output: Output, step: int) -> None:  # noqa: F811
+    (output.project.root / "bad").touch()
+    with pytest.raises(sk.BudgetExceeded):
+        output.run("second", max_failures=0)
+    (output.project.root / "bad").unlink()
+    output.run("third")
+    with dying(start_pausing(output.project, "clean", step, "clean", output.uri, "--unfinished")) as command:
+        if not wait_until_paused(command):
+            return  # it has fewer steps
+        output.break_locks()
+        try:
+            output.run("second")
+        except sk.PlanMismatch as error:
+            assert "shardkit clean" in error.hint  # noqa: PT017  it may run as well
+            check_end(command, may_be_done=True)
+            sk.clean(output.uri, unfinished=True)
+            output.run("second")
+        else:
+            check_end(command, may_be_done=True)
+    run = sk.open_run(output.uri, "second")
+    if check_ledger(run).records["quarantined"]:  # it was there still, and has gone on
+        run.retry(quiet=True)
+    output.check_is("second")
+    assert check_ledger(run).status == "done"
