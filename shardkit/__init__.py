@@ -13,7 +13,8 @@ from shardkit._version import __version__
 if TYPE_CHECKING:
     from shardkit import jobs
     from shardkit.dataset.query import read_sql
-    from shardkit.engines.sagemaker import Local, SageMaker
+    from shardkit.engines.local_settings import Local
+    from shardkit.engines.sagemaker import SageMaker
     from shardkit.errors import (
         BudgetExceeded,
         CatalogError,
@@ -55,7 +56,7 @@ _HOMES = {
     "Damaged": "errors",
     "InputError": "errors",
     "LedgerError": "errors",
-    "Local": "engines.sagemaker",
+    "Local": "engines.local_settings",
     "NothingMade": "errors",
     "ObjectChanged": "errors",
     "ObjectRefused": "errors",

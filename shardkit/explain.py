@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from shardkit.traits import Kinds
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pydantic import ValidationError
+    from pydantic.fields import FieldInfo
 
 ELSEWHERE = 0  # the line of a field that was not given in the file
 # What fields expect that take several kinds of values; pydantic names only the first kind.
@@ -66,8 +69,9 @@ def _field_path(loc: tuple[str | int, ...], kind: type[BaseModel]) -> tuple[str 
         fields = _fields(model) if model is not None else {}
         if step in fields:
             path.append(step)
-            model = _model_in(fields[str(step)])
-            is_key = any(get_origin(part) is dict for part in get_args(fields[str(step)]))
+            field = fields[str(step)]
+            model = next(iter(_models_of(field)), None)
+            is_key = any(get_origin(part) is dict for part in get_args(field.annotation))
         elif is_key:
             path.append(step)
             is_key = False
@@ -79,20 +83,18 @@ def _field_path(loc: tuple[str | int, ...], kind: type[BaseModel]) -> tuple[str 
     return tuple(path)
 
 
-def _fields(model: Any) -> dict[str, Any]:
-    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+def _fields(model: Any) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def _models_in(annotation: Any) -> list[Any]:
-    return [kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)]
-
-
-def _model_in(annotation: Any) -> Any:
-    return next(iter(_models_in(annotation)), None)
+def _models_of(field: FieldInfo) -> list[Any]:
+    """The models that a field may hold, what they have in common first."""
+    listed = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_model(kind)]
+    return listed + [kind for trait in field.metadata if isinstance(trait, Kinds) for kind in trait.registry.loaded()]
 
 
 def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> str:
@@ -100,7 +102,7 @@ def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> s
     if problem["type"] == "extra_forbidden":
         models: list[Any] = [kind]
         for step in at[:-1]:
-            models = _models_in(_fields(models[0])[str(step)])
+            models = _models_of(_fields(models[0])[str(step)])
         known = list(dict.fromkeys(name for model in models for name in _fields(model)))
         return "this field is for another kind" if at[-1] in known else unknown_field(str(at[-1]), known)
     if problem["type"] == "missing":

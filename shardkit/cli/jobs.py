@@ -401,9 +401,7 @@ shardkit jobs serve --engine local --max-instances 4
 shardkit jobs serve --store dynamodb://shardkit-jobs --until-ended
 """
 )
-@click.option(
-    "--engine", "kind", type=click.Choice(["sagemaker", "local"]), default="sagemaker", help="Where jobs run."
-)
+@click.option("--engine", "kind", metavar="KIND", default="sagemaker", help="Where jobs run: sagemaker or local.")
 @click.option("--max-instances", type=click.IntRange(1), metavar="N", help="How many instances may run at once.")
 @click.option("--until-ended", is_flag=True, help="End once every job has ended.")
 @STORE
@@ -416,10 +414,12 @@ def serve(*, kind: str, max_instances: int | None, until_ended: bool, place: str
     import threading
 
     from shardkit.cli.job_lines import change_lines
+    from shardkit.engines.kinds import engine_kind
     from shardkit.jobs.service import serve as serve_queue
 
+    settings = engine_kind(kind)
     store, known = _store(place, make=True)
-    engine, policy = _engine_and_policy(kind, max_instances)
+    engine, policy = settings.serving(max_instances)
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
@@ -429,7 +429,7 @@ def serve(*, kind: str, max_instances: int | None, until_ended: bool, place: str
         engine,
         policy=policy,
         place=known if place else "",
-        region=None if kind == "sagemaker" else "",
+        region=None if settings.cloudwatch else "",
         on_round=lambda *reports: _say(change_lines(*reports)),
         stop=over,
         until_ended=until_ended,
@@ -439,22 +439,6 @@ def serve(*, kind: str, max_instances: int | None, until_ended: bool, place: str
 def _say(lines: Iterable[str]) -> None:
     for line in lines:
         echo(line, err=True)
-
-
-def _engine_and_policy(kind: str, max_instances: int | None) -> tuple[Any, Any]:
-    """Where jobs run, and the policy for that."""
-    from shardkit.jobs import Policy
-
-    if kind == "local":
-        from shardkit.engines.local import LocalEngine
-
-        made = LocalEngine(max_instances=max_instances)
-        return made, Policy.local(max_instances=made.max_instances)
-    import boto3
-    from botocore.config import Config
-
-    once = Config(retries={"mode": "standard", "total_max_attempts": 1})  # the queue itself makes calls again
-    return boto3.client("sagemaker", config=once), Policy(max_instances=max_instances)
 
 
 @jobs.command(

@@ -1,27 +1,27 @@
-"""How jobs run: on SageMaker, or as the same requests on this machine. What `engine:` in a pipeline says."""
+"""Jobs on SageMaker Processing: what `engine: {kind: sagemaker, ...}` in a pipeline says."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr
 
 from shardkit.engines import images, limits
-from shardkit.engines.instances import instance_vcpus, nearest
-from shardkit.engines.settings import Count, Network, Settings
-from shardkit.errors import PipelineError, ShardkitError
+from shardkit.engines.instances import nearest
+from shardkit.engines.settings import Settings
+from shardkit.errors import PipelineError
 from shardkit.storage.aws_places import aws_settings
-from shardkit.user_state import state_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["EngineSettings", "Local", "Network", "SageMaker", "Settings", "instance_vcpus", "settings_from"]
+    from shardkit.jobs.policy import Policy
 
-NOWHERE = "arn:aws:iam::000000000000:role/"  # of no account: the local engine asks for a role, and uses none
+# The queue itself repeats calls, and must know of each one that was made.
+ONCE = {"mode": "standard", "total_max_attempts": 1}
 
 
 class SageMaker(Settings):
@@ -39,6 +39,9 @@ class SageMaker(Settings):
     Raises:
         PipelineError: a field is unknown, mistyped or missing, or the service would refuse it.
     """
+
+    title: ClassVar[str] = "SageMaker"
+    cloudwatch: ClassVar[bool] = True
 
     kind: Literal["sagemaker"] = "sagemaker"
     own_client: Any = Field(None, alias="client", exclude=True, repr=False)
@@ -80,10 +83,34 @@ class SageMaker(Settings):
     def client(self) -> Any:
         """boto3's SageMaker client."""
         if self._client is None:
-            # The queue itself repeats calls, and must know of each one that was made.
-            once = {"mode": "standard", "total_max_attempts": 1}
-            self._client = self.own_client or self._boto_client("sagemaker", once, endpoint_url=self.endpoint_url)
+            self._client = self.own_client or self._boto_client("sagemaker", ONCE, endpoint_url=self.endpoint_url)
         return self._client
+
+    @classmethod
+    def serving(cls, max_instances: int | None) -> tuple[Any, Policy]:
+        """boto3's SageMaker client, for whatever jobs are in a queue."""
+        import boto3
+        from botocore.config import Config
+
+        from shardkit.jobs.policy import Policy
+
+        return boto3.client("sagemaker", config=Config(retries=ONCE)), Policy(max_instances=max_instances)
+
+    def storage_session(self) -> Any:
+        """The session for the storage, where the settings name one."""
+        return self.session() if self.boto_session or self.profile or self.region else None
+
+    def python_version(self) -> str | None:
+        """The minor version of Python in the image, as far as its name says it."""
+        version = re.search(r"(?:py|python)[:-]?3\.?(\d{1,2})\b", self.image)
+        return f"3.{version[1]}" if version is not None else None
+
+    def job_environment(self) -> dict[str, str]:
+        """Which Python the jobs run, and the region that they are in."""
+        python = {"SHARDKIT_PYTHON": self.command[0]} if self.command else {}
+        if {"AWS_REGION", "AWS_DEFAULT_REGION"} & set(self.env):
+            return python
+        return python | {"AWS_DEFAULT_REGION": str(self.session().region_name)}
 
     def resolved(self) -> SageMaker:
         """The settings with the role's ARN and the image's whole URI, which another machine needs to go on.
@@ -139,110 +166,6 @@ class SageMaker(Settings):
             near = nearest(name, _known_types())
             if near is not None:
                 raise PipelineError(f"engine.instance_type: Processing has no {name}; did you mean {near}?")
-
-
-class Local(Settings):
-    """The same jobs on this machine, without Docker and without an account.
-
-    >>> engine = Local(max_instances=2)                                             # doctest: +SKIP
-
-    ``root`` is the folder where the engine keeps its jobs; ``max_instances`` is how many instances run at once, over
-    all jobs; ``endpoint_url`` is where S3 is, if not at AWS. What SageMaker's settings say is taken as well.
-
-    Raises:
-        PipelineError: a field is unknown or mistyped.
-    """
-
-    local: ClassVar[bool] = True
-
-    kind: Literal["local"] = "local"
-    role: str = f"{NOWHERE}local"
-    image: str = Field("local", min_length=1, max_length=255)
-    root: str = Field(default_factory=lambda: state_path("engine"), min_length=1)
-    max_instances: Count = Field(4, ge=1, le=1000)
-    isolation: Literal["auto", "namespace", "none"] = "auto"
-    own_client: Any = Field(None, alias="client", exclude=True, repr=False)
-    _client: Any = PrivateAttr(None)
-
-    def __init__(self, processor: Any = None, /, **fields: Any) -> None:
-        super().__init__(processor, **fields)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_the_engine(cls, fields: Any) -> Any:
-        """A local engine that is there already says itself where and how it runs; another machine wants to know."""
-        engine = fields.get("client") if isinstance(fields, dict) else None
-        told = {name: getattr(engine, name, None) for name in ("root", "max_instances", "endpoint_url")}
-        return {name: value for name, value in told.items() if value is not None} | fields if engine else fields
-
-    @field_validator("role")
-    @classmethod
-    def _any_role(cls, value: str) -> str:
-        return value if limits.ROLE_ARN.fullmatch(value) else f"{NOWHERE}{value}"
-
-    @field_validator("root", mode="before")
-    @classmethod
-    def _whole_path(cls, value: Any) -> Any:
-        return os.path.abspath(os.path.expanduser(value)) if isinstance(value, str | os.PathLike) else value
-
-    @property
-    def vcpus(self) -> int:
-        """The CPUs that an instance has, when as many run as may."""
-        return max(1, (os.cpu_count() or 1) // self.max_instances)
-
-    def client(self) -> Any:
-        """The local engine."""
-        if self._client is None:
-            if self.own_client is None:
-                from shardkit.engines.local import LocalEngine
-
-                self._client = LocalEngine(
-                    self.root,
-                    max_instances=self.max_instances,
-                    isolation=self.isolation,
-                    endpoint_url=self.endpoint_url,
-                )
-            else:
-                self._client = self.own_client
-        return self._client
-
-    def log_lines(self, job_name: str) -> Iterator[str]:
-        """What a job has said so far."""
-        from shardkit.engines.logs import told
-
-        hint = f"The jobs are under {self.root}; was something removed there?"
-        return told(job_name, lambda: self.client().log_lines(job_name), hint=hint)
-
-
-def settings_from(data: Mapping[str, Any], **more: Any) -> SageMaker | Local:
-    """Settings from plain data, as ``to_dict`` gives it; ``more`` goes over it, such as a ``boto_session``.
-
-    Raises:
-        PipelineError: a field is unknown, mistyped or missing.
-    """
-    fields = dict(data) | more
-    kinds: dict[str, type[SageMaker | Local]] = {"sagemaker": SageMaker, "local": Local}
-    kind = fields.get("kind")
-    if kind not in kinds:
-        raise PipelineError(f"engine.kind: expected 'sagemaker' or 'local', not {kind!r}.")
-    return kinds[str(kind)](**fields)
-
-
-def _engine(value: Any) -> Any:
-    """Settings from a mapping; errors keep their places, so that a pipeline's YAML file can tell the lines."""
-    if not isinstance(value, dict):
-        return value
-    if value.get("kind") not in {"sagemaker", "local"}:
-        raise ValueError("expected a mapping with kind: sagemaker or kind: local.")
-    try:
-        return settings_from(value)
-    except ShardkitError as error:
-        if isinstance(error.__cause__, ValidationError):
-            raise error.__cause__ from None
-        raise
-
-
-EngineSettings = Annotated[SageMaker | Local | None, BeforeValidator(_engine)]
 
 
 @functools.lru_cache(maxsize=1)

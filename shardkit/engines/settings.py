@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import (
@@ -24,9 +25,13 @@ from shardkit.engines.processors import network_of, read_processor
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from typing_extensions import Self
+
+    from shardkit.jobs.calls import Engine
+    from shardkit.jobs.policy import Policy
 
 
 def _no_truth(value: Any) -> Any:
@@ -92,9 +97,27 @@ class Network(_Model):
 
 
 class Settings(_Model):
-    """What every job of a run has in common. ``SageMaker`` and ``Local`` say where it runs."""
+    """What every job of a run has in common; a subclass for each kind of engines says where it runs.
 
+    A subclass names itself by its field ``kind``, as its entry in the table of kinds does, and has fields of its own.
+    It has to implement `client` and `log_lines`; the rest has defaults, for a service that is not this machine.
+    What it says of itself by attributes of the class:
+
+    Attributes:
+        title: How messages name the place of the jobs.
+        local: Whether the jobs run on this machine, and share its CPUs.
+        sees_local_paths: Whether the jobs see this machine's folders; else input and output have to be in a store.
+        stores: The schemes of the object stores that the jobs can use.
+        look_every_s: How often whoever watches a run looks at how its jobs are.
+        cloudwatch: Whether the jobs' logs are in CloudWatch, so that messages can link to them.
+    """
+
+    title: ClassVar[str] = "the engine"
     local: ClassVar[bool] = False
+    sees_local_paths: ClassVar[bool] = False
+    stores: ClassVar[tuple[str, ...]] = ("s3",)
+    look_every_s: ClassVar[float] = 10.0
+    cloudwatch: ClassVar[bool] = False
 
     kind: str
     role: Annotated[str, Field(min_length=1, max_length=2048)]
@@ -194,6 +217,60 @@ class Settings(_Model):
     @classmethod
     def _network(cls, value: Any) -> Any:
         return network_of(value)
+
+    @classmethod
+    def adopted(cls, value: Any) -> Self | None:
+        """The settings of an engine that is there already, given in place of settings; None if it is no such one."""
+        del value
+        return None
+
+    @classmethod
+    def serving(cls, max_instances: int | None) -> tuple[Engine, Policy]:
+        """The engine, and the policy for it, for jobs in a queue that this machine serves, whoever submitted them.
+
+        Raises:
+            PipelineError: such an engine runs the jobs of its own runs alone.
+        """
+        del max_instances
+        raise PipelineError(f"No queue can be served for jobs on {cls.title}.", hint="Run the pipeline without queue:.")
+
+    @abstractmethod
+    def client(self) -> Engine:
+        """What runs the jobs: the four methods of boto3's SageMaker client, as ``shardkit.jobs.Engine`` has them."""
+
+    @abstractmethod
+    def log_lines(self, job_name: str) -> Iterator[str]:
+        """What a job has said so far, line by line.
+
+        Raises:
+            RunFailed: nothing of it is to be had.
+        """
+
+    def policy(self) -> Policy:
+        """How fast jobs are launched and looked at, and how often they are tried."""
+        from shardkit.jobs.policy import Policy
+
+        return Policy()
+
+    def session(self) -> Any:
+        """The boto3 session for a table of jobs; None for boto3's own."""
+        return self.boto_session
+
+    def storage_session(self) -> Any:
+        """The boto3 session for input and output; None for boto3's own."""
+        return self.boto_session
+
+    def python_version(self) -> str | None:
+        """The minor version of Python that the jobs have, such as 3.12; None where nothing tells it beforehand."""
+        return None
+
+    def job_environment(self) -> dict[str, str]:
+        """What every job of a run finds in its environment, beside ``env``."""
+        return {}
+
+    def own_folders(self) -> list[Path]:
+        """Folders of this machine in which the engine keeps what is its own, and which no job takes along."""
+        return []
 
     @property
     def isolated(self) -> bool:

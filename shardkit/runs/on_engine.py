@@ -12,11 +12,9 @@ import hashlib
 import signal
 import threading
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.switch import check_not_replaced, finish_switches
-from shardkit.engines.sagemaker import Local
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
 from shardkit.jobs import JobError, stop
@@ -25,7 +23,7 @@ from shardkit.runfolder.meters import JobMeter
 from shardkit.runfolder.names import STOP
 from shardkit.runfolder.steps import Steps, advice
 from shardkit.runs.container.job import DAYS, FUNCTION, ON_TOP
-from shardkit.runs.queue import LOOK_EVERY_S, run_queue
+from shardkit.runs.queue import run_queue
 from shardkit.runs.requests import Requests, check_engine, name_base
 from shardkit.storage.interruption import INTERRUPTION
 from shardkit.storage.local_folder import LocalFolder
@@ -153,7 +151,7 @@ class RunJobs:
             RunInterrupted: by Ctrl-C; the jobs that run go on.
         """
         earlier = Counter(job.status for job in self.jobs()) - Counter(job.status for job in self.current())
-        meter = JobMeter(self.folder, earlier, look_every_s=LOOK_EVERY_S[self.engine.kind])
+        meter = JobMeter(self.folder, earlier, look_every_s=self.engine.look_every_s)
         progress.start(meter.total)
 
         def show(trouble: str) -> None:
@@ -241,8 +239,7 @@ def _upload_code(folder: RunFolder, pipeline: Spec, function: FunctionRef) -> st
     homes = (ref.source_dir for ref in refs if ref is not None and ref.pickled is None)
     source = pipeline.source_dir or next((home for home in homes if home and not is_library(home)), None)
     data = [f.root for f in (pipeline.input_folder(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
-    if isinstance(pipeline.engine, Local):
-        data.append(Path(pipeline.engine.root))
+    data += pipeline.engine.own_folders() if pipeline.engine is not None else []
     return upload_bundle(
         folder.output,
         source,

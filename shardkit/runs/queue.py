@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from shardkit.errors import Damaged
-from shardkit.jobs import Policy, SQLiteStore, adopt, drive, export_jobs, import_jobs, monitor, stop
+from shardkit.jobs import SQLiteStore, adopt, drive, export_jobs, import_jobs, monitor, stop
 from shardkit.jobs.errors import StoreDamaged
 from shardkit.jobs.open import open_store
 from shardkit.jobs.service import trouble_of
@@ -21,14 +21,13 @@ from shardkit.user_state import PRIVATE_FOLDER, state_path
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shardkit.engines.sagemaker import Local, SageMaker
+    from shardkit.engines.settings import Settings
     from shardkit.jobs import Report, Store
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.sections import Queue
 
 SNAPSHOT = "jobs.json"
 SNAPSHOT_EVERY_S = 15.0
-LOOK_EVERY_S = {"local": 0.5, "sagemaker": 10.0}
 
 
 class RunQueue(Protocol):
@@ -52,7 +51,7 @@ class RunQueue(Protocol):
         """
 
 
-def run_queue(folder: RunFolder, base: str, engine: SageMaker | Local, queue: Queue | None) -> RunQueue:
+def run_queue(folder: RunFolder, base: str, engine: Settings, queue: Queue | None) -> RunQueue:
     """The queue of a run whose jobs' names begin with ``base``."""
     return OwnQueue(folder, base, engine) if queue is None else ServedQueue(base, engine, queue)
 
@@ -60,9 +59,9 @@ def run_queue(folder: RunFolder, base: str, engine: SageMaker | Local, queue: Qu
 class OwnQueue:
     """A queue in a file, for one run; the run folder has a copy of it for other machines."""
 
-    def __init__(self, folder: RunFolder, base: str, engine: SageMaker | Local) -> None:
+    def __init__(self, folder: RunFolder, base: str, engine: Settings) -> None:
         self._folder, self._base, self._engine = folder, base, engine
-        self._policy = Policy.local(max_instances=engine.max_instances) if engine.kind == "local" else Policy()
+        self._policy = engine.policy()
         self._copy_due = self._stop_due = 0.0
         path, beside = _store_path(folder), isinstance(folder.output, LocalFolder)
         with writing(path.parent):
@@ -117,7 +116,7 @@ class OwnQueue:
     def heed_stop(self) -> None:
         """Stop the jobs if somebody has asked for that, now and then."""
         if time.monotonic() >= self._stop_due:
-            self._stop_due = time.monotonic() + LOOK_EVERY_S[self._engine.kind]
+            self._stop_due = time.monotonic() + self._engine.look_every_s
             if self._folder.files.exists(STOP):
                 stop(self.store, self._engine.client(), run=self._base)
 
@@ -136,10 +135,9 @@ class OwnQueue:
 class ServedQueue:
     """A table of jobs that somebody else launches and monitors; here they are only submitted and looked at."""
 
-    def __init__(self, base: str, engine: SageMaker | Local, queue: Queue) -> None:
+    def __init__(self, base: str, engine: Settings, queue: Queue) -> None:
         self._base, self._engine, self._place = base, engine, queue.place
-        session = engine.session() if engine.kind == "sagemaker" else engine.boto_session
-        self.store: Store = open_store(queue.place, session=session)
+        self.store: Store = open_store(queue.place, session=engine.session())
 
     def keep(self) -> None:
         """Nothing to do: the table has everything."""
@@ -159,7 +157,7 @@ class ServedQueue:
             show(trouble if left else "")
             if not left and sum(counts.values()) >= jobs:  # what was just submitted may not be in the index yet
                 return
-            time.sleep(LOOK_EVERY_S[self._engine.kind])
+            time.sleep(self._engine.look_every_s)
 
 
 def _store_path(folder: RunFolder) -> Path:

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardkit.engines.sagemaker import SageMaker
 from shardkit.errors import PipelineError
 from shardkit.jobs import Submission
 from shardkit.jobs.submitting import user_name
 from shardkit.runs.container.job import INPUT_FOLDER
-from shardkit.storage.base import is_remote
+from shardkit.storage.base import is_remote, scheme_of
 from shardkit.tables.arrays import arrow, numpy
 from shardkit.units import human_bytes
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from shardkit.engines.sagemaker import Settings
+    from shardkit.engines.settings import Settings
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.spec import Spec
 
@@ -99,7 +98,7 @@ class Requests:
             raise PipelineError(
                 "combine: the jobs of a resumption take no function by value.", hint="Give it as 'module:callable'."
             )
-        if self._engine.kind == "local" and self.pipeline.workers == "auto":
+        if self._engine.local and self.pipeline.workers == "auto":
             changes["workers"] = self._engine.vcpus  # its instances share one machine
         if not changes:
             return []
@@ -122,14 +121,13 @@ class Requests:
         return self._request(words, [self._code_input()])
 
     def _request(self, words: list[str], inputs: list[dict[str, Any]], *, instances: int = 1) -> dict[str, Any]:
-        environment = {}
         engine = self._engine
-        if engine.command and engine.kind == "sagemaker":
-            environment["SHARDKIT_PYTHON"] = engine.command[0]
-        if isinstance(engine, SageMaker) and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & set(engine.env):
-            environment["AWS_DEFAULT_REGION"] = str(engine.session().region_name)
         return engine.request(
-            entrypoint=ENTRYPOINT, arguments=words, inputs=inputs, environment=environment, instances=instances
+            entrypoint=ENTRYPOINT,
+            arguments=words,
+            inputs=inputs,
+            environment=engine.job_environment(),
+            instances=instances,
         )
 
     def _code_input(self) -> dict[str, Any]:
@@ -214,14 +212,8 @@ def check_engine(pipeline: Spec) -> None:
     rule = pipeline.shards
     instances = (rule.instances if rule is not None else None) or 1
     engine.check_instances(rule.by if rule is not None else "", instances)
-    if engine.kind == "local" and instances > engine.max_instances:
-        raise PipelineError(
-            f"shards.instances: {instances} instances at once, and engine.max_instances allows {engine.max_instances}.",
-            hint="Raise the one, or lower the other.",
-        )
     _check_places(pipeline, engine)
-    if engine.kind == "sagemaker":
-        _check_python(pipeline, engine)
+    _check_python(pipeline, engine)
     if engine.isolated:
         raise PipelineError(
             "engine.network: with enable_network_isolation a job cannot write its parts to S3.",
@@ -232,14 +224,14 @@ def check_engine(pipeline: Spec) -> None:
 def _check_places(pipeline: Spec, engine: Settings) -> None:
     """See that the jobs can reach the input and the output."""
     for name, uri in (("input", pipeline.input.uri), ("output", pipeline.output.uri)):
-        if is_remote(uri) and not uri.startswith("s3://"):
+        if is_remote(uri) and scheme_of(uri) not in engine.stores:
             raise PipelineError(
                 f"{name}.uri: {uri} is in a store that jobs of an engine cannot use.",
                 hint="Give s3://bucket/prefix; or run without an engine, in the processes of one machine.",
             )
-        if engine.kind == "sagemaker" and not is_remote(uri):
+        if not engine.sees_local_paths and not is_remote(uri):
             raise PipelineError(
-                f"{name}.uri: {uri} is a folder of this machine, which jobs on SageMaker do not see.",
+                f"{name}.uri: {uri} is a folder of this machine, which jobs on {engine.title} do not see.",
                 hint="Give s3://bucket/prefix; or try the jobs here first, with engine: local.",
             )
     source = pipeline.input
@@ -252,13 +244,12 @@ def _check_places(pipeline: Spec, engine: Settings) -> None:
 
 
 def _check_python(pipeline: Spec, engine: Settings) -> None:
-    """Compare the minor versions of Python, if the image's name says its own."""
+    """Compare the minor versions of Python, as far as the engine can tell that of the jobs."""
     from shardkit.functions import python_version
 
-    match = re.search(r"(?:py|python)[:-]?3\.?(\d{1,2})\b", engine.image)
-    if match is None or pipeline.function_ref().pickled is None:
+    there = engine.python_version()
+    if there is None or pipeline.function_ref().pickled is None:
         return
-    there = f"3.{match[1]}"
     if there != python_version():
         raise PipelineError(
             f"engine.image: the function travels by value from Python {python_version()}, and the image has {there}.",

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from shardkit.engines.sagemaker import EngineSettings, Local, SageMaker
+from shardkit.engines.kinds import EngineSettings
 from shardkit.engines.settings import Names, NoTruth
 from shardkit.errors import PipelineError
 from shardkit.spec.schedule import Schedule
@@ -236,32 +236,5 @@ class Queue(Section):
         return value
 
 
-ENGINES = ("local", "sagemaker", "none")
-
-
-def _engine_settings(value: Any) -> Any:
-    """Settings from anything that a user may give: a kind, a mapping, or a Processor."""
-    if isinstance(value, str):
-        value = {"kind": value}
-    if isinstance(value, Mapping):
-        if value.get("kind") in ENGINES:
-            return None if value["kind"] == "none" else value
-        import difflib
-
-        near = difflib.get_close_matches(str(value.get("kind", "")), ENGINES, n=1)
-        guess = f"; did you mean {near[0]}?" if near else "."
-        raise ValueError(f"expected local, sagemaker or none, or a mapping with its kind{guess}")
-    if value is None or isinstance(value, BaseModel):
-        return value
-    if isinstance(value, bool | int | float | list | tuple):
-        raise ValueError("expected local, sagemaker or none, or a mapping with its kind.")  # noqa: TRY004  for pydantic
-    from shardkit.engines.local import LocalEngine
-
-    if isinstance(value, LocalEngine):
-        isolation = "none" if value.isolation == "none" else "auto"
-        return Local(client=value, root=value.root, max_instances=value.max_instances, isolation=isolation)
-    return SageMaker(value)
-
-
-Engine = Annotated[EngineSettings, BeforeValidator(_engine_settings)]
+Engine = EngineSettings
 WhenDue = Schedule | None

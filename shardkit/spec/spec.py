@@ -19,7 +19,6 @@ from pydantic import (
 )
 
 from shardkit.engines.environment import refuse_secrets
-from shardkit.engines.sagemaker import SageMaker
 from shardkit.engines.settings import NoTruth
 from shardkit.errors import PipelineError
 from shardkit.explain import explain, unknown_field
@@ -204,10 +203,7 @@ class Spec(Section):
 
     def _session(self) -> Any:
         """The session in the engine's settings, which then serves the storage as well."""
-        engine = self.engine
-        if isinstance(engine, SageMaker) and (engine.boto_session or engine.profile or engine.region):
-            return engine.session()
-        return engine.boto_session if engine is not None else None
+        return self.engine.storage_session() if self.engine is not None else None
 
     def worker_count(self) -> int:
         """How many workers there are; by default one for each CPU of this process, or of a job's instance."""

@@ -32,9 +32,14 @@ OBJECT_SCHEMES = ("s3", "gs", "az", "abfss", MEMORY)
 ACCESS_FIELDS = ("requester_pays", "anonymous")  # of a pipeline's input: how it is read, not what it is
 
 
+def scheme_of(uri: str | os.PathLike[str]) -> str:
+    """The kind of storage that ``uri`` names: what stands before ``://``; nothing for a path."""
+    return urlsplit(text).scheme if "://" in (text := os.fspath(uri)) else ""
+
+
 def is_remote(uri: str | os.PathLike[str]) -> bool:
     """Whether ``uri`` names an object store, not a folder of this machine."""
-    return urlsplit(os.fspath(uri)).scheme in OBJECT_SCHEMES
+    return scheme_of(uri) in OBJECT_SCHEMES
 
 
 def local_root(uri: str | os.PathLike[str]) -> Path:

@@ -16,7 +16,10 @@ from moto import mock_aws
 from pydantic import BaseModel
 
 import shardkit as sk
-from shardkit.engines.sagemaker import EngineSettings, Local, SageMaker, instance_vcpus, settings_from
+from shardkit.engines.instances import instance_vcpus
+from shardkit.engines.kinds import EngineSettings, settings_from
+from shardkit.engines.local_settings import Local
+from shardkit.engines.sagemaker import SageMaker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -367,7 +370,7 @@ def test_a_copy_with_other_values() -> None:
 
 
 def test_an_unknown_kind() -> None:
-    with pytest.raises(sk.PipelineError, match="engine.kind: expected 'sagemaker' or 'local', not 'docker'"):
+    with pytest.raises(sk.PipelineError, match="engine.kind: expected 'local' or 'sagemaker', not 'docker'"):
         settings_from({"kind": "docker"})
 
 
@@ -391,7 +394,7 @@ def test_errors_in_a_section_keep_their_places() -> None:
     with pytest.raises(ValidationError) as caught:
         Holder(engine={"kind": "sagemaker", "role": ROLE, "image": IMAGE, "volume_gb": 0, "nonesuch": 1})
     assert {problem["loc"] for problem in caught.value.errors()} == {("engine", "volume_gb"), ("engine", "nonesuch")}
-    with pytest.raises(ValidationError, match="expected a mapping with kind"):
+    with pytest.raises(ValidationError, match="or a mapping with its kind"):
         Holder(engine={"role": ROLE})
 
 

@@ -14,7 +14,8 @@ from botocore.validate import ParamValidator
 from moto import mock_aws
 
 import shardkit as sk
-from shardkit.engines.sagemaker import SageMaker, settings_from
+from shardkit.engines.kinds import settings_from
+from shardkit.engines.sagemaker import SageMaker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
