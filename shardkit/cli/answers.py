@@ -64,7 +64,7 @@ def as_lines(table: pa.Table, format: str) -> Iterable[str]:
 
 
 def _rows(table: pa.Table) -> Iterable[list[Any]]:
-    from shardkit.dataset.formats import jsonable
+    from shardkit.dataset.formats.json_lines import jsonable
 
     for batch in table.to_batches(max_chunksize=4096):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):

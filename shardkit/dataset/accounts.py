@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from shardkit.dataset.formats import count_rows
+from shardkit.dataset.formats.kinds import FORMATS, format_of
 from shardkit.dataset.kept_files import count_of
 from shardkit.errors import LedgerError
 from shardkit.storage.base import File
@@ -30,14 +30,16 @@ if TYPE_CHECKING:
     from shardkit.storage.base import Folder
     from shardkit.tables.spans import Spans
 
-# How files of a dataset are named, those of pass 1 alone too.
-OURS = re.compile(r"(.*/)?part-\d{5}-[^/]+\.(parquet|csv|jsonl|arrow)")
+# How files of a dataset are named, those of pass 1 alone too, but for what their format ends the name with.
+OURS = re.compile(r"(.*/)?part-\d{5}-[^/]+")
 CURE = "Compute it anew, with incremental: false. If that is refused too, it is a fault of shardkit: tell its makers."
 
 
 def is_ours(path: str) -> bool:
     """Whether a file is named as those of datasets are, and where readers of the folder take it for one."""
-    return bool(OURS.fullmatch(path)) and not any(name.startswith(("_", ".")) for name in path.split("/"))
+    suffixes = tuple(kind.suffix for kind in FORMATS.loaded())
+    hidden = any(name.startswith(("_", ".")) for name in path.split("/"))
+    return not hidden and path.endswith(suffixes) and bool(OURS.fullmatch(path))
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def check_kept(output: Folder, files: Sequence[DataFile], format: str) -> None:
     Raises:
         LedgerError: one has not.
     """
-    if format not in {"parquet", "arrow"}:
+    if not format_of(format).describes_itself:
         return
     for file, rows in zip(
         files, together([partial(rows_in, File(output, f.path), format) for f in files]), strict=True
@@ -172,6 +174,6 @@ def rows_in(file: File, format: str) -> int | None:
     """The rows that a file has; None if it cannot be read."""
     try:
         with file.open() as opened:
-            return count_rows(opened, format)
+            return format_of(format).count_rows(opened)
     except (OSError, ValueError, pa.ArrowException):
         return None

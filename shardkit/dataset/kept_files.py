@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shardkit.dataset.formats.kinds import format_of
 from shardkit.dataset.part_files import PartFiles
 from shardkit.dataset.writer import DataFile
 from shardkit.errors import Damaged
@@ -195,7 +196,8 @@ class Keeper:
     @property
     def _can_be_read(self) -> bool:
         """Whether rows are taken from files; from a store, which has sent the parts by then, they would come again."""
-        return isinstance(self._output, LocalFolder) and self._form.get("format") == "parquet"
+        name = self._form.get("format")
+        return isinstance(self._output, LocalFolder) and name is not None and format_of(name).like_parts
 
     def _there(self, partition: str) -> list[DataFile]:
         """The files of a partition that may be used, and are still as they were written."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.types as pt
 
-from shardkit.dataset.formats import partitioning_of, read_back, reader_of
+from shardkit.dataset.formats.kinds import format_of
 from shardkit.errors import SchemaConflict
 from shardkit.tables.schema import TypeMismatch, unify_types
 from shardkit.tables.type_text import schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pyarrow.dataset as pads
 
@@ -34,8 +34,9 @@ def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
     import pyarrow.dataset as pads
 
     columns, by = result.get("columns", {}), result["partition_by"]
-    partitioning = partitioning_of(by, columns) if by else None
-    known = read_back(schema_of(result, without=by), result["format"])
+    partitioning = _partitioning(by, columns) if by else None
+    kind = format_of(result["format"])
+    known = kind.read_as(schema_of(result, without=by))
     told = _told(result, known, list(partitioning.schema) if partitioning is not None else [])
     if not result["files"]:
         return pads.dataset([], schema=told or schema_of(result), format="parquet")
@@ -44,13 +45,22 @@ def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
         [f"{base}/{file['path']}" for file in result["files"]],
         schema=told,
         filesystem=filesystem,
-        format=reader_of(result["format"], known),
+        format=kind.reader(known),
         partitioning=partitioning,
         partition_base_dir=base if by else None,
     )
     if told is not None or (columns and not result.get("by_day")):  # one run has written all files, with one schema
         return found
     return found.replace_schema(_unified(found, files.uri))
+
+
+def _partitioning(names: Sequence[str], columns: Mapping[str, str]) -> Any:
+    """What pyarrow reads partitions with: numbers as numbers, but only where they were numbers."""
+    import pyarrow.dataset as pads
+
+    plain = {"bool", "date32[day]", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+    kinds = [columns[name] if columns.get(name) in plain else "string" for name in names]
+    return pads.partitioning(pa.schema(list(zip(names, kinds, strict=True))), flavor="hive")
 
 
 def _told(result: Mapping[str, Any], columns: pa.Schema, partitions: list[pa.Field]) -> pa.Schema | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from shardkit.dataset.formats.kinds import format_of
 from shardkit.dataset.kept_files import CONTENTS, Contents, noted_by
 from shardkit.dataset.read import FOOTERS_AT_ONCE, open_dataset
 from shardkit.dataset.source import one_schema
@@ -130,7 +131,7 @@ def _staying(output: Folder, old: dict[str, Any], days: set[str]) -> list[_Rewri
     if old.get("uniform"):
         columns = schema_of(old, without=old["partition_by"])
         return [_Rewriting(output, file, columns, kind) for file in files]
-    if kind not in {"parquet", "arrow"}:
+    if not format_of(kind).describes_itself:
         return None
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:  # each is a request or two where the files are objects
         schemas = list(pool.map(partial(_schema_of_file, output, kind), [file["path"] for file in files]))
@@ -141,8 +142,9 @@ def _schema_of_file(output: Folder, kind: str, path: str) -> pa.Schema:
     import pyarrow.dataset as pads
 
     filesystem, base = output.arrow()
+    reader = format_of(kind).reader(pa.schema([]))
     try:
-        return pads.dataset(f"{base}/{path}", filesystem=filesystem, format=kind).schema.remove_metadata()
+        return pads.dataset(f"{base}/{path}", filesystem=filesystem, format=reader).schema.remove_metadata()
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"Cannot read {File(output, path)}: {error}.", hint="Make its day anew.") from error
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.dataset.formats import SUFFIXES, FileWriter, count_rows, open_writer
+from shardkit.dataset.formats.kinds import format_of, open_writer
 from shardkit.errors import PipelineError, StorageError
 from shardkit.tables.arrays import arrow
 from shardkit.tables.rowgroups import ROW_GROUP_BYTES, ROW_GROUP_ROWS, Stretch
@@ -22,6 +22,7 @@ from shardkit.tables.rowgroups import ROW_GROUP_BYTES, ROW_GROUP_ROWS, Stretch
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
+    from shardkit.dataset.formats.base import FileWriter, Format
     from shardkit.dataset.source import Source
     from shardkit.storage.base import Folder
 
@@ -42,6 +43,11 @@ class Layout:
     partition_by: tuple[str, ...]
     day_column: str | None = None
     day: str | None = None
+
+    @property
+    def kind(self) -> Format:
+        """The format of the files."""
+        return format_of(self.format)
 
     @property
     def cuts_by_rows(self) -> bool:
@@ -162,9 +168,9 @@ class _Building:
 
     def _check_rows(self) -> None:
         """See that the file says itself that it has the rows that it was given; a text tells no number."""
-        if self._writer is not None and self._layout.format in {"parquet", "arrow"}:
+        if self._writer is not None and self._layout.kind.describes_itself:
             with pa.OSFile(str(self._file)) as file:
-                there = count_rows(file, self._layout.format)
+                there = self._layout.kind.count_rows(file)
             if there != self.rows:
                 raise StorageError(
                     f"{self._file} has {there:,} rows, and {self.rows:,} were written to it.",
@@ -204,7 +210,7 @@ def write_dataset(
     def write(i: int) -> DataFile:
         path = layout.prefix + _name(numbers[i], token, layout)
         file = _Building(folder, path, source.schema, layout, threads=encoders)
-        for piece in source.pieces(*ranges[i], readers=at_once, copying=layout.format == "parquet"):
+        for piece in source.pieces(*ranges[i], readers=at_once, copying=layout.kind.like_parts):
             if isinstance(piece, Stretch):
                 file.copy(piece)
             else:
@@ -315,7 +321,7 @@ class _PartitionedWriter:
 
 
 def _name(number: int, token: str, layout: Layout) -> str:
-    return f"part-{number:05d}-{token}{SUFFIXES[layout.format]}"
+    return f"part-{number:05d}-{token}{layout.kind.suffix}"
 
 
 def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[str, pa.Table]]:

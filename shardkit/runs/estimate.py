@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shardkit.dataset.merge import write_merged
 from shardkit.dataset.source import read_source
@@ -117,19 +116,11 @@ def _each_a_chunk(plan: Plan, chosen: np.ndarray) -> pa.Table:
 
 
 def _merged_bytes(pipeline: Spec, ledger: Ledger, scratch: Path) -> int:
-    """The size of the sample's rows in the dataset; without Parquet's footers, which do not grow with the rows."""
+    """The size of the sample's rows in the dataset, without what does not grow with the rows, such as a footer."""
     merge = pipeline.merge()
     source = read_source((p.file for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
     files, _ = write_merged(LocalFolder(scratch / "dataset"), source, merge, token=SCRATCH_TOKEN, threads=1)
-    if merge.layout.format != "parquet":
-        return sum(file.bytes for file in files)
-    footers = [pq.read_metadata(scratch / "dataset" / file.path) for file in files]
-    return sum(
-        footer.row_group(group).column(column).total_compressed_size
-        for footer in footers
-        for group in range(footer.num_row_groups)
-        for column in range(footer.num_columns)
-    )
+    return sum(merge.layout.kind.bytes_of_rows(scratch / "dataset" / file.path) for file in files)
 
 
 def _extrapolate(plan: Plan, ledger: Ledger, output_bytes: int, *, workers: int) -> Estimate:

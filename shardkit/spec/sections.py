@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from shardkit.dataset.formats.kinds import known_format
 from shardkit.engines.kinds import EngineSettings
 from shardkit.engines.settings import Names, NoTruth
 from shardkit.errors import PipelineError
@@ -168,7 +169,7 @@ class Output(Section):
     """Where the dataset goes, and how it is cut into files."""
 
     uri: Uri
-    format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
+    format: Annotated[str, BeforeValidator(known_format)] = "parquet"
     rows_per_file: Annotated[int | None, NoTruth] = Field(1 << 20, ge=1, le=MOST_ROWS)
     target_bytes: Bytes | None = None
     partition_by: Names = ()

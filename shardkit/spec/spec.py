@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
 )
 
+from shardkit.dataset.formats.kinds import format_of
 from shardkit.engines.environment import refuse_secrets
 from shardkit.engines.settings import NoTruth
 from shardkit.errors import PipelineError
@@ -100,10 +101,10 @@ class Spec(Section):
             return value
         if not output.uri.startswith("s3://"):
             raise ValueError(f"a Glue catalogue is for datasets on S3; output.uri is {output.uri}.")
-        if output.format != "parquet":
-            raise ValueError(f"a Glue catalogue needs output.format: parquet, not {output.format}.")
         from shardkit.dataset.glue_types import check_names
 
+        if not format_of(output.format).in_catalogs:
+            raise ValueError(f"a Glue catalogue needs output.format: parquet, not {output.format}.")
         check_names([*output.partition_by, *(output.columns or {})], output.columns or {})
         return value
 

@@ -1,0 +1,82 @@
+"""The table of formats.
+
+A further format is a subclass of `Format` in a module of its own, and a line here; one of another package is an entry
+point in the group ``shardkit.formats``, by the name that ``output.format`` has.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from shardkit.dataset.formats.base import Format
+from shardkit.errors import PipelineError
+from shardkit.plugins import Registry
+from shardkit.storage.local import writing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from shardkit.dataset.formats.base import FileWriter
+
+FORMATS: Registry[type[Format]] = Registry(
+    "shardkit.formats",
+    {
+        "parquet": "shardkit.dataset.formats.parquet:Parquet",
+        "jsonl": "shardkit.dataset.formats.json_lines:JsonLines",
+        "csv": "shardkit.dataset.formats.csv_text:Csv",
+        "arrow": "shardkit.dataset.formats.arrow_ipc:ArrowIpc",
+    },
+    error=PipelineError,
+    fits=lambda kind: isinstance(kind, type) and issubclass(kind, Format),
+    wanted="a subclass of shardkit.dataset.formats.base.Format",
+)
+
+
+@functools.lru_cache(maxsize=16)
+def format_of(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        PipelineError: there is none here.
+    """
+    kind = FORMATS.find(name)
+    if kind is None:
+        raise PipelineError(
+            f"output.format: no format {name!r} is known here{FORMATS.near(name) or '.'}",
+            hint=f"There are {', '.join(FORMATS.names())}. Is the package with another one installed?",
+        )
+    return kind()
+
+
+def open_writer(path: Path, schema: pa.Schema, format: str, *, threads: int) -> FileWriter:
+    """Begin a file; ``threads`` is how many may encode it.
+
+    Raises:
+        PipelineError: the format cannot hold a column of ``schema``.
+        StorageError: the file cannot be written.
+    """
+    import pyarrow as pa
+
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return format_of(format).writer(path, schema, threads=threads)
+        except pa.ArrowException as error:
+            raise PipelineError(f"output.format: {format} cannot hold the columns: {error}.") from error
+
+
+def known_format(value: Any) -> Any:
+    """See that a format is one that there is.
+
+    Raises:
+        ValueError: it is none; the text is as pydantic has it.
+    """
+    if isinstance(value, str) and value in FORMATS:
+        return value
+    from pydantic_core import PydanticKnownError
+
+    *others, last = map(repr, FORMATS.names())
+    raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
