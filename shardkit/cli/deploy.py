@@ -50,12 +50,24 @@ def write_deployment(folder: str | Path) -> tuple[Path, Path]:
     return template, code
 
 
+# What the queue's modules use of the package's others.
+BESIDE_JOBS = ("__init__", "_lazy", "_version", "masking", "plugins", "printable", "user_state")
+
+
 def zipped() -> bytes:
     """The code of the functions: the queue, which needs no other package than boto3; always the same bytes."""
     files = [
         *(
             PACKAGE / name
-            for name in ("__init__.py", "_lazy.py", "_version.py", "masking.py", "printable.py", "user_state.py")
+            for name in (
+                "__init__.py",
+                "_lazy.py",
+                "_version.py",
+                "masking.py",
+                "plugins.py",
+                "printable.py",
+                "user_state.py",
+            )
         ),
         *sorted((PACKAGE / "jobs").glob("*.py")),
     ]

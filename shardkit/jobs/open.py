@@ -1,18 +1,35 @@
-"""Where jobs lie, said in one line: a file, or a table of DynamoDB."""
+"""Where jobs lie, said in one line: a file, or a table of DynamoDB.
+
+A further kind of store is a subclass of `Store` in a module of its own, and a line in the table here; one of another
+package is an entry point in the group ``shardkit.job_stores``, by the scheme of its places. What is registered is
+called with the place, and by name with the ``session`` and the ``clock`` of `open_store`; it returns the store.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
 
+from shardkit.jobs.dynamodb_place import not_a_place, parsed_place
 from shardkit.jobs.dynamodb_table import TABLE, TIME_TO_LIVE
 from shardkit.jobs.errors import JobError, StoreError
+from shardkit.plugins import Registry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shardkit.jobs.clock import Clock
     from shardkit.jobs.store import Store
 
-OPTIONS = ("region", "requests", "expire_days")
+JOB_STORES: Registry[Callable[..., Any]] = Registry(
+    "shardkit.job_stores",
+    {
+        "": "shardkit.jobs.sqlite:open_file",
+        "dynamodb": "shardkit.jobs.dynamodb_place:open_table",
+    },
+    error=JobError,
+    fits=callable,
+    wanted="a callable that takes a place, a session and a clock",
+)
 WAIT = {"Delay": 2, "MaxAttempts": 60}  # for a table to become active
 
 
@@ -29,31 +46,12 @@ def open_store(place: str, *, session: Any = None, clock: Clock | None = None) -
         JobError: There is no such kind of place, or it has no such option.
         StoreError: The file cannot be used. That a table cannot, the first call tells.
     """
-    if "://" not in place:
-        from shardkit.jobs.sqlite import SQLiteStore
-
-        return SQLiteStore(place, clock=clock)
-    from shardkit.jobs.dynamodb import DynamoDBStore
-
-    table, options = _table(place)
-    days = options.pop("expire_days", None)
-    try:
-        expire_days = float(days) if days is not None else None
-    except ValueError:
-        raise JobError(f"expire_days is a number of days, not {days!r}.", hint="For example expire_days=90.") from None
-    return DynamoDBStore(table, session=session, clock=clock, expire_days=expire_days, **options)
-
-
-def _table(place: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of a table."""
-    parts = urlsplit(place)
-    if parts.scheme != "dynamodb" or not parts.netloc or parts.path.strip("/"):
-        raise JobError(f"{place!r} is no place for jobs.", hint="Give the path of a file, or dynamodb://TABLE.")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise JobError(f"{place} has an unknown option {unknown[0]!r}.", hint=f"There are {', '.join(OPTIONS)}.")
-    return parts.netloc, options
+    scheme, separator, _ = place.partition("://")
+    opener = JOB_STORES.find(scheme if separator else "")  # a path has none
+    if opener is None:
+        raise not_a_place(place)
+    store: Store = opener(place, session=session, clock=clock)
+    return store
 
 
 def create_table(table: str, *, session: Any = None, region: str | None = None) -> bool:
@@ -73,7 +71,7 @@ def create_table(table: str, *, session: Any = None, region: str | None = None) 
     from shardkit.jobs.dynamodb_calls import Table
 
     if "://" in table:
-        table, options = _table(table)
+        table, options = parsed_place(table)
         region = region or options.get("region")
     place = Table(table, session=session, region=region)
     made = place.create(TABLE, WAIT)

@@ -447,3 +447,8 @@ def _values(job: Job) -> tuple[Any, ...]:
 
 def _marks(values: Sequence[Any]) -> str:
     return ", ".join("?" * len(values))
+
+
+def open_file(place: str, *, session: Any = None, clock: Clock | None = None) -> SQLiteStore:  # noqa: ARG001  a file needs no session
+    """The store in a file, as `open_store` opens it."""
+    return SQLiteStore(place, clock=clock)

@@ -24,7 +24,8 @@ from shardkit.engines.kinds import EngineSettings
 from shardkit.engines.settings import Names, NoTruth
 from shardkit.errors import PipelineError
 from shardkit.spec.schedule import Schedule
-from shardkit.storage.base import ACCESS_FIELDS, MEMORY, Access, is_remote
+from shardkit.storage.base import ACCESS_FIELDS, Access, scheme_of
+from shardkit.storage.schemes import access_fields, is_in_process
 
 UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
@@ -62,8 +63,10 @@ Bytes = Annotated[int, NoTruth, BeforeValidator(parse_bytes), Field(ge=1)]
 
 def _shared(value: str) -> str:
     """See that worker processes can reach the place, too."""
-    if value.startswith(f"{MEMORY}://"):
-        raise ValueError("memory:// is the memory of one process, and a pipeline's workers are others; use a folder.")
+    if is_in_process(scheme_of(value)):
+        raise ValueError(
+            f"{scheme_of(value)}:// is the memory of one process, and a pipeline's workers are others; use a folder."
+        )
     return value
 
 
@@ -92,7 +95,7 @@ class Input(Section):
     @classmethod
     def _of_a_store(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001  a validator's argument
         uri, name = info.data.get("uri"), info.field_name
-        if value and uri is not None and not (uri.startswith("s3://") or (is_remote(uri) and name == "anonymous")):
+        if value and uri is not None and name not in access_fields(scheme_of(uri)):
             raise ValueError(f"this is for buckets of S3; input.uri is {uri}.")
         if value and info.data.get("requester_pays"):
             raise ValueError("who pays must sign: requester_pays and anonymous exclude each other.")
@@ -212,7 +215,10 @@ def _place_of_jobs(value: Any) -> Any:
     if value == DYNAMODB:
         return f"{DYNAMODB}://shardkit-jobs"
     if isinstance(value, str) and "://" in value and not value.startswith(f"{DYNAMODB}://"):
-        raise ValueError("expected dynamodb, dynamodb://TABLE, or the path of a SQLite file")
+        from shardkit.jobs.open import JOB_STORES  # which takes as long to load as all else of a pipeline
+
+        if scheme_of(value) not in JOB_STORES:
+            raise ValueError("expected dynamodb, dynamodb://TABLE, or the path of a SQLite file")
     return path_text(value)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from shardkit.checksums import Sums, verified
 from shardkit.errors import PipelineError
+from shardkit.storage.schemes import STORAGES, THIS_MACHINE
 
 if TYPE_CHECKING:
     import contextlib
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 State = dict[str, str]  # what tells whether a file is still as it was; empty: it is not there
 STATE_DIR = "_shardkit"  # in the folder of a dataset: what shardkit itself keeps there
-MEMORY = "memory"
-OBJECT_SCHEMES = ("s3", "gs", "az", "abfss", MEMORY)
 ACCESS_FIELDS = ("requester_pays", "anonymous")  # of a pipeline's input: how it is read, not what it is
 
 
@@ -38,8 +37,8 @@ def scheme_of(uri: str | os.PathLike[str]) -> str:
 
 
 def is_remote(uri: str | os.PathLike[str]) -> bool:
-    """Whether ``uri`` names an object store, not a folder of this machine."""
-    return scheme_of(uri) in OBJECT_SCHEMES
+    """Whether ``uri`` names an object store, or another kind of storage, not a folder of this machine."""
+    return (scheme := scheme_of(uri)) not in THIS_MACHINE and scheme in STORAGES
 
 
 def local_root(uri: str | os.PathLike[str]) -> Path:
@@ -54,7 +53,7 @@ def local_root(uri: str | os.PathLike[str]) -> Path:
         text = unquote(parts.path)
     elif "://" in text:
         raise PipelineError(
-            f"{text}: shardkit knows no storage of kind {parts.scheme}:// here.",
+            f"{text}: shardkit knows no storage of kind {parts.scheme}:// here{STORAGES.near(parts.scheme) or '.'}",
             hint="Give a path, a file:// URI, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.",
         )
     return Path(os.path.abspath(os.path.expanduser(text)))

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardkit.errors import PipelineError
 from shardkit.storage.aws_places import Place, aws_settings, find_bucket, s3_client, trusted
-from shardkit.storage.base import MEMORY
 from shardkit.storage.interruption import watched
+from shardkit.storage.schemes import MEMORY, STORAGES
 
 if TYPE_CHECKING:
     from shardkit.storage.base import Access
@@ -155,6 +155,8 @@ def get_ready(scheme: str) -> None:
     Raises:
         LookupError: there are no credentials for S3, which a public bucket does not need.
     """
+    if scheme not in STORAGES.own:
+        return
     import obstore.store  # noqa: F401  only to have it
 
     if scheme == "s3":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from shardkit.storage.base import Access, is_remote, local_root
+from shardkit.storage.base import Access, local_root, scheme_of
 from shardkit.storage.local_folder import LocalFolder
+from shardkit.storage.schemes import STORAGES, THIS_MACHINE
 
 if TYPE_CHECKING:
     from shardkit.storage.base import Folder
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
 def folder(uri: str | os.PathLike[str], access: Access | None = None) -> Folder:
     """The folder that ``uri`` names: a path, ``file://``, ``s3://bucket/prefix``, ``gs://...`` or ``az://...``.
 
-    ``memory://name`` is a store of this process alone.
+    ``memory://name`` is a store of this process alone. Other packages may add kinds of their own.
 
     Raises:
         PipelineError: no storage of that kind is known, or there are no credentials for it.
     """
-    if is_remote(uri):
-        from shardkit.storage.objects import ObjectFolder
-
-        return ObjectFolder.of(os.fspath(uri), access or Access())
-    return LocalFolder(local_root(uri))
+    scheme = scheme_of(uri)
+    opener = STORAGES.find(scheme) if scheme not in THIS_MACHINE else None
+    if opener is None:
+        return LocalFolder(local_root(uri))
+    opened: Folder = opener(os.fspath(uri), access or Access())
+    return opened

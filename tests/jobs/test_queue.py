@@ -1101,6 +1101,7 @@ def test_the_queue_needs_the_standard_library_and_botocore_only(tmp_path: Path) 
         "shardkit._lazy",
         "shardkit._version",
         "shardkit.masking",
+        "shardkit.plugins",
         "shardkit.printable",
         "shardkit.user_state",
     }
