@@ -27,6 +27,9 @@ class Pipeline(Spec):
         PipelineError: a field is unknown, mistyped or missing.
     """
 
+    def __init__(self, **fields: Any) -> None:  # for type checkers, which else ask for every field by its exact type
+        super().__init__(**fields)
+
     def run(
         self,
         engine: Any = None,
