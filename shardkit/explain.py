@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from shardkit.traits import Kinds
+from shardkit.traits import Expected, Kinds, trait_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,29 +17,6 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 ELSEWHERE = 0  # the line of a field that was not given in the file
-# What fields expect that take several kinds of values; pydantic names only the first kind.
-EXPECTED = {
-    "anonymous": "true or false",
-    "catalog": "a mapping such as {glue: {database: features, table: ads}}",
-    "columns": "a mapping of columns to types",
-    "combine": "module:callable, or a function",
-    "exclude": "a glob or a list of globs",
-    "function": "module:callable, or a function",
-    "glue": "a mapping with its database and table",
-    "input": "a folder, or a mapping with its uri",
-    "max_failures": "a count such as 10, or a share such as 1%",
-    "output": "a folder, or a mapping with its uri",
-    "partition_by": "a column or a list of columns",
-    "pattern": "a glob or a list of globs",
-    "queue": "dynamodb, dynamodb://TABLE, or a mapping with its place",
-    "records": "file, stem, directory, or module:callable",
-    "requester_pays": "true or false",
-    "schedule": "a time such as 3h, a cron expression, or a mapping such as {every: 3h, since: 2d}",
-    "schema": "a mapping of columns to types",
-    "shards": "a mapping such as {by: directory, depth: 1}",
-    "widen_ints": "true or false",
-    "workers": "'auto' or a number of 1 or more",
-}
 
 
 def explain(
@@ -66,11 +43,11 @@ def _field_path(loc: tuple[str | int, ...], kind: type[BaseModel]) -> tuple[str 
     model: Any = kind
     is_key = False
     for step in loc:
-        fields = _fields(model) if model is not None else {}
+        fields = fields_of(model) if model is not None else {}
         if step in fields:
             path.append(step)
             field = fields[str(step)]
-            model = next(iter(_models_of(field)), None)
+            model = next(iter(models_of(field)), None)
             is_key = any(get_origin(part) is dict for part in get_args(field.annotation))
         elif is_key:
             path.append(step)
@@ -83,18 +60,41 @@ def _field_path(loc: tuple[str | int, ...], kind: type[BaseModel]) -> tuple[str 
     return tuple(path)
 
 
-def _fields(model: Any) -> dict[str, FieldInfo]:
-    return {field.alias or name: field for name, field in model.model_fields.items()}
-
-
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def _models_of(field: FieldInfo) -> list[Any]:
-    """The models that a field may hold, what they have in common first."""
+def models_of(field: FieldInfo, value: Any = None) -> list[Any]:
+    """The models that a field may hold, what they have in common first.
+
+    With a ``value``, a mapping that has been given, these are only those that it may be of.
+    """
     listed = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_model(kind)]
-    return listed + [kind for trait in field.metadata if isinstance(trait, Kinds) for kind in trait.registry.loaded()]
+    kinds = trait_of(field, Kinds)
+    if kinds is None:
+        return listed
+    if value is None:
+        return listed + kinds.registry.loaded()
+    name = value.get(kinds.field)
+    kind = kinds.registry.find(name) if isinstance(name, str) else None
+    return [kind] if kind is not None else []
+
+
+def fields_of(model: Any) -> dict[str, FieldInfo]:
+    """The fields of a model by the names that users give them."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _expected(at: tuple[str | int, ...], kind: type[BaseModel]) -> str | None:
+    """What the field at a path takes, in words, where it says so."""
+    field, models = None, [kind]
+    for step in at:
+        field = next((fields[str(step)] for model in models if str(step) in (fields := fields_of(model))), None)
+        if field is None:
+            return None
+        models = models_of(field)
+    trait = trait_of(field, Expected) if field is not None else None
+    return trait.text if trait is not None else None
 
 
 def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> str:
@@ -102,8 +102,8 @@ def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> s
     if problem["type"] == "extra_forbidden":
         models: list[Any] = [kind]
         for step in at[:-1]:
-            models = _models_of(_fields(models[0])[str(step)])
-        known = list(dict.fromkeys(name for model in models for name in _fields(model)))
+            models = models_of(fields_of(models[0])[str(step)])
+        known = list(dict.fromkeys(name for model in models for name in fields_of(model)))
         return "this field is for another kind" if at[-1] in known else unknown_field(str(at[-1]), known)
     if problem["type"] == "missing":
         return "this field is missing"
@@ -116,8 +116,8 @@ def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> s
         return f"expected {expected}, not {_shown(given)}{guess}"
     if problem["type"].endswith("too_short"):
         return "must not be empty"
-    if at[-1] in EXPECTED and problem["type"] != "value_error":
-        return f"expected {EXPECTED[str(at[-1])]}, not {_shown(given)}"
+    if problem["type"] != "value_error" and (expected := _expected(at, kind)) is not None:
+        return f"expected {expected}, not {_shown(given)}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").split(", unable to parse")[0]
     return message if message.endswith((".", "?")) else f"{message[0].lower()}{message[1:]}, not {_shown(given)}"
 

@@ -126,29 +126,20 @@ def _made_of(pipeline: str | None, fields: dict[str, Any]) -> Pipeline:
     return from_settings(Pipeline, fields)
 
 
-SECTIONED = {
-    "pattern": "input.pattern",
-    "exclude": "input.exclude",
-    "format_": "output.format",
-    "rows_per_file": "output.rows_per_file",
-    "target_bytes": "output.target_bytes",
-    "partition_by": "output.partition_by",
-    "input_": "input.uri",
-    "output": "output.uri",
-}
-
-
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """Fields by their dotted names, from options and from --set, which has the last word."""
+    from shardkit.spec.spec import Spec, dotted_names
     from shardkit.spec.yaml import parse_setting
 
     settings = given.pop("settings", ())
     fields: dict[str, Any] = {}
+    names = dotted_names(Spec) if given else {}
     for option, value in given.items():
         if value not in (None, ()):
             if option == "workers" and value.isdigit():
                 value = int(value)  # noqa: PLW2901
-            fields[SECTIONED.get(option, option)] = list(value) if isinstance(value, tuple) else value
+            name = option.rstrip("_")  # some would else be names of Python's own
+            fields[names.get(name, name)] = list(value) if isinstance(value, tuple) else value
     fields |= dict(parse_setting(text) for text in settings)
     return fields
 

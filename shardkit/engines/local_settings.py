@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from shardkit.engines import limits
 from shardkit.engines.settings import Count, Settings
 from shardkit.errors import PipelineError
+from shardkit.traits import IsPath
 from shardkit.user_state import state_path
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Local(Settings):
     kind: Literal["local"] = "local"
     role: str = f"{NOWHERE}local"
     image: str = Field("local", min_length=1, max_length=255)
-    root: str = Field(default_factory=lambda: state_path("engine"), min_length=1)
+    root: Annotated[str, IsPath()] = Field(default_factory=lambda: state_path("engine"), min_length=1)
     max_instances: Count = Field(4, ge=1, le=1000)
     isolation: Literal["auto", "namespace", "none"] = "auto"
     own_client: Any = Field(None, alias="client", exclude=True, repr=False)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from shardkit.dataset.switch import check_form, check_owner
 from shardkit.errors import PipelineError, PlanMismatch
 from shardkit.functions import FunctionRef, python_version, reference
-from shardkit.storage.base import ACCESS_FIELDS
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.times import now
 
@@ -21,22 +20,6 @@ if TYPE_CHECKING:
     from shardkit.spec.spec import Spec
     from shardkit.storage.base import Folder
 
-# Sections of a pipeline that a resumption may change.
-SETTINGS = {
-    "workers",
-    "timeout",
-    "max_failures",
-    "allow_empty",
-    "combine",
-    "catalog",
-    "output",
-    "engine",
-    "input_mode",
-    "requirements",
-    "requirements_mode",
-}
-READING = {f"input.{name}" for name in ACCESS_FIELDS}
-
 
 def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Spec:
     """The pipeline in a plan, with other settings, if these may change.
@@ -45,6 +28,7 @@ def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Sp
         PlanMismatch: a setting would change what is computed.
     """
     from shardkit.explain import unknown_field
+    from shardkit.spec.changes import changeable, may_change
     from shardkit.spec.spec import Spec
 
     content = dict(plan["pipeline"])
@@ -52,11 +36,10 @@ def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Sp
         section, _, field = name.partition(".")
         if section not in Spec.model_fields:
             raise PipelineError(f"{name}: {unknown_field(section, list(Spec.model_fields))}")
-        if name not in READING and (section not in SETTINGS or name in {"output.uri", "output"}):
+        if not may_change(section, field):
             raise PlanMismatch(
                 f"{name} cannot change between a run and its resumption: it decides what is computed.",
-                hint="Start a new run instead; a resumption takes workers, timeout, max_failures, allow_empty, "
-                "combine, catalog, engine.*, input_mode, requirements and output.* (but not output.uri).",
+                hint=f"Start a new run instead; a resumption takes {', '.join(changeable())}.",
             )
         content[section] = content[section] | {field: value} if field else value
     pipeline = Spec(**content)

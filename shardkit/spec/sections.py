@@ -26,6 +26,7 @@ from shardkit.errors import PipelineError
 from shardkit.spec.schedule import Schedule
 from shardkit.storage.base import ACCESS_FIELDS, Access, scheme_of
 from shardkit.storage.schemes import access_fields, is_in_process
+from shardkit.traits import Expected, IsPath, MayChange
 
 UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
@@ -85,11 +86,11 @@ class Section(BaseModel):
 class Input(Section):
     """Where the files are, and which of them are input."""
 
-    uri: Uri
-    pattern: Annotated[Names, Field(min_length=1)] = ("*",)
-    exclude: Names = ()
-    requester_pays: Annotated[bool, Field(strict=True)] = False
-    anonymous: Annotated[bool, Field(strict=True)] = False
+    uri: Annotated[Uri, IsPath()]
+    pattern: Annotated[Names, Expected("a glob or a list of globs"), Field(min_length=1)] = ("*",)
+    exclude: Annotated[Names, Expected("a glob or a list of globs")] = ()
+    requester_pays: Annotated[bool, Expected("true or false"), MayChange(), Field(strict=True)] = False
+    anonymous: Annotated[bool, Expected("true or false"), MayChange(), Field(strict=True)] = False
 
     @field_validator("requester_pays", "anonymous")
     @classmethod
@@ -171,13 +172,13 @@ MOST_ROWS = 10**15  # of a file
 class Output(Section):
     """Where the dataset goes, and how it is cut into files."""
 
-    uri: Uri
+    uri: Annotated[Uri, IsPath()]
     format: Annotated[str, BeforeValidator(known_format)] = "parquet"
     rows_per_file: Annotated[int | None, NoTruth] = Field(1 << 20, ge=1, le=MOST_ROWS)
     target_bytes: Bytes | None = None
-    partition_by: Names = ()
-    columns: dict[str, str] | None = Field(None, alias="schema")
-    widen_ints: bool = False
+    partition_by: Annotated[Names, Expected("a column or a list of columns")] = ()
+    columns: Annotated[dict[str, str] | None, Expected("a mapping of columns to types")] = Field(None, alias="schema")
+    widen_ints: Annotated[bool, Expected("true or false")] = False
 
     @field_validator("columns")
     @classmethod
@@ -204,7 +205,7 @@ class Glue(Section):
 class Catalog(Section):
     """Where the dataset is registered as a table once it is made."""
 
-    glue: Glue
+    glue: Annotated[Glue, Expected("a mapping with its database and table")]
 
 
 DYNAMODB = "dynamodb"
@@ -225,7 +226,7 @@ def _place_of_jobs(value: Any) -> Any:
 class Queue(Section):
     """A queue of jobs that somebody else serves: its place, the jobs' owner, and who is notified when the run ends."""
 
-    place: Annotated[str, BeforeValidator(_place_of_jobs), Field(min_length=1)]
+    place: Annotated[str, IsPath(words=(DYNAMODB,)), BeforeValidator(_place_of_jobs), Field(min_length=1)]
     owner: Annotated[str, Field(min_length=1)] | None = None
     notify: Names = ()
 

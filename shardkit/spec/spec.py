@@ -22,12 +22,13 @@ from shardkit.dataset.formats.kinds import format_of
 from shardkit.engines.environment import refuse_secrets
 from shardkit.engines.settings import NoTruth
 from shardkit.errors import PipelineError
-from shardkit.explain import explain, unknown_field
+from shardkit.explain import explain, fields_of, models_of, unknown_field
 from shardkit.functions import FunctionRef, name_of, reference
 from shardkit.spec.sections import MOST_ROWS, Catalog, Engine, Input, Output, Queue, Section, Shards, WhenDue, path_text
 from shardkit.storage.base import Access, absolute_uri
 from shardkit.storage.open import folder
 from shardkit.times import DAY_COLUMN, parse_days
+from shardkit.traits import DecidesWork, Expected, Flat, IsPath, MayChange, Short, fields_with
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,44 +38,52 @@ if TYPE_CHECKING:
     from shardkit.spec.schedule import Schedule
     from shardkit.storage.base import Folder
 
-# Fields of a pipeline's input and output that `run` takes by their own names.
-INPUT_FIELDS = ("pattern", "exclude", "requester_pays", "anonymous")
-OUTPUT_FIELDS = ("format", "rows_per_file", "target_bytes", "partition_by", "schema", "widen_ints")
+A_FOLDER = Expected("a folder, or a mapping with its uri")
+RECORDS = Expected("file, stem, directory, or module:callable")
+WORKERS = Expected("'auto' or a number of 1 or more")
+FAILURES = Expected("a count such as 10, or a share such as 1%")
+QUEUE = Expected("dynamodb, dynamodb://TABLE, or a mapping with its place")
+A_FUNCTION = Expected("module:callable, or a function")
+SHARDS = Expected("a mapping such as {by: directory, depth: 1}")
+CATALOG = Expected("a mapping such as {glue: {database: features, table: ads}}")
+SCHEDULE = Expected("a time such as 3h, a cron expression, or a mapping such as {every: 3h, since: 2d}")
 
 
 class Spec(Section):
     """What a pipeline says, validated; `Pipeline` adds what can be done with it.
+
+    What else is to be known of a field stands with it, as traits in its annotation.
 
     Raises:
         PipelineError: a field is unknown, mistyped or missing.
     """
 
     name: str = ""
-    input: Input
-    function: str | Callable[..., Any]
-    source_dir: Annotated[str | None, BeforeValidator(path_text)] = None
-    records: str | Callable[[str], str | None] = "file"
-    shards: Shards | None = None
-    workers: Annotated[int | Literal["auto"], NoTruth] = "auto"
-    chunks: Literal["dynamic", "balanced", "even"] = "dynamic"
-    timeout: Annotated[float | None, NoTruth] = Field(3600.0, gt=0, allow_inf_nan=False)
-    max_failures: Annotated[int | str, NoTruth] = "1%"
-    allow_empty: bool = False
-    output: Output
-    combine: str | Callable[..., Any] | None = None
-    catalog: Catalog | None = None
+    input: Annotated[Input, A_FOLDER, Short("uri"), Flat(), DecidesWork()]
+    function: Annotated[str | Callable[..., Any], A_FUNCTION, DecidesWork()]
+    source_dir: Annotated[str | None, IsPath(), BeforeValidator(path_text)] = None
+    records: Annotated[str | Callable[[str], str | None], RECORDS, DecidesWork()] = "file"
+    shards: Annotated[Shards | None, SHARDS, DecidesWork()] = None
+    workers: Annotated[int | Literal["auto"], NoTruth, WORKERS, MayChange()] = "auto"
+    chunks: Annotated[Literal["dynamic", "balanced", "even"], DecidesWork()] = "dynamic"
+    timeout: Annotated[float | None, NoTruth, MayChange()] = Field(3600.0, gt=0, allow_inf_nan=False)
+    max_failures: Annotated[int | str, NoTruth, FAILURES, MayChange()] = "1%"
+    allow_empty: Annotated[bool, MayChange()] = False
+    output: Annotated[Output, A_FOLDER, Short("uri"), Flat(), MayChange(but=("uri",))]
+    combine: Annotated[str | Callable[..., Any] | None, A_FUNCTION, MayChange()] = None
+    catalog: Annotated[Catalog | None, CATALOG, MayChange()] = None
     incremental: bool | None = None
-    schedule: WhenDue = None
-    engine: Engine = None
-    queue: Queue | None = None
-    input_mode: Literal["stream", "download"] = "stream"
-    requirements: Annotated[str | None, BeforeValidator(path_text)] = None
-    requirements_mode: Literal["install", "bundle", "none"] = "install"
+    schedule: Annotated[WhenDue, SCHEDULE] = None
+    engine: Annotated[Engine, Short("kind"), MayChange()] = None
+    queue: Annotated[Queue | None, QUEUE, Short("place")] = None
+    input_mode: Annotated[Literal["stream", "download"], MayChange()] = "stream"
+    requirements: Annotated[str | None, IsPath(), MayChange(), BeforeValidator(path_text)] = None
+    requirements_mode: Annotated[Literal["install", "bundle", "none"], MayChange()] = "install"
 
     def __init__(self, **fields: Any) -> None:
-        for section, field in (("input", "uri"), ("output", "uri"), ("queue", "place")):
+        for section, short in fields_with(type(self), Short).items():
             if isinstance(fields.get(section), str | os.PathLike):
-                fields[section] = {field: fields[section]}
+                fields[section] = {short.field: fields[section]}
         refuse_secrets(fields)
         try:
             super().__init__(**fields)
@@ -143,25 +152,23 @@ class Spec(Section):
         **fields: Any,
     ) -> Self:
         """A pipeline from flat fields, among which those of its input and output have their own names."""
-        names = [*cls.model_fields, *INPUT_FIELDS, *OUTPUT_FIELDS]
+        homes = flat_fields(cls)
         for name in fields:
-            if name not in names:
-                raise PipelineError(f"{name}: {unknown_field(name, names)}")
-        inputs = {"uri": input} | {name: fields.pop(name) for name in INPUT_FIELDS if name in fields}
-        outputs = {"uri": output} | {name: fields.pop(name) for name in OUTPUT_FIELDS if name in fields}
-        return cls(function=function, input=inputs, output=outputs, **fields)
+            if name not in cls.model_fields and name not in homes:
+                raise PipelineError(f"{name}: {unknown_field(name, [*cls.model_fields, *homes])}")
+        sections: dict[str, dict[str, Any]] = {"input": {"uri": input}, "output": {"uri": output}}
+        for name in homes.keys() & fields.keys():
+            sections[homes[name]][name] = fields.pop(name)
+        return cls(function=function, **sections, **fields)
 
     def replace(self, **fields: Any) -> Self:
         """A copy with other values; ``input`` and ``output`` may be given in part."""
         content: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         for name, value in fields.items():
-            if name in {"input", "output"} and isinstance(value, Mapping):
+            if name in fields_with(type(self), Flat) and isinstance(value, Mapping):
                 value = content[name].model_dump(by_alias=True) | dict(value)  # noqa: PLW2901
             content[name] = value
-        for name in ("input", "output", "shards", "catalog", "queue"):
-            if isinstance(content[name], BaseModel):
-                content[name] = content[name].model_dump(by_alias=True)
-        return type(self)(**content)
+        return type(self)(**{name: _plain(value) for name, value in content.items()})
 
     def chosen_days(self, days: Iterable[str] | None) -> tuple[str, ...] | None:
         """Days and ranges of days as single days; None for all.
@@ -259,6 +266,30 @@ class Spec(Section):
         content["input"] |= {k: list(content["input"][k]) for k in ("pattern", "exclude")}
         content["output"]["partition_by"] = list(self.output.partition_by)
         return content
+
+
+def flat_fields(spec: type[BaseModel]) -> dict[str, str]:
+    """The fields of sections that may be given without their section's name; and that name."""
+    fields, shorts = fields_of(spec), fields_with(spec, Short)
+    return {
+        name: section
+        for section in fields_with(spec, Flat)
+        for model in models_of(fields[section])
+        for name in fields_of(model)
+        if name != shorts[section].field
+    }
+
+
+def dotted_names(spec: type[BaseModel]) -> dict[str, str]:
+    """What options and arguments without a dot in their names stand for, where they are fields of a section."""
+    sections = {name: f"{name}.{short.field}" for name, short in fields_with(spec, Short).items()}
+    flat = {name: f"{section}.{name}" for name, section in flat_fields(spec).items()}
+    return flat | {name: sections[name] for name in fields_with(spec, Flat)}
+
+
+def _plain(value: Any) -> Any:
+    """A section as a mapping, which is validated again; anything else as it is."""
+    return value.model_dump(by_alias=True) if isinstance(value, Section) else value
 
 
 def _function_name(function: str | Callable[..., Any]) -> str:

@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from shardkit.errors import PipelineError
-from shardkit.explain import ELSEWHERE, explain
+from shardkit.explain import ELSEWHERE, explain, fields_of, models_of
+from shardkit.traits import IsPath, Short, fields_with, trait_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,17 +18,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 S = TypeVar("S", bound="BaseModel")
-# Sections that may be given as one word, and the field that the word then is.
-SHORT = {"input": "uri", "output": "uri", "engine": "kind", "queue": "place"}
-PATH_FIELDS = (
-    ("input", "uri"),
-    ("output", "uri"),
-    ("source_dir",),
-    ("requirements",),
-    ("engine", "root"),
-    ("queue", "place"),
-)
-NO_PATHS = {"dynamodb"}  # words that stand where a path may stand
 
 
 def load_yaml(kind: type[S], path: Path, overrides: dict[str, Any]) -> S:
@@ -52,9 +42,10 @@ def load_yaml(kind: type[S], path: Path, overrides: dict[str, Any]) -> S:
         raise PipelineError(f"{path}{where}: this is not YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(content, dict):
         raise PipelineError(f"{path}: a pipeline is a mapping of fields, such as input:, function:, output:.")
-    _anchor_paths(content, path.resolve().parent)
+    content.setdefault("source_dir", ".")
+    _anchor_paths(content, kind, path.resolve().parent)
     for name, value in overrides.items():
-        _override(content, name, value)
+        _override(content, kind, name, value)
         sections = tuple(name.split("."))
         lines |= {sections[:i]: ELSEWHERE for i in range(min(2, len(sections)), len(sections) + 1)}
     try:
@@ -73,30 +64,29 @@ def from_settings(kind: type[S], settings: dict[str, Any]) -> S:
     """
     content: dict[str, Any] = {}
     for name, value in settings.items():
-        _override(content, name, value)
+        _override(content, kind, name, value)
     return kind(**content)
 
 
-def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
+def _anchor_paths(content: dict[str, Any], kind: type[BaseModel], folder: Path) -> None:
     """Relative paths count from the YAML file's folder; so do modules, unless source_dir says otherwise."""
-    content.setdefault("source_dir", ".")
-    for section, field in SHORT.items():
-        if isinstance(content.get(section), str):
-            content[section] = {field: content[section]}
-    for names in PATH_FIELDS:
-        home: Any = content
-        for name in names[:-1]:
-            home = home.get(name) if isinstance(home, dict) else None
-        value = home.get(names[-1]) if isinstance(home, dict) else None
-        if isinstance(value, str) and value and "://" not in value and value not in NO_PATHS:
-            home[names[-1]] = str(folder / os.path.expanduser(value))
+    for name, field in fields_of(kind).items():
+        value = content.get(name)
+        if isinstance(value, str) and (short := trait_of(field, Short)) is not None:
+            value = content[name] = {short.field: value}
+        if isinstance(value, dict):
+            for model in models_of(field, value):
+                _anchor_paths(value, model, folder)
+        path = trait_of(field, IsPath)
+        if path is not None and isinstance(value, str) and value and "://" not in value and value not in path.words:
+            content[name] = str(folder / os.path.expanduser(value))
 
 
-def _override(content: dict[str, Any], name: str, value: Any) -> None:
+def _override(content: dict[str, Any], kind: type[BaseModel], name: str, value: Any) -> None:
     *sections, last = name.split(".")
     home = content
-    if name in SHORT and isinstance(value, str):
-        sections, last = [name], SHORT[name]
+    if isinstance(value, str) and (short := fields_with(kind, Short).get(name)) is not None:
+        sections, last = [name], short.field
     for section in sections:
         if not isinstance(home.get(section), dict):
             home[section] = {}
