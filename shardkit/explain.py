@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from shardkit.traits import Expected, Kinds, trait_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pydantic import ValidationError
     from pydantic.fields import FieldInfo
@@ -80,7 +81,8 @@ def models_of(field: FieldInfo, value: Any = None) -> list[Any]:
     return [kind] if kind is not None else []
 
 
-def fields_of(model: Any) -> dict[str, FieldInfo]:
+@functools.lru_cache(maxsize=64)
+def fields_of(model: Any) -> Mapping[str, FieldInfo]:
     """The fields of a model by the names that users give them."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 

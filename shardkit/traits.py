@@ -5,10 +5,13 @@ Whoever needs the fields of some sort asks the models for them, so that a new fi
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
@@ -71,7 +74,8 @@ def trait_of(field: FieldInfo, kind: type[T]) -> T | None:
     return next((trait for trait in field.metadata if isinstance(trait, kind)), None)
 
 
-def fields_with(model: type[BaseModel], kind: type[T]) -> dict[str, T]:
+@functools.lru_cache(maxsize=256)
+def fields_with(model: type[BaseModel], kind: type[T]) -> Mapping[str, T]:
     """The fields of a model that have a trait of that kind, by the names that users give them; and the traits."""
     traits = ((field.alias or name, trait_of(field, kind)) for name, field in model.model_fields.items())
     return {name: trait for name, trait in traits if trait is not None}

@@ -194,11 +194,9 @@ def _days(made: Pipeline, date: tuple[str, ...], since: str | None) -> list[str]
 
 
 def _print_plan(made: Pipeline, days: list[str] | None) -> None:
-    from shardkit.plan.describe import plan_text
-
     with redirect_stdout(sys.stderr):
         planned = made.plan(days=days)
-    echo(plan_text(planned.content))
+    echo(planned.text())
 
 
 def _report(work: Callable[[], Run], *, as_json: bool) -> None:
@@ -239,8 +237,6 @@ def plan(
 ) -> None:
     """Say what a run would do, without doing it."""
     made = _read_pipeline(pipeline, given, expect_work=sample is not None)
-    from shardkit.plan.describe import plan_text
-
     with redirect_stdout(sys.stderr):
         planned = made.plan(days=_days(made, date, since))
         estimate = made.sample(sample) if sample is not None else None
@@ -249,7 +245,7 @@ def plan(
 
         echo(json.dumps(planned.content | ({"estimate": asdict(estimate)} if estimate else {})))
         return
-    echo(plan_text(planned.content, rows=estimate.rows if estimate else None))
+    echo(planned.text(rows=estimate.rows if estimate else None))
     if estimate:
         echo(f"\n{estimate}")
 

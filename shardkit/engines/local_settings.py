@@ -37,6 +37,7 @@ class Local(Settings):
     title: ClassVar[str] = "this machine"
     local: ClassVar[bool] = True
     sees_local_paths: ClassVar[bool] = True
+    creates_per_s: ClassVar[float | None] = None
     look_every_s: ClassVar[float] = 0.5
 
     kind: Literal["local"] = "local"

@@ -108,6 +108,8 @@ class Settings(_Model):
         local: Whether the jobs run on this machine, and share its CPUs.
         sees_local_paths: Whether the jobs see this machine's folders; else input and output have to be in a store.
         stores: The schemes of the object stores that the jobs can use.
+        creates_per_s: How many jobs a second the engine takes at most, to tell beforehand how long that will be; None
+            where it takes no time to speak of.
         look_every_s: How often whoever watches a run looks at how its jobs are.
         cloudwatch: Whether the jobs' logs are in CloudWatch, so that messages can link to them.
     """
@@ -116,6 +118,7 @@ class Settings(_Model):
     local: ClassVar[bool] = False
     sees_local_paths: ClassVar[bool] = False
     stores: ClassVar[tuple[str, ...]] = ("s3",)
+    creates_per_s: ClassVar[float | None] = 1.0
     look_every_s: ClassVar[float] = 10.0
     cloudwatch: ClassVar[bool] = False
 

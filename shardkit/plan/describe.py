@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardkit.units import counted, human_bytes, human_seconds
@@ -10,11 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SHARDS_SHOWN = 10
-CREATES_A_SECOND = 1  # what the service takes from an account, whatever its quotas
 LONG_LAUNCH_S = 600
 
 
-def plan_text(content: dict[str, Any], *, rows: int | None = None) -> str:
+@dataclass(frozen=True)
+class Launching:
+    """Where jobs are launched, and how many a second at most; None where that takes no time."""
+
+    place: str
+    creates_per_s: float | None
+
+
+SERVICE = Launching("SageMaker", 1.0)  # what it takes from an account, whatever its quotas
+
+
+def plan_text(content: dict[str, Any], *, rows: int | None = None, launching: Launching = SERVICE) -> str:
     """What a run would do, from a plan's content; ``rows`` is how many are expected, if a sample was run."""
     totals = content["totals"]
     pipeline = content["pipeline"]
@@ -34,7 +46,7 @@ def plan_text(content: dict[str, Any], *, rows: int | None = None) -> str:
         + (f" in {counted(totals['groups'], 'group')}" if totals["groups"] else ""),
         f"  shards   {totals['shards']:,}, in {chunks}, for {workers}",
         *_shard_lines(content),
-        *_job_lines(content),
+        *_job_lines(content, launching),
         *_change_lines(content),
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
@@ -104,7 +116,7 @@ def _groups_of(shard: dict[str, Any]) -> str:
     return f"{name} and {more:,} more" if more else str(name)
 
 
-def _job_lines(content: dict[str, Any]) -> Iterator[str]:
+def _job_lines(content: dict[str, Any], launching: Launching) -> Iterator[str]:
     """How many jobs the shards are on an engine, and how long it takes to launch them."""
     rule, totals = content["pipeline"]["shards"], content["totals"]
     if rule is None and not content["pipeline"].get("engine"):
@@ -112,17 +124,18 @@ def _job_lines(content: dict[str, Any]) -> Iterator[str]:
     instances = content["jobs"][0]["instances"]
     spread = f" of {instances} instances" if instances > 1 else ""
     calls = totals["create_calls"]
-    seconds = -(-calls // CREATES_A_SECOND)
+    rate = launching.creates_per_s
+    seconds = math.ceil(calls / rate) if rate is not None else 0
     least = f"{seconds} s" if seconds < 60 else human_seconds(seconds)
-    is_local = (content["pipeline"].get("engine") or {}).get("kind") == "local"
-    launched = "on this machine"
-    if not is_local:
-        launched = f"{calls:,} calls of CreateProcessingJob, at one a second at least {least}"
-    yield f"  jobs     {totals['jobs']:,}{spread} and 1 for pass 2{',' if is_local else ':'} {launched}"
+    launched = f", on {launching.place}"
+    if rate is not None:
+        each = "one" if rate == 1 else f"{rate:g}"
+        launched = f": {calls:,} calls of CreateProcessingJob, at {each} a second at least {least}"
+    yield f"  jobs     {totals['jobs']:,}{spread} and 1 for pass 2{launched}"
     wanted = rule.get("count", rule.get("instances", 0)) if rule else 0
     if wanted > totals["shards"]:
         yield f"           ({wanted:,} were asked for; there are no more records to share out)"
-    if seconds > LONG_LAUNCH_S and not is_local:
+    if seconds > LONG_LAUNCH_S:
         yield f"           (to launch so many takes long: {_fewer(rule)})"
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardkit.plan.changes import unchanged
+from shardkit.plan.describe import SERVICE, Launching, plan_text
 from shardkit.runfolder.documents import FORMAT
 
 if TYPE_CHECKING:
@@ -20,22 +21,26 @@ class Plan:
     """What a run will do.
 
     ``records`` is the table of records with, for each, its ``shard`` and ``chunk`` (both int32); ``content`` is what
-    plan.json holds; ``taken_over`` are the markers of chunks that earlier runs have done.
+    plan.json holds; ``taken_over`` are the markers of chunks that earlier runs have done. ``launching`` is how jobs
+    come to run, which is no part of the work.
     """
 
     records: pa.Table
     content: dict[str, Any]
     taken_over: list[dict[str, Any]] = field(default_factory=list)
+    launching: Launching = SERVICE
 
     @property
     def digest(self) -> str:
         """The digest of the run's work: two runs that have the same digest do the same."""
         return str(self.content["digest"])
 
-    def __str__(self) -> str:
-        from shardkit.plan.describe import plan_text
+    def text(self, *, rows: int | None = None) -> str:
+        """What the run would do, for people; ``rows`` are those expected, if a sample was run."""
+        return plan_text(self.content, rows=rows, launching=self.launching)
 
-        return plan_text(self.content)
+    def __str__(self) -> str:
+        return self.text()
 
 
 def totals(

@@ -66,6 +66,7 @@ def make_run_plan(
     """
     from shardkit.macro import make_plan
     from shardkit.plan.compare import Basis, compare
+    from shardkit.plan.describe import Launching
     from shardkit.plan.digests import work_digest
     from shardkit.plan.records import build_records
 
@@ -108,6 +109,8 @@ def make_run_plan(
         by_day=pipeline.by_day,
         comparison=comparison,
     )
+    if pipeline.engine is not None:
+        plan = replace(plan, launching=Launching(pipeline.engine.title, pipeline.engine.creates_per_s))
     plan.content.update(work=basis.work, form=basis.form, merge_digest=basis.merge)
     if comparison is not None and plan.content["totals"]["records"]:
         check_form(plan.content, current, basis.form, output)
