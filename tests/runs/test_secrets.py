@@ -16,7 +16,7 @@ import shardkit as sk
 from shardkit.engines.local import LocalEngine
 from shardkit.engines.settings import Settings
 from shardkit.engines.validation import service_model
-from shardkit.explain import _models_in
+from shardkit.explain import models_of
 from shardkit.jobs import JobError, SQLiteStore, Submission
 from shardkit.user_state import state_path
 
@@ -45,7 +45,7 @@ def places(model: type[BaseModel], before: tuple[str, ...] = ()) -> Iterator[tup
     for name, field in model.model_fields.items():
         here = (*before, field.alias or name)
         yield here
-        for inner in [each for part in _models_in(field.annotation) for each in (part, *part.__subclasses__())]:
+        for inner in [each for part in models_of(field) for each in (part, *part.__subclasses__())]:
             if not issubclass(inner, Settings) and len(here) < 4:
                 yield from places(inner, here)
 
