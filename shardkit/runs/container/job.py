@@ -142,9 +142,13 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, A
     if changes.get(ON_TOP):
         run = replace(run, on_top=True)
     own = {FUNCTION, DAYS, ON_TOP}
-    pipeline = planned_pipeline(plan, {name: value for name, value in changes.items() if name not in own})
-    if source := os.environ.get("SHARDKIT_SOURCE_DIR"):
-        pipeline = pipeline.replace(source_dir=source, engine=None)
+    settled = {name: value for name, value in changes.items() if name not in own}
+    source = os.environ.get("SHARDKIT_SOURCE_DIR")
+    if source:
+        settled["engine"] = None  # a job need not know of what has launched it, which may be another package's
+    pipeline = planned_pipeline(plan, settled)
+    if source:
+        pipeline = pipeline.replace(source_dir=source)
     return run, plan, pipeline, changes
 
 
