@@ -58,7 +58,7 @@ def run_pass1(
         RunInterrupted: by Ctrl-C or SIGTERM.
         StorageError, RunFailed: the run cannot go on; what is committed is kept.
     """
-    # What is done: what the markers say. A damaged marker says nothing, so its chunk is open again.
+    # The markers say what is done. A damaged marker does not count, so its chunk is open again.
     ledger = share.ledger(folder) if share else Ledger(folder, fresh=fresh)
     folder.check_records()
     for name in ledger.damaged:

@@ -153,7 +153,7 @@ def _expected_files(output: dict[str, Any], rows: int | None) -> str:
     if output["partition_by"]:
         size += f" in partitions by {', '.join(output['partition_by'])}"
     if rows is None:
-        return f"{size} (how many, --sample tells)"
+        return f"{size} (--sample estimates how many)"
     files = counted(-(-rows // per_file) if per_file else 1, "file")
     at_least = "at least " if output["target_bytes"] or output["partition_by"] else ""
     return f"{size}: about {counted(rows, 'row')} in {at_least}{files}"

@@ -135,7 +135,6 @@ def both_passes(
     fresh: bool = False,
 ) -> None:
     """Do what is left of both passes of a planned run, whose lock the caller holds."""
-    from shardkit.dataset.part_folders import publish_parts
     from shardkit.pass1_preprocessing import run_pass1
     from shardkit.pass2_combine import run_pass2
 
@@ -146,4 +145,6 @@ def both_passes(
             name, threads = pipeline.pipeline_name(), pool.size
             run_pass2(ledger, merging, attempt, name=name, threads=threads, fresh=fresh)
         else:
+            from shardkit.dataset.part_folders import publish_parts
+
             publish_parts(ledger, attempt, name=pipeline.pipeline_name(), allow_empty=pipeline.allow_empty)
