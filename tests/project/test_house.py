@@ -175,17 +175,17 @@ def test_only_some_modules_know_boto3() -> None:
 ROOT = PACKAGE.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 CHANGES = (
-    "a field of a pipeline",
+    "a pipeline field",
     "an output format",
     "an engine",
     "a store",
-    "a rule for chunks",
-    "a rule for tries",
+    "a chunk rule",
+    "a retry rule",
     "a number in `status`",
-    "a target of notices",
-    "a command",
+    "a notification target",
+    "a CLI command",
     "a report",
-    "a catalogue",
+    "a table catalogue",
     "a schedule",
 )
 
