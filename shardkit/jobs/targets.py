@@ -35,16 +35,19 @@ if TYPE_CHECKING:
     from shardkit.jobs.message import Notice
 
 TIMEOUT_S = 10.0
+# The kinds of webhooks, and what each is sent as JSON; a further kind is a line here.
+HOOKS: dict[str, Callable[[Notice], Any]] = {"slack": slack_of, "webhook": dict}
+_KINDS = "|".join(HOOKS)
 _TOPIC = re.compile(r"arn:aws[a-z-]*:sns:(?P<region>[a-z0-9-]+):[0-9]{12}:[A-Za-z0-9_-]{1,256}(?P<fifo>\.fifo)?\Z")
-_HOOK = re.compile(r"(?P<kind>slack|webhook):(?P<where>env|ssm|secret):(?P<name>[\w/.:@+=!-]{1,2048})\Z", re.ASCII)
+_HOOK = re.compile(rf"(?P<kind>{_KINDS}):(?P<where>env|ssm|secret):(?P<name>[\w/.:@+=!-]{{1,2048}})\Z", re.ASCII)
 _LIKE_SLACK = re.compile(r"hooks\.slack|(?:^|/)T[A-Z0-9]{6,}/B[A-Z0-9]{6,}/", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SLACK_ERROR = re.compile(rb"[a-z_]{2,40}\Z")
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _MACHINES = ("sqs", "lambda", "http", "https", "firehose")
 _HINT = (
-    "Give the ARN of an SNS topic, or slack:PLACE or webhook:PLACE, where PLACE says where the URL is kept: "
-    "env:NAME, ssm:/PARAMETER or secret:NAME."
+    f"Give the ARN of an SNS topic, or {' or '.join(f'{kind}:PLACE' for kind in HOOKS)}, where PLACE says where the "
+    "URL is kept: env:NAME, ssm:/PARAMETER or secret:NAME."
 )
 
 
@@ -84,7 +87,7 @@ def _shown(text: object) -> str:
     """A target that is none, without what may be a secret."""
     if not isinstance(text, str):
         return repr(text)
-    kind = re.match(r"(?:slack|webhook):", text)
+    kind = re.match(rf"(?:{_KINDS}):", text)
     rest = text[kind.end() :] if kind else text
     if url := re.match(r"[A-Za-z][\w+.-]*://(?:[^/?#@]*@)?([\w.-]{1,80})", rest):
         return f"{kind[0] if kind else ''}{rest[: rest.index('://')]}://{url[1]}/..."
@@ -151,7 +154,7 @@ class Sender:
     def _post(self, target: str, notice: Notice) -> None:
         kind = target.partition(":")[0]
         url = self._url(target)
-        data = json.dumps(slack_of(notice) if kind == "slack" else notice).encode()
+        data = json.dumps(HOOKS[kind](notice)).encode()
         _post(target, url, data, self._timeout_s)
 
     def _url(self, target: str) -> str:
