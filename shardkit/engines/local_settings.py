@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from shardkit.engines import limits
-from shardkit.engines.settings import Count, Settings
+from shardkit.engines.settings import Settings
+from shardkit.engines.values import Count  # noqa: TC001  pydantic reads it
 from shardkit.errors import PipelineError
 from shardkit.traits import IsPath
 from shardkit.user_state import state_path

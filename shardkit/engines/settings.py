@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -22,6 +19,7 @@ from shardkit.engines import environment as variables
 from shardkit.engines import limits
 from shardkit.engines.instances import TYPE, instance_vcpus, not_a_type
 from shardkit.engines.processors import network_of, read_processor
+from shardkit.engines.values import Count, Key, Model, Names, Network
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -32,16 +30,6 @@ if TYPE_CHECKING:
 
     from shardkit.jobs.calls import Engine
     from shardkit.jobs.policy import Policy
-
-
-def _no_truth(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("expected a number")  # noqa: TRY004  pydantic wants a ValueError
-    return value
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 def _both_keys(fields: dict[str, Any]) -> dict[str, Any]:
@@ -59,44 +47,7 @@ def _outdated(given: set[str]) -> set[str]:
     return {"client"} if given & {"region", "endpoint_url"} else set()
 
 
-NoTruth = BeforeValidator(_no_truth)
-Count = Annotated[int, NoTruth]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-Key = Annotated[str, AfterValidator(limits.checked_key)]
-
-
-class _Model(BaseModel):
-    # A traceback in a notebook must not print the values of the environment.
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
-
-
-class Network(_Model):
-    """The network of a job, in the words of the SDKs' NetworkConfig."""
-
-    subnets: Names = ()
-    security_group_ids: Names = ()
-    enable_network_isolation: bool = False
-    encrypt_inter_container_traffic: bool | None = None
-
-    @model_validator(mode="after")
-    def _whole_vpc(self) -> Network:
-        if bool(self.subnets) != bool(self.security_group_ids):
-            raise ValueError("a VPC takes both subnets and security_group_ids.")
-        if len(self.subnets) > 16 or len(self.security_group_ids) > 5:
-            raise ValueError("SageMaker takes at most 16 subnets and 5 security groups.")
-        return self
-
-    def request(self) -> dict[str, Any]:
-        """NetworkConfig of the request."""
-        config: dict[str, Any] = {"EnableNetworkIsolation": self.enable_network_isolation}
-        if self.encrypt_inter_container_traffic is not None:
-            config["EnableInterContainerTrafficEncryption"] = self.encrypt_inter_container_traffic
-        if self.subnets:
-            config["VpcConfig"] = {"SecurityGroupIds": list(self.security_group_ids), "Subnets": list(self.subnets)}
-        return config
-
-
-class Settings(_Model):
+class Settings(Model):
     """What every job of a run has in common; a subclass for each kind of engines says where it runs.
 
     A subclass names itself by its field ``kind``, as its entry in the table of kinds does, and has fields of its own.

@@ -21,7 +21,7 @@ from pydantic import (
 
 from shardkit.dataset.formats.kinds import known_format
 from shardkit.engines.kinds import EngineSettings
-from shardkit.engines.settings import Names, NoTruth
+from shardkit.engines.values import Names, NoTruth
 from shardkit.errors import PipelineError
 from shardkit.spec.schedule import Schedule
 from shardkit.storage.base import ACCESS_FIELDS, Access, scheme_of

@@ -20,7 +20,7 @@ from pydantic import (
 
 from shardkit.dataset.formats.kinds import format_of
 from shardkit.engines.environment import refuse_secrets
-from shardkit.engines.settings import NoTruth
+from shardkit.engines.values import NoTruth
 from shardkit.errors import PipelineError
 from shardkit.explain import explain, fields_of, models_of, unknown_field
 from shardkit.functions import FunctionRef, name_of, reference
