@@ -29,6 +29,7 @@ from shardkit.tables.arrays import arrow, numpy, one_chunk
 if TYPE_CHECKING:
     from shardkit.plan.compare import Comparison
     from shardkit.plan.records import Records
+    from shardkit.runfolder.document_types import PlanDocument
 
 DATASETS_NAMED = 5  # of the folders of the input that are datasets, and so no input
 
@@ -66,7 +67,7 @@ def make_plan(
     # Records: only those of days (or of the whole input) in which something has changed since the last run.
     table, taken, rows = changed_records(records.table, comparison, by_day=by_day)
     if not len(table):
-        return Plan(table, nothing_to_do(pipeline, comparison, run_id=run_id, created=created))
+        return Plan(table, nothing_to_do(pipeline, comparison, run_id=run_id, created=created, workers=workers))
 
     # Groups to shards: the shard of each record.
     rule = pipeline.get("shards")
@@ -85,7 +86,7 @@ def make_plan(
 
     # The digest is what a resumption compares: the same work by the same function on the same records.
     input_digest = digest_of_records(table)
-    content = {
+    content: PlanDocument = {
         "version": FORMAT,
         "run_id": run_id,
         "created": created,
@@ -99,7 +100,12 @@ def make_plan(
         "jobs": jobs,
         "by_day": by_day,
         "work": work_digest(pipeline, function_digest),
-        **changes_of(comparison, table, taken, by_day=by_day),
+        "form": {},
+        "merge_digest": "",
+        "partitions": changes_of(comparison, table, taken, by_day=by_day),
+        "based_on": comparison.based_on if comparison else {},
+        "dropped": comparison.dropped if comparison else [],
+        "left": comparison.left if comparison else [],
         "unchanged": unchanged(comparison),
         "datasets_left_out": list(records.datasets_left_out[:DATASETS_NAMED]),
     }

@@ -14,7 +14,7 @@ As a program it works alone on plain directories, as the macro/micro-sharding pa
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardkit.dataset.accounts import Account
 from shardkit.dataset.catalog import keep_registered
@@ -29,12 +29,13 @@ from shardkit.units import counted
 if TYPE_CHECKING:
     from shardkit.dataset.merge import Merge
     from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.ledger import Ledger
 
 
 def run_pass2(
     ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, threads: int, fresh: bool = False
-) -> dict[str, Any]:
+) -> Result:
     """Merge a run's parts and switch the dataset to them; returns the result.
 
     Args:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shardkit.dataset.recipe import Recipe
     from shardkit.dataset.writer import DataFile, Layout
     from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.document_types import LedgerCounts, MadePartition, MadeWith, Result
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
     from shardkit.storage.base import Folder
@@ -33,7 +34,7 @@ class Build:
         attempt: Attempt,
         name: str,
         *,
-        current: dict[str, Any] | None,
+        current: Result | None,
         generation: int,
         of_jobs: Collection[str] = (),
     ) -> None:
@@ -44,7 +45,7 @@ class Build:
         self._of_jobs = of_jobs
         self.schema = pa.schema([])
         self.by_day = False
-        self.made_with: dict[str, str] = {}
+        self.made_with: MadeWith = {"work": "", "merge": ""}
         self.accounts: dict[str, Account] = {}
         self.contents: Contents | None = None
         self.form: dict[str, Any] = {}
@@ -54,7 +55,7 @@ class Build:
         self.widen_ints = False
         self._files: list[tuple[str, DataFile]] = []
         self._partitions: dict[str, None] = {}
-        self.result: dict[str, Any] = {}
+        self._result: Result | None = None
         self._folder = folder
         self._attempt = attempt
         self._name = name
@@ -82,11 +83,11 @@ class Build:
         """Say what the user may wonder about."""
         self._attempt.progress.note(text)
 
-    def describe(self, layout: Layout, *, records: dict[str, int], bytes_in: int) -> None:
+    def describe(self, layout: Layout, *, records: LedgerCounts, bytes_in: int) -> None:
         """Make the result out of what was built."""
         day = [pa.field(layout.day_column, pa.string())] if layout.day_column else []
         schema = pa.schema([*self.schema, *day]).remove_metadata()
-        self.result = {
+        self._result = {
             "run_id": self._folder.run_id,
             "name": self._name,
             "status": "done",
@@ -110,13 +111,28 @@ class Build:
             "seconds": round(self._attempt.seconds, 3),
             "attempt": self._attempt.number,
             "generation": self.generation,
+            "switched": 0,  # which is told by the switch
         }
 
-    def _note_of(self, partition: str) -> dict[str, Any]:
+    @property
+    def result(self) -> Result:
+        """What describes it, once it is built."""
+        if self._result is None:
+            raise RuntimeError("The dataset has not been described.")
+        return self._result
+
+    def _note_of(self, partition: str) -> MadePartition:
         """What is to be known of a partition when later runs have made others."""
         account = self.accounts.get(partition)
-        rows = {"rows": account.rows} if account is not None else {}
-        return {"run": self._folder.run_id, "quarantined": self.quarantined.get(partition, 0)} | rows | self.made_with
+        made: MadePartition = {
+            "run": self._folder.run_id,
+            "quarantined": self.quarantined.get(partition, 0),
+            "work": self.made_with["work"],
+            "merge": self.made_with["merge"],
+        }
+        if account is not None:
+            made["rows"] = account.rows
+        return made
 
     def check(self) -> None:
         """See that the files hold what the ledger accounts for.

@@ -27,6 +27,7 @@ from shardkit.storage.base import STATE_DIR
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from shardkit.runfolder.document_types import Result
     from shardkit.storage.base import Folder
 
 SWITCH_PATIENCE_S = 600.0
@@ -72,7 +73,7 @@ class Table:
     partitions: dict[str, list[str]]  # by the URI of their folders, which end with a slash
 
     @classmethod
-    def of(cls, glue: Mapping[str, Any], output: Folder, result: Mapping[str, Any]) -> Table:
+    def of(cls, glue: Mapping[str, Any], output: Folder, result: Result) -> Table:
         """The table that a result describes.
 
         Raises:
@@ -103,7 +104,7 @@ class Table:
         )
 
 
-def _partitions(uri: str, result: Mapping[str, Any]) -> dict[str, list[str]]:
+def _partitions(uri: str, result: Result) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for file in result["files"]:
         folder, _, _ = file["path"].rpartition("/")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardkit.dataset.switch import check_base, current_result
 from shardkit.runfolder.folder import RunFolder
@@ -19,8 +19,9 @@ from shardkit.storage.base import STATE_DIR
 from shardkit.storage.side_by_side import together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
+    from shardkit.runfolder.document_types import PlanDocument
     from shardkit.storage.base import Folder
 
 CLAIMS = f"{STATE_DIR}/days"
@@ -28,7 +29,7 @@ TAKING_PATIENCE_S = 60.0
 
 
 @contextlib.contextmanager
-def holding_days(folder: RunFolder, plan: Mapping[str, Any]) -> Iterator[None]:
+def holding_days(folder: RunFolder, plan: PlanDocument) -> Iterator[None]:
     """Keep other runs from the days that a plan is for, and see that none has made them since it was planned.
 
     The caller holds the run's lock.
@@ -37,13 +38,13 @@ def holding_days(folder: RunFolder, plan: Mapping[str, Any]) -> Iterator[None]:
         RunBusy: another run is at one of them.
         PlanMismatch: one has been made anew meanwhile.
     """
-    if not plan.get("by_day"):
+    if not plan["by_day"]:
         yield
         return
     output, own = folder.output, _claim_of(folder.run_id)
     try:
-        _claim(folder, set(plan["partitions"]))
-        check_base(folder.run_id, dict(plan), current_result(output))
+        _claim(folder, set(plan["partitions"] or ()))
+        check_base(folder.run_id, plan, current_result(output))
         yield
     finally:
         output.remove(own)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ from shardkit.dataset.kept_files import Contents
 from shardkit.dataset.switch_steps import staging
 from shardkit.dataset.writer import DataFile
 from shardkit.errors import Damaged
-from shardkit.runfolder import documents
+from shardkit.runfolder.document_types import DayNote
 from shardkit.tables.type_text import schema_from_text, schema_to_text
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class DayMerge:
 
     def note(self, folder: RunFolder) -> None:
         """Write it down in the run folder."""
-        content = {
+        content: DayNote = {
             "day": self.day,
             "basis": self.basis,
             "schema": schema_to_text(self.schema),
@@ -60,7 +61,7 @@ class DayMerge:
         folder.write(f"{MERGED}/{quote(self.day, safe='')}.json", content)
 
     @classmethod
-    def of_note(cls, content: dict[str, Any]) -> DayMerge:
+    def of_note(cls, content: DayNote) -> DayMerge:
         """What `note` has written."""
         return cls(
             content["day"],
@@ -78,15 +79,17 @@ def day_merges(folder: RunFolder) -> dict[str, DayMerge]:
     notes = [entry.key for entry in folder.files.entries(MERGED)]
     if not notes:
         return {}
-    found = [merge for merge in map(_read_note, folder.files.read_many(notes)) if merge is not None]
+    found = [
+        merge for merge in map(partial(_read_note, folder), notes, folder.files.read_many(notes)) if merge is not None
+    ]
     there = {entry.key: entry.bytes for entry in staging(folder).entries()}
     return {merge.day: merge for merge in found if all(there.get(file.path) == file.bytes for file in merge.files)}
 
 
-def _read_note(data: bytes) -> DayMerge | None:
+def _read_note(folder: RunFolder, name: str, data: bytes) -> DayMerge | None:
     """What `DayMerge.note` has written; None where it is damaged, for pass 2 will merge the day again."""
     try:
-        return DayMerge.of_note(documents.parse(data))
+        return DayMerge.of_note(folder.parse(name, data, DayNote, ""))
     except (Damaged, LookupError, TypeError, ValueError, AttributeError, OSError):
         return None
 

@@ -21,7 +21,7 @@ from shardkit.dataset.formats.kinds import format_of
 from shardkit.dataset.part_files import PartFiles
 from shardkit.dataset.writer import DataFile
 from shardkit.errors import Damaged
-from shardkit.runfolder import documents
+from shardkit.runfolder.document_types import ContentsDocument
 from shardkit.runfolder.folder import RunFolder
 from shardkit.storage.base import File
 from shardkit.storage.local_folder import LocalFolder
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from shardkit.dataset.source import Source
+    from shardkit.runfolder.document_types import MadePartition, MadeWith, Result, ResultFile
     from shardkit.runfolder.ledger import CommittedPart
     from shardkit.storage.base import Folder
 
 CONTENTS = "contents.json"
-CONTENTS_SHAPE = {"parts": [str], "files": documents.Each(list), "columns": documents.Each(list)}
 Pieces: TypeAlias = list[tuple[str, Spans]]
 """The rows of a file in their order: the names of parts, and which rows of each."""
 
@@ -54,10 +54,10 @@ class Contents:
     files: dict[str, Pieces] = field(default_factory=dict)
     columns: dict[str, list[list[str]]] = field(default_factory=dict)
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> ContentsDocument:
         """As plain data, in which each part is named once."""
         parts: dict[str, int] = {}
-        files = {
+        files: dict[str, list[Any]] = {
             path: [[parts.setdefault(part, len(parts)), list(spans)] for part, spans in pieces]
             for path, pieces in self.files.items()
         }
@@ -74,7 +74,7 @@ class Contents:
         self.columns |= other.columns
 
     @classmethod
-    def load(cls, content: dict[str, Any]) -> Contents:
+    def load(cls, content: ContentsDocument) -> Contents:
         """From plain data."""
         parts = content["parts"]
         files = {
@@ -87,15 +87,15 @@ class Contents:
     def of_run(cls, output: Folder, run_id: str) -> Contents:
         """What a run has noted; nothing where it has not, or its folder is gone."""
         try:
-            return cls.load(documents.parse(RunFolder(output, run_id).files.read(CONTENTS), CONTENTS_SHAPE))
+            folder = RunFolder(output, run_id)
+            return cls.load(folder.parse(CONTENTS, folder.files.read(CONTENTS), ContentsDocument, ""))
         except (FileNotFoundError, Damaged, LookupError, TypeError, ValueError):
             return cls()
 
 
-def noted_by(made: dict[str, Any]) -> str:
+def noted_by(made: MadePartition) -> str:
     """The run that has noted what a partition's files hold: it has made the partition, or written its files anew."""
-    run: str = made.get("noted_by", made["run"])
-    return run
+    return made.get("noted_by", made["run"])
 
 
 @dataclass(frozen=True)
@@ -130,20 +130,20 @@ class Keeper:
     def __init__(
         self,
         output: Folder,
-        current: dict[str, Any] | None,
+        current: Result | None,
         *,
         run_id: str,
         rows_per_file: int | None,
-        made_with: dict[str, str],
+        made_with: MadeWith,
         form: dict[str, Any],
     ) -> None:
         self.contents = Contents()
         self._output = output
         self._run_id = run_id
         self._rows_per_file = rows_per_file
-        same = current is not None and current.get("form") == form
+        same = current is not None and current["form"] == form
         self._partitions = current["partitions"] if current is not None and same else {}
-        self._files: list[dict[str, Any]] = current["files"] if current is not None and same else []
+        self._files: list[ResultFile] = current["files"] if current is not None and same else []
         self._made_with = made_with
         self._form = form
         self._known: dict[str, Contents] = {}
@@ -162,7 +162,7 @@ class Keeper:
         made = self._partitions.get(partition)
         if self._rows_per_file is None or made is None:
             return Kept([], source, holds)
-        if any(made.get(name) != value for name, value in self._made_with.items()):
+        if (made["work"], made["merge"]) != (self._made_with["work"], self._made_with["merge"]):
             return Kept([], source, holds)
         known = self._known.get(noted_by(made), Contents())
         if known.columns.get(partition) != _columns(source):

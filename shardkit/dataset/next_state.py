@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardkit.dataset.build import Build
 from shardkit.dataset.switch import check_name, current_result, dataset_lock, switch
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.folder import RunFolder
 
 SWITCH_PATIENCE_S = 600.0
@@ -29,7 +30,7 @@ def switching(
 
     Runs of different days build side by side, and wait for each other only to switch.
     """
-    if folder.plan().get("by_day"):
+    if folder.plan()["by_day"]:
         build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh, staged=staged)
         yield build
         build.check()
@@ -52,7 +53,7 @@ def _begin(
     attempt: Attempt,
     name: str,
     *,
-    current: dict[str, Any] | None,
+    current: Result | None,
     fresh: bool,
     staged: Collection[str] = (),
 ) -> Build:

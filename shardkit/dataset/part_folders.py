@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardkit.dataset.accounts import Account, check_parts, is_ours, rows_of_parts
 from shardkit.dataset.next_state import switching
@@ -11,19 +11,20 @@ from shardkit.dataset.writer import DataFile, Layout
 from shardkit.errors import InputError
 from shardkit.runfolder.attempt import resume_hint
 from shardkit.runfolder.find import latest_run
-from shardkit.runfolder.ledger import WHOLE
 from shardkit.runfolder.limits import check_made
+from shardkit.runfolder.names import WHOLE
 from shardkit.storage.base import File
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.document_types import LedgerCounts, Result
     from shardkit.runfolder.ledger import Ledger
     from shardkit.storage.base import Folder
 
 
-def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str, allow_empty: bool) -> dict[str, Any]:
+def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str, allow_empty: bool) -> Result:
     """Make a run's parts the dataset as they are, which is what pass 1 alone leaves; returns the result.
 
     Raises:
@@ -86,10 +87,12 @@ def check_inputs(noted: dict[File, int], there: dict[File, int]) -> None:
         raise InputError(f"{file} {what}.", hint=f"See what is wrong: shardkit check {file.folder.uri}")
 
 
-def ledgers_of(roots: Sequence[Folder]) -> dict[str, int]:
+def ledgers_of(roots: Sequence[Folder]) -> LedgerCounts:
     """The sum of the ledgers of the runs that wrote the inputs, where they tell."""
-    total = {"listed": 0, "done": 0, "quarantined": 0, "skipped": 0}
-    for root in roots:
-        if (result := current_result(root)) is not None:
-            total = {name: count + result["records"][name] for name, count in total.items()}
-    return total
+    results = [result for result in map(current_result, roots) if result is not None]
+    return {
+        "listed": sum(result["records"]["listed"] for result in results),
+        "done": sum(result["records"]["done"] for result in results),
+        "quarantined": sum(result["records"]["quarantined"] for result in results),
+        "skipped": sum(result["records"]["skipped"] for result in results),
+    }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow.dataset as pads
 
+    from shardkit.runfolder.document_types import Result
     from shardkit.storage.base import Folder
 
 Backend = Literal["athena", "duckdb"]
@@ -47,7 +48,7 @@ class Dataset:
 
     folder: Folder
     names: tuple[str, ...]
-    result: Mapping[str, Any]
+    result: Result
     glue: Mapping[str, Any] | None
 
     @classmethod
@@ -69,7 +70,8 @@ class Dataset:
     @property
     def has_changed(self) -> bool:
         """Whether the dataset has been switched to another state since."""
-        return bool((current_result(self.folder) or {}).get("switched") != self.result["switched"])
+        now = current_result(self.folder)
+        return now is None or now["switched"] != self.result["switched"]
 
 
 def read_sql(

@@ -33,7 +33,7 @@ def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
     """
     import pyarrow.dataset as pads
 
-    columns, by = result.get("columns", {}), result["partition_by"]
+    columns, by = result["columns"], result["partition_by"]
     partitioning = _partitioning(by, columns) if by else None
     kind = format_of(result["format"])
     known = kind.read_as(schema_of(result, without=by))

@@ -12,6 +12,7 @@ from shardkit.runfolder.limits import check_made
 
 if TYPE_CHECKING:
     from shardkit.dataset.merge import Merge
+    from shardkit.runfolder.document_types import MadeWith, Result
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import CommittedPart, Ledger
 
@@ -21,7 +22,7 @@ class Recipe:
     """What decides what is made of the same rows: in whole, and as the result of a run notes it."""
 
     merge: Merge
-    made_with: dict[str, str]
+    made_with: MadeWith
     form: dict[str, Any]
 
     @classmethod
@@ -30,15 +31,17 @@ class Recipe:
         plan = folder.plan()
         # A combine that was sent by value has no digest here, but the plan has.
         sent = merge.combine is not None and not merge.combine.digest
-        made_with = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
+        made_with: MadeWith = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
         return cls(merge, made_with, merge.layout.form(plan["form"]["days"]))
 
-    def basis(self, day: str, parts: list[CommittedPart], current: dict[str, Any] | None) -> str:
+    def basis(self, day: str, parts: list[CommittedPart], current: Result | None) -> str:
         """What a day that is merged of these parts is made of, as a digest."""
+        made = current["partitions"].get(day) if current is not None else None
+        base = made["run"] if made is not None else None
         how = [self.made_with, self.form, asdict(self.merge.layout), self.merge.schema]
-        return basis_of(parts, how=how, base=(current or {}).get("partitions", {}).get(day, {}).get("run"))
+        return basis_of(parts, how=how, base=base)
 
-    def check_made(self, ledger: Ledger, current: dict[str, Any] | None, *, rows: int) -> None:
+    def check_made(self, ledger: Ledger, current: Result | None, *, rows: int) -> None:
         """See that a run's records have given ``rows``, if they have to; ``current`` is the present dataset's result.
 
         Raises:
@@ -48,7 +51,7 @@ class Recipe:
         may_be_empty = self._may_be_empty(ledger.folder, current)
         check_made(ledger, rows, allow_empty=may_be_empty, all_may_fail=nothing_to_lose)
 
-    def check_combined(self, ledger: Ledger, current: dict[str, Any] | None, *, rows: int) -> None:
+    def check_combined(self, ledger: Ledger, current: Result | None, *, rows: int) -> None:
         """See that the combine, if there is one, has left some of the ``rows``, if it has to.
 
         Raises:
@@ -58,17 +61,15 @@ class Recipe:
             may_be_empty = self._may_be_empty(ledger.folder, current)
             check_made(ledger, rows, allow_empty=may_be_empty, combine=self.merge.combine.name)
 
-    def _may_be_empty(self, folder: RunFolder, current: dict[str, Any] | None) -> bool:
+    def _may_be_empty(self, folder: RunFolder, current: Result | None) -> bool:
         """Whether days without any row may be right: it was said so, or others have rows that were made alike."""
         if self.merge.allow_empty or current is None:
             return self.merge.allow_empty
-        made = current.get("partitions", {})
-        alike = {
-            day for day in kept_days(folder.plan(), current) if self.made_with.items() <= made.get(day, {}).items()
-        }
+        made = current["partitions"]
+        alike = {day for day in kept_days(folder.plan(), current) if self.made_with.items() <= made[day].items()}
         return any(file["rows"] for file in current["files"] if file["partition"] in alike)
 
-    def keeper(self, folder: RunFolder, current: dict[str, Any] | None) -> Keeper:
+    def keeper(self, folder: RunFolder, current: Result | None) -> Keeper:
         """What decides which files of the dataset as it is are used again."""
         by_rows = self.merge.combine is None and self.merge.layout.cuts_by_rows
         return Keeper(

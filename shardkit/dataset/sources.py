@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyarrow.types import is_floating, is_integer
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shardkit.dataset.day_notes import DayMerge
     from shardkit.dataset.merge import Merge
     from shardkit.dataset.source import Source
+    from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import CommittedPart, Ledger
 
@@ -31,7 +32,7 @@ def sources_of(
     folder: RunFolder,
     parts: dict[str, list[CommittedPart]],
     merge: Merge,
-    current: dict[str, Any] | None,
+    current: Result | None,
     merged: dict[str, DayMerge],
 ) -> dict[str, tuple[list[CommittedPart], Source]]:
     """The parts and rows of each partition that is to be merged, of one schema for all.

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from shardkit.dataset.switch_steps import COMMIT, Dataset, Switch, name_of, note, remove, staging
 from shardkit.errors import Damaged, PipelineError, PlanMismatch, RunBusy, RunReplaced, StorageError, WrittenByNewer
 from shardkit.hints import joined
 from shardkit.runfolder import documents
+from shardkit.runfolder.document_types import Commit, Result
 from shardkit.runfolder.folder import RunFolder
-from shardkit.runfolder.ledger import WHOLE
 from shardkit.runfolder.names import CURRENT, RUNS
 from shardkit.runfolder.steps import advice
 from shardkit.storage.base import STATE_DIR, File
@@ -32,7 +32,10 @@ from shardkit.tables.type_text import merged_schema, schema_to_text
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from shardkit.runfolder.document_types import PlanDocument, ResultFile
     from shardkit.storage.base import Folder, State
+
+D = TypeVar("D")
 
 
 @contextlib.contextmanager
@@ -62,7 +65,7 @@ def _look(dataset: Dataset) -> None:
         _finish(dataset, Switch(dataset, commit, made), commit["result"])
 
 
-def current_result(output: Folder) -> dict[str, Any] | None:
+def current_result(output: Folder) -> Result | None:
     """The result that describes the dataset as it is now: that of the run which switched it last.
 
     Where the note of it is gone or damaged, the runs' own results tell.
@@ -74,58 +77,50 @@ def current_result(output: Folder) -> dict[str, Any] | None:
     return _now(output)[0]
 
 
-def _now(output: Folder) -> tuple[dict[str, Any] | None, State]:
+def _now(output: Folder) -> tuple[Result | None, State]:
     """The same, and the state of the note of it."""
     data, state = output.read_state(CURRENT)
     if data is None:
         return _told_by_runs(output, ""), {}
     try:
-        return _parsed(output, CURRENT, data, documents.RESULT), state
+        return _parsed(output, CURRENT, data, Result), state
     except Damaged as error:
         return _told_by_runs(output, error.message), state
 
 
-_DAMAGED: dict[str, Any] = {}
+_DAMAGED = cast("Commit", {})
 
 
-def _read_commit(output: Folder) -> tuple[dict[str, Any] | None, State]:
+def _read_commit(output: Folder) -> tuple[Commit | None, State]:
     data, state = output.read_state(COMMIT)
     try:
-        return (None if data is None else _parsed(output, COMMIT, data, documents.COMMIT)), state
+        return (None if data is None else _parsed(output, COMMIT, data, Commit)), state
     except Damaged:
         return _DAMAGED, state
 
 
-def _read(output: Folder, name: str, shape: Any) -> dict[str, Any]:
-    return _parsed(output, name, output.read(name), shape)
-
-
-def _parsed(output: Folder, name: str, data: bytes, shape: Any) -> dict[str, Any]:
+def _parsed(output: Folder, name: str, data: bytes, kind: type[D]) -> D:
     try:
-        return documents.parse(data, shape)
+        return documents.parse(data, kind, f"{output.uri}/{name}")
     except Damaged as error:
         raise Damaged(f"{output.uri}/{name} is damaged: {error.message}.") from None
-    except WrittenByNewer as error:
-        raise WrittenByNewer(
-            f"{output.uri}/{name}: {error.message}.",
-            hint="Use a version of shardkit that is at least as new as the one that wrote it.",
-        ) from None
 
 
-def _results(output: Folder) -> tuple[list[dict[str, Any]], list[str]]:
+def _results(output: Folder) -> tuple[list[Result], list[str]]:
     """The results of all runs, and the names of those that are damaged."""
     found, damaged = [], []
     for run_id in output.children(RUNS):
         try:
-            found.append(_read(output, f"{RUNS}/{run_id}/result.json", documents.RESULT))
+            name = f"{RUNS}/{run_id}/result.json"
+            found.append(_parsed(output, name, output.read(name), Result))
         except FileNotFoundError:
             continue
         except Damaged:
             damaged.append(f"{RUNS}/{run_id}/result.json")
-    return sorted(found, key=lambda result: int(result["switched"])), damaged
+    return sorted(found, key=lambda result: result["switched"]), damaged
 
 
-def _told_by_runs(output: Folder, why: str) -> dict[str, Any] | None:
+def _told_by_runs(output: Folder, why: str) -> Result | None:
     """The latest result of all runs, whose files are all there; ``why`` it is asked for, if something is damaged."""
     results, damaged = _results(output)
     if not (results or damaged or why):
@@ -145,25 +140,25 @@ def _told_by_runs(output: Folder, why: str) -> dict[str, Any] | None:
     return results[-1]
 
 
-def _mend(output: Folder, result: dict[str, Any]) -> None:
+def _mend(output: Folder, result: Result) -> None:
     """Write the note of what the dataset is anew, unless somebody is at it, or we may not."""
     with contextlib.suppress(RunBusy, StorageError), output.lock(f"{STATE_DIR}/lock", ""):
         if output.exists(COMMIT):
             return
         data, state = output.read_state(CURRENT)
         try:
-            _parsed(output, CURRENT, data or b"", documents.RESULT)
+            _parsed(output, CURRENT, data or b"", Result)
         except Damaged:
             note(output, CURRENT, result, state)
 
 
-def _missing_file(output: Folder, files: list[dict[str, Any]]) -> str:
+def _missing_file(output: Folder, files: list[ResultFile]) -> str:
     """The first of a dataset's files that is not there as it was written; nothing if all are."""
     sizes = together([partial(output.size, file["path"]) for file in files])
     return next((f["path"] for f, size in zip(files, sizes, strict=True) if size != f["bytes"]), "")
 
 
-def check_owner(output: Folder, name: str) -> dict[str, Any] | None:
+def check_owner(output: Folder, name: str) -> Result | None:
     """See that no other pipeline's dataset lies in ``output``; returns the result that describes the one there.
 
     Raises:
@@ -174,7 +169,7 @@ def check_owner(output: Folder, name: str) -> dict[str, Any] | None:
     return current
 
 
-def check_name(output: Folder, current: dict[str, Any] | None, name: str) -> None:
+def check_name(output: Folder, current: Result | None, name: str) -> None:
     """The same, of a result that is known.
 
     Raises:
@@ -188,15 +183,15 @@ def check_name(output: Folder, current: dict[str, Any] | None, name: str) -> Non
         )
 
 
-def check_base(run_id: str, plan: dict[str, Any], current: dict[str, Any] | None) -> None:
+def check_base(run_id: str, plan: PlanDocument, current: Result | None) -> None:
     """See that the days that a run is to make are those that it was planned upon.
 
     Raises:
         PlanMismatch: one has been made anew meanwhile.
     """
-    made = (current or {}).get("partitions", {})
-    for day, before in plan.get("based_on", {}).items():
-        now_by = made.get(day, {}).get("run")
+    made = current["partitions"] if current is not None else {}
+    for day, before in plan["based_on"].items():
+        now_by = made[day]["run"] if day in made else None
         if now_by not in {before, run_id} and not (now_by is None and day in plan["dropped"]):
             raise PlanMismatch(
                 f"Run {run_id}: {day} has been made anew by run {now_by} since this one was planned.",
@@ -205,15 +200,15 @@ def check_base(run_id: str, plan: dict[str, Any], current: dict[str, Any] | None
             )
 
 
-def replaced_by(folder: RunFolder, result: dict[str, Any] | None, current: dict[str, Any] | None) -> str | None:
+def replaced_by(folder: RunFolder, result: Result | None, current: Result | None) -> str | None:
     """The run that has replaced the dataset of a run; None while something of that is there, or where it has none."""
     if result is None or current is None or current["run_id"] == folder.run_id:
         return None
-    makers = {name: made["run"] for name, made in current.get("partitions", {}).items()}
+    makers = {name: made["run"] for name, made in current["partitions"].items()}
     if folder.run_id in makers.values():
         return None
-    mine = [name for name in folder.plan().get("partitions") or {} if name in makers]
-    return str(makers[mine[0]] if mine else current["run_id"])
+    mine = [name for name in folder.plan()["partitions"] or {} if name in makers]
+    return makers[mine[0]] if mine else current["run_id"]
 
 
 def check_not_replaced(folder: RunFolder) -> None:
@@ -230,22 +225,22 @@ def check_not_replaced(folder: RunFolder) -> None:
         )
 
 
-def kept_days(plan: dict[str, Any], current: dict[str, Any] | None) -> list[str]:
+def kept_days(plan: PlanDocument, current: Result | None) -> list[str]:
     """The partitions of the dataset that a run leaves as they are."""
-    if current is None or not plan.get("by_day"):
+    if current is None or not plan["by_day"]:
         return []
-    return [name for name in current.get("partitions", [WHOLE]) if name not in {*plan["partitions"], *plan["dropped"]}]
+    return [name for name in current["partitions"] if name not in {*(plan["partitions"] or ()), *plan["dropped"]}]
 
 
-def check_form(plan: dict[str, Any], current: dict[str, Any] | None, form: dict[str, Any], output: Folder) -> list[str]:
+def check_form(plan: PlanDocument, current: Result | None, form: dict[str, Any], output: Folder) -> list[str]:
     """See that the days that a run makes are of the same form as those that it leaves; returns these.
 
     Raises:
         PlanMismatch: they are not.
     """
     kept = kept_days(plan, current)
-    if kept and current is not None and current.get("form") != form:
-        before = current.get("form") or {}
+    if kept and current is not None and current["form"] != form:
+        before = current["form"]
         names = [name for name in form if form[name] != before.get(name)]
         raise PlanMismatch(
             f"The other days of {output.uri} were made with another {' and '.join(names) or 'form'}.",
@@ -256,10 +251,10 @@ def check_form(plan: dict[str, Any], current: dict[str, Any] | None, form: dict[
 
 def switch(
     folder: RunFolder,
-    result: dict[str, Any],
+    result: Result,
     dataset: Dataset,
     kept_files: Collection[str] = (),
-    written_anew: Mapping[str, dict[str, Any]] | None = None,
+    written_anew: Mapping[str, ResultFile] | None = None,
     *,
     of_jobs: Collection[str] = (),
 ) -> None:
@@ -289,13 +284,14 @@ def switch(
     result["version"] = documents.FORMAT
     own, jobs = staging(folder, result["generation"]), staging(folder)
     sources = {path: File(jobs if path in of_jobs else own, path) for path in new - set(before)}
-    made, earlier = _begin(dataset, folder, commit := {"result": result, "gone": gone})
+    commit: Commit = {"result": result, "gone": gone}
+    made, earlier = _begin(dataset, folder, commit)
     under_way = Switch(dataset, commit, made, of_jobs=of_jobs)
     under_way.confirm()
     under_way.finish(sources, earlier)
 
 
-def _begin(dataset: Dataset, folder: RunFolder, commit: dict[str, Any]) -> tuple[State, State]:
+def _begin(dataset: Dataset, folder: RunFolder, commit: Commit) -> tuple[State, State]:
     """Write ``commit.json``; returns its state, and that of the run's result before.
 
     Raises:
@@ -317,16 +313,14 @@ def _begin(dataset: Dataset, folder: RunFolder, commit: dict[str, Any]) -> tuple
             )
 
 
-def _carry_over(
-    old: dict[str, Any], result: dict[str, Any], kept: list[str], written_anew: Mapping[str, dict[str, Any]]
-) -> None:
+def _carry_over(old: Result, result: Result, kept: list[str], written_anew: Mapping[str, ResultFile]) -> None:
     """Have the new state hold the days that the run has not made, as they are but for files that were written anew."""
     files = [written_anew.get(file["path"], file) for file in old["files"] if file["partition"] in set(kept)]
     days = {day: old["partitions"][day] for day in kept}
     for day in {file["partition"] for file in written_anew.values()} & set(kept):
-        days[day] = days[day] | {"noted_by": result["run_id"]}
+        days[day] = {**days[day], "noted_by": result["run_id"]}
     result["partitions"] = dict(sorted((days | result["partitions"]).items()))
-    result["files"] = sorted(files + result["files"], key=lambda file: str(file["path"]))
+    result["files"] = sorted(files + result["files"], key=lambda file: file["path"])
     result["rows"] = sum(file["rows"] for file in result["files"])
     result["bytes_out"] = sum(file["bytes"] for file in result["files"])
     schema = merged_schema(old, result)
@@ -334,7 +328,7 @@ def _carry_over(
     result["schema"] = schema_to_text(schema)
 
 
-def _finish(dataset: Dataset, left: Switch, result: dict[str, Any]) -> None:
+def _finish(dataset: Dataset, left: Switch, result: Result) -> None:
     """Finish a switch that another process left; or give it up, where it is outdated or a file of it is lost."""
     output, folder = dataset.output, RunFolder(dataset.output, result["run_id"])
     try:
@@ -368,23 +362,25 @@ def _finish(dataset: Dataset, left: Switch, result: dict[str, Any]) -> None:
     )
 
 
-def _is(current: dict[str, Any] | None, result: dict[str, Any]) -> bool:
+def _is(current: Result | None, result: Result) -> bool:
     """Whether the dataset is already what a result describes."""
-    return current is not None and all(
-        current.get(name) == result.get(name) for name in ("run_id", "switched", "generation")
-    )
+    return current is not None and _state_of(current) == _state_of(result)
 
 
-def _rebuilt(output: Folder, current: dict[str, Any] | None) -> dict[str, Any] | None:
+def _state_of(result: Result) -> tuple[str, int, int]:
+    return result["run_id"], result["switched"], result["generation"]
+
+
+def _rebuilt(output: Folder, current: Result | None) -> Commit | None:
     """What a damaged ``commit.json`` must have said, as the runs tell; None where the switch is given up.
 
     A run whose result is later than the dataset's was about to switch to it: all its files were in their places by
     then. What else lies there of staged files, or of results that have been replaced, is left over.
     """
     results, _ = _results(output)
-    latest = max(results, key=lambda result: int(result["switched"]), default=None)
-    stay = {file["path"] for file in (current or {"files": []})["files"]}
-    if latest is not None and latest["switched"] > (current or {"switched": 0})["switched"]:
+    latest = max(results, key=lambda result: result["switched"], default=None)
+    stay = {file["path"] for file in current["files"]} if current is not None else set()
+    if latest is not None and latest["switched"] > (current["switched"] if current is not None else 0):
         documents.say(f"{output.uri}/{COMMIT} is damaged; run {latest['run_id']}'s own result tells what it said.")
         return {"result": latest, "gone": sorted(stay - {file["path"] for file in latest["files"]})}
     folders = [RunFolder(output, run_id) for run_id in output.children(RUNS)]
@@ -398,7 +394,7 @@ def _rebuilt(output: Folder, current: dict[str, Any] | None) -> dict[str, Any] |
     return None
 
 
-def _give_up(output: Folder, current: dict[str, Any] | None, result: dict[str, Any]) -> None:
+def _give_up(output: Folder, current: Result | None, result: Result) -> None:
     """Have the dataset be what it was before the switch to a result."""
     folder = RunFolder(output, result["run_id"])
     if current is not None and current["run_id"] == folder.run_id:
@@ -408,9 +404,9 @@ def _give_up(output: Folder, current: dict[str, Any] | None, result: dict[str, A
     _remove_all_but(output, current, [file["path"] for file in result["files"]])
 
 
-def _remove_all_but(output: Folder, current: dict[str, Any] | None, paths: list[str]) -> None:
+def _remove_all_but(output: Folder, current: Result | None, paths: list[str]) -> None:
     """Remove those of some files that are not the dataset's, and the note of the switch that they were for."""
-    stay = {file["path"] for file in (current or {"files": []})["files"]}
+    stay = {file["path"] for file in current["files"]} if current is not None else set()
     together([partial(remove, output, path) for path in sorted({*paths} - stay)])
     output.remove(COMMIT)
 
@@ -422,6 +418,7 @@ def finish_switches(output: Folder, *, must: bool = False) -> None:
 
     Raises:
         StorageError: it cannot be finished now, and ``must`` be.
+        WrittenByNewer: a newer shardkit has begun it.
     """
     if output.exists(COMMIT):
         try:
@@ -430,6 +427,6 @@ def finish_switches(output: Folder, *, must: bool = False) -> None:
         except RunBusy:
             pass
         except StorageError as error:
-            if must:
+            if must or isinstance(error, WrittenByNewer):
                 raise
             documents.say(str(error))

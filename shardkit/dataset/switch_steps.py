@@ -23,6 +23,7 @@ from shardkit.storage.side_by_side import together
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from shardkit.runfolder.document_types import Commit, Result
     from shardkit.storage.base import Folder, State
     from shardkit.storage.locks import Held
 
@@ -53,7 +54,7 @@ class Dataset:
 
     output: Folder
     lock: Held
-    result: dict[str, Any] | None = None
+    result: Result | None = None
     state: State = field(default_factory=dict)
 
     @property
@@ -68,13 +69,11 @@ class Switch:
     ``of_jobs`` are the names of the files that jobs have staged, whether they are taken or not.
     """
 
-    def __init__(
-        self, dataset: Dataset, commit: Mapping[str, Any], made: State, *, of_jobs: Collection[str] = ()
-    ) -> None:
+    def __init__(self, dataset: Dataset, commit: Commit, made: State, *, of_jobs: Collection[str] = ()) -> None:
         self._dataset, self._output, self._made, self._of_jobs = dataset, dataset.output, made, of_jobs
         self._result, self._gone = commit["result"], commit["gone"]
         self._folder = RunFolder(dataset.output, self._result["run_id"])
-        self._generation = int(self._result.get("generation", 1))
+        self._generation = self._result["generation"]
 
     def confirm(self) -> None:
         """See that the dataset is still the one that the switch was made for; from here on it cannot change.
@@ -163,7 +162,7 @@ class Switch:
         return LockLost(f"{told}, and another run has switched it since.", hint=LOST_HINT)
 
 
-def note(output: Folder, name: str, content: dict[str, Any], state: State | None = None) -> State | None:
+def note(output: Folder, name: str, content: Mapping[str, Any], state: State | None = None) -> State | None:
     """Write one of the dataset's own files, if it is in that state, or else if it is not there; its new state."""
     return output.write_if(name, documents.dump(content), state or {})
 

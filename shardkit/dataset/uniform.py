@@ -11,7 +11,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
 
@@ -29,17 +29,18 @@ from shardkit.tables.type_text import schema_of, schema_to_text
 from shardkit.units import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from shardkit.dataset.build import Build
+    from shardkit.runfolder.document_types import Result, ResultFile
     from shardkit.runfolder.folder import RunFolder
     from shardkit.storage.base import Folder
 
-Files = dict[str, dict[str, Any]]
+Files: TypeAlias = "dict[str, ResultFile]"
 WRITTEN_AT_ONCE = 4  # each holds a row group
 
 
-def make_uniform(folder: RunFolder, build: Build, old: dict[str, Any] | None) -> Files:
+def make_uniform(folder: RunFolder, build: Build, old: Result | None) -> Files:
     """Have all files of the next state of a dataset of days be of one schema; the caller holds the dataset lock.
 
     The files that have another one are written anew to where the build's other files are staged.
@@ -80,11 +81,11 @@ class _Rewriting:
     """A file of the dataset, or a staged one, and the columns that it has."""
 
     folder: Folder
-    file: Mapping[str, Any]
+    file: ResultFile
     columns: pa.Schema
     format: str
 
-    def write(self, target: Folder, schema: pa.Schema, token: str) -> dict[str, Any]:
+    def write(self, target: Folder, schema: pa.Schema, token: str) -> ResultFile:
         """Write its rows, in their order, to a file of another schema in the same folder of the dataset."""
         path, rows = self.file["path"], self.file["rows"]
         number = re.search(r"part-\d+(?=-[^/]*$)", path)
@@ -125,7 +126,7 @@ def _write_anew(files: Sequence[_Rewriting], build: Build, schema: pa.Schema) ->
         return dict(zip([each.file["path"] for each in files], pool.map(write, files), strict=True))
 
 
-def _staying(output: Folder, old: dict[str, Any], days: set[str]) -> list[_Rewriting] | None:
+def _staying(output: Folder, old: Result, days: set[str]) -> list[_Rewriting] | None:
     """The files of the days that stay, and their columns; None where nothing tells these."""
     files, kind = [file for file in old["files"] if file["partition"] in days], old["format"]
     if old.get("uniform"):
@@ -163,12 +164,12 @@ def _same(left: pa.Schema, right: pa.Schema) -> bool:
     return {field.name: field.type for field in left} == {field.name: field.type for field in right}
 
 
-def _describe_columns(result: dict[str, Any], schema: pa.Schema) -> None:
+def _describe_columns(result: Result, schema: pa.Schema) -> None:
     whole = pa.schema([*schema, *(field for field in schema_of(result) if field.name not in schema.names)])
     result |= {"columns": {field.name: str(field.type) for field in whole}, "schema": schema_to_text(whole)}
 
 
-def _note(folder: RunFolder, old: dict[str, Any], anew: Files, schema: pa.Schema) -> None:
+def _note(folder: RunFolder, old: Result, anew: Files, schema: pa.Schema) -> None:
     """Note what the files hold that were written anew, as it was noted of them before; the next run asks for it."""
     own = Contents.of_run(folder.output, folder.run_id)
     days = {file["partition"] for file in anew.values()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from shardkit.plan.compare import Comparison
+    from shardkit.runfolder.document_types import Marker, PartitionChanges, QuarantineEntry, Unchanged
 
 # Chunks of a unit for each worker: about five times as many as there are when it is new.
 TAKEN_BY_WORKER = 2 * round(1 / SMALLEST_SHARE)
@@ -62,22 +63,26 @@ def still_taken(
     return kept
 
 
-def changes_of(comparison: Comparison | None, table: pa.Table, taken: np.ndarray, *, by_day: bool) -> dict[str, Any]:
+def changes_of(
+    comparison: Comparison | None, table: pa.Table, taken: np.ndarray, *, by_day: bool
+) -> dict[str, PartitionChanges] | None:
     """Which partitions are rebuilt and why; ``again`` counts unchanged records that are computed again nevertheless."""
     if comparison is None:
-        return {"partitions": None, "based_on": {}, "dropped": [], "left": []}
+        return None
     partition, names = partition_names(table, by_day=by_day)
     free = np.bincount(partition[taken < 0], minlength=len(names)).tolist()
-    partitions = {}
+    partitions: dict[str, PartitionChanges] = {}
     for name, computed in zip(names, free, strict=True):
         changes = comparison.changes[name]
-        partitions[name] = dict(vars(changes)) | {"again": computed - changes.new - changes.changed}
-    return {
-        "partitions": partitions,
-        "based_on": comparison.based_on,
-        "dropped": comparison.dropped,
-        "left": comparison.left,
-    }
+        partitions[name] = {
+            "new": changes.new,
+            "changed": changes.changed,
+            "vanished": changes.vanished,
+            "unchanged": changes.unchanged,
+            "reason": changes.reason,
+            "again": computed - changes.new - changes.changed,
+        }
+    return partitions
 
 
 def number_within(shard: np.ndarray, unit: np.ndarray, taken: np.ndarray, chunk: np.ndarray) -> np.ndarray:
@@ -97,21 +102,23 @@ def number_within(shard: np.ndarray, unit: np.ndarray, taken: np.ndarray, chunk:
 
 def markers_taken_over(
     comparison: Comparison, taken: np.ndarray, rows: np.ndarray, shard: np.ndarray, chunk: np.ndarray
-) -> list[dict[str, Any]]:
+) -> list[Marker]:
     """The markers that are taken over, with their new shard, chunk and row numbers."""
     new_ids = np.full(len(comparison.taken), -1, np.int64)
     new_ids[rows] = np.arange(len(rows))
     numbers, firsts, counts = np.unique(taken, return_index=True, return_counts=True)
-    taken_over = []
+    taken_over: list[Marker] = []
     for number, first, count in zip(numbers.tolist(), firsts.tolist(), counts.tolist(), strict=True):
         if number < 0:
             continue
-        marker = comparison.markers[number]
-        entries = [entry | {"record": int(new_ids[entry["record"]])} for entry in marker["quarantine"]]
+        marker: Marker = comparison.markers[number]
+        entries: list[QuarantineEntry] = [
+            {**entry, "record": int(new_ids[entry["record"]])} for entry in marker["quarantine"]
+        ]
         entries = [entry for entry in entries if taken[entry["record"]] == number]  # others were tried again since
         taken_over.append(
-            marker
-            | {
+            {
+                **marker,
                 "shard": int(shard[first]),
                 "chunk": int(chunk[first]),
                 "quarantine": entries,
@@ -128,7 +135,7 @@ def _gone(ids: np.ndarray, absent: np.ndarray, taken: np.ndarray, number: int) -
     return gone
 
 
-def unchanged(comparison: Comparison | None) -> dict[str, int]:
+def unchanged(comparison: Comparison | None) -> Unchanged:
     """How many partitions are left as they are, and how many records these have."""
     same = [c for c in comparison.changes.values() if not c.any] if comparison else []
     return {"partitions": len(same), "records": sum(c.unchanged for c in same)}

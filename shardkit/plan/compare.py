@@ -19,12 +19,14 @@ import pyarrow.compute as pc
 from shardkit.errors import Damaged
 from shardkit.plan.reuse import TakenOver, take_over
 from shardkit.runfolder.folder import RunFolder
-from shardkit.runfolder.ledger import WHOLE, Ledger
+from shardkit.runfolder.ledger import Ledger
+from shardkit.runfolder.names import WHOLE
 from shardkit.tables.arrays import arrow, numpy, one_chunk, positions, scalar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardkit.runfolder.document_types import Marker, Result
     from shardkit.storage.base import Folder
 
 COLUMNS = ["key", "main", "group", "bytes", "objects", "etags", "shard"]
@@ -79,7 +81,7 @@ class Comparison:
     """
 
     taken: np.ndarray
-    markers: list[dict[str, Any]] = field(default_factory=list)
+    markers: list[Marker] = field(default_factory=list)
     places: list[np.ndarray] = field(default_factory=list)
     changes: dict[str, Changes] = field(default_factory=dict)
     made_by: dict[str, str | None] = field(default_factory=dict)
@@ -108,7 +110,7 @@ def partition_names(table: pa.Table, *, by_day: bool) -> tuple[np.ndarray, list[
 
 
 def compare(
-    table: pa.Table, output: Folder, current: dict[str, Any] | None, basis: Basis, *, all_days: bool, recompute: bool
+    table: pa.Table, output: Folder, current: Result | None, basis: Basis, *, all_days: bool, recompute: bool
 ) -> Comparison:
     """Find out what need not be computed again.
 
@@ -123,12 +125,12 @@ def compare(
     partition, names = partition_names(table, by_day=basis.by_day)
     counts = np.bincount(partition, minlength=len(names)).tolist()
     comparison = Comparison(np.full(len(table), -1, np.int64))
-    present = current or {}
-    made = present.get("partitions", {}) if present.get("by_day") == basis.by_day else {}
-    same_form = present.get("form") == basis.form
+    present = current["partitions"] if current is not None else {}
+    made = present if current is not None and current["by_day"] == basis.by_day else {}
+    same_form = current is not None and current["form"] == basis.form
     by_run: dict[str, dict[str, int]] = {}
     for number, name in enumerate(names):
-        comparison.made_by[name] = made.get(name, {}).get("run")
+        comparison.made_by[name] = made[name]["run"] if name in made else None
         if name not in made:
             comparison.changes[name] = Changes(new=counts[number])
         elif recompute:
@@ -143,10 +145,10 @@ def compare(
     _Earlier(table.combine_chunks() if by_run else table, partition, comparison).compare(
         output, by_run, by_day=basis.by_day
     )
-    without = [name for name in present.get("partitions", {}) if name not in comparison.changes] if all_days else []
+    without = [name for name in present if name not in comparison.changes] if all_days else []
     drop = basis.by_day and (recompute or not same_form)
     comparison.dropped, comparison.left = (without, []) if drop else ([], without)
-    comparison.made_by |= {name: present["partitions"][name].get("run") for name in comparison.dropped}
+    comparison.made_by |= {name: present[name]["run"] for name in comparison.dropped}
     return comparison
 
 

@@ -11,6 +11,8 @@ from shardkit.units import counted, human_bytes, human_seconds
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardkit.runfolder.document_types import PlanDocument, PlannedShard
+
 SHARDS_SHOWN = 10
 LONG_LAUNCH_S = 600
 
@@ -26,7 +28,7 @@ class Launching:
 SERVICE = Launching("SageMaker", 1.0)  # what it takes from an account, whatever its quotas
 
 
-def plan_text(content: dict[str, Any], *, rows: int | None = None, launching: Launching = SERVICE) -> str:
+def plan_text(content: PlanDocument, *, rows: int | None = None, launching: Launching = SERVICE) -> str:
     """What a run would do, from a plan's content; ``rows`` is how many are expected, if a sample was run."""
     totals = content["totals"]
     pipeline = content["pipeline"]
@@ -53,22 +55,23 @@ def plan_text(content: dict[str, Any], *, rows: int | None = None, launching: La
     return "\n".join(lines)
 
 
-def _passed_over(content: dict[str, Any]) -> Iterator[str]:
+def _passed_over(content: PlanDocument) -> Iterator[str]:
     """Folders of the input that are datasets."""
-    if names := content.get("datasets_left_out"):
+    if names := content["datasets_left_out"]:
         yield f"  left out {', '.join(names)}: datasets of shardkit, no input unless named themselves"
 
 
-def _change_lines(content: dict[str, Any]) -> Iterator[str]:
+def _change_lines(content: PlanDocument) -> Iterator[str]:
     """Which partitions would be rebuilt, and why."""
-    partitions = content.get("partitions") or {}
+    partitions = content["partitions"] or {}
     if not partitions:
         return
     yield from _left_lines(content)
     same = content["unchanged"]
     yield f"  changes  {counted(len(partitions), 'partition')} to be rebuilt, {same['partitions']:,} as they are"
     for name, changes in list(partitions.items())[:SHARDS_SHOWN]:
-        counts = [f"{changes[kind]:,} {kind}" for kind in ("new", "changed", "vanished", "unchanged") if changes[kind]]
+        numbers = {kind: changes[kind] for kind in ("new", "changed", "vanished", "unchanged")}
+        counts = [f"{number:,} {kind}" for kind, number in numbers.items() if number]
         if changes["again"]:
             counts.append(f"{changes['again']:,} computed again")
         if changes["reason"] or changes["again"]:
@@ -78,10 +81,11 @@ def _change_lines(content: dict[str, Any]) -> Iterator[str]:
         yield f"    ... and {len(partitions) - SHARDS_SHOWN:,} more"
 
 
-def _left_lines(content: dict[str, Any]) -> Iterator[str]:
+def _left_lines(content: PlanDocument) -> Iterator[str]:
     """Days of the dataset that the input no longer has."""
-    for kind, fate in (("left", "stay in the dataset; incremental: false drops them"), ("dropped", "go")):
-        if days := content.get(kind):
+    stay = "stay in the dataset; incremental: false drops them"
+    for days, fate in ((content["left"], stay), (content["dropped"], "go")):
+        if days:
             named = ", ".join(name or "the dataset without days" for name in days[:3])
             yield f"  gone     {counted(len(days), 'partition')} without records ({named}) {fate}"
 
@@ -91,7 +95,7 @@ def _rule(pipeline: dict[str, Any]) -> str:
     return f"records by {rule}" if ":" in rule else f"one record a {rule}"
 
 
-def _shard_lines(content: dict[str, Any]) -> Iterator[str]:
+def _shard_lines(content: PlanDocument) -> Iterator[str]:
     if content["pipeline"]["shards"] is None:
         return
     shards = content["shards"]
@@ -109,14 +113,14 @@ def _shard_lines(content: dict[str, Any]) -> Iterator[str]:
         yield f"    ... and {len(shards) - SHARDS_SHOWN:,} more, none larger"
 
 
-def _groups_of(shard: dict[str, Any]) -> str:
+def _groups_of(shard: PlannedShard) -> str:
     if not shard["groups"]:
         return ""
     name, more = shard["group_names"][0], shard["groups"] - 1
-    return f"{name} and {more:,} more" if more else str(name)
+    return f"{name} and {more:,} more" if more else name
 
 
-def _job_lines(content: dict[str, Any], launching: Launching) -> Iterator[str]:
+def _job_lines(content: PlanDocument, launching: Launching) -> Iterator[str]:
     """How many jobs the shards are on an engine, and how long it takes to launch them."""
     rule, totals = content["pipeline"]["shards"], content["totals"]
     if rule is None and not content["pipeline"].get("engine"):

@@ -17,6 +17,8 @@ from shardkit.tables.spill import batches_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shardkit.runfolder.document_types import PlanDocument
+
 
 def work_digest(pipeline: dict[str, Any], function_digest: str, *, named: bool = True) -> str:
     """The digest of what is computed from a record: with the same digest, the same record gives the same rows.
@@ -91,7 +93,7 @@ def _offsets(chunk: pa.StringArray | pa.ListArray) -> np.ndarray:
     return np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1].astype(np.int64)
 
 
-def differences(plan: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def differences(plan: PlanDocument, other: PlanDocument) -> list[str]:
     """How the work of ``other`` differs from that of ``plan``, in words."""
     words = []
     ours, theirs = work_of(plan["pipeline"]), work_of(other["pipeline"])

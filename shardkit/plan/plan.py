@@ -14,6 +14,21 @@ if TYPE_CHECKING:
 
     from shardkit.plan.compare import Comparison
     from shardkit.plan.records import Records
+    from shardkit.runfolder.document_types import Marker, PlanDocument, PlannedJob, PlannedShard, PlanTotals
+
+
+NO_TOTALS: PlanTotals = {
+    "objects_listed": 0,
+    "objects_left_out": 0,
+    "left_out_sample": [],
+    "records": 0,
+    "bytes": 0,
+    "groups": 0,
+    "shards": 0,
+    "chunks": 0,
+    "jobs": 0,
+    "create_calls": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -26,14 +41,14 @@ class Plan:
     """
 
     records: pa.Table
-    content: dict[str, Any]
-    taken_over: list[dict[str, Any]] = field(default_factory=list)
+    content: PlanDocument
+    taken_over: list[Marker] = field(default_factory=list)
     launching: Launching = SERVICE
 
     @property
     def digest(self) -> str:
         """The digest of the run's work: two runs that have the same digest do the same."""
-        return str(self.content["digest"])
+        return self.content["digest"]
 
     def text(self, *, rows: int | None = None) -> str:
         """What the run would do, for people; ``rows`` are those expected, if a sample was run."""
@@ -43,9 +58,7 @@ class Plan:
         return self.text()
 
 
-def totals(
-    records: Records, table: pa.Table, shards: list[dict[str, Any]], jobs: list[dict[str, Any]]
-) -> dict[str, Any]:
+def totals(records: Records, table: pa.Table, shards: list[PlannedShard], jobs: list[PlannedJob]) -> PlanTotals:
     """The plan in numbers; ``table`` holds those of the records that the run will work on."""
     return {
         "objects_listed": records.objects_listed,
@@ -62,20 +75,29 @@ def totals(
 
 
 def nothing_to_do(
-    pipeline: dict[str, Any], comparison: Comparison | None, *, run_id: str, created: str
-) -> dict[str, Any]:
+    pipeline: dict[str, Any], comparison: Comparison | None, *, run_id: str, created: str, workers: int
+) -> PlanDocument:
     """The content of a plan in which no record needs to be computed."""
-    none = dict.fromkeys(("records", "bytes", "groups", "shards", "chunks", "jobs", "create_calls"), 0)
     return {
         "version": FORMAT,
         "run_id": run_id,
         "created": created,
         "digest": "",
+        "function_digest": "",
+        "input_digest": "",
         "pipeline": pipeline,
-        "totals": none,
+        "workers": workers,
+        "totals": NO_TOTALS,
         "shards": [],
         "jobs": [],
+        "by_day": False,
+        "work": "",
+        "form": {},
+        "merge_digest": "",
         "partitions": {},
+        "based_on": {},
+        "dropped": [],
         "left": comparison.left if comparison else [],
         "unchanged": unchanged(comparison),
+        "datasets_left_out": [],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from shardkit.tables.spans import as_spans, row_count, subtract
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardkit.runfolder.document_types import MarkedPart, Marker, QuarantineEntry
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
 
@@ -33,18 +34,20 @@ class _Candidate:
     computed, and ``kept`` is a mask of those that have not changed. ``parts`` say in which run's folder they lie.
     """
 
-    marker: dict[str, Any]
+    marker: Marker
     ids: np.ndarray
     places: np.ndarray
     kept: np.ndarray
-    parts: list[dict[str, Any]]
+    parts: list[MarkedPart]
 
     @classmethod
-    def of(cls, folder: RunFolder, marker: dict[str, Any], ids: np.ndarray, same: np.ndarray) -> _Candidate:
+    def of(cls, folder: RunFolder, marker: Marker, ids: np.ndarray, same: np.ndarray) -> _Candidate:
         gone = marker.get("gone", [])
         places = np.delete(np.arange(len(ids) + len(gone)), gone)
-        home = {"run": folder.run_id, "at": folder.parts_of(marker["shard"])}
-        return cls(marker, ids, places, same[ids], [home | part for part in marker["parts"]])
+        at = folder.parts_of(marker["shard"])
+        return cls(
+            marker, ids, places, same[ids], [{"run": folder.run_id, "at": at, **part} for part in marker["parts"]]
+        )
 
     def left_out(self, keys: pa.ChunkedArray) -> dict[int, str]:
         """The keys of the records that have changed, by their positions in the chunk."""
@@ -59,7 +62,7 @@ class TakenOver(NamedTuple):
     as it was computed, the row that is there, or -1.
     """
 
-    marker: dict[str, Any]
+    marker: Marker
     places: np.ndarray
     rows: np.ndarray
 
@@ -91,7 +94,8 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
         new_ids = dict(zip(ids.tolist(), rows.tolist(), strict=True))
         places = np.full(candidate.places.max(initial=-1) + 1, -1)
         places[candidate.places[candidate.kept]] = rows
-        marker = candidate.marker | {
+        marker: Marker = {
+            **candidate.marker,
             "attempt": 0,
             "ids": None,
             "seconds": 0.0,
@@ -105,13 +109,13 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
 
 def _parts_kept(
     folder: RunFolder, candidates: list[_Candidate], keys: pa.ChunkedArray
-) -> list[list[dict[str, Any]] | None]:
+) -> list[list[MarkedPart] | None]:
     """For each chunk, its parts with the rows that stay; None if the whole chunk must be computed again."""
     partly = [candidate for candidate in candidates if not candidate.kept.all()]
     wanted = {_place(part): as_sums(part.get("sums", ())) for candidate in partly for part in candidate.parts}
     files = [File(folder.of(run), key, sums) for (run, key), sums in wanted.items()]
     footers = dict(zip(wanted, together([partial(_footer, file) for file in files]), strict=True))
-    kept: list[list[dict[str, Any]] | None] = []
+    kept: list[list[MarkedPart] | None] = []
     for candidate in candidates:
         if candidate.kept.all():
             kept.append(candidate.parts)
@@ -130,25 +134,27 @@ def _footer(part: File) -> pq.FileMetaData | None:
         return None  # whoever reads it will raise the error
 
 
-def _cut(part: dict[str, Any], footer: pq.FileMetaData | None, lost: dict[int, str]) -> dict[str, Any] | None:
+def _cut(part: MarkedPart, footer: pq.FileMetaData | None, lost: dict[int, str]) -> MarkedPart | None:
     """A part without the rows of the ``lost`` records; None if these rows cannot be left out."""
     if footer is None or (gone := rows_of(footer, lost)) is None:
         return None
     spans = subtract(as_spans(part.get("spans", [(0, footer.num_rows)])), gone)
-    return part | {"spans": [list(span) for span in spans], "rows": row_count(spans)}
+    return {**part, "spans": [list(span) for span in spans], "rows": row_count(spans)}
 
 
-def _moved(entry: dict[str, Any], new_ids: dict[int, int]) -> dict[str, Any]:
-    moved = {name: value for name, value in entry.items() if name not in {"shard", "chunk"}}
-    return moved | {"record": new_ids[entry["record"]]}
+def _moved(entry: QuarantineEntry, new_ids: dict[int, int]) -> QuarantineEntry:
+    moved: QuarantineEntry = {**entry, "record": new_ids[entry["record"]]}
+    moved.pop("shard", None)
+    moved.pop("chunk", None)
+    return moved
 
 
-def _place(part: dict[str, Any]) -> tuple[str, str]:
+def _place(part: MarkedPart) -> tuple[str, str]:
     """Where a part lies: the run, and the key in its folder."""
     return part["run"], f"{part['at']}/{part['name']}"
 
 
-def _parts_there(folder: RunFolder, parts: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+def _parts_there(folder: RunFolder, parts: list[MarkedPart]) -> dict[tuple[str, str], int]:
     """The sizes of all parts in the folders of the runs that these parts are of, in bytes, by their places."""
     runs = {part["run"] for part in parts}
     listed = together([partial(folder.of(run).entries, "parts") for run in sorted(runs)])

@@ -15,6 +15,8 @@ from shardkit.tables.packing import evenly, in_order, longest_first
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from shardkit.runfolder.document_types import PlannedJob, PlannedShard
+
 GROUPS_NAMED = 5  # how many of a shard's groups the plan names; records.parquet has them all
 
 
@@ -66,7 +68,7 @@ def by_shard(shard: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray, np.ndar
     return order, np.cumsum(counts) - counts, counts
 
 
-def describe_shards(table: pa.Table, *, grouped: bool, named: bool) -> list[dict[str, Any]]:
+def describe_shards(table: pa.Table, *, grouped: bool, named: bool) -> list[PlannedShard]:
     """The shards as plain data; ``named`` says whether a shard of a single group has that group's name."""
     shard = numpy(table["shard"])
     order, starts, records = by_shard(shard)
@@ -76,7 +78,7 @@ def describe_shards(table: pa.Table, *, grouped: bool, named: bool) -> list[dict
         _names_by_shard(one_chunk(table["group"]), shard) if grouped else ([], np.zeros(len(records), np.int64))
     )
     begin = 0
-    described = []
+    described: list[PlannedShard] = []
     for number, (end, count) in enumerate(zip(ends.tolist(), records.tolist(), strict=True)):
         described.append(
             {
@@ -101,7 +103,7 @@ def _names_by_shard(group: pa.DictionaryArray, shard: np.ndarray) -> tuple[list[
     return group.dictionary.take(arrow(order)).to_pylist(), np.cumsum(np.bincount(shard_of_group))
 
 
-def describe_jobs(shards: list[dict[str, Any]], *, together: bool) -> list[dict[str, Any]]:
+def describe_jobs(shards: list[PlannedShard], *, together: bool) -> list[PlannedJob]:
     """The jobs as plain data: one a shard; or all shards in one job, each on an instance of its own."""
     jobs = [shards] if together else [[shard] for shard in shards]
     sizes = [sum(shard["bytes"] for shard in job) for job in jobs]

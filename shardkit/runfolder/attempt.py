@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shardkit.runfolder.display import Progress
+    from shardkit.runfolder.document_types import Heartbeat
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.meters import Counts, Meter
     from shardkit.runfolder.stop import Stop
@@ -68,7 +69,8 @@ class Attempt:
         self._begun = begun
         self._own = REPEATS.counts()
         self._held: Held | None = None
-        self._beat: dict[str, Any] = {"phase": "pass 1"}
+        self._phase = "pass 1"
+        self._counts: Counts | None = None
         self._tally: Tally | None = None
         self._stop: Stop | None = None
         self._meter: Meter | None = None
@@ -112,7 +114,7 @@ class Attempt:
     @contextlib.contextmanager
     def pass2(self, meter: Meter) -> Iterator[None]:
         """Watch over pass 2."""
-        self._beat["phase"] = "pass 2"
+        self._phase = "pass 2"
         self._display(self.progress.start, meter.total)
         self._meter = meter
         try:
@@ -153,24 +155,19 @@ class Attempt:
 
     def _count(self) -> None:
         if (tally := self._tally) is not None:
-            counts = tally.counts()
-            self._beat |= {"records": counts.records, "bytes": counts.bytes, "quarantined": counts.quarantined}
-            self._beat["repeated_by_workers"] = dict(counts.repeated)  # which the markers tell too
+            self._counts = tally.counts()
 
     def _write(self, state: str, error: BaseException | None = None) -> None:
         self._count()
         self._folder.write_heartbeat(self._heartbeat(state, error))
 
-    def _heartbeat(self, state: str, error: BaseException | None = None) -> dict[str, Any]:
-        told = {"message": str(error) if error is not None else None}
-        if isinstance(error, ShardkitError):
-            told = {"message": error.command_text, "in_python": str(error), "reason": error.message}
-        return {
+    def _heartbeat(self, state: str, error: BaseException | None = None) -> Heartbeat:
+        beat: Heartbeat = {
             "shard": self._shard,
             "attempt": self.number,
             "state": state,
-            **told,
-            **self._beat,
+            "message": str(error) if error is not None else None,
+            "phase": self._phase,
             "repeated": dict(REPEATS.counts() - self._own),
             "started": self.started,
             "at": now(),
@@ -178,6 +175,12 @@ class Attempt:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
+        if isinstance(error, ShardkitError):
+            beat |= {"message": error.command_text, "in_python": str(error), "reason": error.message}
+        if (counts := self._counts) is not None:
+            beat |= {"records": counts.records, "bytes": counts.bytes, "quarantined": counts.quarantined}
+            beat["repeated_by_workers"] = dict(counts.repeated)  # which the markers tell too
+        return beat
 
     def _claim(self) -> None:
         """Take a number that no other attempt has: what it names, no other will write."""

@@ -11,99 +11,59 @@ import json
 import re
 import sys
 import zlib
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from shardkit.errors import Damaged, WrittenByNewer
+from shardkit.runfolder.earlier import FILLED_IN
+from shardkit.runfolder.shapes import kind_of, misfit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+D = TypeVar("D")
 
 FORMAT = 2  # of the documents with a field ``version``; what is written here is read by whoever knows that one
 _CHECKSUM = re.compile(rb',\s?"crc32":"([0-9a-f]{8})"\s?\}\s*\Z')
 _TAIL_BYTES = 64
-_NUMBER = (int, float)
 
 
-@dataclass(frozen=True)
-class Each:
-    """An object of JSON whose values are all of one shape, whatever their names."""
-
-    shape: Any
-
-
-# What documents must have. A name with a question mark may be left out; a tuple gives the types that a value may have.
-_COUNTS = {"listed": int, "done": int, "quarantined": int}
-PART = {"name": str, "rows": int, "bytes": int, "run?": str, "at?": str, "spans?": [[int]], "sums?": [[int]]}
-MARKER = {
-    "shard": int,
-    "chunk": int,
-    "attempt": int,
-    "records": _COUNTS,
-    "ids": ([int], None),
-    "rows": int,
-    "bytes_out": int,
-    "parts": [PART],
-    "quarantine": [{"record": int, "key": str}],
-    "repeated?": Each(int),
-}
-TAKEN_OVER = {"markers": [MARKER | {"gone?": [int]}]}
-RESULT = {
-    "run_id": str,
-    "name": str,
-    "records": _COUNTS | {"skipped": int},
-    "rows": int,
-    "files": [{"path": str, "rows": int, "bytes": int, "partition?": str}],
-    "partitions?": Each({"run": str}),
-    "columns?": Each(str),
-    "format": str,
-    "partition_by": [str],
-    "bytes_in": int,
-    "bytes_out": int,
-    "switched": int,
-    "generation": int,
-}
-COMMIT = {"result": RESULT, "gone": [str]}
-BEAT = {
-    "shard": (int, str),
-    "attempt": int,
-    "state": str,
-    "message": (str, None),
-    "started": str,
-    "at": str,
-    "seconds?": _NUMBER,
-    "records?": int,
-    "quarantined?": int,
-    "repeated?": Each(int),
-    "repeated_by_workers?": Each(int),
-}
-MERGE_PLAN = {"created": str, "merge_of": [str]}
-PLAN = {
-    "created": str,
-    "digest": str,
-    "function_digest": str,
-    "pipeline": dict,
-    "totals": {"records": int, "chunks": int},
-    "shards": [dict],
-    "jobs": [{"job": int, "shards": [int]}],
-    "pickles?": Each(str),
-    "files?": Each({"bytes": int, "crc32": int}),
-}
-
-
-def dump(content: dict[str, Any], *, readable: bool = False) -> bytes:
-    """A document, which is not empty, as the bytes of its file; ``readable`` by people, a field a line."""
-    text = json.dumps(content, indent=1 if readable else None, ensure_ascii=not readable)
+def dump(content: Mapping[str, Any], *, readable: bool = False) -> bytes:
+    """A document, with its version, as the bytes of its file; ``readable`` by people, a field a line."""
+    text = json.dumps({"version": FORMAT} | dict(content), indent=1 if readable else None, ensure_ascii=not readable)
     head = text[:-1].rstrip().encode()
     line = b"\n" if readable else b""
     # No space after the colon: a tool that writes the document anew puts one there, or else leaves the comma's out.
     return b'%s,%s"crc32":"%08x"%s}\n' % (head, line or b" ", zlib.crc32(head), line)
 
 
-def parse(data: bytes, shape: Any = dict) -> dict[str, Any]:
-    """What `dump` was given, or what was written without a checksum.
+def parse(data: bytes, kind: type[D], name: str) -> D:
+    """What `dump` was given, or what was written without a checksum; with what an earlier version did not write.
+
+    ``name`` says which file of which run it is.
 
     Raises:
-        Damaged: it is neither, or not of that shape.
+        Damaged: it is neither, or not of that kind; why, without the name.
         WrittenByNewer: it is of a later format.
     """
+    content = _loaded(data)
+    version = content.get("version", FORMAT)
+    if isinstance(version, int) and version > FORMAT:
+        raise WrittenByNewer(
+            f"{name}: it was written by a newer shardkit (format {version}; this one knows {FORMAT}).",
+            hint="Use a version of shardkit that is at least as new as the one that wrote it.",
+        )
+    found = _CHECKSUM.search(data, max(0, len(data) - _TAIL_BYTES))
+    if found is not None and zlib.crc32(memoryview(data)[: found.start()]) != int(found[1], 16):
+        raise Damaged("its checksum is not that of what it holds")
+    content.pop("crc32", None)
+    if (fill_in := FILLED_IN.get(kind)) is not None:
+        fill_in(content)
+    if wrong := misfit(content, kind):
+        raise Damaged(str(wrong))
+    return cast("D", content)
+
+
+def _loaded(data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except ValueError as error:
@@ -111,67 +71,8 @@ def parse(data: bytes, shape: Any = dict) -> dict[str, Any]:
     except RecursionError:
         raise Damaged("it is nested too deeply") from None
     if not isinstance(content, dict):
-        raise Damaged(f"it holds {_kind(content)}, not an object")
-    version = content.get("version", FORMAT)
-    if isinstance(version, int) and version > FORMAT:
-        raise WrittenByNewer(f"it was written by a newer shardkit (format {version}; this one knows {FORMAT})")
-    found = _CHECKSUM.search(data, max(0, len(data) - _TAIL_BYTES))
-    if found is not None and zlib.crc32(memoryview(data)[: found.start()]) != int(found[1], 16):
-        raise Damaged("its checksum is not that of what it holds")
-    content.pop("crc32", None)
-    if wrong := misfit(content, shape):
-        raise Damaged(wrong)
+        raise Damaged(f"it holds {kind_of(content)}, not an object")
     return content
-
-
-def misfit(value: Any, shape: Any, name: str = "") -> str:
-    """What keeps a value from having a shape, in words; nothing if nothing does."""
-    if isinstance(shape, dict):
-        return _misfit_of_fields(value, shape, name)
-    if isinstance(shape, Each | list):
-        return _misfit_of_items(value, shape, name)
-    kinds = shape if isinstance(shape, tuple) else (shape,)
-    return "" if any(_is(value, kind) for kind in kinds) else _wrong(value, name)
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if kind is None or not isinstance(kind, type):
-        return value is None if kind is None else not misfit(value, kind)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _misfit_of_items(value: Any, shape: Each | list[Any], name: str) -> str:
-    each, kind = (shape.shape, dict) if isinstance(shape, Each) else (shape[0], list)
-    if not isinstance(value, kind):
-        return _wrong(value, name)
-    if each is int and kind is list:  # of which there may be many
-        return "" if set(map(type, value)) <= {int} else f"{name} holds something else than numbers"
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return next((wrong for key, held in items if (wrong := misfit(held, each, f"{name}.{key}"))), "")
-
-
-def _misfit_of_fields(value: Any, shape: dict[str, Any], name: str) -> str:
-    if not isinstance(value, dict):
-        return _wrong(value, name)
-    for field, each in shape.items():
-        key, where = field.removesuffix("?"), f"{name}.{field}".strip(".").removesuffix("?")
-        if key not in value:
-            if key == field:
-                return f"it has no field {where!r}"
-        elif found := misfit(value[key], each, where):
-            return found
-    return ""
-
-
-def _wrong(value: Any, name: str) -> str:
-    return f"its field {name!r} holds {_kind(value)}" if name else f"it holds {_kind(value)}"
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}
-    return kinds.get(type(value), "an object")
 
 
 def say(text: str) -> None:

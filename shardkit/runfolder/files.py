@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import shlex
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from shardkit.errors import Damaged, PlanMismatch, WrittenByNewer
+from shardkit.errors import Damaged, PlanMismatch
 from shardkit.runfolder import documents
 from shardkit.runfolder.names import LOCK, REMOVED, RUNS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from shardkit.storage.base import Folder
     from shardkit.storage.locks import Held
+
+D = TypeVar("D")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class RunFiles:
         """Whether a process works on the run now."""
         return self.files.is_locked(LOCK)
 
-    def write(self, name: str, content: dict[str, Any]) -> bytes:
+    def write(self, name: str, content: Mapping[str, Any]) -> bytes:
         """Write one of the JSON files, atomically; returns what it holds."""
         data = documents.dump(content, readable=True)
         self.files.write(name, data)
@@ -113,44 +115,39 @@ class RunFiles:
         Raises:
             Damaged: it is not there, or not as it was written.
         """
-        content = self.read_if_there(name, {})
+        content: dict[str, Any] | None = self.read_if_there(name, dict)
         if content is None:
             raise self.missing(name, "Start a new run.")
         return content
 
-    def read_if_there(self, name: str, shape: Any) -> dict[str, Any] | None:
-        """Read one of the JSON files, which has that shape; None where it is not there.
+    def read_if_there(self, name: str, kind: type[D]) -> D | None:
+        """Read one of the JSON files, which is of that kind; None where it is not there.
 
         Raises:
             Damaged: it is not as it was written.
         """
         try:
-            return self.parse(name, self.files.read(name), shape, "Start a new run.")
+            return self.parse(name, self.files.read(name), kind, "Start a new run.")
         except FileNotFoundError:
             return None
 
-    def read_all(self, names: list[str], shape: Any, damaged: list[str]) -> list[dict[str, Any]]:
+    def read_all(self, names: list[str], kind: type[D], damaged: list[str]) -> list[D]:
         """The documents of these names, but for those that are damaged, whose names are added to those."""
         names = [name for name in names if name.endswith(".json")]
         contents = []
         for name, data in zip(names, self.files.read_many(names), strict=True):
             try:
-                contents.append(self.parse(name, data, shape, ""))
+                contents.append(self.parse(name, data, kind, ""))
             except Damaged:
                 damaged.append(name)
         return contents
 
-    def parse(self, name: str, data: bytes, shape: Any, hint: str) -> dict[str, Any]:
+    def parse(self, name: str, data: bytes, kind: type[D], hint: str) -> D:
         """One of the JSON files, of which the bytes were read; ``hint`` says what to do where it is damaged."""
         try:
-            return documents.parse(data, shape)
+            return documents.parse(data, kind, f"Run {self.run_id}: {self.uri}/{name}")
         except Damaged as error:
             raise self.damaged(name, error.message, hint) from None
-        except WrittenByNewer as error:
-            raise WrittenByNewer(
-                f"Run {self.run_id}: {self.uri}/{name}: {error.message}.",
-                hint="Use a version of shardkit that is at least as new as the one that wrote it.",
-            ) from None
 
     def missing(self, name: str, hint: str) -> Damaged:
         """The error that one of the files is not there."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardkit.errors import Damaged, PipelineError, RunNotFound, WrittenByNewer
 from shardkit.runfolder import documents
+from shardkit.runfolder.document_types import Latest
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.names import LATEST, RUN_ID, RUNS
 
@@ -73,7 +74,7 @@ def find_run(output: Folder, run_id: str | None = None) -> RunFolder:
 def latest_run(output: Folder) -> RunFolder | None:
     """The run that was planned, or retried, last; only where no note tells of it are all looked through."""
     try:
-        name = documents.parse(output.read(LATEST), {"run_id": str})["run_id"]
+        name = documents.parse(output.read(LATEST), Latest, f"{output.uri}/{LATEST}")["run_id"]
         if RUN_ID.fullmatch(name) and (noted := RunFolder(output, name)).exists():
             return noted
     except (FileNotFoundError, Damaged):

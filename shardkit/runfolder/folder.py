@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import zlib
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import Damaged
 from shardkit.runfolder import documents, heartbeats
+from shardkit.runfolder.document_types import Marker, PlanDocument, Result, TakenOver
 from shardkit.runfolder.files import RunFiles
 from shardkit.runfolder.names import ALL_SHARDS, CURRENT, LATEST, RECORDS, part_base
 from shardkit.storage.base import File
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from shardkit.runfolder.document_types import Heartbeat
     from shardkit.storage.base import Folder
 
 KEPT_BYTES = 8 << 20  # of the records; more are read again when they are needed
@@ -43,16 +44,16 @@ class RunFolder(RunFiles):
     days: frozenset[str] | None = None
     on_top: bool = False
 
-    def encrypted(self, plan: dict[str, Any]) -> RunFolder:
+    def encrypted(self, plan: PlanDocument) -> RunFolder:
         """The same folder, but what is written there is encrypted with the key that the plan's engine names."""
-        engine = plan.get("pipeline", {}).get("engine") or {}
+        engine = plan["pipeline"].get("engine") or {}
         return replace(self, output=self.output.encrypted(engine.get("output_kms_key")))
 
     def narrowed(self, days: Collection[str]) -> RunFolder:
         """The same folder, looked at for these of its days alone."""
         return replace(self, days=frozenset(days))
 
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> PlanDocument:
         """The plan, as it was written; of some days alone where the folder is looked at for these.
 
         Raises:
@@ -64,19 +65,17 @@ class RunFolder(RunFiles):
                 self.kept["plan.json"] = self.files.read("plan.json")
             except FileNotFoundError:
                 raise self.missing("plan.json", NO_PLAN_HINT) from None
-        plan = self.parse("plan.json", self.kept["plan.json"] or b"", {"created": str}, NO_PLAN_HINT)
-        shape = documents.MERGE_PLAN if "merge_of" in plan else documents.PLAN
-        if wrong := documents.misfit(plan, shape):
-            raise self.damaged("plan.json", wrong, NO_PLAN_HINT)
-        plan = plan if self.days is None else plan | _of_days(plan, self.days)
-        return plan | {"based_on": {}} if self.on_top else plan
+        plan = self.parse("plan.json", self.kept["plan.json"] or b"", PlanDocument, NO_PLAN_HINT)
+        if self.days is not None:
+            plan = _of_days(plan, self.days)
+        return {**plan, "based_on": {}} if self.on_top else plan
 
     def write_plan(
         self,
-        plan: dict[str, Any],
+        plan: Mapping[str, Any],
         records: pa.Table,
         pickled: Mapping[str, bytes | None] | None = None,
-        taken_over: list[dict[str, Any]] | None = None,
+        taken_over: list[Marker] | None = None,
     ) -> None:
         """Write the immutable files, the plan last.
 
@@ -111,14 +110,14 @@ class RunFolder(RunFiles):
             "files": {RECORDS: {"bytes": len(table), "crc32": zlib.crc32(table)}},
             "pickles": {name: hashlib.sha256(data).hexdigest() for name, data in sent.items()},
         }
-        self.kept["plan.json"] = self.write("plan.json", plan | noted)
+        self.kept["plan.json"] = self.write("plan.json", {**plan, **noted})
         self.kept["taken_over.json"] = taken
         if len(table) <= KEPT_BYTES:
             self.kept[RECORDS] = table
 
     def note_as_latest(self) -> None:
         """Have the output's latest run be this one, which is what is meant where no run is named."""
-        self.output.write(LATEST, json.dumps({"run_id": self.run_id}).encode())
+        self.output.write(LATEST, documents.dump({"run_id": self.run_id}))
 
     def records(self, columns: list[str] | None = None) -> pa.Table:
         """The table of records.
@@ -199,55 +198,56 @@ class RunFolder(RunFiles):
             raise self.damaged(f"{name}.pkl", "it is not the function that was sent", hint)
         return data
 
-    def write_marker(self, marker: dict[str, Any]) -> None:
+    def write_marker(self, marker: Marker) -> None:
         """Commit a chunk: from here on it exists."""
         self.files.write(self._name_of(marker), documents.dump(marker))
 
-    def _name_of(self, marker: dict[str, Any]) -> str:
+    def _name_of(self, marker: Marker) -> str:
         name = part_base(marker["chunk"], marker["attempt"], piece=marker.get("piece", 0)) + ".json"
         return f"{self.markers_of(marker['shard'])}/{name}"
 
-    def remove_marker(self, marker: dict[str, Any]) -> None:
+    def remove_marker(self, marker: Marker) -> None:
         """Take a chunk back."""
         self.files.remove(self._name_of(marker))
 
-    def markers(self, shards: list[int] | None = None, *, damaged: list[str] | None = None) -> list[dict[str, Any]]:
+    def markers(self, shards: list[int] | None = None, *, damaged: list[str] | None = None) -> list[Marker]:
         """All markers, of all attempts; or those of some shards only.
 
         A chunk whose marker is damaged is not done. The names of such markers are added to ``damaged``.
         """
         folders = ["markers"] if shards is None else [self.markers_of(shard) for shard in shards]
         names = [entry.key for name in folders for entry in self.files.entries(name)]
-        return self.read_all(names, documents.MARKER, [] if damaged is None else damaged)
+        return self.read_all(names, Marker, [] if damaged is None else damaged)
 
-    def taken_over(self, shards: list[int] | None = None) -> list[dict[str, Any]]:
+    def taken_over(self, shards: list[int] | None = None) -> list[Marker]:
         """The markers of chunks that earlier runs have done, as the plan took them over."""
         if "taken_over.json" not in self.kept:
             try:
                 self.kept["taken_over.json"] = self.files.read("taken_over.json")
             except FileNotFoundError:
                 self.kept["taken_over.json"] = None
-        kept, markers = self.kept["taken_over.json"], []
+        kept = self.kept["taken_over.json"]
+        markers: list[Marker] = []
         if kept is not None:
             hint = "Start a new run, which computes again what this one had taken over."
-            markers = self.parse("taken_over.json", kept, documents.TAKEN_OVER, hint)["markers"]
+            markers = self.parse("taken_over.json", kept, TakenOver, hint)["markers"]
         return [marker for marker in markers if shards is None or marker["shard"] in shards]
 
     def of(self, run_id: str) -> Folder:
         """Another run's own folder, of the same output."""
         return RunFolder(self.output, run_id).files
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Result | None:
         """The result, if the run has one; where it is damaged, from what describes the dataset, if that is the run's.
 
         Raises:
             Damaged: nothing else tells it.
         """
         try:
-            return self.read_if_there("result.json", documents.RESULT)
+            return self.read_if_there("result.json", Result)
         except Damaged as error:
             with contextlib.suppress(FileNotFoundError, Damaged):
-                current = documents.parse(self.output.read(CURRENT), documents.RESULT)
+                current = documents.parse(self.output.read(CURRENT), Result, f"{self.output.uri}/{CURRENT}")
                 if current["run_id"] == self.run_id:
                     return current
             raise Damaged(
@@ -256,17 +256,19 @@ class RunFolder(RunFiles):
                 "delete the file and resume the run.",
             ) from None
 
-    def heartbeats(self) -> list[dict[str, Any]]:
+    def heartbeats(self) -> list[Heartbeat]:
         """The heartbeats of all attempts, the oldest attempt first; those that cannot be read have no known state."""
         names = [entry.key for entry in self.files.entries(heartbeats.FOLDER) if entry.key.endswith(".json")]
-        beats = [heartbeats.parsed(name, data) for name, data in zip(names, self.files.read_many(names), strict=True)]
+        beats = [
+            heartbeats.parsed(self, name, data) for name, data in zip(names, self.files.read_many(names), strict=True)
+        ]
         return sorted(beats, key=lambda beat: (int(beat["attempt"]), beat["started"]))
 
-    def write_heartbeat(self, beat: dict[str, Any]) -> None:
+    def write_heartbeat(self, beat: Heartbeat) -> None:
         """Note how far an attempt is."""
         self.write(heartbeats.name_of(beat), beat)
 
-    def claim_attempt(self, beat: dict[str, Any]) -> bool:
+    def claim_attempt(self, beat: Heartbeat) -> bool:
         """Take an attempt's number by its first heartbeat; whether nobody else has it."""
         return self.files.write_if(heartbeats.name_of(beat), documents.dump(beat, readable=True), {}) is not None
 
@@ -275,8 +277,8 @@ class RunFolder(RunFiles):
         return heartbeats.next_attempt((entry.key for entry in self.files.entries(heartbeats.FOLDER)), shard)
 
 
-def _of_days(plan: dict[str, Any], days: Collection[str]) -> dict[str, Any]:
-    """What is different in a plan for some of its days. What the run has dropped is gone, or has come back since."""
-    of = {name: plan.get(name) or {} for name in ("partitions", "based_on")}
-    some = {name: {day: told for day, told in known.items() if day in days} for name, known in of.items()}
-    return some | {"dropped": []}
+def _of_days(plan: PlanDocument, days: Collection[str]) -> PlanDocument:
+    """The plan for some of its days. What the run has dropped is gone, or has come back since."""
+    partitions = {day: changes for day, changes in (plan["partitions"] or {}).items() if day in days}
+    based_on = {day: run for day, run in plan["based_on"].items() if day in days}
+    return {**plan, "partitions": partitions, "based_on": based_on, "dropped": []}

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardkit.errors import Damaged
-from shardkit.runfolder import documents
+from shardkit.runfolder.document_types import Heartbeat
 from shardkit.runfolder.names import ALL_SHARDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from shardkit.runfolder.files import RunFiles
+
 FOLDER = "progress"
 UNKNOWN = "unknown"  # the state that a heartbeat tells which cannot be read
 
 
-def name_of(beat: dict[str, Any]) -> str:
+def name_of(beat: Heartbeat) -> str:
     """The file of an attempt's heartbeat, in the run folder."""
     return f"{FOLDER}/{beat['shard']}-{beat['attempt']:04d}.json"
 
 
-def parsed(name: str, data: bytes) -> dict[str, Any]:
+def parsed(run: RunFiles, name: str, data: bytes) -> Heartbeat:
     """A heartbeat; one that cannot be read has no known state, which keeps nobody from looking at the run."""
     try:
-        beat = documents.parse(data, documents.BEAT)
-        if all(datetime.datetime.fromisoformat(beat[time]).tzinfo for time in ("started", "at")):
+        beat = run.parse(name, data, Heartbeat, "")
+        if all(datetime.datetime.fromisoformat(time).tzinfo for time in (beat["started"], beat["at"])):
             return beat
     except (Damaged, ValueError):
         pass

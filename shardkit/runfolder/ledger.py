@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardkit.checksums import as_sums
 from shardkit.errors import LedgerError
+from shardkit.runfolder.names import WHOLE
 from shardkit.storage.base import File
 from shardkit.storage.side_by_side import together
 from shardkit.tables.arrays import numpy, one_chunk
@@ -21,10 +22,10 @@ from shardkit.tables.spans import as_spans
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from shardkit.runfolder.document_types import LedgerCounts, MarkedPart, Marker, QuarantineEntry
     from shardkit.runfolder.folder import RunFolder
     from shardkit.tables.spans import Spans
 
-WHOLE = ""  # the partition that is all of a dataset without days
 OPEN, DONE, QUARANTINED, ELSEWHERE, SKIPPED = range(5)
 
 
@@ -62,8 +63,8 @@ class Ledger:
         self.state = np.full(self.planned, OPEN, np.int8)
         if shards is not None:
             self.state[~np.isin(self.shard, shards)] = ELSEWHERE
-        self.markers: list[dict[str, Any]] = []
-        self._entries: dict[int, dict[str, Any]] = {}
+        self.markers: list[Marker] = []
+        self._entries: dict[int, QuarantineEntry] = {}
         self._members = _members(self.shard, self.chunk)
         self._next_chunk = int(self.chunk.max(initial=-1)) + 1
         self._ids: dict[int, np.ndarray] = {}
@@ -83,7 +84,7 @@ class Ledger:
             self.keep(mine[numpy(group.indices)])
             self.markers = [marker for marker, ids in self.settled() if self.state[ids[0]] != ELSEWHERE]
 
-    def _is_of_records(self, marker: dict[str, Any]) -> bool:
+    def _is_of_records(self, marker: Marker) -> bool:
         """Whether a marker tells of records that there are."""
         last = max([*(marker["ids"] or ()), *(entry["record"] for entry in marker["quarantine"])], default=-1)
         if last < self.planned:
@@ -93,7 +94,7 @@ class Ledger:
         )
         return False
 
-    def _take(self, markers: list[dict[str, Any]]) -> None:
+    def _take(self, markers: list[Marker]) -> None:
         covered = np.zeros(self.planned, bool)
         # Of markers that overlap, the one that covers most is taken, and of equals the latest attempt's: that one ends
         # before the merge, while one that was given up may go on, and write its own when the dataset is made. Retries
@@ -113,11 +114,11 @@ class Ledger:
             self.markers.append(marker)
         self.markers.sort(key=lambda m: (m["shard"], m["chunk"], m["ids"][0] if m["ids"] else -1))
 
-    def _settle(self, ids: np.ndarray, marker: dict[str, Any]) -> None:
+    def _settle(self, ids: np.ndarray, marker: Marker) -> None:
         self._ids[id(marker)] = ids
         self.state[ids] = SKIPPED if marker.get("taken_over") else DONE
         for entry in marker["quarantine"]:
-            self._entries[entry["record"]] = {"shard": marker["shard"], "chunk": marker["chunk"]} | entry
+            self._entries[entry["record"]] = {"shard": marker["shard"], "chunk": marker["chunk"], **entry}
             self.state[entry["record"]] = QUARANTINED
 
     def keep(self, mine: np.ndarray) -> None:
@@ -164,20 +165,20 @@ class Ledger:
         settled: np.ndarray = (self.state != OPEN) & (self.state != ELSEWHERE)
         return settled
 
-    def quarantine(self) -> list[dict[str, Any]]:
+    def quarantine(self) -> list[QuarantineEntry]:
         """The entries of the quarantined records, in the order of the records."""
         ids = np.flatnonzero(self.state == QUARANTINED).tolist()
         return [self._entries[i] for i in ids]
 
-    def settled(self) -> list[tuple[dict[str, Any], np.ndarray]]:
+    def settled(self) -> list[tuple[Marker, np.ndarray]]:
         """The markers that count, each with the ids of its records."""
         return [(marker, self._ids[id(marker)]) for marker in self.markers]
 
-    def quarantine_of(self, ids: np.ndarray) -> list[dict[str, Any]]:
+    def quarantine_of(self, ids: np.ndarray) -> list[QuarantineEntry]:
         """The entries of those of some records that are in quarantine."""
         return [self._entries[i] for i in ids[self.state[ids] == QUARANTINED].tolist()]
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> LedgerCounts:
         """The ledger in numbers."""
         return {"listed": self.listed, "done": self.done, "quarantined": self.quarantined, "skipped": self.skipped}
 
@@ -194,11 +195,11 @@ class Ledger:
         """All committed parts, in the order of their rows in the dataset."""
         return [part for marker in self.markers for part in self.parts_of(marker)]
 
-    def parts_of(self, marker: dict[str, Any]) -> list[CommittedPart]:
+    def parts_of(self, marker: Marker) -> list[CommittedPart]:
         """The parts that a marker has committed."""
         return [self._part(marker["shard"], part) for part in marker["parts"]]
 
-    def _part(self, shard: int, part: dict[str, Any]) -> CommittedPart:
+    def _part(self, shard: int, part: MarkedPart) -> CommittedPart:
         run, at = part.get("run", self.folder.run_id), part.get("at", self.folder.parts_of(shard))
         files = self.folder.of(run) if "run" in part else self.folder.files
         key = f"{at}/{part['name']}"
@@ -231,7 +232,7 @@ class Ledger:
 
     def _days(self) -> pa.DictionaryArray | None:
         """Each record's day, where these are the partitions of the dataset."""
-        if not self.folder.plan().get("by_day"):
+        if not self.folder.plan()["by_day"]:
             return None
         return one_chunk(self.folder.records(["group"])["group"])
 

@@ -40,6 +40,7 @@ CURRENT = f"{STATE_DIR}/current.json"
 RECORDS = "records.parquet"
 LOCK = "lock"
 REMOVED = "removed.json"
+WHOLE = ""  # the partition that is all of a dataset without days
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import pyarrow.parquet as pq
 
+    from shardkit.runfolder.document_types import MarkedPart
     from shardkit.tables.spans import Spans
 
 NOTHING_OF = "?"  # ends the type of a column that had no value, which gives way to any other
@@ -29,7 +30,12 @@ class Part:
     bytes: int
     sums: list[list[int]] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, object]:
+    @classmethod
+    def of(cls, marked: MarkedPart) -> Part:
+        """As a marker holds it."""
+        return cls(marked["name"], marked["rows"], marked["bytes"], marked.get("sums", []))
+
+    def to_dict(self) -> MarkedPart:
         """As a marker holds it."""
         return {"name": self.name, "rows": self.rows, "bytes": self.bytes, "sums": self.sums}
 

@@ -18,8 +18,8 @@ from shardkit.errors import NothingMade
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.find import run_folder
-from shardkit.runfolder.ledger import WHOLE
 from shardkit.runfolder.meters import RowMeter
+from shardkit.runfolder.names import WHOLE
 from shardkit.runs.handle import Run, naming
 from shardkit.runs.start import start
 from shardkit.spec.spec import Spec

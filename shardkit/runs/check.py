@@ -15,7 +15,8 @@ from shardkit.dataset.kept_files import Contents, noted_by
 from shardkit.dataset.switch import current_result, finish_switches
 from shardkit.errors import LedgerError, RunNotFound
 from shardkit.runfolder.folder import RunFolder
-from shardkit.runfolder.ledger import QUARANTINED, WHOLE, Ledger
+from shardkit.runfolder.ledger import QUARANTINED, Ledger
+from shardkit.runfolder.names import WHOLE
 from shardkit.runfolder.parts import RECORDS_KEY
 from shardkit.runs.summary import status_of
 from shardkit.storage.base import STATE_DIR, Access, File
@@ -26,7 +27,9 @@ from shardkit.units import counted
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
+    from shardkit.runfolder.document_types import MadePartition, Marker, Result, ResultFile
     from shardkit.runfolder.ledger import CommittedPart
     from shardkit.storage.base import Folder
 
@@ -109,15 +112,14 @@ def check_folder(output: Folder) -> Checked:
 class _Checking:
     """Goes through a dataset, and collects what is wrong with it."""
 
-    def __init__(self, output: Folder, current: dict[str, Any]) -> None:
+    def __init__(self, output: Folder, current: Result) -> None:
         self.faults: list[Fault] = []
         self.not_compared: list[str] = []
         self.records = 0
         self._output = output
         self._current = current
         self._rows: dict[str, dict[str, int]] = {}
-        # Results of the first versions have no partitions.
-        self.partitions: dict[str, dict[str, Any]] = current.get("partitions") or {WHOLE: {"run": current["run_id"]}}
+        self.partitions = current["partitions"] or {WHOLE: {"run": current["run_id"], "work": "", "merge": ""}}
 
     def _found(self, what: str, cure: str = "", *, partition: str = WHOLE) -> None:
         day = f" --date {partition}" if partition else ""
@@ -135,7 +137,7 @@ class _Checking:
         counts = together([partial(rows_in, File(self._output, path), kind) for path in whole])
         rows = dict(zip(whole, counts, strict=True))
         for path, file in listed.items():
-            partition = file.get("partition", WHOLE)
+            partition = file["partition"]
             self._rows.setdefault(partition, {})[path] = file["rows"]
             if fault := _file_fault(file, there.get(path), rows.get(path)):
                 self._found(f"{self._output.uri}/{path} {fault}", partition=partition)
@@ -162,7 +164,7 @@ class _Checking:
         if "merge_of" in plan:
             self._check_rows(mine, {})
             return
-        ledger = Ledger(folder.narrowed(mine) if plan.get("by_day") else folder)
+        ledger = Ledger(folder.narrowed(mine) if plan["by_day"] else folder)
         self.records += ledger.listed
         before = len(self.faults)
         self._check_counts(ledger, mine)
@@ -173,12 +175,12 @@ class _Checking:
             del self.faults[before:]
             self._leave_out(f"run {run_id} is gone on with, and {state}, since it has made", mine)
 
-    def _leave_out(self, why: str, partitions: dict[str, Any]) -> None:
+    def _leave_out(self, why: str, partitions: Mapping[str, MadePartition]) -> None:
         some = ", ".join(list(partitions)[:3]) or "the dataset"
         more = f" and {len(partitions) - 3:,} more" if len(partitions) > 3 else ""
         self.not_compared.append(f"Not compared with the records: {why} {some}{more}.")
 
-    def _check_counts(self, ledger: Ledger, mine: dict[str, dict[str, Any]]) -> None:
+    def _check_counts(self, ledger: Ledger, mine: Mapping[str, MadePartition]) -> None:
         run_id = ledger.folder.run_id
         if ledger.open:
             self._found(f"Of run {run_id} {counted(ledger.open, 'record')} are neither done nor in quarantine")
@@ -195,7 +197,7 @@ class _Checking:
                     partition=name,
                 )
 
-    def _check_rows(self, mine: dict[str, dict[str, Any]], parts: dict[str, list[CommittedPart]]) -> None:
+    def _check_rows(self, mine: Mapping[str, MadePartition], parts: dict[str, list[CommittedPart]]) -> None:
         """See that the files hold the rows that the records have given."""
         runs = sorted({noted_by(made) for made in mine.values()})
         contents_of = dict(
@@ -236,7 +238,7 @@ class _Checking:
                     self._found(f"{part.file} has rows of records that do not count, or lacks some of those that do")
 
 
-def _file_fault(file: dict[str, Any], size: int | None, rows: int | None) -> str:
+def _file_fault(file: ResultFile, size: int | None, rows: int | None) -> str:
     """What is wrong with a file, if anything; its ``rows`` were looked up only if its ``size`` is right."""
     if size is None:
         return "is gone"
@@ -247,7 +249,7 @@ def _file_fault(file: dict[str, Any], size: int | None, rows: int | None) -> str
     return f"has {rows:,} rows, and {file['rows']:,} are noted" if rows != file["rows"] else ""
 
 
-def _places(ledger: Ledger, marker: dict[str, Any], ids: np.ndarray) -> list[int]:
+def _places(ledger: Ledger, marker: Marker, ids: np.ndarray) -> list[int]:
     """The positions, in a chunk as it was computed, of the records whose rows count."""
     gone = marker.get("gone", [])
     places = np.delete(np.arange(len(ids) + len(gone)), gone)

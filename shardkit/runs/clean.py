@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from shardkit.dataset.kept_files import noted_by
 from shardkit.dataset.switch import current_result, finish_switches
 from shardkit.errors import Damaged, LockLost, PipelineError, RunBusy, RunNotFound, StorageError, WrittenByNewer
 from shardkit.jobs.job import LIVE
@@ -145,9 +146,11 @@ def _why_they_stay(output: Folder, runs: list[RunFolder], *, unfinished: bool) -
     """For each run, why its whole folder stays; empty if it need not."""
     # First the runs, then the dataset: a run that ends meanwhile is at work, or it has made the dataset.
     states = together([partial(_state, run) for run in runs])
-    current = current_result(output) or {}
-    days = current.get("partitions", {}).values()
-    makers = {made.get(of) for made in days for of in ("run", "noted_by")} | {current.get("run_id")}
+    current = current_result(output)
+    makers: set[str] = set()
+    if current is not None:
+        makers = {run for made in current["partitions"].values() for run in (made["run"], noted_by(made))}
+        makers.add(current["run_id"])
     latest = latest_run(output)
     reasons = []
     for run, state in zip(runs, states, strict=True):
@@ -181,7 +184,7 @@ def _has_live_jobs(run: RunFolder) -> bool:
     from shardkit.runs.on_engine import RunJobs
 
     plan = run.plan()
-    if not plan.get("pipeline", {}).get("engine"):
+    if not plan["pipeline"].get("engine"):
         return False
     jobs = RunJobs(run, planned_pipeline(plan, {}))
     jobs.refresh()

@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from shardkit.units import first_line, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from shardkit.plan.plan import Plan
+    from shardkit.runfolder.document_types import QuarantineEntry
     from shardkit.spec.spec import Spec
 
 
@@ -50,7 +51,7 @@ class Estimate:
     memory_bytes: int
     output_bytes: int
     rows: int
-    failures: list[dict[str, Any]]
+    failures: list[QuarantineEntry]
 
     def __str__(self) -> str:
         lines = [

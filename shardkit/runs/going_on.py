@@ -54,7 +54,7 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
     if "merge_of" in plan:
         raise PipelineError(f"Run {run.run_id} was made by pass2 alone.", hint="Give the pass2 command again.")
     try:
-        if not (retry and plan.get("by_day")):  # its days are checked one by one, with a cure for each
+        if not (retry and plan["by_day"]):  # its days are checked one by one, with a cure for each
             check_not_replaced(folder)
     except RunReplaced:
         if not going.make_current:

@@ -84,7 +84,7 @@ class Run:
         """The same as plain data, without pandas."""
         from shardkit.runs.quarantine import entries_of
 
-        return [entry for folder in (self.folder, *self._others()) for entry in entries_of(folder)]
+        return [dict(entry) for folder in (self.folder, *self._others()) for entry in entries_of(folder)]
 
     def _others(self) -> list[RunFolder]:
         """Other runs whose days of the dataset have records in quarantine, if these count."""
@@ -137,7 +137,7 @@ class Run:
     @property
     def has_jobs(self) -> bool:
         """Whether the run's passes are jobs on an engine."""
-        return bool(self.folder.plan().get("pipeline", {}).get("engine"))
+        return bool(self.folder.plan()["pipeline"].get("engine"))
 
     def wait(self, *, quiet: bool = False) -> Run:
         """Launch and watch the jobs of a run on an engine until they have ended; the same as ``resume()`` then."""

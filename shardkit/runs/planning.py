@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
     from shardkit.dataset.merge import Merge
     from shardkit.plan.plan import Plan
+    from shardkit.runfolder.document_types import PlanDocument
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.spec import Spec
     from shardkit.storage.base import Folder
 
 
-def planned_pipeline(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Spec:
+def planned_pipeline(plan: PlanDocument, settings: Mapping[str, Any]) -> Spec:
     """The pipeline in a plan, with other settings, if these may change.
 
     Raises:
@@ -111,7 +112,7 @@ def make_run_plan(
     )
     if pipeline.engine is not None:
         plan = replace(plan, launching=Launching(pipeline.engine.title, pipeline.engine.creates_per_s))
-    plan.content.update(work=basis.work, form=basis.form, merge_digest=basis.merge)
+    plan.content.update({"work": basis.work, "form": basis.form, "merge_digest": basis.merge})
     if comparison is not None and plan.content["totals"]["records"]:
         check_form(plan.content, current, basis.form, output)
     return plan
@@ -174,7 +175,7 @@ def check_same_plan(folder: RunFolder, plan: Plan) -> None:
 def write_run(folder: RunFolder, plan: Plan, ref: FunctionRef, merging: Merge, *, merge: bool) -> None:
     """Write a planned run's folder: its plan, its records and the functions that travel by value."""
     pickled = {"function": ref.pickled, "combine": merging.combine.pickled if merging.combine else None}
-    content = plan.content | {"merge": merge, "python": python_version()}
+    content: PlanDocument = {**plan.content, "merge": merge, "python": python_version()}
     folder.write_plan(content, plan.records, pickled, plan.taken_over)
 
 

@@ -6,7 +6,7 @@ A later run of other days leaves such a day as it is, so its own ledger does not
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from shardkit.dataset.switch import current_result
 from shardkit.errors import Damaged
@@ -14,8 +14,11 @@ from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import Ledger
 from shardkit.storage.side_by_side import together
 
+if TYPE_CHECKING:
+    from shardkit.runfolder.document_types import QuarantineEntry, Result
 
-def entries_of(folder: RunFolder) -> list[dict[str, Any]]:
+
+def entries_of(folder: RunFolder) -> list[QuarantineEntry]:
     """The quarantine of a run, each entry with the run's id."""
     return [{**entry, "run": folder.run_id} for entry in Ledger(folder).quarantine()]
 
@@ -26,20 +29,20 @@ def own_days(folder: RunFolder) -> RunFolder:
     The folder is not narrowed if these are all of the run's days, if none is left, or if the run has no days.
     """
     plan = folder.plan()
-    if not plan.get("by_day"):
+    if not plan["by_day"]:
         return folder
     mine = _makers(current_result(folder.output)).get(folder.run_id, [])
-    return folder.narrowed(mine) if mine and set(mine) != set(plan["partitions"]) else folder
+    return folder.narrowed(mine) if mine and set(mine) != set(plan["partitions"] or ()) else folder
 
 
-def elsewhere(folder: RunFolder, current: dict[str, Any] | None) -> list[tuple[RunFolder, int]]:
+def elsewhere(folder: RunFolder, current: Result | None) -> list[tuple[RunFolder, int]]:
     """Other runs whose days of the dataset have records in quarantine, and how many records.
 
     Each run's folder is narrowed to these days. ``current`` is the result that describes the present dataset.
     """
-    if not folder.plan().get("by_day"):
+    if not folder.plan()["by_day"]:
         return []
-    made = (current or {}).get("partitions", {})
+    made = current["partitions"] if current is not None else {}
     runs = [
         RunFolder(folder.output, run_id).narrowed(days)
         for run_id, days in _makers(current).items()
@@ -50,10 +53,10 @@ def elsewhere(folder: RunFolder, current: dict[str, Any] | None) -> list[tuple[R
     return [(run.encrypted(run.plan()), count) for run, count in zip(runs, counts, strict=True) if count]
 
 
-def _makers(current: dict[str, Any] | None) -> dict[str, list[str]]:
+def _makers(current: Result | None) -> dict[str, list[str]]:
     """The days of the dataset that each run has made; the runs in the order of their first days."""
     makers: dict[str, list[str]] = {}
-    for day, made in ((current or {}).get("partitions") or {}).items():
+    for day, made in current["partitions"].items() if current is not None else ():
         makers.setdefault(made["run"], []).append(day)
     return makers
 

@@ -12,6 +12,7 @@ from shardkit.jobs import SQLiteStore, adopt, drive, export_jobs, import_jobs, m
 from shardkit.jobs.errors import StoreDamaged
 from shardkit.jobs.open import open_store
 from shardkit.jobs.service import trouble_of
+from shardkit.runfolder.document_types import QueueCopy
 from shardkit.runfolder.documents import dump, parse, say
 from shardkit.runfolder.names import STOP
 from shardkit.storage.local import writing
@@ -86,13 +87,13 @@ class OwnQueue:
 
     def _catch_up(self) -> None:
         """Take in jobs that were submitted since this queue was last used, on another machine for instance."""
+        name = f"{self._folder.uri}/{SNAPSHOT}"
         try:
-            copy = parse(self._folder.files.read(SNAPSHOT), {"format": int, "jobs": [dict]})
+            copy = parse(self._folder.files.read(SNAPSHOT), QueueCopy, name)
             taken = import_jobs(self.store, copy)
         except FileNotFoundError:
             return
         except (Damaged, LookupError, TypeError, ValueError, AttributeError) as error:
-            name = f"{self._folder.uri}/{SNAPSHOT}"
             if sum(self.store.counts(run=self._base).values()):  # the copy is of these, and the next one replaces it
                 say(f"{name} is damaged, which does not matter: the queue itself is there.")
                 return

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from shardkit.engines.settings import Settings
+    from shardkit.runfolder.document_types import PlanDocument, PlannedJob
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.spec import Spec
 
@@ -60,7 +61,7 @@ class Requests:
 
     folder: RunFolder
     pipeline: Spec
-    plan: Mapping[str, Any]
+    plan: PlanDocument
     code: str
     generation: int
     changes: Mapping[str, Any]
@@ -71,7 +72,7 @@ class Requests:
         """The beginning of the ids of the generation's jobs."""
         return f"{name_base(self.folder, self.plan['pipeline']['name'])}-g{self.generation}-"
 
-    def submissions(self, jobs: list[dict[str, Any]]) -> list[Submission]:
+    def submissions(self, jobs: list[PlannedJob]) -> list[Submission]:
         """Pass 1 for these jobs of the plan, and after all of them pass 2, with which the run ends."""
         queue = self.pipeline.queue
         owner = (queue.owner or user_name()) if queue is not None else ""
@@ -106,7 +107,7 @@ class Requests:
         self.folder.files.write(name, json.dumps(changes, default=os.fspath).encode())
         return ["--settings", name]
 
-    def _pass1(self, job: dict[str, Any]) -> dict[str, Any]:
+    def _pass1(self, job: PlannedJob) -> dict[str, Any]:
         words = ["pass1", "--run", self.folder.uri, "--job", str(job["job"]), *self._settings]
         inputs = [self._code_input()]
         if self.retry:
@@ -133,24 +134,24 @@ class Requests:
     def _code_input(self) -> dict[str, Any]:
         return _input("code", self.code, CODE_FOLDER)
 
-    def _data_input(self, job: dict[str, Any]) -> dict[str, Any]:
+    def _data_input(self, job: PlannedJob) -> dict[str, Any]:
         """The input of a job: a directory if the shard is one, else the list of the shard's objects."""
         self._check_volume(job)
         local = f"{OPT_ML}/{INPUT_FOLDER}"
         source = self.plan["pipeline"]["input"]["uri"].rstrip("/")
         rule = self.plan["pipeline"]["shards"] or {}
         shards = [self.plan["shards"][shard] for shard in job["shards"]]
-        whole = shards[0].get("group") if rule.get("by") == "directory" else None
+        whole = shards[0]["group"] if rule.get("by") == "directory" else None
         if whole and whole != "." and whole.count("/") + 1 == rule["depth"]:  # else there are other groups below it
             return _input("data", f"{source}/{whole}/", f"{local}/{whole}")
         dealt_out = job["instances"] > 1
-        if dealt_out and not (self.plan["totals"]["objects_left_out"] or self.plan.get("datasets_left_out")):
+        if dealt_out and not (self.plan["totals"]["objects_left_out"] or self.plan["datasets_left_out"]):
             return _input("data", f"{source}/", local, distribution="ShardedByS3Key")
         manifest = self._write_manifest(job, source)
         distribution = "ShardedByS3Key" if dealt_out else "FullyReplicated"
         return _input("data", manifest, local, distribution=distribution, kind="ManifestFile")
 
-    def _write_manifest(self, job: dict[str, Any], source: str) -> str:
+    def _write_manifest(self, job: PlannedJob, source: str) -> str:
         name = f"manifests/{job['job']:05d}.json"
         if not self.folder.files.exists(name):
             content: list[Any] = [{"prefix": f"{source}/"}, *self._objects(job["shards"])]
@@ -172,7 +173,7 @@ class Requests:
         order = np.argsort(shard, kind="stable")
         return shard[order], table["objects"].combine_chunks().take(arrow(order))
 
-    def _check_volume(self, job: dict[str, Any]) -> None:
+    def _check_volume(self, job: PlannedJob) -> None:
         most = max(self.plan["shards"][shard]["bytes"] for shard in job["shards"])
         if most * VOLUME_SLACK > self._engine.volume_gb * GIB:
             raise PipelineError(

@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.switch import current_result, replaced_by
-from shardkit.errors import Damaged, ShardkitError
+from shardkit.errors import Damaged, ShardkitError, WrittenByNewer
 from shardkit.hints import Hint, as_command, is_command, joined
 from shardkit.runfolder.attempt import resume_hint
 from shardkit.runfolder.display import Quiet
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardkit.runfolder.display import Progress
+    from shardkit.runfolder.document_types import Heartbeat, Result
     from shardkit.runfolder.folder import RunFolder
 
 JOB_SILENCE_S = 30.0  # a job notes every few seconds that it is at work
@@ -146,15 +147,17 @@ def summarize(folder: RunFolder) -> Summary:
     )
 
 
-def _current(folder: RunFolder) -> dict[str, Any] | None:
+def _current(folder: RunFolder) -> Result | None:
     """The result that describes the present dataset; None if there is none, or it cannot be read."""
     try:
         return current_result(folder.output)
+    except WrittenByNewer:
+        raise
     except ShardkitError:
         return None
 
 
-def _result(folder: RunFolder) -> tuple[dict[str, Any] | None, str]:
+def _result(folder: RunFolder) -> tuple[Result | None, str]:
     """A run's result, and what is wrong with it."""
     try:
         return folder.result(), ""
@@ -204,13 +207,13 @@ def status_of(folder: RunFolder) -> str:
     return _status(folder, result, beats, is_locked=is_locked)[0]
 
 
-def _repeated(ledger: Ledger, beats: list[dict[str, Any]]) -> dict[str, int]:
+def _repeated(ledger: Ledger, beats: list[Heartbeat]) -> dict[str, int]:
     """Requests that were made again: by the workers, as markers say, and by other processes, as heartbeats say."""
     markers = [marker for marker in ledger.markers if not marker.get("taken_over")]
     return dict(sum(map(count_of, [*markers, *beats]), Counter()))
 
 
-def _seconds(beats: list[dict[str, Any]]) -> float:
+def _seconds(beats: list[Heartbeat]) -> float:
     """Wall time: of attempts at the whole run together; of jobs, which run side by side, from first to last."""
     alone = sum(beat.get("seconds", 0.0) for beat in beats if beat["shard"] == ALL_SHARDS)
     times = [beat for beat in beats if beat["shard"] != ALL_SHARDS]
@@ -226,30 +229,28 @@ def _seconds(beats: list[dict[str, Any]]) -> float:
 
 
 def _status(
-    folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]], *, is_locked: bool
+    folder: RunFolder, result: Result | None, beats: list[Heartbeat], *, is_locked: bool
 ) -> tuple[str, str | None, str | None]:
     """The state of a run, a text about it, and why it failed."""
     if is_locked:
         return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None, None
-    if folder.plan().get("pipeline", {}).get("engine"):
+    if folder.plan()["pipeline"].get("engine"):
         return _job_status(folder, result, beats)
-    last = beats[-1] if beats else {"state": "interrupted", "message": None}
-    if result is not None and last["state"] != "failed":
-        return "done", None, None
-    if last["state"] == "failed":
+    last = beats[-1] if beats else None
+    if last is not None and last["state"] == "failed":
         return _failed(last)
-    return "interrupted", resume_hint(folder), last.get("reason")
+    if result is not None:
+        return "done", None, None
+    return "interrupted", resume_hint(folder), last.get("reason") if last is not None else None
 
 
-def _failed(beat: dict[str, Any]) -> tuple[str, str | None, str | None]:
+def _failed(beat: Heartbeat) -> tuple[str, str | None, str | None]:
     message = beat["message"]
     text = Hint(beat.get("in_python") or message, message) if message else None
     return "failed", text, beat.get("reason") or message
 
 
-def _job_status(
-    folder: RunFolder, result: dict[str, Any] | None, beats: list[dict[str, Any]]
-) -> tuple[str, str | None, str | None]:
+def _job_status(folder: RunFolder, result: Result | None, beats: list[Heartbeat]) -> tuple[str, str | None, str | None]:
     """The state of a run on an engine that nobody watches now."""
     now = datetime.datetime.now(datetime.timezone.utc)
     recent, ahead = (now + datetime.timedelta(seconds=seconds) for seconds in (-JOB_SILENCE_S, CLOCKS_APART_S))

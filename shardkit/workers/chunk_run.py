@@ -7,7 +7,7 @@ import functools
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardkit.record import Record
 from shardkit.tracebacks import error_message, user_traceback
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from shardkit.runfolder.document_types import Marker, QuarantineEntry
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.parts import Part
     from shardkit.workers.inputs import LocalInputs, RemoteInputs, Ticket
@@ -56,7 +57,7 @@ class ChunkRun:
         self._mains: list[int] = table["main"].to_pylist()
         self._objects: list[list[str]] = table["objects"].to_pylist()
         self._etags: list[list[str] | None] = _etags_of(table)
-        self._failures: dict[int, dict[str, Any]] = {}
+        self._failures: dict[int, QuarantineEntry] = {}
         self._end = len(self.keys)
         self.writer = PartsWriter(
             (spool_of(settings) or self._folder.files).child(self._folder.parts_of(task.shard)),
@@ -119,7 +120,7 @@ class ChunkRun:
         if settled.failure is not None:
             self._failures[i] = settled.failure
         else:
-            self.writer.adopt([Part(**part) for part in settled.parts])
+            self.writer.adopt([Part.of(part) for part in settled.parts])
 
     def fail(self, i: int, error: BaseException, *, seconds: float | None = None) -> None:
         """Put a record in quarantine."""
@@ -134,14 +135,14 @@ class ChunkRun:
             attempt=self.task.attempt,
         )
 
-    def commit(self, seconds: float, repeats: dict[str, int]) -> dict[str, Any]:
+    def commit(self, seconds: float, repeats: dict[str, int]) -> Marker:
         """Finish the parts and write the marker, unless somebody else does; returns the marker."""
         parts: list[Part] = self.writer.close()
         task = self.task
         first, end = (task.begin, self._end) if task.alone is None else (task.alone, task.alone + 1)
         listed = end - first
         whole = listed == len(self.keys) and not task.explicit
-        marker = {
+        marker: Marker = {
             "shard": task.shard,
             "chunk": task.chunk,
             "attempt": task.attempt,

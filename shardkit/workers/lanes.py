@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardkit.errors import RunFailed
 from shardkit.workers.deaths import WorkerDied, describe_death
@@ -25,8 +25,10 @@ from shardkit.workers.tasks import Settled, failure_entry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from shardkit.runfolder.document_types import Marker, QuarantineEntry
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.pool import WorkerPool
+    from shardkit.workers.replies import Reply
     from shardkit.workers.tally import Tally
     from shardkit.workers.tasks import ChunkTask
 
@@ -65,7 +67,7 @@ class Supervisor:
         tally: Tally,
         *,
         timeout_s: float | None,
-        publish: Callable[[dict[str, Any]], None] | None = None,
+        publish: Callable[[Marker], None] | None = None,
     ) -> None:
         self._pool = pool
         self._gate = Gate(pool.size)
@@ -160,7 +162,7 @@ class Supervisor:
         quiet: bool = False,
         cleared: bool = False,
         loading_alone: bool = False,
-    ) -> dict[str, Any]:
+    ) -> Reply:
         """Have a task worked on, with ``quiet`` while all others are idle; the reply."""
         if loading_alone:
             with self._gate.alone(self._stop), self._pool.worker() as worker:
@@ -242,7 +244,7 @@ class Supervisor:
                 return Settled(failure=outcome["quarantine"][0])
             return Settled(parts=outcome["parts"])
 
-    def _obituary(self, task: ChunkTask, death: WorkerDied) -> dict[str, Any]:
+    def _obituary(self, task: ChunkTask, death: WorkerDied) -> QuarantineEntry:
         import pyarrow as pa
 
         row = pa.ipc.open_stream(task.records).read_all().slice(death.position, 1).to_pylist()[0]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.board import Slot
+    from shardkit.workers.replies import Reply
     from shardkit.workers.tasks import ChunkTask, WorkerSettings
 
 GOODBYE_S = 2.0
@@ -61,7 +62,7 @@ class WorkerProcess:
 
     def ask(
         self, task: ChunkTask, *, timeout_s: float | None, stop: Stop, tick: Callable[[], None] = lambda: None
-    ) -> dict[str, Any]:
+    ) -> Reply:
         """Have a chunk worked on; ``tick`` is called now and then meanwhile.
 
         Raises:
@@ -90,7 +91,7 @@ class WorkerProcess:
 
     def _exchange(
         self, told: Any, timeout_s: float | None, stop: Stop, tick: Callable[[], None] = lambda: None
-    ) -> dict[str, Any]:
+    ) -> Reply:
         try:
             self._channel.send(pickle.dumps(told))
             return reply_of(self._receive(timeout_s, stop, tick))

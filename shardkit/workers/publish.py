@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shardkit.runfolder.document_types import Marker
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.stop import Stop
     from shardkit.storage.local_folder import LocalFolder
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 PUBLISHED_AT_ONCE = 4
 
 
-def publish_chunk(folder: RunFolder, spool: LocalFolder, marker: dict[str, Any]) -> None:
+def publish_chunk(folder: RunFolder, spool: LocalFolder, marker: Marker) -> None:
     """Upload a chunk's parts and, once they are all there, its marker."""
     home = folder.parts_of(marker["shard"])
     for part in marker["parts"]:
@@ -30,19 +31,19 @@ def publish_chunk(folder: RunFolder, spool: LocalFolder, marker: dict[str, Any])
 class Publisher:
     """Publishes chunks while the workers go on with others."""
 
-    def __init__(self, publish: Callable[[dict[str, Any]], None], stop: Stop) -> None:
+    def __init__(self, publish: Callable[[Marker], None], stop: Stop) -> None:
         self._publish = publish
         self._stop = stop
         self._room = threading.Semaphore(PUBLISHED_AT_ONCE)
         self._threads = ThreadPoolExecutor(PUBLISHED_AT_ONCE, thread_name_prefix="shardkit-publish")
         self._error: BaseException | None = None
 
-    def add(self, marker: dict[str, Any]) -> None:
+    def add(self, marker: Marker) -> None:
         """Have a chunk committed; waits while too many are on their way."""
         self._room.acquire()
         self._threads.submit(self._one, marker)
 
-    def _one(self, marker: dict[str, Any]) -> None:
+    def _one(self, marker: Marker) -> None:
         try:
             self._publish(marker)
         except BaseException as error:  # noqa: BLE001  it is raised by check()

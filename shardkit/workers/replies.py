@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import shardkit.storage.refusals  # noqa: F401  only to have its errors known here
 from shardkit.errors import RunFailed, ShardkitError
+
+if TYPE_CHECKING:
+    from shardkit.runfolder.document_types import Marker
 
 # Why a worker has cut a chunk: the record at the cut ran out of memory or descriptors, which it may have elsewhere; it
 # was asked to make room for another; the worker itself has nearly no descriptors left.
@@ -37,13 +40,21 @@ def _kinds(base: type[ShardkitError]) -> dict[str, type[ShardkitError]]:
     return found
 
 
-def reply_of(data: bytes) -> dict[str, Any]:
+class Reply(TypedDict):
+    """What has become of a chunk: its marker, and why it has been cut before its end, if it has."""
+
+    marker: Marker
+    cut: str
+
+
+def reply_of(data: bytes) -> Reply:
     """A worker's reply.
 
     Raises:
         ShardkitError: the worker cannot go on: the function does not load, the disk is full.
     """
-    reply: dict[str, Any] = json.loads(data)
-    if "error" in reply:
-        raise error_from(reply["error"])
+    content = json.loads(data)
+    if "error" in content:
+        raise error_from(content["error"])
+    reply: Reply = content
     return reply

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardkit.errors import BudgetExceeded
 from shardkit.runfolder.meters import Counts
 from shardkit.storage.requests import count_of
 
 if TYPE_CHECKING:
+    from shardkit.runfolder.document_types import Marker
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.board import Slot
     from shardkit.workers.pool import WorkerPool
@@ -25,7 +26,7 @@ class Tally:
         self._max_quarantined = max_quarantined
         self._lock = threading.Lock()
 
-    def add(self, marker: dict[str, Any], slot: Slot) -> None:
+    def add(self, marker: Marker, slot: Slot) -> None:
         """Count a chunk's marker instead of what the board says of the chunk."""
         with self._lock:
             slot.begin_chunk()

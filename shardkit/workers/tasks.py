@@ -6,12 +6,13 @@ import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from shardkit.functions import FunctionRef
+    from shardkit.runfolder.document_types import MarkedPart, QuarantineEntry
     from shardkit.storage.base import Access
     from shardkit.storage.local_folder import LocalFolder
 
@@ -38,8 +39,8 @@ class WorkerSettings:
 class Settled:
     """What is known of a record before its chunk is worked on again: it failed for good, or its parts are there."""
 
-    failure: dict[str, Any] | None = None
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    failure: QuarantineEntry | None = None
+    parts: list[MarkedPart] = field(default_factory=list)
 
 
 @dataclass
@@ -97,9 +98,29 @@ def spool_of(settings: WorkerSettings) -> LocalFolder | None:
     return LocalFolder(Path(settings.scratch, "spool"))
 
 
-def failure_entry(**known: Any) -> dict[str, Any]:
+def failure_entry(
+    *,
+    record: int,
+    key: str,
+    error: str,
+    message: str,
+    bytes: int,
+    attempt: int,
+    traceback: str | None = None,
+    seconds: float | None = None,
+    signal: str | None = None,
+    peak_memory_bytes: int | None = None,
+) -> QuarantineEntry:
     """One record's entry in the quarantine."""
-    entry: dict[str, Any] = dict.fromkeys(
-        ("record", "key", "error", "message", "traceback", "seconds", "bytes", "signal", "peak_memory_bytes", "attempt")
-    )
-    return entry | known
+    return {
+        "record": record,
+        "key": key,
+        "error": error,
+        "message": message,
+        "traceback": traceback,
+        "seconds": seconds,
+        "bytes": bytes,
+        "signal": signal,
+        "peak_memory_bytes": peak_memory_bytes,
+        "attempt": attempt,
+    }

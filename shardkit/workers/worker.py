@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardkit.record import Record
+    from shardkit.workers.replies import Reply
     from shardkit.workers.tasks import ChunkTask, WorkerSettings
 
 REST_S = 0.02
@@ -79,7 +80,7 @@ def _told(channel: WorkersEnd) -> Any:
         os._exit(EXIT_CLOSED)
 
 
-def _outcome(worker: _Worker, guard: Guard, task: ChunkTask) -> dict[str, Any]:
+def _outcome(worker: _Worker, guard: Guard, task: ChunkTask) -> Reply | dict[str, Any]:
     try:
         return worker.run(task)
     except StorageError as error:
@@ -165,7 +166,7 @@ class _Worker:
         self._told = REPEATS.counts()
         self._has_run = False
 
-    def run(self, task: ChunkTask) -> dict[str, Any]:
+    def run(self, task: ChunkTask) -> Reply:
         """Work on a chunk and commit it; returns its marker (of a record run alone: its outcome).
 
         Also why it has been cut before its end, if it has.

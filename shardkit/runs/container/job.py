@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from shardkit.functions import FunctionRef
     from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.document_types import PlanDocument
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
     from shardkit.spec.spec import Spec
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, dict[str, Any], Spec, dict[str, Any]]:
+def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, PlanDocument, Spec, dict[str, Any]]:
     """The run folder at ``uri``, its plan, its pipeline, and later settings, which its file ``settings`` holds.
 
     Raises:
@@ -228,7 +229,7 @@ def _pass2(given: argparse.Namespace, container: Container, begun: float) -> Non
 
 
 def planned_function(
-    folder: RunFolder, plan: dict[str, Any], pipeline: Spec, settings: str | None, instead: dict[str, str] | None
+    folder: RunFolder, plan: PlanDocument, pipeline: Spec, settings: str | None, instead: dict[str, str] | None
 ) -> FunctionRef:
     """The function of a planned run, or the one that replaces it, in a form that this process can load.
 
@@ -239,7 +240,11 @@ def planned_function(
     """
     from shardkit.functions import FunctionRef, python_version, reference
 
-    planned = {"name": plan["pipeline"]["function"], "digest": plan["function_digest"], "python": plan["python"]}
+    planned = {
+        "name": plan["pipeline"]["function"],
+        "digest": plan["function_digest"],
+        "python": plan.get("python", python_version()),
+    }
     chosen = instead or planned
     if settings and instead:
         pickled = folder.sent(f"function-{Path(settings).stem}", instead.get("sha256"))

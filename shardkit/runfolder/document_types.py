@@ -1,0 +1,341 @@
+"""What the JSON documents of a run and of a dataset hold.
+
+`documents` reads and writes them, and sees that what is read has all that the types here require. What an earlier
+version did not write is either filled in when a document is read (`earlier`), or is in a ``total=False`` half here,
+for whoever reads it to ask whether it is there. Each document has a field ``version``, the format that it is of.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class RecordCounts(TypedDict):
+    """How many records a chunk has."""
+
+    listed: int
+    done: int
+    quarantined: int
+
+
+class LedgerCounts(RecordCounts):
+    """How many records a run has."""
+
+    skipped: int
+
+
+# ---- markers
+
+
+class _Part(TypedDict):
+    name: str
+    rows: int
+    bytes: int
+
+
+class MarkedPart(_Part, total=False):
+    """A part that a chunk has committed: of ``run``, where it was taken over from there, in its folder ``at``."""
+
+    run: str
+    at: str
+    spans: list[list[int]]  # the rows of it that count, where these are not all
+    sums: list[list[int]]
+
+
+class _Entry(TypedDict):
+    record: int
+    key: str
+    error: str
+    message: str
+
+
+class QuarantineEntry(_Entry, total=False):
+    """A record that failed for good, and how; of ``shard`` and ``chunk`` of ``run``, where it is taken out of these."""
+
+    traceback: str | None
+    seconds: float | None
+    bytes: int | None
+    signal: str | None
+    peak_memory_bytes: int | None
+    attempt: int | None
+    shard: int
+    chunk: int
+    run: str
+
+
+class _Marker(TypedDict):
+    shard: int
+    chunk: int
+    attempt: int
+    records: RecordCounts
+    ids: list[int] | None
+    rows: int
+    bytes_out: int
+    parts: list[MarkedPart]
+    quarantine: list[QuarantineEntry]
+
+
+class Marker(_Marker, total=False):
+    """Commits a chunk. ``ids`` are the numbers of its records where these are not those of a planned chunk.
+
+    ``gone`` are the positions in the chunk, as it was computed, of records that were not taken over with it.
+    """
+
+    version: int
+    piece: int
+    bytes_in: int
+    seconds: float
+    peak_memory_bytes: int
+    repeated: dict[str, int]
+    function_digest: str
+    taken_over: bool
+    gone: list[int]
+
+
+class TakenOver(TypedDict):
+    """``taken_over.json``: the markers of chunks that earlier runs have done."""
+
+    markers: list[Marker]
+
+
+# ---- the plan
+
+
+class PlanTotals(TypedDict):
+    """A plan in numbers."""
+
+    objects_listed: int
+    objects_left_out: int
+    left_out_sample: list[str]
+    records: int
+    bytes: int
+    groups: int
+    shards: int
+    chunks: int
+    jobs: int
+    create_calls: int
+
+
+class PlannedShard(TypedDict):
+    """A shard; ``group`` is its name, where it is a single group that has one."""
+
+    shard: int
+    groups: int
+    group_names: list[str]
+    group: str | None
+    records: int
+    bytes: int
+    chunks: int
+
+
+class PlannedJob(TypedDict):
+    """A job of pass 1, with an instance for each of its shards."""
+
+    job: int
+    shards: list[int]
+    instances: int
+    groups: int
+    records: int
+    bytes: int
+    share_of_longest: float
+
+
+class PartitionChanges(TypedDict):
+    """What has become of the records of a partition since it was made, and why it is made anew."""
+
+    new: int
+    changed: int
+    vanished: int
+    unchanged: int
+    reason: str
+    again: int
+
+
+class Unchanged(TypedDict):
+    """What is left as it is."""
+
+    partitions: int
+    records: int
+
+
+class WrittenFile(TypedDict):
+    """A file that was written with the plan."""
+
+    bytes: int
+    crc32: int
+
+
+class _Plan(TypedDict):
+    version: int
+    run_id: str
+    created: str
+    digest: str
+    function_digest: str
+    input_digest: str
+    pipeline: dict[str, Any]
+    workers: int
+    totals: PlanTotals
+    shards: list[PlannedShard]
+    jobs: list[PlannedJob]
+    by_day: bool
+    work: str
+    form: dict[str, Any]
+    merge_digest: str
+    partitions: dict[str, PartitionChanges] | None
+    based_on: dict[str, str | None]
+    dropped: list[str]
+    left: list[str]
+    unchanged: Unchanged
+    datasets_left_out: list[str]
+
+
+class PlanDocument(_Plan, total=False):
+    """``plan.json``. What is optional stands in those that are written: of a plan that is only looked at it does not.
+
+    ``pickles`` and ``files`` are in none of the first version; ``merge_of`` are the folders that pass 2 alone has
+    merged, whose plan has nothing else to tell.
+    """
+
+    merge: bool
+    python: str
+    pickles: dict[str, str]
+    files: dict[str, WrittenFile]
+    merge_of: list[str]
+
+
+# ---- the result
+
+
+class _ResultFile(TypedDict):
+    path: str
+    rows: int
+    bytes: int
+
+
+class ResultFile(_ResultFile):
+    """A file of the dataset."""
+
+    partition: str
+
+
+class MadeWith(TypedDict):
+    """The digests of what is computed from each record, and of what is made of the rows."""
+
+    work: str
+    merge: str
+
+
+class _Partition(MadeWith):
+    run: str
+
+
+class MadePartition(_Partition, total=False):
+    """A partition of the dataset: the run that made it, and what with.
+
+    ``rows`` are those that the records have given, or None where a combine has decided on them; ``noted_by`` is the run
+    that has written its files anew since.
+    """
+
+    quarantined: int
+    rows: int | None
+    noted_by: str
+
+
+class _Result(TypedDict):
+    run_id: str
+    name: str
+    records: LedgerCounts
+    rows: int
+    files: list[ResultFile]
+    partitions: dict[str, MadePartition]
+    by_day: bool
+    form: dict[str, Any]
+    columns: dict[str, str]
+    format: str
+    partition_by: list[str]
+    bytes_in: int
+    bytes_out: int
+    switched: int
+    generation: int
+
+
+class Result(_Result, total=False):
+    """``result.json`` and ``current.json``: a dataset, and the run that has made it."""
+
+    version: int
+    status: str
+    schema: str
+    uniform: bool
+    started: str
+    finished: str
+    seconds: float
+    attempt: int
+
+
+class Commit(TypedDict):
+    """``commit.json``: the dataset's switch to ``result``, after which the files ``gone`` go."""
+
+    result: Result
+    gone: list[str]
+
+
+# ---- the others
+
+
+class _Heartbeat(TypedDict):
+    shard: int | str
+    attempt: int
+    state: str
+    message: str | None
+    started: str
+    at: str
+
+
+class Heartbeat(_Heartbeat, total=False):
+    """``progress/*.json``: how far an attempt is. ``in_python`` is the message for users of Python."""
+
+    version: int
+    phase: str
+    in_python: str
+    reason: str
+    seconds: float
+    records: int
+    bytes: int
+    quarantined: int
+    repeated: dict[str, int]
+    repeated_by_workers: dict[str, int]
+    host: str
+    pid: int
+
+
+class Latest(TypedDict):
+    """``latest.json``: the run that was planned, or gone on with, last."""
+
+    run_id: str
+
+
+class QueueCopy(TypedDict):
+    """``jobs.json``: a copy of the queue of a run's jobs, in the format of queues."""
+
+    format: int
+    jobs: list[dict[str, Any]]
+
+
+class ContentsDocument(TypedDict):
+    """``contents.json``: for each file of the dataset, which rows of which of ``parts`` it holds."""
+
+    parts: list[str]
+    files: dict[str, list[Any]]
+    columns: dict[str, list[list[str]]]
+
+
+class DayNote(TypedDict):
+    """``merged/<day>.json``: what a job has made of a day."""
+
+    day: str
+    basis: str
+    schema: str
+    written: str
+    files: list[dict[str, Any]]
+    kept: list[dict[str, Any]]
+    contents: ContentsDocument

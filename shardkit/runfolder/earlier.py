@@ -1,0 +1,95 @@
+"""What documents of earlier versions lack, so that whoever reads them need not ask who wrote them.
+
+A document is filled in where it is read, and never on the disk. What cannot be known is empty: a digest that is empty
+is like no other, so that what was made with it is made anew.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardkit.runfolder.document_types import Commit, PlanDocument, Result
+from shardkit.runfolder.names import WHOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TOTALS = (
+    "objects_listed",
+    "objects_left_out",
+    "records",
+    "bytes",
+    "groups",
+    "shards",
+    "chunks",
+    "jobs",
+    "create_calls",
+)
+
+
+def _fill_in_plan(plan: dict[str, Any]) -> None:
+    """Fill in a plan: of the first version, or of pass 2 alone, which tells of nothing but the folders it merged."""
+    if "merge_of" in plan:
+        names = ("run_id", "digest", "function_digest", "input_digest")
+        empty: dict[str, Any] = {"pipeline": {}, "workers": 0, "totals": {}, "shards": [], "version": 1}
+        _add(plan, dict.fromkeys(names, "") | empty)
+    totals, shards = plan.get("totals"), plan.get("shards")
+    if isinstance(totals, dict):
+        _add(totals, dict.fromkeys(_TOTALS, 0) | {"left_out_sample": []})
+    for shard in _objects(shards):
+        name = shard.get("group")
+        _add(shard, {"groups": int(name is not None), "group_names": [] if name is None else [name]})
+    nothing = {"partitions": 0, "records": 0}
+    later = {"by_day": False, "work": "", "form": {"days": None}, "merge_digest": ""}
+    changes: dict[str, Any] = {"partitions": None, "based_on": {}, "dropped": [], "left": [], "unchanged": nothing}
+    _add(plan, later | changes | {"merge": True, "datasets_left_out": [], "jobs": _jobs_of(_objects(shards))})
+
+
+def _jobs_of(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A job for each shard, as they would be planned today."""
+    longest = max((shard["bytes"] for shard in shards if isinstance(shard.get("bytes"), int)), default=0)
+    same = ("groups", "records", "bytes")
+    return [
+        {name: shard.get(name) for name in same}
+        | {
+            "job": number,
+            "shards": [shard.get("shard")],
+            "instances": 1,
+            "share_of_longest": round(shard["bytes"] / longest, 4) if longest else 1.0,
+        }
+        for number, shard in enumerate(shards)
+    ]
+
+
+def _fill_in_result(result: dict[str, Any]) -> None:
+    form = {"days": None, "format": result.get("format"), "partition_by": result.get("partition_by")}
+    _add(result, {"by_day": False, "form": form, "columns": {}})
+    if not (result.get("partitions") or result["by_day"]):
+        result["partitions"] = {WHOLE: {"run": result.get("run_id")}}
+    partitions = result.get("partitions")
+    for made in _objects(list(partitions.values()) if isinstance(partitions, dict) else []):
+        _add(made, {"work": "", "merge": ""})
+    for file in _objects(result.get("files")):
+        _add(file, {"partition": WHOLE})
+
+
+def _fill_in_commit(commit: dict[str, Any]) -> None:
+    for result in _objects([commit.get("result")]):
+        _fill_in_result(result)
+
+
+def _add(content: dict[str, Any], fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        content.setdefault(name, value)
+
+
+def _objects(values: Any) -> list[dict[str, Any]]:
+    """Those of a list that are objects; that the others are none is found where the document's shape is looked at."""
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
+FILLED_IN: dict[Any, Callable[[dict[str, Any]], None]] = {
+    PlanDocument: _fill_in_plan,
+    Result: _fill_in_result,
+    Commit: _fill_in_commit,
+}

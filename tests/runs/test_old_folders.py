@@ -1,0 +1,165 @@
+"""Folders of earlier versions are looked at, gone on with and built upon; those of later versions are refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from old_folders import BAD, FOLDERS, KINDS, MENDED, bring, write_text
+
+import shardkit as sk
+from shardkit.cli.app import cli
+from shardkit.runfolder import documents
+
+VERSIONS = sorted(path.name for path in FOLDERS.iterdir())
+ALL = [(version, kind) for version in VERSIONS for kind in KINDS]
+
+
+# Records that a run on top of a folder need not compute again; the first folders do not tell what they were made with.
+TAKEN_OVER = {("0.1", "days"): 2, ("0.2", "days"): 2, ("0.2", "done"): 6, ("0.2", "quarantine"): 5}
+
+
+def rows_of(kind: str, *, without: str | None = None) -> list[tuple[str, str]]:
+    return sorted(item for item in KINDS[kind].items() if item[0] != without)
+
+
+def rows_in(output: Path) -> list[tuple[str, str]]:
+    rows = sk.open_run(output).dataset().to_table().to_pylist()
+    return sorted((row["key"], row["text"]) for row in rows)
+
+
+def command(*words: str | Path, code: int = 0) -> str:
+    done = CliRunner().invoke(cli, [str(word) for word in words])
+    assert done.exit_code == code, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return done.output
+
+
+def answer(*words: str | Path, code: int = 0) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(command(*words, "--json", code=code).splitlines()[-1])
+    return content
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# ---- earlier ones
+
+
+@pytest.mark.parametrize(("version", "kind"), ALL)
+def test_an_old_folder_is_looked_at(version: str, kind: str, here: Path) -> None:
+    bring(version, kind, here)
+    status = answer("status", "out")
+    done = len(KINDS[kind]) - (kind in {"quarantine", "interrupted"})
+    assert status["status"] == ("interrupted" if kind == "interrupted" else "done")
+    assert status["records"] == {"listed": 6, "done": done, "quarantined": int(kind == "quarantine"), "skipped": 0}
+    assert status["rows"] == done
+    failures = sk.open_run("out").quarantine()
+    assert [(entry["key"], entry["error"], entry["message"]) for entry in failures] == (
+        [(BAD, "ValueError", "bad text")] if kind == "quarantine" else []
+    )
+    assert f"{len(failures)} record" in command("failures", "out")
+    assert "nothing to remove" in command("clean", "out", "--dry-run")
+    if kind != "interrupted":
+        wanted = rows_of(kind, without=BAD if kind == "quarantine" else None)
+        assert rows_in(here / "out") == wanted
+        table = sk.read_sql("SELECT key, text FROM dataset", "out")
+        assert sorted(table.itertuples(index=False, name=None)) == wanted
+        assert answer("check", "out")["ok"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_old_run_is_resumed_where_it_ended(version: str, here: Path) -> None:
+    bring(version, "interrupted", here)
+    markers = files_below(here / "out/_shardkit/runs/old-interrupted/markers")
+    assert answer("resume", "out", "--quiet")["records"]["done"] == 6
+    after = files_below(here / "out/_shardkit/runs/old-interrupted/markers")
+    assert after.items() > markers.items()  # what was done is not done again
+    assert len(after) == 6
+    assert rows_in(here / "out") == rows_of("interrupted")
+    assert answer("check", "out")["ok"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_old_quarantine_is_retried(version: str, here: Path) -> None:
+    bring(version, "quarantine", here)
+    (here / "work.py").write_text(MENDED)
+    assert answer("retry", "out", "--quiet")["records"]["quarantined"] == 0
+    assert rows_in(here / "out") == sorted([*rows_of("quarantine", without=BAD), (BAD, "mended")])
+    assert answer("check", "out")["ok"]
+
+
+@pytest.mark.parametrize(("version", "kind"), ALL)
+def test_a_run_on_top_of_an_old_one(version: str, kind: str, here: Path) -> None:
+    pipeline = bring(version, kind, here)
+    new = "2020/01/03/c" if kind == "days" else "new.txt"
+    write_text(here / "data" / new, "new")
+    summary = answer("run", pipeline, "--quiet", "--set", "incremental=true")
+    assert summary["records"]["skipped"] == TAKEN_OVER.get((version, kind), 0)
+    assert rows_in(here / "out") == sorted(
+        [*rows_of(kind, without=BAD if kind == "quarantine" else None), (new, "new")]
+    )
+    assert answer("check", "out")["ok"]
+    command("clean", "out")
+    assert answer("check", "out")["ok"]
+
+
+# ---- later ones
+
+
+def of_later_version(path: Path) -> None:
+    """Have a document be of the version after this one's."""
+    content = json.loads(path.read_bytes())
+    path.write_bytes(documents.dump({**content, "version": documents.FORMAT + 1}))
+
+
+RUN = "out/_shardkit/runs/old-quarantine"
+REFUSED = r"was written by a newer shardkit \(format 3; this one knows 2\)\.\s+Use a version of shardkit"
+STATUS, FAILURES, CHECK = ["status", "out"], ["failures", "out"], ["check", "out"]
+QUERY = ["query", "SELECT * FROM dataset", "--output", "out"]
+RESUME, RETRY = ["resume", "out", "--quiet"], ["retry", "out", "--quiet"]
+ANEW = ["run", "pipeline.yaml", "--quiet", "--set", "incremental=true"]
+# Which commands need what a document says; the others answer as if nothing was.
+NEEDED_BY = {
+    f"{RUN}/plan.json": (STATUS, FAILURES, CHECK, RESUME, RETRY),
+    f"{RUN}/markers/00000/000000-0001.json": (STATUS, FAILURES, CHECK, RESUME, RETRY, ANEW),
+    f"{RUN}/progress/all-0001.json": (STATUS, RESUME),
+    f"{RUN}/result.json": (STATUS, RESUME, RETRY),
+    f"{RUN}/contents.json": (CHECK, RETRY, ANEW),
+    f"{RUN}/taken_over.json": (STATUS, FAILURES, CHECK, RESUME, RETRY, ANEW),
+    "out/_shardkit/current.json": (STATUS, CHECK, QUERY, RESUME, RETRY, ANEW),
+    "out/_shardkit/commit.json": (STATUS, FAILURES, CHECK, QUERY, RESUME, RETRY, ANEW),
+    "out/_shardkit/latest.json": (STATUS, FAILURES, RESUME, RETRY),
+}
+
+
+@pytest.mark.parametrize("name", NEEDED_BY)
+def test_a_document_of_a_later_version_is_refused(name: str, here: Path) -> None:
+    bring("0.2", "quarantine", here)
+    write_text(here / "data/new.txt", "new")
+    path = here / name
+    if path.name == "taken_over.json":
+        path.write_bytes(documents.dump({"markers": []}))
+    if path.name == "commit.json":
+        path.write_bytes(documents.dump({"result": json.loads(Path(RUN, "result.json").read_bytes()), "gone": []}))
+    of_later_version(path)
+    before = files_below(here / "out")
+    for words in NEEDED_BY[name]:
+        told = command(*words, code=1)
+        assert re.search(f"{path.name}: it {REFUSED}", told), (words, told)
+    command("clean", "out", code=0 if "/runs/" in name else 1)
+    after = files_below(here / "out")
+    assert {key: after.get(key) for key in before if not re.search(r"lock|progress|latest", key)} == {
+        key: data for key, data in before.items() if not re.search(r"lock|progress|latest", key)
+    }
