@@ -13,6 +13,7 @@ from old_folders import BAD, FOLDERS, KINDS, MENDED, bring, write_text
 
 import shardkit as sk
 from shardkit.cli.app import cli
+from shardkit.dataset.day_notes import day_merges
 from shardkit.runfolder import documents
 
 VERSIONS = sorted(path.name for path in FOLDERS.iterdir())
@@ -60,6 +61,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("version", "kind"), ALL)
 def test_an_old_folder_is_looked_at(version: str, kind: str, here: Path) -> None:
     bring(version, kind, here)
+    before = files_below(here / "out")
     status = answer("status", "out")
     done = len(KINDS[kind]) - (kind in {"quarantine", "interrupted"})
     assert status["status"] == ("interrupted" if kind == "interrupted" else "done")
@@ -77,6 +79,10 @@ def test_an_old_folder_is_looked_at(version: str, kind: str, here: Path) -> None
         table = sk.read_sql("SELECT key, text FROM dataset", "out")
         assert sorted(table.itertuples(index=False, name=None)) == wanted
         assert answer("check", "out")["ok"]
+    after = files_below(here / "out")
+    added = {name for name in after.keys() - before.keys() if not name.endswith("lock")}
+    assert added <= {"_shardkit/current.json"}  # which the first version had not
+    assert after.items() >= before.items()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -163,3 +169,15 @@ def test_a_document_of_a_later_version_is_refused(name: str, here: Path) -> None
     assert {key: after.get(key) for key in before if not re.search(r"lock|progress|latest", key)} == {
         key: data for key, data in before.items() if not re.search(r"lock|progress|latest", key)
     }
+
+
+def test_a_days_note_of_a_later_version_is_refused(here: Path) -> None:
+    bring("0.2", "days", here)
+    note = here / "out/_shardkit/runs/old-days/merged/2020-01-01.json"
+    note.parent.mkdir()
+    note.write_bytes(documents.dump({"day": "2020-01-01"}))
+    folder = sk.open_run("out").folder
+    assert day_merges(folder) == {}  # which is damaged, so that pass 2 will merge the day
+    of_later_version(note)
+    with pytest.raises(sk.WrittenByNewer, match=f"{note.name}: it {REFUSED}"):
+        day_merges(folder)
