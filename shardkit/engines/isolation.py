@@ -11,11 +11,35 @@ Standard library only: this runs in the supervisor, between fork and exec.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from shardkit.engines.kernel import (
+    BIND,
+    NEWNET,
+    NEWNS,
+    NEWPID,
+    NEWUSER,
+    NODEV,
+    NOEXEC,
+    NOSUID,
+    SET_PDEATHSIG,
+    adopt_orphans,
+    children_of,
+    die_with,
+    exit_code,
+    graft,
+    kill_descendants,
+    loopback_up,
+    make_private,
+    mount,
+    nearest,
+    prctl,
+    redirect,
+    unshare,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,18 +50,14 @@ CONTAINER_FAILED = 125  # as docker has it: the container could not be made
 CANNOT_RUN = 126
 NOT_FOUND = 127
 
-_NEWNS, _NEWUSER, _NEWPID, _NEWNET = 0x00020000, 0x10000000, 0x20000000, 0x40000000
-_BIND, _REC, _PRIVATE = 0x1000, 0x4000, 0x40000
-_NOSUID, _NODEV, _NOEXEC = 0x2, 0x4, 0x8
-_SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 _FORWARDED = {signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD}
 
 # Which namespaces an instance gets, best first. Root needs no user namespace, and would lose rights by one.
 KINDS = {
-    "pid": _NEWNS | _NEWPID,
-    "user+pid": _NEWUSER | _NEWNS | _NEWPID,
-    "mount": _NEWNS,
-    "user+mount": _NEWUSER | _NEWNS,
+    "pid": NEWNS | NEWPID,
+    "user+pid": NEWUSER | NEWNS | NEWPID,
+    "mount": NEWNS,
+    "user+mount": NEWUSER | NEWNS,
 }
 BUBBLEWRAP = "bubblewrap"
 NONE = "none"
@@ -45,7 +65,7 @@ NONE = "none"
 
 def ends_whole(kind: str) -> bool:
     """Whether the kernel ends all that an instance has started when its keeper dies, whatever kills it."""
-    return bool(KINDS.get(kind, 0) & _NEWPID)
+    return bool(KINDS.get(kind, 0) & NEWPID)
 
 
 class Program(NamedTuple):
@@ -105,9 +125,6 @@ def probe() -> str:
     return NONE
 
 
-# ---- the keeper: one a instance ----------------------------------------------------------------------------------
-
-
 def _guarded(work: object, told: int) -> NoReturn:
     """Do the work in this forked process, and never return to the code that forked."""
     try:
@@ -129,18 +146,18 @@ def _keep(program: Program, kind: str, told: int) -> None:
     signal.set_wakeup_fd(-1)
     for first, last in ((3, told), (told + 1, 1024)):
         os.closerange(first, last)  # nothing that says that the supervisor lives, when it does not
-    _redirect(program.log)
+    redirect(program.log)
     flags = KINDS.get(kind, 0)
     if flags:
-        _unshare(flags | (0 if program.network else _NEWNET))
+        unshare(flags | (0 if program.network else NEWNET))
         if not program.network:
-            _loopback_up()
+            loopback_up()
     elif kind == BUBBLEWRAP:
         program = program._replace(command=bubblewrapped(program))
     elif not program.network:
         os.write(2, b"This machine cannot take the network from a job: it runs with it.\n")
     die_with(supervisor, signal.SIGUSR1)
-    if flags & _NEWPID:
+    if flags & NEWPID:
         first = os.fork()
         if first == 0:
             _guarded(lambda: _first_process(program, told), told)
@@ -148,7 +165,7 @@ def _keep(program: Program, kind: str, told: int) -> None:
         os._exit(_wait(first, tree=False))
     adopt_orphans()
     if flags:
-        _make_private()
+        make_private()
         _graft_all(program)
     code = _wait(_execute(program, told), tree=True, wrapped=kind == BUBBLEWRAP)
     kill_descendants()
@@ -157,9 +174,9 @@ def _keep(program: Program, kind: str, told: int) -> None:
 
 def _first_process(program: Program, told: int) -> None:
     """Be process 1 of the new process namespace: its end is the end of all."""
-    _prctl(_SET_PDEATHSIG, signal.SIGKILL)
-    _make_private()
-    _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
+    prctl(SET_PDEATHSIG, signal.SIGKILL)
+    make_private()
+    mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
     _graft_all(program)
     os._exit(_wait(_execute(program, told), tree=False))
 
@@ -169,7 +186,7 @@ def _graft_all(program: Program) -> None:
     graft(os.path.join(program.volume, "ml"), OPT_ML, os.path.join(program.volume, "stage"))
     if program.hosts:
         try:
-            _mount(program.hosts, HOSTS, "", _BIND)
+            mount(program.hosts, HOSTS, "", BIND)
         except OSError as error:
             os.write(2, f"The names of this job's instances do not resolve here: {error}\n".encode())
 
@@ -206,7 +223,7 @@ def _wait(child: int, *, tree: bool, wrapped: bool = False) -> int:
         number = signal.sigwait(_FORWARDED)
         if number == signal.SIGTERM:
             # Bubblewrap itself would die of it at once: the program is what its inner process has started.
-            inner = _children(_children({child})) if wrapped else set()
+            inner = children_of(children_of({child})) if wrapped else set()
             for process in inner or {child}:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGTERM)
@@ -233,61 +250,6 @@ def _reap(child: int) -> int | None:
     return code
 
 
-def exit_code(status: int) -> int:
-    """The exit code that a shell would show: a process killed by signal N has 128 + N."""
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
-
-
-def adopt_orphans() -> None:
-    """Become the parent of every process below whose own parent dies, so that it is not lost."""
-    _prctl(_SET_CHILD_SUBREAPER, 1)
-
-
-def kill_descendants(spare: int = 0) -> None:
-    """Kill every process that this one, or one of its children, has started, until none is left."""
-    for _ in range(1000):
-        found = descendants(os.getpid()) - {spare}
-        if not found:
-            return
-        for process in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(process, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):  # not of the spared one: somebody waits for how it ended
-                os.waitpid(process, os.WNOHANG)
-
-
-def _children(processes: set[int]) -> set[int]:
-    return {child for child, parent in _parents().items() if parent in processes}
-
-
-def descendants(process: int) -> set[int]:
-    """The children of a process, and theirs, as far as the system tells; no zombies."""
-    parents = _parents()
-    found: set[int] = set()
-    fresh = {process}
-    while fresh:
-        fresh = {child for child, parent in parents.items() if parent in fresh} - found
-        found |= fresh
-    return found
-
-
-def _parents() -> dict[int, int]:
-    """The parent of every process that the system tells of."""
-    parents: dict[int, int] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as f:
-                    fields = f.read().rpartition(")")[2].split()
-                    if fields[0] != "Z":
-                        parents[int(name)] = int(fields[1])
-    return parents
-
-
-# ---- bubblewrap --------------------------------------------------------------------------------------------------
-
-
 def bubblewrapped(program: Program) -> list[str]:
     """The command that runs a program in bubblewrap, with the same view as `graft` gives it."""
     import shutil
@@ -296,7 +258,7 @@ def bubblewrapped(program: Program) -> list[str]:
     if path is None:
         raise OSError("bubblewrap is not installed")
     words = [path, "--die-with-parent", "--unshare-pid", *([] if program.network else ["--unshare-net"])]
-    above = _nearest(OPT_ML)
+    above = nearest(OPT_ML)
     if above != "/":  # else the new root is empty, and gets the entries of the old one
         words += ["--dev-bind", "/", "/"]
     if above not in ("/", OPT_ML):
@@ -311,122 +273,3 @@ def bubblewrapped(program: Program) -> list[str]:
     if program.hosts and os.path.exists(HOSTS):
         words += ["--ro-bind", program.hosts, HOSTS]
     return [*words, "--chdir", os.path.join(program.volume, "work"), "--", *program.command]
-
-
-# ---- the kernel's calls ------------------------------------------------------------------------------------------
-
-
-def graft(folder: str, target: str, stage: str) -> None:
-    """Let ``target`` show ``folder`` in this mount namespace, also where there is no such path to mount on.
-
-    The nearest folder above that exists is then replaced by a small one in memory, which shows the same entries and the
-    missing path. ``stage`` is a folder for it; it is made, and stays empty.
-    """
-    if os.path.isdir(target):
-        _mount(folder, target, "", _BIND | _REC)
-        return
-    above = _nearest(target)
-    os.makedirs(stage, exist_ok=True)
-    _mount("tmpfs", stage, "tmpfs", _NOSUID | _NODEV, "mode=755,size=1m")
-    for entry in list(os.scandir(above)):
-        _show(entry, os.path.join(stage, entry.name))
-    inner = os.path.join(stage, os.path.relpath(target, above))
-    os.makedirs(inner)
-    _mount(folder, inner, "", _BIND | _REC)
-    if above == "/":
-        os.chroot(stage)
-        os.chdir("/")
-    else:
-        _mount(stage, above, "", _BIND | _REC)
-
-
-def _nearest(path: str) -> str:
-    """The folder itself, or the nearest one above it that is there."""
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
-
-
-def _show(entry: os.DirEntry[str], place: str) -> None:
-    """Let ``place`` show what lies at ``entry``."""
-    if entry.is_symlink():
-        os.symlink(os.readlink(entry.path), place)
-        return
-    if entry.is_dir():
-        os.mkdir(place)
-    else:
-        with open(place, "w", encoding="ascii"):
-            pass
-    _mount(entry.path, place, "", _BIND | _REC)
-
-
-def _make_private() -> None:
-    """What is mounted here shall not be seen outside."""
-    _mount("none", "/", "", _REC | _PRIVATE)
-
-
-def _redirect(log: str) -> None:
-    """Read nothing, write to the log."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(nothing, 0)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _checked(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-
-
-def _unshare(flags: int) -> None:
-    """Leave some namespaces; in a new user namespace everybody stays who they are."""
-    user, group = os.geteuid(), os.getegid()
-    _checked(_libc().unshare(flags), "unshare")
-    if flags & _NEWUSER:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-                file.write(text)
-
-
-def _loopback_up() -> None:
-    """A new network namespace has a loopback interface, which is down."""
-    import fcntl
-    import socket
-    import struct
-
-    up, set_flags = 1, 0x8914
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up))
-
-
-def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    result = _libc().mount(
-        os.fsencode(source),
-        os.fsencode(target),
-        kind.encode() or None,
-        ctypes.c_ulong(flags),
-        options.encode() or None,
-    )
-    _checked(result, f"mount {target}")
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform.startswith("linux"):
-        _checked(_libc().prctl(option, ctypes.c_ulong(value), 0, 0, 0), "prctl")
-
-
-def die_with(parent: int, number: signal.Signals) -> None:
-    """Get a signal when the parent dies, also when it has died already."""
-    _prctl(_SET_PDEATHSIG, number)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), number)
-
-
-if __name__ == "__main__":
-    print(probe())  # noqa: T201  # this is how the engine asks

@@ -21,12 +21,11 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardkit.engines import isolation, pyenv, validation
 from shardkit.engines.jobfiles import ENDED, JobFiles, root_lock
+from shardkit.engines.local_answers import answer, matches, sort_key, summary_of, without_start
 from shardkit.engines.validation import refuse
 from shardkit.errors import PipelineError, StorageError
 from shardkit.user_state import state_path
@@ -35,9 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-TIMES = ("CreationTime", "LastModifiedTime", "ProcessingStartTime", "ProcessingEndTime")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PACKAGES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROBE = (
+    f"import sys; sys.path.insert(0, {PACKAGES!r}); from shardkit.engines import isolation; print(isolation.probe())"
+)
 START = f"import sys; sys.path.insert(0, {PACKAGES!r}); from shardkit.engines.supervisor import main; main()"
 DIED = "InternalServerError: The process that ran the job was killed, or the machine was restarted."
 
@@ -50,7 +51,7 @@ def default_root() -> str:
 @functools.cache
 def available_isolation() -> str:
     """The kind of isolation that this machine allows (see ``shardkit.engines.isolation``); asked for once a process."""
-    command = [sys.executable, "-S", "-E", isolation.__file__]
+    command = [sys.executable, "-S", "-E", "-c", PROBE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # this very interpreter
     return done.stdout.strip() if done.returncode == 0 else isolation.NONE
 
@@ -163,7 +164,7 @@ class LocalEngine:
                 f"The local engine cannot make a job under {self.root}: {error.strerror or error}.",
                 hint="Give it another root, on a disk with free space and with the permission to write.",
             ) from error
-        return _answer({"ProcessingJobArn": arn})
+        return answer({"ProcessingJobArn": arn})
 
     def describe_processing_job(self, **request: Any) -> dict[str, Any]:
         """Tell what a job was asked for and how far it is.
@@ -173,7 +174,7 @@ class LocalEngine:
         """
         validation.check("DescribeProcessingJob", request)
         files, known = self._known("DescribeProcessingJob", request["ProcessingJobName"])
-        about = _summary(files, known, self._state(files))
+        about = summary_of(files, known, self._state(files))
         fields = dict(known["request"])
         fields.pop("Tags", None)
         if preferences := fields["ProcessingResources"]["ClusterConfig"].get("InstancePreferences"):
@@ -183,7 +184,7 @@ class LocalEngine:
                 "SelectedInstanceCount": len(known["hosts"]),
             }
             fields["ProcessingResources"] = {"ClusterConfig": cluster}
-        return _answer(fields | about)
+        return answer(fields | about)
 
     def list_processing_jobs(self, **request: Any) -> dict[str, Any]:
         """List jobs, newest first unless asked otherwise; at most ``MaxResults`` (default 10), then a NextToken.
@@ -194,17 +195,17 @@ class LocalEngine:
         validation.check("ListProcessingJobs", request)
         size = request.get("MaxResults", 10)
         descending = request.get("SortOrder", "Descending") == "Descending"
-        key = _sort_key(request.get("SortBy", "CreationTime"))
+        key = sort_key(request.get("SortBy", "CreationTime"))
         after = validation.read_token(request)
-        found = [about for about in self._summaries(request.get("NameContains", "")) if _matches(about, request)]
+        found = [about for about in self._summaries(request.get("NameContains", "")) if matches(about, request)]
         if after is not None:
             found = [about for about in found if (key(about) < after if descending else key(about) > after)]
         pick: Callable[..., list[dict[str, Any]]] = heapq.nlargest if descending else heapq.nsmallest
         page = pick(size + 1, found, key=key)
-        answer: dict[str, Any] = {"ProcessingJobSummaries": [_without_start(about) for about in page[:size]]}
+        content: dict[str, Any] = {"ProcessingJobSummaries": [without_start(about) for about in page[:size]]}
         if len(page) > size:
-            answer["NextToken"] = validation.make_token(request, key(page[size - 1]))
-        return _answer(answer)
+            content["NextToken"] = validation.make_token(request, key(page[size - 1]))
+        return answer(content)
 
     def stop_processing_job(self, **request: Any) -> dict[str, Any]:
         """Stop a job: SIGTERM to its instances, SIGKILL ``stop_grace`` seconds later.
@@ -222,7 +223,7 @@ class LocalEngine:
             )
         files.ask_to_stop()
         _signal(files.supervisor(), signal.SIGTERM)
-        return _answer({})
+        return answer({})
 
     # ---- beyond the service ------------------------------------------------------------------------------------
 
@@ -357,56 +358,10 @@ class LocalEngine:
                 continue
             files = JobFiles(self.root, name)
             if known := files.request():
-                about = _summary(files, known, self._state(files))
+                about = summary_of(files, known, self._state(files))
                 if about["ProcessingJobStatus"] in ENDED:
                     self._listed[name] = about
                 yield about
-
-
-def _summary(files: JobFiles, known: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-    """Name, ARN, status, messages and times of a job, as the service gives them."""
-    about = {"CreationTime": known["created"], "LastModifiedTime": known["created"]} | state
-    about.pop("keepers", None)
-    for field in TIMES:
-        if field in about:
-            about[field] = datetime.fromtimestamp(about[field], tz=timezone.utc)
-    return {"ProcessingJobName": files.name, "ProcessingJobArn": known["arn"]} | about
-
-
-def _without_start(about: dict[str, Any]) -> dict[str, Any]:
-    """A list does not tell when a job's program began."""
-    return {key: value for key, value in about.items() if key != "ProcessingStartTime"}
-
-
-def _matches(about: dict[str, Any], request: dict[str, Any]) -> bool:
-    """Whether a job passes a list's filters."""
-    if request.get("StatusEquals") not in (None, about["ProcessingJobStatus"]):
-        return False
-    for field in ("CreationTime", "LastModifiedTime"):
-        after, before = (validation.moment(request.get(f"{field}{side}")) for side in ("After", "Before"))
-        if (after and about[field] <= after) or (before and about[field] >= before):
-            return False
-    return True
-
-
-def _sort_key(by: str) -> Callable[[dict[str, Any]], tuple[str, str]]:
-    """What jobs are ordered by; of equals, the name decides, so that pages do not overlap."""
-
-    def key(about: dict[str, Any]) -> tuple[str, str]:
-        fields = {
-            "Name": "",
-            "CreationTime": f"{about['CreationTime'].timestamp():020.6f}",
-            "Status": about["ProcessingJobStatus"],
-        }
-        return fields[by], about["ProcessingJobName"]
-
-    return key
-
-
-def _answer(content: dict[str, Any]) -> dict[str, Any]:
-    """A response as boto3 gives it."""
-    about = {"RequestId": str(uuid.uuid4()), "HTTPStatusCode": 200, "HTTPHeaders": {}, "RetryAttempts": 0}
-    return content | {"ResponseMetadata": about}
 
 
 def _signal(process: int | None, number: signal.Signals) -> None:

@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from shardkit.engines.isolation import die_with
+from shardkit.engines.kernel import die_with
 from shardkit.engines.transfer import InputMissing, bring, send
 
 if TYPE_CHECKING:

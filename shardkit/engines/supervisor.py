@@ -21,7 +21,7 @@ import time
 import zlib
 from typing import Any
 
-from shardkit.engines import isolation, pyenv
+from shardkit.engines import isolation, kernel, pyenv
 from shardkit.engines.jobfiles import MESSAGE_LIMIT, JobFiles
 from shardkit.engines.porter import Porter
 from shardkit.engines.transfer import OPT_ML, InputMissing, Outputs
@@ -97,7 +97,7 @@ class Supervisor:
         self._preparing = True
         signal.signal(signal.SIGTERM, self._terminated)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        isolation.adopt_orphans()  # of a keeper that is killed
+        kernel.adopt_orphans()  # of a keeper that is killed
 
     def run(self) -> None:
         """Run the job, and write down how it ended, whatever happens."""
@@ -117,7 +117,7 @@ class Supervisor:
         self._kill(list(self._keepers))
         self._porter.close()
         if not isolation.ends_whole(self._known["isolation"]):
-            isolation.kill_descendants()
+            kernel.kill_descendants()
         if "FailureReason" in end:
             end["FailureReason"] = printable(masked(end["FailureReason"]))[:MESSAGE_LIMIT]
         self._say(**end, ProcessingEndTime=time.time())
@@ -263,7 +263,7 @@ class Supervisor:
                 keeper, status = os.waitpid(-1, os.WNOHANG)
                 if keeper == 0:
                     break
-                host, code = self._keepers.pop(keeper, None), isolation.exit_code(status)
+                host, code = self._keepers.pop(keeper, None), kernel.exit_code(status)
                 if host and code and not self._failed:
                     self._failed = (host, code)
         return bool(self._keepers)

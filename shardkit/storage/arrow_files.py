@@ -12,6 +12,7 @@ from shardkit.storage.base import File
 
 if TYPE_CHECKING:
     from shardkit.storage.base import Folder
+    from shardkit.storage.buckets import Bucket
 
 
 def as_file(folder: Folder, key: str, size: int) -> pa.PythonFile:
@@ -92,3 +93,23 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
 
     create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = _read_only
     move = copy_file = open_output_stream = open_append_stream = _read_only
+
+
+def amazon_file_system(name: str, bucket: Bucket) -> Any:
+    """Arrow's S3 file system for a bucket, with the credentials that there are now."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    options: dict[str, Any] = {"retry_strategy": AwsStandardS3RetryStrategy(max_attempts=10)}
+    if (place := bucket.place) is not None:
+        scheme, _, host = place.endpoint.partition("://")
+        options |= {"region": place.region, "endpoint_override": host.removeprefix(f"{name}."), "scheme": scheme}
+        options["force_virtual_addressing"] = place.virtual
+    if bucket.credentials is None:
+        return S3FileSystem(anonymous=True, **options)
+    now = bucket.credentials()
+    keys = {
+        "access_key": now["access_key_id"],
+        "secret_key": now["secret_access_key"],
+        "session_token": now["token"],
+    }
+    return S3FileSystem(**keys, **options)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
-import importlib
 import os
 import pickle
 import resource
@@ -20,18 +18,17 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, TypeAlias
 
-from shardkit.workers.orphans import adopt_orphans, end_group, end_orphans, ended_child
+from shardkit.workers.orphans import end_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.workers.forkserver import main; main({control})"
+BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.workers.forks import main; main({control})"
 # One thread a worker, for there is a worker a CPU; an allocator that gives back what is freed; and the other one shall
 # not start a thread, of which a fork knows nothing.
 ALLOCATORS = {"ARROW_DEFAULT_MEMORY_POOL": "system", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
@@ -292,144 +289,3 @@ def _stderr() -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def main(control: int) -> None:
-    """The program of the server, and in each of its forks that of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the parent had it blocked until here
-    from shardkit.workers.worker import be_called, preload, work
-
-    be_called("shardkit-forks")
-    adopt_orphans()
-    preload(None)
-    call = _Forks(socket.socket(fileno=control)).serve()
-    if call is not None:
-        work(*call)
-
-
-class _Forks:
-    """The server's side: serves requests, and tells of the ends of its children."""
-
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
-        self._pid = os.getpid()
-        self._children: dict[int, Connection] = {}
-        self._ended, waking = os.pipe()
-        for descriptor in (self._ended, waking):
-            os.set_blocking(descriptor, False)
-        self._waking = waking
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
-
-    def serve(self) -> Call | None:
-        """Serve until the program has ended, and then return None; in a fork return what the worker is called with."""
-        while True:
-            ready = wait([self._control, self._ended])
-            if self._ended in ready:
-                os.read(self._ended, 1 << 10)
-                self._reap()
-            if self._control in ready:
-                content, descriptors = self._receive()
-                if content is None:
-                    self._end_all()
-                    return None
-                if isinstance(content, Start):
-                    if (call := self._fork(content, descriptors)) is not None:
-                        return call
-                elif content in self._children:
-                    os.kill(content, signal.SIGKILL)
-
-    def _receive(self) -> tuple[Start | int | None, list[int]]:
-        """A request, and the descriptors that came with it; None when there will be no more."""
-        head, descriptors, _, _ = socket.recv_fds(self._control, LENGTH.size, DESCRIPTORS)
-        if len(head) < LENGTH.size:
-            return None, descriptors
-        (left,) = LENGTH.unpack(head)
-        data = bytearray()
-        while len(data) < left:
-            data += (more := self._control.recv(left - len(data)))
-            if not more:
-                return None, descriptors
-        content: Start | int = pickle.loads(data)  # noqa: S301  from our own parent
-        return content, descriptors
-
-    def _fork(self, start: Start, descriptors: list[int]) -> Call | None:
-        if len(descriptors) != DESCRIPTORS:  # the system drops those for which there is no room
-            for descriptor in descriptors:
-                os.close(descriptor)
-            return None
-        *given, told = descriptors
-        status = Connection(told, readable=False)
-        from shardkit.workers.worker import preload
-
-        preload(start.store)
-        gc.freeze()  # what is here already no fork shall look through
-        try:
-            pid = os.fork()
-        except OSError as error:
-            pid = -(error.errno or errno.EAGAIN)
-        if pid == 0:
-            status.close()
-            return self._become(start, *given)
-        for descriptor in given:
-            os.close(descriptor)
-        self._tell(status, BEGUN.pack(pid))
-        if pid > 0:
-            self._children[pid] = status
-        else:
-            status.close()
-        return None
-
-    def _become(self, start: Start, pipe: int, board: int, stderr: int) -> Call:
-        """Turn a fork of the server into what would have been started by the parent."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()  # its end is the end of all that it starts, and Ctrl-C is not for them
-        adopt_orphans()
-        self._control.close()
-        for status in self._children.values():
-            status.close()
-        os.close(self._ended)
-        os.close(self._waking)
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.environ.clear()
-        os.environ.update(start.environment)
-        time.tzset()
-        sys.path[:] = start.path
-        importlib.invalidate_caches()  # what has come since may be imported too
-        if start.folder is not None:
-            with contextlib.suppress(OSError):
-                os.chdir(start.folder)
-        if (random := sys.modules.get("numpy.random")) is not None:
-            random.seed()  # or all workers would draw the same numbers
-        return pipe, board, start.number, start.store, self._pid
-
-    def _reap(self) -> None:
-        """Tell of the children that have ended, once what they have started has ended too."""
-        ended = []
-        while (pid := ended_child()) is not None:
-            end_group(pid)  # before its number is free for another
-            _, code, usage = os.wait4(pid, 0)
-            status = self._children.pop(pid, None)
-            if status is not None:
-                peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
-                ended.append((status, ENDED.pack(os.waitstatus_to_exitcode(code), peak)))
-        if ended:
-            end_orphans(self._children)
-        for status, message in ended:
-            self._tell(status, message)
-            status.close()
-
-    def _end_all(self) -> None:
-        """End the children, for the program has ended, and what they have started."""
-        for pid in self._children:
-            end_group(pid)
-            os.kill(pid, signal.SIGKILL)  # it may not have a group of its own yet
-        end_orphans(())
-
-    @staticmethod
-    def _tell(status: Connection, message: bytes) -> None:
-        with contextlib.suppress(OSError):  # nobody waits for it any more
-            status.send_bytes(message)

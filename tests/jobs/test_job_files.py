@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from shardkit.cli.app import cli
-from shardkit.jobs import SQLiteStore, StoreError, Submission, sqlite, sqlite_schema
+from shardkit.jobs import SQLiteStore, StoreError, Submission, sqlite_file, sqlite_schema
 from shardkit.jobs.errors import StoreDamaged
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def held(path: Path, *statements: str) -> Iterator[None]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (sqlite, sqlite_schema):
+    for module in (sqlite_file, sqlite_schema):
         monkeypatch.setattr(module, "WAIT_FOR_LOCK_S", 0.05)
 
 

@@ -22,7 +22,7 @@ from shardkit.dataset import switch_steps as switching
 from shardkit.errors import Damaged, StorageError, WrittenByNewer
 from shardkit.jobs import SQLiteStore
 from shardkit.runs.bundle import upload_bundle
-from shardkit.storage import objects as objectstore
+from shardkit.storage import object_contents
 from shardkit.storage.base import File
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.storage.open import folder
@@ -424,13 +424,13 @@ class NoLargeCopies:
 def test_what_is_too_large_for_one_copy_is_copied_in_parts(
     finished: Place, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = objectstore.open_bucket
+    opened = object_contents.open_bucket
 
     def without_large_copies(*given: Any) -> Any:
         found = opened(*given)
         return dataclasses.replace(found, store=NoLargeCopies(found.store), patient=NoLargeCopies(found.patient))
 
-    monkeypatch.setattr(objectstore, "open_bucket", without_large_copies)
+    monkeypatch.setattr(object_contents, "open_bucket", without_large_copies)
     out = folder(f"s3://{bucket}/out")
     out.write("staged", b"some rows")
     out.place("staged", File(out, "placed"))

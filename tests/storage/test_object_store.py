@@ -21,8 +21,7 @@ from job_runs import JobProject
 
 import shardkit as sk
 from shardkit.engines.local import available_isolation
-from shardkit.storage import lease
-from shardkit.storage import objects as objectstore
+from shardkit.storage import lease, scratch
 from shardkit.storage import requests as repeats
 from shardkit.storage.open import folder
 
@@ -441,7 +440,7 @@ def test_files_that_two_threads_begin_first_both_have_a_place(monkeypatch: pytes
             super().__init__(**options)
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", Slow)
-    objectstore._scratch_of.cache_clear()
+    scratch._scratch_of.cache_clear()
     with ThreadPoolExecutor(2) as pool:
         paths = list(pool.map(folder("memory://begun").begin, ["a.parquet", "b.parquet"]))
     for path in paths:

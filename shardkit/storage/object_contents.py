@@ -1,0 +1,195 @@
+"""Objects under a prefix of a bucket, read and written one by one, with errors that name the object and the cure."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import PipelineError, StorageError
+from shardkit.storage.base import Access, Folder, State
+from shardkit.storage.buckets import Bucket, open_bucket
+from shardkit.storage.lease import state_of
+from shardkit.storage.refusals import EXPIRED, Denied, Unanswered, strange
+from shardkit.storage.requests import asking, repeated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Self
+
+CONCURRENT_REQUESTS = 32
+SEVERAL_PARTS_BYTES = 5 << 20  # obstore uploads what is larger in several parts
+NOWHERE = "_shardkit/no-object-of-this-name"
+
+
+@dataclass(frozen=True)
+class ObjectContents(Folder):
+    """A prefix of a bucket; ``prefix`` is empty or ends with a slash."""
+
+    scheme: str
+    bucket: str
+    prefix: str
+    access: Access
+
+    @classmethod
+    def of(cls, uri: str, access: Access) -> Self:
+        """The folder that ``uri`` names."""
+        scheme, _, rest = uri.partition("://")
+        bucket, _, path = rest.partition("/")
+        path = path.strip("/")
+        if not bucket:
+            raise PipelineError(f"{uri} names no bucket.", hint=f"Write {scheme}://bucket/prefix.")
+        if bucket.startswith("arn:"):
+            raise PipelineError(
+                f"{uri}: an access point is named by its alias here, not by its ARN.",
+                hint="Write s3://ALIAS/prefix; aws s3control get-access-point shows it (it ends with -s3alias).",
+            )
+        return cls(scheme, bucket, f"{path}/" if path else "", access)
+
+    @property
+    def uri(self) -> str:  # type: ignore[override]  # read-only here
+        """``s3://bucket/prefix``, without a slash at its end."""
+        return f"{self.root}/{self.prefix}".rstrip("/")
+
+    @property
+    def session(self) -> Any:
+        """The boto3 session that the folder was given, if it was."""
+        return self.access.session
+
+    @property
+    def root(self) -> str:
+        """The whole bucket's URI, without a slash at its end."""
+        return f"{self.scheme}://{self.bucket}"
+
+    @property
+    def _opened(self) -> Bucket:
+        return open_bucket(self.scheme, self.bucket, self.access)
+
+    @property
+    def _store(self) -> Any:
+        return self._opened.store
+
+    def _asking(self, key: str = "") -> contextlib.AbstractContextManager[None]:
+        """What turns the errors of a request about an object into ours."""
+        return asking(f"{self.uri}/{key}" if key else self.uri, self._opened.renew)
+
+    def child(self, name: str) -> Self:
+        """The folder of that name in this one."""
+        return dataclasses.replace(self, prefix=f"{self.prefix}{name.strip('/')}/")
+
+    def encrypted(self, kms_key: str | None) -> Self:
+        """The same folder, with that key for what is written."""
+        if kms_key is None or self.scheme != "s3":
+            return self
+        return dataclasses.replace(self, access=dataclasses.replace(self.access, kms_key=kms_key))
+
+    @repeated
+    def read(self, key: str) -> bytes:
+        """An object's content."""
+        with self._asking(key):
+            return bytes(self._found(key).bytes())
+
+    def _found(self, key: str) -> Any:
+        """An object, of which what the store tells comes first; to be called within `_asking`."""
+        found = self._store.get(self.prefix + key)
+        self._check_told(key, found.meta)
+        return found
+
+    def _check_told(self, key: str, meta: Any) -> None:
+        """See that a store has told of an object: all give an etag, and hardly any page on the way has one."""
+        if not meta["e_tag"]:
+            raise strange(f"{self.uri}/{key}", f"it has no etag, but {meta['size']:,} bytes")
+
+    @repeated
+    def prove(self) -> None:
+        """See that it is a store that answers: such a one says of what nobody has made that it is not there.
+
+        A page to sign in to a network, say, may look like a list without objects.
+        """
+        try:
+            with self._asking(NOWHERE):
+                found = self._store.get(self.prefix + NOWHERE)
+        except FileNotFoundError as error:
+            if self.scheme == "s3" and "<Code>" not in str(error.__cause__):
+                raise strange(self.uri, "it tells no reason why an object is not there") from None
+        except Denied:
+            pass  # as who may not list is told
+        else:
+            raise strange(self.uri, f"it has {found.meta['size']:,} bytes for a name that nobody has given")
+
+    def read_many(self, keys: Sequence[str]) -> list[bytes]:
+        """The content of several objects, read side by side."""
+        if len(keys) < 2:
+            return [self.read(key) for key in keys]
+        with ThreadPoolExecutor(min(CONCURRENT_REQUESTS, len(keys))) as pool:
+            return list(pool.map(self.read, keys))
+
+    @repeated
+    def write(self, key: str, data: bytes) -> None:
+        """Write an object, replacing what was there."""
+        with self._asking(key):
+            opened = self._opened
+            (opened.patient if len(data) > SEVERAL_PARTS_BYTES else opened.store).put(self.prefix + key, data)
+
+    @repeated
+    def state(self, key: str) -> State:
+        """An object's etag and version."""
+        try:
+            return state_of(self._head(key))
+        except FileNotFoundError:
+            return {}
+
+    @repeated
+    def read_state(self, key: str) -> tuple[bytes | None, State]:
+        """An object's content and its state."""
+        try:
+            with self._asking(key):
+                found = self._found(key)
+                return bytes(found.bytes()), state_of(found.meta)
+        except FileNotFoundError:
+            return None, {}
+
+    def write_if(self, key: str, data: bytes, state: State) -> State | None:
+        """Write an object by a conditional request; of several who know the same state, one does."""
+        from obstore import exceptions
+
+        try:
+            return self._put_if(key, data, state)
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError):
+            there, now = self.read_state(key)
+            return now if there == data else None
+
+    @repeated
+    def _put_if(self, key: str, data: bytes, state: State) -> State:
+        with self._asking(key):
+            opened = self._opened
+            store = opened.patient if len(data) > SEVERAL_PARTS_BYTES else opened.store
+            return state_of(store.put(self.prefix + key, data, mode=state or "create"))
+
+    @repeated
+    def size(self, key: str) -> int | None:
+        """An object's size in bytes; None if it is not there."""
+        try:
+            return int(self._head(key)["size"])
+        except FileNotFoundError:
+            return None
+
+    def _head(self, key: str) -> Any:
+        """What the store tells of an object without giving it out."""
+        try:
+            with self._asking(key):
+                meta = self._store.head(self.prefix + key)
+                self._check_told(key, meta)
+                return meta
+        except StorageError as error:
+            if isinstance(error, Denied) or (isinstance(error, Unanswered) and error.kind == EXPIRED):
+                self._learn_why(key)
+            raise
+
+    def _learn_why(self, key: str) -> None:
+        """Raise why a HEAD was refused, whose answer has no body to say so in: a GET of a byte is told."""
+        with contextlib.suppress(FileNotFoundError), self._asking(key):
+            self._store.get_range(self.prefix + key, start=0, end=1)
