@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from shardkit.jobs.clock import Clock
+
 BATCH = 500  # ids in one query: fewer than the variables that any SQLite allows
 PLAIN = (
     "job_id, status, attempt, reason, cause, kind, owner, run, instance_type, instances, known, submitted_at, "
