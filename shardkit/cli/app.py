@@ -128,7 +128,8 @@ def _made_of(pipeline: str | None, fields: dict[str, Any]) -> Pipeline:
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """Fields by their dotted names, from options and from --set, which has the last word."""
-    from shardkit.spec.spec import Spec, dotted_names
+    from shardkit.spec.fields import dotted_names
+    from shardkit.spec.spec import Spec
     from shardkit.spec.yaml import parse_setting
 
     settings = given.pop("settings", ())

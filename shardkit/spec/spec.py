@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     Field,
     ValidationError,
@@ -22,10 +21,11 @@ from shardkit.dataset.formats.kinds import format_of
 from shardkit.engines.environment import refuse_secrets
 from shardkit.engines.values import NoTruth
 from shardkit.errors import PipelineError
-from shardkit.explain import explain, fields_of, models_of, unknown_field
-from shardkit.functions import FunctionRef, name_of, reference
+from shardkit.explain import explain, unknown_field
+from shardkit.functions import FunctionRef, reference
+from shardkit.spec.fields import flat_fields, name_of_function, plain_data
 from shardkit.spec.sections import MOST_ROWS, Catalog, Engine, Input, Output, Queue, Section, Shards, WhenDue, path_text
-from shardkit.storage.base import Access, absolute_uri
+from shardkit.storage.base import Access
 from shardkit.storage.open import folder
 from shardkit.times import DAY_COLUMN, parse_days
 from shardkit.traits import DecidesWork, Expected, Flat, IsPath, MayChange, Short, fields_with
@@ -198,7 +198,7 @@ class Spec(Section):
 
     def pipeline_name(self) -> str:
         """The pipeline's name; by default the function's."""
-        return self.name or _function_name(self.function).rpartition(":")[2]
+        return self.name or name_of_function(self.function).rpartition(":")[2]
 
     def input_folder(self) -> Folder:
         """The input's folder."""
@@ -249,48 +249,12 @@ class Spec(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """The pipeline as plain data, with absolute paths and named functions."""
-        content = self.model_dump(mode="python", by_alias=True)
+        content = plain_data(self.model_dump(mode="python", by_alias=True, exclude={"engine"}), type(self))
         content["name"] = self.pipeline_name()
-        content["input"]["uri"] = absolute_uri(self.input.uri)
-        content["output"]["uri"] = absolute_uri(self.output.uri)
-        content["source_dir"] = os.path.abspath(self.source_dir) if self.source_dir else None
-        for name in ("function", "records", "combine"):
-            value = getattr(self, name)
-            content[name] = _function_name(value) if callable(value) else value
         content["engine"] = self.engine.to_dict() if self.engine is not None else None
-        if self.queue is not None:
-            content["queue"] |= {"notify": list(self.queue.notify)}
-            if "://" not in self.queue.place:
-                content["queue"]["place"] = os.path.abspath(os.path.expanduser(self.queue.place))
-        content["requirements"] = os.path.abspath(self.requirements) if self.requirements else None
-        content["input"] |= {k: list(content["input"][k]) for k in ("pattern", "exclude")}
-        content["output"]["partition_by"] = list(self.output.partition_by)
         return content
-
-
-def flat_fields(spec: type[BaseModel]) -> dict[str, str]:
-    """The fields of sections that may be given without their section's name; and that name."""
-    fields, shorts = fields_of(spec), fields_with(spec, Short)
-    return {
-        name: section
-        for section in fields_with(spec, Flat)
-        for model in models_of(fields[section])
-        for name in fields_of(model)
-        if name != shorts[section].field
-    }
-
-
-def dotted_names(spec: type[BaseModel]) -> dict[str, str]:
-    """What options and arguments without a dot in their names stand for, where they are fields of a section."""
-    sections = {name: f"{name}.{short.field}" for name, short in fields_with(spec, Short).items()}
-    flat = {name: f"{section}.{name}" for name, section in flat_fields(spec).items()}
-    return flat | {name: sections[name] for name in fields_with(spec, Flat)}
 
 
 def _plain(value: Any) -> Any:
     """A section as a mapping, which is validated again; anything else as it is."""
     return value.model_dump(by_alias=True) if isinstance(value, Section) else value
-
-
-def _function_name(function: str | Callable[..., Any]) -> str:
-    return function if isinstance(function, str) else name_of(function)

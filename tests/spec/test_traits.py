@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable  # noqa: TC003  pydantic reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -12,8 +14,9 @@ from shardkit.explain import fields_of
 from shardkit.plan.digests import WORK_FIELDS
 from shardkit.runs.planning import planned_pipeline
 from shardkit.spec.changes import changeable, may_change
+from shardkit.spec.fields import dotted_names, flat_fields
 from shardkit.spec.sections import Input, Output, Queue
-from shardkit.spec.spec import Spec, dotted_names, flat_fields
+from shardkit.spec.spec import Spec
 from shardkit.storage.base import ACCESS_FIELDS
 from shardkit.traits import DecidesWork, Expected, Flat, IsPath, MayChange, Short, fields_with
 
@@ -66,6 +69,8 @@ class More(Spec):
 
     output: Annotated[Longer, Short("uri"), Flat()]
     extra: Annotated[str | None, IsPath()] = None
+    several: tuple[str, ...] = ()
+    how: Callable[..., Any] | None = None
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,9 @@ def test_a_new_field_is_told_of_in_its_model_alone(tmp_path: Path, given: str, e
     assert made.output.note == expected.replace("HERE", str(tmp_path))
     assert made.extra == str(tmp_path / "x")
     assert More.flat("a:b", "in", "out", note=given).output.note == given
+    plain = More.flat("a:b", "in", "out", note=given, extra="x", several=("a", "b"), how=len).to_dict()
+    assert plain["output"]["note"] == (os.path.abspath(given) if given == "notes.txt" else given)
+    assert (plain["extra"], plain["several"], plain["how"]) == (os.path.abspath("x"), ["a", "b"], "builtins:len")
     assert made.replace(output={"note": "other"}).output.uri == str(tmp_path / "out")
     with pytest.raises(sk.PipelineError, match="output.note: expected a file with notes, not 5"):
         More.flat("a:b", "in", "out", note=5)
