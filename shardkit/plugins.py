@@ -1,7 +1,7 @@
-"""Kinds of things that are chosen by a name: those of this package in one table, others from installed packages.
+"""Kinds of things that are chosen by name: those of this package in a table, others from installed packages.
 
-A package offers a kind of its own by an entry point, whose group is the table's. These are looked up only for a name
-that the table does not have, so that nobody waits for them who uses none.
+A package offers its own kind by an entry point in the table's group. Entry points are looked up only for a name that
+the table does not have, so that users of none do not wait for them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Registry(Generic[T]):
 
     Args:
         group: The group of entry points in which other packages offer theirs.
-        own: Where those of this package are, as ``module:name``; a module is loaded when its kind is used.
-        error: Makes the error about a package whose kind cannot be used, of a message and a ``hint``.
-        fits: Whether what another package offers can be used.
-        wanted: What it has to be, in words.
+        own: The kinds of this package, as ``module:name``; a module is loaded when its kind is used.
+        error: Makes an error of a message and a ``hint``, for a package whose kind cannot be used.
+        fits: Whether an object that another package offers can be used.
+        wanted: What such an object has to be, in words.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Registry(Generic[T]):
         return tuple(self._own)
 
     def names(self) -> tuple[str, ...]:
-        """All names that there are, with those of other packages; it takes a look at all that is installed."""
+        """All names, with those of other packages; for these, all installed packages are looked at."""
         return tuple(dict.fromkeys([*self._own, *(point.name for point in _offered(self.group))]))
 
     def loaded(self) -> list[T]:
@@ -66,7 +66,7 @@ class Registry(Generic[T]):
         """The kind of that name; None if there is none.
 
         Raises:
-            Exception: what ``error`` makes, where a package offers it and it cannot be used.
+            Exception: the one that ``error`` makes, if a package offers the kind and it cannot be used.
         """
         if name in self._loaded or name in self._own:
             return self._get(name)
@@ -77,7 +77,7 @@ class Registry(Generic[T]):
         return self._loaded[name]
 
     def near(self, name: object) -> str:
-        """``; did you mean NAME?`` where a name is much like another; else nothing."""
+        """``; did you mean NAME?`` if there is a similar name; else empty."""
         names = difflib.get_close_matches(str(name), self.names(), n=1)
         return f"; did you mean {names[0]}?" if names else ""
 
@@ -103,7 +103,7 @@ class Registry(Generic[T]):
 
 
 def _offered(group: str, name: str | None = None) -> list[EntryPoint]:
-    """What installed packages offer in a group, all or those of a name; the first on the path goes before others."""
+    """The entry points of installed packages in a group, all or those of one name; in the order of the path."""
     from importlib.metadata import entry_points  # which takes as long to load as a small command
 
     return list(entry_points(group=group) if name is None else entry_points(group=group, name=name))

@@ -1,6 +1,6 @@
-"""What a field of a pipeline says of itself beside its type, by ``Annotated[type, trait]``.
+"""Traits of a pipeline's fields, which stand beside the field's type: ``Annotated[type, trait]``.
 
-Whoever needs the fields of some sort asks the models for them, so that a new field is told of in one place alone.
+Code that needs the fields with a certain trait asks the models for them, so that a new field is written in one place.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Expected:
-    """What the field takes, in words, where it takes several kinds of values; pydantic tells of the first kind only."""
+    """What the field takes, in words, if it takes several kinds of values; pydantic names only the first kind."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Short:
-    """The field holds a section that may be given as one word, which is then this field of it."""
+    """The field holds a section that may be given as one word, which is the value of this field in it."""
 
     field: str
 
 
 @dataclass(frozen=True)
 class Flat:
-    """The field holds a section whose fields may be given without its name, as `shardkit.run` and options have them."""
+    """The field holds a section whose fields may be given without its name, in `shardkit.run` and as options."""
 
 
 @dataclass(frozen=True)
 class IsPath:
-    """The field is a path, which counts from a YAML file's folder; ``words`` may stand there that are no paths."""
+    """The field is a path, relative to the YAML file's folder; ``words`` are other values that it may have."""
 
     words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class MayChange:
-    """The field may change between a run and its resumption; of a section, all but the fields ``but``."""
+    """The field may change between a run and its resumption; in a section, all its fields except ``but``."""
 
     but: tuple[str, ...] = ()
 
@@ -60,9 +60,9 @@ class DecidesWork:
 
 @dataclass(frozen=True)
 class Kinds:
-    """The field holds one of several models, which are in a table; its annotation names what they have in common.
+    """The field holds one of several models, which are in a table; its annotation is their common base.
 
-    ``field`` is the one that tells them apart, by their names in the table.
+    ``field`` has the model's name in the table.
     """
 
     registry: Registry[type[Any]]
@@ -70,7 +70,7 @@ class Kinds:
 
 
 def trait_of(field: FieldInfo, kind: type[T]) -> T | None:
-    """The trait of that kind which a field has; None if it has none."""
+    """A field's trait of that kind; None if it has none."""
     return next((trait for trait in field.metadata if isinstance(trait, kind)), None)
 
 
