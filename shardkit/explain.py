@@ -105,8 +105,8 @@ def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> s
         models: list[Any] = [kind]
         for step in at[:-1]:
             models = models_of(fields_of(models[0])[str(step)])
-        known = list(dict.fromkeys(name for model in models for name in fields_of(model)))
-        return "this field is for another kind" if at[-1] in known else unknown_field(str(at[-1]), known)
+        names = list(dict.fromkeys(name for model in models for name in fields_of(model)))
+        return "this field is for another kind" if at[-1] in names else unknown_field(str(at[-1]), names)
     if problem["type"] == "missing":
         return "this field is missing"
     if problem["type"] == "literal_error":
@@ -124,10 +124,10 @@ def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> s
     return message if message.endswith((".", "?")) else f"{message[0].lower()}{message[1:]}, not {_shown(given)}"
 
 
-def unknown_field(name: str, known: Sequence[str]) -> str:
+def unknown_field(name: str, names: Sequence[str]) -> str:
     """The reason why a field is refused that does not exist."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; known are {', '.join(known)}"
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; known are {', '.join(names)}"
 
 
 def _shown(value: Any) -> str:

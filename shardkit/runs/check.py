@@ -1,4 +1,4 @@
-"""A dataset compared with all that is known of it: its files, the notes about them, and the ledgers of its runs."""
+"""A dataset compared with all notes about it: those of its files, and the ledgers of its runs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Checked:
 
 
 def check(output: str | os.PathLike[str], *, boto_session: Any = None) -> Checked:
-    """Compare a dataset with what is known of it: its files, their rows, and each record's rows; changes nothing.
+    """Compare a dataset with all notes about it: its files, their rows, and each record's rows; changes nothing.
 
     Args:
         output: the folder of a dataset.

@@ -90,7 +90,7 @@ class Scheduler:
 
     def _wait(self, due: datetime.datetime, held: Held) -> None:
         def look() -> None:
-            # What is known anyway: whether it can be asked right now plays no part, long before the next run.
+            # Only what is known without asking the store, which may be away for a while, long before the next run.
             if (lost := held.lost) is not None:
                 raise lost
 
@@ -188,7 +188,7 @@ def _told_of_the_schedule(uri: str) -> Iterator[None]:
         yield
     except LockLost as lost:
         raise LockLost(
-            f"This schedule has ended, for it lost its lock while it was paused or cut off: another schedule for {uri} "
+            f"This schedule has ended, because it lost its lock while it was paused or cut off: another schedule for {uri} "
             "may have begun since.",
             hint="No run was in progress. Start it again if no other keeps to it.",
         ) from lost

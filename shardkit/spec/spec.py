@@ -52,7 +52,7 @@ SCHEDULE = Expected("a time such as 3h, a cron expression, or a mapping such as 
 class Spec(Section):
     """What a pipeline says, validated; `Pipeline` adds what can be done with it.
 
-    What else is to be known of a field stands with it, as traits in its annotation.
+    Everything else about a field is in its annotation, as traits.
 
     Raises:
         PipelineError: a field is unknown, mistyped or missing.

@@ -60,7 +60,7 @@ def test_a_schedule_that_has_lost_its_lock_says_so_long_before_it_is_due(uri: st
         with folder(uri).lock(LOCK, "Another schedule is running."):
             done = go_on(command)
     assert done.code == 1
-    assert "This schedule has ended, for it lost its lock while it was paused or cut off" in done.stderr
+    assert "This schedule has ended, because it lost its lock while it was paused or cut off" in done.stderr
     assert "Traceback" not in done.stderr
 
 
