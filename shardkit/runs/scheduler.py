@@ -183,13 +183,13 @@ def _last(output: Folder) -> datetime.datetime | None:
 
 @contextlib.contextmanager
 def _told_of_the_schedule(uri: str) -> Iterator[None]:
-    """Have a lock that was lost end the block with words that are about the schedule, not about a run."""
+    """If the lock is lost, raise an error that is about the schedule, not about a run."""
     try:
         yield
     except LockLost as lost:
         raise LockLost(
-            f"This schedule has ended, because it lost its lock while it was paused or cut off: another schedule for {uri} "
-            "may have begun since.",
+            f"This schedule has ended, because it lost its lock while it was paused or cut off: another schedule for "
+            f"{uri} may have begun since.",
             hint="No run was in progress. Start it again if no other keeps to it.",
         ) from lost
 
