@@ -115,7 +115,7 @@ def stop_in_serving(stopping: Stopping) -> None:
     """Before each write of the queue and each call of the service, which is one in a folder."""
     from file_service import FileService
 
-    from shardkit.cli import jobs as cli_jobs
+    from shardkit.engines.sagemaker import SageMaker
     from shardkit.jobs import Policy, open_store
 
     place = sys.argv[sys.argv.index("--store") + 1]
@@ -125,7 +125,8 @@ def stop_in_serving(stopping: Stopping) -> None:
     for name in ("create_processing_job", "describe_processing_job", "list_processing_jobs"):
         stopping.before(FileService, name, name)
     service = FileService(Path(os.environ["FILE_SERVICE"]))
-    setattr(cli_jobs, "_engine_and_policy", lambda *_: (service, Policy.local(lease_s=0.3)))  # noqa: B010
+    setattr(SageMaker, "serving", lambda *_: (service, Policy.local(lease_s=0.3)))  # noqa: B010
+    setattr(SageMaker, "cloudwatch", False)  # noqa: B010
     stopping.everywhere()
 
 

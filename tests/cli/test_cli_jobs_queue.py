@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from simulated_service import SimulatedService
 
-from shardkit.cli import jobs as cli_jobs
+from shardkit.cli import jobs_look
 from shardkit.cli.app import cli
 from shardkit.cli.jobs import jobs as group
 from shardkit.jobs import SimulatedClock, SQLiteStore, drive
@@ -69,7 +69,7 @@ def test_every_command_has_help_and_an_example(line: Line, command: str) -> None
 
 
 def test_choices_are_those_of_the_queue() -> None:
-    assert cli_jobs.STATUSES == STATUSES and cli_jobs.WAYS == BY
+    assert jobs_look.STATUSES == STATUSES and jobs_look.WAYS == BY
 
 
 def test_submitting(line: Line) -> None:

@@ -163,7 +163,7 @@ def test_only_the_command_line_knows_click() -> None:
 def test_only_some_modules_know_boto3() -> None:
     outside = {name for name in users_of("boto3") | users_of("botocore") if room_of(name) not in {"engines", "jobs"}}
     assert outside == {
-        "cli.jobs",
+        "cli.jobs_look",
         "dataset.catalog",
         "storage.aws_places",
         "storage.buckets",

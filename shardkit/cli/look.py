@@ -1,0 +1,126 @@
+"""Commands that look at a run and its dataset, and change nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from shardkit.cli.commands import Command, echo
+from shardkit.cli.given import opened, output_of
+from shardkit.cli.options import JSON, OUTPUT, RUN_ID
+
+
+@click.command(cls=Command, epilog="shardkit status out/\nshardkit status out/ --run-id 20261121-184259-7f3a --json")
+@OUTPUT
+@RUN_ID
+@JSON
+def status(output: str, run_id: str | None, *, as_json: bool) -> None:
+    """Tell how far a run is, or how it ended; of one on an engine also how its jobs are."""
+    from shardkit.cli.run_lines import job_lines
+
+    found = opened(output, run_id)
+    jobs = found.jobs() if found.has_jobs else []
+    summary = found.summary()
+    if as_json:
+        echo(json.dumps(summary.to_dict() | ({"jobs": jobs} if jobs else {})))
+        return
+    echo(summary.command_text)
+    for line in job_lines(jobs):
+        echo(f"  {line}")
+
+
+@click.command(
+    cls=Command, epilog="shardkit logs out/\nshardkit logs out/ --job merge\nshardkit logs out/ --job 00012-2"
+)
+@OUTPUT
+@RUN_ID
+@click.option("--job", metavar="NAME", help="A job, by its name or a part of it; by default those that failed.")
+def logs(output: str, run_id: str | None, job: str | None) -> None:
+    """Print what the jobs of a run have said: those that failed, or if none did, all."""
+    for line in opened(output, run_id).logs(job):
+        echo(line)
+
+
+@click.command(
+    cls=Command,
+    epilog="shardkit failures out/\nshardkit failures out/ --all --traceback\nshardkit failures out/ --json | jq .key",
+)
+@OUTPUT
+@RUN_ID
+@click.option("--traceback", is_flag=True, help="Show where in your function the records failed.")
+@click.option("--all", "every", is_flag=True, help="List every record, also where they are many.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a record.")
+def failures(output: str, run_id: str | None, *, traceback: bool, every: bool, as_json: bool) -> None:
+    """List the records in quarantine, and why they failed.
+
+    Where they are many, those that failed alike share a line.
+    """
+    from shardkit.cli.run_lines import FEW_FAILURES, failure_lines, grouped_failure_lines
+    from shardkit.units import counted
+
+    found = opened(output, run_id)
+    entries = found.quarantine()
+    grouped = len(entries) > FEW_FAILURES and not every and not as_json
+    for line in grouped_failure_lines(entries, traceback=traceback) if grouped else ():
+        echo(line)
+    for entry in () if grouped else entries:
+        if as_json:
+            echo(json.dumps(entry))
+        else:
+            echo("\n".join(failure_lines(entry, traceback=traceback)))
+    verb = "is" if len(entries) == 1 else "are"
+    others = len({entry["run"] for entry in entries} - {found.run_id})
+    of = f"run {found.run_id}" + (f" and {counted(others, 'other')} that made days of the dataset" if others else "")
+    more = " --all lists each of them." if grouped else ""
+    echo(f"{counted(len(entries), 'record')} of {of} {verb} in quarantine.{more}", err=True)
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+shardkit query "SELECT day_partition, count(*) AS ads FROM dataset GROUP BY 1 ORDER BY 1" pipeline.yaml
+shardkit query "SELECT * FROM dataset WHERE day_partition >= '2020-01-05'" --output out/ --format csv > late.csv
+shardkit query "SELECT * FROM shown JOIN clicks USING (ad)" --output shown=out/impressions --output clicks=out/clicks
+""",
+)
+@click.argument("sql")
+@click.argument("places", nargs=-1, metavar="[PIPELINE.yaml]...")
+@click.option("--output", "outputs", multiple=True, metavar="[NAME=]DIR", help="A dataset's folder; may be repeated.")
+@click.option(
+    "--format", "format_", type=click.Choice(["table", "csv", "json"]), default="table", help="Of the answer."
+)
+@click.option("--using", type=click.Choice(["athena", "duckdb"]), help="By default Athena where there is a catalogue.")
+def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: str, *, using: Any) -> None:
+    """Ask SQL of datasets: each is a table with its pipeline's name, or the NAME given; one alone also `dataset`.
+
+    Athena answers where a dataset is in a Glue catalogue, else DuckDB on this machine, from the same files. DuckDB
+    reads no others, and writes none.
+    """
+    from shardkit.cli.answers import as_lines, named_outputs
+    from shardkit.dataset.query import ask
+
+    given = [output_of(place) for place in (*places, *outputs)]
+    if not given:
+        raise click.UsageError("Give a PIPELINE.yaml, or --output with a dataset's folder.")
+    for line in as_lines(ask(sql, named_outputs(given), using=using), format_):
+        echo(line)
+
+
+@click.command(cls=Command, epilog="shardkit check out/\nshardkit check s3://bucket/features/ --json | jq .faults")
+@OUTPUT
+@JSON
+def check(output: str, *, as_json: bool) -> None:
+    """Compare a dataset with all that is known of it, record by record; changes nothing.
+
+    Its files must be there with the rows that are noted, no others of earlier runs beside them, and each
+    record's rows be in them once. Exit codes: 0 all is right, 1 it is not; the lines say what to do.
+    """
+    from shardkit.runs.check import check as check_output
+
+    done = check_output(output_of(output))
+    click.echo(json.dumps(done.to_dict()) if as_json else str(done))
+    if not done.ok:
+        sys.exit(1)

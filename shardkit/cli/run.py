@@ -1,0 +1,149 @@
+"""Commands that run a pipeline, go on with a run, or say what a run would do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shardkit.cli.commands import Command, echo
+from shardkit.cli.given import days_of, opened, read_pipeline, report, settings_of
+from shardkit.cli.options import DAYS, GO_ON, JSON, OUTPUT, PIPELINE, QUIET, RUN_ID
+
+if TYPE_CHECKING:
+    from shardkit.pipeline import Pipeline
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+shardkit run pipeline.yaml
+shardkit run pipeline.yaml --set input.uri=/data/2020 --set max_failures=10
+shardkit run pipeline.yaml --engine sagemaker
+shardkit run pipeline.yaml --date 2020-01-01 --date 2020-01-05..2020-01-09
+shardkit run pipeline.yaml --since 3d --dry-run
+shardkit run --function features:rows --input data/ --output out/ --pattern '*.jsonl'
+""",
+)
+@PIPELINE
+@DAYS
+@click.option("--dry-run", is_flag=True, help="Only say what would run, and why.")
+@click.option("--run-id", metavar="ID", help="A name for the run; that of an unfinished one goes on with it.")
+@QUIET
+@JSON
+def run(
+    pipeline: str | None,
+    run_id: str | None,
+    *,
+    date: tuple[str, ...],
+    since: str | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Run both passes: records to parts, parts to the dataset.
+
+    With an engine the passes are Processing jobs; Ctrl-C then leaves those running that were launched.
+
+    Exit codes: 0 done, 1 failed, 2 usage or pipeline error, 130 interrupted.
+    """
+    made = read_pipeline(pipeline, given, expect_work=not dry_run)
+    days = days_of(made, date, since)
+    if dry_run:
+        _print_plan(made, days)
+        return
+    report(lambda: made.run(days=days, run_id=run_id, quiet=quiet), as_json=as_json)
+
+
+def _print_plan(made: Pipeline, days: list[str] | None) -> None:
+    with redirect_stdout(sys.stderr):
+        planned = made.plan(days=days)
+    echo(planned.text())
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+shardkit plan pipeline.yaml
+shardkit plan pipeline.yaml --sample 20
+shardkit plan pipeline.yaml --json | jq .totals
+""",
+)
+@PIPELINE
+@DAYS
+@click.option("--sample", type=int, metavar="N", help="Run N records first, and say what the whole will take.")
+@JSON
+def plan(
+    pipeline: str | None,
+    sample: int | None,
+    *,
+    date: tuple[str, ...],
+    since: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Say what a run would do, without doing it."""
+    made = read_pipeline(pipeline, given, expect_work=sample is not None)
+    with redirect_stdout(sys.stderr):
+        planned = made.plan(days=days_of(made, date, since))
+        estimate = made.sample(sample) if sample is not None else None
+    if as_json:
+        from dataclasses import asdict
+
+        echo(json.dumps(planned.content | ({"estimate": asdict(estimate)} if estimate else {})))
+        return
+    echo(planned.text(rows=estimate.rows if estimate else None))
+    if estimate:
+        echo(f"\n{estimate}")
+
+
+@click.command(
+    cls=Command, epilog="shardkit stop out/\nshardkit stop s3://bucket/features/ --run-id 20261121-184259-7f3a"
+)
+@OUTPUT
+@RUN_ID
+def stop(output: str, run_id: str | None) -> None:
+    """Stop the jobs of a run; what they have committed is kept, and `resume` goes on from there."""
+    from shardkit.units import counted
+
+    found = opened(output, run_id)
+    count = found.stop()
+    if not count:
+        echo(f"Run {found.run_id}: no job is left to stop.")
+        return
+    echo(f"{counted(count, 'job')} of run {found.run_id} stopped. Go on: shardkit resume {found.folder.arguments}")
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+shardkit retry out/
+shardkit retry out/ --run-id 20261121-184259-7f3a --set timeout=600
+""",
+)
+@GO_ON
+@click.option("--changed-function", is_flag=True, help="Go on although the function has another name.")
+def retry(output: str, run_id: str | None, *, settings: Any, as_json: bool, **how: Any) -> None:
+    """Run the quarantined records again, with the function as it is now, and make the dataset anew."""
+    found, changes = opened(output, run_id), settings_of({"settings": settings})
+    report(lambda: found.retry(**how, **changes), as_json=as_json)
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+shardkit resume out/
+shardkit resume out/ --set max_failures=100% --set output.widen_ints=true
+""",
+)
+@GO_ON
+@click.option("--changed-function", is_flag=True, help="Go on although the function's source has changed.")
+@click.option("--make-current", is_flag=True, help="Have its dataset replace that of the later run that replaced it.")
+def resume(output: str, run_id: str | None, *, settings: Any, as_json: bool, **how: Any) -> None:
+    """Go on with a run where it was interrupted or failed; what is committed is not done again."""
+    found, changes = opened(output, run_id), settings_of({"settings": settings})
+    report(lambda: found.resume(**how, **changes), as_json=as_json)
