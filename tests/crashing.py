@@ -250,7 +250,8 @@ def wait_until_paused(command: Command) -> bool:
 
 def go_on(command: Command) -> Done:
     """Let a command that is paused go on to its end."""
-    os.kill(command.pid, signal.SIGCONT)
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.kill(command.pid, signal.SIGCONT)
     return command.wait()
 
 

@@ -74,13 +74,14 @@ def test_a_schedule_is_paused_in_its_run(uri: str, tmp_path: Path, step: int) ->
         if "://" not in uri:
             for path in (tmp_path / "out").glob("_shardkit/**/*lock"):
                 path.unlink()
-        other = sk.Pipeline.from_yaml(yaml).run(quiet=True)
+        sk.Pipeline.from_yaml(yaml).run(quiet=True)
         with folder(uri).lock(LOCK, "Another schedule is running."):
             done = go_on(command)
     assert done.code == 1
     assert "This schedule has ended" in done.stderr and "Traceback" not in done.stderr
-    assert sk.open_run(uri).summary().status == "done"
-    assert other.dataset().to_table().num_rows == 1
+    last = sk.open_run(uri)  # of either: a run that began under the lock may end, and its dataset is as good
+    assert last.summary().status == "done"
+    assert last.dataset().to_table().num_rows == 1
 
 
 SERVED = {"AppSpecification": {"ImageUri": "image"}, "RoleArn": "arn:aws:iam::123456789012:role/any"} | {

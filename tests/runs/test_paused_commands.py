@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crashing import Command
     from test_paused import Output
 
-RETRY_STEPS = ["create", "confirm", "place", "result", "current", "remove", "tidy", "forget"]
+RETRY_STEPS = ["create", "confirm", "place", "result", "current", "remove", "tidy"]
 CLEAN_STEPS = 30  # more than there are on any store
 
 
