@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from shardkit.dataset.merge import Merge
+    from shardkit.plan.compare import Basis
     from shardkit.plan.plan import Plan
+    from shardkit.plan.records import Records
     from shardkit.runfolder.document_types import PlanDocument
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.spec import Spec
@@ -66,33 +68,18 @@ def make_run_plan(
         PipelineError: the output lies around the input, or belongs to another pipeline.
     """
     from shardkit.macro import make_plan
-    from shardkit.plan.compare import Basis, compare
+    from shardkit.plan.compare import compare
     from shardkit.plan.describe import Launching
-    from shardkit.plan.digests import work_digest
-    from shardkit.plan.records import build_records
 
     source, output = pipeline.input_folder(), pipeline.output_folder()
     _check_apart(source, output)
     _check_partitions(pipeline.output.partition_by)
     current = check_owner(output, pipeline.pipeline_name())
     content = pipeline.to_dict()
-    records = build_records(
-        source.objects(leave_out=output),
-        records=_records_rule(pipeline),
-        pattern=pipeline.input.pattern,
-        exclude=pipeline.input.exclude,
-        shards=content["shards"],
-    )
+    records = _records(pipeline, source, output, content)
     if days is not None:
         records = records.of_days(days)
-    comparison, merging = None, pipeline.merge()
-    basis = Basis(
-        by_day=pipeline.by_day,
-        work=work_digest(content, function_ref.digest),
-        work_before=work_digest(content, function_ref.digest, named=False),
-        merge=merging.digest(),
-        form=merging.layout.form(content["shards"]),
-    )
+    comparison, basis = None, _basis(pipeline, content, function_ref)
     if (pipeline.by_day or pipeline.is_incremental) and not recompute:
         comparison = compare(
             records.table, output, current, basis, all_days=days is None, recompute=not pipeline.is_incremental
@@ -116,6 +103,34 @@ def make_run_plan(
     if comparison is not None and plan.content["totals"]["records"]:
         check_form(plan.content, current, basis.form, output)
     return plan
+
+
+def _records(pipeline: Spec, source: Folder, output: Folder, content: dict[str, Any]) -> Records:
+    """The records of the whole input."""
+    from shardkit.plan.records import build_records
+
+    return build_records(
+        source.objects(leave_out=output),
+        records=_records_rule(pipeline),
+        pattern=pipeline.input.pattern,
+        exclude=pipeline.input.exclude,
+        shards=content["shards"],
+    )
+
+
+def _basis(pipeline: Spec, content: dict[str, Any], function_ref: FunctionRef) -> Basis:
+    """What decides whether the rows of an earlier run are those that this one would make."""
+    from shardkit.plan.compare import Basis
+    from shardkit.plan.digests import work_digest
+
+    merging = pipeline.merge()
+    return Basis(
+        by_day=pipeline.by_day,
+        work=work_digest(content, function_ref.digest),
+        work_before=work_digest(content, function_ref.digest, named=False),
+        merge=merging.digest(),
+        form=merging.layout.form(content["shards"]),
+    )
 
 
 def _check_partitions(columns: Collection[str]) -> None:
