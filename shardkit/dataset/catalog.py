@@ -17,9 +17,10 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.types as pt
 
+from shardkit.dataset.current import current_result
 from shardkit.dataset.glue_types import can_be_named, glue_type
 from shardkit.dataset.read import open_dataset
-from shardkit.dataset.switch import current_result, dataset_lock
+from shardkit.dataset.switch import dataset_lock
 from shardkit.errors import CatalogError, PipelineError, QueryError
 from shardkit.storage.aws_places import aws_settings
 from shardkit.storage.base import STATE_DIR

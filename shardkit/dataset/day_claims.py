@@ -13,7 +13,8 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardkit.dataset.switch import check_base, current_result
+from shardkit.dataset.checks import check_base
+from shardkit.dataset.current import current_result
 from shardkit.runfolder.folder import RunFolder
 from shardkit.storage.base import STATE_DIR
 from shardkit.storage.side_by_side import together

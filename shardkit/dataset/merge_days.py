@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from shardkit.dataset.current import current_result
 from shardkit.dataset.day_notes import DayMerge, day_merges
 from shardkit.dataset.merge import merge_partitions
 from shardkit.dataset.recipe import Recipe
 from shardkit.dataset.sources import source_of
-from shardkit.dataset.switch import current_result
 from shardkit.dataset.switch_steps import staging
 
 if TYPE_CHECKING:

@@ -7,7 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shardkit.dataset.build import Build
-from shardkit.dataset.switch import check_name, current_result, dataset_lock, switch
+from shardkit.dataset.checks import check_name
+from shardkit.dataset.current import current_result
+from shardkit.dataset.switch import dataset_lock, switch
 from shardkit.dataset.switch_steps import generation_of, staging
 from shardkit.dataset.uniform import make_uniform
 from shardkit.storage.side_by_side import together

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardkit.dataset.accounts import Account, check_parts, is_ours, rows_of_parts
+from shardkit.dataset.current import current_result
 from shardkit.dataset.next_state import switching
-from shardkit.dataset.switch import current_result, finish_switches
+from shardkit.dataset.switch import finish_switches
 from shardkit.dataset.writer import DataFile, Layout
 from shardkit.errors import InputError
 from shardkit.runfolder.attempt import resume_hint

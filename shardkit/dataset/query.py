@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import pyarrow as pa
 
 from shardkit.dataset.catalog import ask_athena, registered
+from shardkit.dataset.current import current_result
 from shardkit.dataset.read import open_dataset
-from shardkit.dataset.switch import current_result, finish_switches
+from shardkit.dataset.switch import finish_switches
 from shardkit.errors import PipelineError, QueryError, RunNotFound
 from shardkit.runfolder.folder import RunFolder
 from shardkit.storage.open import folder as folder_at

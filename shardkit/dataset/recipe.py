@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from shardkit.dataset.checks import kept_days
 from shardkit.dataset.day_notes import basis_of
 from shardkit.dataset.kept_files import Keeper
-from shardkit.dataset.switch import kept_days
 from shardkit.runfolder.limits import check_made
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from pyarrow.types import is_floating, is_integer
 
 from shardkit.dataset.accounts import check_parts
+from shardkit.dataset.checks import kept_days
 from shardkit.dataset.source import DamagedPart, one_schema, read_source
-from shardkit.dataset.switch import kept_days
 from shardkit.errors import PipelineError
 from shardkit.tables.type_text import schema_of
 from shardkit.tables.unify import holds_all

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
+from shardkit.dataset.checks import check_base, check_form
+from shardkit.dataset.current import current_state, missing_file, parsed, results_of_runs
 from shardkit.dataset.switch_steps import COMMIT, Dataset, Switch, name_of, note, remove, staging
-from shardkit.errors import Damaged, PipelineError, PlanMismatch, RunBusy, RunReplaced, StorageError, WrittenByNewer
+from shardkit.errors import Damaged, PlanMismatch, RunBusy, StorageError, WrittenByNewer
 from shardkit.hints import joined
 from shardkit.runfolder import documents
 from shardkit.runfolder.document_types import Commit, Result
@@ -32,10 +34,8 @@ from shardkit.tables.type_text import merged_schema, schema_to_text
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from shardkit.runfolder.document_types import PlanDocument, ResultFile
+    from shardkit.runfolder.document_types import ResultFile
     from shardkit.storage.base import Folder, State
-
-D = TypeVar("D")
 
 
 @contextlib.contextmanager
@@ -58,34 +58,13 @@ def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[Dataset
 def _look(dataset: Dataset) -> None:
     """See how a dataset is, once any half-done switch is finished."""
     output = dataset.output
-    (commit, made), (dataset.result, dataset.state) = together([partial(_read_commit, output), partial(_now, output)])
+    (commit, made), (dataset.result, dataset.state) = together(
+        [partial(_read_commit, output), partial(current_state, output)]
+    )
     if commit is _DAMAGED:
         commit = _rebuilt(output, dataset.result)
     if commit is not None:
         _finish(dataset, Switch(dataset, commit, made), commit["result"])
-
-
-def current_result(output: Folder) -> Result | None:
-    """The result that describes the dataset as it is now: that of the run which switched it last.
-
-    Where the note of it is gone or damaged, the runs' own results tell.
-
-    Raises:
-        Damaged: these cannot tell either.
-        WrittenByNewer: it is of a later format.
-    """
-    return _now(output)[0]
-
-
-def _now(output: Folder) -> tuple[Result | None, State]:
-    """The same, and the state of the note of it."""
-    data, state = output.read_state(CURRENT)
-    if data is None:
-        return _told_by_runs(output, ""), {}
-    try:
-        return _parsed(output, CURRENT, data, Result), state
-    except Damaged as error:
-        return _told_by_runs(output, error.message), state
 
 
 _DAMAGED = cast("Commit", {})
@@ -94,159 +73,9 @@ _DAMAGED = cast("Commit", {})
 def _read_commit(output: Folder) -> tuple[Commit | None, State]:
     data, state = output.read_state(COMMIT)
     try:
-        return (None if data is None else _parsed(output, COMMIT, data, Commit)), state
+        return (None if data is None else parsed(output, COMMIT, data, Commit)), state
     except Damaged:
         return _DAMAGED, state
-
-
-def _parsed(output: Folder, name: str, data: bytes, kind: type[D]) -> D:
-    try:
-        return documents.parse(data, kind, f"{output.uri}/{name}")
-    except Damaged as error:
-        raise Damaged(f"{output.uri}/{name} is damaged: {error.message}.") from None
-
-
-def _results(output: Folder) -> tuple[list[Result], list[str]]:
-    """The results of all runs, and the names of those that are damaged."""
-    found, damaged = [], []
-    for run_id in output.children(RUNS):
-        try:
-            name = f"{RUNS}/{run_id}/result.json"
-            found.append(_parsed(output, name, output.read(name), Result))
-        except FileNotFoundError:
-            continue
-        except Damaged:
-            damaged.append(f"{RUNS}/{run_id}/result.json")
-    return sorted(found, key=lambda result: result["switched"]), damaged
-
-
-def _told_by_runs(output: Folder, why: str) -> Result | None:
-    """The latest result of all runs, whose files are all there; ``why`` it is asked for, if something is damaged."""
-    results, damaged = _results(output)
-    if not (results or damaged or why):
-        return None  # the usual beginning
-    wrong = f"{damaged[0]} is damaged" if damaged else "" if results else "no run has a result"
-    if not wrong and (missing := _missing_file(output, results[-1]["files"])):
-        wrong = f"the latest result of a run lists {missing}, which is not there as it was written"
-    if wrong:
-        first = why or f"{output.uri}/{CURRENT} is not there."
-        raise Damaged(
-            f"{first} The runs cannot tell either what the dataset is: {wrong}.",
-            hint="Put the file back from a copy; or choose another output, or move all of this one away, and run anew.",
-        )
-    if why:
-        documents.say(f"{why} The dataset is that of run {results[-1]['run_id']}, as its own result tells.")
-    _mend(output, results[-1])
-    return results[-1]
-
-
-def _mend(output: Folder, result: Result) -> None:
-    """Write the note of what the dataset is anew, unless somebody is at it, or we may not."""
-    with contextlib.suppress(RunBusy, StorageError), output.lock(f"{STATE_DIR}/lock", ""):
-        if output.exists(COMMIT):
-            return
-        data, state = output.read_state(CURRENT)
-        try:
-            _parsed(output, CURRENT, data or b"", Result)
-        except Damaged:
-            note(output, CURRENT, result, state)
-
-
-def _missing_file(output: Folder, files: list[ResultFile]) -> str:
-    """The first of a dataset's files that is not there as it was written; nothing if all are."""
-    sizes = together([partial(output.size, file["path"]) for file in files])
-    return next((f["path"] for f, size in zip(files, sizes, strict=True) if size != f["bytes"]), "")
-
-
-def check_owner(output: Folder, name: str) -> Result | None:
-    """See that no other pipeline's dataset lies in ``output``; returns the result that describes the one there.
-
-    Raises:
-        PipelineError: there is one.
-    """
-    current = current_result(output)
-    check_name(output, current, name)
-    return current
-
-
-def check_name(output: Folder, current: Result | None, name: str) -> None:
-    """The same, of a result that is known.
-
-    Raises:
-        PipelineError: it is another pipeline's.
-    """
-    if current is not None and current["name"] != name:
-        raise PipelineError(
-            f"{output.uri} holds the dataset of pipeline {current['name']!r} (run {current['run_id']}), not of "
-            f"{name!r}.",
-            hint=f"Choose another output, or give this pipeline the name {current['name']!r} to replace that dataset.",
-        )
-
-
-def check_base(run_id: str, plan: PlanDocument, current: Result | None) -> None:
-    """See that the days that a run is to make are those that it was planned upon.
-
-    Raises:
-        PlanMismatch: one has been made anew meanwhile.
-    """
-    made = current["partitions"] if current is not None else {}
-    for day, before in plan["based_on"].items():
-        now_by = made[day]["run"] if day in made else None
-        if now_by not in {before, run_id} and not (now_by is None and day in plan["dropped"]):
-            raise PlanMismatch(
-                f"Run {run_id}: {day} has been made anew by run {now_by} since this one was planned.",
-                hint="Start a new run; it computes only what has changed since. What is in quarantine is tried again "
-                f"with --date {day} --set incremental=false.",
-            )
-
-
-def replaced_by(folder: RunFolder, result: Result | None, current: Result | None) -> str | None:
-    """The run that has replaced the dataset of a run; None while something of that is there, or where it has none."""
-    if result is None or current is None or current["run_id"] == folder.run_id:
-        return None
-    makers = {name: made["run"] for name, made in current["partitions"].items()}
-    if folder.run_id in makers.values():
-        return None
-    mine = [name for name in folder.plan()["partitions"] or {} if name in makers]
-    return makers[mine[0]] if mine else current["run_id"]
-
-
-def check_not_replaced(folder: RunFolder) -> None:
-    """See that no later run has replaced the dataset of a run that is to be gone on with.
-
-    Raises:
-        RunReplaced: one has.
-    """
-    other = replaced_by(folder, *together([folder.result, lambda: current_result(folder.output)]))
-    if other is not None:
-        raise RunReplaced(
-            f"The dataset of run {folder.run_id} was replaced by run {other}.",
-            hint=advice(folder, lambda step: f"To make it the current one again: {step('resume', make_current=True)}"),
-        )
-
-
-def kept_days(plan: PlanDocument, current: Result | None) -> list[str]:
-    """The partitions of the dataset that a run leaves as they are."""
-    if current is None or not plan["by_day"]:
-        return []
-    return [name for name in current["partitions"] if name not in {*(plan["partitions"] or ()), *plan["dropped"]}]
-
-
-def check_form(plan: PlanDocument, current: Result | None, form: dict[str, Any], output: Folder) -> list[str]:
-    """See that the days that a run makes are of the same form as those that it leaves; returns these.
-
-    Raises:
-        PlanMismatch: they are not.
-    """
-    kept = kept_days(plan, current)
-    if kept and current is not None and current["form"] != form:
-        before = current["form"]
-        names = [name for name in form if form[name] != before.get(name)]
-        raise PlanMismatch(
-            f"The other days of {output.uri} were made with another {' and '.join(names) or 'form'}.",
-            hint="Run all days once, without --date and --since, to make them alike.",
-        )
-    return kept
 
 
 def switch(
@@ -341,7 +170,7 @@ def _finish(dataset: Dataset, left: Switch, result: Result) -> None:
             return  # whoever began it was paused, and another run has switched the dataset meanwhile
         staged, earlier = together([left.staged, partial(folder.files.state, "result.json")])
         there = {name: size for name, (_, size) in staged.items()}
-        lost = _missing_file(output, [file for file in result["files"] if there.get(file["path"]) != file["bytes"]])
+        lost = missing_file(output, [file for file in result["files"] if there.get(file["path"]) != file["bytes"]])
         if not lost:
             names = [file["path"] for file in result["files"] if file["path"] in staged]
             left.finish({name: staged[name][0] for name in names}, earlier)
@@ -377,7 +206,7 @@ def _rebuilt(output: Folder, current: Result | None) -> Commit | None:
     A run whose result is later than the dataset's was about to switch to it: all its files were in their places by
     then. What else lies there of staged files, or of results that have been replaced, is left over.
     """
-    results, _ = _results(output)
+    results, _ = results_of_runs(output)
     latest = max(results, key=lambda result: result["switched"], default=None)
     stay = {file["path"] for file in current["files"]} if current is not None else set()
     if latest is not None and latest["switched"] > (current["switched"] if current is not None else 0):

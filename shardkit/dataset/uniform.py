@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
 
+from shardkit.dataset.checks import kept_days
 from shardkit.dataset.formats.kinds import format_of
 from shardkit.dataset.kept_files import CONTENTS, Contents, noted_by
 from shardkit.dataset.read import FOOTERS_AT_ONCE, open_dataset
 from shardkit.dataset.source import one_schema
-from shardkit.dataset.switch import kept_days
 from shardkit.dataset.writer import write_file
 from shardkit.errors import SchemaConflict, StorageError
 from shardkit.storage.base import File

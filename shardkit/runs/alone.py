@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from shardkit.dataset.accounts import Account
+from shardkit.dataset.checks import check_owner
 from shardkit.dataset.merge import write_merged
 from shardkit.dataset.next_state import switching
 from shardkit.dataset.part_folders import check_inputs, ledgers_of, noted_of, parquet_files
 from shardkit.dataset.source import read_source
-from shardkit.dataset.switch import check_owner
 from shardkit.errors import NothingMade
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit.dataset.accounts import Account, faults, is_ours, part_fault, rows_in, spans_of
+from shardkit.dataset.current import current_result
 from shardkit.dataset.kept_files import Contents, noted_by
-from shardkit.dataset.switch import current_result, finish_switches
+from shardkit.dataset.switch import finish_switches
 from shardkit.errors import LedgerError, RunNotFound
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import QUARANTINED, Ledger

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from shardkit.dataset.current import current_result
 from shardkit.dataset.kept_files import noted_by
-from shardkit.dataset.switch import current_result, finish_switches
+from shardkit.dataset.switch import finish_switches
 from shardkit.errors import Damaged, LockLost, PipelineError, RunBusy, RunNotFound, StorageError, WrittenByNewer
 from shardkit.jobs.job import LIVE
 from shardkit.runfolder.find import latest_run

@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from shardkit.dataset.checks import check_not_replaced
 from shardkit.dataset.day_claims import holding_days
-from shardkit.dataset.switch import check_not_replaced, finish_switches
+from shardkit.dataset.switch import finish_switches
 from shardkit.errors import PipelineError, PlanMismatch, RunReplaced
 from shardkit.functions import FunctionRef, reference
 from shardkit.runfolder.attempt import Attempt

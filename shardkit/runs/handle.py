@@ -6,7 +6,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from shardkit.dataset.switch import check_not_replaced, current_result
+from shardkit.dataset.checks import check_not_replaced
+from shardkit.dataset.current import current_result
 from shardkit.errors import PipelineError, RunFailed, RunNotFound, RunReplaced, ShardkitError
 from shardkit.hints import joined
 from shardkit.masking import masked

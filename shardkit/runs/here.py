@@ -6,8 +6,10 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+from shardkit.dataset.checks import check_not_replaced
+from shardkit.dataset.current import current_result
 from shardkit.dataset.day_claims import holding_days
-from shardkit.dataset.switch import check_not_replaced, current_result, finish_switches
+from shardkit.dataset.switch import finish_switches
 from shardkit.errors import RunNotFound
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress

@@ -14,7 +14,8 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from shardkit.dataset.switch import check_not_replaced, finish_switches
+from shardkit.dataset.checks import check_not_replaced
+from shardkit.dataset.switch import finish_switches
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
 from shardkit.jobs import JobError, stop

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shardkit.dataset.switch import check_form, check_owner
+from shardkit.dataset.checks import check_form, check_owner
 from shardkit.errors import PipelineError, PlanMismatch
 from shardkit.functions import FunctionRef, python_version, reference
 from shardkit.storage.local_folder import LocalFolder

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardkit.dataset.switch import current_result
+from shardkit.dataset.current import current_result
 from shardkit.errors import Damaged
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import Ledger

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from shardkit.dataset.switch import current_result, replaced_by
+from shardkit.dataset.checks import replaced_by
+from shardkit.dataset.current import current_result
 from shardkit.errors import Damaged, ShardkitError, WrittenByNewer
 from shardkit.hints import Hint, as_command, is_command, joined
 from shardkit.runfolder.attempt import resume_hint

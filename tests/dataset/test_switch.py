@@ -15,7 +15,7 @@ import pytest
 from crashing import TESTS, Done, Project, dying, environment, folder_rows, rows_of, wait_for
 
 import shardkit as sk
-from shardkit.dataset.switch import current_result
+from shardkit.dataset.current import current_result
 from shardkit.storage.local_folder import LocalFolder
 
 WORK = """

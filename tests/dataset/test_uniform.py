@@ -12,7 +12,7 @@ import pytest
 from test_increments import BY_DAY
 
 import shardkit as sk
-from shardkit.dataset.switch import current_result
+from shardkit.dataset.current import current_result
 from shardkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:

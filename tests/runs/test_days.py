@@ -16,7 +16,7 @@ from crashing import TESTS, environment
 from test_increments import BY_DAY, WORK, Feed
 
 import shardkit as sk
-from shardkit.dataset.switch import current_result
+from shardkit.dataset.current import current_result
 from shardkit.macro import make_plan
 from shardkit.plan.compare import Basis, compare
 from shardkit.plan.records import build_records

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import shardkit as sk
-from shardkit.dataset.switch import current_result
+from shardkit.dataset.current import current_result
 from shardkit.storage.local_folder import LocalFolder
 
 SLOW = pytest.mark.slow

@@ -21,7 +21,8 @@ import shardkit as sk
 from shardkit.dataset import next_state as building
 from shardkit.dataset import switch as commit
 from shardkit.dataset import switch_steps as switching
-from shardkit.dataset.switch import COMMIT, current_result
+from shardkit.dataset.current import current_result
+from shardkit.dataset.switch import COMMIT
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.names import REMOVED
 from shardkit.storage import lease, locks

@@ -1,0 +1,106 @@
+"""What a run may make of a dataset: whose it is, what the run was planned upon, and which days it leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardkit.dataset.current import current_result
+from shardkit.errors import PipelineError, PlanMismatch, RunReplaced
+from shardkit.runfolder.steps import advice
+from shardkit.storage.side_by_side import together
+
+if TYPE_CHECKING:
+    from shardkit.runfolder.document_types import PlanDocument, Result
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.storage.base import Folder
+
+
+def check_owner(output: Folder, name: str) -> Result | None:
+    """See that no other pipeline's dataset lies in ``output``; returns the result that describes the one there.
+
+    Raises:
+        PipelineError: there is one.
+    """
+    current = current_result(output)
+    check_name(output, current, name)
+    return current
+
+
+def check_name(output: Folder, current: Result | None, name: str) -> None:
+    """The same, of a result that is known.
+
+    Raises:
+        PipelineError: it is another pipeline's.
+    """
+    if current is not None and current["name"] != name:
+        raise PipelineError(
+            f"{output.uri} holds the dataset of pipeline {current['name']!r} (run {current['run_id']}), not of "
+            f"{name!r}.",
+            hint=f"Choose another output, or give this pipeline the name {current['name']!r} to replace that dataset.",
+        )
+
+
+def check_base(run_id: str, plan: PlanDocument, current: Result | None) -> None:
+    """See that the days that a run is to make are those that it was planned upon.
+
+    Raises:
+        PlanMismatch: one has been made anew meanwhile.
+    """
+    made = current["partitions"] if current is not None else {}
+    for day, before in plan["based_on"].items():
+        now_by = made[day]["run"] if day in made else None
+        if now_by not in {before, run_id} and not (now_by is None and day in plan["dropped"]):
+            raise PlanMismatch(
+                f"Run {run_id}: {day} has been made anew by run {now_by} since this one was planned.",
+                hint="Start a new run; it computes only what has changed since. What is in quarantine is tried again "
+                f"with --date {day} --set incremental=false.",
+            )
+
+
+def replaced_by(folder: RunFolder, result: Result | None, current: Result | None) -> str | None:
+    """The run that has replaced the dataset of a run; None while something of that is there, or where it has none."""
+    if result is None or current is None or current["run_id"] == folder.run_id:
+        return None
+    makers = {name: made["run"] for name, made in current["partitions"].items()}
+    if folder.run_id in makers.values():
+        return None
+    mine = [name for name in folder.plan()["partitions"] or {} if name in makers]
+    return makers[mine[0]] if mine else current["run_id"]
+
+
+def check_not_replaced(folder: RunFolder) -> None:
+    """See that no later run has replaced the dataset of a run that is to be gone on with.
+
+    Raises:
+        RunReplaced: one has.
+    """
+    other = replaced_by(folder, *together([folder.result, lambda: current_result(folder.output)]))
+    if other is not None:
+        raise RunReplaced(
+            f"The dataset of run {folder.run_id} was replaced by run {other}.",
+            hint=advice(folder, lambda step: f"To make it the current one again: {step('resume', make_current=True)}"),
+        )
+
+
+def kept_days(plan: PlanDocument, current: Result | None) -> list[str]:
+    """The partitions of the dataset that a run leaves as they are."""
+    if current is None or not plan["by_day"]:
+        return []
+    return [name for name in current["partitions"] if name not in {*(plan["partitions"] or ()), *plan["dropped"]}]
+
+
+def check_form(plan: PlanDocument, current: Result | None, form: dict[str, Any], output: Folder) -> list[str]:
+    """See that the days that a run makes are of the same form as those that it leaves; returns these.
+
+    Raises:
+        PlanMismatch: they are not.
+    """
+    kept = kept_days(plan, current)
+    if kept and current is not None and current["form"] != form:
+        before = current["form"]
+        names = [name for name in form if form[name] != before.get(name)]
+        raise PlanMismatch(
+            f"The other days of {output.uri} were made with another {' and '.join(names) or 'form'}.",
+            hint="Run all days once, without --date and --since, to make them alike.",
+        )
+    return kept
