@@ -1,7 +1,9 @@
-"""What documents of earlier versions lack, so that whoever reads them need not ask who wrote them.
+"""The fields that documents of earlier versions lack, so that nobody who reads one has to ask which version wrote it.
 
-A document is filled in where it is read, and never on the disk. What cannot be known is empty: a digest that is empty
-is like no other, so that what was made with it is made anew.
+A document is filled in when it is read; its file stays as it is. A value that nobody can know is empty: an empty digest
+differs from every other, so that what was made with it is recomputed.
+
+What is filled in may be damaged, so nothing here relies on a field being there, or on its type: `shapes` looks later.
 """
 
 from __future__ import annotations
@@ -37,27 +39,32 @@ def _fill_in_plan(plan: dict[str, Any]) -> None:
     if isinstance(totals, dict):
         _add(totals, dict.fromkeys(_TOTALS, 0) | {"left_out_sample": []})
     for shard in _objects(shards):
-        name = shard.get("group")
-        _add(shard, {"groups": int(name is not None), "group_names": [] if name is None else [name]})
+        if "groups" not in shard:
+            name = shard.get("group")
+            _add(shard, {"groups": int(name is not None), "group_names": [] if name is None else [name]})
     nothing = {"partitions": 0, "records": 0}
     later = {"by_day": False, "work": "", "form": {"days": None}, "merge_digest": ""}
     changes: dict[str, Any] = {"partitions": None, "based_on": {}, "dropped": [], "left": [], "unchanged": nothing}
-    _add(plan, later | changes | {"merge": True, "datasets_left_out": [], "jobs": _jobs_of(_objects(shards))})
+    _add(plan, later | changes | {"merge": True, "datasets_left_out": []})
+    if "jobs" not in plan:
+        plan["jobs"] = _jobs_of(_objects(shards))
 
 
 def _jobs_of(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A job for each shard, as they would be planned today."""
-    longest = max((shard["bytes"] for shard in shards if isinstance(shard.get("bytes"), int)), default=0)
-    same = ("groups", "records", "bytes")
+    sizes = [size if isinstance(size := shard.get("bytes"), int) else 0 for shard in shards]
+    longest = max(sizes, default=0)
     return [
-        {name: shard.get(name) for name in same}
-        | {
+        {
             "job": number,
             "shards": [shard.get("shard")],
             "instances": 1,
-            "share_of_longest": round(shard["bytes"] / longest, 4) if longest else 1.0,
+            "groups": shard.get("groups"),
+            "records": shard.get("records"),
+            "bytes": size,
+            "share_of_longest": round(size / longest, 4) if longest else 1.0,
         }
-        for number, shard in enumerate(shards)
+        for number, (shard, size) in enumerate(zip(shards, sizes, strict=True))
     ]
 
 

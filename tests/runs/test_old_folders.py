@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +16,10 @@ import shardkit as sk
 from shardkit.cli.app import cli
 from shardkit.dataset.day_notes import day_merges
 from shardkit.runfolder import documents
+from shardkit.runfolder.document_types import Heartbeat, Marker, PlanDocument, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VERSIONS = sorted(path.name for path in FOLDERS.iterdir())
 ALL = [(version, kind) for version in VERSIONS for kind in KINDS]
@@ -119,6 +124,35 @@ def test_a_run_on_top_of_an_old_one(version: str, kind: str, here: Path) -> None
     assert answer("check", "out")["ok"]
     command("clean", "out")
     assert answer("check", "out")["ok"]
+
+
+KIND_OF = {"plan.json": PlanDocument, "result.json": Result, "000002-0001.json": Marker, "all-0001.json": Heartbeat}
+
+
+def changed(value: Any) -> Iterator[Any]:
+    """Data with one value, anywhere in it, gone or of another type."""
+    if isinstance(value, dict | list):
+        for name in list(value) if isinstance(value, dict) else range(len(value)):
+            for other in (*changed(value[name]), None, 1.5, "text", [], {}, [None], {"a": {}}):
+                some = value.copy()
+                some[name] = other
+                yield some
+            less = value.copy()
+            del less[name]
+            yield less
+
+
+@pytest.mark.parametrize(("name", "kind"), KIND_OF.items())
+@pytest.mark.parametrize("folder", ["0.1/quarantine", "0.1/days", "0.2/days"])
+def test_an_old_document_is_whole_or_damaged(folder: str, name: str, kind: type[Any]) -> None:
+    for path in (FOLDERS / folder).rglob(name):
+        content = json.loads(path.read_bytes())
+        content.pop("crc32", None)
+        whole = documents.parse(json.dumps(content).encode(), kind, "it")
+        for other in changed(content):
+            with contextlib.suppress(sk.Damaged, sk.WrittenByNewer):  # and nothing else
+                read = documents.parse(json.dumps(other).encode(), kind, "it")
+                assert kind.__required_keys__ <= read.keys() <= whole.keys() | other.keys()
 
 
 # ---- later ones
