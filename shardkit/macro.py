@@ -27,6 +27,8 @@ from shardkit.runfolder.documents import FORMAT
 from shardkit.tables.arrays import arrow, numpy, one_chunk
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from shardkit.plan.compare import Comparison
     from shardkit.plan.records import Records
     from shardkit.runfolder.document_types import PlanDocument
@@ -70,23 +72,59 @@ def make_plan(
         return Plan(table, nothing_to_do(pipeline, comparison, run_id=run_id, created=created, workers=workers))
 
     # Groups to shards: the shard of each record.
-    rule = pipeline.get("shards")
-    shard = number_shards(table, rule)
+    shard = number_shards(table, pipeline.get("shards"))
 
     # Shards to chunks: the chunk of each record. Chunks of earlier runs whose records still stand are taken over.
-    unit = numpy(one_chunk(table["group"]).indices).astype(np.int32) if by_day else shard
-    taken = still_taken(taken, shard, unit, numpy(table["bytes"]), workers=workers)
-    cut = Cut(chunks, workers, own_instances=own_instances)
-    chunk = cut_chunks(table, shard, unit, taken, cut, by_day=by_day)
+    taken, chunk = _number_chunks(table, shard, taken, Cut(chunks, workers, own_instances=own_instances), by_day=by_day)
     table = table.append_column("shard", arrow(shard)).append_column("chunk", arrow(chunk))
 
-    # Shards to jobs: one each, or one job for all of them.
+    # Shards to jobs, and all of it as plain data.
+    content = _document(
+        records,
+        table,
+        comparison,
+        pipeline=pipeline,
+        function_digest=function_digest,
+        workers=workers,
+        run_id=run_id,
+        created=created,
+        by_day=by_day,
+        taken=taken,
+    )
+    markers = markers_taken_over(comparison, taken, rows, shard, chunk) if comparison is not None else []
+    return Plan(table, content, markers)
+
+
+def _number_chunks(
+    table: pa.Table, shard: np.ndarray, taken: np.ndarray, cut: Cut, *, by_day: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The marker that each record is taken over with, or -1, and the chunk of each."""
+    unit = numpy(one_chunk(table["group"]).indices).astype(np.int32) if by_day else shard
+    taken = still_taken(taken, shard, unit, numpy(table["bytes"]), workers=cut.workers)
+    return taken, cut_chunks(table, shard, unit, taken, cut, by_day=by_day)
+
+
+def _document(
+    records: Records,
+    table: pa.Table,
+    comparison: Comparison | None,
+    *,
+    pipeline: dict[str, Any],
+    function_digest: str,
+    workers: int,
+    run_id: str,
+    created: str,
+    by_day: bool,
+    taken: np.ndarray,
+) -> PlanDocument:
+    """The plan as plain data, with its jobs: one for each shard, or one for all of them."""
+    rule = pipeline.get("shards")
     shards = describe_shards(table, grouped=has_groups(rule), named=rule is not None)
     jobs = describe_jobs(shards, together=rule is not None and rule["by"] == "s3key")
 
     # The digest is what a resumption compares: the same work by the same function on the same records.
     input_digest = digest_of_records(table)
-    content: PlanDocument = {
+    return {
         "version": FORMAT,
         "run_id": run_id,
         "created": created,
@@ -109,6 +147,3 @@ def make_plan(
         "unchanged": unchanged(comparison),
         "datasets_left_out": list(records.datasets_left_out[:DATASETS_NAMED]),
     }
-    if comparison is None:
-        return Plan(table, content)
-    return Plan(table, content, markers_taken_over(comparison, taken, rows, shard, chunk))

@@ -27,7 +27,12 @@ from shardkit.dataset.sources import sources_of, undoing_damaged_chunks
 from shardkit.units import counted
 
 if TYPE_CHECKING:
-    from shardkit.dataset.merge import Merge
+    from collections.abc import Mapping
+
+    from shardkit.dataset.build import Build
+    from shardkit.dataset.day_notes import DayMerge
+    from shardkit.dataset.kept_files import Keeper
+    from shardkit.dataset.merge import Merge, Written
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.ledger import Ledger
@@ -78,11 +83,7 @@ def run_pass2(
         build.accounts = {name: Account.of(parts[name], combined=merge.combine is not None) for name in parts}
         build.contents = keeper.contents
         for partition in parts:
-            if (day := by_jobs.get(partition)) is not None:
-                keeper.contents.take_in(day.contents)
-                build.add(partition, day.files, day.kept, day.written)
-            else:
-                build.add(partition, *written[partition])
+            _add(build, keeper, partition, written=written, by_jobs=by_jobs)
         if by_jobs:
             days = counted(len(by_jobs), "day")
             attempt.progress.note(f"{days} merged by their own jobs, {len(written):,} by this one.")
@@ -95,6 +96,17 @@ def run_pass2(
     # The dataset is switched; if its table in the catalogue cannot be, a later run does that.
     keep_registered(merge.glue, folder.output, changed=True)
     return build.result
+
+
+def _add(
+    build: Build, keeper: Keeper, partition: str, *, written: Mapping[str, Written], by_jobs: Mapping[str, DayMerge]
+) -> None:
+    """Add the files of a partition, which its own job has merged, or this one."""
+    if (day := by_jobs.get(partition)) is not None:
+        keeper.contents.take_in(day.contents)
+        build.add(partition, day.files, day.kept, day.written)
+    else:
+        build.add(partition, *written[partition])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.ledger import CommittedPart
     from shardkit.storage.base import Folder
+
+# The new files of a partition, those of before that are kept, and the schema.
+Written: TypeAlias = "tuple[list[DataFile], list[DataFile], pa.Schema]"
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def merge_partitions(
     *,
     token: str,
     threads: int,
-) -> Iterator[tuple[str, tuple[list[DataFile], list[DataFile], pa.Schema]]]:
+) -> Iterator[tuple[str, Written]]:
     """Write each partition's rows in ``home``: gives its new files, those of before that are kept, and the schema."""
     keeper.look_up(sources)
     work = {partition: keeper.keep(partition, *found) for partition, found in sources.items()}

@@ -227,3 +227,16 @@ def test_the_page_says_where_to_make_each_usual_change() -> None:
         assert paths_in(code), what
         assert any(path.startswith("tests/") for path in paths_in(tests)), what
         assert ".md" in page, what
+
+
+def test_every_module_and_function_fits() -> None:
+    """A module has one subject, and a function can be seen at once."""
+    long_modules = [name for name, path in MODULES.items() if len(path.read_text().splitlines()) > 400]
+    long_functions = [
+        f"{name}.{node.name}"
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert not long_modules
+    assert not long_functions
