@@ -182,6 +182,7 @@ CHANGES = (
     "a chunk rule",
     "a retry rule",
     "a number in `status`",
+    "a field of a run's documents",
     "a notification target",
     "a CLI command",
     "a report",
