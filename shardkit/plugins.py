@@ -6,7 +6,6 @@ the table does not have, so that users of none do not wait for them.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import operator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -78,6 +77,8 @@ class Registry(Generic[T]):
 
     def near(self, name: object) -> str:
         """``; did you mean NAME?`` if there is a similar name; else empty."""
+        import difflib  # which the queue, whose functions are small, does not need
+
         names = difflib.get_close_matches(str(name), self.names(), n=1)
         return f"; did you mean {names[0]}?" if names else ""
 
