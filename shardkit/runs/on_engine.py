@@ -10,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 import signal
-import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from shardkit.runfolder.steps import Steps, advice
 from shardkit.runs.container.job import DAYS, FUNCTION, ON_TOP
 from shardkit.runs.queue import run_queue
 from shardkit.runs.requests import Requests, check_engine, name_base
+from shardkit.runs.signals import ended_by
 from shardkit.storage.interruption import INTERRUPTION
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.times import now
@@ -49,24 +49,6 @@ def _queueing() -> Iterator[None]:
         yield
     except JobError as error:
         raise RunFailed(error.message, hint=error.hint) from error
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Have SIGINT and SIGTERM end the block as Ctrl-C does, also where the program was started deaf to it."""
-    before: dict[int, Any] = {}
-
-    def interrupt(*_: object) -> None:
-        INTERRUPTION.note()
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class RunJobs:
@@ -160,7 +142,7 @@ class RunJobs:
             progress.update(*meter.read(self.store.counts(run=self.base), trouble))
 
         try:
-            with _queueing(), _interruptible():
+            with _queueing(), ended_by(signal.SIGINT, signal.SIGTERM, note=INTERRUPTION.note):
                 self.queue.drive(self._submitted, show)
             progress.update(*meter.read(None))
         except KeyboardInterrupt:

@@ -6,11 +6,11 @@ import contextlib
 import datetime
 import json
 import signal
-import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shardkit.errors import LockLost, PipelineError, RunInterrupted, ShardkitError
+from shardkit.runs.signals import ended_by
 from shardkit.runs.start import start
 from shardkit.storage.base import STATE_DIR
 from shardkit.times import days_since, new_run_id, zone_of
@@ -29,7 +29,7 @@ LOOK_EVERY_S = 30.0  # a machine may sleep, and its clock may be set
 
 
 class Clock(Protocol):
-    """A source of time that can wait; tests have their own."""
+    """A source of dates that can wait for one; tests have their own. The queue's clock counts seconds (jobs/clock.py)."""
 
     def now(self) -> datetime.datetime:
         """The time, with its zone."""
@@ -74,7 +74,7 @@ class Scheduler:
             RunInterrupted: by Ctrl-C or SIGTERM; a run in progress is interrupted like any other, and can be resumed.
         """
         busy = f"Another schedule is running for {self._output.uri}."
-        with _ended_by_sigterm(), self._output.lock(LOCK, busy) as held, _told_of_the_schedule(self._output.uri):
+        with ended_by(signal.SIGTERM), self._output.lock(LOCK, busy) as held, _told_of_the_schedule(self._output.uri):
             while True:
                 held.check()
                 due = self._due()
@@ -192,20 +192,3 @@ def _told_of_the_schedule(uri: str) -> Iterator[None]:
             f"{uri} may have begun since.",
             hint="No run was in progress. Start it again if no other keeps to it.",
         ) from lost
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM end the block as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
