@@ -29,7 +29,7 @@ LOOK_EVERY_S = 30.0  # a machine may sleep, and its clock may be set
 
 
 class Clock(Protocol):
-    """A source of dates that can wait for one; tests have their own. The queue's clock counts seconds (jobs/clock.py)."""
+    """A source of dates that can wait for one; tests have their own. That of the queue counts seconds."""
 
     def now(self) -> datetime.datetime:
         """The time, with its zone."""
