@@ -19,6 +19,7 @@ from shardkit.runs.here import both_passes, worker_pool
 from shardkit.runs.planning import planned_merge, planned_pipeline
 from shardkit.runs.quarantine import own_days
 from shardkit.runs.summary import is_complete
+from shardkit.workers.process_limit import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +50,7 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
         RunReplaced: a later run has replaced the dataset, and that is not to be undone.
         RunFailed, RunInterrupted, BudgetExceeded: as for a new run.
     """
+    _check_room(run, going.settings)
     finish_switches(run.output, must=True)
     folder = own_days(run)
     plan, settings, retry = folder.plan(), going.settings, going.command == "retry"
@@ -85,6 +87,16 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
         with worker_pool(folder, pipeline, ref) as pool:
             attempt = Attempt(folder, progress, begun=begun, command=going.command).holding(held)
             both_passes(folder, pipeline, merging, pool, attempt, retry=retry)
+
+
+def _check_room(run: RunFolder, settings: Mapping[str, Any]) -> None:
+    """See that the system allows the workers, before anything else starts a thread."""
+    plan = run.plan()
+    if "merge_of" in plan:  # it has no workers
+        return
+    pipeline = planned_pipeline(plan, settings)
+    if pipeline.engine is None:
+        check_room(pipeline.worker_count())
 
 
 def _function(run: RunFolder, going: GoingOn, pipeline: Spec) -> FunctionRef:

@@ -66,7 +66,8 @@ class Scheduler:
     def run(self, *, once: bool = False) -> None:
         """Run whenever the pipeline is due; with ``once``, only if it is due now.
 
-        One run makes up for all times that were missed. A run that fails is reported, and the next one starts as usual.
+        One run makes up for all times that were missed. A run that fails is reported, and the next one starts
+        as usual; with ``once``, its error is raised.
 
         Raises:
             RunBusy: another process runs a schedule for the same output.
@@ -84,9 +85,12 @@ class Scheduler:
                         return
                     self._wait(due, held)
                 held.check()
-                self._run_once()
+                begun = self._clock.now()
+                self._output.write(NOTE, json.dumps({"last": begun.isoformat()}).encode())
                 if once:
+                    self._run(begun)
                     return
+                self._run_or_report(begun)
 
     def _wait(self, due: datetime.datetime, held: Held) -> None:
         def look() -> None:
@@ -108,27 +112,27 @@ class Scheduler:
         second = self._schedule.next(self._schedule.next(now))
         return due if due <= second else self._schedule.next(now)  # the clock was ahead when the last one began
 
-    def _run_once(self) -> None:
-        begun = self._clock.now()
-        self._output.write(NOTE, json.dumps({"last": begun.isoformat()}).encode())
+    def _run_or_report(self, begun: datetime.datetime) -> None:
         try:
-            planned = new_run_id()
-            run = start(self._pipeline, days=self._days(begun), run_id=planned, quiet=True)
+            self._run(begun)
         except KeyboardInterrupt:
             raise
         except ShardkitError as error:
-            self._say(f"{begun:%Y-%m-%d %H:%M} the run failed: {error}")
+            self._say(f"{begun:%Y-%m-%d %H:%M} the run failed: {error.command_text}")
         except Exception as error:  # noqa: BLE001  whatever it was, the next run may succeed
             self._say(f"{begun:%Y-%m-%d %H:%M} the run failed: {type(error).__name__}: {error}")
-        else:
-            counts = run.summary().records
-            outcome = (
-                f"{counts['done']:,} records done, {counts['quarantined']:,} quarantined, {counts['skipped']:,} skipped"
-            )
-            if run.run_id != planned:
-                outcome = "it is the last one, because nothing has changed since"
-            self._say(f"{begun:%Y-%m-%d %H:%M} run {run.run_id}: {outcome}.")
-            self._clean()
+
+    def _run(self, begun: datetime.datetime) -> None:
+        planned = new_run_id()
+        run = start(self._pipeline, days=self._days(begun), run_id=planned, quiet=True)
+        counts = run.summary().records
+        outcome = (
+            f"{counts['done']:,} records done, {counts['quarantined']:,} quarantined, {counts['skipped']:,} skipped"
+        )
+        if run.run_id != planned:
+            outcome = "it is the last one, because nothing has changed since"
+        self._say(f"{begun:%Y-%m-%d %H:%M} run {run.run_id}: {outcome}.")
+        self._clean()
 
     def _clean(self) -> None:
         from shardkit.runs.clean import clean_folder

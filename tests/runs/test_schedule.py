@@ -12,6 +12,7 @@ from crashing import Project, dying, wait_for
 
 import shardkit as sk
 from shardkit.cli.app import cli
+from shardkit.hints import Hint
 from shardkit.runs.clean import Cleaned, CleanedRun
 from shardkit.runs.scheduler import Scheduler, next_times
 from shardkit.spec.schedule import Schedule
@@ -292,3 +293,26 @@ def test_sigterm_ends_it_between_runs(tmp_path: Path) -> None:
         done = command.wait()
     assert done.code == 130
     assert "The schedule has ended; no run was in progress." in done.stderr
+
+
+def test_a_timer_hears_that_a_run_has_failed(tmp_path: Path) -> None:
+    """What calls ``--once`` knows only the exit code."""
+    (tmp_path / "in").mkdir()
+    content = {"function": "f:f", "input": "in", "output": "out", "schedule": "3h"}
+    yaml = tmp_path / "p.yaml"
+    yaml.write_text(json.dumps(content))
+    failed = CliRunner().invoke(cli, ["schedule", "run", str(yaml), "--once"])
+    assert failed.exit_code == 2
+    assert failed.output.startswith("Error: ")
+    assert "sk.open_run" not in failed.output
+
+
+def test_a_schedule_advises_in_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: SimulatedClock) -> None:
+        raise sk.RunFailed(
+            "Too many failed.", hint=Hint("Then: sk.open_run('out').retry()", "Then: shardkit retry out")
+        )
+
+    scheduled = Scheduled(tmp_path, "0 * * * *")
+    scheduled.go(monkeypatch, "2020-01-01T00:30", "2020-01-01T01:30", work=fail)
+    assert "2020-01-01 01:00 the run failed: Too many failed. Then: shardkit retry out" in scheduled.said

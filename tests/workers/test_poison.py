@@ -260,6 +260,13 @@ def test_a_system_that_lets_no_threads_start_is_told_of(tmp_path: Path, monkeypa
     def refused(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        with pytest.raises(sk.RunFailed, match="lets this process start 0 more threads"):
+            project.run(workers=2)
+    project.write_function("def features(record): raise ValueError('bad')")
+    with pytest.raises(sk.RunFailed) as caught:
+        project.run(workers=1, max_failures="100%")
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(sk.RunFailed, match="lets this process start 0 more threads"):
-        project.run(workers=2)
+        caught.value.run.retry(quiet=True)

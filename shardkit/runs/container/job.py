@@ -166,6 +166,7 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.runfolder.share import Share
     from shardkit.runs.here import worker_pool
     from shardkit.units import counted
+    from shardkit.workers.process_limit import check_room
 
     folder, plan, pipeline, changes = open_planned(given.run, given.settings)
     shards = plan["jobs"][given.job]["shards"]
@@ -173,6 +174,7 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     source = str(container.root / INPUT_FOLDER) if given.download else None
     here = _records_in(folder, source) if source is not None and len(shards) > 1 else None
     function = planned_function(folder, plan, pipeline, given.settings, changes.get(FUNCTION))
+    check_room(pipeline.worker_count())
     with worker_pool(folder, pipeline, function, source=source) as pool:
         attempt = Attempt(folder, make_progress(quiet=False), begun=begun, shard=shard, number=container.attempt)
         with attempt:
