@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.current import current_result
 from shardkit.errors import PipelineError, PlanMismatch, RunReplaced
+from shardkit.hints import Hint
 from shardkit.runfolder.steps import advice
 from shardkit.storage.side_by_side import together
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from shardkit.runfolder.document_types import PlanDocument, Result
     from shardkit.runfolder.folder import RunFolder
     from shardkit.storage.base import Folder
+
+ANEW = "Start a new run; it computes only what has changed since. What is in quarantine is tried again"
 
 
 def check_owner(output: Folder, name: str) -> Result | None:
@@ -52,8 +55,10 @@ def check_base(run_id: str, plan: PlanDocument, current: Result | None) -> None:
         if now_by not in {before, run_id} and not (now_by is None and day in plan["dropped"]):
             raise PlanMismatch(
                 f"Run {run_id}: {day} has been made anew by run {now_by} since this one was planned.",
-                hint="Start a new run; it computes only what has changed since. What is in quarantine is tried again "
-                f"with --date {day} --set incremental=false.",
+                hint=Hint(
+                    f"{ANEW} with days=[{day!r}], incremental=False.",
+                    f"{ANEW} with --date {day} --set incremental=false.",
+                ),
             )
 
 
@@ -101,6 +106,9 @@ def check_form(plan: PlanDocument, current: Result | None, form: dict[str, Any],
         names = [name for name in form if form[name] != before.get(name)]
         raise PlanMismatch(
             f"The other days of {output.uri} were made with another {' and '.join(names) or 'form'}.",
-            hint="Run all days once, without --date and --since, to make them alike.",
+            hint=Hint(
+                "Run all days once, without days, to make them alike.",
+                "Run all days once, without --date and --since, to make them alike.",
+            ),
         )
     return kept

@@ -22,6 +22,7 @@ from shardkit.dataset.read import FOOTERS_AT_ONCE, open_dataset
 from shardkit.dataset.source import one_schema
 from shardkit.dataset.writer import write_file
 from shardkit.errors import SchemaConflict, StorageError
+from shardkit.hints import Hint
 from shardkit.storage.base import File
 from shardkit.storage.side_by_side import together
 from shardkit.tables.schema import conform
@@ -95,7 +96,10 @@ class _Rewriting:
         if made.rows != rows:
             raise StorageError(
                 f"{File(self.folder, path)} has {made.rows:,} rows where {rows:,} were written.",
-                hint=f"Make its day anew: --date {self.file['partition']} --set incremental=false.",
+                hint=Hint(
+                    f"Make its day anew: days=[{self.file['partition']!r}], incremental=False.",
+                    f"Make its day anew: --date {self.file['partition']} --set incremental=false.",
+                ),
             )
         return {**self.file, "path": made.path, "bytes": made.bytes}
 
@@ -114,7 +118,7 @@ class _Rewriting:
                 raise SchemaConflict(
                     f"The rows of {File(self.folder, self.file['path'])}, of a day that stays, do not fit the schema: "
                     f"{error}.",
-                    hint="Run all days once, without --date and --since.",
+                    hint=Hint("Run all days once, without days.", "Run all days once, without --date and --since."),
                 ) from error
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.dataset.checks import check_form, check_owner
 from shardkit.errors import PipelineError, PlanMismatch
 from shardkit.functions import FunctionRef, python_version, reference
+from shardkit.hints import Hint
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.times import now
 
@@ -183,7 +184,10 @@ def check_same_plan(folder: RunFolder, plan: Plan) -> None:
     if before["digest"] != plan.digest:
         raise PlanMismatch(
             f"Run {folder.run_id} has another plan: {'; '.join(differences(before, plan.content))}.",
-            hint="Start a new run without --run-id, or undo the change.",
+            hint=Hint(
+                "Start a new run without run_id, or undo the change.",
+                "Start a new run without --run-id, or undo the change.",
+            ),
         )
 
 

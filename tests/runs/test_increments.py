@@ -333,7 +333,7 @@ def test_a_retry_of_a_day_made_anew_since_is_refused_with_the_cure(feed: Feed) -
     for day in range(1, 4):
         feed.put(f"2020-01-0{day}/03.txt", "bad")
     feed.run()
-    with pytest.raises(sk.PlanMismatch, match=r"--date 2020-01-01 --set incremental=false"):
+    with pytest.raises(sk.PlanMismatch, match=r"days=\['2020-01-01'\], incremental=False"):
         sk.open_run(feed.out, first).retry(quiet=True, timeout=9)
 
 

@@ -335,7 +335,7 @@ def test_another_plan_is_refused_with_what_differs(project: GatedProject) -> Non
     assert "the input has changed (6 records of 14 bytes before, 7 of 16 now)" in refused()
     (project.data / "r006.txt").unlink()
     project.write_function(GATED)
-    assert "the function's source has changed" in refused()
+    assert "the function's source has changed. Start a new run without run_id" in refused()
     told = project.command(*project.run_arguments(**fields), expect=2).stderr
     assert "Start a new run without --run-id, or undo the change." in told
 
