@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pytest
 import warm
 from botocore.loaders import JSONFileLoader
 from emulators import shared
+from seconds import too_long
 
 if TYPE_CHECKING:
     import subprocess
@@ -20,6 +22,35 @@ READER = JSONFileLoader()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin while NumPy is imported, in each process
 WriteFiles = Callable[..., Path]
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+# Whose tests take longest: they begin first, so that the end need not wait for one of them.
+LONGEST = ("deployed_queue", "jobs", "notebooks", "storm", "docs", "merging", "paused", "object_store", "cli", "days")
+LONGEST += ("resume", "row_groups", "switch", "queue_scale", "rows", "planning", "examples", "job_stores", "cli_jobs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A test that takes too long fails, unless it is marked as slow."""
+    cpu_s, clock = _cpu_s(), time.monotonic()
+    yield
+    waiting = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    told = too_long(
+        _cpu_s() - cpu_s,
+        time.monotonic() - clock,
+        programs=max(waiting, os.getloadavg()[0]) / (os.cpu_count() or 1),
+    )
+    if told and not set(item.keywords) & {"slow", "alone"}:
+        pytest.fail(told)
+
+
+def _cpu_s() -> float:
+    return sum(os.times()[:4]) + warm.Forked.cpu_s
 
 
 @pytest.fixture
@@ -44,7 +75,7 @@ def shardkit(tmp_path: Path) -> RunCommand:
     """Run ``python -m shardkit ...`` in ``tmp_path``; ``code`` is the exit code that is expected."""
 
     def run(*arguments: str | Path, code: int = 0, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        words = ["-m", "shardkit", *map(str, arguments)]
+        words = ["-m", "shardkit", *arguments]
         done = warm.run(words, cwd=cwd, env=os.environ | {"COLUMNS": "120"}, timeout_s=120)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 READ_AT_START = ("PYTHON", "ARROW_", "JE_", "OMP_", "OPENBLAS_", "MKL_", "LD_", "MALLOC_", "GLIBC_", "LC_")
 LOADED = ("joblib", "pyarrow.compute", "pyarrow.parquet", "shardkit.cli", "shardkit.pass1_preprocessing")
 LOADED += ("shardkit.pass2_combine", "shardkit.runs")
-LENGTH, ENDED = struct.Struct("!I"), struct.Struct("!i")
+LENGTH, ENDED = struct.Struct("!I"), struct.Struct("!id")
 
 
 class Forked:
@@ -41,6 +41,7 @@ class Forked:
         self._status = status
 
     returncode: int | None
+    cpu_s = 0.0  # what all that have ended have taken, with their own children
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -53,7 +54,9 @@ class Forked:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
             told = os.read(self._status, ENDED.size)
             os.close(self._status)
-            self.returncode = os.waitstatus_to_exitcode(*ENDED.unpack(told)) if told else -signal.SIGKILL
+            status, cpu_s = ENDED.unpack(told) if told else (signal.SIGKILL, 0.0)
+            self.returncode = os.waitstatus_to_exitcode(status)
+            Forked.cpu_s += cpu_s
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -100,27 +103,27 @@ def server(_: int) -> Server:
 
 
 def start(
-    words: Sequence[str],
+    words: Sequence[object],
     *,
-    cwd: str | Path,
+    cwd: str | Path = ".",
     env: Mapping[str, str],
     stdout: IO[Any],
     stderr: IO[Any],
     start_new_session: bool = False,
     **options: Any,
 ) -> Forked | subprocess.Popen[Any]:
-    """Start Python with these words, ``-m shardkit ...`` or ``-c CODE ...``; its standard input is empty."""
-    warm = server(os.getpid())
+    """Start Python with these words: ``-m MODULE``, ``-c CODE`` or a script, and arguments; its standard input is empty."""
+    words, warm = list(map(str, words)), server(os.getpid())
     if options or read_at_start(env) != warm.read_at_start:
         return subprocess.Popen(
             [sys.executable, *words], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
             start_new_session=start_new_session, **options,
         )  # fmt: skip
     output = [stdout.fileno(), stderr.fileno()]
-    return warm.fork(words, cwd=str(cwd), env=env, output=output, session=start_new_session)
+    return warm.fork(words, cwd=os.path.abspath(cwd), env=env, output=output, session=start_new_session)
 
 
-def run(words: Sequence[str], *, timeout_s: float, **options: Any) -> subprocess.CompletedProcess[str]:
+def run(words: Sequence[object], *, timeout_s: float, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run it to its end; one that does not come within ``timeout_s`` is an error."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
         process = start(words, stdout=out, stderr=err, **options)
@@ -132,7 +135,7 @@ def run(words: Sequence[str], *, timeout_s: float, **options: Any) -> subprocess
         for file in (out, err):
             file.seek(0)
             texts.append(file.read())
-    return subprocess.CompletedProcess(list(words), code, *texts)
+    return subprocess.CompletedProcess(list(map(str, words)), code, *texts)
 
 
 def read_at_start(env: Mapping[str, str]) -> dict[str, str]:
@@ -175,10 +178,10 @@ CHILDREN: dict[int, int] = {}
 
 def tell_endings() -> None:
     for pid in list(CHILDREN):
-        ended, status = os.waitpid(pid, os.WNOHANG)
+        ended, status, used = os.wait4(pid, os.WNOHANG)
         if ended:
             with contextlib.suppress(BrokenPipeError):
-                os.write(CHILDREN[pid], ENDED.pack(status))
+                os.write(CHILDREN[pid], ENDED.pack(status, used.ru_utime + used.ru_stime))
             os.close(CHILDREN.pop(pid))
 
 
@@ -222,7 +225,7 @@ def become(request: dict[str, Any], descriptors: list[int], path: list[str]) -> 
     time.tzset()
     tempfile.tempdir = None
     words = request["words"]
-    first = os.getcwd() if words[0] == "-m" else ""
+    first = {"-m": os.getcwd(), "-c": ""}.get(words[0], os.path.dirname(words[0]))
     own = [each for each in request["env"].get("PYTHONPATH", "").split(os.pathsep) if each]
     sys.path[:] = [first, *own, *(each for each in path if each not in own)]
     sys.path_importer_cache.clear()
@@ -235,14 +238,16 @@ def perform(words: Sequence[str]) -> None:
     import types
 
     faulthandler.enable()
-    kind, what, *arguments = words
-    if kind == "-m":
-        sys.argv[:] = ["-m", *arguments]
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
-    else:
-        sys.argv[:] = ["-c", *arguments]
+    if words[0] == "-m":
+        sys.argv[:] = ["-m", *words[2:]]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv[:] = ["-c", *words[2:]]
         main = sys.modules["__main__"] = types.ModuleType("__main__")
-        exec(compile(what, "<string>", "exec"), main.__dict__)
+        exec(compile(words[1], "<string>", "exec"), main.__dict__)
+    else:
+        sys.argv[:] = words
+        runpy.run_path(words[0], run_name="__main__")
 
 
 if __name__ == "__main__":

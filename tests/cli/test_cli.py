@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
+import warm
 
 import shardkit as sk
 from shardkit.cli.app import cli
@@ -332,8 +333,7 @@ def test_the_two_passes_alone(project: Path, files: WriteFiles, how: str) -> Non
     def call(number: int, arguments: str) -> subprocess.CompletedProcess[str]:
         module = {1: "pass1_preprocessing", 2: "pass2_combine"}[number]
         start = ["shardkit", f"pass{number}"] if how == "commands" else [f"shardkit.{module}"]
-        command = [sys.executable, "-m", *start, *arguments.split()]
-        done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, timeout=60)
+        done = warm.run(["-m", *start, *arguments.split()], cwd=project, env=os.environ, timeout_s=60)
         assert done.returncode == 0, done.stderr
         return done
 

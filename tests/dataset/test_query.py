@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+import warm
 from crashing import TESTS, environment
 
 import shardkit as sk
@@ -262,8 +263,7 @@ def test_whoever_dies_in_the_middle_of_a_switch_a_query_sees_the_old_or_the_new(
     def make(state: str, step: int) -> int:
         files({f"{DAYS[1]}/a.txt": state})
         arguments = [str(step), "kill", "days", str(tmp_path), f"state-{state}-{step}"]
-        command = [sys.executable, TESTS / "switch_steps.py", *arguments]
-        return subprocess.run(command, env=environment(), capture_output=True, timeout=60, check=False).returncode
+        return warm.run([TESTS / "switch_steps.py", *arguments], env=environment(), timeout_s=60).returncode
 
     def answer() -> list[tuple[str, str, int]]:
         return list(sk.read_sql(query, tmp_path / "out").itertuples(index=False, name=None))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from crashing import TESTS, Done, Project, dying, environment, folder_rows, rows_of, wait_for
 
 import shardkit as sk
@@ -64,14 +63,7 @@ def switch_steps(project: Project, step: int, how: str, action: str, version: st
     """Run or open a run in a process that ends before that step of the switch."""
     (project.root / "version").write_text(version)
     arguments = [str(step), how, action, str(project.root), version]
-    done = subprocess.run(
-        [sys.executable, TESTS / "switch_steps.py", *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = warm.run([TESTS / "switch_steps.py", *arguments], env=environment(), timeout_s=60)
     return Done(done.returncode, done.stdout, done.stderr)
 
 

@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import warm
 from crashing import LINUX, wait_for
 from emulators import use_emulator
 from job_runs import JobProject
@@ -93,7 +94,8 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
 def test_who_submits_is_not_needed_any_more(project: JobProject, place: str, hook: Listener) -> None:
     project.write_groups("go", "go")
     fields = project.fields(queue={"place": place, "owner": "ana", "notify": ["webhook:env:HOOK"]})
-    subprocess.run([sys.executable, "-c", RUN, str(project.engine_root), json.dumps(fields)], check=True)
+    done = warm.run(["-c", RUN, project.engine_root, json.dumps(fields)], env=os.environ, timeout_s=60)
+    assert done.returncode == 0, done.stderr
     run = sk.open_run(project.out)
     assert {job["status"] for job in run.jobs()} == {"New"} and run.summary().status == "running"
     assert project.calls() == []

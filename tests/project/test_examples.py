@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import warm
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -750,15 +750,15 @@ def copy_example(name: str, folder: Path) -> Path:
 
 def make_input(example: Path, *arguments: str) -> None:
     """Run the example's generator as its README says."""
-    subprocess.run([sys.executable, "generate.py", "data", *arguments], cwd=example, check=True)
+    done = warm.run([example / "generate.py", "data", *arguments], cwd=example, env=os.environ, timeout_s=300)
+    assert done.returncode == 0, done.stderr
 
 
 def run_pipeline(example: Path, *arguments: str) -> dict[str, Any]:
     """Run an example's pipeline; what the last line of its standard output says."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "shardkit", "run", "pipeline.yaml", "--json", *arguments]
-    done = subprocess.run(
-        command, cwd=example, env=environment, capture_output=True, text=True, check=False, timeout=300
+    done = warm.run(
+        ["-m", "shardkit", "run", "pipeline.yaml", "--json", *arguments], cwd=example, env=environment, timeout_s=300
     )
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

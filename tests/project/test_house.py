@@ -81,7 +81,9 @@ def imports_of(path: Path) -> set[str]:
     What a module does as a program is left out: then it stands above all others.
     """
     tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if "__name__ == '__main__'" not in ast.unparse(node).split("\n")[0]]
+    tree.body = [
+        node for node in tree.body if not isinstance(node, ast.If) or ast.unparse(node.test) != "__name__ == '__main__'"
+    ]
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -8,7 +8,6 @@ import re
 import runpy
 import shutil
 import socket
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -136,8 +135,7 @@ def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run = sk.open_run(folder / "out")
     assert run.has_jobs and run.summary().status == "done"
     function = run.folder.plan()["pipeline"]["function"]
-    command = [sys.executable, "-m", "shardkit", "run", "pipeline.yaml", "--function", function, "--quiet"]
-    subprocess.run([*command, "--set", "output.uri=one-machine/"], cwd=folder, check=True, stdin=subprocess.DEVNULL)
+    shardkit("run", "pipeline.yaml", "--function", function, "--quiet", "--set", "output.uri=one-machine/", cwd=folder)
     keys = ("record", "name", "signal") if path.parent.name.startswith("mimic") else ("id",)
     on_one = in_order(folder / "one-machine", *keys)
     pd.testing.assert_frame_equal(
@@ -156,7 +154,7 @@ print(server.url)
 
 
 @pytest.mark.slow
-def test_a_week_of_days_runs_whole(tmp_path: Path) -> None:
+def test_a_week_of_days_runs_whole(tmp_path: Path, shardkit: RunCommand) -> None:
     """From and to its own S3; one day redone; at its end the very dataset that a local run makes, and no server."""
     pytest.importorskip("duckdb")
     pytest.importorskip("moto.server")
@@ -181,9 +179,8 @@ def test_a_week_of_days_runs_whole(tmp_path: Path) -> None:
     (plot,) = pictures(book)
     assert is_drawn(plot)
 
-    command = [sys.executable, "-m", "shardkit", "run", "pipeline.yaml", "--quiet", "--set", "input.uri=week/"]
     days = ["--set", "shards={by: date, path: '{Y}/{m}/{d}'}", "--set", "output.uri=here/"]
-    subprocess.run([*command, *days], cwd=folder, check=True, stdin=subprocess.DEVNULL)
+    shardkit("run", "pipeline.yaml", "--quiet", "--set", "input.uri=week/", *days, cwd=folder)
     here = sk.open_run(folder / "here").dataset().to_table().to_pandas()
     kept = pd.read_parquet(folder / "kept.parquet")
     assert len(kept) == 56 * 40

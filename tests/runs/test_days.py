@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-import sys
+import tempfile
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import warm
 from crashing import TESTS, environment
 from test_increments import BY_DAY, WORK, Feed
 
@@ -320,23 +321,19 @@ STEPS = ["note", "place", "write", "note", *["remove", "tidy"], "unlink"]
 
 @pytest.mark.parametrize("step", [2, 5, *(pytest.param(s, marks=SLOW) for s in (1, 3, 4, 6, 7, 8))])
 def test_killed_between_any_two_steps_a_reader_never_sees_a_day_twice_or_half(feed: Feed, step: int) -> None:
-    import subprocess
-
     feed.put_days(3, 4)
     feed.run()
     before, others = feed.rows(), {p: s for p, s in feed.files().items() if "2020-01-02" not in p}
     for i in range(4):
         feed.put(f"2020-01-02/{i:02d}.txt", "redone")
-    process = subprocess.Popen(
-        [sys.executable, TESTS / "switch_steps.py", str(step), "kill", "days", str(feed.root), "redo"],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    words = [TESTS / "switch_steps.py", step, "kill", "days", feed.root, "redo"]
     seen = []
-    while process.poll() is None:
-        seen.append(_as_a_reader(feed))
-    said = process.communicate()[0]
+    with tempfile.TemporaryFile("w+") as out:
+        process = warm.start(words, env=environment(), stdout=out, stderr=out)
+        while process.poll() is None:
+            seen.append(_as_a_reader(feed))
+        out.seek(0)
+        said = out.read()
     seen.append(_as_a_reader(feed))
     assert all(rows in (None, before, feed.expected()) for rows in seen)
     if step > len(STEPS):

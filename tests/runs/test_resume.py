@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from crashing import LINUX, Command, Done, Project, check_ledger, dying, environment, is_alive, rows_of, wait_for
 
 import shardkit as sk
@@ -446,8 +447,8 @@ def test_a_log_that_goes_away_does_not_end_the_run(project: GatedProject) -> Non
     project.open_gate()
     project.write_function(GATED.replace("    return", "    print('x' * 10_000)\n    return"))
     arguments = project.run_arguments(workers=2, run_id="unheard")
-    subprocess.run([sys.executable, "-m", "shardkit", *arguments], stderr=writer, env=environment(), check=False)
-    os.close(writer)
+    with open(writer, "wb") as nowhere, open(os.devnull, "wb") as out:
+        warm.start(["-m", "shardkit", *arguments], env=environment(), stdout=out, stderr=nowhere).wait(60)
     assert project.rows() == project.expected()
     assert check_ledger(sk.open_run(project.out)).status == "done"
 

