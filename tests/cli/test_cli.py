@@ -82,10 +82,12 @@ def project(files: WriteFiles, tmp_path: Path) -> Path:
 # ---- help ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_the_commands() -> None:
     assert list(cli.commands) == COMMANDS
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_and_says_what_every_option_is(shardkit: RunCommand, command: str) -> None:
     text = shardkit(command, "--help").stdout
@@ -97,6 +99,7 @@ def test_help_has_an_example_and_says_what_every_option_is(shardkit: RunCommand,
     assert cli.commands[command].help
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]], ids=str)
 def test_help_comes_at_once(command: list[str]) -> None:
     def seconds() -> float:
@@ -128,6 +131,7 @@ def test_run(project: Path, shardkit: RunCommand) -> None:
     assert len(pq.read_table(project / "out")) == 9
 
 
+@pytest.mark.whole
 def test_run_json(project: Path, shardkit: RunCommand) -> None:
     done = shardkit(
         "run",
@@ -163,6 +167,7 @@ def test_run_without_a_file(project: Path, shardkit: RunCommand) -> None:
     assert sorted(p.suffix for p in (project / "other").iterdir() if p.is_file()) == [".jsonl", ".jsonl"]
 
 
+@pytest.mark.whole
 def test_a_run_that_fails(project: Path, shardkit: RunCommand) -> None:
     done = shardkit("run", "pipeline.yaml", "--json", "--set", "max_failures=0", code=1)
     assert "1 of 10 records is quarantined" in done.stderr or "1 of 10 records are quarantined" in done.stderr
@@ -178,6 +183,7 @@ def test_a_run_that_fails(project: Path, shardkit: RunCommand) -> None:
     assert "failed" in shardkit("status", "out").stdout
 
 
+@pytest.mark.whole
 def test_a_broken_combine_shows_the_users_own_traceback_only(project: Path, shardkit: RunCommand) -> None:
     done = shardkit("run", "pipeline.yaml", "-q", "--combine", "module_of_cli:broken_combine", code=1)
     assert "Error: combine: module_of_cli:broken_combine raised RuntimeError: combine is broken" in done.stderr
@@ -187,6 +193,7 @@ def test_a_broken_combine_shows_the_users_own_traceback_only(project: Path, shar
     assert json.loads(done.stdout)["rows"] == 9
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -240,6 +247,7 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(p) for p in folder.rglob("*") if "__pycache__" not in p.parts)
 
 
+@pytest.mark.whole
 def test_plan_leaves_nothing_behind(
     project: Path, shardkit: RunCommand, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -256,6 +264,7 @@ def test_plan_leaves_nothing_behind(
     assert tree(project) == before
 
 
+@pytest.mark.whole
 def test_plan_sample(project: Path, shardkit: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = project / "scratch"
     scratch.mkdir()
@@ -284,6 +293,7 @@ def test_plan_shows_groups(project: Path, files: WriteFiles, shardkit: RunComman
 # ---- status, failures, retry, resume ----------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_looking_at_a_run(project: Path, shardkit: RunCommand) -> None:
     shardkit("run", "pipeline.yaml", "-q", "--run-id", "first")
     shardkit("run", "pipeline.yaml", "-q", "--run-id", "second")
@@ -307,6 +317,7 @@ def test_looking_at_a_run(project: Path, shardkit: RunCommand) -> None:
     assert "in rows" in entry["traceback"]
 
 
+@pytest.mark.whole
 def test_retry_and_resume(project: Path, shardkit: RunCommand) -> None:
     shardkit("run", "pipeline.yaml", "-q")
     (project / "module_of_cli.py").write_text(MODULE.replace('startswith("bad")', 'startswith("never")'))
@@ -326,6 +337,7 @@ def test_retry_and_resume(project: Path, shardkit: RunCommand) -> None:
 # ---- pass 1 and pass 2 alone -------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("how", ["commands", "modules"])
 def test_the_two_passes_alone(project: Path, files: WriteFiles, how: str) -> None:
     files({f"g{n}/{i}.txt": "x" for n in range(2) for i in range(6)}, "groups")
@@ -352,6 +364,7 @@ def test_the_two_passes_alone(project: Path, files: WriteFiles, how: str) -> Non
     assert list((project / "all" / "group=0").glob("*.parquet"))
 
 
+@pytest.mark.whole
 def test_looking_at_a_run_of_pass2(project: Path, shardkit: RunCommand) -> None:
     command = "pass1 --input data --output parts --function module_of_cli:rows --max-failures 1 -q"
     shardkit(*command.split())
@@ -362,6 +375,7 @@ def test_looking_at_a_run_of_pass2(project: Path, shardkit: RunCommand) -> None:
         assert "Give the pass2 command again." in shardkit(command, "all", code=2).stderr
 
 
+@pytest.mark.whole
 def test_pass2_waits_for_pass1(project: Path, shardkit: RunCommand) -> None:
     command = "pass1 --input data --output parts --function module_of_cli:rows --max-failures 0 -q"
     assert "max_failures" in shardkit(*command.split(), code=1).stderr
@@ -372,7 +386,10 @@ def test_pass2_waits_for_pass1(project: Path, shardkit: RunCommand) -> None:
 # ---- init --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["blank", "talent", pytest.param("mimic", marks=pytest.mark.slow)])
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    "kind", ["blank", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("talent", "mimic"))]
+)
 def test_init_writes_what_runs(shardkit: RunCommand, tmp_path: Path, kind: str) -> None:
     if kind == "mimic":
         pytest.importorskip("wfdb")
@@ -459,6 +476,7 @@ def in_terminal(command: list[str], cwd: Path, **environment: str) -> str:
     return output.decode()
 
 
+@pytest.mark.whole
 def test_a_live_bar_on_a_terminal(project: Path, files: WriteFiles) -> None:
     files({f"more-{n:02d}.txt": "x" for n in range(30)})
     command = [sys.executable, "-m", "shardkit", "run", "pipeline.yaml", "--set", "function=module_of_cli:slow"]
@@ -522,6 +540,7 @@ def test_the_console_script_is_the_module(shardkit: RunCommand) -> None:
     assert done.stdout == shardkit("plan", "--help").stdout
 
 
+@pytest.mark.whole
 def test_a_closed_pipe_is_no_traceback(project: Path, shardkit: RunCommand) -> None:
     shardkit("run", "pipeline.yaml", "-q")
     done: Any = subprocess.run(

@@ -137,6 +137,7 @@ def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 # ---- a run that goes well --------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_plan_tells_the_jobs(shardkit: RunCommand, project: Project) -> None:
     text = shardkit("plan", "pipeline.yaml", "--engine", "local").stdout
     assert "jobs     3 and 1 for pass 2, on this machine" in text and "CreateProcessingJob" not in text
@@ -146,6 +147,7 @@ def test_plan_tells_the_jobs(shardkit: RunCommand, project: Project) -> None:
     assert not (project.folder / "out").exists() and not (project.folder / "state").exists()
 
 
+@pytest.mark.slow
 def test_run_and_look(shardkit: RunCommand, project: Project) -> None:
     """One run, with everything that can be asked about it afterwards."""
     done = shardkit("run", "pipeline.yaml", "--engine", "local", "--json")
@@ -293,6 +295,7 @@ def test_a_budget_that_is_spent(shardkit: RunCommand, project: Project) -> None:
     assert project.dataset() == expected("a/1.txt", "a/2.txt", "c/0.txt")
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_for_good(shardkit: RunCommand, project: Project) -> None:
     """Code that only the job cannot import: it is not tried again, and its log has the reason."""
     module = project.folder / "code" / "work_for_jobs.py"

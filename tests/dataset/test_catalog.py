@@ -116,6 +116,7 @@ def bucket(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket
 # ---- what is registered ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_a_run_registers_its_dataset_and_days(bucket: Bucket) -> None:
     bucket.run()
     table = bucket.table()
@@ -128,6 +129,7 @@ def test_a_run_registers_its_dataset_and_days(bucket: Bucket) -> None:
     }
 
 
+@pytest.mark.whole
 def test_later_runs_add_columns_and_days_and_take_nothing_away(bucket: Bucket) -> None:
     bucket.run()
     bucket.write(DAYS[1], "late")
@@ -148,6 +150,7 @@ def test_later_runs_add_columns_and_days_and_take_nothing_away(bucket: Bucket) -
     assert list(bucket.partitions()) == list(DAYS)
 
 
+@pytest.mark.whole
 def test_a_day_that_is_made_again_changes_nothing_else(bucket: Bucket) -> None:
     bucket.run()
     before = bucket.table(), bucket.partitions()
@@ -161,6 +164,7 @@ def test_a_day_that_is_made_again_changes_nothing_else(bucket: Bucket) -> None:
     assert table["PartitionKeys"] == before[0]["PartitionKeys"]
 
 
+@pytest.mark.whole
 def test_partition_columns_are_registered_with_their_types(bucket: Bucket) -> None:
     bucket.run(output={"uri": "s3://talent/ads", "partition_by": ["country", "pay"]}, shards=None)
     assert [(key["Name"], key["Type"]) for key in bucket.table()["PartitionKeys"]] == [
@@ -182,6 +186,7 @@ def test_a_dataset_in_one_piece_has_no_partitions(bucket: Bucket) -> None:
     assert bucket.partitions() == {}
 
 
+@pytest.mark.whole
 def test_duckdb_and_pyarrow_read_the_same_table(bucket: Bucket) -> None:
     bucket.run()
     for day in DAYS[:2]:
@@ -201,6 +206,7 @@ def test_duckdb_and_pyarrow_read_the_same_table(bucket: Bucket) -> None:
     assert pa.concat_tables(found).to_pandas().equals(run.sql("SELECT * FROM ads ORDER BY ad", using="duckdb"))
 
 
+@pytest.mark.whole
 def test_a_catalogue_is_begun_with_ended_and_changed_without_a_new_dataset(bucket: Bucket) -> None:
     from shardkit.dataset.query import Dataset
 
@@ -224,6 +230,7 @@ def test_a_catalogue_is_begun_with_ended_and_changed_without_a_new_dataset(bucke
 # ---- what is refused ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_a_table_of_another_dataset_is_left_alone(bucket: Bucket) -> None:
     bucket.run()
     before = bucket.table()
@@ -246,6 +253,7 @@ def test_a_column_that_cannot_be_registered_is_named(bucket: Bucket) -> None:
         bucket.run("bad")
 
 
+@pytest.mark.whole
 def test_a_column_of_another_type_is_named(bucket: Bucket) -> None:
     bucket.run()
     with pytest.raises(

@@ -66,6 +66,7 @@ class Project:
 BY_DAY = {"shards": {"by": "date", "path": "{Y}-{m}-{d}"}}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("format", ["csv", "jsonl", "arrow", "parquet"])
 @pytest.mark.parametrize("fields", [BY_DAY, {"incremental": True}], ids=["days", "whole"])
 def test_a_full_file_that_stays_holds_the_rows_that_are_noted(
@@ -176,6 +177,7 @@ def merged_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("combine", ["first", "untyped", "alone", "bare", "none"])
 def test_a_combine_may_give_tables_without_rows(merged_once: Project, combine: str, layout: str) -> None:

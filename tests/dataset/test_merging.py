@@ -133,6 +133,7 @@ CONFLICTS: dict[str, tuple[Any, Any, str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", CONFLICTS)
 def test_a_real_conflict_names_column_types_and_records(tmp_path: Path, name: str) -> None:
     left, right, left_type, right_type = CONFLICTS[name]
@@ -152,6 +153,7 @@ def test_a_real_conflict_names_column_types_and_records(tmp_path: Path, name: st
     assert raised.value.exit_code == 1
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("first", ["ints", "floats"])
 def test_int_and_float_do_not_hang_on_batches(tmp_path: Path, first: str) -> None:
     """More rows than are converted at once, in a single chunk: the conflict must be found all the same."""
@@ -187,6 +189,7 @@ class Touching:
         return {"key": record.key, "x": 1 if record.key < "5" else 1.5}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
@@ -239,6 +242,7 @@ def test_integers_that_no_float_can_hold_are_not_rounded(tmp_path: Path) -> None
 # ---- how the dataset is cut ------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("format", "rows_per_file"),
     [*(("parquet", n) for n in (1, 60, 250, 10**6)), ("jsonl", 60), ("csv", 250), ("arrow", 60)],
@@ -275,6 +279,7 @@ def noise(rows: int, seed: int) -> pa.Table:
     return pa.table({"x": random.integers(0, 2**62, rows), "y": random.random(rows)})
 
 
+@pytest.mark.whole
 def test_target_bytes_is_about_right(tmp_path: Path) -> None:
     run = run_of(tmp_path, {f"{n}": (lambda n=n: noise(40_000, n)) for n in range(20)}, target_bytes="1MB")
     sizes = [path.stat().st_size for path in dataset_files(run)]
@@ -283,11 +288,13 @@ def test_target_bytes_is_about_right(tmp_path: Path) -> None:
     assert sum(pq.read_metadata(path).num_rows for path in dataset_files(run)) == 800_000
 
 
+@pytest.mark.whole
 def test_rows_per_file_and_target_bytes_together(tmp_path: Path) -> None:
     run = run_of(tmp_path, {"1": lambda: noise(100_000, 1)}, target_bytes="10MB", rows_per_file=30_000)
     assert [pq.read_metadata(path).num_rows for path in dataset_files(run)] == [30_000] * 3 + [10_000]
 
 
+@pytest.mark.whole
 def test_the_order_of_rows_is_that_of_the_records(tmp_path: Path) -> None:
     rows = {f"{n % 7}/{n:03d}": [{"key": f"{n % 7}/{n:03d}", "i": i} for i in range(n % 5)] for n in range(100)}
     expected = [row for key in sorted(rows) for row in rows[key]]
@@ -314,6 +321,7 @@ def test_small_and_large_parts_stay_in_order(tmp_path: Path, rows_per_file: int)
     assert len(dataset_files(run)) == -(-first // rows_per_file)
 
 
+@pytest.mark.whole
 def test_parquet_files_are_as_readers_like_them(tmp_path: Path) -> None:
     def rows(n: int) -> pa.Table:
         return noise(50_000, n).append_column("kind", pa.array([f"kind-{i % 5}" for i in range(50_000)]))
@@ -335,6 +343,7 @@ def test_parquet_files_are_as_readers_like_them(tmp_path: Path) -> None:
     assert "PLAIN_DICTIONARY" in groups[0].column(2).encodings or "RLE_DICTIONARY" in groups[0].column(2).encodings
 
 
+@pytest.mark.whole
 def test_wide_rows_make_small_row_groups(tmp_path: Path) -> None:
     run = run_of(
         tmp_path, {f"{n}": (lambda n=n: [{"text": f"{n}-{i}" + "x" * 100_000} for i in range(100)]) for n in range(12)}
@@ -455,6 +464,7 @@ def test_arrow(tmp_path: Path) -> None:
     assert run.dataset().to_table().equals(table)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "arrow"])
 def test_rows_of_several_megabytes(tmp_path: Path, format: str) -> None:
     texts = [letter * 3_000_000 for letter in "abc"]
@@ -462,6 +472,7 @@ def test_rows_of_several_megabytes(tmp_path: Path, format: str) -> None:
     assert column(run, "text") == texts
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("format", "value", "message"),
     [
@@ -571,6 +582,7 @@ print(run.summary().files, run.summary().rows, int(peak.split()[1]) // 1024)
 """
 
 
+@pytest.mark.whole
 def test_more_partitions_than_open_files(files: WriteFiles, tmp_path: Path) -> None:
     files([str(n) for n in range(8)])
     done = subprocess.run(
@@ -622,6 +634,7 @@ def test_many_partitions_of_which_few_are_open_and_little_is_held(
     assert table.to_pylist() == rows
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("partition_by", "message"),
     [
@@ -730,6 +743,7 @@ BAD_COMBINES: dict[str, tuple[Callable[[Batches], Any], type[Exception], str]] =
 }  # fmt: skip
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", BAD_COMBINES)
 def test_a_combine_that_fails(tmp_path: Path, name: str) -> None:
     function, kind, message = BAD_COMBINES[name]

@@ -87,6 +87,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 # ---- what a query sees -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_a_dataset_has_the_name_of_its_pipeline(world: World) -> None:
     run = sk.open_run(world.ads)
     for name in ("ads", "dataset", "ADS", '"ads"'):
@@ -126,6 +127,7 @@ def test_sums_of_integers_are_integers(world: World) -> None:
     assert frame.big[0] == pytest.approx(3e31)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "arrow"])
 def test_every_format_and_partition_is_read(tmp_path: Path, world: World, format: str) -> None:
     output = {"uri": tmp_path / "out", "format": format, "partition_by": ["clicks", "day"]}
@@ -156,6 +158,7 @@ def test_a_dataset_without_rows_has_its_columns(tmp_path: Path, world: World) ->
     assert sk.read_sql("SELECT count(*) AS n FROM dataset", tmp_path / "out").n[0] == 0
 
 
+@pytest.mark.whole
 def test_pass_1_alone_leaves_parts_that_are_read_as_one(tmp_path: Path, world: World, shardkit: RunCommand) -> None:
     (tmp_path / "f.py").write_text(
         "def mixed(record):\n    return {'a': 1} if record.key.endswith('01/a.txt') else {'a': 0.5, 'b': 'x'}\n"
@@ -225,6 +228,7 @@ def asking(tmp_path: Path) -> Iterator[Callable[[], list[Any]]]:
         thread.join()
 
 
+@pytest.mark.whole
 def test_a_query_sees_a_day_neither_twice_nor_half(
     tmp_path: Path, asking: Callable[[], list[Any]], files: Callable[..., Path]
 ) -> None:
@@ -330,6 +334,7 @@ def test_without_duckdb_it_says_how_to_get_it(world: World, monkeypatch: pytest.
 # ---- the command line --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_a_query_on_the_command_line(world: World, shardkit: RunCommand) -> None:
     query = "SELECT day_partition AS day, count(*) AS n, max(late) AS late FROM dataset GROUP BY 1 ORDER BY 1"
     done = shardkit("query", query, "--output", world.ads)
@@ -343,6 +348,7 @@ def test_a_query_on_the_command_line(world: World, shardkit: RunCommand) -> None
     assert [json.loads(line) for line in done.stdout.splitlines()][2] == {"day": "2020-01-03", "n": 3, "late": True}
 
 
+@pytest.mark.whole
 def test_a_pipeline_file_names_its_output_and_names_join(world: World, shardkit: RunCommand) -> None:
     (world.root / "ads.yaml").write_text(f"function: x:y\ninput: data\noutput: {world.ads}\n")
     done = shardkit("query", "SELECT count(*) AS n FROM ads", world.root / "ads.yaml", "--format", "csv")
@@ -362,6 +368,7 @@ def test_what_the_command_line_says(world: World, shardkit: RunCommand, tmp_path
     assert "Two of the datasets are called ads" in both
 
 
+@pytest.mark.whole
 def test_every_type_is_shown(tmp_path: Path, shardkit: RunCommand, files: Callable[..., Path]) -> None:
     files(["a", "b"])
     (tmp_path / "functions_for_types.py").write_text(CODE)

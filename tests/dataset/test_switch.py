@@ -105,6 +105,7 @@ def readable(project: Project) -> list[dict[str, Any]]:
     return [row for file in result["files"] for row in pq.ParquetFile(project.out / file["path"]).read().to_pylist()]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("step", range(1, len(STEPS) + 2))
 def test_killed_before_any_step_the_dataset_is_the_old_or_the_new(after_first: Path, tmp_path: Path, step: int) -> None:
     project = copy_of(after_first, tmp_path / "project")
@@ -132,6 +133,7 @@ def test_killed_before_any_step_the_dataset_is_the_old_or_the_new(after_first: P
     assert not list(project.out.glob("_shardkit/commit.json"))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("command", ["status", "resume", *(pytest.param(c, marks=SLOW) for c in ("failures", "run"))])
 def test_whichever_command_comes_next_finishes_the_switch(after_first: Path, tmp_path: Path, command: str) -> None:
     project = copy_of(after_first, tmp_path / "project")
@@ -155,6 +157,7 @@ def test_who_finishes_the_switch_may_die_as_well(after_first: Path, tmp_path: Pa
     check_is(project, "second")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=SLOW) for step in (1, 5, 7))])
 def test_a_disk_that_is_full_in_the_middle_of_the_switch(after_first: Path, tmp_path: Path, step: int) -> None:
     project = copy_of(after_first, tmp_path / "project")

@@ -92,6 +92,7 @@ def test_a_job_installs_into_an_environment_that_the_next_job_finds(project: Job
     assert kept.parent.stat().st_ctime == made
 
 
+@pytest.mark.whole
 def test_a_pin_that_is_satisfied_holds_for_what_is_installed(project: JobProject, user_site: Path) -> None:
     project.write_groups("go", groups="a")
     (project.code / "requirements.txt").write_text("zzbase<3\nzzneeds\n")
@@ -101,6 +102,7 @@ def test_a_pin_that_is_satisfied_holds_for_what_is_installed(project: JobProject
     assert user_site.is_dir()
 
 
+@pytest.mark.whole
 @isolated
 def test_a_program_of_any_kind_installs_into_its_own_job(tmp_path: Path, user_site: Path) -> None:
     engine = LocalEngine(tmp_path / "engine")
@@ -115,6 +117,7 @@ def test_a_program_of_any_kind_installs_into_its_own_job(tmp_path: Path, user_si
     assert content(user_site) == before
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("variables", "code", "said"),
     [

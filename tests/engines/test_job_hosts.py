@@ -38,6 +38,7 @@ else:
 """
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", [*isolation.KINDS, isolation.BUBBLEWRAP])
 def test_instances_find_each_other(tmp_path: Path, kind: str) -> None:
     if os.geteuid() != 0 and kind in ("pid", "mount"):

@@ -387,6 +387,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.stop()
 
 
+@pytest.mark.whole
 def test_input_and_output_in_s3(bucket: Any, tmp_path: Path) -> None:
     local = LocalEngine(tmp_path / "engine", endpoint_url=bucket.meta.endpoint_url)
     for key in ("in/3/a.txt", "in/3/b/c.txt", "in/30/d.txt"):

@@ -165,6 +165,7 @@ def test_a_service_that_takes_no_calls_fails_the_function_and_is_told(
     assert handlers.launch({}, CONTEXT)["launched"] == 1
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seed", range(4))
 def test_events_come_in_any_order_and_several_times(store: SQLiteStore, engine: SimulatedService, seed: int) -> None:
     set_policy(store, {"creates_per_s": 1000.0, "retry_wait_s": 0.0, "capacity_wait_s": 0.0, "poll_s": 900.0})
@@ -249,6 +250,7 @@ print(h.__file__, h.submit(7)["error"]["type"])
     assert done.stdout.split() == [str(tmp_path / "code.zip" / "shardkit" / "jobs" / "handlers.py"), "JobError"]
 
 
+@pytest.mark.slow
 def test_the_template_is_one_to_deploy(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["jobs", "deploy-template", "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output

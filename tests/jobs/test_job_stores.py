@@ -99,6 +99,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, clock: SimulatedClock)
 # ---- submitting ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_a_job_comes_back_as_it_was_submitted(store: Store) -> None:
     wanted = {
         "ProcessingResources": {
@@ -143,6 +144,7 @@ def test_the_same_job_again_is_that_job_and_another_one_a_conflict(store: Store)
     assert not store.find(["d"])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("needs", ["none", "later", "a"])
 def test_a_job_needs_jobs_that_were_submitted_before(store: Store, needs: str) -> None:
     with pytest.raises(JobNotFound, match=f"Submit {needs} first"):
@@ -213,6 +215,7 @@ def test_a_change_is_written_once(store: Store) -> None:
     assert done.notice_at == START + 50 and done == store.get("a") and store.flight() == []
 
 
+@pytest.mark.whole
 def test_of_many_changes_each_is_written_by_itself(store: Store) -> None:
     jobs = store.submit_many(Submission(f"j{at}", request()) for at in range(250))
     late = written(store, claim(jobs[120], START, 60))
@@ -292,6 +295,7 @@ def test_notices_are_due_until_they_are_sent(store: Store) -> None:
     assert ids(store.notices(START + 999)) == ["j1"]
 
 
+@pytest.mark.whole
 def test_ended_jobs_by_time(store: Store) -> None:
     jobs = store.submit_many(Submission(f"j{at}", request()) for at in range(230))
     order = sorted(jobs, key=lambda job: int(job.job_id[1:]) % 7)  # many at once, in the order of submission then
@@ -366,6 +370,7 @@ def test_what_waits_in_vain_fails_and_comes_back(store: Store) -> None:
     assert let_go(store) == [] and ready(store) == ["b", "other"]
 
 
+@pytest.mark.whole
 def test_no_more_in_vain_than_asked_for(store: Store) -> None:
     a, *_ = store.submit_many(
         [Submission("a", request()), *(Submission(f"j{at}", request(), ["a"]) for at in range(130))]
@@ -380,6 +385,7 @@ def test_no_more_in_vain_than_asked_for(store: Store) -> None:
     assert len(seen) == 130 and store.counts()["Failed"] == 130
 
 
+@pytest.mark.whole
 def test_three_hundred_needs(store: Store) -> None:
     needs = store.submit_many(Submission(f"n{at}", request()) for at in range(300))
     merge = store.submit("merge", request(), depends_on=ids(needs))
@@ -401,6 +407,7 @@ def noise(characters: int) -> str:
     return "".join(random.Random(5).choices(string.ascii_letters + string.digits, k=characters))
 
 
+@pytest.mark.whole
 def test_a_request_that_outgrows_an_item_lies_in_s3(dynamodb: DynamoDBStore, clock: SimulatedClock) -> None:
     large = request(Environment={"TEXT": noise(600_000)})
     with pytest.raises(StoreError, match=r"job large is 600,\d+ bytes .*dynamodb://jobs\?requests=s3://BUCKET/PREFIX"):
@@ -423,6 +430,7 @@ def test_a_request_that_outgrows_an_item_lies_in_s3(dynamodb: DynamoDBStore, clo
         dynamodb.requests(["large"])
 
 
+@pytest.mark.whole
 def test_large_jobs_are_changed_and_found(dynamodb: DynamoDBStore) -> None:
     jobs = dynamodb.submit_many(
         Submission(f"j{at}", request(Environment={"TEXT": noise(250_000 + at)})) for at in range(12)

@@ -94,12 +94,13 @@ def least_calls(service: SimulatedService, policy: Policy) -> float:
     return creates + shortest / policy.poll_s
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=SLOW)])
-def test_a_thousand_jobs_on_a_bad_day(tmp_path: Path, seed: int) -> None:
+@pytest.mark.whole
+@pytest.mark.parametrize(("seed", "jobs"), [(1, 300), pytest.param(2, 1000, marks=SLOW)])
+def test_many_jobs_on_a_bad_day(tmp_path: Path, seed: int, jobs: int) -> None:
     clock = SimulatedClock()
     service = make_service(clock, seed)
     store = SQLiteStore(tmp_path / "jobs.sqlite", clock=clock)
-    submit(store, 1000)
+    submit(store, jobs)
     drive(store, service, clock=clock, rng=random.Random(seed))
     check(store, service)
     assert sum(service.calls.values()) <= 1.2 * least_calls(service, POLICY), service.answers
@@ -194,6 +195,7 @@ class Stage:
             assert self._turn.wait_for(lambda: self._on == name, 120)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("seed", "jobs", "actors", "death"),
     [
@@ -254,6 +256,7 @@ def check_folder(folder: Path, jobs: int) -> list[str]:
     return (folder / "calls").read_text().split()
 
 
+@pytest.mark.whole
 def test_processes_that_launch_at_the_same_time_call_once_for_every_attempt(tmp_path: Path) -> None:
     submit(SQLiteStore(tmp_path / "jobs.sqlite"), 60)
     launchers = [start(tmp_path) for _ in range(3)]

@@ -42,6 +42,7 @@ def is_contiguous(chunk: np.ndarray) -> bool:
 # ---- what all ways have in common ------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("how", WAYS)

@@ -77,6 +77,7 @@ def test_the_same_input_gives_the_same_plan(pipeline: sk.Pipeline) -> None:
     assert len({pipeline.plan().digest for _ in range(5)} | {first.digest}) == 1
 
 
+@pytest.mark.whole
 def test_another_process_gives_the_same_plan(pipeline: sk.Pipeline, tmp_path: Path) -> None:
     source = tmp_path / "p.yaml"
     source.write_text(
@@ -180,6 +181,7 @@ for function in found:
 """
 
 
+@pytest.mark.whole
 def test_what_an_object_that_travels_by_value_is_made_of_matters(files: WriteFiles, tmp_path: Path) -> None:
     files(["a"])
 

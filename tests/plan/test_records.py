@@ -159,6 +159,7 @@ def test_what_is_in_no_record_is_counted_and_shown(files: WriteFiles, shardkit: 
 TREE = ["a.dat", "b.dat", "ab.dat", "x/a.dat", "x/y/a.dat", "x/y/z.txt", "w.d/a", "[q].dat", "a^.dat", "a]b"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
@@ -364,6 +365,7 @@ def test_no_pattern_at_all(files: WriteFiles) -> None:
 # ---- what the function is given --------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_what_a_record_tells(files: WriteFiles, tmp_path: Path) -> None:
     folder = files({"p/a.b.hea": "head", "p/a.b.dat": "0123456789", "p/a.b.d0": ""})
 
@@ -496,6 +498,7 @@ globs = st.lists(
 )
 
 
+@pytest.mark.whole
 @settings(max_examples=250, deadline=None)
 @given(
     listing=st.dictionaries(keys_strategy, st.integers(0, 10**9), min_size=1, max_size=12),

@@ -411,6 +411,7 @@ ungrouped = (
 )
 
 
+@pytest.mark.whole
 @settings(max_examples=200, deadline=None)
 @given(sizes=listings, rule=st.none() | grouped | ungrouped)
 def test_every_record_is_in_one_shard_and_the_plan_adds_up(sizes: dict[str, int], rule: Rule | None) -> None:

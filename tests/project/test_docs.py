@@ -48,7 +48,7 @@ VARYING = (
     (re.compile(r"\b(?:\d+ min \d+ s|[\d.]+ s)\b"), "<seconds>"),
 )
 
-SLOW = {"running.md"}  # it interrupts a run, which has to be slow for that
+SLOW = {"README.md", "days.md", "engines.md", "jobs.md", "pipeline.md", "running.md", "shards.md", "sql.md"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 pages_to_run = pytest.mark.parametrize(
@@ -168,6 +168,7 @@ def expected(shown: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"(?:\\ )+", r"\\s+", text))
 
 
+@pytest.mark.whole
 @pages_to_run
 def test_blocks_run(page: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path = tmp_path_factory.mktemp("page")  # a name that no command of a page looks for
@@ -265,6 +266,7 @@ def section_of(name: str) -> Any:
     return {"input": Input, "shards": Shards, "output": Output}[name]
 
 
+@pytest.mark.whole
 def test_the_command_line_page_is_up_to_date() -> None:
     subprocess.run([sys.executable, ROOT / "scripts" / "docs", "--check"], check=True)
 

@@ -151,6 +151,7 @@ def ecg(seconds: float, heart_rate: float, *, rate: float = 250) -> np.ndarray:
     return np.exp(-((since_beat / 0.012) ** 2) / 2) + 0.2 * np.exp(-(((since_beat - 0.25) / 0.05) ** 2) / 2)
 
 
+@pytest.mark.slow
 def test_each_record_of_the_generator_is_one_record(waveforms: ModuleType, waveform_data: tuple[Path, Any]) -> None:
     folder, made = waveform_data
     records = records_by(waveforms.record_key, folder)
@@ -161,6 +162,7 @@ def test_each_record_of_the_generator_is_one_record(waveforms: ModuleType, wavef
     }  # fmt: skip
 
 
+@pytest.mark.whole
 def test_bad_records_fail_and_no_others(
     waveform_rows: tuple[list[dict[str, Any]], dict[str, Exception]], waveform_data: tuple[Path, Any]
 ) -> None:
@@ -228,6 +230,7 @@ def assert_equal_to_one_reading(rows: list[dict[str, Any]], stem: Path) -> None:
         assert row["kurtosis"] == pytest.approx((distance**4).mean() - 3, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.whole
 def test_moments_do_not_depend_on_the_block_size(
     waveforms: ModuleType, waveform_data: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +331,7 @@ def test_record_key(waveforms: ModuleType, key: str, record: str | None) -> None
     assert waveforms.record_key(key) == record
 
 
+@pytest.mark.whole
 def test_a_folder_of_records_reads_no_segment_twice(waveforms: ModuleType, waveform_data: tuple[Path, Any]) -> None:
     folder, made = waveform_data
     per_folder: dict[Path, int] = {}
@@ -404,6 +408,7 @@ def test_the_network_stays_out_of_it(
     assert {type(error) for error in errors.values()} == {ValueError, FileNotFoundError}
 
 
+@pytest.mark.whole
 def test_waveform_generator_is_deterministic(waveform_generator: ModuleType, tmp_path: Path) -> None:
     for name in ("a", "b"):
         waveform_generator.generate(tmp_path / name, records=12, seconds=10, bad=3, skew=True)
@@ -421,6 +426,7 @@ def test_waveform_generator_counts_what_it_writes(waveform_data: tuple[Path, Any
     assert made.kinds["bad"] == len(made.bad) == 6
 
 
+@pytest.mark.whole
 def test_waveform_generator_skews(waveform_generator: ModuleType, tmp_path: Path) -> None:
     waveform_generator.generate(tmp_path, records=60, seconds=60, bad=0, skew=True)
     sizes = [path.stat().st_size for path in files_under(tmp_path) if path.suffix == ".dat"]
@@ -445,6 +451,7 @@ def real_headers() -> list[Path]:
     return sorted(WFDB.rglob("*.hea")) if WFDB.is_dir() else []
 
 
+@pytest.mark.whole
 @shared_data
 @pytest.mark.parametrize("header", real_headers(), ids=lambda path: path.stem)
 def test_every_real_header(waveforms: ModuleType, header: Path) -> None:
@@ -464,6 +471,7 @@ def test_every_real_header(waveforms: ModuleType, header: Path) -> None:
         assert_equal_to_one_reading(rows, header.with_suffix(""))
 
 
+@pytest.mark.whole
 @shared_data
 def test_real_heart_rates(waveforms: ModuleType) -> None:
     """The leads of one heart agree, and with the annotations of the cardiologists where there are some."""
@@ -718,6 +726,7 @@ def real_ads(out: Path) -> int:
     return total
 
 
+@pytest.mark.whole
 @shared_data
 def test_real_ads(ads: ModuleType, tmp_path: Path) -> None:
     total = real_ads(tmp_path)
@@ -796,6 +805,7 @@ def assert_run_equals_loop(
     assert in_order(dataset_rows(example / "out")) == in_order(rows)
 
 
+@pytest.mark.slow
 def test_cli_waveforms(waveforms: ModuleType, tmp_path: Path) -> None:
     example = copy_example("mimic_waveforms", tmp_path)
     make_input(example, "--records", "60", "--seconds", "15", "--bad", "3", "--skew")
@@ -805,6 +815,7 @@ def test_cli_waveforms(waveforms: ModuleType, tmp_path: Path) -> None:
     assert_run_equals_loop(example, result, loop)
 
 
+@pytest.mark.whole
 def test_cli_ads(ads: ModuleType, tmp_path: Path) -> None:
     example = copy_example("talent_jsonl", tmp_path)
     make_input(example, "--files", "60", "--ads", "20", "--days", "2", "--bad", "3", "--skew")
@@ -815,6 +826,7 @@ def test_cli_ads(ads: ModuleType, tmp_path: Path) -> None:
     assert_run_equals_loop(example, result, loop)
 
 
+@pytest.mark.whole
 def test_cli_blank(tmp_path: Path) -> None:
     example = copy_example("blank", tmp_path)
     make_input(example)
@@ -824,6 +836,7 @@ def test_cli_blank(tmp_path: Path) -> None:
     assert_run_equals_loop(example, run_pipeline(example), loop)
 
 
+@pytest.mark.slow
 @shared_data
 def test_cli_real_waveforms(waveforms: ModuleType, tmp_path: Path) -> None:
     """All sets of real records at once, broken and incomplete ones among them, but for the few that take seconds."""
@@ -842,6 +855,7 @@ def test_cli_real_waveforms(waveforms: ModuleType, tmp_path: Path) -> None:
     assert_run_equals_loop(example, result, loop)
 
 
+@pytest.mark.slow
 @shared_data
 def test_cli_real_ads(ads: ModuleType, tmp_path: Path) -> None:
     example = copy_example("talent_jsonl", tmp_path)
@@ -851,6 +865,7 @@ def test_cli_real_ads(ads: ModuleType, tmp_path: Path) -> None:
     assert_run_equals_loop(example, run_pipeline(example), loop)
 
 
+@pytest.mark.whole
 @shared_data
 def test_cli_torture(ads: ModuleType, tmp_path: Path) -> None:
     """Every file that was made to break a JSON reader: all in the ledger, whatever becomes of them."""

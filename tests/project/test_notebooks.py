@@ -97,7 +97,8 @@ def test_it_is_kept_clean(path: Path) -> None:
     assert path.read_text("utf-8") == nbformat.writes(book, indent=1) + "\n"
 
 
-@pytest.mark.parametrize("kind", ["mimic", "talent"])
+@pytest.mark.whole
+@pytest.mark.parametrize("kind", [pytest.param("mimic", marks=pytest.mark.slow), "talent"])
 def test_init_brings_it_along(shardkit: RunCommand, tmp_path: Path, kind: str) -> None:
     done = shardkit("init", kind, "mine")
     example = {"mimic": "mimic_waveforms", "talent": "talent_jsonl"}[kind]

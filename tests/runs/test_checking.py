@@ -179,6 +179,7 @@ def test_there_is_no_dataset(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "holds no dataset" in done.output
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "output", [{}, {"format": "arrow"}, {"format": "jsonl", "target_bytes": 100}, {"partition_by": ["group"]}], ids=str
 )
@@ -210,6 +211,7 @@ def test_the_passes_alone(tmp_path: Path) -> None:
     assert sk.check(project.out).rows == 3
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("format", ["parquet", "csv", "jsonl", "arrow"])
 def test_in_a_bucket(format: str, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1", "ENDPOINT_URL": s3_url}

@@ -101,6 +101,7 @@ def feed(tmp_path: Path, output: str) -> Feed:
     return Feed(tmp_path, output)
 
 
+@pytest.mark.whole
 def test_runs_of_a_day_that_is_redone_go_and_the_next_redo_computes_no_more_than_else(feed: Feed) -> None:
     first = feed.run().run_id
     redone = feed.redo(3)
@@ -120,6 +121,7 @@ def test_runs_of_a_day_that_is_redone_go_and_the_next_redo_computes_no_more_than
     assert len(feed.runs()) == 1
 
 
+@pytest.mark.whole
 def test_a_dry_run_tells_the_same_and_removes_nothing(feed: Feed) -> None:
     feed.run()
     feed.redo(2)
@@ -133,6 +135,7 @@ def test_a_dry_run_tells_the_same_and_removes_nothing(feed: Feed) -> None:
     assert "removed" in str(done)
 
 
+@pytest.mark.whole
 def test_whole_datasets_that_are_replaced_leave_one_run(feed: Feed) -> None:
     for _ in range(3):
         last = feed.run(shards=None, incremental=False)
@@ -141,6 +144,7 @@ def test_whole_datasets_that_are_replaced_leave_one_run(feed: Feed) -> None:
     feed.check()
 
 
+@pytest.mark.whole
 def test_what_is_in_quarantine_can_be_retried_after_it(feed: Feed) -> None:
     feed.put(f"{DAYS[1]}/5.txt", "bad")
     feed.run()
@@ -168,6 +172,7 @@ def fail_in_pass2(feed: Feed, monkeypatch: pytest.MonkeyPatch, **fields: Any) ->
     return made
 
 
+@pytest.mark.whole
 def test_a_run_that_is_not_finished_stays_with_what_it_has_taken_over(
     feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +187,7 @@ def test_a_run_that_is_not_finished_stays_with_what_it_has_taken_over(
     feed.check()
 
 
+@pytest.mark.whole
 def test_a_run_that_is_not_finished_goes_where_that_is_asked(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = feed.run().run_id
     feed.put(f"{DAYS[1]}/6.txt", "late")
@@ -195,6 +201,7 @@ def test_a_run_that_is_not_finished_goes_where_that_is_asked(feed: Feed, monkeyp
     feed.check()
 
 
+@pytest.mark.whole
 def test_a_run_at_work_stays(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     first = feed.run().run_id
     feed.redo(1)
@@ -207,6 +214,7 @@ def test_a_run_at_work_stays(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> Non
     feed.check()
 
 
+@pytest.mark.whole
 def test_a_run_that_begins_to_be_worked_on_meanwhile_stays(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     feed.run()
     (between, _) = feed.redo(2)
@@ -217,6 +225,7 @@ def test_a_run_that_begins_to_be_worked_on_meanwhile_stays(feed: Feed, monkeypat
     assert between in feed.runs()
 
 
+@pytest.mark.whole
 def test_only_what_is_older(feed: Feed) -> None:
     feed.run()
     feed.redo(2)
@@ -228,6 +237,7 @@ def test_only_what_is_older(feed: Feed) -> None:
         sk.clean(feed.output, older_than="a week")
 
 
+@pytest.mark.whole
 def test_one_that_was_interrupted_is_finished_by_the_next(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     feed.run()
     feed.redo(3)
@@ -282,6 +292,7 @@ def test_files_that_cannot_be_removed_are_told(tmp_path: Path, monkeypatch: pyte
         sk.clean(feed.output)
 
 
+@pytest.mark.whole
 def test_on_the_command_line(tmp_path: Path, shardkit: RunCommand) -> None:
     feed = Feed(tmp_path, str(tmp_path / "out"))
     feed.run()

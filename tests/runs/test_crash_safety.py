@@ -111,6 +111,7 @@ def check_entry(kind: str, entry: dict[str, Any]) -> None:
         assert entry["peak_memory_bytes"] > 10 << 20
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kinds", [[*EXCEPTIONS], [*DEATHS]], ids=["exceptions", "deaths"])
 def test_bad_records_beside_each_other_in_one_chunk(project: Project, kinds: list[str]) -> None:
     contents = [content()] * 4 + [content(kind) for kind in kinds] + [content()] * 4
@@ -185,6 +186,7 @@ def test_rows_for_which_there_is_no_memory(project: Project) -> None:
     assert [row["key"] for row in rows_of(run)] == ["r001.txt"] + ["r003.txt"] * 3
 
 
+@pytest.mark.whole
 def test_a_worker_whose_child_lives_on_is_known_to_be_dead(project: Project) -> None:
     try:
         run = run_zoo(project, [content(), content("forks_and_dies"), content()])
@@ -197,6 +199,7 @@ def test_a_worker_whose_child_lives_on_is_known_to_be_dead(project: Project) -> 
             note.unlink()
 
 
+@pytest.mark.whole
 def test_stdout_stays_clean_whatever_the_function_prints(project: Project) -> None:
     kinds = [*RUDE, "good", "raises", *RUDE, "good", "prints"]
     project.write_records([content(kind) for kind in kinds])
@@ -211,6 +214,7 @@ def test_stdout_stays_clean_whatever_the_function_prints(project: Project) -> No
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.whole
 def test_no_traceback_of_the_program_itself_reaches_the_terminal(project: Project) -> None:
     project.write_records([content(kind) for kind in ("raises", "good", "leaves", "segfaults")])
     arguments = project.run_arguments(function="zoo:features", source_dir=TESTS, max_failures="100%", workers=6)

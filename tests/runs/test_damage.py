@@ -144,6 +144,7 @@ def told(arguments: list[str]) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_whoever_looks_is_answered_or_told_which_file_it_is(place: Place, name: str, how: str) -> None:

@@ -38,6 +38,7 @@ def feed(tmp_path: Path) -> Feed:
 # -- which days
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("given", "days"),
     [
@@ -319,6 +320,7 @@ def test_a_late_run_does_not_put_an_older_day_back(feed: Feed) -> None:
 STEPS = ["note", "place", "write", "note", *["remove", "tidy"], "unlink"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("step", [2, 5, *(pytest.param(s, marks=SLOW) for s in (1, 3, 4, 6, 7, 8))])
 def test_killed_between_any_two_steps_a_reader_never_sees_a_day_twice_or_half(feed: Feed, step: int) -> None:
     feed.put_days(3, 4)
@@ -472,6 +474,7 @@ def planned_redos(out: Path, *, redos: int, records: int, workers: int) -> tuple
     return chunks, computed[1:]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("redos", [30, pytest.param(200, marks=SLOW)])
 def test_the_chunks_of_a_day_stay_few_however_often_it_is_redone(tmp_path: Path, redos: int) -> None:
     """With one worker, 128 chunks that are taken over are too many, which a hundred redos come to."""

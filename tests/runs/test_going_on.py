@@ -59,6 +59,7 @@ def by_value(name: str, source: str = WORK) -> Any:
 MENDED = WORK.replace('== "bad"', "is None")
 
 
+@pytest.mark.whole
 def test_an_error_has_the_run_and_says_in_python_how_to_go_on(project: Project) -> None:
     with pytest.raises(sk.BudgetExceeded) as caught:
         sk.open_run(project.out).resume(quiet=True)
@@ -76,6 +77,7 @@ def test_an_error_has_the_run_and_says_in_python_how_to_go_on(project: Project) 
     assert (known, as_command(known)) == (error.hint, as_command(error.hint))
 
 
+@pytest.mark.whole
 def test_the_command_line_says_it_in_commands(project: Project) -> None:
     done = CliRunner().invoke(cli, ["resume", str(project.out), "--json", "--quiet"])
     assert done.exit_code == 1
@@ -92,6 +94,7 @@ def test_the_command_line_says_it_in_commands(project: Project) -> None:
     assert "sk.open_run" in str(sk.open_run(project.out).summary())
 
 
+@pytest.mark.whole
 def test_an_error_without_a_hint_of_its_own_names_the_run(project: Project) -> None:
     with pytest.raises(sk.CombineError) as caught:
         sk.open_run(project.out).resume(quiet=True, max_failures=1, combine=lambda _: 1 / 0)
@@ -99,6 +102,7 @@ def test_an_error_without_a_hint_of_its_own_names_the_run(project: Project) -> N
     assert "sk." not in caught.value.command_text
 
 
+@pytest.mark.whole
 def test_before_there_is_a_run_an_error_has_none(tmp_path: Path) -> None:
     with pytest.raises(sk.InputError) as caught:
         sk.run(by_value("features"), tmp_path / "nowhere", tmp_path / "out", quiet=True)
@@ -111,6 +115,7 @@ def test_before_there_is_a_run_an_error_has_none(tmp_path: Path) -> None:
     assert "does not exist" in json.loads(done.stdout)["reason"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("command", ["retry", "resume"])
 def test_another_function_is_not_mixed_in_by_mistake(
     project: Project, monkeypatch: pytest.MonkeyPatch, command: str
@@ -125,11 +130,13 @@ def test_another_function_is_not_mixed_in_by_mistake(
     assert rows_of(mixed)[0] == ({"key": "r000.txt", "other": None} if command == "retry" else {"key": "r000.txt"})
 
 
+@pytest.mark.whole
 def test_the_same_function_in_a_module_needs_no_word(project: Project) -> None:
     project.write_function(MENDED)
     assert "3 done" in project.command("retry", project.out, "--function", "work:features").stderr
 
 
+@pytest.mark.whole
 def test_who_runs_in_python_hears_of_records_set_aside(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     run = sk.run(by_value("features"), project.data, project.out, workers=1, max_failures=1)
     told = capsys.readouterr().err
@@ -143,6 +150,7 @@ def test_who_runs_in_python_hears_of_records_set_aside(project: Project, capsys:
     assert "sk.open_run" not in done.stderr
 
 
+@pytest.mark.whole
 def test_a_hint_is_a_text() -> None:
     hint = Hint("run.retry()", "shardkit retry")
     assert (f"{hint}", as_command(hint), as_command("plain")) == ("run.retry()", "shardkit retry", "plain")
@@ -163,6 +171,7 @@ def replaced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.whole
 def test_a_replaced_run_says_by_which_and_comes_back_when_asked(replaced: Path, tmp_path: Path) -> None:
     shutil.copytree(replaced, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "out"
@@ -179,6 +188,7 @@ def test_a_replaced_run_says_by_which_and_comes_back_when_asked(replaced: Path, 
     assert [set(row) for row in rows_of(sk.open_run(out, "old"))] == [{"key"}] * 2
 
 
+@pytest.mark.whole
 def test_a_replaced_run_comes_back_although_its_function_has_changed(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.write_records(["a"])
@@ -189,6 +199,7 @@ def test_a_replaced_run_comes_back_although_its_function_has_changed(tmp_path: P
     assert project.rows("old") == [{"old": 1}]
 
 
+@pytest.mark.whole
 def test_both_runs_say_how_they_are(replaced: Path, tmp_path: Path) -> None:
     shutil.copytree(replaced, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "out"
@@ -197,6 +208,7 @@ def test_both_runs_say_how_they_are(replaced: Path, tmp_path: Path) -> None:
     assert sk.open_run(out, "old").resume(quiet=True).summary().replaced_by is None
 
 
+@pytest.mark.whole
 def test_a_run_that_was_cleaned_away_says_so(replaced: Path, tmp_path: Path) -> None:
     shutil.copytree(replaced, tmp_path, dirs_exist_ok=True)
     (tmp_path / "out/_shardkit/runs/old/plan.json").unlink()
@@ -218,6 +230,7 @@ def entry(number: int, error: str, message: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.whole
 def test_failures_alike_share_a_line() -> None:
     many = [entry(i, "ValueError", f"r{i:03d}.txt: line {i} of '/data/{i}' is bad\nand more") for i in range(30)]
     some = [entry(90 + i, "KeyError", f"'{i}'") for i in range(2)]

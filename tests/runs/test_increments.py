@@ -205,6 +205,7 @@ def expected_several(feed: Feed) -> list[tuple[str, str, int]]:
     return sorted((key, text, i) for key, text in feed.expected().items() for i in range(counts[key]))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("values", "kind"),
     [

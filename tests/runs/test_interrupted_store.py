@@ -35,6 +35,7 @@ STEPS = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("step", [pytest.param(step, marks=() if step == "pass 1" else SLOW) for step in STEPS])
 def test_ctrl_c_ends_what_waits_for_a_store_that_has_vanished(
     project: JobProject,  # noqa: F811

@@ -86,6 +86,7 @@ WAYS = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("mode", ["stream", "download"])
 @pytest.mark.parametrize("way", ["directory", "size", pytest.param("s3key", marks=SLOW)])
 def test_talent_jsonl(talent: tuple[Path, dict[str, Any], sk.Run], way: str, mode: str) -> None:
@@ -127,6 +128,7 @@ def data_input(request: dict[str, Any]) -> dict[str, Any] | None:
     return inputs.get("data")
 
 
+@pytest.mark.whole
 def test_a_folder_is_downloaded_by_its_prefix_and_any_other_shard_by_a_manifest(project: JobProject) -> None:
     project.write_groups("go", groups="ab")
     (project.data / "top.txt").write_text("go")
@@ -140,6 +142,7 @@ def test_a_folder_is_downloaded_by_its_prefix_and_any_other_shard_by_a_manifest(
     assert json.loads((project.root / manifest.lstrip("/")).read_text()) == [{"prefix": f"{project.data}/"}, "top.txt"]
 
 
+@pytest.mark.whole
 def test_a_folder_with_groups_below_it_is_downloaded_by_a_manifest(project: JobProject) -> None:
     for key in ("a/r.txt", "a/b/r.txt"):
         (project.data / key).parent.mkdir(exist_ok=True)
@@ -149,6 +152,7 @@ def test_a_folder_with_groups_below_it_is_downloaded_by_a_manifest(project: JobP
     assert sorted(each["S3DataType"] for each in given if each) == ["ManifestFile", "S3Prefix"]
 
 
+@pytest.mark.whole
 def test_streaming_jobs_have_no_input_but_the_code(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     run = project.run_jobs(workers=2)
@@ -160,6 +164,7 @@ def test_streaming_jobs_have_no_input_but_the_code(project: JobProject) -> None:
     assert run.summary().status == "done"
 
 
+@pytest.mark.whole
 def test_groups_are_packed_into_few_jobs(project: JobProject) -> None:
     project.write_groups("go", groups="abcdefg")
     run = project.run_jobs(shards={"by": "directory", "max_jobs": 2}, input_mode="download")
@@ -168,6 +173,7 @@ def test_groups_are_packed_into_few_jobs(project: JobProject) -> None:
     assert Counter(project.calls()) == Counter({key for key, _ in project.expected()})
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("mode", ["stream", pytest.param("download", marks=SLOW)])
 def test_where_instances_have_no_folder_of_their_own(project: JobProject, mode: str) -> None:
     project.write_groups("go", groups="ab")
@@ -248,6 +254,7 @@ def test_failures_count_over_all_jobs(project: JobProject) -> None:
     assert run.summary().records["quarantined"] == 0
 
 
+@pytest.mark.whole
 def test_one_job_with_too_many_failures_fails_for_good(project: JobProject) -> None:
     project.write_groups("go", groups="b")
     project.write_groups("bad", "bad", groups="a")
@@ -262,6 +269,7 @@ def test_one_job_with_too_many_failures_fails_for_good(project: JobProject) -> N
     assert any("quarantined" in line for line in run.logs())
 
 
+@pytest.mark.whole
 def test_an_engine_that_was_made_by_hand_is_found_again(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     run = project.run_jobs(engine=LocalEngine(project.engine_root, max_instances=2))
@@ -283,6 +291,7 @@ def test_a_job_that_runs_out_of_time_goes_on(project: JobProject) -> None:
     assert project.keys_and_rows(run) == project.expected()
 
 
+@pytest.mark.whole
 def test_a_function_that_cannot_be_loaded_in_the_job(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     project.write_function("import no_such_module\ndef features(record):\n    return {'key': record.key, 'row': 0}\n")
@@ -298,6 +307,7 @@ def test_a_function_that_cannot_be_loaded_in_the_job(project: JobProject) -> Non
     assert project.keys_and_rows() == [("a/r0.txt", 0)]
 
 
+@pytest.mark.whole
 def test_a_finished_run_is_left_alone_or_merged_anew(project: JobProject) -> None:
     project.write_groups("go", "go", groups="a")
     run = project.run_jobs(run_id="one")
@@ -323,6 +333,7 @@ def test_a_finished_run_is_left_alone_or_merged_anew(project: JobProject) -> Non
         run.resume(quiet=True, combine=lambda tables: tables)
 
 
+@pytest.mark.whole
 def test_another_plan_under_the_same_id_is_refused(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     project.run_jobs(run_id="one")
@@ -331,6 +342,7 @@ def test_another_plan_under_the_same_id_is_refused(project: JobProject) -> None:
         project.run_jobs(run_id="one")
 
 
+@pytest.mark.slow
 def test_a_second_run_replaces_the_dataset(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     project.run_jobs()
@@ -344,6 +356,7 @@ def test_a_second_run_replaces_the_dataset(project: JobProject) -> None:
 # ---- the code ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_a_function_by_value_and_a_combine_from_a_module(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> None:
     project.write_groups("go", groups="a")
     (project.root / "joining.py").write_text(
@@ -361,6 +374,7 @@ def test_a_function_by_value_and_a_combine_from_a_module(project: JobProject, mo
     assert project.keys_and_rows(run) == [("a/r0.txt", 41), ("a/r0.txt", 42)]
 
 
+@pytest.mark.slow
 def test_a_function_mended_in_a_notebook_is_for_the_records_that_failed(project: JobProject) -> None:
     project.write_groups("go", "bad", groups="ab")
     run = project.run_jobs(max_failures="100%")
@@ -372,6 +386,7 @@ def test_a_function_mended_in_a_notebook_is_for_the_records_that_failed(project:
     assert texts == {"a/r0.txt": "go", "a/r1.txt": "mended", "b/r0.txt": "go", "b/r1.txt": "mended"}
 
 
+@pytest.mark.whole
 def test_a_mended_function_brings_its_own_python(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> None:
     project.write_groups("go", "bad", groups="a")
     run = project.run_jobs(max_failures="100%")
@@ -388,6 +403,7 @@ def test_code_that_cannot_travel_leaves_no_run(project: JobProject) -> None:
         sk.open_run(project.out)
 
 
+@pytest.mark.whole
 def test_the_folder_of_the_engine_does_not_travel(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     engine = project.local(root=project.code / "engine")
@@ -448,6 +464,7 @@ def test_code_travels_once_per_content(project: JobProject) -> None:
     assert run.summary().status == "done"
 
 
+@pytest.mark.whole
 def test_input_and_output_inside_the_code_folder_do_not_travel(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     run = project.run_jobs(input=project.data.rename(project.code / "data"), output=project.code / "out")
@@ -484,6 +501,7 @@ def features(record):
 """
 
 
+@pytest.mark.whole
 def test_what_the_image_has_is_not_installed_again(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> None:
     project.write_groups("go", groups="a")
     (project.code / "requirements.txt").write_text(
@@ -541,6 +559,7 @@ def test_requirements_that_are_refused(project: JobProject, text: str | None, me
         project.run_jobs(requirements=path, requirements_mode="install")
 
 
+@pytest.mark.whole
 def test_an_image_without_shardkit_gets_it_from_the_bundle(project: JobProject) -> None:
     """Here the same one is installed; its copy in the bundle is tried by a bootstrap that finds none."""
     project.write_groups("go", groups="a")
@@ -560,6 +579,7 @@ def test_an_image_without_shardkit_gets_it_from_the_bundle(project: JobProject) 
     assert "shardkit/runs/container/bootstrap.sh" in zipfile.ZipFile(folder / "shardkit.zip").namelist()
 
 
+@pytest.mark.whole
 def test_secrets_stay_where_they_are(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> None:
     project.write_groups("bad", *["go"] * 4)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-the-session")

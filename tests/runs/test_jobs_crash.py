@@ -73,6 +73,7 @@ def kill(process: int) -> None:
 # ---- the driver --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_jobs_outlive_their_driver(project: JobProject) -> None:
     held(project)
     with dying(project.start_driver()) as driver:
@@ -95,6 +96,7 @@ def test_jobs_outlive_their_driver(project: JobProject) -> None:
     assert run.summary().status == "done"
 
 
+@pytest.mark.whole
 def test_a_run_whose_jobs_go_on_unwatched_is_not_cleaned_away(
     project: JobProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_run_whose_jobs_go_on_unwatched_is_not_cleaned_away(
     assert project.keys_and_rows() == project.expected()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_jobs_and_says_how_to_go_on(project: JobProject) -> None:
     held(project)
     with dying(project.start_driver()) as driver:
@@ -130,6 +133,7 @@ def test_ctrl_c_leaves_the_jobs_and_says_how_to_go_on(project: JobProject) -> No
     assert project.keys_and_rows() == project.expected()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on(project: JobProject) -> None:
     held(project)
     run = project.run_jobs(wait=False)
@@ -151,6 +155,7 @@ def test_a_run_that_is_stopped_goes_on(project: JobProject) -> None:
     assert check_ledger(run).status == "done"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopping_is_waited_for(project: JobProject) -> None:
     held(project)
     with dying(project.start_driver()) as driver:
@@ -213,6 +218,7 @@ def test_a_queue_that_was_lost_is_rebuilt(project: JobProject) -> None:
 # ---- jobs --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "victim", ["supervisor", *(pytest.param(victim, marks=SLOW) for victim in ("program", "worker", "forks"))]
 )
@@ -243,6 +249,7 @@ def test_a_job_that_is_killed_is_started_again(project: JobProject, victim: str)
     assert attempts[0][0].get("cause", "") == {"supervisor": "internal", "program": "died"}.get(victim, "")
 
 
+@pytest.mark.whole
 def test_a_record_that_kills_its_worker_is_quarantined_in_its_job(project: JobProject) -> None:
     project.write_groups("go", "kill", "go", groups="ab")
     source = (project.code / "work.py").read_text()

@@ -230,6 +230,7 @@ GRID = [
 ]
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(("view", "step"), GRID)
 def test_another_run_replaces_the_dataset_meanwhile(
@@ -281,6 +282,7 @@ def is_stopped(pid: int) -> bool:
         return file.read().rpartition(")")[2].split()[0] == "T"
 
 
+@pytest.mark.whole
 @LINUX
 def test_a_command_that_was_stopped_ends_with_a_clear_word(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "LEASE_S", 1.0)
@@ -304,6 +306,7 @@ def test_a_command_that_was_stopped_ends_with_a_clear_word(output: Output, monke
     output.check_is("second")
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("at", ["first", "second"])
 def test_a_run_that_is_gone_on_with_while_clean_is_paused_keeps_its_folder(
@@ -333,6 +336,7 @@ def test_a_run_that_is_gone_on_with_while_clean_is_paused_keeps_its_folder(
     output.check_is("second")
 
 
+@pytest.mark.whole
 @LINUX
 def test_a_driver_that_was_stopped_in_pass_1_ends_and_what_its_workers_wrote_counts_once(
     output: Output, monkeypatch: pytest.MonkeyPatch
@@ -362,6 +366,7 @@ def test_a_driver_that_was_stopped_in_pass_1_ends_and_what_its_workers_wrote_cou
 DAY_STEPS = ["create", "confirm", "place", "result", "current", "remove", "tidy", "forget"]
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=SLOW) for step in (1, 3, 4, 5, 6, 7, 8))])
 def test_a_day_is_made_anew_while_the_run_that_makes_it_is_paused(

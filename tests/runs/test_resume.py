@@ -93,6 +93,7 @@ def printed_command(text: str) -> str:
     return re.findall(r": (shardkit \w+ .*)", text)[-1]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("number", "to_all"),
     [(signal.SIGINT, True), (signal.SIGTERM, False), pytest.param(signal.SIGTERM, True, marks=SLOW)],
@@ -130,6 +131,7 @@ def catches_nothing_more(pid: int) -> bool:
     return all(int(bits, 16) == 0 for bits in re.findall(r"(?:Sig|Shd)Pnd:\s*(\w+)", status))
 
 
+@pytest.mark.whole
 def test_a_second_ctrl_c_stops_at_once(project: GatedProject) -> None:
     with dying(held_run(project)) as command:
         family = command.family()
@@ -146,6 +148,7 @@ def test_a_second_ctrl_c_stops_at_once(project: GatedProject) -> None:
     assert project.rows() == project.expected()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_before_there_is_a_run(project: GatedProject, number: signal.Signals) -> None:
     project.write_function(
@@ -184,6 +187,7 @@ def features(record):
 """
 
 
+@pytest.mark.whole
 def test_ctrl_c_during_pass_2(project: GatedProject) -> None:
     project.write_function(COMBINE)
     with dying(project.start(*project.run_arguments(combine="work:combine"))) as command:
@@ -237,6 +241,7 @@ def test_an_interrupted_retry_is_gone_on_with_as_a_retry(project: GatedProject) 
     assert sorted(project.rows(), key=str) == sorted(project.expected(), key=str)
 
 
+@pytest.mark.whole
 def test_the_workers_die_with_their_parent(project: GatedProject) -> None:
     project.write_records(["wait"] * 6)
     with dying(project.start(*project.run_arguments(workers=3, chunks="even"))) as command:
@@ -276,6 +281,7 @@ def test_an_idle_worker_killed_from_outside_costs_nothing(project: GatedProject)
     assert project.rows() == project.expected()
 
 
+@pytest.mark.whole
 def test_two_processes_cannot_work_on_one_run(project: GatedProject) -> None:
     with dying(held_run(project)) as command:
         for arguments in (["resume", project.out], ["retry", project.out]):
@@ -288,6 +294,7 @@ def test_two_processes_cannot_work_on_one_run(project: GatedProject) -> None:
     assert project.rows() == project.expected()
 
 
+@pytest.mark.whole
 def test_a_killed_run_goes_on_under_its_id(project: GatedProject) -> None:
     arguments = project.run_arguments(workers=3, chunks="even", run_id="first")
     with dying(project.start(*arguments)) as command:
@@ -319,6 +326,7 @@ def test_changed_source_is_refused_unless_allowed(project: GatedProject) -> None
     assert {row["key"] for row in project.rows()} == {f"r00{i}.txt" for i in (0, 1, 2, 3, 5)}
 
 
+@pytest.mark.whole
 def test_another_plan_is_refused_with_what_differs(project: GatedProject) -> None:
     project.write_function("def features(record):\n    raise ValueError\n")
     fields: dict[str, Any] = {"workers": 2, "chunks": "even", "run_id": "first"}
@@ -356,6 +364,7 @@ def test_what_decides_the_results_cannot_change(project: GatedProject) -> None:
     assert "input.uri cannot change" in project.command("resume", project.out, "--set", "input.uri=x", expect=2).stderr
 
 
+@pytest.mark.whole
 def test_to_resume_a_run_that_is_done_changes_nothing(project: GatedProject) -> None:
     project.open_gate()
     run = project.run(workers=2, run_id="first")

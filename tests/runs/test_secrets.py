@@ -176,6 +176,7 @@ def test_what_a_job_leaves_as_its_message_is_masked(tmp_path: Path) -> None:
     assert SECRET not in about["FailureReason"] + about["ExitMessage"]
 
 
+@pytest.mark.whole
 def test_what_a_store_was_told_before_is_masked_when_it_is_shown(tmp_path: Path, shardkit: RunCommand) -> None:
     store = SQLiteStore(tmp_path / "jobs.sqlite")
     store.submit("one", {"ProcessingResources": {}, "Environment": {"NOTE": "fine"}})

@@ -352,6 +352,7 @@ def test_run_refuses_unknown_fields(files: WriteFiles, tmp_path: Path) -> None:
         sk.run(rows, files(["a"]), tmp_path / "out", patern="*", quiet=True)
 
 
+@pytest.mark.whole
 def test_from_the_command_line(yaml_file: Callable[..., Path], shardkit: RunCommand) -> None:
     path = yaml_file(GOOD)
     for setting, message in [
@@ -653,6 +654,7 @@ def test_a_mended_module_is_loaded_again_by_the_same_process(files: WriteFiles, 
     assert keys_of(run) == ["a", "b"]
 
 
+@pytest.mark.whole
 def test_source_dir_comes_before_the_current_directory(files: WriteFiles, tmp_path: Path, shardkit: RunCommand) -> None:
     files(["data/a"], "")
     source = "def rows(record):\n    return {{'key': {!r}}}\n"
@@ -678,6 +680,7 @@ class Counting:
         return {"key": record.key, "calls": self.calls, "instance": f"{os.getpid()}-{id(self)}"}
 
 
+@pytest.mark.whole
 def test_a_class_is_instantiated_once_per_worker(files: WriteFiles, tmp_path: Path) -> None:
     run = sk.run(Counting, files([f"{n:02d}" for n in range(40)]), tmp_path / "out", workers=2, quiet=True)
     found = run.dataset().to_table().to_pylist()
@@ -688,6 +691,7 @@ def test_a_class_is_instantiated_once_per_worker(files: WriteFiles, tmp_path: Pa
     assert all(sorted(seen) == list(range(1, len(seen) + 1)) for seen in calls.values())
 
 
+@pytest.mark.whole
 def test_functions_by_value(files: WriteFiles, tmp_path: Path) -> None:
     folder = files(["a"])
     offset = 5
@@ -767,6 +771,7 @@ for function in (rows, Model):
 """
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("how", ["script", "stdin"])
 def test_functions_of_main_without_a_guard(files: WriteFiles, tmp_path: Path, how: str) -> None:
     files(["data/a", "data/b"], "")

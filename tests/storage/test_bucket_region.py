@@ -111,6 +111,7 @@ PLACES: list[tuple[str, dict[str, str], str]] = [
 ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("bucket", "named", "config"), PLACES)
 def test_the_url_that_is_asked_is_that_which_boto3_would_ask(
     bucket: str, named: dict[str, str], config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

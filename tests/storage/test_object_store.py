@@ -118,6 +118,7 @@ NAMES = {
 }
 
 
+@pytest.mark.whole
 def test_names_of_all_kinds(project: JobProject, bucket: Bucket) -> None:
     bucket.put_all({f"in/{key}": text for key, text in NAMES.items()})
     bucket.put("in/folder/", b"")  # as the console makes them
@@ -141,6 +142,7 @@ def test_workers_need_not_find_out_where_the_bucket_is(project: JobProject, buck
     assert [row["clients"] for row in rows_of(run_here(project, bucket, chunks="even"))] == [False] * 20
 
 
+@pytest.mark.whole
 def test_a_run_is_found_replaced_and_cleaned_up(project: JobProject, bucket: Bucket) -> None:
     bucket.put_all({f"in/r{i}.txt": "go" for i in range(4)})
     first = run_here(project, bucket, rows_per_file=3)
@@ -180,6 +182,7 @@ def test_s3_to_a_folder_and_a_folder_to_s3(project: JobProject, bucket: Bucket) 
     assert keys_of(there) == ["c.txt"]
 
 
+@pytest.mark.whole
 def test_bad_records_are_retried(project: JobProject, bucket: Bucket) -> None:
     bucket.put_all({f"in/r{i}.txt": "bad" if i == 2 else "go" for i in range(5)})
     run = run_here(project, bucket, max_failures=1)
@@ -228,6 +231,7 @@ def test_a_large_object_of_several_parts(project: JobProject, bucket: Bucket) ->
 # ---- objects that are not what they were -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_objects_that_change_or_vanish_cost_only_themselves(project: JobProject, bucket: Bucket) -> None:
     bucket.put_all({f"in/r{i}.txt": "go" for i in range(6)})
     pipeline = sk.Pipeline(
@@ -292,6 +296,7 @@ except sk.ShardkitError as error:
 """
 
 
+@pytest.mark.whole
 def test_without_credentials(project: JobProject, bucket: Bucket) -> None:
     bucket.put("in/r.txt")
     none = {
@@ -453,6 +458,7 @@ def jobs_in(project: JobProject, bucket: Bucket, **fields: Any) -> dict[str, Any
     return project.fields(input=f"{bucket.uri}/in", output=f"{bucket.uri}/out", **fields)
 
 
+@pytest.mark.slow
 @namespaces
 @pytest.mark.parametrize("mode", ["stream", pytest.param("download", marks=SLOW)])
 def test_jobs_with_input_and_output_in_s3(project: JobProject, bucket: Bucket, mode: str) -> None:
@@ -468,6 +474,7 @@ def test_jobs_with_input_and_output_in_s3(project: JobProject, bucket: Bucket, m
             assert secret.encode() not in folder(bucket.uri).read(key), key
 
 
+@pytest.mark.slow
 @namespaces
 def test_jobs_merge_their_days_in_s3(project: JobProject, bucket: Bucket) -> None:
     keys = [f"2020-01-0{day}/r{i}.txt" for day in (1, 2) for i in range(3)]
@@ -587,6 +594,7 @@ def test_a_one_machine_run_that_is_killed_is_resumed(
     assert not [key for key in bucket.keys("out/_shardkit") if "/dataset/" in key or key.endswith("/lock")]
 
 
+@pytest.mark.slow
 def test_what_is_written_is_encrypted_with_the_key_that_the_engine_names(bucket: Bucket, project: JobProject) -> None:
     bucket.put_all({f"in/{i}.txt": "go" for i in range(3)})
     key = "arn:aws:kms:eu-west-1:123456789012:key/0a1b2c3d"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from job_runs import JobProject
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_dataset_is_that_of_a_good_day(
     project: JobProject,  # noqa: F811
@@ -47,6 +48,7 @@ def test_the_dataset_is_that_of_a_good_day(
     assert all(proxy.seen[fault] for fault in FAULTS)
 
 
+@pytest.mark.whole
 def test_large_objects_come_whole_through_faults(
     project: JobProject,  # noqa: F811
     bucket: Bucket,  # noqa: F811

@@ -110,6 +110,7 @@ def test_a_disk_that_fills_up_while_parts_are_written(project: Project, disk: Ca
     assert len(again) < RECORDS / 2
 
 
+@pytest.mark.whole
 def test_a_disk_that_fills_up_while_the_dataset_is_written(project: Project, disk: Callable[[int], Path]) -> None:
     project.out = disk(MB) / "out"  # the parts alone fit
     done = project.command(
@@ -164,6 +165,7 @@ def limited(project: Project, *arguments: object, expect: int) -> Done:
     )
 
 
+@pytest.mark.whole
 def test_parts_that_cannot_be_written(project: Project) -> None:
     arguments = project.run_arguments(workers=2, chunks="even")  # two parts of 600 kB
     check_one_line(limited(project, *arguments, "--quiet", expect=1), "Cannot write", "parts", "File too large")
@@ -173,6 +175,7 @@ def test_parts_that_cannot_be_written(project: Project) -> None:
     check_complete(project)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", ["parquet", *(pytest.param(k, marks=SLOW) for k in ("jsonl", "csv", "arrow"))])
 def test_a_dataset_that_cannot_be_written(project: Project, kind: str) -> None:
     arguments = project.run_arguments(workers=2, format=kind)  # small parts, and one large file
@@ -184,6 +187,7 @@ def test_a_dataset_that_cannot_be_written(project: Project, kind: str) -> None:
     check_complete(project)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("where", ["out", "out/below", "out/far/below"])
 def test_an_output_that_is_a_file(project: Project, where: str) -> None:
     (project.root / "out").write_text("the user's own")
@@ -193,6 +197,7 @@ def test_an_output_that_is_a_file(project: Project, where: str) -> None:
     assert (project.root / "out").read_text() == "the user's own"
 
 
+@pytest.mark.whole
 def test_an_output_that_is_read_only(project: Project) -> None:
     project.out.mkdir()
     mount("--bind", project.out, project.out)

@@ -152,6 +152,7 @@ def test_files_are_written_read_listed_and_removed(uri: str, tmp_path: Path) -> 
     assert folder(f"{uri}/other").exists("copy")
 
 
+@pytest.mark.whole
 def test_objects_come_as_they_were_listed(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objectstore, "LARGE_BYTES", 1 << 20)
     monkeypatch.setattr(objectstore, "RANGE_BYTES", 1 << 20)

@@ -137,6 +137,7 @@ REFUSALS: dict[str, tuple[int, str, str, str]] = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("reason", REFUSALS)
 def test_each_refusal_has_its_own_cure(
     bucket: Bucket,  # noqa: F811
@@ -172,6 +173,7 @@ def test_a_host_that_is_not_there_is_told_by_its_name(bucket: Bucket, monkeypatc
         folder(bucket.uri).read("x")
 
 
+@pytest.mark.whole
 def test_no_command_ends_with_a_traceback_of_boto3(shardkit: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

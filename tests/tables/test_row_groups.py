@@ -109,6 +109,7 @@ def read(paths: list[Path]) -> pa.Table:
     return pa.concat_tables(map(pq.read_table, paths))
 
 
+@pytest.mark.whole
 def test_a_large_row_group_is_copied_as_it_is(tmp_path: Path) -> None:
     tables = [of_all_kinds(ROWS, 0), of_all_kinds(2 * ROWS, 1), of_all_kinds(200, 2), of_all_kinds(ROWS, 3)]
     (path,) = merged(tmp_path, tables, row_group_size=ROWS)
@@ -137,6 +138,7 @@ def test_others_read_it(tmp_path: Path) -> None:
     assert asked == [(int(((wanted.n >= 69000) & wanted.struct.map(lambda s: bool(s) and s["a"] > 500)).sum()),)]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("rows_per_file", [ROWS, 100_000, 30_000, 1])
 def test_files_are_cut_where_they_are_asked_to_be(tmp_path: Path, rows_per_file: int) -> None:
     size = ROWS if rows_per_file > 1 else 40
@@ -146,6 +148,7 @@ def test_files_are_cut_where_they_are_asked_to_be(tmp_path: Path, rows_per_file:
     assert read(paths)["n"].to_pylist() == list(range(3 * size))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "options",
     [
@@ -209,6 +212,7 @@ def numbered(record: sk.Record) -> pa.Table:
     return pa.table({"n": range(first, first + count), "key": [record.key] * count})
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("chunks", ["even", "dynamic"])
 def test_of_a_large_part_that_is_taken_over_only_what_counts(tmp_path: Path, chunks: str) -> None:
     data = tmp_path / "data"
@@ -272,12 +276,13 @@ class Growing:
         return sorted(self.out.glob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_row_groups_without_a_changed_row_are_copied_run_after_run(tmp_path: Path) -> None:
     growing, dice = Growing(tmp_path), random.Random(5)
     for number in range(20):
         growing.put(f"{number:02d}")
     (path,) = growing.run()
-    for turn in range(8):
+    for turn in range(5):
         before = {tuple(chunk_bytes(path, group)) for group in groups_of(path)}
         changed = dice.choice(sorted(growing.firsts))
         growing.put(changed)
@@ -292,13 +297,14 @@ def test_row_groups_without_a_changed_row_are_copied_run_after_run(tmp_path: Pat
         assert all(group.num_rows > 1 << 15 for group in groups[:-1]), "the groups fall to pieces"
 
 
+@pytest.mark.slow
 def test_several_files_are_made_anew_of_what_is_left_of_them(tmp_path: Path) -> None:
     growing, dice = Growing(tmp_path, rows_per_file=60_000), random.Random(6)
     for number in range(20):
         growing.put(f"{number:02d}")
     before = set(growing.run())
     assert len(before) == 7
-    for _ in range(6):
+    for _ in range(4):
         growing.put(dice.choice(sorted(growing.firsts)))
         after = set(growing.run())
         assert len(after) == 7
@@ -306,6 +312,7 @@ def test_several_files_are_made_anew_of_what_is_left_of_them(tmp_path: Path) -> 
         before = after
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("harm", ["other bytes", "gone", "other rows"])
 def test_a_file_that_is_not_what_it_was_is_made_of_the_parts(tmp_path: Path, harm: str) -> None:
     growing = Growing(tmp_path)

@@ -251,6 +251,7 @@ def rows_by_case(everything: sk.Run) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ARRIVES)
 def test_arrives_as_it_is(rows_by_case: dict[str, list[dict[str, Any]]], name: str) -> None:
     expected = [
@@ -472,6 +473,7 @@ def compare(folder: Path, pairs: Iterable[tuple[str, str]]) -> None:
     assert not differences, "\n".join(differences[:20]) + f"\n{len(differences)} in all"
 
 
+@pytest.mark.whole
 def test_pairs_of_values_come_to_the_same_together_and_apart(tmp_path: Path) -> None:
     compare(tmp_path, list(itertools.product(POOL, POOL))[::13])
 
@@ -481,6 +483,7 @@ def test_every_pair_of_values_comes_to_the_same_together_and_apart(tmp_path: Pat
     compare(tmp_path, itertools.product(POOL, POOL))
 
 
+@pytest.mark.whole
 def test_many_values_come_to_the_same_however_they_are_cut(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     names = [name for name in POOL if name not in {"empty"}]
@@ -499,6 +502,7 @@ def test_many_values_come_to_the_same_however_they_are_cut(tmp_path: Path) -> No
 # ---- without pandas --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "values",
     [
@@ -548,6 +552,7 @@ LARGE: dict[str, Callable[[sk.Record], Any]] = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", LARGE)
 def test_a_worker_holds_one_row_group_and_not_a_chunk(files: WriteFiles, tmp_path: Path, name: str) -> None:
     folder = files([f"{n:03d}" for n in range(300)])

@@ -175,6 +175,7 @@ def values_of(table: pa.Table, name: str) -> list[Any]:
     return [value for value in table[name].to_pylist() if value is not None]
 
 
+@pytest.mark.whole
 def test_every_type_is_read_back_by_all_readers_and_stays_with_its_day(files: WriteFiles, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
@@ -340,6 +341,7 @@ def drifting(count: int, kinds: list[Callable[[int], Any]]) -> list[pa.Table]:
     ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("kinds", "how"),
     [
