@@ -223,6 +223,7 @@ def test_the_engine_of_the_pipeline(shardkit: RunCommand, project: Project) -> N
         assert "runs in one process and has no jobs." in shardkit(command, "out", code=2).stderr
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
@@ -250,6 +251,7 @@ def test_a_wrong_engine_is_named_with_its_line(
     assert not (project.folder / "out").exists()
 
 
+@pytest.mark.whole
 def test_the_option_is_told_without_a_line(project: Project) -> None:
     done = CliRunner().invoke(cli, ["run", str(project.folder / "pipeline.yaml"), "--engine", "sagemake"])
     assert done.exit_code == 2
@@ -407,6 +409,7 @@ def test_a_stop_that_the_service_does_not_hear(project: Project, monkeypatch: py
     wait_for(lambda: {job["status"] for job in run.jobs()} == {"Stopped"})
 
 
+@pytest.mark.whole
 def test_a_driver_that_is_killed(shardkit: RunCommand, project: Project) -> None:
     project.hold()
     driver = project.start("run", "pipeline.yaml", "--engine", "local", "--set", "shards.max_jobs=1", "--run-id", "one")

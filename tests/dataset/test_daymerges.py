@@ -91,6 +91,7 @@ def feed(tmp_path: Path) -> Iterator[Feed]:
     made.end()
 
 
+@pytest.mark.whole
 def test_each_job_merges_its_day_and_pass_2_takes_all(feed: Feed) -> None:
     run = feed.make()
     assert "3 days merged by their own jobs, 0 by this one." in feed.said(run)
@@ -102,6 +103,7 @@ def test_each_job_merges_its_day_and_pass_2_takes_all(feed: Feed) -> None:
     feed.check()
 
 
+@pytest.mark.whole
 def test_a_job_with_several_days_merges_each(feed: Feed) -> None:
     run = feed.make(shards={"by": "date", "path": "{Y}-{m}-{d}", "max_jobs": 2})
     assert len(run.jobs()) == 3
@@ -109,6 +111,7 @@ def test_a_job_with_several_days_merges_each(feed: Feed) -> None:
     feed.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [3, 1])
 def test_full_files_of_before_are_kept(feed: Feed, jobs: int) -> None:
     output = {"uri": str(feed.out), "rows_per_file": 2}
@@ -130,6 +133,7 @@ def test_full_files_of_before_are_kept(feed: Feed, jobs: int) -> None:
     feed.check()
 
 
+@pytest.mark.whole
 def test_days_with_other_columns_are_merged_by_pass_2(feed: Feed) -> None:
     feed.put(DAYS[2], 1, "more")
     for i in range(4):
@@ -141,6 +145,7 @@ def test_days_with_other_columns_are_merged_by_pass_2(feed: Feed) -> None:
     assert [str(schema.field(name).type) for name in ("key", "text", "more")] == ["string", "string", "int64"]
 
 
+@pytest.mark.whole
 def test_a_retry_merges_the_days_of_its_records_again(feed: Feed) -> None:
     feed.put(DAYS[0], 2, "bad")
     run = feed.make()
@@ -154,6 +159,7 @@ def test_a_retry_merges_the_days_of_its_records_again(feed: Feed) -> None:
     assert files.isdisjoint({path.name for path in feed.out.glob("day_partition=*/*")})
 
 
+@pytest.mark.slow
 def test_what_a_combine_does_is_done_by_the_days_jobs_and_its_error_is_told_by_pass_2(feed: Feed) -> None:
     (feed.root / "broken").touch()
     with pytest.raises(sk.RunFailed, match="combine is broken"):
@@ -169,6 +175,7 @@ def test_what_a_combine_does_is_done_by_the_days_jobs_and_its_error_is_told_by_p
     feed.check(n={4})
 
 
+@pytest.mark.whole
 def test_a_job_that_is_killed_while_it_merges_does_so_in_its_next_attempt(feed: Feed) -> None:
     (feed.root / "deadly").touch()
     run = feed.make(combine="work:total")
@@ -177,6 +184,7 @@ def test_a_job_that_is_killed_while_it_merges_does_so_in_its_next_attempt(feed: 
     feed.check(n={4})
 
 
+@pytest.mark.whole
 def test_what_was_merged_in_another_way_than_is_asked_now_is_merged_again(feed: Feed) -> None:
     feed.put(DAYS[0], 0, "bad")
     with pytest.raises(sk.BudgetExceeded):
@@ -189,6 +197,7 @@ def test_what_was_merged_in_another_way_than_is_asked_now_is_merged_again(feed: 
     feed.check()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("damage", ["no file", "shorter", "other parts"])
 def test_what_is_no_more_as_it_was_is_merged_again(feed: Feed, damage: str) -> None:
     feed.put(DAYS[0], 0, "bad")
@@ -208,6 +217,7 @@ def test_what_is_no_more_as_it_was_is_merged_again(feed: Feed, damage: str) -> N
     feed.check()
 
 
+@pytest.mark.whole
 def test_a_job_that_is_done_again_leaves_the_files_of_one_attempt(feed: Feed) -> None:
     feed.put(DAYS[0], 0, "bad")
     with pytest.raises(sk.BudgetExceeded):

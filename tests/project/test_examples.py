@@ -180,6 +180,7 @@ def test_bad_records_fail_and_no_others(
         assert key.rpartition("/")[2] in str(errors[key]), "the message names the file"
 
 
+@pytest.mark.slow
 def test_heart_rates_are_those_generated(
     waveform_rows: tuple[list[dict[str, Any]], dict[str, Exception]], waveform_data: tuple[Path, Any]
 ) -> None:

@@ -71,6 +71,7 @@ def test_as_many_records_may_fail_as_allowed(
     assert project.data_files() == []
 
 
+@pytest.mark.whole
 def test_a_run_over_budget_is_mended_and_retried_as_its_message_says(project: Project) -> None:
     project.write_records({f"r{i:02d}.txt": "bad" if i % 5 == 0 else "good" for i in range(20)})
     failed = project.command(*project.run_arguments(workers=2), "--json", expect=1)
