@@ -199,6 +199,21 @@ def _of_the_object(uri: str, answer: Answer) -> StorageError | None:
     return None
 
 
+# What the certificate of a server may be refused for, and what to do about it.
+CERTIFICATES = {
+    "Expired": ("has expired", "Have it renewed; or, if it has not, set this machine's clock right."),
+    "NotValidYet": ("is not valid yet", "Set this machine's clock right, or wait until the certificate is valid."),
+    "NotValidForName": (
+        "is for another host",
+        "Name the host that it is for, in AWS_ENDPOINT_URL_S3 for instance; or something on the way answers instead.",
+    ),
+}
+UNTRUSTED = (
+    "is not trusted",
+    "If it is your own authority's, set AWS_CA_BUNDLE to the file with its certificate.",
+)
+
+
 def _of_the_way(uri: str, answer: Answer) -> StorageError:
     """What is wrong with the request, the server, or what lies between."""
     if "invalid path" in answer.text:
@@ -206,10 +221,8 @@ def _of_the_way(uri: str, answer: Answer) -> StorageError:
     if answer.status == 407 or "TunnelUnsuccessful" in answer.text or "ProxyAuth" in answer.text:
         return StorageError(f"{uri}: the proxy refuses to pass the requests on.", hint=_proxy_hint())
     if "InvalidCertificate" in answer.text:
-        return StorageError(
-            f"{uri}: the certificate of the server is not trusted.",
-            hint="If it is your own authority's, set AWS_CA_BUNDLE to the file with its certificate.",
-        )
+        why, cure = next((told for word, told in CERTIFICATES.items() if word in answer.text), UNTRUSTED)
+        return StorageError(f"{uri}: the certificate of the server {why}.", hint=cure)
     if any(words in answer.text for words in NO_ANSWER) or (answer.status and _is_page(answer.text)):
         return strange(uri, answer.message)
     kind = _kind(answer)

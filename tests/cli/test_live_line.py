@@ -1,0 +1,63 @@
+"""The live line of a run, in terminals that are narrow: what is seen of it, and of what a function prints."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from crashing import LINUX, Project, environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = LINUX
+WORK = """
+import time
+time.sleep(0.6)  # loading takes a while
+
+def features(record):
+    time.sleep(0.02)
+    if record.key == "r003.txt":
+        print("a word of the function's own")
+        raise ValueError("bad")
+    return {"key": record.key}
+"""
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def seen(project: Project, columns: int) -> list[str]:
+    """What a terminal of that width shows, line by line and frame by frame."""
+    arguments = project.run_arguments(max_failures=1, workers=1)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(environment(COLUMNS=str(columns), TERM="xterm"))
+        os.execv(sys.executable, [sys.executable, "-m", "shardkit", *arguments])
+    said = b""
+    while True:
+        try:
+            said += (more := os.read(terminal, 1 << 16))
+        except OSError:  # it has ended
+            break
+        if not more:
+            break
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, said.decode()
+    return [line.strip() for line in re.split(r"[\r\n]+", CONTROL.sub("\r", said.decode())) if line.strip()]
+
+
+@pytest.mark.parametrize("columns", [60, 40])
+def test_a_narrow_terminal_shows_the_quarantine_and_what_a_function_prints(tmp_path: Path, columns: int) -> None:
+    project = Project(tmp_path / "project")
+    project.write_function(WORK)
+    project.write_records(["text"] * 30)
+    lines = seen(project, columns)
+    assert "a word of the function's own" in lines  # alone on its line
+    live = [line for line in lines if "records" in line and "/30" in line]
+    assert any(re.search(r"\b1 quarantined", line) for line in live), live
+    assert not any(len(line) > columns for line in live)
+    if columns == 60:
+        assert any("starting workers" in line for line in live), live
+    assert not any(" 0 B/s" in line for line in live)
