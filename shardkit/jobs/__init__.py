@@ -12,8 +12,8 @@
             break
         time.sleep(report.next_in_s)
 
-``launch()`` and ``monitor()`` keep nothing between two calls: the store knows all. Any number of them may run at the
-same time, and die at any moment. It needs the standard library and botocore only.
+``launch()`` and ``monitor()`` keep nothing between two calls: everything is in the store. Any number of them may run at
+the same time, and die at any moment. The queue needs only the standard library and botocore.
 """
 
 from __future__ import annotations

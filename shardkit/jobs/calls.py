@@ -1,7 +1,7 @@
 """Calls to the engine, and what its answers mean.
 
-Processing jobs and training jobs have methods and fields of their own. Here both get the same: whatever an answer tells
-of a training job, it tells in the words of a Processing job.
+Processing jobs and training jobs have methods and fields of their own. Here both look the same: an answer about a
+training job is put into the words of a Processing job.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ THROTTLED = frozenset(
         "SlowDown",
     }
 )
-# The caller's fault, not the job's: every call would be answered so.
+# The caller's fault, not the job's: every call would get this answer.
 CALLER = frozenset(
     {
         "ExpiredToken",
@@ -50,20 +50,20 @@ CALLER = frozenset(
         "UnrecognizedClientException",
     }
 )
-# Errors of the client library that come up before anything is sent.
+# Errors that the client library raises before anything is sent.
 REQUEST = (botocore.exceptions.ParamValidationError,)
 BROKEN = (botocore.parsers.ResponseParserError,)
 NETWORK = (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError, OSError, *BROKEN)
 
 
-# What a call may be answered with; anything else is a fault of the engine itself, and raised.
+# Errors that a call may end with; any other is a fault of the engine itself, and is raised.
 EXPECTED = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError, *BROKEN)
 
 
 class Engine(Protocol):
     """Where jobs run: these four methods of boto3's SageMaker client.
 
-    Where training jobs are submitted too, it also has those four for them (``create_training_job`` and so on).
+    If training jobs are submitted too, it also has these four methods for them (``create_training_job`` and so on).
     """
 
     def create_processing_job(self, **kwargs: Any) -> Any:
@@ -80,7 +80,7 @@ class Engine(Protocol):
 
 
 class OutOfCalls(Exception):
-    """As many calls were made as may be."""
+    """No more calls may be made."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ RAN_OUT = {"MaxRuntimeExceeded", "MaxWaitTimeExceeded"}  # secondary statuses
 
 
 class Service:
-    """An engine that counts its calls, and makes no more than so many; None: any number."""
+    """An engine that counts its calls, and makes at most ``most`` of them; None is no limit."""
 
     def __init__(self, engine: Engine, *, most: int | None = None) -> None:
         self._engine, self._most, self.made = engine, most, 0
@@ -111,7 +111,7 @@ class Service:
         self._call("create_{}_job", kind, **request, **{KINDS[kind].name: name})
 
     def describe(self, kind: str, name: str) -> dict[str, Any]:
-        """What it knows of a job."""
+        """What the service says about a job."""
         return processing_words(self._call("describe_{}_job", kind, **{KINDS[kind].name: name}))
 
     def stop(self, kind: str, name: str) -> None:
@@ -141,16 +141,16 @@ class Service:
 
 
 def processing_words(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of a training job, as it is told of a Processing job; that of one as it is."""
+    """An answer about a training job, in the words of a Processing job; one about a Processing job, as it is."""
     if "TrainingJobName" not in answer:
         return dict(answer)
-    told = {key.replace("TrainingJob", "ProcessingJob"): value for key, value in answer.items()}
+    translated = {key.replace("TrainingJob", "ProcessingJob"): value for key, value in answer.items()}
     for ours, theirs in (("ProcessingStartTime", "TrainingStartTime"), ("ProcessingEndTime", "TrainingEndTime")):
         if theirs in answer:
-            told[ours] = answer[theirs]
+            translated[ours] = answer[theirs]
     if answer.get("SecondaryStatus") in RAN_OUT and not answer.get("FailureReason"):
-        told["FailureReason"] = f"{answer['SecondaryStatus']}: it ran longer than its StoppingCondition allows."
-    return told
+        translated["FailureReason"] = f"{answer['SecondaryStatus']}: it ran longer than its StoppingCondition allows."
+    return translated
 
 
 def kind_of(error: Exception) -> str:
@@ -195,8 +195,8 @@ def _kind_of_answer(error: botocore.exceptions.ClientError) -> str:
 def final(error: Exception) -> bool:
     """Whether the error is the answer to the only time that the request was sent.
 
-    The client library may send a request again by itself. Of a job that the first one made, the second one's answer
-    tells nothing.
+    The client library may repeat a request by itself. The second answer says nothing about a job that the first
+    request made.
     """
     response = getattr(error, "response", None) or {}
     return not (response.get("ResponseMetadata") or {}).get("RetryAttempts")
@@ -212,13 +212,13 @@ def words(error: Exception) -> str:
 
 
 def jitter(seconds: float, rng: random.Random | None = None) -> float:
-    """Between a half and all of it, so that two that wait do not come back together."""
+    """Between half and all of that time, so that two that wait do not come back together."""
     draw = rng.random() if rng else random.random()  # noqa: S311  no secret
     return seconds * (0.5 + draw / 2)
 
 
 def turned_away(error: Exception) -> EngineRefused:
-    """What to raise where the service takes no calls from this client."""
+    """The error to raise if the service takes no calls from this client."""
     return EngineRefused(
         f"The service takes no calls from here: {words(error)}.",
         hint="Check credentials, permissions and region, then go on.",

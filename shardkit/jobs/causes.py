@@ -1,19 +1,19 @@
-"""Why an attempt failed, from what the service says of it.
+"""Why an attempt failed, from what the service says about it.
 
     capacity     the service had no such instance: CapacityError
     internal     the service failed: InternalServerError
-    stopped      it was stopped, and nobody had asked this queue for that
+    stopped      it was stopped, although nobody had asked this queue to
     timeout      it ran longer than its MaxRuntimeInSeconds
     died         the program was killed: an exit code above 128, or neither exit code nor message
     transient    the program said that another try may help: exit code 75, or a message that begins with "transient:"
     user         the program failed by itself: any other AlgorithmError
     client       the service could not work with the request: ClientError
     refused      CreateProcessingJob was answered with an error that will not go away
-    lost         the service knows nothing of a job that it has run
+    lost         the service does not know a job any more that it has run
     dependency   a job that this one needs failed or was stopped
     unknown      none of these
 
-The last attempt of a job whose cause is one of ``user``, ``client``, ``refused`` or ``dependency`` is its last one.
+After ``user``, ``client``, ``refused`` or ``dependency`` there are no further attempts.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def classify(answer: Mapping[str, Any]) -> str:  # noqa: PLR0911  a line for eac
     reason, message = answer.get("FailureReason") or "", answer.get("ExitMessage") or ""
     if answer.get("ProcessingJobStatus") == "Stopped":
         return "timeout" if _TIMEOUT.search(reason) or _ran_out(answer) else "stopped"
-    known = next((cause for word, cause in _KINDS if reason.startswith(word)), "")
-    if known:
-        return known
+    fault = next((cause for word, cause in _KINDS if reason.startswith(word)), "")
+    if fault:
+        return fault
     if message.lstrip().lower().startswith("transient:"):
         return "transient"
     code = _EXIT_CODE.search(reason)
@@ -66,7 +66,7 @@ def _cause_of_exit(code: int) -> str:
 
 
 def reason_of(answer: Mapping[str, Any], cause: str) -> str:
-    """What to tell a person: the program's own message first, else the service's reason."""
+    """The reason in words: the program's own message if there is one, else the service's reason."""
     reason = (answer.get("FailureReason") or "").strip()
     message = (answer.get("ExitMessage") or "").strip()
     if cause == "stopped":
@@ -79,7 +79,7 @@ def reason_of(answer: Mapping[str, Any], cause: str) -> str:
 
 
 def needs_describe(answer: Mapping[str, Any]) -> bool:
-    """Whether a List line alone does not tell why the attempt ended."""
+    """Whether a List line alone does not say why the attempt ended."""
     return answer.get("ProcessingJobStatus") in {"Failed", "Stopped"} and not answer.get("FailureReason")
 
 

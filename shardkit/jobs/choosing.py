@@ -1,4 +1,4 @@
-"""Which job is next: owners take turns, and what there is no room for lets others pass."""
+"""Which job is next: owners take turns, and jobs that there is no room for let others pass."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ RETRY, PACE, QUOTA, MAX_INSTANCES = "retry", "pace", "quota", "max_instances"
 class Chooser:
     """Chooses among the jobs that may be launched now.
 
-    The next one is that of the owner with the fewest instances in flight; of an owner's jobs the first one. An instance
-    type of which there is no more to be had is passed over. Where no instances of any type are left, nothing is chosen,
-    so that a large job gets its turn.
+    The next one is the first job of the owner with the fewest instances in flight. An instance type that is used up is
+    passed over. If no instances of any type are left, nothing is chosen, so that a large job gets its turn.
 
     Args:
         waiting: The jobs.
-        flight: What is in flight; what becomes of chosen jobs is told there.
+        flight: What is in flight; the caller adds to it the chosen jobs that are launched.
         policy: How many instances there may be.
-        pace: What is known of quotas.
+        pace: Which quotas are used up.
     """
 
     def __init__(self, waiting: Waiting, flight: Flight, policy: Policy, pace: Pace) -> None:
@@ -41,9 +40,9 @@ class Chooser:
         self.short_of_quota: set[str] = set()
 
     def choose(self, most: int) -> list[Ready]:
-        """The next jobs, at most so many; ``waits_for`` tells what the others wait for.
+        """The next jobs, at most ``most``; ``waits_for`` is what the others wait for.
 
-        Where that is a quota, ``short_of_quota`` has the instance types that are short of it. Jobs that need more than
+        If that is a quota, ``short_of_quota`` has the instance types whose quota is used up. Jobs that need more than
         the policy ever allows are in ``too_large``, each with the reason.
         """
         chosen: list[Ready] = []
@@ -81,7 +80,7 @@ class Chooser:
         return chosen
 
     def put_back(self, jobs: Iterable[Ready]) -> None:
-        """These were not tried."""
+        """Put back jobs that were not tried."""
         for job in reversed(list(jobs)):
             self._lines[job.owner, job.instance_type].appendleft(job)
 
@@ -102,7 +101,7 @@ class Chooser:
         return cap is not None and self._flight.instances + planned.by_type.total() + job.instances > cap
 
     def _short_of(self, job: Ready, planned: _Planned) -> str:
-        """What there is no room for, or nothing."""
+        """What the job has to wait for; empty if there is room for it."""
         in_flight = self._flight.of_type(job.instance_type) + planned.by_type[job.instance_type]
         ceiling = self._ceiling(job)
         if self._no_instances(job, planned) or (ceiling is not None and in_flight + job.instances > ceiling):
@@ -111,7 +110,7 @@ class Chooser:
 
 
 class _Planned:
-    """Instances of jobs that are chosen and not in flight yet."""
+    """Instances of jobs that are chosen but not in flight yet."""
 
     def __init__(self) -> None:
         self.by_owner: Counter[str] = Counter()

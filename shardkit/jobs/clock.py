@@ -14,7 +14,7 @@ class Clock(Protocol):
         """Seconds since 1970, UTC."""
 
     def sleep(self, seconds: float) -> None:
-        """Come back after that many seconds."""
+        """Return after that many seconds."""
 
 
 class RealClock:
@@ -25,7 +25,7 @@ class RealClock:
         return time.time()
 
     def sleep(self, seconds: float) -> None:
-        """Come back after that many seconds."""
+        """Return after that many seconds."""
         time.sleep(max(0.0, seconds))
 
 
@@ -45,7 +45,7 @@ class SimulatedClock:
 
 
 def is_due(at: float, now: float, longest_s: float) -> bool:
-    """Whether a time has come; one that is further away than ``longest_s`` was written by a clock that was ahead."""
+    """Whether a time has come; one further away than ``longest_s`` was set by a clock that was ahead."""
     return at <= now or at - now > longest_s
 
 
@@ -55,7 +55,7 @@ def iso(seconds: float) -> str:
 
 
 def seconds_of(value: object) -> float | None:
-    """A service's time, a datetime or a number, in seconds since 1970; None where there is none."""
+    """A service's time, a datetime or a number, in seconds since 1970; None if there is none."""
     if isinstance(value, datetime.datetime):
         if value.tzinfo is None:
             value = value.replace(tzinfo=datetime.timezone.utc)

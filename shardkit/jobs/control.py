@@ -28,30 +28,30 @@ def stop(
 ) -> list[Job]:
     """Stop jobs: ``New`` ones at once; the service is told to stop the others, and monitor() sees them end.
 
-    What the service cannot be told now (a throttled call, no network), monitor() tells it later.
+    If the service cannot be told now (a throttled call, no network), monitor() tells it later.
 
     Args:
         store: The jobs.
         engine: The service; None leaves it to monitor() to tell it.
         job_ids: Which jobs; all that have not ended by default, or those of the run.
         run: The run.
-        clock: What tells the time.
+        clock: Gives the time.
 
     Returns:
         The jobs that were to be stopped, as they are now.
 
     Raises:
-        EngineRefused: The service takes no calls from this client; the jobs are marked, nothing more.
+        EngineRefused: The service takes no calls from this client; the jobs are only marked.
     """
     time = clock or RealClock()
     wanted = list(job_ids) if job_ids is not None else None
-    found = store.jobs(status=(NEW, *LIVE), run=run) if wanted is None else [store.get(each) for each in wanted]
+    jobs = store.jobs(status=(NEW, *LIVE), run=run) if wanted is None else [store.get(each) for each in wanted]
     now = time.time()
 
     def ask(job: Job) -> Job | None:
         return None if job.ended or (job.live and job.stop_asked_at) else transitions.stop_asked(job, now)
 
-    marked = [settle(store, job, ask) for job in found if not job.ended]
+    marked = [settle(store, job, ask) for job in jobs if not job.ended]
     if engine is not None:
         _send_stops(store, calls.Service(engine), marked, time)
     after = store.find(job.job_id for job in marked)
@@ -59,7 +59,7 @@ def stop(
 
 
 def _send_stops(store: Store, service: calls.Service, jobs: list[Job], time: Clock) -> None:
-    """Tell the service of those that it was not told of, until it does not listen."""
+    """Send the stops that the service has not got yet, until one fails."""
     for job in jobs:
         if job.live and job.exists == YES and not job.stop_sent_at and not send_stop(store, service, job, time.time()):
             return
@@ -73,7 +73,7 @@ def again(store: Store, job_id: str, *, clock: Clock | None = None) -> Job:
     Args:
         store: The jobs.
         job_id: Which job.
-        clock: What tells the time.
+        clock: Gives the time.
 
     Returns:
         The job, ``New``.

@@ -28,17 +28,17 @@ def drive(
     on_round: Callable[[Report, Report], bool | None] | None = None,
     rng: random.Random | None = None,
 ) -> Report:
-    """Monitor and launch until every job has ended; where the store's reads lag, until two rounds in a row say so.
+    """Monitor and launch until every job has ended; if the store's reads lag, until two rounds in a row say so.
 
-    Interrupting it does the jobs no harm: they go on, and so does the next drive().
+    Interrupting it does the jobs no harm: they go on, and the next drive() carries on with them.
 
     Args:
         store: The jobs.
         engine: The service.
         policy: How fast and how often.
-        clock: What tells the time.
+        clock: Gives the time.
         on_round: Gets the reports of monitor() and launch() after every round; ``False`` ends the loop.
-        rng: Where the randomness of waits comes from.
+        rng: The source of randomness for waits.
 
     Returns:
         The last report of launch().
@@ -48,8 +48,8 @@ def drive(
     while True:
         seen = monitor(store, engine, policy=rules, clock=time)
         report = launch(store, engine, policy=rules, clock=time, rng=rng)
-        told_to_end = on_round is not None and on_round(seen, report) is False
+        asked_to_end = on_round is not None and on_round(seen, report) is False
         before, over = over, report.ended and not store.jobs(status=(NEW, *LIVE), limit=1)  # another may be at work
-        if told_to_end or (over and (before or not store.lag_s)):
+        if asked_to_end or (over and (before or not store.lag_s)):
             return report
         time.sleep(max(report.next_in_s, store.lag_s) if report.ended else report.next_in_s)

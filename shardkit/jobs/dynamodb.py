@@ -1,7 +1,7 @@
 """The store in a table of DynamoDB: for any number of machines, and for a Lambda function.
 
-Every write is conditional on the version that was read, and a hundred of them go in a call. What a round reads of many
-jobs it reads from an index that has nothing else (see ``shardkit.jobs.dynamodb_table``).
+Every write is conditional on the version that was read, and a call takes up to a hundred of them. A round reads many
+jobs from an index that has only what the round needs (see ``shardkit.jobs.dynamodb_table``).
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ class DynamoDBStore(Submitting):
 
     Args:
         table: The table's name.
-        session: The boto3 session to make clients of; boto3's default session settings if it is None.
+        session: The boto3 session for clients; boto3's default settings if it is None.
         region: The table's region, if it is not the session's.
-        clock: What tells the time of submissions.
-        requests: Where requests go that are too large for an item: ``s3://bucket/prefix``. Nothing is deleted there:
-            give it a lifecycle rule of its own.
-        expire_days: After so many days DynamoDB may delete a job that has ended; None keeps it.
+        clock: Gives the times of submissions.
+        requests: The place for requests that are too large for an item: ``s3://bucket/prefix``. Nothing is ever deleted
+            there, so give it a lifecycle rule.
+        expire_days: DynamoDB may delete a job this many days after its end; None keeps it.
     """
 
-    lag_s = 1.0  # of an index behind the table; most often it is some milliseconds
+    lag_s = 1.0  # how far an index may lag behind the table; usually some milliseconds
 
     def __init__(
         self,
@@ -89,16 +89,16 @@ class DynamoDBStore(Submitting):
     # ---- adding -----------------------------------------------------------------------------------------------------
 
     def submit_many(self, submissions: Iterable[Submission]) -> list[Job]:
-        """Add jobs, a hundred in a call and in their order; raises what submit() does.
+        """Add jobs in their order, a hundred per call; raises what submit() does.
 
-        After an error some of the first may be there, and the same call again adds the rest.
+        After an error the first of them may have been added; the same call again adds the rest.
         """
         prepared = [(each, each.job(self._clock.time()), each.text()) for each in submissions]
         first: dict[str, tuple[Submission, Job, str]] = {}
         for each in prepared:
-            known = first.setdefault(each[1].job_id, each)
-            if known is not each:
-                each[0].check_same(*known[1:])
+            earlier = first.setdefault(each[1].job_id, each)
+            if earlier is not each:
+                each[0].check_same(*earlier[1:])
         pointers = self._pointers([job for _, job, _ in first.values()])
         places = self._places()
         jobs: dict[str, Job] = {}
@@ -106,19 +106,19 @@ class DynamoDBStore(Submitting):
         while batch := list(itertools.islice(rows, TOGETHER)):
             puts = (self._put(job, text, next(places), pointers[job.job_id]) for _, job, text in batch)
             for (submission, job, _), outcome in zip(batch, self._table.write(puts), strict=True):
-                jobs[job.job_id] = job if outcome is None else self._known(submission, outcome)
+                jobs[job.job_id] = job if outcome is None else self._existing(submission, outcome)
         return [jobs[job.job_id] for _, job, _ in prepared]
 
     def _pointers(self, jobs: list[Job]) -> dict[str, str]:
-        """Of each job, the first that it needs and that has not completed, as far as that can be told."""
+        """For each job, the first one it needs that is not known to have completed."""
         numbers = {job.job_id: number for number, job in enumerate(jobs)}
         others = [
             needs for job in jobs for needs in job.depends_on if numbers.get(needs, len(jobs)) >= numbers[job.job_id]
         ]
-        known = statuses(self._table, others) if others else {}
+        status_of = statuses(self._table, others) if others else {}
         pointers = {}
         for number, job in enumerate(jobs):
-            met = [NEW if numbers.get(needs, number) < number else known.get(needs) for needs in job.depends_on]
+            met = [NEW if numbers.get(needs, number) < number else status_of.get(needs) for needs in job.depends_on]
             if None in met:
                 needs = job.depends_on[met.index(None)]
                 raise JobNotFound(
@@ -129,7 +129,7 @@ class DynamoDBStore(Submitting):
         return pointers
 
     def _places(self) -> Iterator[str]:
-        """Places in the order of submission: behind those that this store gave before."""
+        """Places in the order of submission, after all that this store has given before."""
         with self._lock:
             self._stamp = max(int(self._clock.time() * 1e6), self._stamp + 1)
             stamp = self._stamp
@@ -139,15 +139,15 @@ class DynamoDBStore(Submitting):
         item = new_item(job, place=place, waits_for=waits_for)
         return self._table.put(item | self._requests.attributes(job.job_id, text, besides=len(item["about"]["B"])))
 
-    def _known(self, submission: Submission, outcome: Unmet) -> Job:
-        known = job_of(outcome.item)
-        submission.check_same(known, self._requests.text(outcome.item))
-        return known
+    def _existing(self, submission: Submission, outcome: Unmet) -> Job:
+        job = job_of(outcome.item)
+        submission.check_same(job, self._requests.text(outcome.item))
+        return job
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def get(self, job_id: str) -> Job:
-        """The job of that id.
+        """The job with that id.
 
         Raises:
             JobNotFound: There is none.
@@ -158,12 +158,12 @@ class DynamoDBStore(Submitting):
         return job_of(item)
 
     def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        """The jobs of those ids, as far as there are any."""
+        """The jobs with those ids, as far as they exist."""
         jobs = map(job_of, self._table.items(map(job_key, job_ids), READ))
         return {job.job_id: job for job in jobs}
 
     def requests(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The requests of those jobs, as far as there are any."""
+        """The requests of those jobs, as far as they exist."""
         items = self._table.items(map(job_key, job_ids), (KEY, *SHOWN))
         return {id_of(item): json.loads(self._requests.text(item)) for item in items}
 
@@ -178,7 +178,7 @@ class DynamoDBStore(Submitting):
     ) -> list[Job]:
         """Jobs in the order of their submission, as `Store.jobs` says."""
         wanted = set(STATUSES if status is None else check_statuses(status))
-        page = None if owner or (run and status is not None) else limit  # where nothing is left out, no more is read
+        page = None if owner or (run and status is not None) else limit  # if no line is filtered out, no more are read
         if limit is not None and limit <= 0:
             return []
         shown = (KEY, "place", "status", "owner")
@@ -188,39 +188,39 @@ class DynamoDBStore(Submitting):
             lanes = [lane for lane in LANES if _statuses_in(lane) & wanted]
             each = [self._table.lines(LANE, _LANE, {"lane": lane}, shown, latest=latest, limit=page) for lane in lanes]
             lines = heapq.merge(*each, key=lambda line: text_of(line, "place"), reverse=latest)
-        found = (
+        job_ids = (
             id_of(line)
             for line in lines
             if text_of(line, "status") in wanted and (not owner or text_of(line, "owner") == owner)
         )
-        return [job for job in self._whole(itertools.islice(found, limit)) if job.status in wanted]
+        return [job for job in self._whole(itertools.islice(job_ids, limit)) if job.status in wanted]
 
     def _whole(self, job_ids: Iterable[str]) -> Iterator[Job]:
-        """The jobs of those ids, in that order, a hundred at a time."""
+        """The jobs with those ids, in that order, a hundred at a time."""
         left = iter(job_ids)
         while batch := list(itertools.islice(left, TOGETHER)):
-            found = self.find(batch)
-            yield from (found[job_id] for job_id in batch if job_id in found)
+            jobs = self.find(batch)
+            yield from (jobs[job_id] for job_id in batch if job_id in jobs)
 
     def counts(self, *, run: str = "") -> dict[str, int]:
-        """How many jobs there are, or are of that run, by status; every status is named."""
-        found = Counter[str](dict.fromkeys(STATUSES, 0))
+        """How many jobs there are, in all or in that run, by status; every status is named."""
+        counts = Counter[str](dict.fromkeys(STATUSES, 0))
         if run:
             lines = self._table.lines(RUNS, "#run = :run", {"run": run}, ["status"])
-            found.update(text_of(line, "status") for line in lines)
-            return dict(found)
+            counts.update(text_of(line, "status") for line in lines)
+            return dict(counts)
         for lane, status in ((NEW, NEW), (BLOCKED, NEW), *((each, each) for each in (COMPLETED, FAILED, STOPPED))):
-            found[status] += self._table.count(LANE, _LANE, {"lane": lane})
-        found.update(text_of(line, "status") for line in self._lane(LIVE, ["status"]))
-        return dict(found)
+            counts[status] += self._table.count(LANE, _LANE, {"lane": lane})
+        counts.update(text_of(line, "status") for line in self._lane(LIVE, ["status"]))
+        return dict(counts)
 
     def _lane(self, lane: str, shown: Sequence[str]) -> Iterator[Item]:
         return self._table.lines(LANE, _LANE, {"lane": lane}, shown)
 
     def waiting(self, now: float, *, most: int, longest_s: float = math.inf) -> Waiting:
-        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type.
+        """The ``New`` jobs, in short; ``ready`` has at most ``most`` for each owner and instance type.
 
-        Those that are to wait for longer than ``longest_s`` are ready: a clock was ahead when that was written.
+        A job that would wait for longer than ``longest_s`` counts as ready: the clock that set its time was ahead.
         """
         blocked = self._table.count(LANE, _LANE, {"lane": BLOCKED})
         taken, ready = Counter[tuple[str, str]](), list[Ready]()
@@ -240,18 +240,20 @@ class DynamoDBStore(Submitting):
         return Waiting(tuple(ready), due, later, next_at, blocked)
 
     def unblock(self, limit: int = 100) -> list[tuple[Job, str]]:
-        """Let those go that waited for others which are ``Completed``.
+        """Unblock the jobs whose needs have all ``Completed``.
 
         Returns:
-            ``New`` jobs that wait for one that failed or was stopped, at most so many, each with the id of that one.
+            At most ``limit`` ``New`` jobs that need one that failed or was stopped, each with the id of that one.
         """
         return Needs(self._table).unblock(limit)
 
     def dependents(self, job_id: str) -> list[Job]:
-        """The jobs that wait for that one, or have failed because it did not complete."""
+        """The jobs that wait for that one, or failed because it did not complete."""
         lines = self._table.lines(WAITS, "#waits_for = :needs", {"needs": job_id}, [KEY])
-        found = self.find(map(id_of, lines))
-        jobs = [job for job in found.values() if job.status == NEW or (job.status, job.cause) == (FAILED, "dependency")]
+        candidates = self.find(map(id_of, lines))
+        jobs = [
+            job for job in candidates.values() if job.status == NEW or (job.status, job.cause) == (FAILED, "dependency")
+        ]
         return sorted(jobs, key=lambda job: (job.submitted_at, job.job_id))
 
     def flight(self) -> list[Flying]:
@@ -274,7 +276,7 @@ class DynamoDBStore(Submitting):
         ]
 
     def notices(self, now: float, *, limit: int = 100, longest_s: float = math.inf) -> list[Job]:
-        """Ended jobs whose notice is due, the longest due first; also one that is to wait for longer than that."""
+        """Ended jobs whose notice is due, the longest overdue first, and any put off for over ``longest_s``."""
         where = "#due = :due AND #notice_at <= :now"
         lines = self._table.lines(NOTICES, where, {"due": "due", "now": now}, [KEY], limit=limit)
         if longest_s < math.inf:
@@ -284,7 +286,7 @@ class DynamoDBStore(Submitting):
         return [job for job in jobs if job.notice_at > 0 and is_due(job.notice_at, now, longest_s)]
 
     def ended(self, since: float, until: float) -> Iterator[Job]:
-        """The jobs that ended from ``since`` on and before ``until``, in that order."""
+        """The jobs that ended at ``since`` or later and before ``until``, in the order of their ends."""
         if until <= since:
             return iter(())
         shown = (KEY, "place", "changed_at")
@@ -297,18 +299,18 @@ class DynamoDBStore(Submitting):
     # ---- changing ---------------------------------------------------------------------------------------------------
 
     def update(self, job: Job) -> Job | None:
-        """Write a changed job, if nobody changed it since it was read.
+        """Write a changed job, unless somebody has changed it since it was read.
 
         Returns:
-            The job as it is now; None if somebody was faster, and nothing was written.
+            The job as it is now; None if somebody else was faster, and nothing was written.
         """
         return self.update_many([job])[0]
 
     def update_many(self, jobs: Iterable[Job]) -> list[Job | None]:
-        """The same for several, each by itself, a hundred in a call.
+        """The same for several jobs, each on its own, a hundred per call.
 
         Raises:
-            JobNotFound: One of them is not there; the others are written.
+            JobNotFound: One of them does not exist; the others are written.
         """
         changes = [(job, job.written()) for job in jobs]
         outcomes = self._table.write(
@@ -327,44 +329,44 @@ class DynamoDBStore(Submitting):
         return self._table.change(job_key(job.job_id), sets, removed, where=where, copied=copied, **values)
 
     def take_over(self, jobs: Iterable[Job]) -> int:
-        """Put jobs in the place of those with their ids, if they are later versions; their requests stay.
+        """Replace the jobs with the same ids, if these are later versions; their requests stay.
 
         Returns:
             How many were replaced.
 
         Raises:
-            JobNotFound: One of them is not there.
+            JobNotFound: One of them does not exist.
         """
         wanted = list(jobs)
-        known = self.find(job.job_id for job in wanted)
-        missing = [job.job_id for job in wanted if job.job_id not in known]
+        current = self.find(job.job_id for job in wanted)
+        missing = [job.job_id for job in wanted if job.job_id not in current]
         if missing:
             raise self._missing(missing[0])
-        later = [job for job in wanted if job.version > known[job.job_id].version]
-        same = [job for job in wanted if job.version == known[job.job_id].version]
+        later = [job for job in wanted if job.version > current[job.job_id].version]
+        same = [job for job in wanted if job.version == current[job.job_id].version]
         outcomes = self._table.write(itertools.chain(map(self._taken, later), map(self._timed, same)))
         return sum(outcome is None for outcome in outcomes[: len(later)])
 
     def _taken(self, job: Job) -> Write:
-        """The job as it was elsewhere, with the notice that is due."""
+        """The job as it was in the other store, with any notice that is due."""
         taken = dataclasses.replace(job.written(), version=job.version)
         also = {"submitted_at": attr(job.submitted_at)}
         return self._change(taken, where="#version < :if_version", also=also, version=job.version)
 
     def _timed(self, job: Job) -> Write:
-        """The same version as elsewhere, with the times that it has there."""
+        """The times that a job of the same version has in the other store."""
         times = {name: attr(getattr(job, name)) for name in ("submitted_at", "changed_at")}
         return self._table.change(job_key(job.job_id), times, where="#version = :if_version", version=job.version)
 
-    # ---- what launchers and monitors keep for each other -----------------------------------------------------------
+    # ---- what launchers and monitors share --------------------------------------------------------------------------
 
     def state(self, key: str) -> tuple[dict[str, Any], int]:
-        """What is kept under that key, and its version; empty and 0 if nothing is."""
+        """What is shared under that key, and its version; empty and 0 if nothing is."""
         item = self._table.item(f"state#{key}")
         return (json.loads(text_of(item, "value")), int(number_of(item, "version"))) if item else ({}, 0)
 
     def put_state(self, key: str, value: Mapping[str, Any], version: int) -> bool:
-        """Write it, if its version is still that one; whether it was."""
+        """Write it, if its version is still that one; returns whether it was written."""
         item = {KEY: attr(f"state#{key}"), "value": attr(json.dumps(value)), "version": attr(version + 1)}
         if version:
             write = self._table.put(item, where="#version = :if_version", version=version)

@@ -23,13 +23,13 @@ from shardkit.jobs.store import batches
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-# How the client goes about trouble by itself: up to 8 tries, with growing waits between them.
+# How the client handles trouble by itself: up to 8 tries, with growing waits between them.
 CONFIG = Config(
     retries={"mode": "standard", "max_attempts": 8}, connect_timeout=5, read_timeout=20, max_pool_connections=10
 )
 TOGETHER = 100  # items in one BatchGetItem or TransactWriteItems
-TOGETHER_BYTES = 3_000_000  # of 4 MB that a transaction takes
-TRIES = 6  # of a transaction that others get in the way of, and of keys that were left out
+TOGETHER_BYTES = 3_000_000  # of the 4 MB that a transaction takes
+TRIES = 6  # of a transaction that others got in the way of, or of keys that were left out
 WAIT_S = 0.05  # before the second one; doubled each time
 
 CONDITION, CANCELLED, INVALID = "ConditionalCheckFailedException", "TransactionCanceledException", "ValidationException"
@@ -56,7 +56,7 @@ class Unmet:
 
 
 class Table:
-    """A table of DynamoDB, spoken to in the store's terms; what cannot be mended is a StoreError.
+    """A table of DynamoDB, in the store's terms; what cannot be mended is raised as a StoreError.
 
     Args:
         name: The table's name.
@@ -71,31 +71,31 @@ class Table:
         self._clients: dict[tuple[str, int], Any] = {}
 
     def client(self, service: str = "dynamodb") -> Any:
-        """A client of the session, this process's own: connections do not survive a fork."""
+        """A client of the session for this process alone: connections do not survive a fork."""
         with self._lock:
             wanted = (service, os.getpid())
             if wanted not in self._clients:
-                with _told(self, "be reached"):
+                with _as_store_errors(self, "be reached"):
                     session = self._session or boto3.Session()
                     region = {"region_name": self.region} if self.region else {}
                     self._clients[wanted] = session.client(service, config=CONFIG, **region)
             return self._clients[wanted]
 
-    def call(self, method: str, **given: Any) -> Any:
+    def call(self, method: str, **arguments: Any) -> Any:
         """One call on the table.
 
         Raises:
-            StoreError: It cannot be done.
+            StoreError: It cannot be made.
             ClientError: A condition did not hold, others were in the way, or the call was not valid.
         """
         client = self.client()
-        with _told(self, "be used"):
-            return getattr(client, method)(**given)
+        with _as_store_errors(self, "be used"):
+            return getattr(client, method)(**arguments)
 
     def create(self, definition: dict[str, Any], wait: dict[str, int]) -> bool:
-        """Make the table if it is not there, and wait until it can be used; whether it was made."""
+        """Make the table if it does not exist, and wait until it can be used; returns whether it was made."""
         made = True
-        with _told(self, "be made"):
+        with _as_store_errors(self, "be made"):
             try:
                 self.client().create_table(TableName=self.name, **definition)
             except botocore.exceptions.ClientError as error:
@@ -109,8 +109,8 @@ class Table:
 
     def item(self, key: str) -> Item:
         """The item of that key as it is now; empty if there is none."""
-        found = self.call("get_item", TableName=self.name, Key={KEY: attr(key)}, ConsistentRead=True)
-        return dict(found.get("Item") or {})
+        answer = self.call("get_item", TableName=self.name, Key={KEY: attr(key)}, ConsistentRead=True)
+        return dict(answer.get("Item") or {})
 
     def items(self, keys: Iterable[str], shown: Sequence[str], *, now: bool = True) -> Iterator[Item]:
         """The items of those keys, in any order, with those attributes; ``now``: as they are at this moment."""
@@ -124,10 +124,10 @@ class Table:
             tries = 0
             while left:
                 answer = self.call("batch_get_item", RequestItems=left)
-                found = answer["Responses"].get(self.name, ())
-                yield from found
+                items = answer["Responses"].get(self.name, ())
+                yield from items
                 left = answer.get("UnprocessedKeys")
-                tries = 0 if found else tries + 1
+                tries = 0 if items else tries + 1
                 if left:
                     self._wait(tries)
 
@@ -143,12 +143,12 @@ class Table:
     ) -> Iterator[Item]:
         """The lines of an index under a condition on its keys, page by page, with those attributes.
 
-        A page of 1 MB is thousands of lines: what is not shown takes neither time nor memory here. ``limit`` is that of
-        a page.
+        A page of 1 MB is thousands of lines; attributes that are not shown take neither time nor memory here. ``limit``
+        is the most lines of a page.
         """
         size = {"Limit": limit} if limit is not None else {}
         for page in self._pages(index, where, values, shown, ScanIndexForward=not latest, **size):
-            yield from page.pop("Items")  # so that it is gone when the next one comes
+            yield from page.pop("Items")  # so that these are freed before the next page comes
 
     def count(self, index: str, where: str, values: dict[str, Any]) -> int:
         """How many there are."""
@@ -157,7 +157,7 @@ class Table:
     def _pages(
         self, index: str, where: str, values: dict[str, Any], shown: Sequence[str], **more: Any
     ) -> Iterator[Any]:
-        given = {
+        arguments = {
             "TableName": self.name,
             "IndexName": index,
             "KeyConditionExpression": where,
@@ -166,18 +166,18 @@ class Table:
             **more,
         }
         if shown:
-            given["ProjectionExpression"] = ", ".join(names(shown))
+            arguments["ProjectionExpression"] = ", ".join(names(shown))
         while True:
-            page = self.call("query", **given)
+            page = self.call("query", **arguments)
             yield page
             if not page.get("LastEvaluatedKey"):
                 return
-            given["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+            arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
     def put(self, item: Item, *, where: str = "attribute_not_exists(#pk)", **values: Any) -> Write:
-        """An item to be written under a condition; by default, that there is none of that key."""
+        """An item to be written under a condition; by default, that there is none with that key."""
         body: dict[str, Any] = {
             "Item": item | {"writer": attr(uuid.uuid4().hex)},
             "ConditionExpression": where,
@@ -214,11 +214,11 @@ class Table:
         return Write("Update", key, body, _size(sets))
 
     def write(self, writes: Iterable[Write]) -> list[Unmet | None]:
-        """Write each, if its condition holds, a hundred in a call; those that somebody else got in between are Unmet.
+        """Write each if its condition holds, a hundred per call; a write that somebody else got ahead of is Unmet.
 
-        They are taken as they are written, so that many need not be there at once.
+        They are drawn as they are written, so that not all need to be in memory at once.
 
-        A write that got through although its answer was lost counts as written: it is known by its mark.
+        A write that got through although its answer was lost counts as written: its mark shows it.
         """
         outcomes: dict[int, Unmet | None] = {}
         for batch in _together(writes):
@@ -226,7 +226,7 @@ class Table:
         return [outcomes[at] for at in range(len(outcomes))]
 
     def _write_batch(self, left: dict[int, Write], outcomes: dict[int, Unmet | None]) -> None:
-        """All of them in a transaction; where one of them cannot be, the others once more."""
+        """Write all of them in a transaction; if one of them cannot be written, the others in another one."""
         tries = 0
         while len(left) > 1 and tries < TRIES:
             ordered = list(left)
@@ -255,7 +255,8 @@ class Table:
         """Write all or none.
 
         Returns:
-            Why each kept the others from being written; None if all were. Empty if they are too much for a call.
+            For each, why it kept the others from being written; None if all were written, empty if they are
+            too much for a call.
         """
         actions = [{each.kind: self._full(each)} for each in writes]
         try:
@@ -289,10 +290,10 @@ class Table:
         return write.body | {"TableName": self.name, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
 
     def _wait(self, tries: int) -> None:
-        """Before the next try of what is busy.
+        """Wait before the next try.
 
         Raises:
-            StoreError: That was the last one.
+            StoreError: There are no more tries.
         """
         if tries > TRIES:
             raise _busy(self)
@@ -300,14 +301,14 @@ class Table:
 
 
 def _outcome(write: Write, item: Item) -> Unmet | None:
-    """Of a write whose condition did not hold: None where that is because it got through before."""
+    """The outcome of a write whose condition did not hold: None if that is because it got through before."""
     body = write.body
     mark = body["Item"]["writer"] if write.kind == "Put" else body["ExpressionAttributeValues"][":writer"]
     return None if item.get("writer") == mark else Unmet(item)
 
 
 def _passing(reasons: list[dict[str, Any]]) -> bool:
-    """Whether a transaction was cancelled for something that passes."""
+    """Whether a transaction was cancelled for a reason that passes."""
     codes = {reason.get("Code") for reason in reasons}
     return bool(codes & {"TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"})
 
@@ -342,8 +343,8 @@ def _code(error: botocore.exceptions.ClientError) -> str:
 
 
 @contextlib.contextmanager
-def _told(table: Table, what: str) -> Iterator[None]:
-    """Turns what DynamoDB and the client library raise into a StoreError; conditions and the like pass."""
+def _as_store_errors(table: Table, what: str) -> Iterator[None]:
+    """Turns errors of DynamoDB and the client library into a StoreError; lets conditions and the like through."""
     try:
         yield
     except EXPECTED as error:

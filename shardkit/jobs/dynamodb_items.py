@@ -21,19 +21,19 @@ BLOCKED, LIVE = "Blocked", "Live"
 LANES = (NEW, BLOCKED, LIVE, COMPLETED, FAILED, STOPPED)
 
 ITEM_BYTES = 400_000  # an item is no larger
-COLD_BYTES = 280_000  # what is written once may take so much of it; a longer request goes to S3
-ATTEMPTS_BYTES = 90_000  # and the attempts so much
-ATTEMPTS_KEPT = 100  # the latest, where all of them are more than that
+COLD_BYTES = 280_000  # the part of it for what is written once; a larger request goes to S3
+ATTEMPTS_BYTES = 90_000  # the part of it for the attempts
+ATTEMPTS_KEPT = 100  # the latest ones, if there are more
 DAY_S = 86_400
 
-# Written once: ``about`` holds what is long, in short form, and ``request`` the request.
+# Written once: ``about`` holds the long fields, compressed, and ``request`` the request.
 _LONG = ("depends_on", "instance_types", "notify", "tags")
 _ONCE = ("job_id", "kind", "owner", "run", "submitted_at")
 _PLAIN = tuple(each.name for each in fields(Job) if each.name not in {*_LONG, "job_id", "attempts", "notified"})
 _TEXTS = frozenset(name for name in _PLAIN if isinstance(getattr(Job(""), name), str))
 _WHOLE = frozenset(name for name in _PLAIN if type(getattr(Job(""), name)) is int)
 CHANGING = tuple(name for name in _PLAIN if name not in _ONCE)
-READ = (KEY, *_PLAIN, "about", "attempts", "notified")  # what makes a job
+READ = (KEY, *_PLAIN, "about", "attempts", "notified")  # all that a job is made of
 
 
 def job_key(job_id: str) -> str:
@@ -42,17 +42,17 @@ def job_key(job_id: str) -> str:
 
 
 def id_of(item: Item) -> str:
-    """The id of the job whose item or line of an index that is."""
+    """The id of the job that an item, or a line of an index, is about."""
     return str(item[KEY]["S"]).removeprefix("job#")
 
 
 def text_of(item: Item, name: str) -> str:
-    """A text of an item; empty where it has none."""
+    """A text of an item; empty if it has none."""
     return str(item[name]["S"]) if name in item else ""
 
 
 def number_of(item: Item, name: str) -> float:
-    """A number of an item; 0 where it has none."""
+    """A number of an item; 0 if it has none."""
     return float(item[name]["N"]) if name in item else 0.0
 
 
@@ -62,7 +62,7 @@ def attr(of: str | float) -> dict[str, str]:
 
 
 def packed(data: Any) -> bytes:
-    """Data as short JSON."""
+    """Data as compressed JSON."""
     text = data if isinstance(data, str) else json.dumps(data, sort_keys=True, separators=(",", ":"))
     return zlib.compress(text.encode())
 
@@ -73,10 +73,10 @@ def unpacked(data: bytes) -> str:
 
 
 def about(job: Job) -> bytes:
-    """What is long and never changes.
+    """The fields that are long and never change, compressed.
 
     Raises:
-        StoreError: It is too long for an item.
+        StoreError: They are too long for an item.
     """
     data = packed({name: getattr(job, name) for name in _LONG} | {"tags": dict(job.tags)})
     if len(data) > COLD_BYTES:
@@ -101,9 +101,9 @@ _ALWAYS = ("status", "version", "changed_at")
 
 
 def change_of(job: Job, *, expire_days: float | None) -> tuple[dict[str, Any], list[str]]:
-    """What is set in the item of a changed job, and what is taken out of it; ``lane`` is not among that.
+    """The attributes to set in the item of a changed job, and those to remove; ``lane`` is not among them.
 
-    A ``New`` job lies in the lane that it had its turn in when it was ``New`` before: the item knows, the job does not.
+    A ``New`` job goes to the lane that it was in when it was ``New`` before: only the item knows it, as ``turn``.
     """
     sets: dict[str, Any] = {name: attr(getattr(job, name)) for name in CHANGING}
     sets["attempts"] = {"B": _attempts(job)}
@@ -139,10 +139,10 @@ def job_of(item: Item) -> Job:
     values: dict[str, Any] = {}
     for name in _PLAIN:
         if name in item:
-            (given,) = item[name].values()
-            values[name] = given if name in _TEXTS else int(given) if name in _WHOLE else float(given)
+            (value,) = item[name].values()
+            values[name] = value if name in _TEXTS else int(value) if name in _WHOLE else float(value)
     long = json.loads(unpacked(_bytes(item["about"])))
-    values |= {name: tuple(given) if isinstance(given, list) else given for name, given in long.items()}
+    values |= {name: tuple(value) if isinstance(value, list) else value for name, value in long.items()}
     attempts = json.loads(unpacked(_bytes(item["attempts"]))) if "attempts" in item else ()
     notified = json.loads(text_of(item, "notified") or "[]")
     return Job(id_of(item), attempts=tuple(attempts), notified=tuple(notified), **values)
@@ -153,10 +153,10 @@ def request_text(item: Item) -> str:
     return unpacked(_bytes(item["request"]))
 
 
-def _bytes(given: Mapping[str, Any]) -> bytes:
-    return bytes(given["B"])
+def _bytes(attribute: Mapping[str, Any]) -> bytes:
+    return bytes(attribute["B"])
 
 
 def names(used: Iterable[str]) -> dict[str, str]:
-    """Names for expressions: some attributes are called like words of DynamoDB's own."""
+    """Names for expressions: some attributes have names that DynamoDB reserves."""
     return {f"#{name}": name for name in used}

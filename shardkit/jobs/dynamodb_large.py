@@ -1,4 +1,4 @@
-"""Requests that outgrow an item of DynamoDB: they lie in S3, and the item knows where and what they are."""
+"""Requests that are too large for an item of DynamoDB: they are in S3, and the item has their place and digest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = ("request", "request_at", "request_digest")  # where an item has its req
 
 
 class Requests:
-    """Puts requests into items or beside them, and reads them.
+    """Puts requests into items or into S3, and reads them.
 
     Args:
         table: The table.
@@ -35,10 +35,10 @@ class Requests:
         Args:
             job_id: Whose request it is.
             text: The request as JSON.
-            besides: The bytes of what else is written once.
+            besides: The bytes of everything else that is written once.
 
         Raises:
-            StoreError: It is too large, and there is no place for it.
+            StoreError: It is too large, and there is no place for large ones.
         """
         data = packed(text)
         if len(data) + besides <= COLD_BYTES:
@@ -65,7 +65,7 @@ class Requests:
         """The request of an item, as JSON.
 
         Raises:
-            StoreError: It is not where it was put, or is another one.
+            StoreError: It is not where it was put, or has been changed.
         """
         if "request" in item:
             return request_text(item)

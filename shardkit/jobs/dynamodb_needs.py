@@ -1,8 +1,8 @@
 """Jobs that wait for others, in DynamoDB: without counters, so that a job that completes touches no other.
 
-A blocked job points to the first of the jobs that it needs which is not known to be ``Completed``. Now and then
-somebody looks at the jobs pointed to, and moves the pointers of those that completed on; behind the last one the job
-may go. So a job is found to wait in vain once those before the failed one have completed, and not earlier.
+A blocked job points to the first job it needs that is not known to be ``Completed``. Now and then a call of unblock()
+reads the jobs pointed to, and moves the pointers past those that have completed; a job is unblocked when its pointer
+has passed the last one. So a job turns out to wait in vain only once those before the failed one have completed.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
 
     from shardkit.jobs.dynamodb_calls import Table, Write
 
-GONE = ""  # the status of a job that is not there any more: nobody can say that it completed
+GONE = ""  # the status of a job that does not exist any more: nobody can say whether it completed
 _IN_VAIN = frozenset({FAILED, STOPPED, GONE})
 
 
 class Needs:
-    """What a call of unblock() knows of the jobs that others need."""
+    """The statuses of jobs that others need, as far as a call of unblock() has read them."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._known: dict[str, str] = {}
+        self._statuses: dict[str, str] = {}
 
     def unblock(self, limit: int) -> list[tuple[Job, str]]:
-        """Let those go whose needs are met; at most so many of those that wait in vain, with what for."""
+        """Unblock the jobs whose needs are met; returns some that wait in vain, each with the job it waits for."""
         lines = self._table.lines(LANE, "#lane = :lane", {"lane": BLOCKED}, (KEY, "waits_for"))
         blocked = {id_of(line): text_of(line, "waits_for") for line in lines}
-        self._known = dict.fromkeys(blocked, NEW)  # they wait themselves: not worth a question
+        self._statuses = dict.fromkeys(blocked, NEW)  # they are waiting themselves, so there is no need to read them
         self._ask(blocked.values())
-        done = [job_id for job_id, needs in blocked.items() if self._known[needs] == COMPLETED]
-        vain = [job_id for job_id, needs in blocked.items() if self._known[needs] in _IN_VAIN]
-        found: list[tuple[Job, str]] = []
+        done = [job_id for job_id, needs in blocked.items() if self._statuses[needs] == COMPLETED]
+        vain = [job_id for job_id, needs in blocked.items() if self._statuses[needs] in _IN_VAIN]
+        in_vain: list[tuple[Job, str]] = []
         for batch in batches(vain[:limit], TOGETHER):
             jobs = self._jobs(batch)
-            found += [(jobs[job_id], blocked[job_id]) for job_id in batch if job_id in jobs]
+            in_vain += [(jobs[job_id], blocked[job_id]) for job_id in batch if job_id in jobs]
         for batch in batches(done, TOGETHER):
-            found += self._move_on(self._jobs(batch), blocked)
-        return found[:limit]
+            in_vain += self._move_on(self._jobs(batch), blocked)
+        return in_vain[:limit]
 
     def _jobs(self, job_ids: list[str]) -> dict[str, Job]:
         """Those that are still ``New``: an index may lag behind."""
@@ -53,41 +53,41 @@ class Needs:
         return {job.job_id: job for job in jobs if job.status == NEW}
 
     def _ask(self, job_ids: Iterable[str]) -> None:
-        """Get to know the statuses of those jobs."""
-        asked = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in self._known]
-        self._known |= dict.fromkeys(asked, GONE)
-        self._known |= statuses(self._table, asked, now=False)
+        """Read the statuses of those jobs, unless they were read before."""
+        asked = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in self._statuses]
+        self._statuses |= dict.fromkeys(asked, GONE)
+        self._statuses |= statuses(self._table, asked, now=False)
 
     def _move_on(self, jobs: dict[str, Job], pointers: dict[str, str]) -> list[tuple[Job, str]]:
-        """Point to the next needed job that has not completed, or let go; those that now wait in vain."""
-        found = self._next(jobs, pointers)
-        writes = [self._write(job_id, pointers[job_id], needs) for job_id, needs in found.items()]
+        """Point each job to the next unfinished one it needs, or unblock it; returns those that now wait in vain."""
+        next_needs = self._next(jobs, pointers)
+        writes = [self._write(job_id, pointers[job_id], needs) for job_id, needs in next_needs.items()]
         outcomes = self._table.write(writes)
         return [
             (jobs[job_id], needs)
-            for (job_id, needs), outcome in zip(found.items(), outcomes, strict=True)
-            if needs and outcome is None and self._known[needs] in _IN_VAIN
+            for (job_id, needs), outcome in zip(next_needs.items(), outcomes, strict=True)
+            if needs and outcome is None and self._statuses[needs] in _IN_VAIN
         ]
 
     def _next(self, jobs: dict[str, Job], pointers: dict[str, str]) -> dict[str, str]:
-        """Of each job, the next needed one that has not completed; empty where all have."""
+        """For each job, the next one it needs that has not completed; empty if all have."""
         rest = {job_id: job.depends_on[job.depends_on.index(pointers[job_id]) :] for job_id, job in jobs.items()}
-        found: dict[str, str] = {}
+        next_needs: dict[str, str] = {}
         while rest:
             each = max(1, TOGETHER // len(rest))
             self._ask(needs for left in rest.values() for needs in left[:each])
             for job_id in list(rest):
-                looked, left = rest[job_id][:each], rest[job_id][each:]
-                unmet = next((needs for needs in looked if self._known[needs] != COMPLETED), "")
+                asked, left = rest[job_id][:each], rest[job_id][each:]
+                unmet = next((needs for needs in asked if self._statuses[needs] != COMPLETED), "")
                 if unmet or not left:
-                    found[job_id] = unmet
+                    next_needs[job_id] = unmet
                     del rest[job_id]
                 else:
                     rest[job_id] = left
-        return found
+        return next_needs
 
     def _write(self, job_id: str, before: str, needs: str) -> Write:
-        """The pointer is no part of the job as others see it: its version stays."""
+        """The change of a pointer. Others do not see it as part of the job, so the version stays."""
         free: Item = {"lane": attr(NEW), "turn": attr(NEW)}
         return self._table.change(
             job_key(job_id),
@@ -101,6 +101,6 @@ class Needs:
 
 
 def statuses(table: Table, job_ids: Iterable[str], *, now: bool = True) -> dict[str, str]:
-    """The statuses of those jobs, as far as there are any."""
+    """The statuses of those jobs, as far as they exist."""
     items = table.items(map(job_key, job_ids), (KEY, "status"), now=now)
     return {id_of(item): text_of(item, "status") for item in items}

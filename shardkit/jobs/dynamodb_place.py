@@ -1,4 +1,4 @@
-"""A table of DynamoDB as the place of jobs, ``dynamodb://TABLE?option=value``, said in one line."""
+"""A table of DynamoDB as the place of jobs, in one line: ``dynamodb://TABLE?option=value``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ OPTIONS = ("region", "requests", "expire_days")
 
 
 def open_table(place: str, *, session: Any = None, clock: Clock | None = None) -> DynamoDBStore:
-    """The store in a table; whether there is such a table, the first call tells.
+    """The store in a table; the first call shows whether there is such a table.
 
     Raises:
-        JobError: The place names no table, or has an option that there is not.
+        JobError: The place names no table, or has an unknown option.
     """
     from shardkit.jobs.dynamodb import DynamoDBStore
 
@@ -32,7 +32,7 @@ def open_table(place: str, *, session: Any = None, clock: Clock | None = None) -
 
 
 def parsed_place(place: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of a table."""
+    """The name and options of a table."""
     parts = urlsplit(place)
     if parts.scheme != "dynamodb" or not parts.netloc or parts.path.strip("/"):
         raise not_a_place(place)
@@ -44,5 +44,5 @@ def parsed_place(place: str) -> tuple[str, dict[str, Any]]:
 
 
 def not_a_place(place: str) -> JobError:
-    """The error about a place that is none."""
+    """The error about text that is not a place."""
     return JobError(f"{place!r} is no place for jobs.", hint="Give the path of a file, or dynamodb://TABLE.")

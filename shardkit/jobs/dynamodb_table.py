@@ -1,13 +1,13 @@
 """The DynamoDB table of jobs: its keys and indexes as plain data, for this package and for a template alike.
 
-Every job is one item, ``job#<id>``; what launchers and monitors keep for each other are the items ``state#<key>``. An
-index holds only the items that have its key, so that the one of due notices is empty where none is due.
+Every job is one item, ``job#<id>``; what launchers and monitors share is in items ``state#<key>``. An index
+holds only the items that have its key, so that the index of due notices is empty if none is due.
 
-    lane     the jobs by where they stand, in the order of their submission
+    lane     the jobs by state, in the order of their submission
     runs     the jobs of a run, in that order
     ended    those that ended, by time
     notices  those whose notice is due, by time
-    waits    those that wait for another job, by that job
+    waits    those that wait for another job, by the id of that job
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 KEY = "pk"
-EXPIRES = "expires"  # seconds since 1970: DynamoDB deletes the item some time after
+EXPIRES = "expires"  # seconds since 1970: DynamoDB deletes the item some time later
 LANE, RUNS, ENDED, NOTICES, WAITS = "lane", "runs", "ended", "notices", "waits"
 
-# What a round reads of many jobs; nothing else is in an index, so that a page of 1 MB holds thousands of them.
+# What a round reads of many jobs. An index has nothing else, so that a page of 1 MB holds thousands of them.
 _IN_LANE = (
     *("status", "kind", "owner", "instance_type", "instances", "exists", "not_before", "launched_at", "changed_at"),
     *("lease_until", "stop_asked_at", "waits_for"),
@@ -35,7 +35,7 @@ def _index(name: str, keys: tuple[str, ...], shown: tuple[str, ...] = ()) -> dic
     }
 
 
-# What CreateTable takes, but for the name.
+# What CreateTable takes, except the name.
 TABLE: dict[str, Any] = {
     "KeySchema": [{"AttributeName": KEY, "KeyType": "HASH"}],
     "AttributeDefinitions": [

@@ -3,8 +3,8 @@
     SHARDKIT_JOBS     where the jobs are: dynamodb://TABLE, with options as ``open_store()`` takes them
 
 The policy is read from the store in every round (see ``shardkit.jobs.service``), so that it can be changed while all
-this runs. Nothing is kept from one call to the next but connections: calls may come twice, late, at the same time, or
-die half-way, and the next ones go on from what the store says. What a call could not do, it raises after the store is
+this runs. Only connections are kept from one call to the next: calls may come twice, late, at the same time, or die
+half-way, and the next ones go on from what the store says. A call raises what it could not do only after the store is
 right, so that the function's errors count what is wrong.
 
 Every call that had something to do prints one line from which CloudWatch makes metrics; that costs no call.
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 PLACE = "SHARDKIT_JOBS"
 NAMESPACE = "shardkit/jobs"
-LAUNCH_S = 55.0  # of a launcher that is called once a minute
+LAUNCH_S = 55.0  # for a launcher that is called once a minute
 MARGIN_S = 30.0  # for the call that is under way when the time is up
 PAUSE_S = 0.1  # at least, from one round to the next
 MOST_LAUNCHES = 500
-MOST_CALLS = 200  # of one look at the service's list: 20,000 jobs
+MOST_CALLS = 200  # in one look at the service's list: 20,000 jobs
 MOST_NOTICES = 200
 NOTICES_S = 60.0
 MOST_JOBS = 1000  # in one submission
@@ -54,16 +54,16 @@ def submit(event: Any, context: Any = None) -> dict[str, Any]:
     """Add one job or several; the same jobs again are the same jobs.
 
     Args:
-        event: A job: ``request``, and if need be ``id``, ``depends_on``, ``owner``, ``run``, ``notify`` and ``tags``
+        event: A job: ``request``, and optionally ``id``, ``depends_on``, ``owner``, ``run``, ``notify`` and ``tags``
             as a ``Submission`` has them. Or several, under ``jobs``. One without an id is named after the invocation.
         context: Lambda's.
 
     Returns:
-        ``{"job": {...}}`` or ``{"jobs": [...]}``, as they are now; ``{"error": {type, message, hint}}`` where the
+        ``{"job": {...}}`` or ``{"jobs": [...]}``, as they are now; ``{"error": {type, message, hint}}`` if the
         request is at fault.
 
     Raises:
-        StoreError: The table cannot be used; the same call may be made again.
+        StoreError: The table cannot be used; the same call can be made again.
     """
     try:
         jobs = _store().submit_many(_submissions(event, getattr(context, "aws_request_id", "") or uuid.uuid4().hex))
@@ -71,19 +71,19 @@ def submit(event: Any, context: Any = None) -> dict[str, Any]:
         raise
     except JobError as error:
         return {"error": {"type": type(error).__name__, "message": error.message, "hint": error.hint}}
-    _tell(submitted=len(jobs))
+    _print_metrics(submitted=len(jobs))
     return {"jobs": [_shown(job) for job in jobs]} if "jobs" in event else {"job": _shown(jobs[0])}
 
 
 def launch(_event: Any = None, context: Any = None) -> dict[str, Any]:
-    """Launch what is ready, for most of a minute at the most.
+    """Launch what is ready, for somewhat less than a minute.
 
     Returns:
         What was done.
 
     Raises:
-        EngineRefused: SageMaker takes no calls from this function: permissions, for the most part.
-        JobError: The store cannot be used, or its policy is none.
+        EngineRefused: SageMaker takes no calls from this function, mostly for want of permissions.
+        JobError: The store cannot be used, or its policy is not valid.
     """
     try:
         done = _launch(policy_of(_store()), min(LAUNCH_S, _left_s(context) - MARGIN_S))
@@ -107,13 +107,13 @@ def _launch(policy: Policy, budget_s: float) -> dict[str, Any]:
         report = launching.launch(_store(), _engine(), policy=within)
         launched, calls = launched + len(report.launched), calls + report.calls
         wait_s = max(report.next_in_s, PAUSE_S)
-        # What waits for more than the pace is for the next call: a function that only waits would cost all the same.
+        # Jobs that wait for more than the pace are left to the next call: a function costs the same while it waits.
         if not report.waiting.get("pace") or launched >= MOST_LAUNCHES or time.monotonic() + wait_s > end:
             break
         time.sleep(wait_s)
     done = {"waiting": report.new, "live": report.live, "stuck": stuck(report, launched), "launched": launched}
     if any(done.values()):
-        _tell(**done)
+        _print_metrics(**done)
     return done | {"calls": calls, "trouble": report.trouble}
 
 
@@ -129,20 +129,20 @@ def monitor(event: Any = None, context: Any = None) -> dict[str, Any]:
 
     Raises:
         EngineRefused: SageMaker takes no calls from this function.
-        JobError: The store cannot be used, or its policy is none.
+        JobError: The store cannot be used, or its policy is not valid.
     """
     end = time.monotonic() + _left_s(context)
     try:
         done = _observe(event) if _is_state_change(event) else _look()
     finally:
         budget_s = max(min(NOTICES_S, end - time.monotonic() - MARGIN_S), 0.0)
-        told = send_notices(
+        notices = send_notices(
             _store(), session=_session(), place=os.environ.get(PLACE, ""), limit=MOST_NOTICES, budget_s=budget_s
         )
-    done |= {"notices": len(told.sent), "notices_given_up": len(told.given_up)}
-    if done["changed"] or any((told.sent, told.given_up)):
-        _tell(**{name: done[name] for name in ("changed", "notices", "notices_given_up")})
-    return done | {"trouble": "; ".join(filter(None, (done.get("trouble", ""), *told.trouble)))}
+    done |= {"notices": len(notices.sent), "notices_given_up": len(notices.given_up)}
+    if done["changed"] or any((notices.sent, notices.given_up)):
+        _print_metrics(**{name: done[name] for name in ("changed", "notices", "notices_given_up")})
+    return done | {"trouble": "; ".join(filter(None, (done.get("trouble", ""), *notices.trouble)))}
 
 
 def _look() -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _is_state_change(event: Any) -> bool:
 
 
 def answer_of(detail: Mapping[str, Any]) -> dict[str, Any]:
-    """What an event says of a job, as a Describe response says it: its times are in milliseconds."""
+    """What an event says about a job, as a Describe response says it: times in events are in milliseconds."""
     return {
         key: value / 1000 if key.endswith("Time") and isinstance(value, int | float) else value
         for key, value in detail.items()
@@ -175,7 +175,7 @@ def answer_of(detail: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stuck(report: Report, launched: int) -> int:
-    """How many jobs wait although nothing that would pass by itself keeps them: 0 while any is launched."""
+    """How many jobs wait for no reason that would pass by itself; 0 while any are launched."""
     if launched:
         return 0
     return report.waiting.get("pace", 0) if report.live else report.new
@@ -197,7 +197,7 @@ def _submissions(event: Any, call: str) -> list[Submission]:
 
 
 def _submission(job: Any, name: str, where: str) -> Submission:
-    """One job of a call, ``where`` it stands in it."""
+    """One job of a call; ``where`` is its place in the call."""
     if not isinstance(job, dict) or not isinstance(job.get("request"), dict):
         raise JobError(f"{where} has no request.", hint="It is the arguments of CreateProcessingJob, without the name.")
     unknown = sorted(set(job) - set(FIELDS))
@@ -219,7 +219,7 @@ def _submission(job: Any, name: str, where: str) -> Submission:
 
 
 def _shown(job: Job) -> dict[str, Any]:
-    """A job for who submitted it."""
+    """A job as its submitter sees it."""
     return {
         "id": job.job_id,
         "status": job.status,
@@ -260,7 +260,7 @@ def _opened(place: str) -> Store:
 
 @functools.cache
 def _engine() -> Any:
-    """SageMaker. The queue itself repeats calls, and must know of each one that was made."""
+    """SageMaker's client. It repeats no calls: the queue does that, and must know of each call that was made."""
     from botocore.config import Config
 
     once = {"mode": "standard", "total_max_attempts": 1}
@@ -273,8 +273,8 @@ def _left_s(context: Any) -> float:
     return left() / 1000 if left else LAUNCH_S + MARGIN_S
 
 
-def _tell(**figures: int) -> None:
-    """Print a line that CloudWatch makes metrics of."""
+def _print_metrics(**figures: int) -> None:
+    """Print a line from which CloudWatch makes metrics."""
     place = os.environ.get(PLACE, "").partition("://")[2].partition("?")[0]
     about = {
         "Namespace": NAMESPACE,

@@ -1,7 +1,7 @@
-"""What has become of jobs, by day, owner, instance type or cause: how many succeeded, how long they took, what for.
+"""What became of jobs, by day, owner, instance type or cause: how many succeeded, how long they took, what they cost.
 
-Jobs come as a stream and leave nothing behind but sums and histograms, so that ten thousand or a million of them take
-the same memory.
+Jobs come as a stream, and only sums and histograms of them are kept, so that a million of them take no more memory
+than ten thousand.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from shardkit.jobs.job import Job
 
 BY = ("hour", "day", "week", "owner", "instance_type", "cause", "run", "kind")
-GROWTH = 1.01  # from one class of a histogram to the next: figures read from it are right to half a per cent
+GROWTH = 1.01  # from one class of a histogram to the next: figures read from it are accurate to half a per cent
 
 
 class Prices(Protocol):
-    """What an hour of an instance costs."""
+    """The price of an instance hour."""
 
     def usd_per_hour(self, instance_type: str, kind: str) -> float | None:
         """In US dollars, for a ``processing`` or ``training`` job; None if that is not known."""
@@ -36,25 +36,25 @@ class Prices(Protocol):
 class Row:
     """What became of the jobs of one day, owner, instance type or cause.
 
-    By instance type and by cause, attempts and all that is about them count where they belong themselves: an attempt
-    that failed for want of an instance is one of ``capacity`` whatever became of its job.
+    By instance type and by cause, each attempt counts in its own row, not in that of its job: one that failed for want
+    of an instance counts as ``capacity`` whatever became of its job.
 
     Args:
-        key: The day (of the job's end, in UTC), the Monday of the week, the owner and so on; empty for what has none.
+        key: The day (of the job's end, in UTC), the Monday of the week, the owner and so on; empty if a job has none.
         jobs: How many jobs ended.
         completed: How many of them completed.
         failed: How many failed.
         stopped: How many were stopped.
-        success_rate: The completed among the completed and failed; None if there are none.
+        success_rate: The share of the completed among the completed and failed; None if there are none.
         attempts: How many attempts there were.
         attempts_per_job: How many attempts a job took; None if there are no jobs.
         failed_attempts: How many attempts ended badly, by cause.
         waited_median_s: From a job's submission to the launch of its last attempt; None if none was launched.
-        waited_p95_s: The same, which 95 % of jobs did not exceed.
+        waited_p95_s: The same time, which 95 % of jobs did not exceed.
         ran_median_s: How long the service had an attempt, from its creation to its end.
-        ran_p95_s: The same, which 95 % of attempts did not exceed.
+        ran_p95_s: The same time, which 95 % of attempts did not exceed.
         instance_hours: The hours of all attempts' instances.
-        cost_usd: What these cost; None where no prices were given, or none of what ran has one that is known.
+        cost_usd: What these cost; None if no prices were given, or no price of what ran is known.
         unpriced_hours: The hours of instances whose price is not known, which are not in the cost.
     """
 
@@ -85,22 +85,22 @@ def summarize(jobs: Iterable[Job], *, by: str, prices: Prices | None = None) -> 
         prices: What instances cost; without them there is no cost.
 
     Returns:
-        A row a group: by time in its order, else the largest first.
+        A row for each group: in order of time, or the largest first.
 
     Raises:
-        JobError: There are no such groups.
+        JobError: Jobs cannot be grouped that way.
     """
     return summaries(jobs, by=[by], prices=prices)[by]
 
 
 def summaries(jobs: Iterable[Job], *, by: Iterable[str], prices: Prices | None = None) -> dict[str, list[Row]]:
-    """The same in several ways, for one look at the jobs; ``total`` is a way too, with one row for all."""
+    """The same in several ways at once; ``total`` is a way too, with one row for all jobs."""
     groups: dict[str, dict[str, _Group]] = {_checked(way): {} for way in by}
     for job in jobs:
         if job.ended:
-            for way, known in groups.items():
-                _add(known, way, job, prices)
-    return {way: _rows(way, known, priced=prices is not None) for way, known in groups.items()}
+            for way, of_way in groups.items():
+                _add(of_way, way, job, prices)
+    return {way: _rows(way, of_way, priced=prices is not None) for way, of_way in groups.items()}
 
 
 def _checked(way: str) -> str:
@@ -158,7 +158,7 @@ _OF_ATTEMPTS = {"instance_type", "cause"}
 
 
 class Histogram:
-    """Durations in classes that grow by one per cent: however many there are, some thousand numbers hold them."""
+    """Durations in classes that grow by one per cent: a few thousand numbers hold any number of durations."""
 
     def __init__(self) -> None:
         self._classes: Counter[int] = Counter()
@@ -171,7 +171,7 @@ class Histogram:
         self._least, self._most = min(self._least, seconds), max(self._most, seconds)
 
     def at(self, share: float) -> float | None:
-        """What this share of them does not exceed; None if there are none."""
+        """The duration that this share of them does not exceed; None if there are none."""
         left = math.ceil(share * self._number)
         for each in sorted(self._classes):
             left -= self._classes[each]
@@ -220,7 +220,7 @@ class _Group:
             self.cost += hours * price
 
     def row(self, key: str, *, priced: bool) -> Row:
-        """What there is to tell of it."""
+        """The group as a row."""
         done, failed, jobs = self.status[COMPLETED], self.status[FAILED], self.status.total()
         return Row(
             key=key,

@@ -2,8 +2,8 @@
 
     New -> Launched -> InProgress -> Completed | Failed | Stopped
 
-``Launched`` is written before CreateProcessingJob is called, so that nobody else calls it too; ``InProgress`` is what
-the service says. A failed attempt that may be tried again makes the job ``New`` once more.
+``Launched`` is written before CreateProcessingJob is called, so that nobody else makes the same call; ``InProgress``
+is what the service says. A failed attempt that may be tried again makes the job ``New`` once more.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ STATUSES = (NEW, LAUNCHED, IN_PROGRESS, COMPLETED, FAILED, STOPPED)
 LIVE = (LAUNCHED, IN_PROGRESS)
 ENDED = (COMPLETED, FAILED, STOPPED)
 
-# Does the service have the current attempt? NO: surely not, so that its name can be used. MAYBE: a call may have got
-# through. YES: the service said so; the next attempt needs a name of its own.
+# Does the service have the current attempt? NO: surely not, so its name can be used. MAYBE: a call may have got
+# through. YES: the service said so, and the next attempt needs a name of its own.
 NO, MAYBE, YES = "no", "maybe", "yes"
 
 SENT = -1.0  # of a notice
@@ -50,17 +50,17 @@ class Job:
         job_id: Its id, unique in the store.
         status: ``New``, ``Launched``, ``InProgress``, ``Completed``, ``Failed`` or ``Stopped``.
         attempt: The number of the current attempt; 0 before the first launch.
-        reason: Why it is where it is, in words; empty where there is nothing to say.
-        cause: The kind of the last failure (see ``shardkit.jobs.causes``); empty where there was none.
+        reason: Why it has its status, in words; empty if there is nothing to say.
+        cause: The kind of the last failure (see ``shardkit.jobs.causes``); empty if there was none.
         attempts: What happened to every attempt, the oldest first: ``attempt``, ``name``, ``instance_type``,
             ``instances``, ``launched_at``, ``created_at``, ``ended_at``, ``status``, ``cause``, ``reason``,
             ``exit_message``, as far as they are known; times are ISO 8601 in UTC.
         depends_on: The ids of the jobs that must be ``Completed`` first.
         kind: ``processing`` or ``training``.
         owner: Whose job it is.
-        run: What it belongs to with other jobs; empty if it stands alone.
+        run: The run that it and other jobs belong to; empty if it stands alone.
         notify: Who is told when it ends (see ``shardkit.jobs.notices``).
-        tags: Whatever else its owner wants to know about it.
+        tags: Anything else that its owner wants to note about it.
         instance_types: The instance types that the request allows, in order of preference.
         instance_type: The one that the current or next attempt asks for first.
         instances: How many instances it takes.
@@ -71,13 +71,13 @@ class Job:
         not_before: It is not launched before this time.
         lease_until: Until then, the call that launches it may still be under way.
         stop_asked_at: When somebody asked for it to be stopped; 0 if nobody did.
-        stop_sent_at: When the service was told so; 0 if it was not.
-        missing_since: Since when the service denies to know the attempt; 0 if it does not.
+        stop_sent_at: When the service was told to stop it; 0 if it was not.
+        missing_since: Since when the service has said that it does not know the attempt; 0 if it has not.
         base: The attempts up to this number belong to an earlier budget.
-        notice_at: When its notice is to be sent; 0 before it ends, and ``SENT`` when it was sent or given up.
+        notice_at: When its notice is to be sent; 0 before the job ends, ``SENT`` once it was sent or given up.
         notice_tries: How often sending it was tried in vain.
-        notified: Of ``notify``, who has got it.
-        version: Counts the changes; a change is written only where nobody else has made one meanwhile.
+        notified: Those of ``notify`` that have got it.
+        version: Counts the changes; a change is written only if nobody else has made one meanwhile.
     """
 
     job_id: str
@@ -126,18 +126,18 @@ class Job:
         return self.status in ENDED
 
     def written(self) -> Job:
-        """The job as a store writes it over the one that it was read as; where it has ended, its notice is due."""
+        """The job as a store writes it over the version that was read; if it has ended, its notice is due."""
         due = self.notify and self.ended and not self.notice_at
         notice_at = self.changed_at if due else self.notice_at
         return replace(self, version=self.version + 1, notice_at=notice_at, reason=masked(self.reason))
 
     def entry(self, attempt: int | None = None) -> Attempt:
-        """A copy of what is known of an attempt, the current one by default; empty if there is nothing."""
+        """A copy of the entry of an attempt, by default the current one; empty if there is none."""
         wanted = self.attempt if attempt is None else attempt
         return next((dict(entry) for entry in reversed(self.attempts) if entry["attempt"] == wanted), {})
 
     def with_entry(self, **facts: Any) -> Job:
-        """This job with more known of its current attempt."""
+        """This job with more facts in the entry of its current attempt."""
         facts |= {name: masked(facts[name]) for name in ("reason", "exit_message") if facts.get(name)}
         rest = tuple(entry for entry in self.attempts if entry["attempt"] != self.attempt)
         entry = {"attempt": self.attempt, "name": self.name} | self.entry() | facts
@@ -150,13 +150,13 @@ def name_of(job_id: str, attempt: int) -> str:
 
 
 def parse_name(name: str) -> tuple[str, int] | None:
-    """Job id and attempt of a ProcessingJobName; None if it is none of a queue's."""
-    found = _NAME.match(name)
-    return (found["job_id"], int(found["attempt"])) if found else None
+    """The job id and attempt of a ProcessingJobName; None if no queue has made it."""
+    parts = _NAME.match(name)
+    return (parts["job_id"], int(parts["attempt"])) if parts else None
 
 
 def check_job_id(job_id: str) -> None:
-    """See to it that all attempts of a job can be named.
+    """See that all attempts of a job can be named.
 
     Raises:
         JobError: The id is too long, or has characters that the service's names do not have.

@@ -1,13 +1,13 @@
 """launch(): from New to the service, one attempt after the other.
 
-Before CreateProcessingJob is called, the store says "Launched, attempt n", by a conditional write: no other launcher
-takes the job. The attempt's name is made of job id and number, so that a call that is made again, by whoever, is
-recognised by the service and runs nothing twice. Whether a call without an answer got through is seen in the
-service's list (by monitor()); where it is not, the same call is made again. The next number is taken only after the
-service itself has said that the attempt has ended.
+Before CreateProcessingJob is called, the store says "Launched, attempt n". That is a conditional write, so no other
+launcher takes the job. The attempt's name is made of the job's id and this number: whoever makes the call again, the
+service recognises it and runs nothing twice. monitor() sees in the service's list whether a call without an answer got
+through; if it did not, the same call is made again. The next number is taken only after the service itself has said
+that the attempt has ended.
 
-Jobs are claimed, and what became of them is written, some at a time: a store in the cloud is asked a few times for ten
-launches, not a few times for each.
+Jobs are claimed, and their outcomes written, several at a time: a store in the cloud gets a few calls for ten
+launches, not a few calls for each.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from shardkit.jobs.store import Flying, Store
 
 BLOCK = 10  # jobs claimed at a time, at full pace
-KEPT = 100  # jobs that wait, of each owner and instance type: those that are launched now, and some for what is in vain
-READ_EVERY = 3  # reads of the live jobs for one of those that wait, which is many times larger
-IDLE_S = 0.01  # after a round that had nothing to do, the next one is not at once
+KEPT = 100  # waiting jobs that are read of each owner and instance type: more than are launched, as some may be gone
+READ_EVERY = 3  # reads of the live jobs for each read of the waiting jobs, which is many times larger
+IDLE_S = 0.01  # the least wait after a round that had nothing to do
 
 
 def launch(
@@ -49,21 +49,21 @@ def launch(
     """Launch what is ready, as fast as the policy and the service allow.
 
     Any number of these may run at the same time. It makes the calls that are due now and returns; ``policy.launch_s``
-    lets it wait for the next ones. Owners take turns: the next job is that of the owner with the fewest instances in
-    flight, and of an owner's jobs the one that was submitted first.
+    lets it wait for the next ones. Owners take turns: the next job is the first one submitted by the owner with
+    the fewest instances in flight.
 
     Args:
         store: The jobs.
         engine: The service.
         policy: How fast; the default is for SageMaker, ``Policy.local()`` for an engine on this machine.
-        clock: What tells the time.
-        rng: Where the randomness of waits comes from.
+        clock: Gives the time.
+        rng: The source of randomness for waits.
 
     Returns:
         What was launched, what waits and for what, and when to call again.
 
     Raises:
-        EngineRefused: The service takes no calls from this client; no job suffers for it.
+        EngineRefused: The service takes no calls from this client; the jobs are unharmed.
     """
     return _Launch(store, engine, policy or Policy(), clock or RealClock(), rng).run()
 
@@ -76,7 +76,7 @@ class _Launch:
         self._launched: list[str] = []
         self._changed: list[Change] = []
         self._trouble = ""
-        self._learned = 0  # so many of a block's jobs that were taken are known to the pace
+        self._learned = 0  # how many of the jobs that were taken in a block the pace has learned from
         self._put_back: set[str] = set()
         self._flight = Flight([])
         self._began = clock.time()
@@ -98,7 +98,7 @@ class _Launch:
         return self._report()
 
     def _read(self) -> None:
-        """See how things are."""
+        """Read which jobs wait, and which are live."""
         self._see()
         self._read_at = self._seen_at
         at_once = min(self._policy.launch_s, READ_EVERY * self._policy.poll_s) * self._policy.creates_per_s
@@ -120,9 +120,9 @@ class _Launch:
     # ---- a block ---------------------------------------------------------------------------------------------------
 
     def _block(self, most: int) -> tuple[int, bool]:
-        """Launch some jobs; how many were tried, and whether to go on.
+        """Launch some jobs; returns how many were tried, and whether to go on.
 
-        Moments for calls are taken only for jobs that are still there to be launched: what this round has read is some
+        Moments for calls are reserved only for jobs that can still be launched: what this round has read is some
         seconds old, and another launcher may have been faster.
         """
         repeats = self._repeats()[:most]
@@ -140,7 +140,7 @@ class _Launch:
         return room, bool(slots) or (room > 0 and not open_ones)
 
     def _repeats(self) -> list[str]:
-        """The jobs whose call is to be made again: it may not have created them."""
+        """The jobs whose call is due again, because it may not have created them."""
         now = self._clock.time()
         return [
             job.job_id
@@ -149,18 +149,18 @@ class _Launch:
         ]
 
     def _quota_at(self, job: Flying) -> float:
-        """When the service has room again for a job that it may not have; 0 if now."""
+        """When the service will have room for a job that it may not have yet; 0 if now."""
         surely = self._flight.of_type(job.instance_type, surely=True)
         return self._pace.quota_at(job.instance_type, job.instances, surely)
 
     def _give_up(self) -> None:
-        """Jobs that are too large for the policy's own limits fail."""
+        """Fail the jobs that are too large for the policy's own limits."""
         if not self._chooser.too_large:
             return
         now = self._clock.time()
-        found = self._store.find(each.job_id for each, _ in self._chooser.too_large)
+        jobs = self._store.find(each.job_id for each, _ in self._chooser.too_large)
         for each, reason in self._chooser.too_large:
-            job = found.get(each.job_id)
+            job = jobs.get(each.job_id)
             if job is not None and job.status == NEW:
                 failed = self._store.update(transitions.given_up(job, now, "refused", reason))
                 self._changed += [Change.of(failed)] if failed else []
@@ -168,16 +168,16 @@ class _Launch:
         self._chooser.too_large.clear()
 
     def _open(self, job_ids: list[str], repeats: list[str]) -> list[Job]:
-        """Those that nobody else has taken meanwhile, as they are now; what the others are is known then, too."""
+        """The jobs that nobody else has taken meanwhile, as they are now; takes in how the others are, too."""
         now = self._clock.time()
-        found = self._store.find(job_ids)
-        for job in found.values():
+        current = self._store.find(job_ids)
+        for job in current.values():
             self._new -= job.status != NEW and job.job_id not in repeats
             self._flight.update(job)
-        return [found[each] for each in job_ids if each in found and self._claimable(found[each], now)]
+        return [current[each] for each in job_ids if each in current and self._claimable(current[each], now)]
 
     def _claim(self, jobs: list[Job]) -> list[Job]:
-        """Write down that these are launched, as far as nobody else has."""
+        """Write that these are launched; returns those that nobody else was faster with."""
         now = self._clock.time()
         lease_s = self._pace.takes_s + self._policy.lease_s
         written = self._store.update_many(transitions.claim(job, now, lease_s) for job in jobs)
@@ -193,14 +193,14 @@ class _Launch:
         return job.status == LAUNCHED and job.exists != YES and repeat_due(job, now, self._looked_at, self._policy)
 
     def _create_all(self, claimed: list[Job], outcome: Outcome) -> None:
-        """Make the calls, each in its time; after one that is throttled or the like, the others later."""
+        """Make the calls, each at its moment; after a throttled call or the like, the rest is left for later."""
         requests = self._store.requests(job.job_id for job in claimed)
         full: set[str] = set()
         self._learned = 0
         try:
             for job in claimed:
                 if job.instance_type in full:
-                    continue  # nobody has called for it; it is put back
+                    continue  # no call was made for it, so it is put back
                 if not self._pace.await_moment():
                     break
                 if self._clock.time() < job.lease_until:
@@ -212,7 +212,7 @@ class _Launch:
             self._conclude(claimed, outcome)
 
     def _conclude(self, claimed: list[Job], outcome: Outcome) -> None:
-        """Write down what became of a block."""
+        """Write what became of a block."""
         written = outcome.write(claimed)
         self._put_back = {job.job_id for job in written if job.status == NEW}
         self._new += len(self._put_back)
@@ -272,11 +272,11 @@ class _Launch:
         self._slower(reason, outcome, throttled=kind == "throttled")
 
     def _refused(self, job: Job, reason: str, outcome: Outcome, *, surely_not: bool) -> None:
-        """An error that will not go away; of a job that an earlier call may have made, it says nothing."""
+        """The error will not go away. It says nothing about a job that an earlier call may have made."""
         if not surely_not:
             try:
                 self._service.describe(job.kind, job.name)
-            except Exception as error:  # noqa: BLE001  told apart below
+            except Exception as error:  # noqa: BLE001  sorted out below
                 if calls.kind_of(error) != "missing":
                     outcome.doubtful(job, calls.words(error))
                     self._slower(calls.words(error), outcome, throttled=calls.kind_of(error) == "throttled")
@@ -287,7 +287,7 @@ class _Launch:
         outcome.refused(job, reason)
 
     def _slower(self, reason: str, outcome: Outcome, *, throttled: bool) -> None:
-        """The next calls come later."""
+        """Put off the next calls."""
         self._trouble = reason
         self._learn(outcome)
         self._pace.slower(throttled=throttled)
@@ -328,7 +328,7 @@ class _Launch:
         return min(max(min(times) - now, 0.0 if self._service.made else IDLE_S), policy.poll_s)
 
     def _ready_at(self, now: float) -> list[float]:
-        """When ``New`` jobs may be launched that wait for nothing but time."""
+        """When the ``New`` jobs that wait only for time may be launched."""
         at_once = self._new > self._waiting.later + self._waiting.blocked
         later = [self._waiting.next_at] if self._waiting.next_at is not None else []
         return [now, *later] if at_once else later

@@ -1,4 +1,4 @@
-"""The live jobs as one round sees them: as the store told, and with what the round has done itself since."""
+"""The live jobs as one round sees them: as the store had them, with the changes that the round has made since."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Flight:
     """Live jobs, and how many instances they take.
 
     Args:
-        jobs: The live jobs, as the store tells them.
+        jobs: The live jobs, as the store has them.
     """
 
     def __init__(self, jobs: Iterable[Flying]) -> None:
@@ -31,7 +31,7 @@ class Flight:
         return iter(self._jobs.values())
 
     def see(self, jobs: Iterable[Flying]) -> None:
-        """Take in what the store tells now."""
+        """Replace the jobs by those that the store has now."""
         self._jobs: dict[str, Flying] = {}
         self._by_owner: Counter[str] = Counter()
         self._by_type: Counter[str] = Counter()
@@ -64,18 +64,18 @@ class Flight:
         return self._by_owner[owner]
 
     def of_type(self, instance_type: str, *, surely: bool = False) -> int:
-        """How many instances of a type there are; ``surely``: of jobs that the service is known to have."""
+        """How many instances of a type there are; ``surely``: only of jobs that the service is known to have."""
         doubtful = (job for job in self if surely and job.uncertain and job.instance_type == instance_type)
         return self._by_type[instance_type] - sum(job.instances for job in doubtful)
 
     @property
     def uncertain(self) -> list[Flying]:
-        """Those of which nobody knows whether the service has them."""
+        """The jobs that the service may or may not have."""
         return [job for job in self if job.uncertain]
 
     @property
     def stopping(self) -> list[Flying]:
-        """Those that somebody asked to be stopped."""
+        """The jobs that somebody has asked to stop."""
         return [job for job in self if job.stop_asked_at]
 
     @property
@@ -88,7 +88,7 @@ class Flight:
         return min((job.launched_at for job in self if kind in {"", job.kind}), default=0.0)
 
     def prefix(self, kind: str) -> str:
-        """What the ids of that kind begin with, if that is anything to search for."""
+        """The common beginning of the ids of that kind, if it is long enough to search for."""
         ids = [job.job_id for job in self if job.kind == kind]
         common = os.path.commonprefix([min(ids), max(ids)]) if ids else ""  # noqa: RUF071  of words, not of paths
         return common if len(common) >= 3 else ""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shardkit.jobs.job import Job
     from shardkit.jobs.store import Store
 
-REASON_CHARACTERS = 1500  # what the service tells of a failure is shorter
+REASON_CHARACTERS = 1500  # the service's reasons for a failure are shorter
 FAILED_SHOWN = 5
 SUBJECT_CHARACTERS = 99  # an SNS subject has fewer than 100
 _ICONS = {COMPLETED: ":white_check_mark:", FAILED: ":x:"}
@@ -24,15 +24,15 @@ Notice = dict[str, Any]
 
 
 def notice_of(store: Store, job: Job, *, place: str = "", region: str = "") -> Notice:
-    """What there is to tell of a job that has ended, as plain data.
+    """The notice of a job that has ended, as plain data.
 
-    The job that ends a run has its output among its tags, and stands for the run.
+    The job that ends a run has the run's output among its tags; its notice is about the run.
 
     Args:
         store: The jobs.
         job: The job.
-        place: What the command line calls the store.
-        region: Where the service is; without one there is no link to the log.
+        place: Where the store is, as the command line takes it.
+        region: The service's region; without it there is no link to the log.
     """
     last = job.attempts[-1] if job.attempts else {}
     output = job.tags.get("output", "") if job.run else ""
@@ -70,7 +70,7 @@ def notice_of(store: Store, job: Job, *, place: str = "", region: str = "") -> N
 
 
 def _again(job: Job, output: str, place: str) -> str:
-    """The command that tries it again; empty where there is nothing to try."""
+    """The command that tries it again; empty if there is nothing to try."""
     if job.status == COMPLETED:
         return ""
     if output:
@@ -105,9 +105,9 @@ def headline(notice: Notice) -> str:
 
 
 def lines_of(notice: Notice) -> list[tuple[str, str]]:
-    """The particulars, each with its name; those that there are."""
+    """The particulars that there are, each with its name."""
     instances = f"{notice['instances']} x " if notice["instances"] > 1 else ""
-    told = [
+    particulars = [
         ("Jobs", _counts(notice.get("run_jobs", {}))),
         ("Owner", notice["owner"]),
         ("Run", notice["run"] if notice["about"] == "job" else ""),
@@ -119,7 +119,7 @@ def lines_of(notice: Notice) -> list[tuple[str, str]]:
         ("Log group", f"{notice['log_group']} {notice['log_stream_prefix']}" if _needs_group(notice) else ""),
         ("Try again", notice["again"]),
     ]
-    return [(name, text) for name, text in told if text]
+    return [(name, text) for name, text in particulars if text]
 
 
 def _needs_group(notice: Notice) -> bool:
@@ -148,8 +148,8 @@ def slack_of(notice: Notice) -> dict[str, Any]:
     blocks = [_section(title)]
     if notice["reason"]:
         blocks.append(_section(f"```{_escaped(shortened(notice['reason'], 1000))}```"))
-    told = [f"*{name}*  {_in_slack(name, text)}" for name, text in lines_of(notice)]
-    blocks += [_section("\n".join(told))] if told else []
+    lines = [f"*{name}*  {_in_slack(name, text)}" for name, text in lines_of(notice)]
+    blocks += [_section("\n".join(lines))] if lines else []
     if notice.get("run_failed"):
         failed = [f"• `{each['job_id']}` {_escaped(each['reason'] or each['cause'])}" for each in notice["run_failed"]]
         blocks.append(_section("\n".join(["*Failed, the first of them*", *failed])))
@@ -167,5 +167,5 @@ def _section(text: str) -> dict[str, Any]:
 
 
 def _escaped(text: str) -> str:
-    """With the three characters that mean something in Slack's texts as they are to be shown."""
+    """The text with the three characters escaped that have a meaning in Slack."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

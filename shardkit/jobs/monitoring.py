@@ -1,9 +1,9 @@
 """monitor(): from the service's list into the store.
 
-One look asks ListProcessingJobs for what changed since the last look (a page holds 100 jobs), by the service's own
-times, so that neither the number of jobs nor this machine's clock matters. A page says of a failed job why it failed;
-only where it does not, DescribeProcessingJob is called. Now and then a look takes in everything that is in flight:
-what is missing there is asked for by name.
+A look asks ListProcessingJobs for everything that changed since the last look (a page holds 100 jobs). It goes by the
+service's own times, so that neither the number of jobs nor this machine's clock matters. A page says why a failed job
+failed; DescribeProcessingJob is called only if it does not. Now and then a look covers everything in flight, and asks
+by name for jobs that are missing from the list.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def monitor(
 ) -> Report:
     """Bring the store up to date with the service, if it is time for that.
 
-    Any number of these may run at the same time; one of them looks.
+    Any number of these calls may run at the same time; only one of them looks.
 
     Args:
         store: The jobs.
         engine: The service.
-        policy: How often; the default is for SageMaker, ``Policy.local()`` for an engine on this machine.
-        clock: What tells the time.
-        force: Look now, whenever the last look was.
+        policy: How often to look; the default is for SageMaker, ``Policy.local()`` for an engine on this machine.
+        clock: Gives the time.
+        force: Look now, no matter when the last look was.
 
     Returns:
         What changed, and when to call again.
@@ -64,16 +64,16 @@ def observe(
     policy: Policy | None = None,
     clock: Clock | None = None,
 ) -> list[Change]:
-    """Take in what the service told of jobs by itself: a way faster than the next monitor(), and not needed for it.
+    """Take in what the service reports of jobs by itself: faster than the next monitor(), which does not depend on it.
 
-    They may come late, twice and in any order; those of jobs that are not the store's are left alone.
+    The answers may come late, twice and in any order; those about jobs of other stores are ignored.
 
     Args:
         store: The jobs.
-        engine: The service; asked only where an answer does not say why a job failed.
-        answers: Describe responses or lines of List responses, or what has their fields.
+        engine: The service; asked only if an answer does not say why a job failed.
+        answers: Describe responses or lines of List responses, or anything with the same fields.
         policy: Whether attempts that failed are tried again.
-        clock: What tells the time.
+        clock: Gives the time.
 
     Returns:
         What changed.
@@ -88,8 +88,8 @@ class _Monitor:
         self._flight = Flight([])
         self._changed: list[Change] = []
         self._trouble = ""
-        self._whole = True  # whether everything that this look met is in the store
-        self._state: dict[str, Any] = {}  # what monitors keep for each other, and its version
+        self._whole = True  # whether everything that this look has seen is in the store
+        self._state: dict[str, Any] = {}  # what monitors share, and its version
         self._version = 0
 
     def run(self, *, force: bool) -> Report:
@@ -107,7 +107,7 @@ class _Monitor:
         return self._report(looked=looked)
 
     def observe(self, answers: Iterable[Mapping[str, Any]]) -> list[Change]:
-        """Write down what these say."""
+        """Write what these answers say into the store."""
         self._take_in([calls.processing_words(answer) for answer in answers])
         return self._changed + fail_dependents(self._store, self._clock.time())
 
@@ -118,7 +118,7 @@ class _Monitor:
             return False
         self._state, self._version = self._store.state(MONITORING)
         wait_s = monitor_due(self._state, self._flight, self._policy) - now
-        if not force and 0 < wait_s <= self._policy.poll_s:  # longer than that: the clock was set back
+        if not force and 0 < wait_s <= self._policy.poll_s:  # if it is longer, the clock was set back
             return False
         if self._put(self._state | {"next_at": now + self._policy.poll_s}):
             return True
@@ -126,14 +126,14 @@ class _Monitor:
         return False
 
     def _put(self, state: dict[str, Any]) -> bool:
-        """Write what monitors keep for each other, if nobody else did; whether it was written."""
+        """Write what monitors share, unless somebody else was faster; returns whether it was written."""
         if not self._store.put_state(MONITORING, state, self._version):
             return False
         self._state, self._version = state, self._version + 1
         return True
 
     def _change_state(self, change: Callable[[dict[str, Any]], None]) -> None:
-        """Change it, whoever else does so at the same time."""
+        """Change what monitors share, even if others do so at the same time."""
         while True:
             state = dict(self._state)
             change(state)
@@ -144,10 +144,10 @@ class _Monitor:
     # ---- looking ---------------------------------------------------------------------------------------------------
 
     def _look(self, begun: float) -> None:
-        """What changed since the last look; from time to time, what did not change too.
+        """Take in what changed since the last look, and from time to time everything else too.
 
-        "Since" means the latest change that a look has seen, by the service's times, and for a while somewhat before
-        it: a change may show up in the list after a later one.
+        "Since" means since the latest change that a look has seen, by the service's times. For a while it means
+        somewhat earlier, because a change may show up in the list after a later one.
         """
         state = self._state
         newest: dict[str, tuple[float, float]] = {}
@@ -158,7 +158,7 @@ class _Monitor:
 
         def seen(shared: dict[str, Any]) -> None:
             before = shared.get("newest", {})
-            later = {kind: told for kind, told in newest.items() if told[0] > before.get(kind, (0.0, 0.0))[0]}
+            later = {kind: times for kind, times in newest.items() if times[0] > before.get(kind, (0.0, 0.0))[0]}
             shared.update(newest=before | later, passed=max(begun, shared.get("passed", 0.0)))
             shared.setdefault("full_at", full_at)
 
@@ -169,9 +169,9 @@ class _Monitor:
             self._change_state(lambda shared: shared.update(full_at=full_at))
 
     def _look_at_changes(self, kind: str, begun: float, newest: float, newest_at: float) -> tuple[float, float]:
-        """Take in what changed; the time of the latest change by the service's clock, and when it was seen by ours."""
+        """Take in what changed; returns when the latest change was (the service's clock) and was seen (our clock)."""
         reach_back_s = max(self._policy.overlap_s - (begun - newest_at), 0.0)
-        launched_at = min(self._flight.launched_at(kind), begun)  # a clock that was ahead may have written that
+        launched_at = min(self._flight.launched_at(kind), begun)  # it may have been written by a clock that was ahead
         since = max(newest - reach_back_s, launched_at - CLOCKS_APART_S)
         after = datetime.datetime.fromtimestamp(since, datetime.timezone.utc)
         prefix = self._flight.prefix(kind)
@@ -201,12 +201,12 @@ class _Monitor:
         return begun - (self._policy.recheck_s - self._policy.lost_s) if any_missing else begun
 
     def _take_in(self, page: list[dict[str, Any]]) -> None:
-        """Write down what a page says of this store's jobs."""
+        """Write what a page says about this store's jobs."""
         lines = [(parsed, line) for line in page if (parsed := parse_name(line["ProcessingJobName"]))]
-        known = self._store.find(job_id for (job_id, _), _ in lines)
-        told: list[tuple[Job, Job, dict[str, Any]]] = []
+        jobs = self._store.find(job_id for (job_id, _), _ in lines)
+        changes: list[tuple[Job, Job, dict[str, Any]]] = []
         for (job_id, attempt), line in lines:
-            job = known.get(job_id)
+            job = jobs.get(job_id)
             if job is None:
                 continue
             if is_stray(job, attempt, line):
@@ -215,17 +215,17 @@ class _Monitor:
             answer = self._full(job, attempt, line)
             changed = None if answer is None else self._after(job, attempt, answer)
             if answer is not None and changed is not None:
-                told.append((job, changed, answer))
-        written = self._store.update_many(changed for _, changed, _ in told)
-        for (job, changed, answer), now in zip(told, written, strict=True):
-            before = job if now else self._store.get(job.job_id)  # where somebody was faster, as it is now
+                changes.append((job, changed, answer))
+        written = self._store.update_many(changed for _, changed, _ in changes)
+        for (job, changed, answer), now in zip(changes, written, strict=True):
+            before = job if now else self._store.get(job.job_id)  # if somebody else was faster, the job as it is now
             done = now or self._settle(before, answer, changed.attempt)
             self._flight.update(done)
             if done.version != before.version:
                 self._changed.append(Change.of(done))
 
     def _full(self, job: Job, attempt: int, line: dict[str, Any]) -> dict[str, Any] | None:
-        """The line, or the Describe response where the line does not say enough; None if that cannot be had now."""
+        """The line, or the Describe response if the line does not say enough; None if the call for it fails."""
         asked = job.stop_asked_at > 0 and line["ProcessingJobStatus"] == "Stopped"
         if asked or not needs_describe(line) or self._after(job, attempt, line) is None:
             return line
@@ -236,7 +236,7 @@ class _Monitor:
             return None
 
     def _after(self, job: Job, attempt: int, answer: dict[str, Any]) -> Job | None:
-        """The job after what the service says of that attempt; None if nothing changes."""
+        """The job after what the service says about that attempt; None if nothing changes."""
         now = self._clock.time()
         if attempt > job.attempt and job.status != COMPLETED:
             job = transitions.ahead(job, attempt, now)
@@ -252,7 +252,7 @@ class _Monitor:
     # ---- asking by name --------------------------------------------------------------------------------------------
 
     def _ask(self, job: Job) -> Job:
-        """What the service says of a job that its list does not show."""
+        """Ask the service about a job that its list does not show; returns the job as it is then."""
         now = self._clock.time()
         try:
             answer = self._service.describe(job.kind, job.name)
@@ -267,7 +267,7 @@ class _Monitor:
         return changed
 
     def _missed(self, job: Job, asked: Job, now: float) -> Job | None:
-        """The service says that it does not know the job."""
+        """The job after the service has said that it does not know it; None if nothing changes."""
         if job.version != asked.version:
             return None
         if job.exists != YES:
@@ -277,7 +277,7 @@ class _Monitor:
         return transitions.lost(job, now, self._policy) if now - job.missing_since >= self._policy.lost_s else None
 
     def _stop_what_is_to_stop(self, begun: float) -> None:
-        """Tell the service to stop what it was not told to stop yet; see what became of calls without an answer."""
+        """Send the stops that the service has not got yet; find out what became of calls without an answer."""
         looked_at = self._state.get("passed", 0.0)
         stopping = self._store.find(each.job_id for each in self._flight.stopping)
         for job in stopping.values():
@@ -290,7 +290,7 @@ class _Monitor:
                 send_stop(self._store, self._service, job, begun)
 
     def _stop(self, kind: str, name: str) -> None:
-        """Stop an attempt that nobody wants: it was created after all, when all had given it up."""
+        """Stop an attempt that was created after all, although it had been given up."""
         try:
             self._service.stop(kind, name)
         except calls.EXPECTED as error:
@@ -298,7 +298,7 @@ class _Monitor:
                 self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        """A call failed: this look is not whole; the next one sees the same again."""
+        """A call failed, so this look is incomplete; the next one covers the same changes again."""
         self._whole = False
         self._trouble = calls.words(error)
         kind = calls.kind_of(error)
@@ -320,14 +320,14 @@ class _Monitor:
 
 
 def is_stray(job: Job, attempt: int, line: dict[str, Any]) -> bool:
-    """Whether the service runs an attempt that was given up: it was thought never to have been created."""
+    """Whether the service runs an attempt that was given up because it seemed never to have been created."""
     if line["ProcessingJobStatus"] != IN_PROGRESS or job.entry(attempt).get("created_at") or attempt > job.attempt:
         return False
     return attempt < job.attempt or (job.ended and job.status != COMPLETED)
 
 
 def send_stop(store: Store, service: calls.Service, job: Job, now: float) -> bool:
-    """Tell the service to stop a job; whether it took that. A job that has ended meanwhile is no error."""
+    """Tell the service to stop a job; returns whether that worked. A job that has ended meanwhile is no error."""
     try:
         service.stop(job.kind, job.name)
     except calls.EXPECTED as error:
@@ -341,7 +341,7 @@ def send_stop(store: Store, service: calls.Service, job: Job, now: float) -> boo
 
 
 def _open(job: Job) -> bool:
-    """Whether what the service says of the current attempt can still change the job."""
+    """Whether what the service says about the current attempt can still change the job."""
     return job.live or (job.status == NEW and job.attempt > 0 and job.exists == NO)
 
 

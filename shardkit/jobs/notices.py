@@ -1,8 +1,7 @@
-"""send_notices(): who asked to be told of a job's end is told, once and without holding up anything.
+"""send_notices(): tells of a job's end, once, everybody who asked to be told, and holds nothing up.
 
-The store keeps what is due and who has been told, so that any number of senders may run at the same time and die at
-any moment. A notice comes twice only where a sender dies, or an answer gets lost, between the sending and the note of
-it.
+The store notes what is due and who has got it, so that any number of senders may run at the same time and die at any
+moment. A notice comes twice only if a sender dies, or an answer gets lost, between the sending and that note.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class NoticeReport:
     Args:
         sent: The jobs whose notice everybody has got.
         later: How many notices are tried again later.
-        given_up: The jobs whose notice did not reach everybody, and is not tried again.
+        given_up: The jobs whose notice did not reach everybody, and is not sent again.
         trouble: Why notices could not be sent, in words, once for each target.
         more: Whether there may be more that are due now.
     """
@@ -64,18 +63,18 @@ def send_notices(
 ) -> NoticeReport:
     """Send the notices that are due.
 
-    A target that does not take a notice gets it again later, ten times within some hours; others are not sent it again
-    for that. One that is down is asked once in a call, whatever number of notices it is to get.
+    A target that does not accept a notice gets it again later, up to ten times within some hours; the other targets do
+    not get it twice. A target that is down is tried once per call, no matter how many notices there are for it.
 
     Args:
         store: The jobs.
-        session: Of boto3; made where it is needed by default.
-        clock: What tells the time.
-        place: What the command line calls the store.
-        region: Of the service whose logs are linked to; the session's by default, and no links if it is empty.
-        limit: At most so many notices.
+        session: The boto3 session; by default one is made when it is needed.
+        clock: Gives the time.
+        place: Where the store is, as the command line takes it.
+        region: The service's region, for links to logs; by default the session's. There are no links if it is empty.
+        limit: The most notices to send.
         timeout_s: How long one message may take.
-        budget_s: No message is begun later than this after the call.
+        budget_s: No message is begun later than this many seconds after the call.
 
     Returns:
         What was done; no target's failure is raised.
@@ -86,13 +85,13 @@ def send_notices(
         return NoticeReport()
     sender = Sender(session, timeout_s=timeout_s)
     post = _Post(store, time, sender, machine_time.monotonic() + budget_s, budget_s + timeout_s + RETRY_WAIT_S)
-    known = sender.region() if region is None else region
+    log_region = sender.region() if region is None else region
     done = 0
     for job in due:
         if post.is_over():
             break
         done += 1
-        post.deliver(job, place=place, region=known)
+        post.deliver(job, place=place, region=log_region)
     more = done < len(due) or len(due) >= limit
     return NoticeReport(tuple(post.sent), post.later, tuple(post.given_up), tuple(post.trouble.values()), more)
 
@@ -113,7 +112,7 @@ class _Post:
     down: dict[str, Undelivered] = field(default_factory=dict)
 
     def is_over(self) -> bool:
-        """Whether the time is spent."""
+        """Whether the time is up."""
         return machine_time.monotonic() >= self.until
 
     def deliver(self, job: Job, *, place: str, region: str) -> None:
@@ -122,21 +121,21 @@ class _Post:
         if claimed is None:
             return  # another sender has it, or the job is tried again
         notice = notice_of(self.store, claimed, place=place, region=region)
-        told, failures, tried = list(claimed.notified), list[Undelivered](), False
+        reached, failures, tried = list(claimed.notified), list[Undelivered](), False
         for target in claimed.notify:
-            if target in told:
+            if target in reached:
                 continue
-            known = self.down.get(target)
-            failure = known or self._send(target, notice)
+            outage = self.down.get(target)
+            failure = outage or self._send(target, notice)
             if failure is None:
-                told.append(target)
+                reached.append(target)
             else:
                 failures.append(failure)
-                tried |= not known.wait_s if known else failure is not _NO_TIME
-        self._note(replace(claimed, notified=tuple(told)), failures, tried=tried)
+                tried |= not outage.wait_s if outage else failure is not _NO_TIME
+        self._note(replace(claimed, notified=tuple(reached)), failures, tried=tried)
 
     def _send(self, target: str, notice: Notice) -> Undelivered | None:
-        """Send it to one target; why that failed, or None."""
+        """Send it to one target; returns why that failed, or None."""
         if self.is_over():
             return _NO_TIME
         try:

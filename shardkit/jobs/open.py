@@ -1,8 +1,8 @@
-"""Where jobs lie, said in one line: a file, or a table of DynamoDB.
+"""Where jobs are kept, in one line: a file, or a table of DynamoDB.
 
-A further kind of store is a subclass of `Store` in a module of its own, and a line in the table here; one of another
-package is an entry point in the group ``shardkit.job_stores``, by the scheme of its places. What is registered is
-called with the place, and by name with the ``session`` and the ``clock`` of `open_store`; it returns the store.
+A further kind of store is a subclass of `Store` in a module of its own, and a line in the table here; another package
+adds one by an entry point in the group ``shardkit.job_stores``, named after the scheme of its places. The function
+registered gets the place, and as keywords the ``session`` and the ``clock`` of `open_store`; it returns the store.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def open_store(place: str, *, session: Any = None, clock: Clock | None = None) -
         place: The path of a SQLite file, or ``dynamodb://TABLE``, which takes options:
             ``dynamodb://TABLE?region=eu-west-1&requests=s3://bucket/prefix&expire_days=90`` (see ``DynamoDBStore``).
         session: The boto3 session for a table.
-        clock: What tells the time of submissions.
+        clock: Gives the times of submissions.
 
     Raises:
         JobError: There is no such kind of place, or it has no such option.
-        StoreError: The file cannot be used. That a table cannot, the first call tells.
+        StoreError: The file cannot be used. A table that cannot be used shows in the first call.
     """
     scheme, separator, _ = place.partition("://")
     opener = JOB_STORES.find(scheme if separator else "")  # a path has none
@@ -55,7 +55,7 @@ def open_store(place: str, *, session: Any = None, clock: Clock | None = None) -
 
 
 def create_table(table: str, *, session: Any = None, region: str | None = None) -> bool:
-    """Make the DynamoDB table of jobs, if it is not there, and wait until it can be used.
+    """Make the DynamoDB table of jobs, if it does not exist, and wait until it can be used.
 
     Args:
         table: Its name, or its place as ``open_store()`` takes it.
@@ -63,7 +63,7 @@ def create_table(table: str, *, session: Any = None, region: str | None = None) 
         region: The region, if it is not the session's.
 
     Returns:
-        Whether it was made; False if it was there.
+        Whether it was made; False if it existed.
 
     Raises:
         StoreError: It cannot be made, or there is another table of that name.
@@ -80,7 +80,7 @@ def create_table(table: str, *, session: Any = None, region: str | None = None) 
     wanted = {each["IndexName"] for each in TABLE["GlobalSecondaryIndexes"]}
     if described["KeySchema"] != TABLE["KeySchema"] or not wanted <= indexes:
         raise StoreError(f"There is a DynamoDB table {table} that is no table of jobs.", hint="Use another name.")
-    known = place.call("describe_time_to_live", TableName=table)["TimeToLiveDescription"]
-    if known.get("TimeToLiveStatus") not in {"ENABLED", "ENABLING"}:
+    expiry = place.call("describe_time_to_live", TableName=table)["TimeToLiveDescription"]
+    if expiry.get("TimeToLiveStatus") not in {"ENABLED", "ENABLING"}:
         place.call("update_time_to_live", TableName=table, TimeToLiveSpecification=TIME_TO_LIVE)
     return made

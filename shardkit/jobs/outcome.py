@@ -1,4 +1,4 @@
-"""What became of the jobs that a launcher has claimed, written down together."""
+"""What became of the jobs that a launcher has claimed, written all at once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Outcome:
-    """Collects what became of each job of a block; a job of which nothing is told was not called for.
+    """Collects what became of each job of a block; a job that nothing was reported of got no call.
 
     Args:
-        store: Where the jobs lie.
-        clock: What tells the time.
-        repeats: The ids of those that an earlier call may have made.
+        store: The jobs.
+        clock: Gives the time.
+        repeats: The ids of jobs that an earlier call may have made.
     """
 
     def __init__(self, store: Store, clock: Clock, repeats: set[str]) -> None:
@@ -40,7 +40,7 @@ class Outcome:
         self.taken.append(job)
 
     def failed(self, job: Job, reason: str, *, surely_not: bool) -> None:
-        """The call made nothing, or nobody knows."""
+        """The call made nothing, or nobody knows whether it did."""
         if not surely_not:
             self.doubtful(job, reason)
             return
@@ -58,14 +58,14 @@ class Outcome:
         self._changes[job.job_id] = lambda job: transitions.refused(job, now, reason)
 
     def write(self, claimed: list[Job]) -> list[Job]:
-        """Write it down, except where somebody else knows more of an attempt by now; the jobs as they are then."""
+        """Write it, unless somebody else knows more about an attempt by now; returns the jobs as they are then."""
         written = self._store.update_many(self._change(job)(job) for job in claimed)
         return [now or self._settle(before) for before, now in zip(claimed, written, strict=True)]
 
     def _change(self, job: Job) -> Callable[[Job], Job]:
-        known = self._changes.get(job.job_id)
-        if known is not None:
-            return known
+        change = self._changes.get(job.job_id)
+        if change is not None:
+            return change
         now = self._clock.time()
         if self.is_first(job):
             return lambda job: transitions.put_back(job, now, "")

@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from shardkit.jobs.store import Store
 
 LAUNCHING = "launch"  # the key of the shared state
-# With these, the pace is as fast as it may be while fewer than two calls in seven are throttled.
+# With these, the pace is as fast as allowed as long as fewer than two calls in seven are throttled.
 SLOWER, FASTER = 1.5, 0.85
-CLOSE_S = 1e-3  # moments that are no further apart are one
+CLOSE_S = 1e-3  # moments closer together than this are the same
 
 
 class Pace:
     """The shared state of launchers; each change of it is a conditional write.
 
     Args:
-        store: Where the state lies.
-        policy: How fast calls may be made at most.
-        clock: What tells the time.
-        rng: Where the randomness of waits comes from.
+        store: The store that has the state.
+        policy: How fast calls may be made.
+        clock: Gives the time.
+        rng: The source of randomness for waits.
     """
 
     def __init__(self, store: Store, policy: Policy, clock: Clock, rng: random.Random | None) -> None:
         self._store, self._policy, self._clock, self._rng = store, policy, clock, rng
         self._deadline = clock.time() + policy.launch_s
-        self._next_call = self._end = 0.0  # the calls that were reserved last: not before the one, and before the other
+        self._next_call = self._end = 0.0  # the calls that were reserved last are between these times
         self._state, self._version = store.state(LAUNCHING)
 
     def _change(self, change: Callable[[dict[str, Any]], None]) -> None:
-        """Change the state, whoever else does so at the same time."""
+        """Change the state, even if others do so at the same time."""
         while True:
             value = {**self._state, "limits": {**self._state.get("limits", {})}}
             change(value)
@@ -58,19 +58,19 @@ class Pace:
         return float(self._state.get("next_at", 0.0))
 
     def _interval(self, state: dict[str, Any]) -> float:
-        """Seconds from one call to the next, as the service has taught."""
+        """Seconds from one call to the next, as learned from the service."""
         return max(float(state.get("interval_s", 0.0)), 1 / self._policy.creates_per_s)
 
     def together(self, most: int) -> int:
-        """How many of so many calls to reserve together: fewer while the pace is slow, for it may soon be faster."""
+        """How many of ``most`` calls to reserve together: fewer while the pace is slow, as it may soon be faster."""
         return max(int(most / (self._interval(self._state) * self._policy.creates_per_s)), 1)
 
     def room(self, wanted: int) -> int:
-        """How many calls could be made soon enough, as far as is known here."""
+        """How many calls could be made soon enough, by the state as it was last read."""
         return self._moments(self._state, wanted)[1]
 
     def reserve(self, wanted: int) -> int:
-        """Take the next moments at which calls may be made, as far as they come soon enough; how many these are."""
+        """Take the next moments for calls that come soon enough; returns how many."""
         taken = 0
 
         def take(state: dict[str, Any]) -> None:
@@ -85,17 +85,17 @@ class Pace:
         return taken
 
     def _moments(self, state: dict[str, Any], wanted: int) -> tuple[float, int]:
-        """The first of so many moments, and how many of them come soon enough."""
+        """The first of ``wanted`` moments, and how many of them come soon enough."""
         now = self._clock.time()
         wait_s = state.get("next_at", 0.0) - now
         longest_s = self._policy.longest_pace_s
-        first = now + wait_s if 0 < wait_s <= longest_s else now  # longer than that: the clock was set back
+        first = now + wait_s if 0 < wait_s <= longest_s else now  # if it is longer, the clock was set back
         if first > self._deadline and (first > now or self._policy.launch_s > 0):
             return first, 0
         return first, min(wanted, 1 + int(max(self._deadline - first, 0.0) / self._interval(state)))
 
     def await_moment(self) -> bool:
-        """Wait for the next of the moments that were taken; False if there is none left, for calls that were slower."""
+        """Wait for the next of the moments that were taken; False if none is left, because calls were too slow."""
         if self._next_call > self._end - self._interval(self._state) + CLOSE_S:
             return False  # the next one is somebody else's
         self._clock.sleep(max(self._next_call - self._clock.time(), 0.0))
@@ -104,14 +104,14 @@ class Pace:
 
     @property
     def takes_s(self) -> float:
-        """How long it is until the last of the moments that were taken."""
+        """Seconds until the last of the moments that were taken."""
         return max(self._end - self._clock.time(), 0.0)
 
     def slower(self, *, throttled: bool) -> None:
-        """Back off after a throttled call or a network error: longer each time that it happens in a row.
+        """Back off after a throttled call or a network error: longer for each one in a row.
 
-        Calls that are throttled again and again make the pace itself slower, until they are rare. What others have
-        reserved stays theirs, and of what was reserved here remains what comes after the wait.
+        Repeated throttling makes the pace itself slower, until throttled calls are rare. The moments that others have
+        reserved stay theirs; of those reserved here, the ones after the wait remain.
         """
 
         def back_off(state: dict[str, Any]) -> None:
@@ -126,7 +126,7 @@ class Pace:
         self._change(back_off)
 
     def learn(self, taken: Iterable[Job], flight: Flight) -> None:
-        """Take in that the service has accepted these jobs: it may be asked faster, and has so many instances."""
+        """Learn from jobs that the service has accepted: calls may come faster, and it has so many instances."""
         jobs = list(taken)
         base_s, now = 1 / self._policy.creates_per_s, self._clock.time()
         limits = self._state.get("limits", {})
@@ -143,10 +143,10 @@ class Pace:
             state["failures"] = 0
             state["interval_s"] = max(self._interval(state) * FASTER ** len(jobs), base_s)
             for kind in raised & set(state["limits"]):
-                limit, found = state["limits"][kind], flight.of_type(kind)
-                if found > limit["ceiling"]:
+                limit, in_flight = state["limits"][kind], flight.of_type(kind)
+                if in_flight > limit["ceiling"]:
                     state["limits"][kind] = limit | {
-                        "ceiling": found,
+                        "ceiling": in_flight,
                         "wait_s": limit["wait_s"] / 4,
                         "probe_at": now,
                     }
@@ -163,9 +163,9 @@ class Pace:
         return bool(in_flight + wanted > limit["ceiling"])
 
     def quota_used_up(self, job: Job, in_flight: int, reason: str) -> None:
-        """A quota is used up: no more instances of that type in flight than the service surely has now.
+        """A quota is used up: the ceiling for that type is now the number of instances that the service surely has.
 
-        Each time that one more than the ceiling is tried in vain, the next such try is further away.
+        Each time that one above the ceiling is tried in vain, the wait before the next such try grows.
         """
         kind, now = job.instance_type, self._clock.time()
 

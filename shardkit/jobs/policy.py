@@ -10,7 +10,7 @@ from shardkit.jobs.errors import JobError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# How many attempts may end for that cause. Of a cause with 1, the first failure is final.
+# How many attempts may end with each cause. If it is 1, the first such failure is final.
 ATTEMPTS = {
     "capacity": 10,
     "internal": 5,
@@ -26,33 +26,33 @@ ATTEMPTS = {
     "dependency": 1,
 }
 
-SLOWEST = 20.0  # times the interval of the policy is as slow as calls ever come
+SLOWEST = 20.0  # calls come at most so many times slower than the policy has it
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What launch() and monitor() go by. All times are in seconds.
+    """The rules of launch() and monitor(). All times are in seconds.
 
     Args:
         creates_per_s: CreateProcessingJob calls a second, of all launchers of a store together.
         poll_s: The time from one look at the service's list to the next.
-        max_instances: The instances in flight at once; None leaves it to the service's quota.
-        ceilings: The same for instance types by name.
-        attempts: How many attempts may end for a cause, where it differs from the default.
+        max_instances: The most instances in flight at once; None leaves it to the service's quota.
+        ceilings: The same for single instance types, by name.
+        attempts: How many attempts may end with a cause, if not the default number.
         max_attempts: How many attempts a job has in all, until somebody calls again().
         retry_wait_s: The wait after a failure; doubled by every further failure of that cause.
-        capacity_wait_s: The same after a CapacityError, once every instance preference had its turn.
+        capacity_wait_s: The same after a CapacityError, once every instance preference has had its turn.
         retry_wait_max_s: No such wait is longer.
-        launch_s: How long one launch() may sleep between its calls; 0: it makes the calls that are due, and returns.
+        launch_s: How long one launch() may sleep between its calls; with 0 it makes the calls that are due and returns.
         max_launches: The CreateProcessingJob calls of one launch().
         max_calls: The calls of one monitor(); enough for every page of what changed, 100 jobs a call.
         throttle_max_s: The longest wait after throttled calls.
-        probe_s: The wait before an instance more than the learned ceiling is tried; doubled each time it is refused.
+        probe_s: The wait before one instance above the learned ceiling is tried; doubled each time it is refused.
         probe_max_s: No such wait is longer.
         lease_s: How long a CreateProcessingJob call may take before another launcher takes over.
         settle_s: How long a job may take to show up in the service's list.
-        overlap_s: How far a look at the list reaches back behind the last one.
-        recheck_s: The time between two looks at everything in flight, whether it changed or not.
+        overlap_s: How far a look at the list reaches back before the last one.
+        recheck_s: The time between two looks at everything in flight, changed or not.
         lost_s: How long a job must be unknown to the service before it counts as lost.
     """
 
@@ -111,27 +111,27 @@ class Policy:
         Raises:
             JobError: It has a field that a policy does not have.
         """
-        known = {each.name for each in fields(cls)}
-        unknown = sorted(set(data) - known)
+        names = {each.name for each in fields(cls)}
+        unknown = sorted(set(data) - names)
         if unknown:
-            raise JobError(f"A policy has no {unknown[0]!r}.", hint=f"It has {', '.join(sorted(known))}.")
+            raise JobError(f"A policy has no {unknown[0]!r}.", hint=f"It has {', '.join(sorted(names))}.")
         return cls(**data)
 
     @property
     def longest_wait_s(self) -> float:
-        """No job waits for its next attempt for longer than that."""
+        """The longest that a job waits for its next attempt."""
         return max(self.retry_wait_max_s, self.capacity_wait_s, self.throttle_max_s, self.probe_max_s)
 
     @property
     def longest_lease_s(self) -> float:
-        """No job is claimed by a launcher for longer than that."""
+        """The longest that a launcher claims a job."""
         return self.lease_s + self.launch_s + self.longest_pace_s
 
     @property
     def longest_pace_s(self) -> float:
-        """No call of the service is longer away than that."""
+        """The longest wait for the next call to the service."""
         return max(self.throttle_max_s, SLOWEST / self.creates_per_s)
 
     def tries(self, cause: str) -> int:
-        """How many attempts may end for that cause."""
+        """How many attempts may end with that cause."""
         return self.attempts.get(cause, ATTEMPTS[cause])

@@ -1,4 +1,4 @@
-"""What an hour of an instance costs: from a file, or from AWS' Price List."""
+"""The price of an instance hour, from a file or from AWS' Price List."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shardkit.jobs.errors import JobError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PRICE_LIST_REGION = "us-east-1"  # the Price List answers in few regions only, for all of them
+PRICE_LIST_REGION = "us-east-1"  # the Price List answers in only a few regions, for all of them
 
 
 class KnownPrices:
@@ -29,19 +29,19 @@ class KnownPrices:
 
     @classmethod
     def from_file(cls, path: str) -> KnownPrices:
-        """Those of a JSON file.
+        """The prices in a JSON file.
 
         Raises:
-            JobError: It cannot be read, or is something else.
+            JobError: It cannot be read, or has something else in it.
         """
         try:
-            found = json.loads(Path(path).read_text("utf-8"))
+            usd = json.loads(Path(path).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise JobError(f"{path} cannot be read as a file of prices: {error}.", hint=_HINT) from None
-        numbers = list(found.values()) if isinstance(found, dict) else [None]
+        numbers = list(usd.values()) if isinstance(usd, dict) else [None]
         if any(isinstance(n, bool) or not isinstance(n, int | float) or not 0 <= n < math.inf for n in numbers):
             raise JobError(f"{path} has no prices by instance type.", hint=_HINT)
-        return cls(found)
+        return cls(usd)
 
     def usd_per_hour(self, instance_type: str, kind: str) -> float | None:
         """The price of that type; None if it is not among them."""
@@ -52,7 +52,7 @@ _HINT = 'Write JSON such as {"ml.m5.xlarge": 0.25}, in US dollars an hour.'
 
 
 class ListPrices:
-    """The on-demand prices of AWS' Price List; each is asked for once. It takes ``pricing:GetProducts``.
+    """The on-demand prices in AWS' Price List; each is asked for once. This needs ``pricing:GetProducts``.
 
     Args:
         client: boto3's ``pricing`` client.
@@ -61,19 +61,19 @@ class ListPrices:
 
     def __init__(self, client: Any, region: str) -> None:
         self._client, self._region = client, region
-        self._known: dict[tuple[str, str], float | None] = {}
+        self._prices: dict[tuple[str, str], float | None] = {}
 
     @classmethod
     def of_session(cls, session: Any, region: str = "") -> ListPrices:
-        """Those of the session's region, or of another one.
+        """The prices in the session's region, or in another one.
 
         Raises:
             JobError: No region is known.
         """
-        known = region or session.region_name
-        if not known:
+        priced_region = region or session.region_name
+        if not priced_region:
             raise JobError("Prices differ from region to region, and none is set.", hint="Set AWS_DEFAULT_REGION.")
-        return cls(session.client("pricing", region_name=PRICE_LIST_REGION), known)
+        return cls(session.client("pricing", region_name=PRICE_LIST_REGION), priced_region)
 
     def usd_per_hour(self, instance_type: str, kind: str) -> float | None:
         """The price of that type; None if the list has none.
@@ -83,14 +83,14 @@ class ListPrices:
         """
         if not instance_type:
             return None
-        if (instance_type, kind) not in self._known:
-            self._known[instance_type, kind] = self._ask(instance_type, kind)
-        return self._known[instance_type, kind]
+        if (instance_type, kind) not in self._prices:
+            self._prices[instance_type, kind] = self._ask(instance_type, kind)
+        return self._prices[instance_type, kind]
 
     def _ask(self, instance_type: str, kind: str) -> float | None:
         facts = {"regionCode": self._region, "component": kind.capitalize(), "instanceName": instance_type}
         filters = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in facts.items()]
-        found: set[float] = set()
+        prices: set[float] = set()
         arguments: dict[str, Any] = {"ServiceCode": "AmazonSageMaker", "Filters": filters}
         while True:
             try:
@@ -101,14 +101,14 @@ class ListPrices:
                     hint="Allow pricing:GetProducts, or give a file of prices.",
                 ) from None
             for text in answer["PriceList"]:
-                found |= _hourly(text)
+                prices |= _hourly(text)
             if not answer.get("NextToken"):
-                return max(found, default=None)
+                return max(prices, default=None)
             arguments["NextToken"] = answer["NextToken"]
 
 
 def _hourly(product: str) -> set[float]:
-    """The on-demand prices of a product, in US dollars an hour; none for what is free or paid otherwise."""
+    """The on-demand prices of a product, in US dollars an hour; empty if it is free or paid in another way."""
     terms = json.loads(product).get("terms", {}).get("OnDemand", {}).values()
     dimensions = [each for term in terms for each in term.get("priceDimensions", {}).values()]
     hourly = [each for each in dimensions if each.get("unit", "").lower() in {"hrs", "hours", "hour"}]

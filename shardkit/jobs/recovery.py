@@ -1,4 +1,4 @@
-"""A store that was lost, or lies on another machine: its jobs as data, and from the service's list."""
+"""A store that was lost, or is on another machine: its jobs as data, and from the service's list."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def export_jobs(store: Store, *, requests: bool = True) -> dict[str, Any]:
 
     Args:
         store: The jobs.
-        requests: With their requests. Without them the data is small, and can be taken in only where the same jobs have
-            been submitted.
+        requests: Whether to include their requests. Without them the data is small, and can be imported only where the
+            same jobs have been submitted.
 
     Returns:
         The data for ``import_jobs()``.
@@ -47,7 +47,7 @@ def import_jobs(store: Store, data: Mapping[str, Any]) -> int:
     What happened after the export is not in the data: call ``adopt()`` next.
 
     Args:
-        store: Where to.
+        store: The store to import into.
         data: What ``export_jobs()`` made.
 
     Returns:
@@ -63,19 +63,19 @@ def import_jobs(store: Store, data: Mapping[str, Any]) -> int:
             hint="Import them with the version of shardkit that exported them.",
         )
     jobs = [_job(row) for row in data["jobs"]]
-    known = store.find(job.job_id for job in jobs)
+    existing = store.find(job.job_id for job in jobs)
     new = []
     for job, row in zip(jobs, data["jobs"], strict=True):
         if "request" in row:
             new.append(Submission(job.job_id, row["request"], job.depends_on, job.owner, job.run, job.notify, job.tags))
-        elif job.job_id not in known:
+        elif job.job_id not in existing:
             raise JobError(
                 f"Job {job.job_id} was exported without its request, and {store!r} does not have it.",
                 hint="Submit the jobs first, then import their states.",
             )
     store.submit_many(new)
     replaced = store.take_over(jobs)
-    added = [job for job in jobs if job.job_id not in known]
+    added = [job for job in jobs if job.job_id not in existing]
     return replaced + sum(job.version <= 1 for job in added)
 
 
@@ -94,16 +94,16 @@ def adopt(
     policy: Policy | None = None,
     clock: Clock | None = None,
 ) -> list[Change]:
-    """Rebuild what the store does not know of its Processing jobs from the service's list: names tell job and attempt.
+    """Rebuild from the service's list what the store does not know of its Processing jobs, by job and attempt names.
 
-    For a store that was lost and whose jobs were submitted again, or that was restored from an older state.
+    Use it after a store was lost and its jobs were submitted again, or after it was restored from an older state.
 
     Args:
         store: The jobs, submitted.
         engine: The service.
-        name_contains: What the names of all these jobs have in common; the fewer jobs it finds, the fewer calls.
+        name_contains: What the names of all these jobs have in common; the fewer jobs match, the fewer calls.
         policy: Whether attempts that failed are tried again.
-        clock: What tells the time.
+        clock: Gives the time.
 
     Returns:
         The jobs that changed.
@@ -133,7 +133,7 @@ def adopt(
 
 
 def _with_reasons(service: calls.Service, job: Job, lines: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The attempts that the store does not know the end of, each with the reason if it failed."""
+    """The attempts whose end the store does not know, each with the reason if it failed."""
     wanted = {}
     for attempt, line in sorted(lines.items()):
         if job.entry(attempt).get("ended_at") or attempt < job.attempt:

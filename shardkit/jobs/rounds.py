@@ -49,11 +49,11 @@ class Report:
     """What a call of launch() or monitor() did, and when to call again.
 
     Args:
-        next_in_s: Seconds until there is something to do again, for a launcher or a monitor.
+        next_in_s: Seconds until a launcher or a monitor has something to do again.
         new: launch(): how many jobs are still ``New``.
         live: How many jobs are ``Launched`` or ``InProgress``.
-        calls: The calls of the engine that it made.
-        trouble: What kept it from doing more, in words: a throttled call, a network error; empty if nothing did.
+        calls: How many calls of the engine it made.
+        trouble: What kept it from doing more, in words, such as a throttled call; empty if nothing did.
         changed: The jobs that changed.
         launched: launch(): the ProcessingJobNames of the attempts that the service has taken.
         waiting: launch(): how many jobs are still ``New``, by what they wait for: ``dependency``, ``retry`` (a wait
@@ -78,7 +78,7 @@ class Report:
 
 
 def change_state(store: Store, key: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change what launchers and monitors share, whoever else does so at the same time."""
+    """Change what launchers and monitors share, even if others do so at the same time."""
     while True:
         value, version = store.state(key)
         change(value)
@@ -87,10 +87,10 @@ def change_state(store: Store, key: str, change: Callable[[dict[str, Any]], None
 
 
 def settle(store: Store, job: Job, change: Callable[[Job], Job | None]) -> Job:
-    """Write a change; where somebody was faster, the change to the job as it is then.
+    """Write a change; if somebody else was faster, make the change to the job as it is then.
 
     Args:
-        store: Where the job lies.
+        store: The store that has the job.
         job: The job as it was read.
         change: Makes the changed job; the same job or None if there is nothing to change any more.
 
@@ -108,34 +108,34 @@ def settle(store: Store, job: Job, change: Callable[[Job], Job | None]) -> Job:
 
 
 def fail_dependents(store: Store, now: float) -> list[Change]:
-    """Jobs that need one that will not complete fail themselves, and those that need them, and so on."""
+    """Fail the jobs that need one that will not complete, then those that need them, and so on."""
     changes: list[Change] = []
     while True:
-        found = store.unblock()
-        failed = [given_up(job, now, "dependency", UNMET.format(needs=needs)) for job, needs in found]
+        in_vain = store.unblock()
+        failed = [given_up(job, now, "dependency", UNMET.format(needs=needs)) for job, needs in in_vain]
         changes += [Change.of(job) for job in store.update_many(failed) if job is not None]
-        if not found:
+        if not in_vain:
             return changes
 
 
 def monitor_due(state: Mapping[str, Any], flight: Flight, policy: Policy) -> float:
-    """When the service's list is worth the next look; only if something is in flight."""
+    """When the next look at the service's list is due, if anything is in flight."""
     return max(float(state.get("next_at", 0.0)), flight.launched_at() + policy.poll_s)
 
 
 def repeat_due(job: Job | Flying, now: float, looked_at: float, policy: Policy) -> bool:
-    """Whether it is time to make the call again of a job that may not have been created.
+    """Whether it is time to repeat the call for a job that may not have been created.
 
-    That is so once a look at the whole list, begun after the call, did not show it: the call again would be answered
-    with "it exists" at the worst, but it would be a call too many.
+    That is once a look at the whole list, begun after the call, has not shown the job. To repeat it earlier would do no
+    harm (the answer would be "it exists"), but would be a call too many.
     """
     return not job.stop_asked_at and is_settled(job, now, looked_at, policy)
 
 
 def is_settled(job: Job | Flying, now: float, looked_at: float, policy: Policy) -> bool:
-    """Whether nobody is making a call of the job any more, and a look at the list was begun after the last one.
+    """Whether nobody is making a call for the job any more, and a look at the list was begun after the last call.
 
-    Times that are too far ahead to be true were written by a clock that has been set back since.
+    Times that are too far ahead to be true were set by a clock that has been set back since.
     """
     longest_s = policy.longest_lease_s
     called = job.changed_at <= now + longest_s and looked_at < job.changed_at + policy.settle_s

@@ -1,8 +1,8 @@
-"""What serves a queue: rounds of monitor() and launch() by the policy that the store holds, as long as they are wanted.
+"""Serving a queue: rounds of monitor() and launch() by the policy that the store has, for as long as they are wanted.
 
     serve(SQLiteStore("jobs.sqlite"), boto3.client("sagemaker"))
 
-On one machine that is a loop; in the cloud, functions on a schedule make the same rounds (``shardkit.jobs.handlers``).
+On one machine this is a loop; in the cloud, functions on a schedule make the same rounds (``shardkit.jobs.handlers``).
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ SILENT_S = 300.0
 
 
 def policy_of(store: Store, default: Policy | None = None) -> Policy:
-    """The policy that a store's queue is served by: what is set there goes over the default."""
+    """The policy that a store's queue is served by: the fields set there, and else the default's."""
     kept, _ = store.state(POLICY)
     base = {each.name: getattr(default or Policy(), each.name) for each in dataclasses.fields(Policy)}
     return Policy.from_dict(base | kept) if kept else (default or Policy())
 
 
 def set_policy(store: Store, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change the policy that a store's queue is served by; a value of None takes a field back to its default.
+    """Change the policy that a store's queue is served by; a value of None resets a field to its default.
 
     Returns:
         What is set now.
 
     Raises:
-        JobError: A field is unknown, or its value cannot be.
+        JobError: A field is unknown, or its value is not valid.
     """
     kept: dict[str, Any] = {}
 
     def change(value: dict[str, Any]) -> None:
         merged = {**value, **changes}
         value.clear()
-        value.update({name: given for name, given in merged.items() if given is not None})
+        value.update({name: setting for name, setting in merged.items() if setting is not None})
         Policy.from_dict(value)
         kept.clear()
         kept.update(value)
@@ -63,16 +63,16 @@ def set_policy(store: Store, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mark_served(store: Store, now: float, trouble: str) -> None:
-    """Leave word for those who watch that somebody serves the queue, and what troubles it; now and then is enough."""
+    """Note for those who watch that somebody serves the queue, and any trouble with it; now and then is enough."""
     value, version = store.state(SERVED)
     if not 0 <= now - value.get("at", 0.0) < SERVED_EVERY_S or trouble != value.get("trouble"):
         store.put_state(SERVED, {"at": now, "trouble": trouble}, version)
 
 
 def trouble_of(store: Store, now: float, *, place: str = "", engine: str = "") -> str:
-    """What keeps a queue from going on, as far as those who serve it have left word; empty if nothing does.
+    """What keeps a queue from going on, as far as those who serve it have noted; empty if nothing does.
 
-    With its ``place``, and the ``engine`` of its jobs, it says which command would serve it.
+    Given its ``place``, and the ``engine`` of its jobs, it names the command that would serve it.
     """
     command = f": shardkit jobs serve --store {shlex.quote(place)}" if place else ""
     command += f" --engine {engine}" if command and engine else ""
@@ -98,20 +98,20 @@ def serve(
     stop: threading.Event | None = None,
     until_ended: bool = False,
 ) -> None:
-    """Serve a queue until somebody says stop: jobs that are submitted meanwhile are launched too.
+    """Serve a queue until told to stop; jobs that are submitted meanwhile are launched too.
 
     Args:
         store: The jobs.
         engine: The service.
-        policy: What holds where the store's own policy says nothing.
-        clock: What tells the time.
-        session: The boto3 session that notices are sent with.
-        place: Where the store is, for what notices say.
+        policy: The policy for whatever the store's own policy leaves open.
+        clock: Gives the time.
+        session: The boto3 session for sending notices.
+        place: Where the store is, to be named in notices.
         region: The service's region, for links to logs; by default the session's, and empty for an engine without logs
             in CloudWatch.
         on_round: Gets the reports of monitor(), launch() and send_notices() after every round.
         stop: Ends the loop once it is set.
-        until_ended: End the loop too once every job has ended; where the store's reads lag, two rounds must say so.
+        until_ended: Also end the loop once every job has ended; if the store's reads lag, two rounds must say so.
 
     Raises:
         EngineRefused: The service takes no calls from this client.

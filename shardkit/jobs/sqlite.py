@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from shardkit.jobs.clock import Clock
 
-BATCH = 500  # ids in one query: fewer than the variables that any SQLite allows
+BATCH = 500  # ids in one query: fewer than the variables that every SQLite allows
 PLAIN = (
     "job_id, status, attempt, reason, cause, kind, owner, run, instance_type, instances, known, submitted_at, "
     "changed_at, launched_at, not_before, lease_until, stop_asked_at, stop_sent_at, missing_since, base, notice_at, "
@@ -47,17 +47,17 @@ UPDATE jobs SET blocked = (
 
 
 class SQLiteStore(SQLiteFile, Submitting):
-    """Jobs in a SQLite file on a local disk; the file is made if it is missing.
+    """Jobs in a SQLite file on a local disk; the file is created if it is missing.
 
-    Any number of processes and threads may use the same file, and threads the same store.
+    Any number of processes and threads may use the same file, and threads may share a store.
 
     Args:
         path: The file.
-        clock: What tells the time of submissions.
-        private: Whether the user alone may read the file, if it is made.
+        clock: Gives the times of submissions.
+        private: Whether only the user may read a file that is created.
 
     Raises:
-        StoreError: The file cannot be opened, is no such store, or was written by a later version.
+        StoreError: The file cannot be opened, is not such a store, or was written by a later version.
     """
 
     lag_s = 0.0
@@ -73,17 +73,17 @@ class SQLiteStore(SQLiteFile, Submitting):
     def _add(self, db: sqlite3.Connection, submission: Submission, job: Job) -> Job:
         row = db.execute("SELECT request FROM requests WHERE job_id = ?", (job.job_id,)).fetchone()
         if row is not None:
-            known = self._one(db, job.job_id)
-            submission.check_same(known, row[0])
-            return known
+            existing = self._one(db, job.job_id)
+            submission.check_same(existing, row[0])
+            return existing
         blocked = 0
         for place, needs in enumerate(job.depends_on):
-            found = db.execute("SELECT status FROM jobs WHERE job_id = ?", (needs,)).fetchone()
-            if found is None:
+            needed = db.execute("SELECT status FROM jobs WHERE job_id = ?", (needs,)).fetchone()
+            if needed is None:
                 raise JobNotFound(
                     f"Job {job.job_id} depends on {needs}, which was not submitted.", hint=f"Submit {needs} first."
                 )
-            blocked += found[0] != COMPLETED
+            blocked += needed[0] != COMPLETED
             db.execute("INSERT INTO dependencies VALUES (?, ?, ?)", (job.job_id, place, needs))
         db.execute("INSERT INTO requests VALUES (?, ?)", (job.job_id, submission.text()))
         values = (*_values(job), blocked)
@@ -93,7 +93,7 @@ class SQLiteStore(SQLiteFile, Submitting):
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def get(self, job_id: str) -> Job:
-        """The job of that id.
+        """The job with that id.
 
         Raises:
             JobNotFound: There is none.
@@ -102,21 +102,21 @@ class SQLiteStore(SQLiteFile, Submitting):
             return self._one(db, job_id)
 
     def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        """The jobs of those ids, as far as there are any."""
-        found: dict[str, Job] = {}
+        """The jobs with those ids, as far as they exist."""
+        jobs: dict[str, Job] = {}
         with self._reading() as db:
             for batch in batches(job_ids, BATCH):
-                found |= {job.job_id: job for job in self._select(db, f"job_id IN ({_marks(batch)})", batch)}
-        return found
+                jobs |= {job.job_id: job for job in self._select(db, f"job_id IN ({_marks(batch)})", batch)}
+        return jobs
 
     def requests(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The requests of those jobs, as far as there are any."""
-        found: dict[str, dict[str, Any]] = {}
+        """The requests of those jobs, as far as they exist."""
+        requests: dict[str, dict[str, Any]] = {}
         with self._reading() as db:
             for batch in batches(job_ids, BATCH):
                 query = f"SELECT job_id, request FROM requests WHERE job_id IN ({_marks(batch)})"  # noqa: S608
-                found |= {job_id: json.loads(text) for job_id, text in db.execute(query, batch)}
-        return found
+                requests |= {job_id: json.loads(text) for job_id, text in db.execute(query, batch)}
+        return requests
 
     def jobs(
         self,
@@ -141,16 +141,16 @@ class SQLiteStore(SQLiteFile, Submitting):
             return self._select(db, " AND ".join(where), values, order="seq DESC" if latest else "seq", limit=limit)
 
     def counts(self, *, run: str = "") -> dict[str, int]:
-        """How many jobs there are, or are of that run, by status; every status is named."""
+        """How many jobs there are, in all or in that run, by status; every status is named."""
         where, values = ("WHERE run = ? ", (run,)) if run else ("", ())
         with self._reading() as db:
             rows = db.execute(f"SELECT status, COUNT(*) FROM jobs {where}GROUP BY status", values).fetchall()  # noqa: S608
         return dict.fromkeys(STATUSES, 0) | dict(rows)
 
     def waiting(self, now: float, *, most: int, longest_s: float = math.inf) -> Waiting:
-        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type.
+        """The ``New`` jobs, in short; ``ready`` has at most ``most`` for each owner and instance type.
 
-        Those that are to wait for longer than ``longest_s`` are ready: a clock was ahead when that was written.
+        A job that would wait for longer than ``longest_s`` counts as ready: the clock that set its time was ahead.
         """
         with self._reading() as db:
             blocked = self._count(db, f"status = '{NEW}' AND blocked > 0")
@@ -163,7 +163,7 @@ class SQLiteStore(SQLiteFile, Submitting):
         return Waiting(tuple(ready), everything - later, later, next_at, blocked)
 
     def _lines(self, db: sqlite3.Connection) -> Iterator[tuple[str, str]]:
-        """Every owner and instance type that jobs wait for, one step through the index each."""
+        """Every owner and instance type that jobs wait for; each takes one step through the index."""
         query = (
             f"SELECT owner, instance_type FROM jobs WHERE {_READY} AND (owner, instance_type) > (?, ?) "  # noqa: S608
             "ORDER BY owner, instance_type LIMIT 1"
@@ -195,7 +195,7 @@ class SQLiteStore(SQLiteFile, Submitting):
     def unblock(self, limit: int = 100) -> list[tuple[Job, str]]:
         """``New`` jobs that wait for one that failed or was stopped, each with the id of that one.
 
-        Those whose needs are met were let go when the last of these completed.
+        Jobs whose needs are met were unblocked when the last one that they need completed.
         """
         query = (
             "SELECT j.job_id, MIN(d.needs) FROM jobs j JOIN dependencies d ON d.job_id = j.job_id "
@@ -208,7 +208,7 @@ class SQLiteStore(SQLiteFile, Submitting):
             return [(self._one(db, job_id), needs) for job_id, needs in rows]
 
     def dependents(self, job_id: str) -> list[Job]:
-        """The jobs that wait for that one, or have failed because it did not complete."""
+        """The jobs that wait for that one, or failed because it did not complete."""
         with self._reading() as db:
             return self._select(
                 db, "job_id IN (SELECT job_id FROM dependencies WHERE needs = ?)", [job_id], order="seq"
@@ -220,13 +220,13 @@ class SQLiteStore(SQLiteFile, Submitting):
             return [Flying(*row) for row in db.execute(f"SELECT {_FLYING} FROM jobs WHERE {_LIVE} ORDER BY seq")]  # noqa: S608
 
     def notices(self, now: float, *, limit: int = 100, longest_s: float = math.inf) -> list[Job]:
-        """Ended jobs whose notice is due, the longest due first; also one that is to wait for longer than that."""
+        """Ended jobs whose notice is due, the longest overdue first, and any put off for over ``longest_s``."""
         with self._reading() as db:
             due, values = "notice_at > 0 AND (notice_at <= ? OR notice_at > ?)", [now, now + longest_s]
             return self._select(db, due, values, order="notice_at", limit=limit)
 
     def ended(self, since: float, until: float) -> Iterator[Job]:
-        """The jobs that ended from ``since`` on and before ``until``, in that order."""
+        """The jobs that ended at ``since`` or later and before ``until``, in the order of their ends."""
         where = f"status IN ({_marks(ENDED)}) AND (changed_at, seq) > (?, ?) AND changed_at < ?"
         after: tuple[float, int] = (since, -1)
         while True:
@@ -243,15 +243,15 @@ class SQLiteStore(SQLiteFile, Submitting):
     # ---- changing ---------------------------------------------------------------------------------------------------
 
     def update(self, job: Job) -> Job | None:
-        """Write a changed job, if nobody changed it since it was read.
+        """Write a changed job, unless somebody has changed it since it was read.
 
         Returns:
-            The job as it is now; None if somebody was faster, and nothing was written.
+            The job as it is now; None if somebody else was faster, and nothing was written.
         """
         return self.update_many([job])[0]
 
     def update_many(self, jobs: Iterable[Job]) -> list[Job | None]:
-        """The same for several, each by itself, in one transaction."""
+        """The same for several jobs, each on its own, in one transaction."""
         changed = list(jobs)
         if not changed:
             return []
@@ -272,7 +272,7 @@ class SQLiteStore(SQLiteFile, Submitting):
         return written
 
     def take_over(self, jobs: Iterable[Job]) -> int:
-        """Put jobs in the place of those with their ids, if they are later versions; their requests stay.
+        """Replace the jobs with the same ids, if these are later versions; their requests stay.
 
         Returns:
             How many were replaced.
@@ -280,26 +280,26 @@ class SQLiteStore(SQLiteFile, Submitting):
         replaced = 0
         with self._writing() as db:
             for job in jobs:
-                known = self._one(db, job.job_id)
-                if job.version > known.version:
-                    self._write(db, dataclasses.replace(job, version=known.version))
+                current = self._one(db, job.job_id)
+                if job.version > current.version:
+                    self._write(db, dataclasses.replace(job, version=current.version))
                     replaced += 1
-                if job.version >= known.version:
+                if job.version >= current.version:
                     values = (job.submitted_at, job.changed_at, job.version, job.job_id)
                     db.execute("UPDATE jobs SET submitted_at=?, changed_at=?, version=? WHERE job_id=?", values)
             db.execute(_COUNT_BLOCKED, (COMPLETED,))
         return replaced
 
-    # ---- what launchers and monitors keep for each other -----------------------------------------------------------
+    # ---- what launchers and monitors share --------------------------------------------------------------------------
 
     def state(self, key: str) -> tuple[dict[str, Any], int]:
-        """What is kept under that key, and its version; empty and 0 if nothing is."""
+        """What is shared under that key, and its version; empty and 0 if nothing is."""
         with self._reading() as db:
             row = db.execute("SELECT value, version FROM states WHERE key = ?", (key,)).fetchone()
         return (json.loads(row[0]), row[1]) if row else ({}, 0)
 
     def put_state(self, key: str, value: Mapping[str, Any], version: int) -> bool:
-        """Write it, if its version is still that one; whether it was."""
+        """Write it, if its version is still that one; returns whether it was written."""
         text = json.dumps(value)
         with self._writing() as db:
             if version:
@@ -308,10 +308,10 @@ class SQLiteStore(SQLiteFile, Submitting):
             return bool(db.execute("INSERT OR IGNORE INTO states VALUES (?, ?, 1)", (key, text)).rowcount)
 
     def _one(self, db: sqlite3.Connection, job_id: str) -> Job:
-        found = self._select(db, "job_id = ?", [job_id])
-        if not found:
+        jobs = self._select(db, "job_id = ?", [job_id])
+        if not jobs:
             raise self._missing(job_id)
-        return found[0]
+        return jobs[0]
 
     def _missing(self, job_id: str) -> JobNotFound:
         return JobNotFound(f"{self.path} has no job {job_id!r}.")

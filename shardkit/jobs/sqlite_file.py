@@ -1,4 +1,4 @@
-"""A SQLite file that processes and threads share: opened, read, written in transactions, and what is wrong with it."""
+"""A SQLite file that processes and threads share: opening, reading, writing in transactions, and its errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SQLiteFile:
         self._connect()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             self._closing()
 
@@ -70,14 +70,15 @@ class SQLiteFile:
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         try:
-            found = prepare(db)
+            version = prepare(db)
         except sqlite3.Error as error:
-            db.close()  # or the error that is on its way would hold the lock of what was begun
+            db.close()  # or the error, which refers to it, would keep the lock of what was begun
             raise self._unusable(error) from error
-        if found not in {0, SCHEMA_VERSION}:
+        if version not in {0, SCHEMA_VERSION}:
             db.close()
+            kind = "a newer" if version > SCHEMA_VERSION else "another"
             raise StoreError(
-                f"{self.path} was written by {'a newer' if found > SCHEMA_VERSION else 'another'} version of shardkit.",
+                f"{self.path} was written by {kind} version of shardkit.",
                 hint="Use that version, or another file.",
             )
         self._db, self._pid = db, os.getpid()
@@ -96,23 +97,23 @@ class SQLiteFile:
                 raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> StoreError:
-        """What a failure of the file says, with its cure."""
+        """The error for a failure of the file, with its cure."""
         text = str(error)
         of_the_file = isinstance(error, sqlite3.OperationalError)
         otherwise = (StoreError, FILE_HINT) if of_the_file else (StoreDamaged, DAMAGED_HINT)
-        told = ((kind, hint) for words, kind, hint in CURES if any(word in text for word in words))
-        kind, hint = next(told, otherwise)
+        cures = ((kind, hint) for words, kind, hint in CURES if any(word in text for word in words))
+        kind, hint = next(cures, otherwise)
         return kind(f"{self.path} cannot be used as a store of jobs: {text}.", hint=hint)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that nobody else writes in; all of it is kept, or nothing."""
+        """A transaction, while nobody else writes; all of it is kept, or nothing."""
         with self._reading() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # on a full disk SQLite has done so by itself
+                with contextlib.suppress(sqlite3.Error):  # on a full disk SQLite has rolled back by itself
                     db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")

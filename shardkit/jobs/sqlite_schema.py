@@ -1,6 +1,6 @@
 """The tables of the SQLite store.
 
-Requests lie apart from what changes, so that a round over ten thousand jobs reads none of them.
+Requests have a table of their own, so that a round over ten thousand jobs reads none of them.
 """
 
 from __future__ import annotations
@@ -59,23 +59,23 @@ CREATE TABLE IF NOT EXISTS states (key TEXT PRIMARY KEY, value TEXT NOT NULL, ve
 
 
 def prepare(db: sqlite3.Connection) -> int:
-    """Make the tables if they are missing; the version of the file as it was found."""
+    """Make the tables if they are missing; returns the version that the file had before."""
     until = time.monotonic() + WAIT_FOR_LOCK_S
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             break
         except sqlite3.OperationalError as error:
-            # Two that open a new file at once: this statement does not wait by itself.
+            # Two programs open a new file at once: this statement does not wait by itself.
             if time.monotonic() > until or "locked" not in str(error):
                 raise
             time.sleep(0.01)
     db.execute("PRAGMA synchronous = NORMAL")
-    found = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if found < SCHEMA_VERSION:
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version < SCHEMA_VERSION:
         db.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA.split(";"):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
-    return found
+    return version

@@ -1,4 +1,4 @@
-"""The store contract: where jobs lie, and who may change them.
+"""The store contract: where jobs are kept, and who may change them.
 
 A store is a table of small rows with conditional writes; nothing in it calls an engine. ``launch()``, ``monitor()`` and
 the rest know only this contract, so that a table in a file and a table in the cloud serve the same functions.
@@ -26,13 +26,13 @@ class Submission:
 
     Args:
         job_id: Its id; the service's names of its attempts are ``<id>-1``, ``<id>-2`` and so on, and must be unique in
-            account and region. A job that is already there under such a name is taken for this one's.
+            account and region. If the service already has a job of such a name, it is taken to be this one's.
         request: The arguments of CreateProcessingJob or CreateTrainingJob, without the job's name.
         depends_on: The ids of jobs, submitted before it, that must be ``Completed`` first.
         owner: Whose job it is.
-        run: What it belongs to with other jobs.
+        run: The run that it and other jobs belong to.
         notify: Who is told when it ends (see ``shardkit.jobs.notices``).
-        tags: Whatever else its owner wants to know about it; these are not the service's tags.
+        tags: Anything else that its owner wants to note about it; these are not the service's tags.
     """
 
     job_id: str
@@ -44,7 +44,7 @@ class Submission:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def job(self, now: float) -> Job:
-        """The job that it makes.
+        """The job that this submission makes.
 
         Raises:
             JobError: The id or the request cannot be used.
@@ -75,34 +75,34 @@ class Submission:
         )
 
     def _check_secrets(self) -> None:
-        """See that nothing is a secret of what the store keeps and shows, and the service shows to who may describe."""
+        """See that there is no secret in it: the store shows it, and so does the service to all who may describe."""
         about = {"request": self.request, "tags": dict(self.tags), "owner": self.owner, "run": self.run}
         place = next(secret_places(about), None)
         if place is not None:
             raise JobError(
-                f"Job {self.job_id}: {place} looks like a secret, which everybody could read who may describe the job.",
+                f"Job {self.job_id}: {place} looks like a secret, which everybody who may describe the job could read.",
                 hint="Keep it in Secrets Manager and pass its ARN, or let the job's role give the access.",
             )
 
     def text(self) -> str:
-        """The request as JSON, the same for the same request.
+        """The request as JSON; equal requests give equal text.
 
         Raises:
-            JobError: The request is no plain data.
+            JobError: The request is not plain data.
         """
         try:
             return json.dumps(self.request, sort_keys=True, separators=(",", ":"))
         except (TypeError, ValueError) as error:
             raise JobError(f"The request of job {self.job_id} cannot be written as JSON: {error}.") from None
 
-    def check_same(self, known: Job, text: str) -> None:
-        """See that this is the job that is there already, whose request is ``text``.
+    def check_same(self, existing: Job, text: str) -> None:
+        """See that this is the existing job, whose request is ``text``.
 
         Raises:
             JobConflict: It is another one.
         """
         same = self.text() == text
-        if same and tuple(dict.fromkeys(self.depends_on)) == known.depends_on:
+        if same and tuple(dict.fromkeys(self.depends_on)) == existing.depends_on:
             return
         what = "list of jobs that it depends on" if same else "request"
         raise JobConflict(
@@ -134,9 +134,9 @@ class Waiting:
     """The ``New`` jobs, in short.
 
     Args:
-        ready: Those that may be launched now: of each owner and instance type the first ones, by place.
+        ready: Those that may be launched now: the first ones of each owner and instance type, by place.
         now: How many may be launched now.
-        later: How many wait for a time.
+        later: How many wait until a certain time.
         next_at: When the first of those may be launched, seconds since 1970; None if there is none.
         blocked: How many wait for other jobs.
     """
@@ -181,7 +181,7 @@ class Flying:
 
 
 class Store(Protocol):
-    """What a table of jobs can do; every write is a condition and a change in one.
+    """What a table of jobs can do; every write is a condition and a change at once.
 
     Reads of many jobs (``waiting``, ``flight``, ``jobs``, ``counts``, ``ended``, ``notices``) may lag a moment behind
     the writes; ``get``, ``find``, ``requests`` and ``state`` do not.
@@ -202,19 +202,19 @@ class Store(Protocol):
         notify: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
     ) -> Job:
-        """Add a job, or return the one that is there if it has the same request."""
+        """Add a job, or return the existing one if it has the same request."""
 
     def submit_many(self, submissions: Iterable[Submission]) -> list[Job]:
         """Add jobs, in their order; after an error or a crash the same call again adds those that are missing."""
 
     def get(self, job_id: str) -> Job:
-        """The job of that id; JobNotFound if there is none."""
+        """The job with that id; JobNotFound if there is none."""
 
     def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        """The jobs of those ids, as far as there are any."""
+        """The jobs with those ids, as far as they exist."""
 
     def requests(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The requests of those jobs, as far as there are any."""
+        """The requests of those jobs, as far as they exist."""
 
     def jobs(
         self,
@@ -231,56 +231,56 @@ class Store(Protocol):
             status: Only those of this status, or of these.
             run: Only those of this run.
             owner: Only those of this owner.
-            limit: At most so many.
+            limit: The most jobs to return.
             latest: The latest first.
         """
 
     def counts(self, *, run: str = "") -> dict[str, int]:
-        """How many jobs there are, or are of that run, by status; every status is named."""
+        """How many jobs there are, in all or in that run, by status; every status is named."""
 
     def update(self, job: Job) -> Job | None:
-        """Write a changed job, if nobody changed it since it was read; the job as it is now, or None."""
+        """Write a changed job, unless somebody has changed it since it was read; the job as it is now, or None."""
 
     def update_many(self, jobs: Iterable[Job]) -> list[Job | None]:
-        """The same for several, each by itself."""
+        """The same for several jobs, each on its own."""
 
     def take_over(self, jobs: Iterable[Job]) -> int:
-        """Put jobs in the place of those with their ids, if they are later versions; how many were."""
+        """Replace the jobs with the same ids, if these are later versions; returns how many were replaced."""
 
     def waiting(self, now: float, *, most: int, longest_s: float = math.inf) -> Waiting:
-        """The ``New`` jobs, in short; ``ready`` has at most ``most`` of each owner and instance type.
+        """The ``New`` jobs, in short; ``ready`` has at most ``most`` for each owner and instance type.
 
-        Those that are to wait for longer than ``longest_s`` are ready: a clock was ahead when that was written.
+        A job that would wait for longer than ``longest_s`` counts as ready: the clock that set its time was ahead.
         """
 
     def unblock(self, limit: int = 100) -> list[tuple[Job, str]]:
-        """Let those go that waited for others which are ``Completed``.
+        """Unblock the jobs whose needs have all ``Completed``.
 
         Returns:
-            ``New`` jobs that wait for one that failed or was stopped, at most so many, each with the id of that one.
+            At most ``limit`` ``New`` jobs that need one that failed or was stopped, each with the id of that one.
         """
 
     def dependents(self, job_id: str) -> list[Job]:
-        """The jobs that wait for that one, or have failed because it did not complete."""
+        """The jobs that wait for that one, or failed because it did not complete."""
 
     def flight(self) -> list[Flying]:
         """All live jobs, in short."""
 
     def notices(self, now: float, *, limit: int = 100, longest_s: float = math.inf) -> list[Job]:
-        """Ended jobs whose notice is due, the longest due first; also one that is to wait for longer than that."""
+        """Ended jobs whose notice is due, the longest overdue first, and any put off for over ``longest_s``."""
 
     def ended(self, since: float, until: float) -> Iterator[Job]:
-        """The jobs that ended from ``since`` on and before ``until``, in that order."""
+        """The jobs that ended at ``since`` or later and before ``until``, in the order of their ends."""
 
     def state(self, key: str) -> tuple[dict[str, Any], int]:
-        """What launchers and monitors keep for each other under that key, and its version; empty, 0 if nothing."""
+        """What launchers and monitors share under that key, and its version; empty and 0 if nothing."""
 
     def put_state(self, key: str, value: Mapping[str, Any], version: int) -> bool:
-        """Write it, if its version is still that one; whether it was."""
+        """Write it, if its version is still that one; returns whether it was written."""
 
 
 class Submitting(ABC):
-    """What stores have in common: one job is submitted as several are."""
+    """What all stores have in common: one job is submitted in the same way as several."""
 
     @abstractmethod
     def submit_many(self, submissions: Iterable[Submission]) -> list[Job]:
@@ -304,9 +304,9 @@ class Submitting(ABC):
             request: The arguments of CreateProcessingJob or CreateTrainingJob, without the job's name.
             depends_on: The ids of jobs that must be ``Completed`` first.
             owner: Whose job it is.
-            run: What it belongs to with other jobs.
+            run: The run that it and other jobs belong to.
             notify: Who is told when it ends.
-            tags: Whatever else its owner wants to know about it.
+            tags: Anything else that its owner wants to note about it.
 
         Returns:
             The job; the one that is there already if it has the same request and needs the same jobs.
@@ -326,14 +326,14 @@ def request_of(store: Store, job_id: str) -> dict[str, Any]:
     Raises:
         JobNotFound: There is no such job.
     """
-    found = store.requests([job_id])
-    if job_id not in found:
-        store.get(job_id)  # tells that it is not there
-    return found[job_id]
+    requests = store.requests([job_id])
+    if job_id not in requests:
+        store.get(job_id)  # raises that it does not exist
+    return requests[job_id]
 
 
 def batches(values: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Different values, so many at a time."""
+    """The distinct values, ``size`` at a time."""
     different = list(dict.fromkeys(values))
     return (different[at : at + size] for at in range(0, len(different), size))
 
@@ -342,7 +342,7 @@ def check_statuses(status: str | Iterable[str]) -> list[str]:
     """A status, or several, as a list.
 
     Raises:
-        JobError: One of them is none.
+        JobError: One of them is not a status.
     """
     wanted = [status] if isinstance(status, str) else list(status)
     unknown = sorted(set(wanted) - set(STATUSES))
@@ -367,7 +367,7 @@ def resources_of(request: Request) -> tuple[tuple[str, ...], int]:
 
 
 def turned(request: dict[str, Any], first: str) -> dict[str, Any]:
-    """The request with its instance preferences turned so that the one of that type comes first."""
+    """The request with its instance preferences rotated so that the one of type ``first`` comes first."""
     resources = request.get("ProcessingResources") or {}
     cluster = resources.get("ClusterConfig") or {}
     wanted = cluster.get("InstancePreferences") or []

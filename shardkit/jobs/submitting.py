@@ -1,4 +1,4 @@
-"""Submitting a job by hand: where to, under what id, whose."""
+"""Submitting a job by hand: to which store, under which id, for whom."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PLACE = "SHARDKIT_JOBS"  # the variable that says where jobs are
 
 
 def default_place() -> str:
-    """Where the jobs are if nobody says it: what SHARDKIT_JOBS names, else a file in the user's state folder."""
+    """Where the jobs are by default: what SHARDKIT_JOBS names, else a file in the user's state folder."""
     return os.environ.get(PLACE) or os.path.join(state_home(), "jobs.sqlite")
 
 
 def user_name() -> str:
-    """Who runs this program; a number where the user has no name."""
+    """The user who runs this program; a number if there is no name."""
     import getpass
 
     try:
@@ -39,10 +39,10 @@ def user_name() -> str:
 
 
 def new_id(name: str = "job") -> str:
-    """An id that begins with a name, which a person recognises, and that nobody else has."""
-    made = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    base = re.sub(r"[^a-zA-Z0-9]+", "-", name)[: ID_CHARACTERS - len(made) - 1].strip("-")
-    return f"{base or 'job'}-{made}"
+    """A unique id that begins with a name that people recognise."""
+    suffix = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    base = re.sub(r"[^a-zA-Z0-9]+", "-", name)[: ID_CHARACTERS - len(suffix) - 1].strip("-")
+    return f"{base or 'job'}-{suffix}"
 
 
 def submit(
@@ -67,8 +67,8 @@ def submit(
         depends_on: The ids of jobs that must be ``Completed`` first.
         notify: Who is told when it ends: SNS topics, ``slack:...`` or ``webhook:...`` (see ``shardkit.jobs.targets``).
         owner: Whose job it is; by default the user's.
-        run: What it belongs to with other jobs.
-        tags: Whatever else its owner wants to know about it.
+        run: The run that it and other jobs belong to.
+        tags: Anything else that its owner wants to note about it.
         store: The queue: a store, or its place, ``dynamodb://TABLE`` or the path of a SQLite file. By default what
             SHARDKIT_JOBS names, else a file in the user's state folder.
         session: The boto3 session for a table of DynamoDB.

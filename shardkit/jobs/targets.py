@@ -4,9 +4,9 @@
     slack:PLACE                                 an incoming webhook of Slack
     webhook:PLACE                               an HTTPS server that gets the notice as JSON
 
-PLACE says where the URL is kept, for whoever knows such a URL can post to it: ``env:NAME`` (a variable of the process
-that sends), ``ssm:/PARAMETER`` (Parameter Store) or ``secret:NAME-OR-ARN`` (Secrets Manager; the URL, or a JSON object
-with a ``url``). No table, log or message has the URL itself.
+PLACE says where the URL is kept: ``env:NAME`` (a variable of the process that sends), ``ssm:/PARAMETER`` (Parameter
+Store) or ``secret:NAME-OR-ARN`` (Secrets Manager; the URL, or a JSON object with a ``url``). Anybody who knows such a
+URL can post to it, so no table, log or message has the URL itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shardkit.jobs.message import Notice
 
 TIMEOUT_S = 10.0
-# The kinds of webhooks, and what each is sent as JSON; a further kind is a line here.
+# The kinds of webhooks, and what is sent to each as JSON; a further kind is a line here.
 HOOKS: dict[str, Callable[[Notice], Any]] = {"slack": slack_of, "webhook": dict}
 _KINDS = "|".join(HOOKS)
 _TOPIC = re.compile(r"arn:aws[a-z-]*:sns:(?P<region>[a-z0-9-]+):[0-9]{12}:[A-Za-z0-9_-]{1,256}(?P<fifo>\.fifo)?\Z")
@@ -52,12 +52,12 @@ _HINT = (
 
 
 class Undelivered(Exception):
-    """A target has not got the notice; says why, without any URL.
+    """A target has not got the notice; the text says why, without any URL.
 
     Args:
         why: In words.
-        down: The next notice would fare no better now.
-        wait_s: The target asked to be left in peace for so long; 0 if it did not.
+        down: Whether another notice would fail now as well.
+        wait_s: How long the target asked not to be called; 0 if it did not.
     """
 
     def __init__(self, why: str, *, down: bool = True, wait_s: float = 0.0) -> None:
@@ -66,10 +66,10 @@ class Undelivered(Exception):
 
 
 def check_target(text: str) -> None:
-    """See that notices can be sent to a target, as far as its name tells.
+    """See that notices can be sent to a target, as far as its name shows.
 
     Raises:
-        JobError: It is none, or is a URL, which the table of jobs would show to everybody.
+        JobError: It is not a target, or is a URL, which the table of jobs would show to everybody.
     """
     if not isinstance(text, str) or "://" in text or _LIKE_SLACK.search(text):
         raise JobError(
@@ -84,7 +84,7 @@ def check_target(text: str) -> None:
 
 
 def _shown(text: object) -> str:
-    """A target that is none, without what may be a secret."""
+    """Text that is not a target, without what may be a secret."""
     if not isinstance(text, str):
         return repr(text)
     kind = re.match(rf"(?:{_KINDS}):", text)
@@ -97,10 +97,10 @@ def _shown(text: object) -> str:
 
 
 class Sender:
-    """Sends notices; asks for every URL once.
+    """Sends notices; looks up each URL once.
 
     Args:
-        session: Of boto3; made where it is needed by default.
+        session: The boto3 session; by default one is made when it is needed.
         timeout_s: How long one message may take, from the look for its URL to the answer.
     """
 
@@ -114,7 +114,7 @@ class Sender:
         return str(self._boto().region_name or "")
 
     def send(self, target: str, notice: Notice) -> None:
-        """Send a notice to one target, within the time for it.
+        """Send a notice to one target, within the time limit.
 
         Raises:
             Undelivered: The target has not got it, or did not say so in time.
@@ -124,8 +124,8 @@ class Sender:
         except JobError as error:
             raise Undelivered(str(error)) from None
         work = self._publish if _TOPIC.match(target) else self._post
-        # A server may keep a connection alive with a byte now and then, and names may take long to look up: only a
-        # thread that is left behind bounds it all.
+        # A server may keep a connection alive with a byte now and then, and a name may take long to look up: the only
+        # way to bound it all is a thread that is left behind.
         answer: Future[None] = Future()
         threading.Thread(target=_run, args=(answer, lambda: work(target, notice)), daemon=True).start()
         try:
@@ -180,14 +180,14 @@ class Sender:
         return _url_in(self._call(target, get).get("SecretString") or "")
 
     def _call(self, target: str, call: Callable[[], Any]) -> Any:
-        """Call AWS; its errors, in words."""
+        """Call AWS; raises its errors in words."""
         try:
             return call()
         except botocore.exceptions.ClientError as error:
-            told = error.response.get("Error") or {}
-            code = told.get("Code", "")
+            details = error.response.get("Error") or {}
+            code = details.get("Code", "")
             wait_s = 60.0 if code in THROTTLED else 0.0
-            raise Undelivered(f"{target}: {code}: {told.get('Message', '')[:300]}", wait_s=wait_s) from None
+            raise Undelivered(f"{target}: {code}: {details.get('Message', '')[:300]}", wait_s=wait_s) from None
         except botocore.exceptions.BotoCoreError as error:
             raise Undelivered(f"{target}: {str(error)[:300]}") from None
 
@@ -212,7 +212,7 @@ def _run(answer: Future[None], work: Callable[[], None]) -> None:
         work()
     except Undelivered as error:
         answer.set_exception(error)
-    except Exception as error:  # noqa: BLE001  whatever it is, it must not hold up other notices, nor show a URL
+    except Exception as error:  # noqa: BLE001  no error may hold up other notices, or show a URL
         answer.set_exception(Undelivered(f"It could not be sent: {type(error).__name__}.", down=False))
     else:
         answer.set_result(None)
@@ -220,7 +220,7 @@ def _run(answer: Future[None], work: Callable[[], None]) -> None:
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow none: it would hand the notice to a place that nobody has named."""
+        """Follow none: the notice would go to a place that nobody has named."""
 
 
 def _post(target: str, url: str, data: bytes, timeout_s: float) -> None:
@@ -235,7 +235,7 @@ def _post(target: str, url: str, data: bytes, timeout_s: float) -> None:
         with error:
             said = error.read(100) if target.startswith("slack:") else b""
         more = f" {said.decode()}" if _SLACK_ERROR.match(said) else ""
-        # 4xx is about this message or this URL: of the first kind, another message may fare better.
+        # 4xx is about this message or this URL; if it is about the message, another one may get through.
         raise Undelivered(
             f"{target} answered {error.code}{more}.",
             down=error.code not in {400, 413, 422},
@@ -267,7 +267,7 @@ def _split(url: str) -> urllib.parse.SplitResult | None:
 
 
 def _url_in(secret: str) -> str:
-    """The URL of a secret: its text, or what a JSON object has under ``url``."""
+    """The URL in a secret: its text, or ``url`` of a JSON object."""
     try:
         kept = json.loads(secret)
     except ValueError:

@@ -1,7 +1,7 @@
 """What becomes of a job when something happens: pure functions, a job in, a job out.
 
-The store writes what they return only if the job has not changed meanwhile; then they are asked again, with the job as
-it is now.
+The store writes what they return only if the job has not changed meanwhile; if it has, they are called again with the
+job as it is now.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def next_attempt(job: Job) -> int:
 
 
 def claim(job: Job, now: float, lease_s: float) -> Job:
-    """Written before CreateProcessingJob is called, for the first time or again."""
+    """It is claimed: written before CreateProcessingJob is called, for the first time or again."""
     again = job.status == LAUNCHED
     claimed = replace(
         job,
@@ -68,7 +68,7 @@ def created(job: Job, now: float) -> Job:
 
 
 def doubtful(job: Job, now: float, reason: str) -> Job:
-    """Nobody knows whether the call got through: a look at the list, or the same call again, will tell."""
+    """Nobody knows whether the call got through: a look at the list, or the same call again, will show it."""
     return replace(job, exists=MAYBE, changed_at=now, lease_until=0.0, reason=reason)
 
 
@@ -99,7 +99,7 @@ def stop_asked(job: Job, now: float) -> Job:
 
 
 def never_created(job: Job, now: float) -> Job:
-    """It was to be stopped, and the service does not know it."""
+    """It was to be stopped, and the service has never had it."""
     return put_back(job, now, AS_ASKED)
 
 
@@ -109,7 +109,7 @@ def stop_sent(job: Job, now: float) -> Job:
 
 
 def missing(job: Job, now: float) -> Job:
-    """The service says that it does not know it, for the first time."""
+    """The service says for the first time that it does not know it."""
     return replace(job, missing_since=now)
 
 
@@ -120,7 +120,7 @@ def ahead(job: Job, attempt: int, now: float) -> Job:
 
 
 def lost(job: Job, now: float, policy: Policy) -> Job:
-    """The service has denied for long enough to know it: created once more if nobody ever saw it run."""
+    """The service has not known it for long enough: it is created once more if nobody ever saw it run."""
     if job.status == LAUNCHED:
         return doubtful(job, now, "The service does not know it; it is created again under the same name.")
     return _failed(
@@ -147,10 +147,10 @@ def fresh(job: Job, now: float) -> Job:
 
 
 def observed(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) -> Job:
-    """What the service says of its current attempt, in a List line or a Describe response.
+    """It is as the service says of its current attempt, in a List line or a Describe response.
 
     Returns:
-        The job as it is now: the same object if that is nothing new.
+        The job as it is now: the same object if nothing is new.
     """
     status = answer["ProcessingJobStatus"]
     if status in {COMPLETED, FAILED, STOPPED}:
@@ -194,7 +194,7 @@ def _over(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) -> Jo
 def _failed(
     job: Job, now: float, cause: str, reason: str, *, wait_s: float, policy: Policy | None = None, final: bool = False
 ) -> Job:
-    """An attempt failed: New again if its budget allows another one, else Failed."""
+    """An attempt failed: the job is New again if its budget allows another attempt, else Failed."""
     entry = job.entry()
     failed = job.with_entry(status=FAILED, cause=cause, reason=reason, ended_at=entry.get("ended_at") or iso(now))
     if failed.instance_types:
@@ -213,7 +213,7 @@ def _failed(
 
 
 def tries_left(job: Job, cause: str, policy: Policy) -> bool:
-    """Whether another attempt is allowed after one that ended for that cause."""
+    """Whether another attempt is allowed after one that ended with that cause."""
     budget = [entry for entry in job.attempts if entry["attempt"] > job.base]
     of_cause = sum(entry.get("cause") == cause for entry in budget)
     return of_cause < policy.tries(cause) and len(budget) < policy.max_attempts and job.attempt < MAX_ATTEMPT
@@ -229,7 +229,7 @@ def wait_after(job: Job, cause: str, policy: Policy) -> float:
 
 
 def rotation(job: Job) -> int:
-    """By how many places the instance preferences are turned for the next attempt."""
+    """By how many places the instance preferences are rotated for the next attempt."""
     budget = [entry for entry in job.attempts if entry["attempt"] > job.base]
     return sum(entry.get("cause") in ROTATE_AFTER for entry in budget) % max(len(job.instance_types), 1)
 

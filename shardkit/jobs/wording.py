@@ -1,4 +1,4 @@
-"""What is told of a job: how long it waited and ran, why it failed in words, where its log is."""
+"""A job in words: how long it waited and ran, why it failed, where its log is."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CONSOLES = {
 
 
 def seconds_at(text: object) -> float | None:
-    """A time of an attempt, ISO 8601, in seconds since 1970; None where there is none."""
+    """A time of an attempt, ISO 8601, in seconds since 1970; None if there is none."""
     if not isinstance(text, str) or not text:
         return None
     time = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
@@ -45,13 +45,13 @@ def seconds_at(text: object) -> float | None:
 
 
 def waited_s(job: Job) -> float | None:
-    """How long it took from its submission to the launch of its last attempt; None if it was never launched."""
+    """Seconds from its submission to the launch of its last attempt; None if it was never launched."""
     launched = seconds_at(job.attempts[-1].get("launched_at")) if job.attempts else None
     return None if launched is None else max(0.0, launched - job.submitted_at)
 
 
 def ran_s(attempt: Mapping[str, Any]) -> float | None:
-    """How long the service had an attempt; None if it never had it, or has it still."""
+    """How many seconds the service had an attempt; None if it never had it, or still has it."""
     begun, ended = seconds_at(attempt.get("created_at")), seconds_at(attempt.get("ended_at"))
     return None if begun is None or ended is None else max(0.0, ended - begun)
 
@@ -75,11 +75,11 @@ def log_group(job: Job) -> str:
 
 
 def log_url(job: Job, region: str, *, name: str = "") -> str:
-    """Where a browser finds the log of an attempt, the last one by default; empty where there is none.
+    """Where a browser finds the log of an attempt, the last one by default; empty if there is none.
 
     Args:
         job: The job.
-        region: The service's region; without one there is no such place.
+        region: The service's region; without it there is no link.
         name: The attempt's name.
     """
     wanted = name or next((entry["name"] for entry in reversed(job.attempts) if entry.get("created_at")), "")
