@@ -86,7 +86,7 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
     open_input_stream = open_input_file
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        raise PermissionError("A dataset's result tells its files; nothing is listed here.")
+        raise PermissionError("The files of a dataset are in its result; nothing is listed here.")
 
     def _read_only(self, *_: Any) -> Any:
         raise PermissionError("This file system is for reading.")

@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 @contextlib.contextmanager
 def aws_settings(about: str) -> Iterator[None]:
-    """Turn what botocore says of settings that it cannot use into an error of ours, which names what they are for."""
+    """Turn botocore's complaints about settings that it cannot use into an error of ours, which names their purpose."""
     try:
         yield
     except LookupError:
@@ -146,7 +146,7 @@ def bucket_region(client: Any, bucket: str) -> str:
 
     try:
         answer = client.head_bucket(Bucket=bucket)
-    except ClientError as error:  # even a refusal tells it
+    except ClientError as error:  # even a refusal names it
         answer = error.response
     except BotoCoreError:
         answer = {}
@@ -172,7 +172,7 @@ def _address(client: Any, bucket: str) -> tuple[str, bool]:
 
 
 def trusted(endpoint: str) -> dict[str, str]:
-    """What a client is to trust beside the system's certificates, as boto3 is told of it."""
+    """The certificates that a client trusts beside the system's, from the same settings as boto3."""
     bundle = os.environ.get("AWS_CA_BUNDLE") if endpoint.startswith("https://") else None
     if not bundle:
         return {}

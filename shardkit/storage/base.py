@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from shardkit.storage.locks import Held
 
-State = dict[str, str]  # what tells whether a file is still as it was; empty: it is not there
+State = dict[str, str]  # equal as long as a file is unchanged; empty: it is not there
 STATE_DIR = "_shardkit"  # in the folder of a dataset: what shardkit itself keeps there
 ACCESS_FIELDS = ("requester_pays", "anonymous")  # of a pipeline's input: how it is read, not what it is
 
@@ -66,11 +66,12 @@ def absolute_uri(uri: str | os.PathLike[str]) -> str:
 
 @dataclass(frozen=True)
 class Access:
-    """How an object store is reached, where that is not as its own tools do by default.
+    """How to reach an object store, where that differs from the default of its own tools.
 
-    ``session`` is a boto3 session, for S3 alone. ``kms_key`` encrypts what is written to S3, which else does as its
-    bucket says. ``requester_pays`` says that whoever reads is billed, and ``anonymous`` that no request is signed.
-    ``region`` and ``endpoint`` (a URL) are those of a bucket of S3, where another process has found them out already;
+    ``session`` is a boto3 session, for S3 alone. ``kms_key`` encrypts what is written to S3; without it
+    the bucket's own rule holds. ``requester_pays`` means that the reader is billed, and ``anonymous`` that no request
+    is signed.
+    ``region`` and ``endpoint`` (a URL) are those of a bucket of S3, if another process has looked them up already;
     ``virtual`` says that the URL is the bucket's own, its name in the host's.
     """
 
@@ -95,7 +96,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class File:
-    """One file, in whatever kind of folder; ``sums`` are the checksums of its stretches, where they are known."""
+    """One file, in whatever kind of folder; ``sums`` are the checksums of its stretches, if there are any."""
 
     folder: Folder
     key: str
@@ -169,7 +170,7 @@ class Folder(ABC):
 
     @abstractmethod
     def state(self, key: str) -> State:
-        """What tells whether a file is still as it is now."""
+        """The state of a file: equal as long as the file is unchanged."""
 
     @abstractmethod
     def read_state(self, key: str) -> tuple[bytes | None, State]:
@@ -245,7 +246,7 @@ class Folder(ABC):
     def get_file(self, key: str, path: Path, *, etag: str | None = None, size: int | None = None) -> None:
         """Copy the file ``key`` to ``path`` of this machine; ``etag`` is what it must still have.
 
-        ``size`` in bytes, where it is known, lets a large file come in several parts at once.
+        With its ``size`` in bytes, a large file comes in several parts at once.
 
         Raises:
             FileNotFoundError: there is none.
@@ -274,7 +275,7 @@ class Folder(ABC):
     def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> contextlib.AbstractContextManager[Held]:
         """Keep other processes from what the lock ``key`` stands for; wait ``patience_s`` for one that holds it.
 
-        What it gives tells whether the lock is still held.
+        It yields the lock, which can be asked whether it is still held.
 
         Raises:
             RunBusy: another process holds it; ``busy`` says so.

@@ -1,8 +1,8 @@
-"""The making of obstore's stores: one bucket of S3, of Google's or Azure's storage, or of this process's memory.
+"""Opens obstore's stores: one bucket of S3, of Google's or Azure's storage, or of this process's memory.
 
-S3 is reached by what a boto3 session says of endpoint, region and credentials; the others as their own tools do, by
-the environment. Each bucket is opened twice. One store repeats nothing, so that we see, count and repeat what fails;
-the other, for what is many requests in one call (lists, uploads of several parts), repeats by itself.
+For S3, a boto3 session gives the endpoint, region and credentials; the other storages read the environment, as their
+own tools do. Each bucket is opened twice. One store repeats nothing, so that we see, count and repeat what fails. The
+other is for calls that make many requests (lists, uploads in several parts) and repeats by itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REPEATED = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}  # throttl
 # obstore asks for credentials again when these are near their end, at most every 0.1 s. boto3 keeps them and renews
 # them in time, so there is no need for a second cache.
 CREDENTIALS_S = 1.0
-# What boto3 goes by where it is given no session; a notebook may change it at any time. So for the other stores.
+# What boto3 reads if it gets no session; a notebook may change it at any time. Likewise for the other stores.
 SURROUNDINGS = (
     "AWS_PROFILE",
     "AWS_ACCESS_KEY_ID",
@@ -60,9 +60,9 @@ class NoCredentials(PipelineError):
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket: the store that repeats nothing, and the one that does.
+    """A bucket: the store that repeats nothing, and the one that repeats by itself.
 
-    Of S3, also the credentials (None: nothing is signed), and where it is.
+    For S3, also the credentials (None: nothing is signed) and the place.
     """
 
     store: Any
@@ -71,7 +71,7 @@ class Bucket:
     place: Place | None = None
 
     def renew(self) -> None:
-        """Have the credentials looked up anew, where that makes sense."""
+        """Look the credentials up again, if there are any."""
         if self.credentials is not None:
             self.credentials.renew()
 
@@ -85,7 +85,7 @@ class _Keys(NamedTuple):
 
     @classmethod
     def named(cls) -> _Keys | None:
-        """Those that come before all others with botocore too, which takes 0.1 s to load; None where it has to look."""
+        """Those that botocore, which takes 0.1 s to load, would take first too; None if botocore has to look."""
         access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
         if not access or not secret or "AWS_CREDENTIAL_EXPIRATION" in os.environ:
             return None
@@ -95,23 +95,23 @@ class _Keys(NamedTuple):
         return "<credentials of the environment>"  # a traceback must not print them
 
     def get_frozen_credentials(self) -> _Keys:
-        """As botocore's credentials have it."""
+        """The same method as that of botocore's credentials."""
         return self
 
 
 class Credentials:
-    """What obstore asks for S3's credentials: those that a boto3 session has at this moment."""
+    """Gives obstore the credentials for S3 that a boto3 session has at this moment."""
 
     def __init__(self, session: Any) -> None:
-        self._given = session
+        self._session = session
         self._credentials = self._look_up()
 
     def _look_up(self) -> Any:
-        if self._given is None and (named := _Keys.named()) is not None:
+        if self._session is None and (named := _Keys.named()) is not None:
             return named
         import botocore.session  # which takes a third of the time that boto3 takes, and goes by the same
 
-        return (self._given or botocore.session.get_session()).get_credentials()
+        return (self._session or botocore.session.get_session()).get_credentials()
 
     @property
     def missing(self) -> bool:
@@ -120,7 +120,7 @@ class Credentials:
 
     def renew(self) -> None:
         """Look again at what the environment and the files say; a session that was given sees to its own."""
-        if self._given is None:
+        if self._session is None:
             self._credentials = self._look_up() or self._credentials
 
     def __call__(self) -> dict[str, Any]:
@@ -209,11 +209,11 @@ def _amazon(bucket: str, access: Access) -> Bucket:
             place = Place(access.region, access.endpoint, access.virtual)
         how = {"allow_http": place.endpoint.startswith("http://"), "timeout": TIMEOUT} | trusted(place.endpoint)
     options: dict[str, Any] = {"client_options": how}
-    # All is said, for what is not said obstore finds in the environment, and ends there on what it cannot use.
+    # Set everything: obstore reads what is not set from the environment, and fails on values there that it cannot use.
     config: dict[str, Any] = {
         "region": place.region,
         "endpoint": place.endpoint,
-        "aws_endpoint_url_s3": place.endpoint,  # that of the environment would go before the one above
+        "aws_endpoint_url_s3": place.endpoint,  # that of the environment would override the one above
         "virtual_hosted_style_request": place.virtual,
     }
     credentials = None
@@ -244,10 +244,10 @@ def amazon_client(access: Access, place: Place | None) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _credentials(session: Any, surroundings: int) -> Credentials:  # noqa: ARG001  a key of the cache
-    found = Credentials(session)
-    if found.missing:
-        raise LookupError  # which is not cached: there may be some the next time
-    return found
+    credentials = Credentials(session)
+    if credentials.missing:
+        raise LookupError  # not cached: there may be some the next time
+    return credentials
 
 
 def _google(bucket: str, access: Access, retries: dict[str, Any]) -> Any:
@@ -272,5 +272,5 @@ def _azure(name: str, access: Access, retries: dict[str, Any]) -> Any:
 
 
 def _is_plain(variable: str) -> bool:
-    """Whether the environment names a server without TLS, as one on this machine is."""
+    """Whether the environment names a server without TLS, such as one on this machine."""
     return os.environ.get(variable, "").startswith("http://")

@@ -1,8 +1,8 @@
-"""Requests to a store that can be given up: after Ctrl-C, a store that has vanished holds nobody for long.
+"""Requests to a store that can be given up: after Ctrl-C, nobody waits long for a store that has vanished.
 
-A request runs to its end whatever signals come, for the code that makes it is none of Python's: up to two minutes where
-nobody answers. So it is made by a thread of its own, and after an interruption it is waited for a moment only. Workers
-do without: whoever watches over them ends them.
+A request runs to its end whatever signals come, because native code makes it: up to two minutes if nobody answers. So
+a thread of its own makes the request, and after an interruption its caller waits only a moment longer. Workers do
+without this: their supervisor ends them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TICK_S = 0.2
-GRACE_S = 3.0  # what a request may still take after an interruption
-BYTES_A_SECOND = 1e6  # and what one that carries so much may take in addition
+GRACE_S = 3.0  # how long a request may still take after an interruption
+BYTES_A_SECOND = 1e6  # a request with a body may take longer, at this rate
 FORGOTTEN_S = 30.0
-LIST_S = 300.0  # for the next thousand keys: a list that goes in circles may bring none
+LIST_S = 300.0  # for the next thousand keys: a list that goes in circles may never bring any
 
 
 class GivenUp(Unanswered):
-    """A request that nobody waited for any longer, for the work was interrupted."""
+    """A request that was given up because the work was interrupted."""
 
 
 class _Interruption:
@@ -44,7 +44,7 @@ class _Interruption:
         self._silent = False
 
     def note(self) -> None:
-        """The user has interrupted; what is asked of stores from now on, or on its way, may take a moment only."""
+        """The user has interrupted: requests on their way, and later ones, may take only a moment."""
         if not self.noted:
             self._silent = False
         self._at = time.monotonic()
@@ -63,12 +63,12 @@ class _Interruption:
         return self._event.is_set()
 
     def is_over(self, begun: float, size: int = 0) -> bool:
-        """Whether to wait no longer for what began at that time, and carries so many bytes."""
+        """Whether to give up a request that began at that time and carries ``size`` bytes."""
         if not self.noted:
             return False
         grace = TICK_S if self._silent else GRACE_S + size / BYTES_A_SECOND
         over = time.monotonic() > max(self._at, begun) + grace
-        self._silent |= over  # nobody answers, so the next requests are given up at once
+        self._silent |= over  # the store is silent, so the next requests are given up at once
         return over
 
     def pause(self, seconds: float) -> None:
@@ -84,10 +84,10 @@ INTERRUPTION = _Interruption()
 
 @contextlib.contextmanager
 def heeding_interrupts() -> Iterator[None]:
-    """Have Ctrl-C told to all threads that wait for a store, and not to the main thread alone.
+    """Let Ctrl-C reach all threads that wait for a store, not just the main thread.
 
     Raises:
-        KeyboardInterrupt: also where what ended the block was a request given up for it.
+        KeyboardInterrupt: also if a request that was given up because of it ended the block.
     """
     INTERRUPTION.forget()
     before = signal.getsignal(signal.SIGINT)
@@ -120,7 +120,7 @@ class _Request:
     def run(self) -> None:
         try:
             self._answer = self._make()
-        except BaseException as error:  # noqa: BLE001  it is raised where the answer is waited for
+        except BaseException as error:  # noqa: BLE001  `result` raises it
             self._error = error
         self.answered.set()
 
@@ -137,13 +137,13 @@ class _Hands:
         self.begin()
 
     def begin(self) -> None:
-        """Begin without a thread, as a process that was forked must."""
+        """Begin without a thread, as a forked process must."""
         self._waiting: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._idle = 0
         self._lock = threading.Lock()
 
     def take(self, request: _Request) -> None:
-        """Make a request, by a thread that has nothing to do."""
+        """Hand a request to an idle thread, or to a new one."""
         with self._lock:
             if self._idle:
                 self._idle -= 1
@@ -163,12 +163,12 @@ os.register_at_fork(after_in_child=_HANDS.begin)
 
 
 def answered(make: Callable[[], T], *, size: int = 0, limit_s: float | None = None) -> T:
-    """What a request is answered; ``size`` is what it carries, in bytes.
+    """The answer to a request; ``size`` is that of its body, in bytes.
 
     Raises:
         KeyboardInterrupt: one came meanwhile.
         GivenUp: there was no answer within a moment of an interruption.
-        Unanswered: there was none for ``limit_s``.
+        Unanswered: there was no answer for ``limit_s``.
     """
     request, begun, interrupt = _Request(make), time.monotonic(), None
     _HANDS.take(request)
@@ -194,14 +194,14 @@ def answered(make: Callable[[], T], *, size: int = 0, limit_s: float | None = No
 
 
 class Watched:
-    """A store of obstore's, of which each request can be given up."""
+    """A store of obstore whose requests can each be given up."""
 
     def __init__(self, store: Any) -> None:
         self.raw = store
 
     def get(self, *arguments: Any, **options: Any) -> Any:
         """An object, whose bytes are still to come."""
-        return _Found(answered(lambda: self.raw.get(*arguments, **options)))
+        return _Object(answered(lambda: self.raw.get(*arguments, **options)))
 
     def put(self, path: str, content: Any, **options: Any) -> Any:
         """Write an object."""
@@ -215,30 +215,30 @@ class Watched:
             yield page
 
     def list_with_delimiter(self, *arguments: Any, **options: Any) -> Any:
-        """What is right in a folder."""
+        """What lies directly in a folder."""
         return answered(lambda: self.raw.list_with_delimiter(*arguments, **options), limit_s=LIST_S)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.raw, name)
-        return functools.partial(self._call, found) if callable(found) else found
+        attribute = getattr(self.raw, name)
+        return functools.partial(self._call, attribute) if callable(attribute) else attribute
 
     @staticmethod
     def _call(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return answered(lambda: method(*arguments, **options))
 
 
-class _Found:
-    """An object that was found."""
+class _Object:
+    """An object whose metadata is here and whose bytes are still to come."""
 
-    def __init__(self, found: Any) -> None:
-        self._found = found
-        self.meta = found.meta
+    def __init__(self, result: Any) -> None:
+        self._result = result
+        self.meta = result.meta
 
     def bytes(self) -> Any:
         """All its bytes."""
-        return answered(self._found.bytes, size=self.meta["size"])
+        return answered(self._result.bytes, size=self.meta["size"])
 
 
 def watched(store: Any) -> Any:
-    """A store whose requests can be given up, or the store itself where nobody is to be waited for."""
+    """A store whose requests can be given up; the store itself in a process that does not watch for interruptions."""
     return Watched(store) if INTERRUPTION.watching else store

@@ -1,4 +1,4 @@
-"""Objects of S3 that one request cannot copy, for they are larger than 5 GiB: copied within S3, part by part."""
+"""Copies objects that are too large for one copy request of S3 (over 5 GiB): within S3, part by part."""
 
 from __future__ import annotations
 

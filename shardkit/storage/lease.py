@@ -1,9 +1,9 @@
 """Leases: locks in an object store.
 
-A lease is an object that its holder writes anew every few seconds. Who wants it watches it: if it does not change for
-as long as a lease lasts, by the watcher's own clock, the holder is gone or asleep, and a conditional write takes the
-lease over. What time it is plays no part, for machines do not agree on that. A holder that wakes up finds that its own
-next write does not fit any more.
+A lease is an object that its holder rewrites every few seconds. A process that wants the lease watches it: if it does
+not change for as long as a lease lasts, by the watcher's own clock, the holder is gone or asleep, and a conditional
+write takes the lease over. The time of day plays no part, because machines do not agree on it. When a sleeping holder
+wakes up, its own next write fails.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 LEASE_S = 60.0
 LEASE_RENEWAL_S = 10.0
-SURE_SHARE = 0.75  # of a lease: for so long after its renewal nobody can have taken it, whichever clock goes faster
-LOOKS = 20  # at a lease, while it is watched for as long as it lasts
+SURE_SHARE = 0.75  # of a lease: until then nobody can have taken it after a renewal, whichever clock runs faster
+LOOKS = 20  # how often a watcher reads a lease while it lasts
 LONGEST_LOOK_S = 1.0
-_SEEN: dict[str, tuple[dict[str, str], float]] = {}  # leases of others, by URI: as they are, and since when
-PLAUSIBLE_S = 3600.0  # further ahead than that, the end of a lease was written by a clock that was wrong
+_SEEN: dict[str, tuple[dict[str, str], float]] = {}  # leases of others, by URI: their state, and since when
+PLAUSIBLE_S = 3600.0  # an end of a lease further ahead than that was written by a wrong clock
 
 
 class Lease(Held):
     """A lock that ends by itself when its holder does: conditional writes let one process win.
 
-    ``store`` is obstore's, ``path`` the object's in it, and ``uri`` tells it from all others; ``busy`` says what to
-    tell those who come too late. ``ask`` makes a request, repeats it where that helps, and lets pass what the store
-    says of its condition.
+    ``store`` is obstore's, ``path`` is the object's in it, and ``uri`` identifies it; ``busy`` is the message for those
+    who come too late. ``ask`` makes a request and repeats it where that helps; errors about its condition pass through
+    unchanged.
     """
 
     def __init__(self, store: Any, path: str, uri: str, busy: str, ask: Callable[[Callable[[], Any]], Any]) -> None:
@@ -58,7 +58,7 @@ class Lease(Held):
     # ---- taking it ---------------------------------------------------------------------------------------------------
 
     def take(self, patience_s: float = 0.0) -> None:
-        """Hold the lease from now on; wait ``patience_s`` for a holder that lives.
+        """Hold the lease from now on; wait up to ``patience_s`` for a living holder.
 
         Raises:
             RunBusy: another process holds it.
@@ -68,7 +68,7 @@ class Lease(Held):
         while not self._write("create"):
             try:
                 held, state = self._look()
-            except FileNotFoundError:  # its holder has let go of it in this moment
+            except FileNotFoundError:  # its holder has just let go of it
                 continue
             if held.get("holder") == self._holder:  # the answer to an earlier request was lost
                 self._state = state
@@ -79,12 +79,12 @@ class Lease(Held):
                 continue
             if (watch.changed or _is_fresh(held)) and time.monotonic() >= deadline:
                 raise RunBusy(f"{self._busy[:-1]} on {held.get('host', 'another machine')}.", hint=BUSY_HINT)
-            watch.tell(f"{self._busy[:-1]} on {held.get('host', 'another machine')}")
+            watch.report(f"{self._busy[:-1]} on {held.get('host', 'another machine')}")
             time.sleep(min(LONGEST_LOOK_S, LEASE_S / LOOKS))
         self._thread.start()
 
     def _write(self, mode: Any) -> bool:
-        """Write the lease, if it is still as ``mode`` says; whether it was."""
+        """Write the lease if it is still as ``mode`` says; return whether it was."""
         from obstore import exceptions
 
         try:
@@ -98,7 +98,7 @@ class Lease(Held):
         lease = {
             "host": socket.gethostname(),
             "holder": self._holder,
-            "until": time.time() + LEASE_S,  # for people, and for those who only want to know how things seem to be
+            "until": time.time() + LEASE_S,  # for people, and for a quick look by `is_held`
             "at": begun,
             **identity(),
             **more,
@@ -107,11 +107,11 @@ class Lease(Held):
         self._sure_until = begun + SURE_SHARE * LEASE_S
 
     def _look(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """What the lease says, and the state of its object."""
+        """The content of the lease, and the state of its object."""
 
         def look() -> tuple[bytes, Any]:
-            found = self._store.get(self._path)
-            return bytes(found.bytes()), found.meta
+            answer = self._store.get(self._path)
+            return bytes(answer.bytes()), answer.meta
 
         data, meta = self._ask(look)
         return _parsed(data), state_of(meta)
@@ -120,14 +120,14 @@ class Lease(Held):
 
     def _keep(self) -> None:
         while self._lost is None and not self._end.wait(LEASE_RENEWAL_S):
-            with contextlib.suppress(Exception):  # the next time, perhaps; else the lease runs out
+            with contextlib.suppress(Exception):  # it tries again next time; else the lease runs out
                 self._renew()
 
     def _renew(self) -> None:
-        """Write it anew.
+        """Rewrite the lease.
 
         Raises:
-            LockLost: somebody else has taken it.
+            LockLost: another process has taken it.
         """
         with self._renewing:
             if self._lost is None and not self._write(self._state):
@@ -145,11 +145,11 @@ class Lease(Held):
             if held.get("host")
             else "Another process took it, and has ended since"
         )
-        told = f"This run lost its lease while it was paused or cut off. {other} ({self._busy.rstrip('.')})."
-        self._lost = LockLost(told, hint=LOST_HINT)
+        message = f"This run lost its lease while it was paused or cut off. {other} ({self._busy.rstrip('.')})."
+        self._lost = LockLost(message, hint=LOST_HINT)
 
     def check(self, *, sure: bool = False) -> None:
-        """See that the lease is still held: by the clock where it was written a moment ago, else by writing it."""
+        """Check that the lease is still held: by the clock if it was written a moment ago, else by rewriting it."""
         if self._lost is not None:
             raise self._lost
         if sure or awake_or_not_s() >= self._sure_until:
@@ -169,19 +169,19 @@ class Lease(Held):
         with contextlib.suppress(Exception):  # it runs out by itself
             if awake_or_not_s() < self._sure_until:
                 self._ask(lambda: self._store.delete(self._path))
-            else:  # it may be another's, and a removal has no condition
+            else:  # it may be another's by now, and a removal cannot be conditional
                 self._put(self._state, released=True)
 
 
 class _Watch:
-    """Tells whether an object stays as it is, by the clock of this process alone."""
+    """Watches whether an object stays unchanged, by the clock of this process alone."""
 
     def __init__(self, uri: str) -> None:
         self.changed = False
         self._uri = uri
         self._state, self._since = _SEEN.get(uri, ({}, 0.0))
         self._first = True
-        self._told = False
+        self._reported = False
 
     def is_still(self, state: dict[str, str]) -> bool:
         """Whether it has been in that state for as long as a lease lasts."""
@@ -192,45 +192,45 @@ class _Watch:
         self._first = False
         return time.monotonic() - self._since >= LEASE_S
 
-    def tell(self, what: str) -> None:
+    def report(self, what: str) -> None:
         """Say once that it takes a while."""
-        if not self._told and not self.changed:
-            self._told = True
+        if not self._reported and not self.changed:
+            self._reported = True
             left = max(LEASE_S - (time.monotonic() - self._since), 0.0)
             sys.stderr.write(f"{what}, it seems: waiting up to {left:.0f} s to see whether that is still alive.\n")
 
 
 def seen(uri: str, state: dict[str, str]) -> None:
-    """Remember how a lease is: if it is so still after as long as a lease lasts, nobody needs to wait again."""
+    """Remember the state of a lease: if it is unchanged after the time a lease lasts, nobody needs to wait again."""
     if uri not in _SEEN or _SEEN[uri][0] != state:
         _SEEN[uri] = state, time.monotonic()
 
 
 def is_held(data: bytes) -> bool:
-    """Whether a lease that reads like this seems to be held, by what its holder has written; not to be relied on."""
+    """Whether a lease with this content seems to be held. A guess from what its holder wrote: do not rely on it."""
     held = _parsed(data)
     ahead_s = float(held.get("until", 0.0)) - time.time()
     return not _is_free(held) and 0 < ahead_s < LEASE_S + PLAUSIBLE_S
 
 
 def _is_free(held: dict[str, Any]) -> bool:
-    """Whether a holder has surely let go of its lease, or lives no more."""
+    """Whether the holder has surely let go of the lease, or is surely gone."""
     return not held or bool(held.get("released")) or is_gone(held)
 
 
 def _is_fresh(held: dict[str, Any]) -> bool:
-    """Whether a process of this very machine has written it a moment ago, by the clock that both go by."""
+    """Whether a process of this machine wrote it a moment ago, by the clock that both share."""
     return is_here(held) and 0 <= awake_or_not_s() - float(held.get("at", 0.0)) < LEASE_S
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
-    """What a lease says; nothing where it is damaged, which no holder that lives leaves so."""
+    """The content of a lease; empty if it is damaged, because no living holder leaves it so."""
     with contextlib.suppress(ValueError):
         content = json.loads(data)
         return content if isinstance(content, dict) else {}
     return {}
 
 
-def state_of(told: Any) -> dict[str, str]:
-    """What an object must still be for the next write: stores go by its etag, Google's by its version."""
-    return {name: told[name] for name in ("e_tag", "version") if told.get(name)}
+def state_of(meta: Any) -> dict[str, str]:
+    """The state that an object must still have at the next write: stores compare its etag, Google's its version."""
+    return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}

@@ -24,7 +24,7 @@ def list_files(root: Path, *, leave_out: Path | None = None) -> pa.Table:
     """Every file under ``root``, in key order: ``key`` and ``etag`` (strings), ``bytes`` (int64), ``modified`` (UTC).
 
     Hidden files, and files and folders whose names start with ``_`` or ``.``, are not input; neither is what lies
-    under ``leave_out``, nor in folders that are datasets themselves, which `datasets_in` tells of. Links to folders
+    under ``leave_out``, nor in folders that are datasets themselves; `datasets_in` names those. Links to folders
     are followed, unless they lead back to a folder on the way to them.
     The etag of a local file is made of its modification time in nanoseconds and its size.
 
@@ -45,7 +45,7 @@ def list_files(root: Path, *, leave_out: Path | None = None) -> pa.Table:
 
 
 def with_datasets(table: pa.Table, names: Iterable[str]) -> pa.Table:
-    """A listing that tells which folders were left out because they are datasets of shardkit's own."""
+    """A listing with the folders that were left out because they are datasets of shardkit's own."""
     listed = sorted(names)
     return table.replace_schema_metadata({DATASETS: json.dumps(listed)}) if listed else table
 
@@ -146,16 +146,16 @@ def _walk(root: str, leave_out: str | None, datasets: list[str]) -> Iterator[tup
 
 
 def _sameness(folder: str | None) -> Callable[[os.DirEntry[str]], bool]:
-    """Tells whether an entry is ``folder``, by whatever path either was reached."""
+    """A test whether an entry is ``folder``, by whatever path either was reached."""
     try:
-        known = os.stat(folder) if folder is not None else None
+        status = os.stat(folder) if folder is not None else None
     except OSError:
-        known = None
-    if known is None:
+        status = None
+    if status is None:
         return lambda _: False
-    # An entry's inode costs no system call, so only what may be the same is looked at.
+    # An entry's inode costs no system call, so stat only what may be the same.
     return lambda entry: (
-        (entry.is_symlink() or entry.inode() == known.st_ino) and os.path.samestat(os.stat(entry.path), known)
+        (entry.is_symlink() or entry.inode() == status.st_ino) and os.path.samestat(os.stat(entry.path), status)
     )
 
 

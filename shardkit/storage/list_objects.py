@@ -1,8 +1,8 @@
 """What lies under a prefix of an object store, as an Arrow table: many prefixes are listed side by side.
 
-A store lists a thousand keys a request, one request after the other. So the folders of the first levels are found
-first, level by level, and then all are listed at once; meanwhile the first listing goes on for a few pages, which may
-be all that there is. No Python object is made a key, and a long listing lies in a file.
+A store lists a thousand keys per request, one request after the other. So the folders of the first levels are found
+first, level by level, and then all are listed at once. Meanwhile the first listing goes on for a few pages, which may
+be all there is. Keys never become Python objects, and a long listing goes to a file.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def list_objects(
 def _side_by_side(
     pool: ThreadPoolExecutor, find: Callable[[str], list[Piece]], folders: Iterable[str]
 ) -> Iterator[list[Piece]]:
-    """What is found in each folder, in their order. Only so many folders are ahead, for what is small is in memory."""
+    """The pieces of each folder, in order. In flight at most: FOLDERS_AHEAD. Small results stay in memory."""
     ahead: deque[Future[list[Piece]]] = deque()
     try:
         for folder in folders:
@@ -86,7 +86,7 @@ def _side_by_side(
 
 
 class _Listing:
-    """What is found of the objects that are wanted, by the threads of one listing."""
+    """The wanted objects, collected by the threads of one listing."""
 
     def __init__(
         self,
@@ -108,39 +108,39 @@ class _Listing:
 
     def everything(self, folder: str) -> list[Piece]:
         """The objects in a folder and below."""
-        found: list[Piece] = self._ask(lambda: self._pieces(self._pages(folder)))
-        return found
+        pieces: list[Piece] = self._ask(lambda: self._pieces(self._pages(folder)))
+        return pieces
 
     def few_pages(self, folders: list[str]) -> list[Piece] | None:
-        """All objects, if they are known by now; ``folders`` are those that would be looked into next.
+        """All objects, if they are listed by now; ``folders`` are those that would be looked into next.
 
-        Where that is to list a single folder from its first page on, it is waited for.
+        If the next step would list a single folder from its first page on, this waits for the result instead.
         """
         if self._few is None or not (self._few.done() or (len(folders) == 1 and folders[0] not in self._ahead)):
             return None
         few, self._few = self._few, None
-        return few.result() if few.exception() is None else None  # what failed is asked for again
+        return few.result() if few.exception() is None else None  # after a failure they are listed again
 
     def close(self) -> None:
-        """Ask for no more of those pages."""
+        """Ask for no more pages."""
         self._closed = True
 
     def level(self, folder: str) -> tuple[list[Piece], list[str]]:
-        """The objects right in a folder, and the folders in it; or all objects in it, where a page tells of all."""
-        found: tuple[list[Piece], list[str]] = self._ask(lambda: self._level(folder))
-        return found
+        """The objects directly in a folder and its subfolders; or all objects below it, if one page holds them all."""
+        level: tuple[list[Piece], list[str]] = self._ask(lambda: self._level(folder))
+        return level
 
     def _level(self, folder: str) -> tuple[list[Piece], list[str]]:
-        # Asking for both gives all objects at once, however many. So it is not asked where there may be no folders.
+        # Asking for both returns all objects at once, however many. So only ask if there are folders.
         if (ahead := self._ahead.pop(folder, None)) is not None:
             listed = ahead.result()
         else:
             try:
                 return self._pieces(_flat(self._pages(folder), len(folder))), []
-            except _NotFlat as found:
-                self._look_ahead(folder, found.keys)
-                if len(folder) == self._cut and found.pages is not None:
-                    self._few = self._pool.submit(self._all_of, found.pages)
+            except _NotFlat as nested:
+                self._look_ahead(folder, nested.keys)
+                if len(folder) == self._cut and nested.pages is not None:
+                    self._few = self._pool.submit(self._all_of, nested.pages)
                 listed = self._both(folder)
         objects = pa.RecordBatchReader.from_stream(listed["objects"]).read_all().to_batches(max_chunksize=BATCH_ROWS)
         return self._pieces(objects), [f"{path.rstrip('/')}/" for path in listed["common_prefixes"]]
@@ -148,16 +148,16 @@ class _Listing:
     def _both(self, folder: str) -> Any:
         listed = self._store.list_with_delimiter(folder or None, return_arrow=True)
         count = len(listed["objects"]) + len(listed["common_prefixes"])
-        if count % PAGE == 0:  # as if a page after the first had been none, or, as something is there, the first
+        if count % PAGE == 0:  # full pages only, or nothing: perhaps something other than the store sent the last page
             again = self._store.list_with_delimiter(folder or None, return_arrow=True)
             if not count or len(again["objects"]) + len(again["common_prefixes"]) != count:
                 raise strange(folder, "a list that is cut short")
         return listed
 
     def _look_ahead(self, folder: str, keys: list[str]) -> None:
-        """Ask already for the folders on the way to the first object, for each level may have one folder only.
+        """Request the folders on the way to the first object ahead of time: each level may have only one folder.
 
-        ``keys`` are those of a page; folders with objects right in them, of which there may be many, are left out.
+        ``keys`` are those of a page. Folders with objects directly in them, which may be many, are left out.
         """
         for step in keys[0][len(folder) :].split("/")[: LEVELS - 1]:
             folder = f"{folder}{step}/"
@@ -166,7 +166,7 @@ class _Listing:
             self._ahead[folder] = self._pool.submit(self._ask, functools.partial(self._both, folder))
 
     def _all_of(self, pages: Iterator[pa.RecordBatch]) -> list[Piece] | None:
-        """What is in some pages; None if they are many."""
+        """The objects of some pages; None if there are many pages."""
         seen: list[pa.RecordBatch] = []
         for page in pages:
             if self._closed or len(seen) == FEW_PAGES:
@@ -175,29 +175,29 @@ class _Listing:
         return self._pieces(seen)
 
     def table(self, pieces: Iterable[Piece]) -> pa.Table:
-        """All pieces in key order. Those that are too small for a place in the file get one together."""
-        found: list[Piece] = []
+        """All pieces in key order. Those too small for a place of their own in the file share one."""
+        large: list[Piece] = []
 
         def small() -> Iterator[pa.RecordBatch]:
             for piece in pieces:
                 if piece.rows < PIECE_ROWS:
                     yield piece.place
                 else:
-                    found.append(piece)
+                    large.append(piece)
 
         together = [self._spill.keep_sorted(batch) for batch in gathered(small())]
-        return self._spill.sorted_table(found + together)
+        return self._spill.sorted_table(large + together)
 
     def _pages(self, folder: str) -> Iterator[pa.RecordBatch]:
-        # To ask again after the last key costs a request: it is saved for the many small folders, which are not empty.
+        # Asking again after the last key costs a request. The many small folders, which are not empty, do without.
         return whole_list(self._store, folder, least=0 if len(folder) == self._cut else PAGE)
 
     def _pieces(self, pages: Iterable[pa.RecordBatch]) -> list[Piece]:
         return [self._spill.keep_sorted(batch) for batch in gathered(map(self._compact, pages))]
 
     def _compact(self, page: pa.RecordBatch) -> pa.RecordBatch:
-        """What is wanted of a page, all of it copied: the store's own form of it takes five times as much memory."""
-        pool = pa.system_memory_pool()  # Arrow's own keeps what one thread has made and another let go
+        """The wanted rows of a page, copied: the store's own form of the page takes five times as much memory."""
+        pool = pa.system_memory_pool()  # Arrow's own pool keeps memory that one thread allocated and another freed
         key = pc.utf8_slice_codeunits(page["path"], self._cut, memory_pool=pool)
         etag = pc.utf8_trim(pc.fill_null(page["e_tag"], scalar("")), characters='"', memory_pool=pool)
         moment = pc.add(page["last_modified"].cast(pa.int64()), scalar(0), memory_pool=pool)
@@ -208,10 +208,10 @@ class _Listing:
 
 
 def whole_list(store: Any, folder: str, *, least: int = PAGE) -> Iterator[pa.RecordBatch]:
-    """The pages of a list, to the very end, by the store's own order of them.
+    """The pages of a list, to the very end, in the store's own order.
 
-    Whatever answers in a store's place with a page of well-formed HTML seems to tell of no objects, and that the list
-    ends there. So a list of more than ``least`` objects, or of none, is asked for once more from its last key on.
+    Something that answers in a store's place with a page of well-formed HTML seems to list no objects and to end the
+    list. So a list of more than ``least`` objects, or of none, is asked for once more from its last key on.
 
     Raises:
         Unanswered: the list goes in circles.
@@ -219,8 +219,8 @@ def whole_list(store: Any, folder: str, *, least: int = PAGE) -> Iterator[pa.Rec
     total, highest, offset = 0, "", None
     while True:
         fresh, previous = 0, None
-        for told in store.list(folder or None, offset=offset, chunk_size=PAGE, return_arrow=True):
-            page = pa.record_batch(told)
+        for raw_page in store.list(folder or None, offset=offset, chunk_size=PAGE, return_arrow=True):
+            page = pa.record_batch(raw_page)
             if previous is not None and pc.index(page["path"], previous).as_py() >= 0:
                 raise strange(folder, "a list that goes in circles")
             if len(page):
@@ -240,9 +240,9 @@ def whole_list(store: Any, folder: str, *, least: int = PAGE) -> Iterator[pa.Rec
 
 
 class _NotFlat(Exception):
-    """A folder has folders in it; ``keys`` are those of a page that begin with one of an object in such a folder.
+    """A folder has folders in it; ``keys`` are those of a page, from the first key that lies in such a folder on.
 
-    ``pages`` are that one and all that follow, where it is the first.
+    ``pages`` are that page and all that follow, if it is the first.
     """
 
     def __init__(self, keys: list[str], pages: Iterator[pa.RecordBatch] | None) -> None:
@@ -252,7 +252,7 @@ class _NotFlat(Exception):
 
 
 def _flat(pages: Iterable[pa.RecordBatch], cut: int) -> Iterator[pa.RecordBatch]:
-    """The pages of a folder in which there are no folders, or whose first page is all of it."""
+    """The pages of a folder that has no folders in it, or only one page."""
     coming = iter(pages)
     for number, page in enumerate(coming):
         below = pc.match_substring(pc.utf8_slice_codeunits(page["path"], cut), "/")

@@ -61,8 +61,8 @@ class LocalFolder(Folder):
     def state(self, key: str) -> State:
         """The file's number in its file system, its time and its size: it is never written in its place."""
         with contextlib.suppress(FileNotFoundError):
-            told = os.stat(self.root / key)
-            return {"file": f"{told.st_ino}-{told.st_mtime_ns}-{told.st_size}"}
+            status = os.stat(self.root / key)
+            return {"file": f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"}
         return {}
 
     def read_state(self, key: str) -> tuple[bytes | None, State]:
@@ -74,7 +74,7 @@ class LocalFolder(Folder):
             return None, {}
 
     def write_if(self, key: str, data: bytes, state: State) -> State | None:
-        """Write a file that is in that state; one that is not there in one step, else within the caller's lock."""
+        """Write a file that is in that state: a missing one in a single step, else under the caller's lock."""
         path = self.root / key
         if not state:
             written = create_bytes(path, data)
@@ -91,17 +91,17 @@ class LocalFolder(Folder):
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """The files in the folder ``prefix`` and below, in key order."""
-        found = []
+        entries = []
         for top, _, names in os.walk(self.root / prefix):
             for name in names:
                 if not name.startswith("."):
                     path = os.path.join(top, name)
-                    with contextlib.suppress(FileNotFoundError):  # it went while the folder was read
+                    with contextlib.suppress(FileNotFoundError):  # it was removed while the folder was read
                         status = os.stat(path)
                         etag = f"{status.st_mtime_ns}-{status.st_size}"
                         key = os.path.relpath(path, self.root)
-                        found.append(Entry(key, status.st_size, etag, status.st_mtime))
-        return sorted(found, key=lambda entry: entry.key)
+                        entries.append(Entry(key, status.st_size, etag, status.st_mtime))
+        return sorted(entries, key=lambda entry: entry.key)
 
     def children(self, key: str) -> list[str]:
         """The names of the folders in the folder ``key``."""

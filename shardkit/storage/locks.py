@@ -22,11 +22,11 @@ LOST_HINT = (
 
 
 class Held(ABC):
-    """A lock that this process has taken, and may have lost since: to a pause, a break in the network, a hand."""
+    """A lock that this process has taken, and may have lost since: by a pause, a network failure or a user's hand."""
 
     @abstractmethod
     def check(self, *, sure: bool = False) -> None:
-        """See that the lock is still held; with ``sure`` whatever the clock says.
+        """Check that the lock is still held; with ``sure``, whatever the clock says.
 
         Raises:
             LockLost: it is not.
@@ -35,7 +35,7 @@ class Held(ABC):
     @property
     @abstractmethod
     def lost(self) -> LockLost | None:
-        """Why the lock is lost, as far as that is known without asking anybody."""
+        """Why the lock is lost, as far as this process knows without asking anybody."""
 
     @abstractmethod
     def let_go(self) -> None:
@@ -55,7 +55,7 @@ class FileLock(Held):
         Raises:
             RunBusy: another process holds it.
         """
-        # Whoever only looks whether it is locked holds it too, for a moment.
+        # A process that only looks whether it is locked also holds it, for a moment.
         deadline = time.monotonic() + max(patience_s, LOOK_S)
         while True:
             try:
@@ -68,7 +68,7 @@ class FileLock(Held):
                 return
 
     def check(self, *, sure: bool = False) -> None:
-        """See that the file that is locked is the one that others would lock."""
+        """Check that the locked file is the one that others would lock."""
         if (lost := self.lost) is not None:
             raise lost
 

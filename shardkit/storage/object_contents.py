@@ -56,7 +56,7 @@ class ObjectContents(Folder):
 
     @property
     def session(self) -> Any:
-        """The boto3 session that the folder was given, if it was."""
+        """The boto3 session of the folder, if it has one."""
         return self.access.session
 
     @property
@@ -73,7 +73,7 @@ class ObjectContents(Folder):
         return self._opened.store
 
     def _asking(self, key: str = "") -> contextlib.AbstractContextManager[None]:
-        """What turns the errors of a request about an object into ours."""
+        """A block that turns the errors of a request about an object into ours."""
         return asking(f"{self.uri}/{key}" if key else self.uri, self._opened.renew)
 
     def child(self, name: str) -> Self:
@@ -81,7 +81,7 @@ class ObjectContents(Folder):
         return dataclasses.replace(self, prefix=f"{self.prefix}{name.strip('/')}/")
 
     def encrypted(self, kms_key: str | None) -> Self:
-        """The same folder, with that key for what is written."""
+        """The same folder, which encrypts what is written with that key."""
         if kms_key is None or self.scheme != "s3":
             return self
         return dataclasses.replace(self, access=dataclasses.replace(self.access, kms_key=kms_key))
@@ -90,35 +90,35 @@ class ObjectContents(Folder):
     def read(self, key: str) -> bytes:
         """An object's content."""
         with self._asking(key):
-            return bytes(self._found(key).bytes())
+            return bytes(self._get(key).bytes())
 
-    def _found(self, key: str) -> Any:
-        """An object, of which what the store tells comes first; to be called within `_asking`."""
-        found = self._store.get(self.prefix + key)
-        self._check_told(key, found.meta)
-        return found
+    def _get(self, key: str) -> Any:
+        """An object whose metadata is here and whose bytes are still to come; call it within `_asking`."""
+        answer = self._store.get(self.prefix + key)
+        self._check_etag(key, answer.meta)
+        return answer
 
-    def _check_told(self, key: str, meta: Any) -> None:
-        """See that a store has told of an object: all give an etag, and hardly any page on the way has one."""
+    def _check_etag(self, key: str, meta: Any) -> None:
+        """Check that the answer comes from a store: every store sends an etag, and hardly any other page has one."""
         if not meta["e_tag"]:
             raise strange(f"{self.uri}/{key}", f"it has no etag, but {meta['size']:,} bytes")
 
     @repeated
     def prove(self) -> None:
-        """See that it is a store that answers: such a one says of what nobody has made that it is not there.
+        """Check that a store answers: asked for an object that nobody has made, a store says that it is not there.
 
-        A page to sign in to a network, say, may look like a list without objects.
+        The sign-in page of a network, for instance, may look like a list without objects.
         """
         try:
             with self._asking(NOWHERE):
-                found = self._store.get(self.prefix + NOWHERE)
+                answer = self._store.get(self.prefix + NOWHERE)
         except FileNotFoundError as error:
             if self.scheme == "s3" and "<Code>" not in str(error.__cause__):
-                raise strange(self.uri, "it tells no reason why an object is not there") from None
+                raise strange(self.uri, "it gives no reason why an object is not there") from None
         except Denied:
-            pass  # as who may not list is told
+            pass  # the answer to callers who may not list
         else:
-            raise strange(self.uri, f"it has {found.meta['size']:,} bytes for a name that nobody has given")
+            raise strange(self.uri, f"it has {answer.meta['size']:,} bytes for a name that nobody has used")
 
     def read_many(self, keys: Sequence[str]) -> list[bytes]:
         """The content of several objects, read side by side."""
@@ -147,13 +147,13 @@ class ObjectContents(Folder):
         """An object's content and its state."""
         try:
             with self._asking(key):
-                found = self._found(key)
-                return bytes(found.bytes()), state_of(found.meta)
+                answer = self._get(key)
+                return bytes(answer.bytes()), state_of(answer.meta)
         except FileNotFoundError:
             return None, {}
 
     def write_if(self, key: str, data: bytes, state: State) -> State | None:
-        """Write an object by a conditional request; of several who know the same state, one does."""
+        """Write an object by a conditional request; of several callers with the same state, one succeeds."""
         from obstore import exceptions
 
         try:
@@ -178,11 +178,11 @@ class ObjectContents(Folder):
             return None
 
     def _head(self, key: str) -> Any:
-        """What the store tells of an object without giving it out."""
+        """The metadata of an object, without its bytes."""
         try:
             with self._asking(key):
                 meta = self._store.head(self.prefix + key)
-                self._check_told(key, meta)
+                self._check_etag(key, meta)
                 return meta
         except StorageError as error:
             if isinstance(error, Denied) or (isinstance(error, Unanswered) and error.kind == EXPIRED):
@@ -190,6 +190,6 @@ class ObjectContents(Folder):
             raise
 
     def _learn_why(self, key: str) -> None:
-        """Raise why a HEAD was refused, whose answer has no body to say so in: a GET of a byte is told."""
+        """Raise the reason why a HEAD was refused. Its answer has no body, so get one byte: that answer has one."""
         with contextlib.suppress(FileNotFoundError), self._asking(key):
             self._store.get_range(self.prefix + key, start=0, end=1)

@@ -1,4 +1,4 @@
-"""Which of the objects under a prefix are input, told by their keys."""
+"""Selects the objects under a prefix that are input, by their keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-HIDDEN = r"(^|/)[._]"  # names that are no input
+HIDDEN = r"(^|/)[._]"  # names that are not input
 
 
 def without_bytes(table: pa.Table) -> list[str]:
@@ -25,12 +25,12 @@ def without_bytes(table: pa.Table) -> list[str]:
     from shardkit.tables.arrays import scalar
 
     nothing = scalar(0)
-    found = (batch["key"].filter(pc.equal(batch["bytes"], nothing)) for batch in batches_of(table))
-    return [key for keys in found for key in keys.to_pylist()]
+    batches = (batch["key"].filter(pc.equal(batch["bytes"], nothing)) for batch in batches_of(table))
+    return [key for keys in batches for key in keys.to_pylist()]
 
 
 def _dataset_folders(keys: pa.StringArray) -> list[str]:
-    """The folders of which the state is among some keys."""
+    """The folders whose state is among some keys."""
     import pyarrow.compute as pc
 
     states = keys.filter(pc.match_substring(keys, f"/{STATE_DIR}/"))

@@ -1,6 +1,6 @@
 """Folders in object stores: prefixes of buckets, reached through obstore.
 
-What is not there is a FileNotFoundError; every other failure is a StorageError that names the object.
+A missing object raises FileNotFoundError; every other failure raises a StorageError that names the object.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-REMOVED_AT_ONCE = 1000  # objects: S3 takes no more with a request
+REMOVED_AT_ONCE = 1000  # objects: S3 takes no more in one request
 WHOLE_BYTES = 8 << 20
 LARGE_BYTES = 32 << 20
 RANGE_BYTES = 8 << 20
 RANGES_AT_ONCE = 4
 PROVEN_FOR_S = 60.0
-_PROVEN: dict[str, float] = {}  # when which bucket was last seen to be one
+_PROVEN: dict[str, float] = {}  # when each bucket last proved to be one
 ANONYMOUS_HINT = "A public bucket can be read without credentials: set input.anonymous: true."
 DENIED_HINT = (
-    "Give yourself, or the job's role, the permission. If the bucket bills whoever reads it, set "
+    "Give yourself, or the job's role, the permission. If the bucket bills its readers, set "
     "input.requester_pays: true; if it is public, input.anonymous: true."
 )
 
@@ -60,18 +60,18 @@ class ObjectFolder(ObjectContents):
     def entries(self, prefix: str = "") -> list[Entry]:
         """The objects in the folder ``prefix`` and below, in key order."""
         start = self.prefix + (f"{prefix.strip('/')}/" if prefix else "")
-        found: list[Entry] = []
+        entries: list[Entry] = []
         with asking(f"{self.root}/{start}", self._opened.renew):
             for page in whole_list(self._opened.patient, start):
                 columns = (page[name].to_pylist() for name in ("path", "size", "e_tag", "last_modified"))
                 for path, size, etag, moment in zip(*columns, strict=True):
-                    found.append(Entry(path[len(self.prefix) :], size, (etag or "").strip('"'), moment.timestamp()))
-        if not found:
+                    entries.append(Entry(path[len(self.prefix) :], size, (etag or "").strip('"'), moment.timestamp()))
+        if not entries:
             self._prove_lately()
-        return sorted(found, key=lambda entry: entry.key)
+        return sorted(entries, key=lambda entry: entry.key)
 
     def _prove_lately(self) -> None:
-        """As `prove`, unless that was done a moment ago."""
+        """Like `prove`, but only if that was not done a moment ago."""
         proven = _PROVEN.get(self.root)
         if proven is None or time.monotonic() - proven > PROVEN_FOR_S:
             self.prove()
@@ -99,7 +99,7 @@ class ObjectFolder(ObjectContents):
                 return
 
     def remove_many(self, keys: Sequence[str], before: Callable[[], object]) -> None:
-        """Remove objects, as many with a request as it takes."""
+        """Remove objects, as many per request as the store takes."""
         for begin in range(0, len(keys), REMOVED_AT_ONCE):
             some = keys[begin : begin + REMOVED_AT_ONCE]
             before()
@@ -111,7 +111,7 @@ class ObjectFolder(ObjectContents):
                     self.remove(key)
 
     def remove_remains(self) -> None:
-        """There is nothing else in a bucket."""
+        """Do nothing: there is nothing else in a bucket."""
 
     @repeated
     def _remove(self, key: str, paths: list[str]) -> None:
@@ -119,7 +119,7 @@ class ObjectFolder(ObjectContents):
             self._opened.patient.delete(paths)
 
     def remove_empty_parents(self, key: str) -> None:
-        """A prefix without objects does not exist."""
+        """Do nothing: a prefix without objects does not exist."""
 
     def begin(self, key: str) -> Path:
         """A new file in the scratch folder of this process."""
@@ -171,13 +171,13 @@ class ObjectFolder(ObjectContents):
     def _get_whole(self, key: str, path: Path, etag: str | None) -> tuple[str, int]:
         """Download an object unless it is large; returns its etag and its size."""
         with self._asking(key):
-            found = self._found(key)
-            size, now = int(found.meta["size"]), (found.meta["e_tag"] or "").strip('"')
+            answer = self._get(key)
+            size, now = int(answer.meta["size"]), (answer.meta["e_tag"] or "").strip('"')
             if etag is not None and now != etag:
                 self.prove()
                 raise self._changed(key, etag)
             if size <= LARGE_BYTES:
-                data = found.bytes()
+                data = answer.bytes()
                 if len(data) != size:
                     raise Unanswered(f"{self.uri}/{key}: the answer was cut short.", kind=CUT_SHORT)
                 with writing(path), open(path, "wb", buffering=0) as file:
@@ -217,14 +217,14 @@ class ObjectFolder(ObjectContents):
 
     @repeated
     def open(self, key: str) -> Any:
-        """The object as Arrow reads it: a small one at once, of a large one the ranges that are asked for."""
+        """The object as a file for Arrow: a small one is read at once, a large one range by range as needed."""
         import pyarrow as pa
 
         with self._asking(key):
-            found = self._found(key)
-            size = found.meta["size"]
+            answer = self._get(key)
+            size = answer.meta["size"]
             if size <= WHOLE_BYTES:
-                return pa.BufferReader(pa.py_buffer(found.bytes()))
+                return pa.BufferReader(pa.py_buffer(answer.bytes()))
         from shardkit.storage.arrow_files import as_file
 
         return as_file(self, key, size)
@@ -279,13 +279,13 @@ class ObjectFolder(ObjectContents):
             return request()
 
     def _inside(self, other: Folder | None) -> str:
-        """Where another folder lies in this one; nothing if it does not."""
+        """The path of another folder in this one; empty if it does not lie there."""
         if isinstance(other, ObjectFolder) and other.root == self.root and other.prefix.startswith(self.prefix):
             return other.prefix[len(self.prefix) :]
         return ""
 
     def _markers(self, empty: list[str]) -> set[str]:
-        """Those of the empty objects that stand for folders: their keys end with a slash, which the list leaves out."""
+        """The empty objects that stand for folders: their keys end with a slash, which the list leaves out."""
         if not empty:
             return set()
         with ThreadPoolExecutor(min(CONCURRENT_REQUESTS, len(empty))) as pool:
@@ -293,7 +293,7 @@ class ObjectFolder(ObjectContents):
 
     @contextlib.contextmanager
     def lock(self, key: str, busy: str, *, patience_s: float = 0.0) -> Iterator[Held]:
-        """Hold a lease: an object that is written anew while the block runs."""
+        """Hold a lease: an object that is rewritten while the block runs."""
         lease = Lease(self._store, self.prefix + key, f"{self.uri}/{key}", busy, self._ask)
         lease.take(patience_s)
         try:

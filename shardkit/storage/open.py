@@ -19,7 +19,7 @@ def folder(uri: str | os.PathLike[str], access: Access | None = None) -> Folder:
     ``memory://name`` is a store of this process alone. Other packages may add kinds of their own.
 
     Raises:
-        PipelineError: no storage of that kind is known, or there are no credentials for it.
+        PipelineError: there is no storage of that kind, or there are no credentials for it.
     """
     scheme = scheme_of(uri)
     opener = STORAGES.find(scheme) if scheme not in THIS_MACHINE else None

@@ -1,4 +1,4 @@
-"""Who a process is, so that another one of the same machine can tell whether it still lives."""
+"""Identifies a process, so that another one on the same machine can see whether it still lives."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def awake_or_not_s() -> float:
-    """Seconds that only grow, at the same pace also while the machine sleeps, where its system can tell."""
+    """Seconds that only grow, even while the machine sleeps if its system has such a clock."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.clock_gettime(clock) if clock is not None else time.monotonic()
 
 
 def identity() -> dict[str, Any]:
-    """This process, for `is_gone` to tell; empty where the system does not say enough."""
+    """This process, in a form that `is_gone` reads; empty if the system does not say enough."""
     return dict(_identity(os.getpid()))
 
 
@@ -32,20 +32,20 @@ def _identity(pid: int) -> Mapping[str, Any]:
     return {}
 
 
-def is_here(told: Mapping[str, Any]) -> bool:
-    """Whether a process is of this machine, since its last start, and of this container, if there are any."""
-    # A host's name tells nothing: containers share names, and numbers of processes mean something in their own only.
+def is_here(process: Mapping[str, Any]) -> bool:
+    """Whether a process belongs to this machine, since its last start, and to this container if there is one."""
+    # A host's name proves nothing: containers share names, and a process number has a meaning only in its container.
     with contextlib.suppress(OSError):
-        return bool(told.get("boot")) and told["boot"] == _boot() and told.get("pids") == _pid_space()
+        return bool(process.get("boot")) and process["boot"] == _boot() and process.get("pids") == _pid_space()
     return False
 
 
-def is_gone(told: Mapping[str, Any]) -> bool:
-    """Whether a process surely lives no more."""
-    if not is_here(told) or not isinstance(pid := told.get("pid"), int):
+def is_gone(process: Mapping[str, Any]) -> bool:
+    """Whether a process has surely ended."""
+    if not is_here(process) or not isinstance(pid := process.get("pid"), int):
         return False
     with contextlib.suppress(OSError):
-        return _began(pid) != told.get("began")  # another process may have its number by now
+        return _began(pid) != process.get("began")  # another process may have its number by now
     return False
 
 

@@ -1,4 +1,4 @@
-"""What a store says instead of doing what it was asked, as an error of ours: each cause with its own cure."""
+"""Turns a store's refusals and failures into errors of ours: each cause has its own cure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Cure(NamedTuple):
     hint: str
 
 
-# Of who asks, and how: no request of this kind will do better.
+# About the caller and its settings: repeating the request will not help.
 REFUSALS = {
     "InvalidAccessKeyId": Cure(
         "the access key is not known there",
@@ -60,7 +60,7 @@ REFUSALS = {
     ),
     "InvalidToken": Cure(
         "the session token does not belong to the access key",
-        "Look at AWS_SESSION_TOKEN: set it anew together with both keys, or unset it where the keys need none.",
+        "Look at AWS_SESSION_TOKEN: set it again together with both keys, or unset it if the keys need none.",
     ),
     "RequestTimeTooSkewed": Cure(
         "the clock of this machine is wrong",
@@ -71,10 +71,10 @@ REFUSALS = {
     "PermanentRedirect": Cure("the bucket is in another region", REGION_HINT),
     "TemporaryRedirect": Cure("the bucket is in another region", REGION_HINT),
     "IllegalLocationConstraintException": Cure("the bucket is in another region", REGION_HINT),
-    "InvalidBucketName": Cure("that is no name of a bucket", "Write the URI as s3://bucket/prefix."),
-    "AccountProblem": Cure("the account has a problem", "Ask whoever looks after the account."),
-    "AllAccessDisabled": Cure("the bucket is disabled", "Ask whoever looks after the account."),
-    "NotSignedUp": Cure("the account has no object storage", "Ask whoever looks after the account."),
+    "InvalidBucketName": Cure("that is not a valid bucket name", "Write the URI as s3://bucket/prefix."),
+    "AccountProblem": Cure("the account has a problem", "Ask the administrator of the account."),
+    "AllAccessDisabled": Cure("the bucket is disabled", "Ask the administrator of the account."),
+    "NotSignedUp": Cure("the account has no object storage", "Ask the administrator of the account."),
 }
 
 RESTORE = Cure(
@@ -82,7 +82,7 @@ RESTORE = Cure(
     "Restore it (aws s3api restore-object, or in the console), then retry; or leave it out by input.exclude.",
 )
 OTHER_KEY = Cure(
-    "is encrypted with a key that whoever reads it must send along (SSE-C)",
+    "is encrypted with a key that its readers must send along (SSE-C)",
     "Ask its owner for a copy that is encrypted by the store's own or a KMS key, then retry; or leave it out by "
     "input.exclude.",
 )
@@ -102,12 +102,12 @@ ODD = Cure(
 )
 ARCHIVED = {"InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"}
 SENT_ALONG = {"BlobUsesCustomerSpecifiedEncryption", "ResourceIsEncryptedWithCustomerEncryptionKey"}
-# Other than in the words of obstore itself: what it makes of an answer that is none of a store.
+# obstore's own messages about an answer that does not come from a store.
 NO_ANSWER = ("Got invalid", "Unable to extract metadata", "NotPartial", "InvalidListResponse")
 
 
 class Unanswered(StorageError):
-    """A request that failed for no reason of its own: the same one again may succeed. ``kind`` tells the reason."""
+    """A request that failed through no fault of its own and may succeed if repeated. ``kind`` is the reason."""
 
     def __init__(self, message: str, *, kind: str = LOST, hint: str = RESUME_HINT) -> None:
         super().__init__(message, hint=hint)
@@ -115,40 +115,37 @@ class Unanswered(StorageError):
 
 
 class Denied(StorageError):
-    """The store knows who asks, or that nobody signed, and refuses."""
+    """The store refuses a caller that it knows, or a request that nobody signed."""
 
 
 class Answer(NamedTuple):
-    """What obstore tells of a failed request."""
+    """What obstore reports about a failed request."""
 
     text: str
     status: int  # 0: there was no answer
-    code: str  # the store's own, where it gave one
+    code: str  # the store's own; empty if it gave none
     message: str
 
     @classmethod
     def of(cls, error: BaseException) -> Answer:
-        """The status, the store's own code and message out of obstore's text; else that text's first line."""
+        """Parse status, the store's own code and its message from obstore's text; without a code, its first line."""
         text = str(error)
-        found = re.search(r"status code: (\d{3})", text)
-        status = int(found[1]) if found else 0
-        found = re.search(r"<Code>(.*?)</Code>\s*(?:<Message>(.*?)</Message>)?", text, re.DOTALL)
-        if found:
-            return cls(text, status, found[1], masked(found[2] or found[1])[:500])
+        status_code = re.search(r"status code: (\d{3})", text)
+        status = int(status_code[1]) if status_code else 0
+        body = re.search(r"<Code>(.*?)</Code>\s*(?:<Message>(.*?)</Message>)?", text, re.DOTALL)
+        if body:
+            return cls(text, status, body[1], masked(body[2] or body[1])[:500])
         first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
         return cls(text, status, "", masked(first)[:500])
 
     @property
     def has_no_body(self) -> bool:
-        """Whether it was asked by a HEAD, which is refused without a reason."""
+        """Whether the request was a HEAD: its refusal carries no reason."""
         return "performing HEAD" in self.text and not self.code
 
 
 def error_of(uri: str, error: BaseException) -> Exception:
-    """An error of obstore's as one of ours.
-
-    ``uri`` is what the request was about.
-    """
+    """Turn an error of obstore into one of ours; ``uri`` is the object or folder of the request."""
     answer = Answer.of(error)
     if answer.code in NO_BUCKET:
         return StorageError(f"There is no {NO_BUCKET[answer.code]} {uri.split('/')[2]}.", hint="Is its name right?")
@@ -160,14 +157,14 @@ def error_of(uri: str, error: BaseException) -> Exception:
 
 
 def _of_who_asks(uri: str, answer: Answer) -> StorageError | None:
-    """What is wrong with the credentials, the region, the clock."""
+    """The error if the credentials, the region or the clock are wrong."""
     text, code = answer.text, answer.code
     if code in REFUSALS or "Received redirect without LOCATION" in text:
         problem, hint = REFUSALS[code] if code in REFUSALS else REFUSALS["PermanentRedirect"]
         region = _region(text)
         hint = hint if region is None or hint != REGION_HINT else f"{hint[:-1]}, {region}."
-        said = f" ({code}: {answer.message})" if code else ""
-        return StorageError(f"Access to {uri} is refused: {problem}{said}", hint=hint)
+        details = f" ({code}: {answer.message})" if code else ""
+        return StorageError(f"Access to {uri} is refused: {problem}{details}", hint=hint)
     if "credential provider: " in text or code in EXPIRY or (answer.status == 400 and answer.has_no_body):
         reason = text.partition("credential provider: ")[2].partition("\n")[0] or answer.message
         return Unanswered(f"The credentials for {uri} have expired: {masked(reason)}", kind=EXPIRED, hint=SIGN_IN_HINT)
@@ -176,12 +173,12 @@ def _of_who_asks(uri: str, answer: Answer) -> StorageError | None:
 
 def _region(text: str) -> str | None:
     """The region that a store names as the right one."""
-    found = re.search(r"<Region>([\w-]+)</Region>|expecting ['\"]?([\w-]+)", text)
-    return (found[1] or found[2]) if found else None
+    region = re.search(r"<Region>([\w-]+)</Region>|expecting ['\"]?([\w-]+)", text)
+    return (region[1] or region[2]) if region else None
 
 
 def _of_the_object(uri: str, answer: Answer) -> StorageError | None:
-    """What is wrong with the object, or with the permission for it."""
+    """The error if the object is wrong, or the permission for it is missing."""
     cure = None
     if answer.code in ARCHIVED:
         cure = RESTORE
@@ -194,12 +191,12 @@ def _of_the_object(uri: str, answer: Answer) -> StorageError | None:
     if answer.status in {401, 403}:
         if not answer.code and _is_page(answer.text):
             return StorageError(f"{uri}: {_page(answer)}", hint=STRANGE_HINT)
-        said = f"{answer.code}: {answer.message}" if answer.code else _status(answer)
-        return Denied(f"Access to {uri} is denied: {said}", hint=DECRYPT if "kms:" in said else PERMISSION_HINT)
+        reason = f"{answer.code}: {answer.message}" if answer.code else _status(answer)
+        return Denied(f"Access to {uri} is denied: {reason}", hint=DECRYPT if "kms:" in reason else PERMISSION_HINT)
     return None
 
 
-# What the certificate of a server may be refused for, and what to do about it.
+# Why a server's certificate may be refused, and what to do about it.
 CERTIFICATES = {
     "Expired": ("has expired", "Have it renewed; or, if it has not, set this machine's clock right."),
     "NotValidYet": ("is not valid yet", "Set this machine's clock right, or wait until the certificate is valid."),
@@ -215,13 +212,13 @@ UNTRUSTED = (
 
 
 def _of_the_way(uri: str, answer: Answer) -> StorageError:
-    """What is wrong with the request, the server, or what lies between."""
+    """The error if the request, the server or something between them is wrong."""
     if "invalid path" in answer.text:
         return StorageError(f"{uri}: {answer.message}", hint=ODD_KEY_HINT)
     if answer.status == 407 or "TunnelUnsuccessful" in answer.text or "ProxyAuth" in answer.text:
         return StorageError(f"{uri}: the proxy refuses to pass the requests on.", hint=_proxy_hint())
     if "InvalidCertificate" in answer.text:
-        why, cure = next((told for word, told in CERTIFICATES.items() if word in answer.text), UNTRUSTED)
+        why, cure = next((both for word, both in CERTIFICATES.items() if word in answer.text), UNTRUSTED)
         return StorageError(f"{uri}: the certificate of the server {why}.", hint=cure)
     if any(words in answer.text for words in NO_ANSWER) or (answer.status and _is_page(answer.text)):
         return strange(uri, answer.message)
@@ -231,13 +228,15 @@ def _of_the_way(uri: str, answer: Answer) -> StorageError:
     return Unanswered(message, kind=kind, hint=hint) if kind else StorageError(message, hint=RESUME_HINT)
 
 
-def strange(uri: str, said: str) -> Unanswered:
-    """The error of an answer that no object store gives."""
-    return Unanswered(f"{uri}: the answer is none of an object store ({said[:200]}).", kind=STRANGE, hint=STRANGE_HINT)
+def strange(uri: str, answer: str) -> Unanswered:
+    """The error for an answer that no object store gives."""
+    return Unanswered(
+        f"{uri}: the answer is none of an object store ({answer[:200]}).", kind=STRANGE, hint=STRANGE_HINT
+    )
 
 
 def _is_page(text: str) -> bool:
-    """Whether the answer was a page for people."""
+    """Whether the answer was an HTML page."""
     return re.search(r"status code: \d{3} [\w -]*: \s*<(!doctype\s+)?html", text, re.IGNORECASE) is not None
 
 
@@ -246,14 +245,14 @@ def _page(answer: Answer) -> str:
 
 
 def _status(answer: Answer) -> str:
-    found = re.search(r"status code: (\d{3}[\w -]*)", answer.text)
-    return found[1].strip() if found else answer.message
+    status = re.search(r"status code: (\d{3}[\w -]*)", answer.text)
+    return status[1].strip() if status else answer.message
 
 
 def _unreached(answer: Answer) -> str:
     """Why there is no connection."""
-    where = re.search(r"performing \w+ (https?://[^/\s?]+)", answer.text)
-    host = masked(where[1]) if where else "the server"
+    address = re.search(r"performing \w+ (https?://[^/\s?]+)", answer.text)
+    host = masked(address[1]) if address else "the server"
     if "dns error" in answer.text:
         return f"there is no host of that name: {host}."
     return f"no connection to {host}: {'it is refused' if 'ConnectionRefused' in answer.text else 'no answer'}."
@@ -265,10 +264,10 @@ def _proxies() -> list[str]:
 
 
 def _proxy_hint() -> str:
-    """What to look at where a proxy may be the reason."""
+    """What to look at if a proxy may be the reason."""
     names = " and ".join(_proxies()) or "the settings of the proxy"
     return (
-        f"Look at {names}: its address, user and password; NO_PROXY names hosts that it is not for. Then go on: what "
+        f"Look at {names}: its address, user and password; NO_PROXY names the hosts that bypass it. Then go on: what "
         "was committed is kept."
     )
 
@@ -284,6 +283,6 @@ def _kind(answer: Answer) -> str:
         return SERVER_ERROR
     if status or "Received redirect" in answer.text:
         return ""
-    found = re.search(r"HttpError \{\s*kind: (\w+)", answer.text)
+    error = re.search(r"HttpError \{\s*kind: (\w+)", answer.text)
     by_kind = {"Connect": UNREACHABLE, "Timeout": TIMED_OUT, "Interrupted": CUT_SHORT, "Decode": CUT_SHORT}
-    return by_kind.get(found[1] if found else "", LOST)
+    return by_kind.get(error[1] if error else "", LOST)

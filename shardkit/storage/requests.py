@@ -1,7 +1,7 @@
-"""Requests to object stores: their errors as ours, and those that may yet succeed made again, counted by kind.
+"""Requests to object stores: their errors become ours; those that may yet succeed are repeated, counted by kind.
 
-Waits grow exponentially and are drawn at random from nothing up to that, so that many workers do not come back all at
-once; each kind of failure has a time after which it is told.
+Each wait is random, between zero and a limit that grows exponentially, so that many workers do not come back all at
+once. Each kind of failure has a time after which it is raised.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 8.0
 REPEATED_FOR_S = 120.0
-# A server that is not there, or is none, and credentials that nobody renews, are told sooner.
+# A missing server, something that is not a store, and expired credentials are raised sooner.
 PATIENCE_S = {UNREACHABLE: 30.0, EXPIRED: 20.0, STRANGE: 10.0}
 
 
@@ -69,7 +69,7 @@ def repeats_text(counts: Mapping[str, int]) -> str:
 
 
 def repeated(request: Callable[P, T]) -> Callable[P, T]:
-    """Make a request again that was not answered, or not to the end."""
+    """Repeat a request that was not answered, or not to the end."""
 
     @functools.wraps(request)
     def again(*arguments: P.args, **options: P.kwargs) -> T:
@@ -92,9 +92,9 @@ def repeated(request: Callable[P, T]) -> Callable[P, T]:
 
 @contextlib.contextmanager
 def asking(uri: str, renew: Callable[[], None]) -> Iterator[None]:
-    """Turn obstore's errors into ours; ``renew`` has credentials looked up anew that have expired.
+    """Turn obstore's errors into ours; ``renew`` looks up expired credentials again.
 
-    What a conditional request is told of its condition passes as it is.
+    Errors about the condition of a conditional request pass unchanged.
     """
     from obstore import exceptions
 
@@ -117,6 +117,6 @@ def asking(uri: str, renew: Callable[[], None]) -> Iterator[None]:
         raise StorageError(f"{uri}: {Answer.of(error).message}", hint=RESUME_HINT) from None
 
 
-def count_of(told: Mapping[str, Any]) -> Counter[str]:
-    """The repeats that a marker or a heartbeat tells of; those of an earlier version told of none."""
-    return Counter(told.get("repeated") or {})
+def count_of(document: Mapping[str, Any]) -> Counter[str]:
+    """The repeats that a marker or a heartbeat counts; those of an earlier version have no such field."""
+    return Counter(document.get("repeated") or {})

@@ -1,6 +1,6 @@
-"""Whether a store does not give out one object, which is that object's fault, or gives out none, which is not.
+"""Finds out whether a store refuses one object, which is the object's fault, or all of them, which is not.
 
-Another object of the same input tells: one that was read before, or where none was, some from all over the input.
+Another object of the same input decides: one that was read before or, if none was, some from all over the input.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Witness:
     def excuse(self, error: StorageError, again: Callable[[], None]) -> None:
         """Say who is to blame for an object that could not be read; ``again`` reads it once more.
 
-        Returns where it can be read by now.
+        Returns if it can be read by now.
 
         Raises:
-            ObjectRefused: the object: others can be read in this moment.
-            StorageError: the error itself: none can.
+            ObjectRefused: the object is to blame, because others can be read right now.
+            StorageError: the error itself, because no object can be read.
         """
         if isinstance(error, ObjectRefused):
             raise error
@@ -46,15 +46,15 @@ class Witness:
         if not self._sees_another():
             raise error
         try:
-            again()  # or what was wrong with all has ended in this moment
+            again()  # a failure of the whole store may have ended just now
         except ObjectRefused:
             raise
         except StorageError as still:
             if isinstance(still, Unanswered) and still.kind in NEVER_ONE_OBJECTS:
                 raise
             cure = OWNER if isinstance(still, Denied) else ODD
-            told = f"{still.message} The object {cure.problem}."
-            raise ObjectRefused(told, hint=still.hint if "kms:" in still.hint else cure.hint) from None
+            message = f"{still.message} The object {cure.problem}."
+            raise ObjectRefused(message, hint=still.hint if "kms:" in still.hint else cure.hint) from None
 
     def _sees_another(self) -> bool:
         if self.readable is not None and self._reads(self.readable):
@@ -62,7 +62,7 @@ class Witness:
         return any(self._reads(key) for key in self._others())
 
     def _reads(self, key: str) -> bool:
-        """Whether an object is given out now; one without a byte has none to give."""
+        """Whether an object can be read now; an empty one proves nothing."""
         with contextlib.suppress(StorageError, FileNotFoundError):
             return len(self._source.read_range(key, 0, 1)) == 1
         return False
