@@ -14,7 +14,7 @@ __all__ = [
     "main",
 ]
 
-if not TYPE_CHECKING:  # type checkers would take any name for one that is there
+if not TYPE_CHECKING:  # or type checkers would accept any name
     __getattr__ = names_of(
         __name__,
         {

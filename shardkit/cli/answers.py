@@ -1,4 +1,4 @@
-"""What a query is asked of, and its answer as text."""
+"""The datasets of a query, and its answer as text."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ if TYPE_CHECKING:
 NAMED = re.compile(r"([A-Za-z_]\w*)=(.+)")
 
 
-def named_outputs(given: Iterable[str]) -> dict[str, str] | str:
-    """Outputs as a command line gives them: one folder, or several, each alone or as ``NAME=FOLDER``.
+def named_outputs(outputs: Iterable[str]) -> dict[str, str] | str:
+    """Outputs as a command line has them: one folder, or several, each alone or as ``NAME=FOLDER``.
 
     Raises:
-        PipelineError: two have one name.
+        PipelineError: two have the same name.
     """
-    places = list(given)
+    places = list(outputs)
     if len(places) == 1 and not NAMED.fullmatch(places[0]):
         return places[0]
-    found: dict[str, str] = {}
+    uri_of: dict[str, str] = {}
     for place in places:
         match = NAMED.fullmatch(place)
         name, uri = (match[1], match[2]) if match else (Dataset.at(place, None, alone=False).names[0], place)
-        if name in found:
+        if name in uri_of:
             raise PipelineError(
-                f"Two of the datasets are called {name}: {found[name]} and {uri}.", hint="Name them: --output NAME=DIR."
+                f"Two of the datasets are called {name}: {uri_of[name]} and {uri}.",
+                hint="Name them: --output NAME=DIR.",
             )
-        found[name] = uri
-    return found
+        uri_of[name] = uri
+    return uri_of
 
 
 def as_lines(table: pa.Table, format: str) -> Iterable[str]:
-    """An answer as text: ``csv``, ``json`` (an object a row) or a ``table`` for people."""
+    """An answer as text: ``csv``, ``json`` (an object for each row) or a ``table`` for people."""
     import io
 
     if format == "csv":

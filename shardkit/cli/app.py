@@ -1,6 +1,6 @@
 """The command line: a group of commands that parse, call the library and print.
 
-Everything for people goes to stderr; stdout holds what was asked for. Heavy imports wait until a command needs them.
+Messages for people go to stderr, results to stdout. Heavy imports wait until a command needs them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def cli() -> None:
     """
 
 
-# In the order in which a user meets them.
+# In the order in which users need them.
 for command in (
     *(run, plan, status, logs, stop, failures, query, retry, resume, clean, check),
     *(pass1, pass2, init, schedule, jobs, engine),
@@ -46,13 +46,13 @@ for command in (
 
 def main(args: Sequence[str] | None = None) -> None:
     """The program."""
-    # Arrow's own allocator keeps what is freed for a while, which here is a third of the peak and no faster.
+    # Arrow's own allocator keeps freed memory for a while: here that is a third of the peak, and no faster.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.2 s
+    atexit.register(gc.freeze)  # else the garbage collector takes 0.2 s at the end
     try:
         cli.main(args=args, prog_name="shardkit")
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would show where in the tidying up it came
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would print a traceback of the tidying up
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Charts as SVG text, drawn here: a page that holds them needs no network and no program to draw.
+"""Charts as SVG text, drawn here so that a page with charts needs no network and no program that draws.
 
-Colours and fonts are the page's, by class; what belongs to a bar or a point is told by its ``title``, which browsers
-show under the pointer.
+Colours and fonts are the page's, by class. A bar or a point has its figures in its ``title``, which browsers show
+under the pointer.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 WIDTH, HEIGHT = 640, 230
-LEFT, RIGHT, TOP, BOTTOM = 84, 12, 12, 28  # on the left there is room for "1 h 30 min"
+LEFT, RIGHT, TOP, BOTTOM = 84, 12, 12, 28  # the left has room for "1 h 30 min"
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 TICKS = 4
 LABELS = 6
 BAR_MOST = 44
-DOTS_UP_TO = 62  # points of a line that are marked
+DOTS_UP_TO = 62  # a line with more points has no dots
 ROW_HEIGHT, NAME_WIDTH, NAME_CHARACTERS = 24, 180, 24
-# What may lie between two lines of the grid of durations.
+# The steps between the lines of the grid, for durations.
 STEPS_S = (
     1,
     2,
@@ -50,12 +50,12 @@ STEPS_S = (
 
 @dataclass(frozen=True)
 class Series:
-    """What one colour stands for.
+    """The values that have one colour.
 
     Args:
-        name: In the legend.
-        colour: The class that has it.
-        values: One a place; None where there is none.
+        name: Its name in the legend.
+        colour: The class that has the colour.
+        values: One for each place; None if there is none.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Series:
 
 
 def plain(value: float) -> str:
-    """A number, without what nobody needs of it."""
+    """A number, without needless digits."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.3g}"
 
 
@@ -112,14 +112,14 @@ def lines(
     steps: Sequence[float] = (),
     most: float | None = None,
 ) -> str:
-    """Lines from place to place, with gaps where there is nothing.
+    """Lines from place to place, with gaps where there are no values.
 
     Args:
         places: The names of the places.
         series: The lines.
-        tell: Says a value in words.
-        steps: What may lie between two lines of the grid, where decimal numbers are not round.
-        most: Where the scale ends; by default where the values do.
+        tell: Gives a value in words.
+        steps: The possible steps between lines of the grid, if decimal numbers are not round ones.
+        most: The end of the scale; by default that of the values.
     """
     highest = most or max((value for each in series for value in each.values if value is not None), default=0.0)
     scale = _Scale(highest, tell, steps=steps, exact=most is not None)
@@ -145,7 +145,7 @@ def _line(series: Series, scale: _Scale) -> Iterator[str]:
 
 
 def rows(names: Sequence[str], series: Sequence[Series], *, tell: Callable[[float], str] = plain) -> str:
-    """Bars below each other, each with its name, a stack of the series, and what it comes to."""
+    """Bars below each other, each with its name, a stack of the series, and its total."""
     totals = [sum(each.values[i] or 0 for each in series) for i in range(len(names))]
     longest = max(totals, default=0) or 1
     room = WIDTH - NAME_WIDTH - 90
@@ -161,7 +161,7 @@ def rows(names: Sequence[str], series: Sequence[Series], *, tell: Callable[[floa
                 parts.append(f'<rect class="{each.colour}" {size}/>')
             x += width
         parts.append(f'<text class="value" x="{x + 6:.2f}" y="{y + 16}">{escape(tell(totals[i]))}</text>')
-        tip = escape(_told(name, series, i, tell))
+        tip = escape(_tip(name, series, i, tell))
         parts.append(f'<rect class="tip" y="{y}" width="{WIDTH}" height="{ROW_HEIGHT}"><title>{tip}</title></rect>')
     return _svg(parts, height=max(len(names), 1) * ROW_HEIGHT)
 
@@ -173,7 +173,7 @@ def legend(series: Iterable[Series]) -> str:
 
 
 class _Scale:
-    """From values to heights, with round numbers beside it."""
+    """A scale from values to heights, with round numbers beside it."""
 
     def __init__(
         self, highest: float, tell: Callable[[float], str], *, steps: Sequence[float] = (), exact: bool = False
@@ -186,7 +186,7 @@ class _Scale:
         self._top = self._step * max(math.ceil(highest / self._step - 1e-9), 1)
 
     def y(self, value: float) -> float:
-        """Where a value is."""
+        """The height of a value."""
         return TOP + PLOT_HEIGHT * (1 - min(value / self._top, 1.0))
 
     def lines(self) -> Iterator[str]:
@@ -214,14 +214,14 @@ def _dates(places: Sequence[str]) -> Iterator[str]:
 
 
 def _tips(places: Sequence[str], series: Sequence[Series], tell: Callable[[float], str]) -> Iterator[str]:
-    """What the pointer is told over each place."""
+    """The texts that the pointer shows over each place."""
     band = PLOT_WIDTH / len(places)
     for i, place in enumerate(places):
         size = f'x="{LEFT + band * i:.2f}" y="{TOP}" width="{band:.2f}" height="{PLOT_HEIGHT}"'
-        yield f'<rect class="tip" {size}><title>{escape(_told(place, series, i, tell))}</title></rect>'
+        yield f'<rect class="tip" {size}><title>{escape(_tip(place, series, i, tell))}</title></rect>'
 
 
-def _told(place: str, series: Sequence[Series], i: int, tell: Callable[[float], str]) -> str:
+def _tip(place: str, series: Sequence[Series], i: int, tell: Callable[[float], str]) -> str:
     values = ((each.name, each.values[i]) for each in series)
     return "\n".join([place, *(f"{name}: {'-' if value is None else tell(value)}" for name, value in values)])
 

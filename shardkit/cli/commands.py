@@ -1,4 +1,4 @@
-"""How every command looks, and how it ends when something is wrong."""
+"""How every command looks, and how it ends after an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print a text, of which no part has power over the terminal."""
+    """Print a text without anything in it that controls the terminal."""
     click.echo(printable(text), err=err, nl=nl)
 
 
@@ -55,7 +55,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group whose commands are such, listed in the order in which a user meets them."""
+    """A group of such commands, listed in the order in which users need them."""
 
     command_class = Command
 
@@ -64,7 +64,7 @@ class Group(click.Group):
         _write_examples(self, formatter)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which a user meets them."""
+        """List them in the order in which users need them."""
         return list(self.commands)
 
 

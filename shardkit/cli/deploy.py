@@ -18,17 +18,17 @@ from shardkit.cli.sam_template import ZIP, template
 from shardkit.errors import PipelineError
 
 TEMPLATE = "template.yaml"
-# What the queue's modules use of the package's others.
+# The other modules of the package that the queue's modules use.
 BESIDE_JOBS = ("__init__", "_lazy", "_version", "masking", "plugins", "printable", "user_state")
 PACKAGE = Path(__file__).parent.parent
-SAME_TIME = (1980, 1, 1, 0, 0, 0)  # of all files in the zip, so that the same code is the same zip
+SAME_TIME = (1980, 1, 1, 0, 0, 0)  # the time of all files in the zip, so that the same code gives the same zip
 
 
 def write_deployment(folder: str | Path) -> tuple[Path, Path]:
     """Write the template and, beside it, the zip that it names.
 
     Returns:
-        Where they are.
+        Their paths.
 
     Raises:
         PipelineError: They cannot be written.
@@ -45,15 +45,15 @@ def write_deployment(folder: str | Path) -> tuple[Path, Path]:
 
 
 def zipped() -> bytes:
-    """The code of the functions: the queue, which needs no other package than boto3; always the same bytes."""
+    """The code of the functions: the queue, which needs only boto3; the same code gives the same bytes."""
     files = [*(PACKAGE / f"{name}.py" for name in BESIDE_JOBS), *sorted((PACKAGE / "jobs").glob("*.py"))]
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:
             entry = zipfile.ZipInfo(f"shardkit/{file.relative_to(PACKAGE).as_posix()}", SAME_TIME)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(entry, file.read_bytes())
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def template_text() -> str:
@@ -66,7 +66,7 @@ def template_text() -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes every list and table where it stands: no anchors."""
+    """Writes every list and table in full, without anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Nothing is shared."""

@@ -1,4 +1,4 @@
-"""What a command is given, as the library has it: a pipeline, its days, a run; and how a run's end is reported."""
+"""The arguments of a command as the library has them: a pipeline, its days, a run; and the report of a run's end."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 def read_pipeline(pipeline: str | None, given: dict[str, Any], *, expect_work: bool = False) -> Pipeline:
-    """The pipeline of a YAML file, of options, or of both.
+    """The pipeline from a YAML file, from options, or from both.
 
-    With ``expect_work`` the workers get ready meanwhile, unless the work is an engine's.
+    With ``expect_work`` the workers get ready meanwhile, unless an engine does the work.
     """
     from shardkit.workers.forkserver import begin_server, end_server
 
     if expect_work and not given.get("engine"):
-        with suppress(OSError):  # whoever needs it will tell
+        with suppress(OSError):  # the error shows when a worker is needed
             begin_server()
-    made = _made_of(pipeline, settings_of(given))
-    if made.engine is not None:
+    loaded = _made_of(pipeline, settings_of(given))
+    if loaded.engine is not None:
         end_server()
-    if made.combine is None:  # else it may have a use for NumPy's threads, which spin while other processes begin
+    if loaded.combine is None:  # a combine may use NumPy's threads, which spin while other processes begin
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    return made
+    return loaded
 
 
 def _made_of(pipeline: str | None, fields: dict[str, Any]) -> Pipeline:
@@ -54,7 +54,7 @@ def _made_of(pipeline: str | None, fields: dict[str, Any]) -> Pipeline:
 
 
 def settings_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Fields by their dotted names, from options and from --set, which has the last word."""
+    """Fields by their dotted names, from options and from --set, which wins."""
     from shardkit.spec.fields import dotted_names
     from shardkit.spec.spec import Spec
     from shardkit.spec.yaml import parse_setting
@@ -66,29 +66,31 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
         if value not in (None, ()):
             if option == "workers" and value.isdigit():
                 value = int(value)  # noqa: PLW2901
-            name = option.rstrip("_")  # some would else be names of Python's own
+            name = option.rstrip("_")  # some have one, to differ from Python's own names
             fields[names.get(name, name)] = list(value) if isinstance(value, tuple) else value
     fields |= dict(parse_setting(text) for text in settings)
     return fields
 
 
-def days_of(made: Pipeline, date: tuple[str, ...], since: str | None) -> list[str] | None:
+def days_of(pipeline: Pipeline, date: tuple[str, ...], since: str | None) -> list[str] | None:
     """The days that were asked for; None for all."""
     from shardkit.times import days_since, zone_of
 
-    zone = zone_of(made.shards.zone if made.shards is not None else None)
+    zone = zone_of(pipeline.shards.zone if pipeline.shards is not None else None)
     return [*date, *(days_since(since, zone=zone) if since else ())] or None
 
 
 def report(work: Callable[[], Run], *, as_json: bool) -> None:
-    """Do the work; tell how it ended, also when it ended badly."""
+    """Do the work, and print how it ended, even if it failed."""
     try:
-        with redirect_stdout(sys.stderr):  # what the user's own functions print
-            run = work()  # an earlier one, where there was nothing to do
+        with redirect_stdout(sys.stderr):  # for what the user's own functions print
+            run = work()  # an earlier one, if there was nothing to do
     except ShardkitError as error:
         if as_json:
-            told = error.run.summary().to_dict() if error.run is not None else {"run_id": None, "status": "failed"}
-            echo(json.dumps(told | {"reason": error.message}))
+            summary_data = (
+                error.run.summary().to_dict() if error.run is not None else {"run_id": None, "status": "failed"}
+            )
+            echo(json.dumps(summary_data | {"reason": error.message}))
         raise
     summary = run.summary()
     echo(summary.command_text, err=True)
@@ -97,14 +99,14 @@ def report(work: Callable[[], Run], *, as_json: bool) -> None:
 
 
 def opened(output: str, run_id: str | None) -> Run:
-    """The run under an output, or under that of a pipeline's YAML file."""
+    """The run in an output, given as its folder or as a pipeline's YAML file."""
     from shardkit.runs.start import open_run
 
     return open_run(output_of(output), run_id)
 
 
 def output_of(place: str) -> str:
-    """The output that is meant by its folder, or by a pipeline's YAML file."""
+    """The folder of an output, given as that folder or as a pipeline's YAML file."""
     if place.endswith((".yaml", ".yml")) and Path(place).is_file():
         from shardkit.pipeline import Pipeline
 

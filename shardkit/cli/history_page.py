@@ -1,4 +1,4 @@
-"""The history of jobs as one HTML page with charts, which needs nothing but a browser."""
+"""The history of jobs as one HTML page with charts, which needs only a browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NONE = "(none)"
 SHOWN = 12  # owners and instance types in a chart
-OPEN_UP_TO = 14  # rows of a table that is not folded
+OPEN_UP_TO = 14  # a table with more rows is folded
 HOURS_UP_TO_S, DAYS_UP_TO_S = 2 * 86400.0, 120 * 86400.0
 STEPS = {"hour": datetime.timedelta(hours=1), "day": datetime.timedelta(days=1), "week": datetime.timedelta(days=7)}
 
@@ -61,7 +61,7 @@ tbody tr:hover td { background: color-mix(in srgb, var(--soft) 8%, transparent) 
 summary { cursor: pointer; font-weight: 600; font-size: 15px } details[open] summary { margin-bottom: 10px }
 footer, .note { color: var(--soft); font-size: 12px; margin-top: 16px } .note { margin: 8px 0 0 }
 """
-# A click on a table's head sorts it; another one the other way round.
+# A click on the head of a column sorts the table by it; another click reverses the order.
 SCRIPT = """
 document.querySelectorAll("th").forEach(function (head) { head.addEventListener("click", function () {
   var at = head.cellIndex, body = head.closest("table").tBodies[0], up = head.dataset.up !== "1";
@@ -74,29 +74,29 @@ document.querySelectorAll("th").forEach(function (head) { head.addEventListener(
 """
 NOTES = (
     "Waiting: from a job's submission to the launch of its last attempt. Running: from an attempt's creation to its "
-    "end, the start of its instances included. By instance type and by cause, every attempt counts where it belongs, "
+    "end, the start of its instances included. By instance type and by cause, every attempt counts by itself, "
     "whatever became of its job. Success rate: the completed among the completed and failed. All times are UTC."
 )
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # it asks nobody for anything
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # the page fetches nothing
 
 
 def ways_for(since: float, until: float) -> tuple[str, ...]:
-    """How ``summaries()`` is to group the jobs of that time for the page: few days by the hour."""
+    """How ``summaries()`` is to group the jobs of that time for the page: by the hour if it is a few days."""
     spans = (("hour", HOURS_UP_TO_S), ("day", DAYS_UP_TO_S), ("week", math.inf))
     return (next(unit for unit, most_s in spans if until - since <= most_s), "owner", "instance_type", "cause", "total")
 
 
-def history_page(found: Mapping[str, Sequence[Row]], *, title: str, since: float, until: float) -> str:
+def history_page(groups: Mapping[str, Sequence[Row]], *, title: str, since: float, until: float) -> str:
     """The page.
 
     Args:
-        found: What ``summaries()`` tells, grouped as ``ways_for()`` says.
+        groups: The result of ``summaries()``, grouped as ``ways_for()`` says.
         title: Its headline.
-        since: From when on the jobs ended, seconds since 1970.
-        until: Before when.
+        since: The time from which on the jobs ended, seconds since 1970.
+        until: The time before which they ended.
     """
     times = f"Jobs that ended from {_time(since)} to {_time(until)} UTC"
-    body = _body(found) if found["total"] else "<section>No job ended in this time.</section>"
+    body = _body(groups) if groups["total"] else "<section>No job ended in this time.</section>"
     return printable(f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
@@ -107,21 +107,21 @@ def history_page(found: Mapping[str, Sequence[Row]], *, title: str, since: float
 """)
 
 
-def _body(found: Mapping[str, Sequence[Row]]) -> str:
-    unit = next(unit for unit in STEPS if unit in found)
-    (total,) = found["total"]
-    periods = _without_gaps(found[unit], unit)
+def _body(groups: Mapping[str, Sequence[Row]]) -> str:
+    unit = next(unit for unit in STEPS if unit in groups)
+    (total,) = groups["total"]
+    periods = _without_gaps(groups[unit], unit)
     parts = [
         _tiles(total),
         '<div class="charts">',
         *_over_time(periods, unit, priced=total.cost_usd is not None),
-        *_by_group(found, total),
+        *_by_group(groups, total),
         "</div>",
         '<div class="tables">',
-        _table("Owners", "Owner", found["owner"]),
-        _table("Instance types", "Instance type", found["instance_type"]),
-        _table("Causes of failed attempts", "Cause", found["cause"], tip=lambda key: CAUSES_IN_WORDS.get(key, "")),
-        _table(f"{unit.capitalize()}s", unit.capitalize(), list(reversed(found[unit]))),
+        _table("Owners", "Owner", groups["owner"]),
+        _table("Instance types", "Instance type", groups["instance_type"]),
+        _table("Causes of failed attempts", "Cause", groups["cause"], tip=lambda key: CAUSES_IN_WORDS.get(key, "")),
+        _table(f"{unit.capitalize()}s", unit.capitalize(), list(reversed(groups[unit]))),
         "</div>",
         f"<footer>{' '.join(_notes(total))}</footer>",
     ]
@@ -141,18 +141,18 @@ def _time(seconds: float) -> str:
 
 def _without_gaps(rows: Sequence[Row], unit: str) -> list[tuple[str, Row | None]]:
     """Every hour, day or week from the first to the last, with None for those without jobs."""
-    known = {row.key: row for row in rows}
+    row_of = {row.key: row for row in rows}
     at, last = (datetime.datetime.fromisoformat(rows[i].key) for i in (0, -1))
-    found: list[tuple[str, Row | None]] = []
+    periods: list[tuple[str, Row | None]] = []
     while at <= last:
         key = at.strftime("%Y-%m-%d %H:%M" if unit == "hour" else "%Y-%m-%d")
-        found.append((key, known.get(key)))
+        periods.append((key, row_of.get(key)))
         at += STEPS[unit]
-    return found
+    return periods
 
 
 def _tiles(total: Row) -> str:
-    told = [
+    figures = [
         (f"{total.jobs:,}", "jobs ended"),
         (_or_dash(total.success_rate, percent), "success rate"),
         (_or_dash(total.attempts_per_job, lambda value: f"{value:.2f}"), "attempts a job"),
@@ -161,8 +161,8 @@ def _tiles(total: Row) -> str:
         (f"{total.instance_hours:,.1f}", "instance-hours"),
     ]
     if total.cost_usd is not None:
-        told.append((dollars(total.cost_usd), "cost"))
-    tiles = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{name}</span></div>' for value, name in told)
+        figures.append((dollars(total.cost_usd), "cost"))
+    tiles = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{name}</span></div>' for value, name in figures)
     return f'<div class="tiles">{tiles}</div>'
 
 
@@ -180,7 +180,7 @@ def _over_time(periods: Sequence[tuple[str, Row | None]], unit: str, *, priced: 
     waited = series("median", "teal", "waited_median_s"), series("95 %", "amber", "waited_p95_s")
     ran = series("median", "teal", "ran_median_s"), series("95 %", "amber", "ran_p95_s")
     rate, hours = series("success rate", "blue", "success_rate"), series("instance-hours", "violet", "instance_hours")
-    found = [
+    sections = [
         _section(f"Jobs by {unit}", bars(names, ended), ended),
         _section(f"Success rate by {unit}", lines(names, [rate], tell=percent, most=1.0)),
         _section(f"Waiting time by {unit}", lines(names, waited, tell=brief, steps=STEPS_S), waited),
@@ -193,8 +193,8 @@ def _over_time(periods: Sequence[tuple[str, Row | None]], unit: str, *, priced: 
     ]
     if priced:
         cost = series("cost", "amber", "cost_usd")
-        found.append(_section(f"Cost by {unit}", bars(names, [cost], tell=dollars)))
-    return found
+        sections.append(_section(f"Cost by {unit}", bars(names, [cost], tell=dollars)))
+    return sections
 
 
 def _outcomes(rows: Sequence[Row | None]) -> list[Series]:
@@ -204,27 +204,27 @@ def _outcomes(rows: Sequence[Row | None]) -> list[Series]:
     ]
 
 
-def _by_group(found: Mapping[str, Sequence[Row]], total: Row) -> list[str]:
+def _by_group(groups: Mapping[str, Sequence[Row]], total: Row) -> list[str]:
     causes = list(total.failed_attempts)
     failures = [Series("failed attempts", "red", list(total.failed_attempts.values()))]
-    owners = found["owner"][:SHOWN]
+    owners = groups["owner"][:SHOWN]
     ended = _outcomes(owners)
-    types = sorted(found["instance_type"], key=lambda row: -row.instance_hours)[:SHOWN]
+    types = sorted(groups["instance_type"], key=lambda row: -row.instance_hours)[:SHOWN]
     parts = [
         _section("Failed attempts by cause", rows(causes, failures) if causes else "None failed."),
-        _section("Jobs by owner", rows(_names(owners), ended), ended, left=len(found["owner"]) - len(owners)),
+        _section("Jobs by owner", rows(_names(owners), ended), ended, left=len(groups["owner"]) - len(owners)),
         _section(
             "Instance-hours by instance type",
             rows(_names(types), [Series("instance-hours", "violet", [row.instance_hours for row in types])]),
-            left=len(found["instance_type"]) - len(types),
+            left=len(groups["instance_type"]) - len(types),
         ),
     ]
     if total.cost_usd is not None:
-        known = [row for row in found["owner"] if row.cost_usd is not None]
-        dear = sorted(known, key=lambda row: -(row.cost_usd or 0))[:SHOWN]
-        cost = [Series("cost", "amber", [row.cost_usd for row in dear])]
-        drawn = rows(_names(dear), cost, tell=dollars)
-        parts.append(_section("Cost by owner", drawn, left=len(known) - len(dear)))
+        priced = [row for row in groups["owner"] if row.cost_usd is not None]
+        dearest = sorted(priced, key=lambda row: -(row.cost_usd or 0))[:SHOWN]
+        cost = [Series("cost", "amber", [row.cost_usd for row in dearest])]
+        drawn = rows(_names(dearest), cost, tell=dollars)
+        parts.append(_section("Cost by owner", drawn, left=len(priced) - len(dearest)))
     return parts
 
 

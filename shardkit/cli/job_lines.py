@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shardkit.jobs.rounds import Report
 
 REASON_CHARACTERS = 60
-_TOLD = (
+_SHOWN = (
     *("job_id", "status", "attempt", "name", "reason", "cause", "kind", "owner", "run", "tags", "depends_on"),
     *("instance_types", "instance_type", "instances", "notify", "notified", "attempts"),
 )
@@ -29,14 +29,14 @@ _TIMES = ("submitted_at", "changed_at", "launched_at", "not_before", "stop_asked
 
 
 def job_data(job: Job, *, region: str = "") -> dict[str, Any]:
-    """A job as JSON can hold it; times are ISO 8601 in UTC, null where there is none."""
+    """A job as JSON can hold it; times are ISO 8601 in UTC, null if there is none."""
     times = {name: iso(getattr(job, name)) if getattr(job, name) else None for name in _TIMES}
-    told: dict[str, Any] = masked_data({name: getattr(job, name) for name in _TOLD})
-    return told | times | {"log_url": log_url(job, region)}
+    facts: dict[str, Any] = masked_data({name: getattr(job, name) for name in _SHOWN})
+    return facts | times | {"log_url": log_url(job, region)}
 
 
 def list_lines(jobs: Sequence[Job]) -> Iterator[str]:
-    """A line a job."""
+    """A line for each job, under a line of headings."""
     rows = [("JOB", "STATUS", "ATTEMPT", "INSTANCE", "OWNER", "SUBMITTED", "REASON")]
     for job in jobs:
         reason = masked(" ".join(f"{job.cause}: {job.reason}".split()) if job.cause else job.reason)
@@ -47,7 +47,7 @@ def list_lines(jobs: Sequence[Job]) -> Iterator[str]:
 
 
 def change_lines(seen: Report, launched: Report, notices: NoticeReport) -> Iterator[str]:
-    """What a round of serving a queue has changed, a line each."""
+    """The changes of a round of serving a queue, a line each."""
     for change in (*seen.changed, *launched.changed):
         why = f": {change.reason}" if change.reason else ""
         if change.status != IN_PROGRESS:
@@ -64,7 +64,7 @@ def change_lines(seen: Report, launched: Report, notices: NoticeReport) -> Itera
 def show_lines(job: Job, *, region: str = "", place: str = "") -> Iterator[str]:
     """All about a job."""
     yield f"Job {job.job_id}: {job.status}" + (f" ({job.cause}: {CAUSES_IN_WORDS[job.cause]})" if job.cause else "")
-    told = [
+    particulars = [
         ("reason", job.reason),
         ("kind", job.kind),
         ("owner", job.owner),
@@ -80,7 +80,7 @@ def show_lines(job: Job, *, region: str = "", place: str = "") -> Iterator[str]:
         ("notice", _notice(job)),
         ("log", log_url(job, region) or (f"{log_group(job)}, {job.name}/..." if job.attempts else "")),
     ]
-    yield from (f"  {name:<13} {masked(text)}" for name, text in told if text)
+    yield from (f"  {name:<13} {masked(text)}" for name, text in particulars if text)
     if job.attempts:
         yield ""
         rows: list[tuple[str, ...]] = [("ATTEMPT", "STATUS", "CAUSE", "INSTANCE", "LAUNCHED", "RAN", "REASON")]
@@ -105,7 +105,7 @@ def _attempt(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _notice(job: Job) -> str:
-    """Who is told of the job's end, and how far that is."""
+    """Who gets notice of the job's end, and whether it was sent."""
     if not job.notify:
         return ""
     left = [target for target in job.notify if target not in job.notified]
@@ -119,7 +119,7 @@ def _notice(job: Job) -> str:
 
 
 def history_lines(rows: Sequence[Row], by: str) -> Iterator[str]:
-    """A line a day, owner and so on; the last two columns of a time are its median and its 95th percentile."""
+    """A line for each day, owner and so on; each time has two columns, its median and its 95th percentile."""
     if not rows:
         return iter(["No job ended in this time."])
     priced = any(row.cost_usd is not None for row in rows)
@@ -137,27 +137,27 @@ def history_lines(rows: Sequence[Row], by: str) -> Iterator[str]:
         "95%",
         "HOURS",
     )
-    lines = [(*head, *(["COST"] if priced else []), "FAILED ATTEMPTS")]
+    table = [(*head, *(["COST"] if priced else []), "FAILED ATTEMPTS")]
     for row in rows:
         causes = ", ".join(f"{number:,} {cause}" for cause, number in row.failed_attempts.items())
         times = (row.waited_median_s, row.waited_p95_s, row.ran_median_s, row.ran_p95_s)
         numbers = [f"{number:,}" for number in (row.jobs, row.completed, row.failed, row.stopped)]
-        numbers += [_told(row.success_rate, percent), f"{row.attempts:,}", *map(in_words, times)]
-        numbers += [f"{row.instance_hours:,.2f}", *([_told(row.cost_usd, dollars)] if priced else [])]
-        lines.append((row.key or "(none)", *numbers, causes))
-    told = list(_aligned(lines, right=set(range(1, len(lines[0]) - 1))))
+        numbers += [_or_dash(row.success_rate, percent), f"{row.attempts:,}", *map(in_words, times)]
+        numbers += [f"{row.instance_hours:,.2f}", *([_or_dash(row.cost_usd, dollars)] if priced else [])]
+        table.append((row.key or "(none)", *numbers, causes))
+    lines = list(_aligned(table, right=set(range(1, len(table[0]) - 1))))
     unpriced = sum(row.unpriced_hours for row in rows)
     if unpriced:
-        told.append(f"The cost lacks {unpriced:,.1f} instance-hours whose price is not known.")
-    return iter(told)
+        lines.append(f"The cost lacks {unpriced:,.1f} instance-hours whose price is not known.")
+    return iter(lines)
 
 
-def _told(value: float | None, tell: Callable[[float], str]) -> str:
+def _or_dash(value: float | None, tell: Callable[[float], str]) -> str:
     return "-" if value is None else tell(value)
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, right: set[int]) -> Iterator[str]:
-    """Rows as lines, their columns below each other."""
+    """Rows as lines, with their columns aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = (cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row))

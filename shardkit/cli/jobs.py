@@ -15,6 +15,6 @@ def jobs() -> None:
     """The queue that Processing and training jobs go through: submit, look, stop, try again."""
 
 
-# In the order in which a user meets them.
+# In the order in which users need them.
 for command in (submit, list_jobs, show, history, again, stop, wait, serve, policy, deploy_template):
     jobs.add_command(command)

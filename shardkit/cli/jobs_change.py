@@ -13,7 +13,7 @@ import click
 from shardkit.cli.commands import echo
 from shardkit.cli.jobs_given import JOB, SOME, STORE, JobsCommand, chosen_jobs, job_of, store_of
 
-POLL_S = 1.0  # of a store, by `wait`
+POLL_S = 1.0  # how often `wait` reads the store
 
 
 @click.command(
@@ -31,17 +31,17 @@ jq '.RoleArn = env.ROLE' request.json | shardkit jobs submit --request - --depen
     metavar="FILE",
     help="JSON: the arguments of CreateProcessingJob or CreateTrainingJob without the job's name; - is stdin.",
 )
-@click.option("--id", "job_id", metavar="ID", help="Its id; by default one is made of FILE's name and the time.")
+@click.option("--id", "job_id", metavar="ID", help="Its id; by default one made from FILE's name and the time.")
 @click.option("--depends-on", multiple=True, metavar="ID", help="A job that must complete first; may be repeated.")
 @click.option(
     "--notify",
     multiple=True,
     metavar="TARGET",
-    help="Who is told when it ends: an SNS topic's ARN, slack:PLACE or webhook:PLACE; may be repeated. PLACE is "
+    help="Who gets notice when it ends: an SNS topic's ARN, slack:PLACE or webhook:PLACE; may be repeated. PLACE is "
     "where the URL is kept: env:NAME, ssm:/PARAMETER or secret:NAME.",
 )
 @click.option("--owner", metavar="NAME", help="Whose job it is; by default yours.")
-@click.option("--run", "run", default="", metavar="NAME", help="What it belongs to with other jobs.")
+@click.option("--run", "run", default="", metavar="NAME", help="The run that it and other jobs belong to.")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A note of yours; may be repeated.")
 @STORE
 def submit(
@@ -62,7 +62,7 @@ def submit(
 
     request = _request(request_file)
     for target in notify:
-        check_target(target)  # before a file is made
+        check_target(target)  # before a store is created
     store, _ = store_of(place, make=True)
     job = submit_job(
         request,
@@ -80,17 +80,17 @@ def submit(
 def _request(file: str) -> dict[str, Any]:
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
-        found = json.loads(text)
+        request = json.loads(text)
     except OSError as error:
         raise click.UsageError(f"--request {file} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise click.UsageError(f"--request {file} is no JSON: {error}.") from None
-    if not isinstance(found, dict) or not ("ProcessingResources" in found or "ResourceConfig" in found):
+    if not isinstance(request, dict) or not ("ProcessingResources" in request or "ResourceConfig" in request):
         raise click.UsageError(
             f"--request {file} has neither ProcessingResources nor ResourceConfig; give the arguments of "
             "CreateProcessingJob or CreateTrainingJob."
         )
-    return found
+    return request
 
 
 def _tag(text: str) -> tuple[str, str]:
@@ -104,7 +104,7 @@ def _tag(text: str) -> tuple[str, str]:
 @JOB
 @STORE
 def again(job_id: str, *, place: str | None) -> None:
-    """Try a job again that failed or was stopped.
+    """Retry a job that failed or was stopped.
 
     The jobs that failed only because they need it are tried again too.
     """
@@ -121,12 +121,12 @@ def again(job_id: str, *, place: str | None) -> None:
 def stop(job_ids: tuple[str, ...], *, run: str, place: str | None) -> None:
     """Stop jobs.
 
-    Those that wait are stopped at once; whoever runs the queue tells the service to stop the others.
+    Those that wait are stopped at once; whatever serves the queue tells the service to stop the others.
     """
     from shardkit.jobs import stop as stop_jobs
 
-    store, known = store_of(place)
-    chosen = chosen_jobs(store, job_ids, run, known)
+    store, where = store_of(place)
+    chosen = chosen_jobs(store, job_ids, run, where)
     for job in stop_jobs(store, None, [job.job_id for job in chosen if not job.ended]):
         echo(f"Job {job.job_id} is {'to be stopped' if job.live else job.status}.", err=True)
 
@@ -142,16 +142,16 @@ def wait(job_ids: tuple[str, ...], *, run: str, place: str | None) -> None:
 
     The exit code is 1 if one of them did not complete.
     """
-    store, known = store_of(place)
-    left = {job.job_id for job in chosen_jobs(store, job_ids, run, known)}
-    bad = 0
+    store, where = store_of(place)
+    left = {job.job_id for job in chosen_jobs(store, job_ids, run, where)}
+    failures = 0
     while left:
         for job in sorted(store.find(left).values(), key=lambda job: job.changed_at):
             if job.ended:
                 left.discard(job.job_id)
-                bad += job.status != "Completed"
+                failures += job.status != "Completed"
                 echo(f"Job {job.job_id} {job.status}{f': {job.reason}' if job.reason else '.'}", err=True)
         if left:
             time.sleep(POLL_S)
-    if bad:
+    if failures:
         sys.exit(1)

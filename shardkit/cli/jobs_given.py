@@ -1,4 +1,4 @@
-"""What a command of ``shardkit jobs`` is given, as the queue has it: a store, and jobs in it."""
+"""The arguments of a command of ``shardkit jobs`` as the queue has them: a store, and jobs in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shardkit.jobs import Job, Store
 
 
-LOOKED_AT = 1000  # of the latest jobs, for a name that was mistyped
+LOOKED_AT = 1000  # how many of the latest jobs are searched for a name that was mistyped
 STORE = click.option(
     "--store",
     "place",
@@ -23,7 +23,7 @@ STORE = click.option(
     metavar="PLACE",
     help="A SQLite file or dynamodb://TABLE; by default SHARDKIT_JOBS, else a file in your state folder.",
 )
-JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 JOB = click.argument("job_id", metavar="ID")
 SOME = options(
     click.argument("job_ids", nargs=-1, metavar="[ID]..."),
@@ -32,10 +32,10 @@ SOME = options(
 
 
 class JobsCommand(Command):
-    """A command that turns the queue's errors into one clean message too."""
+    """A command that also turns the queue's errors into one clean message."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what cannot be used as given exits with 2, all else that fails with 1."""
+        """Run the command; exits with 2 if an argument cannot be used, with 1 after any other error."""
         from shardkit.jobs.errors import JobError, JobNotFound
 
         try:
@@ -46,22 +46,22 @@ class JobsCommand(Command):
 
 
 def store_of(place: str | None, *, make: bool = False) -> tuple[Store, str]:
-    """The store, and what it is called in a command; only a submission makes one."""
+    """The store, and its place as a command takes it; ``make``: create a missing file."""
     from shardkit.jobs.errors import JobError
     from shardkit.jobs.open import open_store
     from shardkit.jobs.submitting import default_place
 
-    known = place or default_place()
-    if "://" not in known and not os.path.exists(known):
+    where = place or default_place()
+    if "://" not in where and not os.path.exists(where):
         if not make:
-            raise JobError(f"There is no store of jobs at {known}.", hint="Submit a job, or give another --store.")
+            raise JobError(f"There is no store of jobs at {where}.", hint="Submit a job, or give another --store.")
         if not place:
-            os.makedirs(os.path.dirname(known), mode=0o700, exist_ok=True)
-    return open_store(known), known
+            os.makedirs(os.path.dirname(where), mode=0o700, exist_ok=True)
+    return open_store(where), where
 
 
-def chosen_jobs(store: Store, job_ids: Sequence[str], run: str, known: str) -> list[Job]:
-    """The jobs that are meant.
+def chosen_jobs(store: Store, job_ids: Sequence[str], run: str, where: str) -> list[Job]:
+    """The jobs that the arguments name.
 
     Raises:
         JobNotFound: there is no such job, or the run has none.
@@ -72,15 +72,15 @@ def chosen_jobs(store: Store, job_ids: Sequence[str], run: str, known: str) -> l
         raise click.UsageError("Give job ids, or --run.")
     chosen = store.jobs(run=run) if run else [job_of(store, job_id) for job_id in job_ids]
     if not chosen:
-        raise JobNotFound(f"{known} has no job of run {run!r}.", hint=did_you_mean(run, store, "run"))
+        raise JobNotFound(f"{where} has no job of run {run!r}.", hint=did_you_mean(run, store, "run"))
     return chosen
 
 
 def job_of(store: Store, job_id: str) -> Job:
-    """The job of that id.
+    """The job with that id.
 
     Raises:
-        JobNotFound: there is none; the hint names one that is called nearly so.
+        JobNotFound: there is none; the hint names one with a similar id.
     """
     from shardkit.jobs.errors import JobNotFound
 
@@ -91,9 +91,9 @@ def job_of(store: Store, job_id: str) -> Job:
 
 
 def did_you_mean(name: str, store: Store, field: str) -> str:
-    """Which of the latest jobs' names, or of their runs', was perhaps meant."""
+    """Suggest a similar name among those of the latest jobs, or of their runs."""
     import difflib
 
     names = dict.fromkeys(str(getattr(job, field)) for job in store.jobs(limit=LOOKED_AT, latest=True))
-    near = difflib.get_close_matches(name, [known for known in names if known], n=1)
+    near = difflib.get_close_matches(name, [each for each in names if each], n=1)
     return f"Did you mean {near[0]}?" if near else "See what there is: shardkit jobs list"

@@ -1,4 +1,4 @@
-"""Commands that tell of jobs, and change nothing."""
+"""Commands that show jobs, and change nothing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ WAYS = ("hour", "day", "week", "owner", "instance_type", "cause", "run", "kind")
     cls=JobsCommand,
     epilog="shardkit jobs list\nshardkit jobs list --status Failed --owner ana --json | jq .reason",
 )
-@click.option("--status", multiple=True, type=click.Choice(STATUSES), help="Only such; may be repeated.")
-@click.option("--owner", default="", metavar="NAME", help="Only this owner's.")
-@click.option("--run", "run", default="", metavar="NAME", help="Only this run's.")
-@click.option("--limit", type=click.IntRange(1), default=50, metavar="N", help="At most so many (default 50).")
+@click.option("--status", multiple=True, type=click.Choice(STATUSES), help="Only jobs of this status; may be repeated.")
+@click.option("--owner", default="", metavar="NAME", help="Only this owner's jobs.")
+@click.option("--run", "run", default="", metavar="NAME", help="Only this run's jobs.")
+@click.option("--limit", type=click.IntRange(1), default=50, metavar="N", help="The most jobs to list (default 50).")
 @JSON_LINES
 @STORE
 def list_jobs(*, status: tuple[str, ...], owner: str, run: str, limit: int, as_json: bool, place: str | None) -> None:
@@ -36,12 +36,12 @@ def list_jobs(*, status: tuple[str, ...], owner: str, run: str, limit: int, as_j
     from shardkit.cli.job_lines import job_data, list_lines
 
     store, _ = store_of(place)
-    found = store.jobs(status=status or None, owner=owner, run=run, limit=limit, latest=True)
-    for line in (json.dumps(job_data(job)) for job in found) if as_json else list_lines(found):
+    jobs = store.jobs(status=status or None, owner=owner, run=run, limit=limit, latest=True)
+    for line in (json.dumps(job_data(job)) for job in jobs) if as_json else list_lines(jobs):
         echo(line)
-    if run and not found and not store.jobs(run=run, limit=1):
+    if run and not jobs and not store.jobs(run=run, limit=1):
         echo(f"There is no job of run {run!r}. {did_you_mean(run, store, 'run')}", err=True)
-    if len(found) == limit:
+    if len(jobs) == limit:
         echo(f"These are the latest {limit:,}; --limit shows more.", err=True)
 
 
@@ -51,7 +51,7 @@ def list_jobs(*, status: tuple[str, ...], owner: str, run: str, limit: int, as_j
 @click.option("--request", "with_request", is_flag=True, help="Show the request too.")
 @STORE
 def show(job_id: str, *, as_json: bool, with_request: bool, place: str | None) -> None:
-    """Tell all about a job.
+    """Show all about a job.
 
     Its attempts, times and reasons, where its log is, and how to try it again.
     """
@@ -59,20 +59,20 @@ def show(job_id: str, *, as_json: bool, with_request: bool, place: str | None) -
     from shardkit.jobs.store import request_of
     from shardkit.masking import masked_data
 
-    store, known = store_of(place)
+    store, store_place = store_of(place)
     job, region = job_of(store, job_id), _region()
     request = {"request": masked_data(request_of(store, job_id))} if with_request else {}
     if as_json:
         echo(json.dumps(job_data(job, region=region) | request))
         return
-    for line in show_lines(job, region=region, place=known if place else ""):
+    for line in show_lines(job, region=region, place=store_place if place else ""):
         echo(line)
     if request:
         echo(json.dumps(request["request"], indent=2))
 
 
 def _region() -> str:
-    """Where the service is that this machine is set up for."""
+    """The region of the service that this machine is set up for."""
     import botocore.session
 
     return botocore.session.get_session().get_config_variable("region") or ""
@@ -87,7 +87,7 @@ shardkit jobs history --since 2026-01-01 --until 2026-02-01 --html january.html 
 """,
 )
 @click.option("--since", default="30d", metavar="TIME", help="How long ago, such as 12h, 30d or 8w, or a date.")
-@click.option("--until", metavar="TIME", help="The same, for the end; by default now.")
+@click.option("--until", metavar="TIME", help="The end, written the same way; by default now.")
 @click.option("--by", type=click.Choice(WAYS), default="day", help="A row for each of these (default day).")
 @click.option("--prices", "prices_from", metavar="FILE|aws", help="Costs, by a JSON file of prices or AWS' price list.")
 @JSON_LINES
@@ -103,9 +103,9 @@ def history(
     html: str | None,
     place: str | None,
 ) -> None:
-    """Tell what became of jobs.
+    """Show what became of jobs.
 
-    Of those that ended in that time: how many succeeded, the attempts, waiting and running time (the median, and what
+    For those that ended in that time: how many succeeded, the attempts, waiting and running time (the median, and what
     95% did not exceed), instance-hours, and with prices the cost.
     """
     from dataclasses import asdict
@@ -119,13 +119,13 @@ def history(
         raise click.UsageError("--since is not before --until.")
     if html is not None and as_json:
         raise click.UsageError("Give --json or --html, not both.")
-    prices, (store, known) = _prices(prices_from), store_of(place)
+    prices, (store, store_place) = _prices(prices_from), store_of(place)
     ended = store.ended(begin, end)
     if html is not None:
         from shardkit.cli.history_page import history_page, ways_for
 
-        found = summaries(ended, by=ways_for(begin, end), prices=prices)
-        page = history_page(found, title=f"Jobs of {known}", since=begin, until=end)
+        groups = summaries(ended, by=ways_for(begin, end), prices=prices)
+        page = history_page(groups, title=f"Jobs of {store_place}", since=begin, until=end)
         try:
             Path(html).write_text(page, "utf-8")
         except OSError as error:
@@ -138,7 +138,7 @@ def history(
 
 
 def _moment(option: str, text: str, now: float) -> float:
-    """A time that is so long ago, or a date or time in ISO 8601, UTC by default."""
+    """The moment that long ago, or a date or time in ISO 8601, UTC by default."""
     import datetime
 
     from shardkit.times import interval

@@ -27,9 +27,9 @@ shardkit jobs serve --store dynamodb://shardkit-jobs --until-ended
 @click.option("--until-ended", is_flag=True, help="End once every job has ended.")
 @STORE
 def serve(*, kind: str, max_instances: int | None, until_ended: bool, place: str | None) -> None:
-    """Launch and watch what is submitted, send notices, until Ctrl-C or SIGTERM.
+    """Launch and watch submitted jobs, and send notices, until Ctrl-C or SIGTERM.
 
-    Jobs that run go on without it. Any number of these may serve one queue.
+    Running jobs go on without it. Any number of these may serve one queue.
     """
     import signal
     import threading
@@ -39,17 +39,17 @@ def serve(*, kind: str, max_instances: int | None, until_ended: bool, place: str
     from shardkit.jobs.service import serve as serve_queue
 
     settings = engine_kind(kind)
-    store, known = store_of(place, make=True)
+    store, where = store_of(place, make=True)
     engine, policy = settings.serving(max_instances)
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
-    echo(f"Serving the jobs of {known}. Ctrl-C ends it; the jobs go on.", err=True)
+    echo(f"Serving the jobs of {where}. Ctrl-C ends it; the jobs go on.", err=True)
     serve_queue(
         store,
         engine,
         policy=policy,
-        place=known if place else "",
+        place=where if place else "",
         region=None if settings.cloudwatch else "",
         on_round=lambda *reports: _say(change_lines(*reports)),
         stop=over,
@@ -70,10 +70,12 @@ shardkit jobs policy --set creates_per_s=2 --set 'ceilings={"ml.m5.4xlarge": 20}
 shardkit jobs policy --set ceilings=null
 """,
 )
-@click.option("--set", "settings", multiple=True, metavar="FIELD=JSON", help="Change a field; null is its default.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="FIELD=JSON", help="Change a field; null resets it to its default."
+)
 @STORE
 def policy(*, settings: tuple[str, ...], place: str | None) -> None:
-    """Print the policy that a queue is served by, as JSON; change it for all who serve it from their next round on."""
+    """Print the policy that a queue is served by, as JSON; or change it for all who serve it, from their next round."""
     from dataclasses import asdict
 
     from shardkit.jobs.service import policy_of, set_policy
@@ -100,9 +102,9 @@ shardkit jobs deploy-template --output deploy
 shardkit jobs deploy-template | less
 """,
 )
-@click.option("--output", metavar="DIR", help="Write template.yaml there, and beside it the zip of the functions.")
+@click.option("--output", metavar="DIR", help="Write template.yaml there, with the zip of the functions.")
 def deploy_template(*, output: str | None) -> None:
-    """Print an AWS SAM template that deploys the queue: a table, and functions that launch, watch and tell."""
+    """Print an AWS SAM template that deploys the queue: a table, and functions that launch, watch and notify."""
     from shardkit.cli.deploy import template_text, write_deployment
 
     if output is None:

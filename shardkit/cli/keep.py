@@ -21,14 +21,14 @@ shardkit clean pipeline.yaml --unfinished
 """,
 )
 @OUTPUT
-@click.option("--older-than", metavar="TIME", help="Only runs of which nothing was written since then: 7d, 12h, 2w.")
+@click.option("--older-than", metavar="TIME", help="Only runs that have written nothing for this long: 7d, 12h, 2w.")
 @click.option("--unfinished", is_flag=True, help="Also runs that could be resumed, but not those at work.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go, and why.")
 @JSON
 def clean(output: str, older_than: str | None, *, unfinished: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove old runs that nothing counts on any more.
+    """Remove old runs that nothing needs any more.
 
-    Each run leaves its rows and notes in a folder. Those stay that the dataset, the next run or an
+    Each run leaves its rows and notes in a folder. Folders stay that the dataset, the next run or an
     unfinished one needs.
     """
     from shardkit.runs.clean import clean as clean_output

@@ -18,12 +18,12 @@ from shardkit.cli.options import JSON, OUTPUT, RUN_ID
 @RUN_ID
 @JSON
 def status(output: str, run_id: str | None, *, as_json: bool) -> None:
-    """Tell how far a run is, or how it ended; of one on an engine also how its jobs are."""
+    """Show how far a run is, or how it ended; on an engine, also how its jobs are."""
     from shardkit.cli.run_lines import job_lines
 
-    found = opened(output, run_id)
-    jobs = found.jobs() if found.has_jobs else []
-    summary = found.summary()
+    handle = opened(output, run_id)
+    jobs = handle.jobs() if handle.has_jobs else []
+    summary = handle.summary()
     if as_json:
         echo(json.dumps(summary.to_dict() | ({"jobs": jobs} if jobs else {})))
         return
@@ -39,7 +39,7 @@ def status(output: str, run_id: str | None, *, as_json: bool) -> None:
 @RUN_ID
 @click.option("--job", metavar="NAME", help="A job, by its name or a part of it; by default those that failed.")
 def logs(output: str, run_id: str | None, job: str | None) -> None:
-    """Print what the jobs of a run have said: those that failed, or if none did, all."""
+    """Print the logs of a run's jobs: of those that failed or, if none did, of all."""
     for line in opened(output, run_id).logs(job):
         echo(line)
 
@@ -51,18 +51,18 @@ def logs(output: str, run_id: str | None, job: str | None) -> None:
 @OUTPUT
 @RUN_ID
 @click.option("--traceback", is_flag=True, help="Show where in your function the records failed.")
-@click.option("--all", "every", is_flag=True, help="List every record, also where they are many.")
+@click.option("--all", "every", is_flag=True, help="List every record, even if they are many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a record.")
 def failures(output: str, run_id: str | None, *, traceback: bool, every: bool, as_json: bool) -> None:
     """List the records in quarantine, and why they failed.
 
-    Where they are many, those that failed alike share a line.
+    If they are many, those that failed alike share a line.
     """
     from shardkit.cli.run_lines import FEW_FAILURES, failure_lines, grouped_failure_lines
     from shardkit.units import counted
 
-    found = opened(output, run_id)
-    entries = found.quarantine()
+    handle = opened(output, run_id)
+    entries = handle.quarantine()
     grouped = len(entries) > FEW_FAILURES and not every and not as_json
     for line in grouped_failure_lines(entries, traceback=traceback) if grouped else ():
         echo(line)
@@ -72,8 +72,8 @@ def failures(output: str, run_id: str | None, *, traceback: bool, every: bool, a
         else:
             echo("\n".join(failure_lines(entry, traceback=traceback)))
     verb = "is" if len(entries) == 1 else "are"
-    others = len({entry["run"] for entry in entries} - {found.run_id})
-    of = f"run {found.run_id}" + (f" and {counted(others, 'other')} that made days of the dataset" if others else "")
+    others = len({entry["run"] for entry in entries} - {handle.run_id})
+    of = f"run {handle.run_id}" + (f" and {counted(others, 'other')} that made days of the dataset" if others else "")
     more = " --all lists each of them." if grouped else ""
     echo(f"{counted(len(entries), 'record')} of {of} {verb} in quarantine.{more}", err=True)
 
@@ -90,22 +90,26 @@ shardkit query "SELECT * FROM shown JOIN clicks USING (ad)" --output shown=out/i
 @click.argument("places", nargs=-1, metavar="[PIPELINE.yaml]...")
 @click.option("--output", "outputs", multiple=True, metavar="[NAME=]DIR", help="A dataset's folder; may be repeated.")
 @click.option(
-    "--format", "format_", type=click.Choice(["table", "csv", "json"]), default="table", help="Of the answer."
+    "--format",
+    "format_",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    help="The format of the answer.",
 )
-@click.option("--using", type=click.Choice(["athena", "duckdb"]), help="By default Athena where there is a catalogue.")
+@click.option("--using", type=click.Choice(["athena", "duckdb"]), help="By default Athena if there is a catalogue.")
 def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: str, *, using: Any) -> None:
-    """Ask SQL of datasets: each is a table with its pipeline's name, or the NAME given; one alone also `dataset`.
+    """Query datasets with SQL: each is a table with its pipeline's name, or the NAME given; one alone also `dataset`.
 
-    Athena answers where a dataset is in a Glue catalogue, else DuckDB on this machine, from the same files. DuckDB
-    reads no others, and writes none.
+    Athena answers if a dataset is in a Glue catalogue, else DuckDB on this machine, from the same files. DuckDB
+    reads no other files, and writes none.
     """
     from shardkit.cli.answers import as_lines, named_outputs
     from shardkit.dataset.query import ask
 
-    given = [output_of(place) for place in (*places, *outputs)]
-    if not given:
+    folders = [output_of(place) for place in (*places, *outputs)]
+    if not folders:
         raise click.UsageError("Give a PIPELINE.yaml, or --output with a dataset's folder.")
-    for line in as_lines(ask(sql, named_outputs(given), using=using), format_):
+    for line in as_lines(ask(sql, named_outputs(folders), using=using), format_):
         echo(line)
 
 
@@ -113,10 +117,10 @@ def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: 
 @OUTPUT
 @JSON
 def check(output: str, *, as_json: bool) -> None:
-    """Compare a dataset with all that is known of it, record by record; changes nothing.
+    """Compare a dataset with all notes about it, record by record; changes nothing.
 
-    Its files must be there with the rows that are noted, no others of earlier runs beside them, and each
-    record's rows be in them once. Exit codes: 0 all is right, 1 it is not; the lines say what to do.
+    Its files must exist and have the rows that are noted, each record's rows once, and no files of earlier runs
+    may be beside them. Exit codes: 0 all is right, 1 something is wrong; the lines say what to do.
     """
     from shardkit.runs.check import check as check_output
 

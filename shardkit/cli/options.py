@@ -10,21 +10,21 @@ SET = click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override any field; may be repeated."
 )
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object last on stdout.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end.")
 RUN_ID = click.option("--run-id", metavar="ID", help="Which run; by default the latest.")
 OUTPUT = click.argument("output", metavar="OUTPUT")
 ALLOW_EMPTY = click.option(
-    "--allow-empty", is_flag=True, default=None, help="Make a dataset without a row, where no record gives any."
+    "--allow-empty", is_flag=True, default=None, help="Make a dataset without rows if no record gives any."
 )
 WORK = options(
     click.option("--function", metavar="MODULE:NAME", help="The function that turns a record into rows."),
     click.option("--source-dir", metavar="DIR", help="Where its module is; by default the current directory."),
     click.option("--records", metavar="RULE", help="file (default), stem, directory, or MODULE:NAME."),
     click.option("--pattern", multiple=True, metavar="GLOB", help="A record's main object; may be repeated."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Files that are no input; may be repeated."),
-    click.option("--workers", metavar="N", help="How many processes; by default one a CPU."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Files that are not input; may be repeated."),
+    click.option("--workers", metavar="N", help="How many processes; by default one per CPU."),
     click.option("--chunks", metavar="HOW", help="dynamic (default), balanced or even."),
-    click.option("--timeout", metavar="SECONDS", help="What a record may take (default 3600)."),
+    click.option("--timeout", metavar="SECONDS", help="How long a record may take (default 3600)."),
     click.option("--max-failures", metavar="N|P%", help="How many records may fail (default 1%)."),
     ALLOW_EMPTY,
 )
@@ -37,11 +37,11 @@ MERGE = options(
 )
 DAYS = options(
     click.option("--date", multiple=True, metavar="DAY", help="Only this day, or A..B; may be repeated."),
-    click.option("--since", metavar="TIME", help="Only the days from so long ago until now: 3d, 12h, 2w."),
+    click.option("--since", metavar="TIME", help="Only the days since that long ago: 3d, 12h, 2w."),
 )
 PIPELINE = options(
     click.argument("pipeline", required=False, metavar="[PIPELINE.yaml]"),
-    click.option("--input", "input_", metavar="DIR", help="The folder with the files, where there is no YAML file."),
+    click.option("--input", "input_", metavar="DIR", help="The folder with the files, if there is no YAML file."),
     click.option("--output", metavar="DIR", help="The folder of the dataset."),
     click.option("--name", metavar="NAME", help="The pipeline's name."),
     WORK,
@@ -52,7 +52,7 @@ PIPELINE = options(
 GO_ON = options(
     OUTPUT,
     RUN_ID,
-    click.option("--function", metavar="MODULE:NAME", help="The mended function, where the first was sent by value."),
+    click.option("--function", metavar="MODULE:NAME", help="The mended function, if the first was sent by value."),
     SET,
     QUIET,
     JSON,

@@ -22,15 +22,15 @@ shardkit pass2 --input parts/p00 --input parts/p01 --output out/
 @click.option("--input", "input_", required=True, metavar="DIR", help="The folder of one group.")
 @click.option("--output", required=True, metavar="DIR", help="The folder of the parts.")
 @WORK
-@click.option("--run-id", metavar="ID", help="A name for the run; that of an unfinished one goes on with it.")
+@click.option("--run-id", metavar="ID", help="A name for the run; the name of an unfinished run continues that one.")
 @QUIET
 @JSON
 def pass1(*, run_id: str | None, quiet: bool, as_json: bool, **given: Any) -> None:
     """Pass 1 alone: the files of one folder to parts, plain Parquet files."""
-    made = read_pipeline(None, given, expect_work=True)
+    pipeline = read_pipeline(None, given, expect_work=True)
     from shardkit.runs.start import start
 
-    report(lambda: start(made, run_id=run_id, quiet=quiet, merge=False), as_json=as_json)
+    report(lambda: start(pipeline, run_id=run_id, quiet=quiet, merge=False), as_json=as_json)
 
 
 @click.command(

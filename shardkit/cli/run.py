@@ -1,4 +1,4 @@
-"""Commands that run a pipeline, go on with a run, or say what a run would do."""
+"""Commands that run a pipeline, continue a run, or say what a run would do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ shardkit run --function features:rows --input data/ --output out/ --pattern '*.j
 @PIPELINE
 @DAYS
 @click.option("--dry-run", is_flag=True, help="Only say what would run, and why.")
-@click.option("--run-id", metavar="ID", help="A name for the run; that of an unfinished one goes on with it.")
+@click.option("--run-id", metavar="ID", help="A name for the run; the name of an unfinished run continues that one.")
 @QUIET
 @JSON
 def run(
@@ -47,21 +47,21 @@ def run(
 ) -> None:
     """Run both passes: records to parts, parts to the dataset.
 
-    With an engine the passes are Processing jobs; Ctrl-C then leaves those running that were launched.
+    With an engine the passes are Processing jobs; after Ctrl-C those that were launched keep running.
 
     Exit codes: 0 done, 1 failed, 2 usage or pipeline error, 130 interrupted.
     """
-    made = read_pipeline(pipeline, given, expect_work=not dry_run)
-    days = days_of(made, date, since)
+    loaded = read_pipeline(pipeline, given, expect_work=not dry_run)
+    days = days_of(loaded, date, since)
     if dry_run:
-        _print_plan(made, days)
+        _print_plan(loaded, days)
         return
-    report(lambda: made.run(days=days, run_id=run_id, quiet=quiet), as_json=as_json)
+    report(lambda: loaded.run(days=days, run_id=run_id, quiet=quiet), as_json=as_json)
 
 
-def _print_plan(made: Pipeline, days: list[str] | None) -> None:
+def _print_plan(loaded: Pipeline, days: list[str] | None) -> None:
     with redirect_stdout(sys.stderr):
-        planned = made.plan(days=days)
+        planned = loaded.plan(days=days)
     echo(planned.text())
 
 
@@ -75,7 +75,7 @@ shardkit plan pipeline.yaml --json | jq .totals
 )
 @PIPELINE
 @DAYS
-@click.option("--sample", type=int, metavar="N", help="Run N records first, and say what the whole will take.")
+@click.option("--sample", type=int, metavar="N", help="Run N records first, and estimate what all of them will take.")
 @JSON
 def plan(
     pipeline: str | None,
@@ -87,10 +87,10 @@ def plan(
     **given: Any,
 ) -> None:
     """Say what a run would do, without doing it."""
-    made = read_pipeline(pipeline, given, expect_work=sample is not None)
+    loaded = read_pipeline(pipeline, given, expect_work=sample is not None)
     with redirect_stdout(sys.stderr):
-        planned = made.plan(days=days_of(made, date, since))
-        estimate = made.sample(sample) if sample is not None else None
+        planned = loaded.plan(days=days_of(loaded, date, since))
+        estimate = loaded.sample(sample) if sample is not None else None
     if as_json:
         from dataclasses import asdict
 
@@ -107,15 +107,15 @@ def plan(
 @OUTPUT
 @RUN_ID
 def stop(output: str, run_id: str | None) -> None:
-    """Stop the jobs of a run; what they have committed is kept, and `resume` goes on from there."""
+    """Stop the jobs of a run; what they have committed is kept, and `resume` continues from there."""
     from shardkit.units import counted
 
-    found = opened(output, run_id)
-    count = found.stop()
+    handle = opened(output, run_id)
+    count = handle.stop()
     if not count:
-        echo(f"Run {found.run_id}: no job is left to stop.")
+        echo(f"Run {handle.run_id}: no job is left to stop.")
         return
-    echo(f"{counted(count, 'job')} of run {found.run_id} stopped. Go on: shardkit resume {found.folder.arguments}")
+    echo(f"{counted(count, 'job')} of run {handle.run_id} stopped. Go on: shardkit resume {handle.folder.arguments}")
 
 
 @click.command(
@@ -126,11 +126,11 @@ shardkit retry out/ --run-id 20261121-184259-7f3a --set timeout=600
 """,
 )
 @GO_ON
-@click.option("--changed-function", is_flag=True, help="Go on although the function has another name.")
+@click.option("--changed-function", is_flag=True, help="Continue although the function has another name.")
 def retry(output: str, run_id: str | None, *, settings: Any, as_json: bool, **how: Any) -> None:
-    """Run the quarantined records again, with the function as it is now, and make the dataset anew."""
-    found, changes = opened(output, run_id), settings_of({"settings": settings})
-    report(lambda: found.retry(**how, **changes), as_json=as_json)
+    """Run the quarantined records again, with the function as it is now, and rebuild the dataset."""
+    handle, changes = opened(output, run_id), settings_of({"settings": settings})
+    report(lambda: handle.retry(**how, **changes), as_json=as_json)
 
 
 @click.command(
@@ -141,9 +141,9 @@ shardkit resume out/ --set max_failures=100% --set output.widen_ints=true
 """,
 )
 @GO_ON
-@click.option("--changed-function", is_flag=True, help="Go on although the function's source has changed.")
-@click.option("--make-current", is_flag=True, help="Have its dataset replace that of the later run that replaced it.")
+@click.option("--changed-function", is_flag=True, help="Continue although the function's source has changed.")
+@click.option("--make-current", is_flag=True, help="Let its dataset replace that of the later run that replaced it.")
 def resume(output: str, run_id: str | None, *, settings: Any, as_json: bool, **how: Any) -> None:
-    """Go on with a run where it was interrupted or failed; what is committed is not done again."""
-    found, changes = opened(output, run_id), settings_of({"settings": settings})
-    report(lambda: found.resume(**how, **changes), as_json=as_json)
+    """Continue a run where it was interrupted or failed; what is committed is not done again."""
+    handle, changes = opened(output, run_id), settings_of({"settings": settings})
+    report(lambda: handle.resume(**how, **changes), as_json=as_json)

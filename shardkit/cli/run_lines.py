@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 JOBS_SHOWN = 5
-FEW_FAILURES = 20  # are listed one by one
+FEW_FAILURES = 20  # up to so many are listed one by one
 VARIES = r"'[^']*'|\"[^\"]*\"|0x[0-9a-fA-F]+|\d+|\S*/\S*"
 
 
 def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
-    """How the jobs of a run are: how many in each state, and why some failed."""
+    """The jobs of a run: how many are in each state, and why some failed."""
     if not jobs:
         return
     states = Counter(job["status"] for job in jobs)
@@ -25,11 +25,13 @@ def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
     yield f"jobs     {len(jobs):,}: {', '.join(f'{count:,} {state}' for state, count in states.items())}" + (
         f"; {counted(attempts, 'attempt')}" if attempts > len(jobs) else ""
     )
-    told = [job for job in jobs if job["reason"] and job["status"] != "Completed" and job["cause"] != "dependency"]
-    for job in told[:JOBS_SHOWN]:
+    with_reason = [
+        job for job in jobs if job["reason"] and job["status"] != "Completed" and job["cause"] != "dependency"
+    ]
+    for job in with_reason[:JOBS_SHOWN]:
         yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'].splitlines()[0][:300]}"
-    if len(told) > JOBS_SHOWN:
-        yield f"  ... and {len(told) - JOBS_SHOWN:,} more"
+    if len(with_reason) > JOBS_SHOWN:
+        yield f"  ... and {len(with_reason) - JOBS_SHOWN:,} more"
 
 
 def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
@@ -40,10 +42,10 @@ def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
 
 
 def grouped_failure_lines(entries: list[dict[str, Any]], *, traceback: bool) -> Iterator[str]:
-    """The quarantine with a line for each kind of failure, the most frequent first; or its first record's traceback."""
+    """A line for each kind of failure, the most frequent first, and perhaps the traceback of its first record."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in entries:
-        # What differs from record to record, such as names and numbers, does not make it another failure.
+        # Parts that differ from record to record, such as names and numbers, do not make it another kind.
         kind = re.sub(VARIES, "*", first_line(entry["message"]).replace(entry["key"], "*"))
         groups.setdefault((entry["error"], kind), []).append(entry)
     for group in sorted(groups.values(), key=len, reverse=True):

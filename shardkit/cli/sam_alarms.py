@@ -1,4 +1,4 @@
-"""What calls a person when the queue in an account of AWS is in trouble."""
+"""The alarms that call people when the queue in an account of AWS is in trouble."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ STUCK_MINUTES = 30
 
 
 def alarms() -> Data:
-    """Alarms: they go to the topic, as do the words that all is well again."""
-    found: Data = {}
+    """The alarms: they go to the topic, as does the message that all is well again."""
+    resources: Data = {}
     for name in ("submit", "launch", "monitor"):
-        found[f"{name.title()}Fails"] = _alarm(
+        resources[f"{name.title()}Fails"] = _alarm(
             f"Two of three times five minutes, the function {name} failed.",
             "AWS/Lambda",
             "Errors",
@@ -23,7 +23,7 @@ def alarms() -> Data:
             DatapointsToAlarm=2,
         )
     for name in ("launch", "monitor"):
-        found[f"{name.title()}Silent"] = _alarm(
+        resources[f"{name.title()}Silent"] = _alarm(
             f"The function {name} was not called for 15 minutes.",
             "AWS/Lambda",
             "Invocations",
@@ -32,23 +32,23 @@ def alarms() -> Data:
             ComparisonOperator="LessThanThreshold",
             TreatMissingData="breaching",
         )
-    found["QueueStuck"] = _alarm(
-        f"For {STUCK_MINUTES} minutes jobs have waited, though nothing that passes by itself kept them.",
+    resources["QueueStuck"] = _alarm(
+        f"For {STUCK_MINUTES} minutes jobs have waited for something that will not pass by itself.",
         NAMESPACE,
         "stuck",
         {"table": ref("TableName")},
         periods=STUCK_MINUTES // 5,
         Statistic="Minimum",
     )
-    found["CallsLost"] = _alarm(
-        "Calls of the functions failed for good; they lie in the queue of dead letters.",
+    resources["CallsLost"] = _alarm(
+        "Calls of the functions failed for good; they are in the queue of dead letters.",
         "AWS/SQS",
         "ApproximateNumberOfMessagesVisible",
         {"QueueName": {"Fn::GetAtt": ["DeadLetters", "QueueName"]}},
         periods=1,
         Statistic="Maximum",
     )
-    return found
+    return resources
 
 
 def _alarm(text: str, namespace: str, metric: str, dimensions: Data, *, periods: int, **more: Any) -> Data:

@@ -1,4 +1,4 @@
-"""What the queue's functions may do in an account of AWS."""
+"""The permissions of the queue's functions in an account of AWS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def launches() -> list[Data]:
 
 
 def monitors() -> list[Data]:
-    """What the monitor may do, who tells people too."""
+    """What the monitor may do, which also notifies people."""
     calls = [f"sagemaker:{verb}{kind}Job" for verb in ("Describe", "Stop") for kind in ("Processing", "Training")]
     return [
         allow(calls, _jobs()),

@@ -1,6 +1,6 @@
 """The AWS SAM template of the queue, as data.
 
-It is made of data, so that table, functions and permissions are those that the code has and needs.
+It is made from the code's own data, so that the table, functions and permissions are those that the code needs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from shardkit.cli.sam_words import Data, if_, ref, sub
 from shardkit.jobs.dynamodb_table import TABLE, TIME_TO_LIVE
 from shardkit.jobs.handlers import PLACE, STATE_CHANGES
 
-ZIP = "shardkit-jobs.zip"  # beside the template
+ZIP = "shardkit-jobs.zip"  # in the template's folder
 LAUNCH_TIMEOUT_S, MONITOR_TIMEOUT_S, SUBMIT_TIMEOUT_S = 120, 300, 120
 MEMORY_MB = 256
 LOG_DAYS = 30
@@ -61,17 +61,17 @@ def _parameters() -> Data:
             "Type": "String",
             "Default": "shardkit-jobs",
             "AllowedPattern": "[a-zA-Z0-9_-]{3,50}",
-            "Description": "Of the table of jobs; the functions are named after it.",
+            "Description": "The name of the table of jobs; the functions are named after it.",
         },
         "CreateTable": {
             "Type": "String",
             "Default": "true",
             "AllowedValues": ["true", "false"],
-            "Description": "false: the table is there, of an earlier deployment that was removed.",
+            "Description": "false: the table exists already, from an earlier deployment that was removed.",
         },
         "PassRoleArns": {
             "Type": "CommaDelimitedList",
-            "Description": "The roles that jobs may have: whoever may submit can run programs as each of them.",
+            "Description": "The roles that jobs may have: everybody who may submit can run programs as each of them.",
         },
         "NotifyEmail": {"Type": "String", "Default": "", "Description": "Gets notices and alarms; may be empty."},
         "LaunchEvery": every | {"Description": "How often the launcher runs."},
@@ -80,7 +80,7 @@ def _parameters() -> Data:
             "Type": "Number",
             "Default": 90,
             "MinValue": 1,
-            "Description": "So many days after its end a job may go from the table.",
+            "Description": "How many days after its end a job may be deleted from the table.",
         },
         "RequestsBucket": {
             "Type": "String",
@@ -189,7 +189,7 @@ def _every(parameter: str) -> Data:
 
 
 def _ends() -> Data:
-    """What SageMaker says of jobs that end. How they begin, the monitor's own look sees."""
+    """SageMaker's events of jobs that end. The monitor's own look sees how they begin."""
     ended = ["Completed", "Failed", "Stopped"]
     return {
         f"{kind}Ends": {

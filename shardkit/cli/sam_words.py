@@ -8,12 +8,12 @@ Data = dict[str, Any]
 
 
 def ref(name: str) -> Data:
-    """What a parameter or a resource is."""
+    """The value of a parameter or a resource."""
     return {"Ref": name}
 
 
 def sub(text: str) -> Data:
-    """A text with the values of what it names."""
+    """A text with the values of the parameters and resources that it names."""
     return {"Fn::Sub": text}
 
 
@@ -23,5 +23,5 @@ def arn(service: str, what: str) -> Data:
 
 
 def if_(condition: str, this: Any, other: Any = None) -> Data:
-    """One of two by a condition; nothing at all where the other is not given."""
+    """One of two by a condition; no value at all without an ``other``."""
     return {"Fn::If": [condition, this, ref("AWS::NoValue") if other is None else other]}

@@ -24,13 +24,13 @@ def schedule() -> None:
 def schedule_run(pipeline: str, *, once: bool, settings: tuple[str, ...]) -> None:
     """Run the pipeline whenever it is due, until Ctrl-C or SIGTERM.
 
-    Missed times are caught up by one run; a run that fails is told of, and the next one comes in its time.
+    One run makes up for all missed times; a run that fails is reported, and the next one starts when it is due.
     """
     from shardkit.runs.scheduler import Scheduler
 
-    made = read_pipeline(pipeline, {"settings": settings})
+    spec = read_pipeline(pipeline, {"settings": settings})
     with redirect_stdout(sys.stderr):
-        Scheduler(made, say=lambda text: echo(text, err=True)).run(once=once)
+        Scheduler(spec, say=lambda text: echo(text, err=True)).run(once=once)
 
 
 @schedule.command("next", epilog="shardkit schedule next pipeline.yaml\nshardkit schedule next pipeline.yaml --count 3")
