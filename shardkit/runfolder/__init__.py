@@ -1,4 +1,4 @@
-"""What a run writes down, and what that says."""
+"""The files of a run: what it writes down, and how that is read."""
 
 from __future__ import annotations
 

@@ -42,11 +42,11 @@ class Tally(Protocol):
 
 
 class Attempt:
-    """Runs beside both passes; what it writes under ``progress/`` tells how the attempt went.
+    """Runs beside both passes and writes under ``progress/`` how the attempt goes.
 
-    ``begun`` is when the attempt began, on the clock of ``time.monotonic``; ``command`` goes on with what it does.
-    ``shard`` is what a job of its own works on, or ``all``; ``number`` is what the attempt's number shall be at least.
-    ``fresh`` says that nobody can have worked on the run before, which saves looking.
+    ``begun`` is when the attempt began, on the clock of ``time.monotonic``; ``command`` continues its work.
+    ``shard`` is the shard of a job of its own, or ``all``; ``number`` is the lowest number that the attempt may have.
+    ``fresh`` means that nobody can have worked on the run before, which saves a look.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Quiet:
 
 
 class PlainLines(Quiet):
-    """A line now and then on stderr, for logs."""
+    """Writes a line to stderr now and then, for logs."""
 
     def __init__(self, *, every_s: float = PLAIN_EVERY_S) -> None:
         self._every_s = every_s

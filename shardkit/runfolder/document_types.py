@@ -1,8 +1,8 @@
 """What the JSON documents of a run and of a dataset hold.
 
-`documents` reads and writes them, and sees that what is read has all that the types here require. What an earlier
-version did not write is either filled in when a document is read (`earlier`), or is in a ``total=False`` half here,
-for whoever reads it to ask whether it is there. Each document has a field ``version``, the format that it is of.
+`documents` reads and writes them, and checks that a document has all fields that the types here require. A field that
+an earlier version did not write is either filled in when a document is read (`earlier`), or is in a ``total=False``
+half here, so that readers check whether it is there. The field ``version`` of each document is its format.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class PlannedJob(TypedDict):
 
 
 class PartitionChanges(TypedDict):
-    """What has become of the records of a partition since it was made, and why it is made anew."""
+    """How the records of a partition have changed since it was made, and why it is rebuilt."""
 
     new: int
     changed: int
@@ -232,8 +232,8 @@ class _Partition(MadeWith):
 class MadePartition(_Partition, total=False):
     """A partition of the dataset: the run that made it, and what with.
 
-    ``rows`` are those that the records have given, or None where a combine has decided on them; ``noted_by`` is the run
-    that has written its files anew since.
+    ``rows`` counts the rows of its records, or is None if a combine has decided on them; ``noted_by`` is the run that
+    has rewritten its files since.
     """
 
     quarantined: int

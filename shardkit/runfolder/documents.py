@@ -1,8 +1,8 @@
-"""The JSON documents that a run keeps: written with a checksum at their end, and looked at closely when they are read.
+"""The JSON documents that a run keeps: written with a checksum at their end, and checked closely when they are read.
 
-What is no JSON any more, lacks what it must have, or has another checksum than it was written with is `Damaged`. A
-document of a later format is refused, for nobody knows here what it means. One that somebody has written anew, by hand
-or with a tool, has no checksum: this module writes its own as no tool does.
+A document that is not JSON, lacks a required field or does not match its checksum is `Damaged`. A document of a later
+format is refused, because this version does not know what it means. A document that somebody has rewritten, by hand or
+with a tool, has no checksum: this module formats its own as no tool does.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 D = TypeVar("D")
 
-FORMAT = 2  # of the documents with a field ``version``; what is written here is read by whoever knows that one
+FORMAT = 2  # of the documents with a field ``version``; every reader that knows this number can read them
 _CHECKSUM = re.compile(rb',\s?"crc32":"([0-9a-f]{8})"\s?\}\s*\Z')
 _TAIL_BYTES = 64
 
 
 def dump(content: Mapping[str, Any], *, readable: bool = False) -> bytes:
-    """A document, with its version, as the bytes of its file; ``readable`` by people, a field a line."""
+    """A document, with its version, as the bytes of its file; ``readable``: for people, one field per line."""
     text = json.dumps({"version": FORMAT} | dict(content), indent=1 if readable else None, ensure_ascii=not readable)
     head = text[:-1].rstrip().encode()
     line = b"\n" if readable else b""
-    # No space after the colon: a tool that writes the document anew puts one there, or else leaves the comma's out.
+    # No space after the colon: a tool that rewrites the document puts one there, or leaves out the comma's.
     return b'%s,%s"crc32":"%08x"%s}\n' % (head, line or b" ", zlib.crc32(head), line)
 
 
 def parse(data: bytes, kind: type[D], name: str) -> D:
-    """What `dump` was given, or what was written without a checksum; with what an earlier version did not write.
+    """The content of a document, with or without a checksum; fields that an earlier version lacked are filled in.
 
-    ``name`` says which file of which run it is.
+    ``name`` names the file and its run.
 
     Raises:
-        Damaged: it is neither, or not of that kind; why, without the name.
+        Damaged: the document is broken or not of that kind; the message is the reason, without the name.
         WrittenByNewer: it is of a later format.
     """
     content = _loaded(data)
@@ -52,8 +52,8 @@ def parse(data: bytes, kind: type[D], name: str) -> D:
             f"{name}: it was written by a newer shardkit (format {version}; this one knows {FORMAT}).",
             hint="Use a version of shardkit that is at least as new as the one that wrote it.",
         )
-    found = _CHECKSUM.search(data, max(0, len(data) - _TAIL_BYTES))
-    if found is not None and zlib.crc32(memoryview(data)[: found.start()]) != int(found[1], 16):
+    checksum = _CHECKSUM.search(data, max(0, len(data) - _TAIL_BYTES))
+    if checksum is not None and zlib.crc32(memoryview(data)[: checksum.start()]) != int(checksum[1], 16):
         raise Damaged("its checksum is not that of what it holds")
     content.pop("crc32", None)
     if (fill_in := FILLED_IN.get(kind)) is not None:
@@ -76,5 +76,5 @@ def _loaded(data: bytes) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Tell people of what was found damaged and mended, wherever that was."""
+    """Tell the user about something damaged that was mended."""
     sys.stderr.write(f"{text}\n")

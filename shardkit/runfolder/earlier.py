@@ -1,9 +1,9 @@
-"""The fields that documents of earlier versions lack, so that nobody who reads one has to ask which version wrote it.
+"""Fills in the fields that documents of earlier versions lack, so that no reader has to ask which version wrote one.
 
-A document is filled in when it is read; its file stays as it is. A value that nobody can know is empty: an empty digest
-differs from every other, so that what was made with it is recomputed.
+A document is filled in when it is read; its file stays unchanged. A value that nobody can know is empty: an empty
+digest differs from every other, so everything made with it is recomputed.
 
-What is filled in may be damaged, so nothing here relies on a field being there, or on its type: `shapes` looks later.
+The document may be damaged, so nothing here relies on a field being there, or on its type: `shapes` checks that later.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TOTALS = (
 
 
 def _fill_in_plan(plan: dict[str, Any]) -> None:
-    """Fill in a plan: of the first version, or of pass 2 alone, which tells of nothing but the folders it merged."""
+    """Fill in a plan of the first version, or one of pass 2 alone, which names only the folders it merged."""
     if "merge_of" in plan:
         names = ("run_id", "digest", "function_digest", "input_digest")
         empty: dict[str, Any] = {"pipeline": {}, "workers": 0, "totals": {}, "shards": [], "version": 1}
@@ -74,8 +74,8 @@ def _fill_in_result(result: dict[str, Any]) -> None:
     if not (result.get("partitions") or result["by_day"]):
         result["partitions"] = {WHOLE: {"run": result.get("run_id")}}
     partitions = result.get("partitions")
-    for made in _objects(list(partitions.values()) if isinstance(partitions, dict) else []):
-        _add(made, {"work": "", "merge": ""})
+    for partition in _objects(list(partitions.values()) if isinstance(partitions, dict) else []):
+        _add(partition, {"work": "", "merge": ""})
     for file in _objects(result.get("files")):
         _add(file, {"partition": WHOLE})
 
@@ -91,7 +91,7 @@ def _add(content: dict[str, Any], fields: dict[str, Any]) -> None:
 
 
 def _objects(values: Any) -> list[dict[str, Any]]:
-    """Those of a list that are objects; that the others are none is found where the document's shape is looked at."""
+    """The objects in a list; the check of the document's shape reports all other values."""
     return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 

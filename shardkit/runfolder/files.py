@@ -68,10 +68,10 @@ class RunFiles:
         return self.files.exists("plan.json")
 
     def check_unused(self) -> None:
-        """See that nothing is left of an earlier run of this name, for its markers would count as this one's.
+        """Check that nothing is left of an earlier run of this name: its markers would count as this one's.
 
         Raises:
-            PlanMismatch: something is, for `clean` was killed, is at work, or keeps parts that other runs count on.
+            PlanMismatch: something is left: `clean` was killed, is at work, or keeps parts that other runs count on.
         """
         left = next((entry.key for home in ("markers", "parts") for entry in self.files.entries(home)), None)
         if left is not None:
@@ -84,8 +84,8 @@ class RunFiles:
     def lock(self, busy: str = "", *, new: bool = False) -> Iterator[Held]:
         """Keep other processes from working on the run; let go however the process ends.
 
-        ``busy`` is what to say if another process holds it, where that is more than that it does; ``new`` says that
-        nobody can have known of the run before, which saves looking.
+        ``busy`` is a message of its own for when another process holds the lock; ``new`` means that no other process
+        can have seen the run before, which saves a look.
 
         Raises:
             RunBusy: another process holds it.

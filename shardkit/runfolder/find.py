@@ -22,7 +22,7 @@ def runs_of(output: Folder) -> list[RunFolder]:
 
 
 def _created(folder: RunFolder) -> str:
-    """When a run was planned; nothing where its plan cannot be read, which does not keep others from being found."""
+    """When a run was planned; empty if its plan cannot be read: the other runs must still be listed."""
     with contextlib.suppress(Damaged, WrittenByNewer):
         return str(folder.plan()["created"])
     return ""
@@ -72,7 +72,7 @@ def find_run(output: Folder, run_id: str | None = None) -> RunFolder:
 
 
 def latest_run(output: Folder) -> RunFolder | None:
-    """The run that was planned, or retried, last; only where no note tells of it are all looked through."""
+    """The run that was planned, or retried, last; reads all runs only if no note names it."""
     try:
         name = documents.parse(output.read(LATEST), Latest, f"{output.uri}/{LATEST}")["run_id"]
         if RUN_ID.fullmatch(name) and (noted := RunFolder(output, name)).exists():

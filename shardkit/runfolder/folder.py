@@ -182,14 +182,14 @@ class RunFolder(RunFiles):
         return self.sent(name, plan["pickles"].get(name))
 
     def sent(self, name: str, sha256: str | None) -> bytes | None:
-        """A function that travels by value, of which the sha256 is known; None where there is none to be known.
+        """The pickle of a function that travels by value; None if there is no ``sha256`` and so no such function.
 
         Raises:
             Damaged: the file is another one, which must not be unpickled.
         """
         if sha256 is None:
             return None
-        hint = "Start a new run; or, in Python, give the function anew: open_run(...).retry(function=...)."
+        hint = "Start a new run; or, in Python, pass the function again: open_run(...).retry(function=...)."
         try:
             data = self.files.read(f"{name}.pkl")
         except FileNotFoundError:
@@ -238,10 +238,10 @@ class RunFolder(RunFiles):
         return RunFolder(self.output, run_id).files
 
     def result(self) -> Result | None:
-        """The result, if the run has one; where it is damaged, from what describes the dataset, if that is the run's.
+        """The result, if the run has one; if it is damaged, the dataset's own description, if that is of this run.
 
         Raises:
-            Damaged: nothing else tells it.
+            Damaged: the result is damaged and cannot be read elsewhere.
         """
         try:
             return self.read_if_there("result.json", Result)
@@ -257,7 +257,7 @@ class RunFolder(RunFiles):
             ) from None
 
     def heartbeats(self) -> list[Heartbeat]:
-        """The heartbeats of all attempts, the oldest attempt first; those that cannot be read have no known state."""
+        """The heartbeats of all attempts, the oldest attempt first; an unreadable one has the state ``unknown``."""
         names = [entry.key for entry in self.files.entries(heartbeats.FOLDER) if entry.key.endswith(".json")]
         beats = [
             heartbeats.parsed(self, name, data) for name, data in zip(names, self.files.read_many(names), strict=True)

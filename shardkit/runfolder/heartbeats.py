@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.files import RunFiles
 
 FOLDER = "progress"
-UNKNOWN = "unknown"  # the state that a heartbeat tells which cannot be read
+UNKNOWN = "unknown"  # the state of a heartbeat that cannot be read
 
 
 def name_of(beat: Heartbeat) -> str:
@@ -24,7 +24,7 @@ def name_of(beat: Heartbeat) -> str:
 
 
 def parsed(run: RunFiles, name: str, data: bytes) -> Heartbeat:
-    """A heartbeat; one that cannot be read has no known state, which keeps nobody from looking at the run."""
+    """A heartbeat; an unreadable one has the state ``unknown``, so that the run can still be looked at."""
     try:
         beat = run.parse(name, data, Heartbeat, "")
         if all(datetime.datetime.fromisoformat(time).tzinfo for time in (beat["started"], beat["at"])):

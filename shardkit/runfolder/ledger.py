@@ -1,4 +1,4 @@
-"""The ledger of a run: what became of every record, as the markers tell it.
+"""The ledger of a run: what became of every record, according to the markers.
 
 records listed = done + quarantined + skipped        (once the run is complete)
 """
@@ -33,7 +33,7 @@ OPEN, DONE, QUARANTINED, ELSEWHERE, SKIPPED = range(5)
 class CommittedPart:
     """A part whose chunk is committed.
 
-    ``name`` tells it from all parts of all runs; ``spans`` are the rows of it that count, where these are not all.
+    ``name`` is unique among all parts of all runs; ``spans`` are the rows that count, if not all do.
     """
 
     file: File
@@ -44,17 +44,17 @@ class CommittedPart:
 
 
 class Ledger:
-    """What the markers of a run say, put together.
+    """The markers of a run, put together.
 
-    A record's last word is its latest marker's: a retry overrules the chunk that quarantined it. Two markers for the
+    The latest marker of a record decides: a retry overrules the chunk that quarantined it. Two markers for the
     same planned records (a duplicate attempt) count once. With ``shards`` it is the ledger of these alone: the records
-    of others are neither counted nor looked at. ``fresh`` says that nobody can have committed anything yet.
+    of others do not count. ``fresh`` means that nobody can have committed anything yet.
     """
 
     def __init__(self, folder: RunFolder, shards: list[int] | None = None, *, fresh: bool = False) -> None:
         self.folder = folder
         self.shards = shards
-        self.damaged: list[str] = []  # markers, whose chunks are not done
+        self.damaged: list[str] = []  # markers; their chunks are not done
         table = folder.records(["shard", "chunk", "bytes"])
         self.shard = numpy(table["shard"])
         self.chunk = numpy(table["chunk"])
@@ -68,16 +68,16 @@ class Ledger:
         self._members = _members(self.shard, self.chunk)
         self._next_chunk = int(self.chunk.max(initial=-1)) + 1
         self._ids: dict[int, np.ndarray] = {}
-        asked = [lambda: folder.taken_over(shards)]
+        readers = [lambda: folder.taken_over(shards)]
         if not fresh:
-            asked.append(lambda: folder.markers(shards, damaged=self.damaged))
-        self._take([marker for found in together(asked) for marker in found if self._is_of_records(marker)])
+            readers.append(lambda: folder.markers(shards, damaged=self.damaged))
+        self._take([marker for markers in together(readers) for marker in markers if self._is_of_records(marker)])
 
         if folder.days is not None:
             self._keep_days(folder.days)
 
     def _keep_days(self, days: frozenset[str]) -> None:
-        """Be the ledger of these days alone."""
+        """Narrow the ledger to these days."""
         group = self._days()
         if group is not None:
             mine = np.array([day in days for day in group.dictionary.to_pylist()], bool)
@@ -85,7 +85,7 @@ class Ledger:
             self.markers = [marker for marker, ids in self.settled() if self.state[ids[0]] != ELSEWHERE]
 
     def _is_of_records(self, marker: Marker) -> bool:
-        """Whether a marker tells of records that there are."""
+        """Whether all records of a marker exist."""
         last = max([*(marker["ids"] or ()), *(entry["record"] for entry in marker["quarantine"])], default=-1)
         if last < self.planned:
             return True
@@ -96,9 +96,10 @@ class Ledger:
 
     def _take(self, markers: list[Marker]) -> None:
         covered = np.zeros(self.planned, bool)
-        # Of markers that overlap, the one that covers most is taken, and of equals the latest attempt's: that one ends
-        # before the merge, while one that was given up may go on, and write its own when the dataset is made. Retries
-        # have higher chunk numbers than what they retry, even under another shard of a job whose objects are dealt out.
+        # Of overlapping markers, take the one that covers most, and among equals the one of the latest attempt: that
+        # attempt ends before the merge, while one that was given up may go on and write its marker when the dataset is
+        # made. Retries have higher chunk numbers than what they retry, even under another shard of a job whose objects
+        # are dealt out.
         for marker in sorted(markers, key=lambda m: (m["chunk"], m["shard"], -m["records"]["listed"], -m["attempt"])):
             shard, chunk = marker["shard"], marker["chunk"]
             planned = self._members.get((shard, chunk))
@@ -106,7 +107,7 @@ class Ledger:
             ids = planned if marker["ids"] is None else np.array(marker["ids"], np.int64)
             if ids is None or not len(ids):
                 continue
-            # A retry is only of records that are not done, so one that has some is a late duplicate.
+            # A retry covers only records that are not done, so a marker with done records is a late duplicate.
             if (covered[ids] if planned is not None else np.isin(self.state[ids], (DONE, SKIPPED))).any():
                 continue
             covered[ids] = True
@@ -122,7 +123,7 @@ class Ledger:
             self.state[entry["record"]] = QUARANTINED
 
     def keep(self, mine: np.ndarray) -> None:
-        """Be the ledger of these records alone, a mask, whichever of the shards they are committed under."""
+        """Narrow the ledger to the records of this mask, whichever shard they are committed under."""
         self.state[~mine] = ELSEWHERE
 
     @property
@@ -137,7 +138,7 @@ class Ledger:
 
     @property
     def skipped(self) -> int:
-        """How many records need not be computed, for an earlier run has."""
+        """How many records need not be computed, because an earlier run has done so."""
         return int((self.state == SKIPPED).sum())
 
     @property
@@ -147,7 +148,7 @@ class Ledger:
 
     @property
     def open(self) -> int:
-        """How many records are neither."""
+        """How many records are neither done, skipped nor in quarantine."""
         return int((self.state == OPEN).sum())
 
     @property
@@ -175,7 +176,7 @@ class Ledger:
         return [(marker, self._ids[id(marker)]) for marker in self.markers]
 
     def quarantine_of(self, ids: np.ndarray) -> list[QuarantineEntry]:
-        """The entries of those of some records that are in quarantine."""
+        """The entries of those of these records that are in quarantine."""
         return [self._entries[i] for i in ids[self.state[ids] == QUARANTINED].tolist()]
 
     def counts(self) -> LedgerCounts:
@@ -183,7 +184,7 @@ class Ledger:
         return {"listed": self.listed, "done": self.done, "quarantined": self.quarantined, "skipped": self.skipped}
 
     def quarantined_by_partition(self) -> dict[str, int]:
-        """How many records of each partition of the dataset are in quarantine, where any is."""
+        """How many records are in quarantine, by partition of the dataset; only those with any."""
         mine = self.state == QUARANTINED
         group = self._days() if mine.any() else None
         if group is None:
@@ -208,49 +209,49 @@ class Ledger:
         return CommittedPart(file, f"{run}/{key}", part["rows"], part["bytes"], spans)
 
     def undo(self, part: File) -> str:
-        """Have the chunk of a part that is damaged not be done any more; returns what to do next."""
+        """Mark the chunk of a damaged part as not done; returns what to do next."""
         for marker in self.markers:
             if any(part == committed.file for committed in self.parts_of(marker)):
                 if part.folder != self.folder.files:
-                    return "It is of an earlier run: run anew with incremental: false."
+                    return "It is of an earlier run: start a new run with incremental: false."
                 self.folder.remove_marker(marker)
                 return f"Its chunk is not done any more: shardkit resume {self.folder.arguments}"
-        return "Delete it, and run anew."
+        return "Delete it, and start a new run."
 
     def partitions(self) -> dict[str, list[CommittedPart]]:
-        """The committed parts of each partition that its records are of, in the order of the partitions' names."""
+        """The committed parts of each partition with records of this ledger, in the order of the partitions' names."""
         group = self._days()
         if group is None:
             return {WHOLE: self.parts()}
         names, codes = group.dictionary.to_pylist(), numpy(group.indices)
         own = np.flatnonzero(np.bincount(codes[self.state != ELSEWHERE])).tolist()
-        found: dict[str, list[CommittedPart]] = {name: [] for name in sorted(names[code] for code in own)}
+        parts: dict[str, list[CommittedPart]] = {name: [] for name in sorted(names[code] for code in own)}
         for marker, ids in self.settled():
             if self.state[ids[0]] != ELSEWHERE:
-                found[names[int(codes[ids[0]])]] += self.parts_of(marker)
-        return found
+                parts[names[int(codes[ids[0]])]] += self.parts_of(marker)
+        return parts
 
     def _days(self) -> pa.DictionaryArray | None:
-        """Each record's day, where these are the partitions of the dataset."""
+        """Each record's day, if the dataset is partitioned by day; else None."""
         if not self.folder.plan()["by_day"]:
             return None
         return one_chunk(self.folder.records(["group"])["group"])
 
     def apart(self, ids: np.ndarray, shards: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Some records by their shards, and by the partitions of the dataset, which no chunk may have two of."""
+        """Group records by shard and by partition of the dataset: no chunk may have records of two partitions."""
         units = shards.astype(np.int64) << 32
         if len(ids) and (group := self._days()) is not None:
             units = units | numpy(group.indices)[ids]
         return [(unit >> 32, ids[units == unit]) for unit in np.unique(units).tolist()]
 
     def to_do(self) -> list[tuple[int, int, np.ndarray, bool]]:
-        """What is open: (shard, chunk, record ids, whether these are only some of the planned chunk's)."""
-        found = []
+        """The open work: (shard, chunk, record ids, whether these are only some of the planned chunk's)."""
+        work = []
         for (shard, chunk), ids in self._members.items():
             rest = ids[self.state[ids] == OPEN]
             if len(rest):
-                found.append((shard, chunk, rest, len(rest) < len(ids)))
-        return found
+                work.append((shard, chunk, rest, len(rest) < len(ids)))
+        return work
 
     def free_chunk(self) -> int:
         """A chunk number that no shard has used, for a retry."""
@@ -258,7 +259,7 @@ class Ledger:
         return self._next_chunk - 1
 
     def check(self) -> None:
-        """See that the ledger balances and that every part it counts on is there.
+        """Check that the ledger balances and that every part it counts on is there.
 
         Raises:
             LedgerError: naming what is missing.
@@ -283,7 +284,7 @@ class Ledger:
                     raise LedgerError(
                         f"Run {self.folder.run_id}: {part.file}, of an earlier run, is missing or not of its "
                         f"{part.bytes:,} bytes.",
-                        hint="Run anew with incremental: false.",
+                        hint="Start a new run with incremental: false.",
                     )
                 shard, name = part.file.key.split("/")[1:]
                 raise LedgerError(

@@ -58,7 +58,7 @@ class RecordMeter:
         counts = self._counts()
         elapsed = time.monotonic() - self._begun
         done = counts.records - self._before.records
-        # What matters most comes first, for a narrow terminal shows no more.
+        # The most important parts come first: a narrow terminal shows no more.
         parts = [f"{counts.records:,}/{self.total:,} records", f"{counts.quarantined:,} quarantined"]
         if counts.begun or done:
             parts.append(human_bytes(counts.bytes))
@@ -138,5 +138,5 @@ class JobMeter:
         latest = {str(beat["shard"]): beat for beat in self._folder.heartbeats() if "records" in beat}
         self._records = sum(int(beat["records"]) for beat in latest.values())
         self._quarantined = sum(int(beat["quarantined"]) for beat in latest.values())
-        told = [count_of(beat) + Counter(beat.get("repeated_by_workers", {})) for beat in latest.values()]
-        self._repeated = sum(told, Counter())
+        repeats = [count_of(beat) + Counter(beat.get("repeated_by_workers", {})) for beat in latest.values()]
+        self._repeated = sum(repeats, Counter())

@@ -1,4 +1,4 @@
-"""Parts: what a marker says of each, and what a part's own footer says of its records and types."""
+"""Parts: their entries in markers, and the records and types in a part's own footer."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def origins_of(footer: pq.FileMetaData) -> dict[str, dict[str, str]]:
 
 
 def rows_of(footer: pq.FileMetaData, records: Mapping[int, str]) -> Spans | None:
-    """The rows in a part of some records, given by their positions in the chunk, with their keys.
+    """The rows of some records in a part; ``records`` has their keys by their positions in the chunk.
 
-    None where the others' rows alone would have made another part, as columns and types go.
+    None if the rows of the other records alone would have made a part with other columns or types.
     """
     text = (footer.metadata or {}).get(RECORDS_KEY)
     gone = set(records.values())

@@ -1,6 +1,6 @@
-"""Whether plain data is what a `TypedDict` says.
+"""Checks plain data against a `TypedDict`.
 
-A type is read once and made into functions, for there may be a hundred thousand markers to look at.
+A type is read once and made into functions, because there may be a hundred thousand markers to check.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ABSENT = object()
 
 
 class Misfit(NamedTuple):
-    """A field, by the names on the way to it with dots between them, and what it holds: nothing if it is not there."""
+    """The dotted path of a field, and a description of what it holds; empty if the field is missing."""
 
     where: str
     holds: str
@@ -28,7 +28,7 @@ class Misfit(NamedTuple):
         return f"its field {self.where!r} holds {self.holds}" if self.where else f"it holds {self.holds}"
 
     def below(self, name: str) -> Misfit:
-        """The same, as seen from what has it in a field."""
+        """The same misfit, seen from the object that holds the value in a field."""
         return Misfit(f"{name}.{self.where}" if self.where else name, self.holds)
 
 
@@ -36,7 +36,7 @@ _Check: TypeAlias = "Callable[[Any], Misfit | None]"
 
 
 class _Field(NamedTuple):
-    """A field: the plain types that need no further look, and what looks at others."""
+    """A field: the plain types that need no further check, and the check for all others."""
 
     name: str
     plain: frozenset[type]
@@ -45,7 +45,7 @@ class _Field(NamedTuple):
 
 
 def misfit(value: Any, kind: Any) -> Misfit | None:
-    """What keeps data, as JSON gives it, from being of a type; None if nothing does."""
+    """The first misfit between data from JSON and a type; None if the data fits."""
     return _check_of(kind)(value)
 
 
@@ -63,7 +63,7 @@ def _check_of(kind: Any) -> _Check:
         if type(value) in plain:
             return None
         wrong = [_check_of(other)(value) for other in others]
-        return None if None in wrong else next((found for found in wrong if found and found.where), _wrong(value))
+        return None if None in wrong else next((each for each in wrong if each and each.where), _wrong(value))
 
     return check
 
@@ -73,7 +73,7 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 
 
 def _plain(kind: Any) -> frozenset[type]:
-    """The types of values that fit, whatever they are, as far as that can be told without looking into them."""
+    """The types whose values always fit, without a look into them."""
     plain: set[type] = set()
     for each in _choices(kind):
         if each is float:
@@ -104,8 +104,8 @@ def _check_of_fields(kind: Any) -> _Check:
             if held is _ABSENT:
                 if is_required:
                     return Misfit(name, "")
-            elif (found := look(held)) is not None:
-                return found.below(name)
+            elif (wrong := look(held)) is not None:
+                return wrong.below(name)
         return None
 
     return check
@@ -121,8 +121,8 @@ def _check_of_items(container: type, kind: Any) -> _Check:
         if kind is Any or plain.issuperset(map(type, items.values() if container is dict else items)):
             return None
         for name, each in items.items() if container is dict else enumerate(items):
-            if (found := look(each)) is not None:
-                return found.below(str(name))
+            if (wrong := look(each)) is not None:
+                return wrong.below(str(name))
         return None
 
     return check
@@ -133,5 +133,5 @@ def _wrong(value: Any) -> Misfit:
 
 
 def kind_of(value: Any) -> str:
-    """What a value of JSON is, in words."""
+    """The kind of a JSON value, in words."""
     return _KINDS.get(type(value), "a number")

@@ -21,10 +21,10 @@ class Steps:
         self.in_python = in_python
 
     def __call__(self, what: str, **settings: Any) -> str:
-        """The step as code, or as a command; settings that are true of themselves are its options."""
+        """The step as code, or as a command; settings that are ``True`` become flags."""
         if self.in_python:
-            given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
-            return f"sk.open_run({self._folder.output.uri!r}, {self._folder.run_id!r}).{what}({given})"
+            arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+            return f"sk.open_run({self._folder.output.uri!r}, {self._folder.run_id!r}).{what}({arguments})"
         options = [
             f"--{name.replace('_', '-')}" if value is True and name not in AS_FIELDS else f"--set {_field(name, value)}"
             for name, value in settings.items()
@@ -42,7 +42,7 @@ class Steps:
         return f"print(*{self('logs')}, sep='\\n')" if self.in_python else self("logs")
 
     def retry(self) -> str:
-        """Retry with the function mended: one that was sent by value must be given again."""
+        """Retry with the mended function: one that was sent by value must be passed again."""
         if not self._folder.files.exists("function.pkl"):
             return self("retry")
         if not self.in_python:
@@ -60,5 +60,5 @@ def _field(name: str, value: Any) -> str:
 
 
 def advice(folder: RunFolder, text: Callable[[Steps], str]) -> Hint:
-    """What ``text`` makes of a run's steps, in both languages."""
+    """The hint that ``text`` makes from a run's steps, in both languages."""
     return Hint(text(Steps(folder, in_python=True)), text(Steps(folder, in_python=False)))

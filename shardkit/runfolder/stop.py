@@ -16,12 +16,12 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether no more records shall begin."""
+        """Whether no more records may begin."""
         return self.error is not None
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether the records in flight shall be given up."""
+        """Whether to give up the records in flight."""
         return self._deadline is not None and time.monotonic() > self._deadline
 
     @property
