@@ -1,4 +1,4 @@
-"""A job's environment: whoever may describe a job can read it, so it holds no secrets."""
+"""A job's environment: anyone who may describe the job can read it, so it holds no secrets."""
 
 from __future__ import annotations
 

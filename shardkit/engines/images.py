@@ -52,10 +52,10 @@ def resolve(image: str, *, region: str, instance_type: str) -> str:
 def _retriever(image: str) -> Callable[..., Any]:
     for name in SDKS:
         try:
-            found: Callable[..., Any] = importlib.import_module(name).retrieve
+            retrieve: Callable[..., Any] = importlib.import_module(name).retrieve
         except ImportError:
             continue
-        return found
+        return retrieve
     raise PipelineError(
         f"image: {image} is a short name, which only a SageMaker SDK can resolve, and none is installed.",
         hint=f"pip install sagemaker, or: {CURE[0].lower()}{CURE[1:]}",

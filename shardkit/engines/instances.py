@@ -31,13 +31,13 @@ def not_a_type(name: str) -> str:
     return f"{name!r} is no instance type{guess}"
 
 
-def nearest(name: str, known: frozenset[str]) -> str | None:
-    """The known type that ``name`` was meant to be; None if it is one, or of a family that nobody knows yet.
+def nearest(name: str, types: frozenset[str]) -> str | None:
+    """The type that ``name`` was meant to be; None if it is one, or if its family is not among ``types``.
 
-    A family that is missing from ``known`` may be newer than the list.
+    A family that is missing there may be newer than the list.
     """
     family = name.rpartition(".")[0]
-    relatives = sorted(other for other in known if other.rpartition(".")[0] == family)
-    if name in known or not relatives:
+    relatives = sorted(other for other in types if other.rpartition(".")[0] == family)
+    if name in types or not relatives:
         return None
     return (difflib.get_close_matches(name, relatives, n=1) or relatives)[0]

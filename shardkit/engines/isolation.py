@@ -1,9 +1,9 @@
-"""Runs an instance's program so that it sees its own ``/opt/ml``, and so that nothing of it outlives it.
+"""Runs an instance's program so that it sees its own ``/opt/ml``, and so that none of its processes outlives it.
 
-Where the kernel allows it, with or without root, an instance gets a mount namespace and a process namespace of its
-own: ``/opt/ml`` is its own folder, every other path is the machine's, and when its main process ends, all that it
-started ends. Where only bubblewrap may do that (some systems let no other program make user namespaces), it does.
-Elsewhere the program runs as it is, and finds its folder in the variable ``SHARDKIT_OPT_ML``.
+If the kernel allows it, with or without root, an instance gets a mount namespace and a process namespace of its own:
+``/opt/ml`` is its own folder, every other path is the machine's, and when its main process ends, all processes that it
+started end. If only bubblewrap may do that (some systems let no other program make user namespaces), bubblewrap does
+it. Otherwise the program runs as it is, and finds its folder in the variable ``SHARDKIT_OPT_ML``.
 
 Standard library only: this runs in the supervisor, between fork and exec.
 """
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 OPT_ML = "/opt/ml"
 HOSTS = "/etc/hosts"
-CONTAINER_FAILED = 125  # as docker has it: the container could not be made
+CONTAINER_FAILED = 125  # docker's code too: the container could not be made
 CANNOT_RUN = 126
 NOT_FOUND = 127
 
 _FORWARDED = {signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD}
 
-# Which namespaces an instance gets, best first. Root needs no user namespace, and would lose rights by one.
+# Which namespaces an instance gets, best first. Root needs no user namespace, and would lose rights in one.
 KINDS = {
     "pid": NEWNS | NEWPID,
     "user+pid": NEWUSER | NEWNS | NEWPID,
@@ -64,7 +64,7 @@ NONE = "none"
 
 
 def ends_whole(kind: str) -> bool:
-    """Whether the kernel ends all that an instance has started when its keeper dies, whatever kills it."""
+    """Whether the kernel ends all processes of an instance when its keeper dies, whatever kills the keeper."""
     return bool(KINDS.get(kind, 0) & NEWPID)
 
 
@@ -76,13 +76,13 @@ class Program(NamedTuple):
     volume: str  # its ml/ is the instance's /opt/ml, its work/ the current folder at the start
     log: str
     network: bool = True  # False: none but its own loopback
-    hosts: str = ""  # takes the place of /etc/hosts
+    hosts: str = ""  # replaces /etc/hosts
 
 
 def start(program: Program, kind: str) -> int:
     """Start an instance's program.
 
-    SIGTERM to the process that is returned goes on to the program; SIGUSR1 kills the program and all that it started.
+    The returned process passes SIGTERM on to the program; SIGUSR1 makes it kill the program and all that it started.
     It exits as the program does: with its exit code, or with 128 + the signal that killed it.
 
     Returns:
@@ -91,13 +91,13 @@ def start(program: Program, kind: str) -> int:
     Raises:
         OSError: the namespaces could not be made.
     """
-    heard, told = os.pipe()
+    reader, writer = os.pipe()
     keeper = os.fork()
     if keeper == 0:
-        os.close(heard)
-        _guarded(lambda: _keep(program, kind, told), told)
-    os.close(told)
-    with open(heard, encoding="utf-8") as pipe:
+        os.close(reader)
+        _guarded(lambda: _keep(program, kind, writer), writer)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
         problem = pipe.read()
     if problem:
         os.waitpid(keeper, 0)
@@ -125,18 +125,18 @@ def probe() -> str:
     return NONE
 
 
-def _guarded(work: object, told: int) -> NoReturn:
+def _guarded(work: object, writer: int) -> NoReturn:
     """Do the work in this forked process, and never return to the code that forked."""
     try:
         work()  # type: ignore[operator]
-    except BaseException as error:  # noqa: BLE001  # whatever it is, the supervisor is told
+    except BaseException as error:  # noqa: BLE001  # whatever it is, it goes to the supervisor
         with contextlib.suppress(OSError):
-            os.write(told, (str(error) or type(error).__name__).encode())
+            os.write(writer, (str(error) or type(error).__name__).encode())
     finally:
         os._exit(CONTAINER_FAILED)
 
 
-def _keep(program: Program, kind: str, told: int) -> None:
+def _keep(program: Program, kind: str, writer: int) -> None:
     """Make the namespaces, start the program in them, and wait for it."""
     supervisor = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
@@ -144,8 +144,8 @@ def _keep(program: Program, kind: str, told: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
     signal.set_wakeup_fd(-1)
-    for first, last in ((3, told), (told + 1, 1024)):
-        os.closerange(first, last)  # nothing that says that the supervisor lives, when it does not
+    for first, last in ((3, writer), (writer + 1, 1024)):
+        os.closerange(first, last)  # also the lock that shows that the supervisor lives
     redirect(program.log)
     flags = KINDS.get(kind, 0)
     if flags:
@@ -160,25 +160,25 @@ def _keep(program: Program, kind: str, told: int) -> None:
     if flags & NEWPID:
         first = os.fork()
         if first == 0:
-            _guarded(lambda: _first_process(program, told), told)
-        os.close(told)
+            _guarded(lambda: _first_process(program, writer), writer)
+        os.close(writer)
         os._exit(_wait(first, tree=False))
     adopt_orphans()
     if flags:
         make_private()
         _graft_all(program)
-    code = _wait(_execute(program, told), tree=True, wrapped=kind == BUBBLEWRAP)
+    code = _wait(_execute(program, writer), tree=True, wrapped=kind == BUBBLEWRAP)
     kill_descendants()
     os._exit(code)
 
 
-def _first_process(program: Program, told: int) -> None:
-    """Be process 1 of the new process namespace: its end is the end of all."""
+def _first_process(program: Program, writer: int) -> None:
+    """Be process 1 of the new process namespace: when it ends, all others end."""
     prctl(SET_PDEATHSIG, signal.SIGKILL)
     make_private()
     mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
     _graft_all(program)
-    os._exit(_wait(_execute(program, told), tree=False))
+    os._exit(_wait(_execute(program, writer), tree=False))
 
 
 def _graft_all(program: Program) -> None:
@@ -191,12 +191,12 @@ def _graft_all(program: Program) -> None:
             os.write(2, f"The names of this job's instances do not resolve here: {error}\n".encode())
 
 
-def _execute(program: Program, told: int) -> int:
+def _execute(program: Program, writer: int) -> int:
     """Start the program itself."""
     parent = os.getpid()
     child = os.fork()
     if child:
-        os.close(told)
+        os.close(writer)
         return child
     code = CANNOT_RUN
     try:
@@ -206,7 +206,7 @@ def _execute(program: Program, told: int) -> int:
             signal.signal(getattr(signal, name), signal.SIG_DFL)
         os.umask(0o022)
         os.chdir(os.path.join(program.volume, "work"))
-        os.close(told)
+        os.close(writer)
         os.execvpe(program.command[0], list(program.command), dict(program.environment))  # noqa: S606  # as asked
     except (FileNotFoundError, NotADirectoryError) as error:
         code = NOT_FOUND
@@ -218,11 +218,11 @@ def _execute(program: Program, told: int) -> int:
 
 
 def _wait(child: int, *, tree: bool, wrapped: bool = False) -> int:
-    """Wait for ``child``, hand SIGTERM on to it, and kill it on SIGUSR1; its exit code, or 128 + its signal."""
+    """Wait for ``child``, pass SIGTERM on to it, and kill it on SIGUSR1; return its exit code, or 128 + its signal."""
     while True:
         number = signal.sigwait(_FORWARDED)
         if number == signal.SIGTERM:
-            # Bubblewrap itself would die of it at once: the program is what its inner process has started.
+            # Bubblewrap itself would die of it at once: the program is the child of its inner process.
             inner = children_of(children_of({child})) if wrapped else set()
             for process in inner or {child}:
                 with contextlib.suppress(ProcessLookupError):
@@ -238,7 +238,7 @@ def _wait(child: int, *, tree: bool, wrapped: bool = False) -> int:
 
 
 def _reap(child: int) -> int | None:
-    """Take leave of every process that has ended; the exit code of ``child``, once it has."""
+    """Reap every process that has ended; return the exit code of ``child`` once it has ended."""
     code = None
     with contextlib.suppress(ChildProcessError):
         while True:

@@ -31,34 +31,34 @@ def adopt_orphans() -> None:
 def kill_descendants(spare: int = 0) -> None:
     """Kill every process that this one, or one of its children, has started, until none is left."""
     for _ in range(1000):
-        found = descendants(os.getpid()) - {spare}
-        if not found:
+        processes = descendants(os.getpid()) - {spare}
+        if not processes:
             return
-        for process in found:
+        for process in processes:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):  # not of the spared one: somebody waits for how it ended
+            with contextlib.suppress(ChildProcessError):  # not the spared one: another function waits for its exit code
                 os.waitpid(process, os.WNOHANG)
 
 
 def children_of(processes: set[int]) -> set[int]:
-    """The processes that any of these has started, as far as the system tells."""
+    """The children of these processes, as far as the system lists them."""
     return {child for child, parent in _parents().items() if parent in processes}
 
 
 def descendants(process: int) -> set[int]:
-    """The children of a process, and theirs, as far as the system tells; no zombies."""
+    """The children of a process, and theirs, as far as the system lists them; no zombies."""
     parents = _parents()
-    found: set[int] = set()
+    below: set[int] = set()
     fresh = {process}
     while fresh:
-        fresh = {child for child, parent in parents.items() if parent in fresh} - found
-        found |= fresh
-    return found
+        fresh = {child for child, parent in parents.items() if parent in fresh} - below
+        below |= fresh
+    return below
 
 
 def _parents() -> dict[int, int]:
-    """The parent of every process that the system tells of."""
+    """The parent of every process that the system lists."""
     parents: dict[int, int] = {}
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir("/proc"):

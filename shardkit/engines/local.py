@@ -1,4 +1,4 @@
-"""A SageMaker Processing on this machine, without Docker: the same four calls, the same requests, the same answers.
+"""SageMaker Processing on this machine, without Docker: the same four calls, the same requests, the same answers.
 
     engine = LocalEngine()
     engine.create_processing_job(ProcessingJobName="one", ...)     # the arguments of boto3's create_processing_job
@@ -7,8 +7,8 @@
     list(engine.log_lines("one"))
 
 Every instance is a process tree of its own with its own ``/opt/ml``. Jobs live in files under ``root``: they go on when
-the process that made them ends, and every process that uses the same root sees the same jobs. Beyond what the service
-takes, S3 URIs may be local paths and ``file://`` URIs.
+the process that made them ends, and every process that uses the same root sees the same jobs. In place of S3 URIs, the
+engine also takes local paths and ``file://`` URIs.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def default_root() -> str:
 
 @functools.cache
 def available_isolation() -> str:
-    """The kind of isolation that this machine allows (see ``shardkit.engines.isolation``); asked for once a process."""
+    """The kind of isolation that this machine allows (see ``shardkit.engines.isolation``); probed once per process."""
     command = [sys.executable, "-S", "-E", "-c", PROBE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # this very interpreter
     return done.stdout.strip() if done.returncode == 0 else isolation.NONE
 
 
 class ToldJob(NamedTuple):
-    """A job, and the files with what its instances have said."""
+    """A job, and the log files of its instances."""
 
     name: str
     arn: str
@@ -72,14 +72,14 @@ class LocalEngine:
     Args:
         root: the folder in which the jobs live; by default one in the user's state folder.
         max_instances: how many instances may run at once, over all jobs under ``root``; more are refused with
-            ResourceLimitExceeded, as the service does. By default one a CPU, and at least 4.
+            ResourceLimitExceeded, as the service does. By default one per CPU, and at least 4.
         isolation: ``auto`` gives every instance its own ``/opt/ml`` where the system allows it; ``namespace`` insists
             on that; ``none`` runs shardkit's own jobs only, which find their files by path mapping.
-        endpoint_url: where S3 is, for the jobs and for their input and output; by default where AWS_* variables say.
+        endpoint_url: the address of S3 for the jobs and their files; by default that of the AWS_* variables.
         stop_grace: seconds between SIGTERM and SIGKILL when a job is stopped.
 
     Raises:
-        PipelineError: an argument cannot be used, or ``isolation="namespace"`` is not to be had here.
+        PipelineError: an argument cannot be used, or ``isolation="namespace"`` does not work here.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class LocalEngine:
                 "This machine does not let instances have an /opt/ml of their own.",
                 hint="Allow user namespaces, or use isolation='auto': then shardkit's own jobs run by path mapping.",
             )
-        # What is known of jobs that have ended does not change: their state, and what a list says of them.
+        # Jobs that have ended do not change: neither their state nor their entry in a list.
         self._ended: dict[str, dict[str, Any]] = {}
         self._listed: dict[str, dict[str, Any]] = {}
 
@@ -167,21 +167,21 @@ class LocalEngine:
         return answer({"ProcessingJobArn": arn})
 
     def describe_processing_job(self, **request: Any) -> dict[str, Any]:
-        """Tell what a job was asked for and how far it is.
+        """Return a job's request and how far the job is.
 
         Raises:
             botocore.exceptions.ClientError: ValidationException, there is no such job.
         """
         validation.check("DescribeProcessingJob", request)
-        files, known = self._known("DescribeProcessingJob", request["ProcessingJobName"])
-        about = summary_of(files, known, self._state(files))
-        fields = dict(known["request"])
+        files, job = self._find("DescribeProcessingJob", request["ProcessingJobName"])
+        about = summary_of(files, job, self._state(files))
+        fields = dict(job["request"])
         fields.pop("Tags", None)
         if preferences := fields["ProcessingResources"]["ClusterConfig"].get("InstancePreferences"):
             cluster = fields["ProcessingResources"]["ClusterConfig"] | {
                 "InstancePreferences": preferences,
-                "SelectedInstanceType": known["instance_type"],
-                "SelectedInstanceCount": len(known["hosts"]),
+                "SelectedInstanceType": job["instance_type"],
+                "SelectedInstanceCount": len(job["hosts"]),
             }
             fields["ProcessingResources"] = {"ClusterConfig": cluster}
         return answer(fields | about)
@@ -197,11 +197,11 @@ class LocalEngine:
         descending = request.get("SortOrder", "Descending") == "Descending"
         key = sort_key(request.get("SortBy", "CreationTime"))
         after = validation.read_token(request)
-        found = [about for about in self._summaries(request.get("NameContains", "")) if matches(about, request)]
+        jobs = [about for about in self._summaries(request.get("NameContains", "")) if matches(about, request)]
         if after is not None:
-            found = [about for about in found if (key(about) < after if descending else key(about) > after)]
+            jobs = [about for about in jobs if (key(about) < after if descending else key(about) > after)]
         pick: Callable[..., list[dict[str, Any]]] = heapq.nlargest if descending else heapq.nsmallest
-        page = pick(size + 1, found, key=key)
+        page = pick(size + 1, jobs, key=key)
         content: dict[str, Any] = {"ProcessingJobSummaries": [without_start(about) for about in page[:size]]}
         if len(page) > size:
             content["NextToken"] = validation.make_token(request, key(page[size - 1]))
@@ -215,7 +215,7 @@ class LocalEngine:
         """
         operation = "StopProcessingJob"
         validation.check(operation, request)
-        files, _ = self._known(operation, request["ProcessingJobName"])
+        files, _ = self._find(operation, request["ProcessingJobName"])
         status = self._state(files)["ProcessingJobStatus"]
         if status in ENDED:
             refuse(
@@ -229,57 +229,57 @@ class LocalEngine:
 
     def logs_folder(self, job_name: str) -> str:
         """The folder with what every instance of a job wrote to stdout and stderr: ``algo-1.log`` and so on."""
-        return self._known("DescribeProcessingJob", job_name)[0].logs
+        return self._find("DescribeProcessingJob", job_name)[0].logs
 
     def log_lines(self, job_name: str) -> Iterator[str]:
-        """What a job's instances have written so far, line by line; of several instances each line says which.
+        """The lines that a job's instances have written so far; with several instances, each line names its own.
 
         Raises:
             botocore.exceptions.ClientError: ValidationException, there is no such job.
         """
-        files, known = self._known("DescribeProcessingJob", job_name)
-        return _lines(files, known["hosts"])
+        files, job = self._find("DescribeProcessingJob", job_name)
+        return _lines(files, job["hosts"])
 
     def told_jobs(self, part: str, *, exact: bool) -> Iterator[ToldJob]:
-        """The jobs whose names begin with ``part``, or the one of that name, with where their instances' logs are."""
+        """The jobs whose names begin with ``part``, or the one of that name, with the paths of their logs."""
         folder = os.path.join(self.root, "jobs")
         names = [part] if exact else sorted(os.listdir(folder) if os.path.isdir(folder) else [])
         for name in names:
             files = JobFiles(self.root, name)
-            known = files.request() if name.startswith(part) else None
-            if known is not None:
-                logs = {host: files.log(host) for host in known["hosts"]}
+            job = files.request() if name.startswith(part) else None
+            if job is not None:
+                logs = {host: files.log(host) for host in job["hosts"]}
                 ended = self._state(files)["ProcessingJobStatus"] in ENDED
-                yield ToldJob(name, known["arn"], known["created"], logs, ended)
+                yield ToldJob(name, job["arn"], job["created"], logs, ended)
 
     def tags(self, job_name: str) -> list[dict[str, str]]:
         """The tags that a job was made with."""
-        tags: list[dict[str, str]] = self._known("ListTags", job_name)[1]["request"].get("Tags") or []
+        tags: list[dict[str, str]] = self._find("ListTags", job_name)[1]["request"].get("Tags") or []
         return tags
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _check_name(self, files: JobFiles) -> None:
-        """Refuse a name that a job has already. The root's lock is held."""
-        if known := files.request():
+        """Refuse a name that another job has already. The root's lock is held."""
+        if job := files.request():
             refuse(
                 "CreateProcessingJob",
                 "ResourceInUse",
                 "Job name must be unique within an AWS account and region, and a job with this name already exists "
-                f"({known['arn']})",
+                f"({job['arn']})",
             )
 
     def _check_quota(self, kind: str, count: int) -> None:
-        """Refuse what would be more instances than may run. The root's lock is held."""
+        """Refuse more instances than may run. The root's lock is held."""
         live = os.path.join(self.root, "live")
         used = 0
         for name in os.listdir(live) if os.path.isdir(live) else []:
             files = JobFiles(self.root, name)
-            known = files.request()
-            if known is None:  # somebody has removed the job's folder
+            job = files.request()
+            if job is None:  # somebody has removed the job's folder
                 files.forget()
             elif self._state(files, locked=True)["ProcessingJobStatus"] not in ENDED:
-                used += len(known["hosts"])
+                used += len(job["hosts"])
             else:
                 files.forget()
         if used + count > self.max_instances:
@@ -304,15 +304,15 @@ class LocalEngine:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                check=False,  # a job that found no supervisor is one whose supervisor died
+                check=False,  # a job that got no supervisor counts as one whose supervisor died
             )
 
-    def _known(self, operation: str, name: str) -> tuple[JobFiles, dict[str, Any]]:
+    def _find(self, operation: str, name: str) -> tuple[JobFiles, dict[str, Any]]:
         files = JobFiles(self.root, name)
-        known = files.request()
-        if known is None:
+        job = files.request()
+        if job is None:
             refuse(operation, "ValidationException", f"Could not find requested job with name: {name}")
-        return files, known
+        return files, job
 
     def _state(self, files: JobFiles, *, locked: bool = False) -> dict[str, Any]:
         """How far a job is; one whose supervisor is dead has failed."""
@@ -323,7 +323,7 @@ class LocalEngine:
             if locked:
                 state = self._bury(files)
             else:
-                with root_lock(self.root):  # it may be about to get its supervisor
+                with root_lock(self.root):  # the job may be about to get its supervisor
                     state = self._bury(files)
         if state["ProcessingJobStatus"] in ENDED:
             self._ended[files.name] = state
@@ -334,7 +334,7 @@ class LocalEngine:
         return state
 
     def _bury(self, files: JobFiles) -> dict[str, Any]:
-        """Note the failure of a job whose supervisor died, and end what is left of it. The root's lock is held."""
+        """Record the failure of a job whose supervisor died, and end its processes. The root's lock is held."""
         state = files.state()
         if state["ProcessingJobStatus"] in ENDED or files.supervised():
             return state
@@ -348,7 +348,7 @@ class LocalEngine:
         return state
 
     def _summaries(self, part: str) -> Iterator[dict[str, Any]]:
-        """What a list says of every job whose name contains ``part``."""
+        """The entry in a list of every job whose name contains ``part``."""
         folder = os.path.join(self.root, "jobs")
         for name in os.listdir(folder) if os.path.isdir(folder) else []:
             if part not in name:
@@ -357,15 +357,15 @@ class LocalEngine:
                 yield self._listed[name]
                 continue
             files = JobFiles(self.root, name)
-            if known := files.request():
-                about = summary_of(files, known, self._state(files))
+            if job := files.request():
+                about = summary_of(files, job, self._state(files))
                 if about["ProcessingJobStatus"] in ENDED:
                     self._listed[name] = about
                 yield about
 
 
 def _signal(process: int | None, number: signal.Signals) -> None:
-    """Send a signal, where there is somebody to get it."""
+    """Send a signal, if the process is still there."""
     if process:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, number)
@@ -375,7 +375,7 @@ def _left_behind(files: JobFiles) -> Iterator[int]:
     """The processes that still write to a job's logs."""
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
         for descriptor in ("1", "2"):
-            with contextlib.suppress(OSError):  # no process, no longer one, or not ours
+            with contextlib.suppress(OSError):  # not a process, no longer one, or not ours
                 if os.readlink(f"/proc/{name}/fd/{descriptor}").startswith(os.path.join(files.logs, "algo-")):
                     yield int(name)
                     break

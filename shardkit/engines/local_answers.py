@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 TIMES = ("CreationTime", "LastModifiedTime", "ProcessingStartTime", "ProcessingEndTime")
 
 
-def summary_of(files: JobFiles, known: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+def summary_of(files: JobFiles, job: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
     """Name, ARN, status, messages and times of a job, as the service gives them."""
-    about = {"CreationTime": known["created"], "LastModifiedTime": known["created"]} | state
+    about = {"CreationTime": job["created"], "LastModifiedTime": job["created"]} | state
     about.pop("keepers", None)
     for field in TIMES:
         if field in about:
             about[field] = datetime.fromtimestamp(about[field], tz=timezone.utc)
-    return {"ProcessingJobName": files.name, "ProcessingJobArn": known["arn"]} | about
+    return {"ProcessingJobName": files.name, "ProcessingJobArn": job["arn"]} | about
 
 
 def without_start(about: dict[str, Any]) -> dict[str, Any]:
-    """A list does not tell when a job's program began."""
+    """The summary without the time at which the program began, which a list does not have."""
     return {key: value for key, value in about.items() if key != "ProcessingStartTime"}
 
 

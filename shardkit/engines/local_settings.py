@@ -1,4 +1,4 @@
-"""Jobs on this machine: what `engine: {kind: local, ...}` in a pipeline says."""
+"""Jobs on this machine: `engine: {kind: local, ...}` in a pipeline."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Local(Settings):
     @model_validator(mode="before")
     @classmethod
     def _as_the_engine(cls, fields: Any) -> Any:
-        """A local engine that is there already says itself where and how it runs; another machine wants to know."""
+        """Copy the settings of an existing local engine into the fields: another machine needs them."""
         engine = fields.get("client") if isinstance(fields, dict) else None
-        told = {name: getattr(engine, name, None) for name in ("root", "max_instances", "endpoint_url")}
-        return {name: value for name, value in told.items() if value is not None} | fields if engine else fields
+        settings = {name: getattr(engine, name, None) for name in ("root", "max_instances", "endpoint_url")}
+        return {name: value for name, value in settings.items() if value is not None} | fields if engine else fields
 
     @field_validator("role")
     @classmethod
@@ -83,7 +83,7 @@ class Local(Settings):
 
     @classmethod
     def serving(cls, max_instances: int | None) -> tuple[Any, Policy]:
-        """The local engine, for whatever jobs are in a queue."""
+        """The local engine, for the jobs of a queue."""
         from shardkit.engines.local import LocalEngine
         from shardkit.jobs.policy import Policy
 

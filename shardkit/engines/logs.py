@@ -35,7 +35,7 @@ def log_lines(client: Any, job_name: str) -> Iterator[str]:
     streams = _streams(client, job_name)
     events = [_events(client, stream) for stream in streams]
     several = len(streams) > 1
-    for _, place, text in heapq.merge(*(_placed(found, place) for place, found in enumerate(events))):
+    for _, place, text in heapq.merge(*(_placed(stream, place) for place, stream in enumerate(events))):
         yield f"{_instance(streams[place])}: {text}" if several else text
 
 

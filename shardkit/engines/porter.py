@@ -1,6 +1,6 @@
 """A job's porter: a process that brings input and takes output away, so that its supervisor need not.
 
-S3 takes packages, threads and memory; the supervisor keeps to one thread and the standard library, for it forks.
+S3 takes packages, threads and memory; the supervisor forks, so it keeps to one thread and the standard library.
 """
 
 from __future__ import annotations
@@ -77,32 +77,32 @@ class Porter:
             raise OSError(message)
 
     def _start(self) -> tuple[Any, Any]:
-        heard, asks = os.pipe()
-        answers, told = os.pipe()
+        tasks, asks = os.pipe()
+        answers, replies = os.pipe()
         parent = os.getpid()
         self._process = os.fork()
         if self._process == 0:
             os.close(asks)
             os.close(answers)
-            _serve(parent, heard, told, self._sys_path)
-        os.close(heard)
-        os.close(told)
+            _serve(parent, tasks, replies, self._sys_path)
+        os.close(tasks)
+        os.close(replies)
         self._pipes = os.fdopen(asks, "w", encoding="utf-8"), os.fdopen(answers, encoding="utf-8")
         return self._pipes
 
 
-def _serve(parent: int, heard: int, told: int, sys_path: Sequence[str]) -> NoReturn:
-    """Do what is asked, in this forked process, until nobody asks any more."""
+def _serve(parent: int, tasks: int, replies: int, sys_path: Sequence[str]) -> NoReturn:
+    """Do all tasks, in this forked process, until no more can come."""
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        os.closerange(3, min(heard, told))
+        os.closerange(3, min(tasks, replies))
         die_with(parent, signal.SIGKILL)
         sys.path[:] = [*sys.path, *(path for path in sys_path if path not in sys.path)]
-        with os.fdopen(heard, encoding="utf-8") as asked, os.fdopen(told, "w", encoding="utf-8") as answers:
-            for line in asked:
+        with os.fdopen(tasks, encoding="utf-8") as lines, os.fdopen(replies, "w", encoding="utf-8") as answers:
+            for line in lines:
                 task, *arguments = json.loads(line)
                 answers.write(json.dumps(_done(task, arguments)) + "\n")
                 answers.flush()
@@ -111,12 +111,12 @@ def _serve(parent: int, heard: int, told: int, sys_path: Sequence[str]) -> NoRet
 
 
 def _done(task: str, arguments: list[Any]) -> tuple[str, str]:
-    """Do one task; nothing, or what went wrong: the error's name and its message."""
+    """Do one task; return the name and the message of its error, both empty if there is none."""
     try:
         if task == "bring":
             bring(*arguments)
         else:
             send(*arguments)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the job is to say so
+    except Exception as error:  # noqa: BLE001  # whatever it is, the job reports it
         return type(error).__name__, str(error) or type(error).__name__
     return "", ""

@@ -108,13 +108,13 @@ def _instances(processor: Any, fields: dict[str, Any], kind: str) -> dict[str, A
 
 
 def _with_config_tags(tags: Any, session: Any) -> Any:
-    """The tags and those of the SDK's configuration file that they leave free; the SDK adds these as it sends."""
-    found: Any = getattr(session, "sagemaker_config", None)
+    """The tags, and those of the SDK's configuration file with other keys, which the SDK adds when it sends."""
+    defaults: Any = getattr(session, "sagemaker_config", None)
     for step in ("SageMaker", "ProcessingJob", "Tags"):
-        found = found.get(step) if isinstance(found, dict) else None
-    given = list(tags or [])
-    keys = {tag.get("Key") for tag in given if isinstance(tag, dict)}
-    return [*given, *(tag for tag in found or [] if tag.get("Key") not in keys)] or None
+        defaults = defaults.get(step) if isinstance(defaults, dict) else None
+    own = list(tags or [])
+    keys = {tag.get("Key") for tag in own if isinstance(tag, dict)}
+    return [*own, *(tag for tag in defaults or [] if tag.get("Key") not in keys)] or None
 
 
 def _session(session: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def described() -> dict[str, Any]:
 
 
 def make(folder: str, about: dict[str, Any]) -> None:
-    """Make an environment in ``folder``, on top of the one that ``described()`` told of."""
+    """Make an environment in ``folder``, on top of the one that ``described()`` describes."""
     minor = about["version"].rpartition(".")[0]
     packages = os.path.join(folder, "lib", f"python{minor}", "site-packages")
     binaries = os.path.join(folder, "bin")

@@ -1,4 +1,4 @@
-"""Jobs on SageMaker Processing: what `engine: {kind: sagemaker, ...}` in a pipeline says."""
+"""Jobs on SageMaker Processing: `engine: {kind: sagemaker, ...}` in a pipeline."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SageMaker(Settings):
     >>> engine = SageMaker(role="arn:aws:iam::123456789012:role/Data",              # doctest: +SKIP
     ...                    image="sklearn:1.4-2-py312", instance_type="ml.m5.4xlarge")
 
-    ``processor`` is a Processor of the SageMaker SDK, 2.x or 3.x; fields given beside it go over what it says.
+    ``processor`` is a Processor of the SageMaker SDK, 2.x or 3.x; fields given beside it override its own.
     ``volume_gb`` is in GB, ``max_runtime`` in seconds (the service's default is a day). ``instance_preferences`` are
     up to five instance types, tried in order; they replace ``instance_type``. ``kms_key`` is for the volumes and the
     output both. Clients are made from ``boto_session``, else from ``region`` and ``profile``, else as boto3 does.
@@ -88,7 +88,7 @@ class SageMaker(Settings):
 
     @classmethod
     def serving(cls, max_instances: int | None) -> tuple[Any, Policy]:
-        """boto3's SageMaker client, for whatever jobs are in a queue."""
+        """boto3's SageMaker client, for the jobs of a queue."""
         import boto3
         from botocore.config import Config
 
@@ -129,8 +129,8 @@ class SageMaker(Settings):
                 first = (*self.instance_preferences, self.instance_type)[0]
                 fields["image"] = images.resolve(self.image, region=self._region(), instance_type=first)
             self._resolved = self.replace(**fields) if fields else self
-        found: SageMaker = self._resolved
-        return found
+        resolved: SageMaker = self._resolved
+        return resolved
 
     def log_lines(self, job_name: str) -> Iterator[str]:
         """What a job has said so far, from CloudWatch Logs, in order; of several instances, each line says whose."""

@@ -61,7 +61,7 @@ class Settings(Model):
         stores: The schemes of the object stores that the jobs can use.
         creates_per_s: How many jobs a second the engine takes at most, to tell beforehand how long that will be; None
             where it takes no time to speak of.
-        look_every_s: How often whoever watches a run looks at how its jobs are.
+        look_every_s: How often a process that watches a run looks at its jobs.
         cloudwatch: Whether the jobs' logs are in CloudWatch, so that messages can link to them.
     """
 
@@ -180,7 +180,7 @@ class Settings(Model):
 
     @classmethod
     def serving(cls, max_instances: int | None) -> tuple[Engine, Policy]:
-        """The engine, and the policy for it, for jobs in a queue that this machine serves, whoever submitted them.
+        """The engine, and the policy for it, for jobs in a queue that this machine serves, from any submitter.
 
         Raises:
             PipelineError: such an engine runs the jobs of its own runs alone.
@@ -215,7 +215,7 @@ class Settings(Model):
         return self.boto_session
 
     def python_version(self) -> str | None:
-        """The minor version of Python that the jobs have, such as 3.12; None where nothing tells it beforehand."""
+        """The minor version of Python that the jobs have, such as 3.12; None if it cannot be known beforehand."""
         return None
 
     def job_environment(self) -> dict[str, str]:
@@ -328,7 +328,7 @@ class Settings(Model):
         return both
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, type(self)) and dict(self) == dict(other)  # not what they have found out meanwhile
+        return isinstance(other, type(self)) and dict(self) == dict(other)  # without what they have looked up since
 
     def __hash__(self) -> int:
         return hash((self.kind, self.role, self.image))

@@ -1,8 +1,8 @@
-"""Who may use an engine that is served: whoever signs with one of its key pairs, as for the service itself.
+"""Who may use a served engine: anyone who signs with one of its key pairs, as for the service itself.
 
-The pair of a root is made once and kept in ``<root>/serve.env``, which its owner alone can read, as lines for a shell.
-The pair that the server's own environment has for AWS will do too, so that one session can be for the engine and for
-S3. Of the user who serves, any process may sign with the pair ``any``/``any``: the kernel says whose a connection is.
+The pair of a root is made once and kept in ``<root>/serve.env``, which only its owner can read, as lines for a shell.
+The AWS pair of the server's own environment works too, so that one session can serve for the engine and for S3. Any
+process of the serving user may sign with the pair ``any``/``any``: the kernel names the owner of a connection.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KEPT_PAIR = re.compile(r"^export AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY)=([\w-]+)
 
 
 class Refused(Exception):
-    """A request of somebody who is not let in; ``code`` is the service's word for why."""
+    """A request without access; ``code`` is the service's own for the reason."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -41,19 +41,19 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Keys:
-    """The key pairs that are let in: their secrets by their ids. The first is the one that is told."""
+    """The accepted key pairs: their secrets by their ids. The first is the one that users are shown."""
 
     pairs: Mapping[str, str] = field(repr=False)
 
     @classmethod
     def of_root(cls, root: str) -> Keys:
-        """The pair that is kept under ``root``, made if there is none, and the one that the environment has for AWS."""
+        """The pair kept under ``root``, made if there is none, and the AWS pair of the environment."""
         pairs = dict([_kept(root) or _made(root)])
         key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
         return cls(pairs | ({key: secret} if key and secret and key != ANY else {}))
 
     def exports(self, url: str) -> list[str]:
-        """What a shell needs in order to reach an engine at ``url``."""
+        """The lines that a shell needs to reach an engine at ``url``."""
         key, secret = next(iter(self.pairs.items()))
         return [
             f"export AWS_ENDPOINT_URL_SAGEMAKER={url}",
@@ -63,33 +63,33 @@ class Keys:
         ]
 
     def check(self, headers: Mapping[str, str], *, url: str, body: bytes, is_own_user: bool) -> str:
-        """See that a request is signed with one of the pairs; for which service it is.
+        """Check that a request is signed with one of the pairs; return the service that it is for.
 
         ``headers`` have names in lower case; ``is_own_user`` says whether a process of the serving user sent it.
 
         Raises:
             Refused: it is not.
         """
-        given = headers.get("authorization")
-        if not given:
+        authorization = headers.get("authorization")
+        if not authorization:
             raise Refused("MissingAuthenticationTokenException", "Missing Authentication Token")
-        found = _HEADER.match(given)
-        if found is None:
+        claim = _HEADER.match(authorization)
+        if claim is None:
             raise Refused("IncompleteSignatureException", "The Authorization header is no signature of version 4.")
-        secret = self.pairs.get(found["key"]) or (ANY if found["key"] == ANY and is_own_user else None)
+        secret = self.pairs.get(claim["key"]) or (ANY if claim["key"] == ANY and is_own_user else None)
         if secret is None:
             raise Refused("UnrecognizedClientException", "The security token included in the request is invalid.")
-        if not hmac.compare_digest(_signature(found, headers, secret, url=url, body=body), found["signature"]):
+        if not hmac.compare_digest(_signature(claim, headers, secret, url=url, body=body), claim["signature"]):
             raise Refused(
                 "InvalidSignatureException",
                 "The request signature we calculated does not match the signature you provided. Check your AWS Secret "
                 "Access Key and signing method.",
             )
-        return found["service"]
+        return claim["service"]
 
 
 def _kept(root: str) -> tuple[str, str] | None:
-    """The pair that is kept under a root; None where there is none, or where others could have read or written it."""
+    """The pair kept under a root; None if there is none, or if others could have read or written it."""
     path = os.path.join(root, KEPT)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -110,7 +110,7 @@ def _made(root: str) -> tuple[str, str]:
 
 
 def keep(root: str, lines: list[str]) -> None:
-    """Write lines for other shells of the same user to where nobody else reads them."""
+    """Write lines for other shells of the same user, in a file that nobody else can read."""
     os.makedirs(root, mode=0o700, exist_ok=True)
     path = os.path.join(root, KEPT)
     temporary = f"{path}.{os.getpid()}.{secrets.token_hex(4)}"
@@ -120,30 +120,30 @@ def keep(root: str, lines: list[str]) -> None:
     os.replace(temporary, path)
 
 
-def _signature(found: re.Match[str], headers: Mapping[str, str], secret: str, *, url: str, body: bytes) -> str:
-    """The signature that the request should have: botocore's own signer says so.
+def _signature(claim: re.Match[str], headers: Mapping[str, str], secret: str, *, url: str, body: bytes) -> str:
+    """The signature that the request should have, from botocore's own signer.
 
     Raises:
-        Refused: not all that matters is signed, it is too old, or the body is not the one that was signed.
+        Refused: a header that matters is unsigned, the request is too old, or its body is not the signed one.
     """
     from botocore.auth import SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
 
-    signed = set(found["headers"].split(";"))
+    signed = set(claim["headers"].split(";"))
     needed = {"host", "x-amz-date"} | {name for name in headers if name.startswith("x-amz-")} - UNSIGNED
     if not signed <= set(headers) or not needed <= signed:
         missing = sorted((needed - signed) | (signed - set(headers)))
         raise Refused("IncompleteSignatureException", f"Signed must be, and given: {', '.join(missing)}.")
     moment = headers["x-amz-date"]
-    if not moment.startswith(found["day"]) or abs(_seconds(moment) - time.time()) > SKEW_S:
+    if not moment.startswith(claim["day"]) or abs(_seconds(moment) - time.time()) > SKEW_S:
         raise Refused("InvalidSignatureException", f"Signature expired: {moment} is not within 15 minutes of now.")
     claimed = headers.get("x-amz-content-sha256")
     if claimed is not None and claimed != hashlib.sha256(body).hexdigest():
-        raise Refused("InvalidSignatureException", "The body is not the one that x-amz-content-sha256 tells of.")
+        raise Refused("InvalidSignatureException", "The body does not match x-amz-content-sha256.")
     request = AWSRequest("POST", url, headers={name: headers[name] for name in signed}, data=body)
     request.context["timestamp"] = moment
-    signer = SigV4Auth(Credentials(found["key"], secret), found["service"], found["region"])
+    signer = SigV4Auth(Credentials(claim["key"], secret), claim["service"], claim["region"])
     return str(signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request))
 
 
@@ -161,7 +161,7 @@ def is_own_user(here: tuple[str, int], there: tuple[str, int]) -> bool:
         with open("/proc/self/net/tcp", encoding="ascii") as table:
             for line in table:
                 about = line.split()
-                # 01: established. Of one that was closed meanwhile nobody knows any more whose it was.
+                # 01: established. The kernel no longer names the owner of a connection that was closed meanwhile.
                 if tuple(about[1:3]) == wanted and about[3] == "01" and about[9] != "0":
                     return int(about[7]) == os.geteuid()
     except (OSError, ValueError, IndexError):
@@ -170,7 +170,7 @@ def is_own_user(here: tuple[str, int], there: tuple[str, int]) -> bool:
 
 
 def _as_listed(address: tuple[str, int]) -> str:
-    """An address as the kernel's table has it: the bytes of the host in the machine's order, and the port."""
+    """An address in the form of the kernel's table: the bytes of the host in the machine's order, and the port."""
     import socket
     import sys
 

@@ -2,9 +2,9 @@
 
     python -c "from shardkit.engines.supervisor import main; main()" ROOT JOB
 
-It brings the input, starts every instance, waits, hands on a wish to stop, watches the time, uploads the output, and
-writes down how it ended. While it lives it holds a lock, so that its death is noticed whatever the cause. It imports
-the standard library only, unless it is to reach S3, so that a job starts in a few milliseconds.
+It brings the input, starts every instance, waits, passes on requests to stop, watches the time, uploads the output, and
+writes down how the job ended. While it lives it holds a lock, so that its death is noticed whatever the cause. It
+imports only the standard library, unless it has to reach S3, so that a job starts in a few milliseconds.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from shardkit.masking import masked
 from shardkit.printable import printable
 
 UPLOAD_EVERY = 1.0  # seconds between two looks at continuous outputs
-# What a job has of the engine's environment: its AWS access, which stands for the role, the way
+# The part of the engine's environment that a job gets: its AWS access, which stands for the role, the way
 # to the network, and where the interpreter finds its packages.
 HANDED_ON = re.compile(
     r"AWS_\w+|PIP_\w+|PYTHONPATH|HOME|USER|LOGNAME|TZ|LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|\w+_(proxy|PROXY)"
 )
 
 
-class _Stopped(BaseException):  # a wish, not an error: nothing shall take it for one
+class _Stopped(BaseException):  # a request, not an error: no handler may take it for one
     """StopProcessingJob was called before the program ran."""
 
 
 def main() -> None:
-    """Become a process of its own, and run the job; the first process ends as soon as the job is in good hands."""
+    """Become a process of its own, and run the job; the first process ends as soon as the second one is there."""
     root, name = sys.argv[1:]
     files = JobFiles(root, name)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until somebody can heed it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the supervisor can handle it
     lock = os.open(files.alive, os.O_RDWR | os.O_CREAT, 0o644)
     fcntl.flock(lock, fcntl.LOCK_EX)
     child = os.fork()
@@ -61,13 +61,13 @@ def main() -> None:
 
 
 def mapped(text: str, volume: str) -> str:
-    """An argument for an instance that does not see its own ``/opt/ml``: the same path outside."""
+    """Map an argument of an instance that does not see its own ``/opt/ml`` to the path outside."""
     ml = os.path.join(volume, "ml")
     return text if text != OPT_ML and not text.startswith(f"{OPT_ML}/") else ml + text[len(OPT_ML) :]
 
 
-def _told(error: BaseException) -> str:
-    """An error in words: what storage says of itself needs no name of a class."""
+def _in_words(error: BaseException) -> str:
+    """An error in words; a message from storage needs no class name."""
     return str(error) if isinstance(error, OSError) and error.errno is None and str(error) else repr(error)
 
 
@@ -76,28 +76,28 @@ class Supervisor:
 
     def __init__(self, files: JobFiles) -> None:
         self._files = files
-        known = files.request()
-        if known is None:
+        job = files.request()
+        if job is None:
             raise SystemExit(f"{files.folder} holds no job.")
-        self._request: dict[str, Any] = known["request"]
-        self._known = known
-        self._hosts: list[str] = known["hosts"]
+        self._request: dict[str, Any] = job["request"]
+        self._job = job
+        self._hosts: list[str] = job["hosts"]
         self._volumes = {host: files.volume(host) for host in self._hosts}
-        self._porter = Porter(known["sys_path"])
+        self._porter = Porter(job["sys_path"])
         self._outputs = Outputs(self._request, self._volumes, self._porter)
         self._state = files.state()
         self._keepers: dict[int, str] = {}
-        self._failed: tuple[str, int] | None = None  # the first instance that did, and its exit code
-        self._stop_reason: str | None = None  # None: not stopping; "": asked for
-        self._deadline = float("inf")  # of what comes next: the time limit, or the end of the grace period
-        self._heard, told = os.pipe()
-        os.set_blocking(told, False)
-        os.set_blocking(self._heard, False)
-        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        self._failed: tuple[str, int] | None = None  # the first instance that failed, and its exit code
+        self._stop_reason: str | None = None  # None: not stopping; "": on request
+        self._deadline = float("inf")  # the time limit or, later, the end of the grace period
+        self._signals, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        os.set_blocking(self._signals, False)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         self._preparing = True
         signal.signal(signal.SIGTERM, self._terminated)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        kernel.adopt_orphans()  # of a keeper that is killed
+        kernel.adopt_orphans()  # the children of a killed keeper
 
     def run(self) -> None:
         """Run the job, and write down how it ended, whatever happens."""
@@ -112,11 +112,11 @@ class Supervisor:
             import traceback
 
             traceback.print_exc()
-            end = {"ProcessingJobStatus": "Failed", "FailureReason": f"InternalServerError: {_told(error)}"}
+            end = {"ProcessingJobStatus": "Failed", "FailureReason": f"InternalServerError: {_in_words(error)}"}
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self._kill(list(self._keepers))
         self._porter.close()
-        if not isolation.ends_whole(self._known["isolation"]):
+        if not isolation.ends_whole(self._job["isolation"]):
             kernel.kill_descendants()
         if "FailureReason" in end:
             end["FailureReason"] = printable(masked(end["FailureReason"]))[:MESSAGE_LIMIT]
@@ -139,7 +139,7 @@ class Supervisor:
         self._preparing = False
         self._check_stop()
         for host, volume in self._volumes.items():
-            keeper = isolation.start(self._program(host, volume), self._known["isolation"])
+            keeper = isolation.start(self._program(host, volume), self._job["isolation"])
             self._keepers[keeper] = host
         started = time.time()
         limit = (self._request.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds", 86400)
@@ -154,8 +154,8 @@ class Supervisor:
         """The files that the service puts into ``/opt/ml/config``."""
         os.makedirs(folder, exist_ok=True)
         fields = {key: value for key, value in self._request.items() if key != "Tags"}
-        job = {"ProcessingJobArn": self._known["arn"], "ProcessingJobName": self._files.name} | fields
-        kind = self._known["instance_type"]
+        job = {"ProcessingJobArn": self._job["arn"], "ProcessingJobName": self._files.name} | fields
+        kind = self._job["instance_type"]
         resources = {
             "current_host": host,
             "current_instance_type": kind,
@@ -172,28 +172,28 @@ class Supervisor:
 
     def _write_hosts(self, path: str) -> None:
         """The machine's names, and those of the job's instances: each has a loopback address of its own."""
-        known = "127.0.0.1\tlocalhost\n"
+        lines = "127.0.0.1\tlocalhost\n"
         with contextlib.suppress(OSError), open(isolation.HOSTS, encoding="utf-8", errors="surrogateescape") as file:
-            known = file.read().rstrip("\n") + "\n"
+            lines = file.read().rstrip("\n") + "\n"
         # Two jobs at the same time may use the same ports: their instances have other addresses.
         job = zlib.crc32(self._files.folder.encode(errors="surrogateescape"))
         net = f"127.{1 + job % 254}.{job // 254 % 254}"
         names = "".join(f"{net}.{i + 1}\t{name}\n" for i, name in enumerate(self._hosts))
         with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(f"{known}{names}")
+            file.write(f"{lines}{names}")
 
     def _program(self, host: str, volume: str) -> isolation.Program:
-        """What one instance runs."""
+        """The program of one instance."""
         application = self._request["AppSpecification"]
         command = [*application["ContainerEntrypoint"], *(application.get("ContainerArguments") or [])]
         environment = {key: value for key, value in os.environ.items() if HANDED_ON.fullmatch(key)}
-        scratch = f"{OPT_ML}/tmp"  # noqa: S108  # its own; as short as can be, for sockets have short paths
-        if self._known["isolation"] == isolation.NONE:
+        scratch = f"{OPT_ML}/tmp"  # noqa: S108  # its own, and short: the paths of sockets are limited
+        if self._job["isolation"] == isolation.NONE:
             command = [mapped(part, volume) for part in command]
             scratch = mapped(scratch, volume)
             environment["SHARDKIT_OPT_ML"] = os.path.join(volume, "ml")
-        environment |= {"LANG": "C.UTF-8", "PATH": self._known["path"], "TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
-        if about := self._known.get("python"):
+        environment |= {"LANG": "C.UTF-8", "PATH": self._job["path"], "TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
+        if about := self._job.get("python"):
             folder = os.path.join(volume, "env")
             pyenv.make(folder, about)
             environment = pyenv.variables(folder, about, self._files.root, environment)
@@ -229,22 +229,22 @@ class Supervisor:
             until = min(self._deadline, next_upload if continuous else float("inf")) - now
             self._sleep(max(0.0, min(until, 3600.0)))
             if continuous and time.monotonic() >= next_upload:
-                with contextlib.suppress(OSError):  # tried again, and told at the end
+                with contextlib.suppress(OSError):  # tried again later; the last try reports it
                     self._outputs.upload_settled()
                 next_upload = time.monotonic() + UPLOAD_EVERY
 
     def _sleep(self, seconds: float) -> None:
-        """Sleep until a signal comes, and heed a wish to stop."""
-        if select.select([self._heard], [], [], seconds)[0]:
+        """Sleep until a signal comes, and begin to stop if asked to."""
+        if select.select([self._signals], [], [], seconds)[0]:
             with contextlib.suppress(BlockingIOError):
-                if signal.SIGTERM in os.read(self._heard, 1024) and self._stop_reason is None:
+                if signal.SIGTERM in os.read(self._signals, 1024) and self._stop_reason is None:
                     asked = os.path.exists(self._files.stop_asked)
                     self._begin_to_stop("" if asked else "InternalServerError: The job's supervisor was terminated.")
 
     def _begin_to_stop(self, reason: str) -> None:
-        """SIGTERM now, SIGKILL after the grace period."""
+        """Send SIGTERM now; SIGKILL follows after the grace period."""
         self._stop_reason = reason
-        self._deadline = time.monotonic() + self._known["stop_grace"]
+        self._deadline = time.monotonic() + self._job["stop_grace"]
         self._say(ProcessingJobStatus="Stopping")
         for keeper in self._keepers:
             with contextlib.suppress(ProcessLookupError):
@@ -257,7 +257,7 @@ class Supervisor:
             self._kill(list(self._keepers))
 
     def _reap(self) -> bool:
-        """Note which instances have ended, and which failed first; whether one is still running."""
+        """Note which instances have ended, and which failed first; return whether one is still running."""
         with contextlib.suppress(ChildProcessError):
             while self._keepers:
                 keeper, status = os.waitpid(-1, os.WNOHANG)
@@ -269,7 +269,7 @@ class Supervisor:
         return bool(self._keepers)
 
     def _kill(self, keepers: list[int]) -> None:
-        """Kill instances with all that they have started, and wait until they are gone."""
+        """Kill instances with everything that they have started, and wait until they are gone."""
         for number, patience in ((signal.SIGUSR1, 10.0), (signal.SIGKILL, 10.0)):
             for keeper in keepers:
                 with contextlib.suppress(ProcessLookupError):
@@ -278,14 +278,14 @@ class Supervisor:
             while any(keeper in self._keepers for keeper in keepers) and time.monotonic() < end:
                 self._reap()
                 if self._keepers:
-                    select.select([self._heard], [], [], 0.05)
+                    select.select([self._signals], [], [], 0.05)
                     with contextlib.suppress(BlockingIOError):
-                        os.read(self._heard, 1024)
+                        os.read(self._signals, 1024)
 
     # ---- after -------------------------------------------------------------------------------------------------
 
     def _finish(self) -> dict[str, Any]:
-        """Upload the output; how the job ended."""
+        """Upload the output; return how the job ended."""
         failed = self._failed
         completed = failed is None and self._stop_reason is None
         message = self._message(failed[0] if failed else None)
@@ -312,7 +312,7 @@ class Supervisor:
         return end | {"ProcessingJobStatus": "Completed"}
 
     def _message(self, first: str | None) -> str:
-        """What the program left in ``/opt/ml/output/message``: of the one that failed, or the first that has one."""
+        """The content of ``/opt/ml/output/message``: of the instance that failed, or the first one with a message."""
         for host in [first] if first else self._hosts:
             path = os.path.join(self._volumes[host], "ml", "output", "message")
             with contextlib.suppress(OSError), open(path, "rb") as file:

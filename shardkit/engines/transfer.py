@@ -1,9 +1,9 @@
 """Brings a job's input to its instances and takes their output away, between local folders or S3 and the volumes.
 
-A prefix matches as a string, as it does in S3: without its trailing slash, ``data/3`` takes in ``data/30/``. A file's
-name under LocalPath is its key after the prefix where the prefix is a folder, else after the prefix's last slash.
+A prefix matches as a string, as it does in S3: without its trailing slash, ``data/3`` includes ``data/30/``. A file's
+name under LocalPath is its key after the prefix if the prefix is a folder, else after the prefix's last slash.
 
-Local folders need the standard library only; S3 goes through ``shardkit.storage``, which a job's porter loads.
+Local folders need only the standard library; S3 goes through ``shardkit.storage``, which a job's porter loads.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class InputMissing(Exception):
     """The input of a job cannot be brought; the message is what the job's FailureReason says."""
 
 
-# What storage says of a request that the same one, a little later, may do better: the queue tries such a job again.
+# Kinds of storage errors that may pass by themselves: the queue tries such a job again.
 PASSING = {"throttled", "server_error", "timed_out", "lost", "cut_short"}
 
 
 def _not_brought(what: str, error: Exception) -> Exception:
-    """The error of a job whose input is not there: the client's own, unless it passes by itself."""
+    """The error for missing input: the client's fault, unless the failure may pass by itself."""
     message = f"{what}: {error}"
     return OSError(message) if getattr(error, "kind", "") in PASSING else InputMissing(message)
 
@@ -41,7 +41,7 @@ def _not_brought(what: str, error: Exception) -> Exception:
 class Source(NamedTuple):
     """One file of the input: where it lies, and its name under the input's LocalPath."""
 
-    where: str  # a local path, or the URI of an S3 object
+    where: str  # a local path, or the URI of an object in S3
     name: str
 
 
@@ -60,7 +60,7 @@ def local_path(uri: str) -> str:
 
 
 def inside(volume: str, path: str) -> str:
-    """Where an instance's ``/opt/ml/...`` lies outside it."""
+    """The path outside an instance of its ``/opt/ml/...``."""
     return os.path.join(volume, "ml", os.path.relpath(path, OPT_ML))
 
 
@@ -68,22 +68,22 @@ def inside(volume: str, path: str) -> str:
 
 
 def bring(request: dict[str, Any], volumes: dict[str, str]) -> None:
-    """Copy every input of a job to the instances that are to have it.
+    """Copy every input of a job to the instances that need it.
 
     Raises:
         InputMissing: an object is not there, or two of them would have one path.
     """
     hosts = list(volumes)
-    for given in request.get("ProcessingInputs") or []:
-        if given.get("AppManaged") or "S3Input" not in given:
+    for job_input in request.get("ProcessingInputs") or []:
+        if job_input.get("AppManaged") or "S3Input" not in job_input:
             continue
-        wanted = given["S3Input"]
-        found = sources(wanted)
+        wanted = job_input["S3Input"]
+        files = sources(wanted)
         for i, host in enumerate(hosts):
             target = inside(volumes[host], wanted["LocalPath"])
             os.makedirs(target, exist_ok=True)
             split = wanted.get("S3DataDistributionType") == "ShardedByS3Key"
-            fetch(found[i :: len(hosts)] if split else found, target)
+            fetch(files[i :: len(hosts)] if split else files, target)
 
 
 def sources(wanted: dict[str, Any]) -> list[Source]:
@@ -93,10 +93,10 @@ def sources(wanted: dict[str, Any]) -> list[Source]:
         InputMissing: there are none, or the manifest cannot be read.
     """
     uri = wanted["S3Uri"]
-    found = _manifest(uri) if wanted["S3DataType"] == "ManifestFile" else _matching(uri)
-    if not found:
+    files = _manifest(uri) if wanted["S3DataType"] == "ManifestFile" else _matching(uri)
+    if not files:
         raise InputMissing(f"No objects found under {uri}. Check the URI, and that this job may list it.")
-    return sorted(found)
+    return sorted(files)
 
 
 def _matching(uri: str) -> list[Source]:
@@ -117,23 +117,23 @@ def _matching(uri: str) -> list[Source]:
 
 
 def _named(key: str, start: str) -> str:
-    """The name of a key under LocalPath: what follows the folder that the prefix names."""
+    """The name of a key under LocalPath: its part after the folder that the prefix names."""
     return key[len(start) + 1 :] if start and key.startswith(f"{start}/") else key
 
 
 def _local_keys(root: str, start: str) -> list[str]:
     """The files under ``root`` whose relative path begins with ``start``; links are followed."""
-    found: list[str] = []
+    keys: list[str] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(root) as entries:
         for entry in entries:
             if entry.name.startswith(start) and not entry.name.startswith(TEMPORARY_PREFIX):
                 if entry.is_dir():
                     for folder, _, names in os.walk(entry.path, followlinks=True):
                         relative = os.path.relpath(folder, root)
-                        found += [f"{relative}/{name}" for name in names]
+                        keys += [f"{relative}/{name}" for name in names]
                 else:
-                    found.append(entry.name)
-    return [key for key in found if not os.path.basename(key).startswith(TEMPORARY_PREFIX)]
+                    keys.append(entry.name)
+    return [key for key in keys if not os.path.basename(key).startswith(TEMPORARY_PREFIX)]
 
 
 def _manifest(uri: str) -> list[Source]:
@@ -162,10 +162,10 @@ def _manifest(uri: str) -> list[Source]:
     return [Source(root + name, name) for name in names]
 
 
-def fetch(found: list[Source], target: str) -> None:
+def fetch(files: list[Source], target: str) -> None:
     """Copy files to their names under ``target``."""
-    remote = [source for source in found if is_remote(source.where)]
-    for source in found:
+    remote = [source for source in files if is_remote(source.where)]
+    for source in files:
         if not is_remote(source.where):
             _fetch_one(source, target)
     if remote:
@@ -198,7 +198,7 @@ def _fetch_one(source: Source, target: str) -> None:
 
 
 def copy(source: str, target: str) -> None:
-    """Copy a file's content; a program may write to its input, so it gets one of its own.
+    """Copy a file's content: a program may write to its input, so it gets a copy of its own.
 
     Where the file system shares blocks between copies, this takes neither time nor space.
     """
@@ -220,11 +220,11 @@ class Sender(Protocol):
     """Uploads files."""
 
     def send(self, files: list[tuple[str, str, str]], *, settled: bool) -> None:
-        """Upload files, each given by its path, key and URI; ``settled`` ones do not change any more."""
+        """Upload files, each with its path, key and URI; ``settled`` ones do not change any more."""
 
 
 class Outputs:
-    """The outputs of a job, and what has been uploaded of them so far."""
+    """The outputs of a job, and a record of the files uploaded so far."""
 
     def __init__(self, request: dict[str, Any], volumes: dict[str, str], porter: Sender) -> None:
         outputs = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
@@ -235,14 +235,14 @@ class Outputs:
         self._seen: dict[str, tuple[int, int]] = {}
 
     def make_folders(self) -> None:
-        """Every LocalPath is there when the program starts."""
+        """Make every LocalPath, so that it is there when the program starts."""
         for output in self._outputs:
             for volume in self._volumes.values():
                 os.makedirs(inside(volume, output["LocalPath"]), exist_ok=True)
 
     @property
     def continuous(self) -> bool:
-        """Whether some output is to be uploaded while the job runs."""
+        """Whether some output must be uploaded while the job runs."""
         return any(output["S3UploadMode"] == "Continuous" for output in self._outputs)
 
     def upload_settled(self) -> None:
@@ -284,7 +284,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 def send(files: Sequence[tuple[str, str, str]], settled: bool) -> None:  # noqa: FBT001  # it comes through a pipe
-    """Upload files, each given as path, key and URI of the output's folder.
+    """Upload files, each as its path, key and the URI of the output's folder.
 
     ``settled``: nobody will write to them any more.
 
@@ -308,7 +308,7 @@ def send(files: Sequence[tuple[str, str, str]], settled: bool) -> None:  # noqa:
 def _send_one(path: str, key: str, uri: str, *, settled: bool) -> None:
     """Bring one file to its name under a local folder, so that it appears whole.
 
-    A settled file gets a second name instead of a copy, where both lie on one disk: the first goes with the volume.
+    On the same disk, a settled file gets a second name instead of a copy: the first name goes with the volume.
     """
     target = os.path.join(local_path(uri), key)
     folder, name = os.path.split(target)
@@ -325,7 +325,7 @@ def _send_one(path: str, key: str, uri: str, *, settled: bool) -> None:
 
 
 def _second_name(path: str, other: str) -> bool:
-    """Give a file that has but one name another; whether that went well."""
+    """Give a second name to a file that has only one; return whether that worked."""
     if os.path.islink(path) or os.stat(path).st_nlink != 1:
         return False
     try:

@@ -56,11 +56,11 @@ def check(operation: str, request: dict[str, Any], service: str = "sagemaker") -
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
         raise ParamValidationError(report=report.generate_report())
-    found = list(_violations(request, shape, ""))
-    if found:
-        errors = "error" if len(found) == 1 else "errors"
+    violations = list(_violations(request, shape, ""))
+    if violations:
+        errors = "error" if len(violations) == 1 else "errors"
         code = INVALID if service == "sagemaker" else "InvalidParameterException"
-        refuse(operation, code, f"{len(found)} validation {errors} detected: {'; '.join(found)}")
+        refuse(operation, code, f"{len(violations)} validation {errors} detected: {'; '.join(violations)}")
 
 
 def _violations(value: Any, shape: Shape, path: str) -> Iterator[str]:
@@ -70,9 +70,9 @@ def _violations(value: Any, shape: Shape, path: str) -> Iterator[str]:
         for name, content in value.items():
             yield from _violations(content, shape.members[name], f"{path}.{_lower(name)}" if path else _lower(name))
         return
-    told = f"Value '{value}' at '{path}' failed to satisfy constraint: Member must"
+    prefix = f"Value '{value}' at '{path}' failed to satisfy constraint: Member must"
     for problem in _problems(value, shape):
-        yield f"{told} {problem}"
+        yield f"{prefix} {problem}"
     if kind == "list":
         for i, content in enumerate(value):
             yield from _violations(content, shape.member, f"{path}.{i + 1}.member")
@@ -81,11 +81,11 @@ def _violations(value: Any, shape: Shape, path: str) -> Iterator[str]:
             for part, part_shape in ((key, shape.key), (content, shape.value)):
                 which = "keys" if part is key else "value"
                 for problem in _problems(part, part_shape):
-                    yield f"{told[: -len('Member must')]}Map {which} must {problem}"
+                    yield f"{prefix[: -len('Member must')]}Map {which} must {problem}"
 
 
 def _problems(value: Any, shape: Shape) -> Iterator[str]:
-    """What is wrong with one value: its size, its range, its pattern, or that it is not one of those allowed."""
+    """The problems of one value: its size, its range, its pattern, or that it is not one of the allowed ones."""
     about = shape.metadata
     if shape.type_name in ("string", "list", "map"):
         if len(value) > about.get("max", len(value)):
@@ -225,14 +225,14 @@ def _broken_by_path(whose: str, path: str | None, *, under: str) -> Iterator[str
 # ---- lists -------------------------------------------------------------------------------------------------------
 
 
-def moment(given: Any) -> datetime | None:
+def moment(value: Any) -> datetime | None:
     """A point in time as botocore takes it (a datetime, seconds, or text), with a time zone."""
-    if given is None:
+    if value is None:
         return None
     from botocore.utils import parse_to_aware_datetime
 
-    found: datetime = parse_to_aware_datetime(given)
-    return found.astimezone(timezone.utc)
+    time: datetime = parse_to_aware_datetime(value)
+    return time.astimezone(timezone.utc)
 
 
 def make_token(request: dict[str, Any], after: tuple[str, str]) -> str:

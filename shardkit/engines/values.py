@@ -26,7 +26,7 @@ Key = Annotated[str, AfterValidator(limits.checked_key)]
 
 
 class Model(BaseModel):
-    """Values that belong together; none may be there that is not known."""
+    """Values that belong together; unknown ones are refused."""
 
     # A traceback in a notebook must not print the values of the environment.
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)

@@ -3,9 +3,9 @@
     with serving(LocalEngine()) as url:
         client = boto3.client("sagemaker", endpoint_url=url)
 
-Whoever gets in can run programs as the user who started it. So it listens on the loopback interface only, takes signed
-requests only (see ``shardkit.engines.signing``), and none that a web page may have sent. It knows the calls of
-Processing jobs, and those of CloudWatch Logs with which SDKs follow a job.
+Anyone with access can run programs as the user who started the server. So it listens on the loopback interface only,
+takes only signed requests (see ``shardkit.engines.signing``), and none that a web page may have sent. It serves the
+calls of Processing jobs, and those of CloudWatch Logs with which SDKs follow a job.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 CONTENT_TYPE = "application/x-amz-json-1.1"
 LARGEST_REQUEST = 16 << 20  # bytes
-PATIENCE_S = 60.0  # with a client that says nothing
+PATIENCE_S = 60.0  # with a silent client
 CALLS = {
     "CreateProcessingJob": "create_processing_job",
     "DescribeProcessingJob": "describe_processing_job",
@@ -48,7 +48,7 @@ LOG_CALLS = {
     "FilterLogEvents": "filter_log_events",
     "GetLogEvents": "get_log_events",
 }
-SERVICES = {"SageMaker": "sagemaker", "Logs_20140328": "logs"}  # by what their targets begin with
+SERVICES = {"SageMaker": "sagemaker", "Logs_20140328": "logs"}  # by the beginning of their targets
 
 
 class WireServer(ThreadingHTTPServer):
@@ -75,13 +75,13 @@ class WireServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the server is reached."""
+        """The address of the server."""
         return f"http://{LOOPBACK}:{self.server_port}"
 
 
 @contextlib.contextmanager
 def serving(engine: Any, *, port: int = 0) -> Iterator[str]:
-    """Serve an engine while the block runs, to whoever has its root's key pair; its URL."""
+    """Serve an engine at the URL that this yields while the block runs, to all who have its root's key pair."""
     server = WireServer(engine, port=port, keys=Keys.of_root(engine.root))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -98,8 +98,8 @@ def serve(engine: Any, *, port: int, say: Callable[[str], None], anybody: bool =
     Args:
         engine: a local engine, with or without faults.
         port: of 127.0.0.1; 0 for any free one.
-        say: what prints a line for people.
-        anybody: take unsigned requests, of whoever reaches the port.
+        say: prints a line for people.
+        anybody: take unsigned requests, from anyone who reaches the port.
     """
     keys = Keys.of_root(engine.root)
     server = WireServer(engine, port=port, keys=None if anybody else keys)
@@ -116,7 +116,7 @@ def serve(engine: Any, *, port: int, say: Callable[[str], None], anybody: bool =
         say(f"  {line}")
     say(f"The same lines are in {engine.root}/{KEPT}, for you alone. Any region will do.")
     if anybody:
-        say("NOTE: credentials are not looked at: whoever reaches this port can run programs as you.")
+        say("NOTE: credentials are not checked: anyone who reaches this port can run programs as you.")
     say("Ctrl-C ends it; the jobs go on.")
     stop.wait()
     server.shutdown()
@@ -124,7 +124,7 @@ def serve(engine: Any, *, port: int, say: Callable[[str], None], anybody: bool =
 
 
 class _NoRequest(Exception):
-    """What came is no request that could be answered in any other way."""
+    """The data on the connection is not a request that any call could answer."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -144,15 +144,15 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             status, answer = self._answer()
         except _NoRequest as error:
-            self.close_connection = True  # who knows what is still to come of it
+            self.close_connection = True  # the rest of the request may still be on its way
             status, answer = error.status, _error(error.code, str(error))
-        except ConnectionClosedError:  # a response that is to be lost
+        except ConnectionClosedError:  # an injected fault: the response gets lost
             self.close_connection = True
             return
         self._send(status, answer)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What is no POST, or no HTTP, is answered in the service's words too."""
+        """Answer anything that is not a POST, or not HTTP, in the service's words too."""
         del explain
         self.close_connection = True
         self.request_version = self.request_version or self.protocol_version
@@ -194,8 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         prefix, _, operation = target.rpartition(".")
         call = self._call(SERVICES.get(prefix, ""), operation)
         if call is None:
-            known = ", ".join([*CALLS, "ListTags", *LOG_CALLS])
-            return 400, _error("UnknownOperationException", f"The local engine knows {known}, not {target!r}.")
+            calls = ", ".join([*CALLS, "ListTags", *LOG_CALLS])
+            return 400, _error("UnknownOperationException", f"The local engine knows {calls}, not {target!r}.")
         return _guarded(SERVICES[prefix], operation, call, request)
 
     def _body(self) -> bytes:
@@ -212,10 +212,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _chunks(self) -> Iterator[bytes]:
         total = 0
         while True:
-            told = self.rfile.readline(100).partition(b";")[0].strip()
-            if not re.fullmatch(rb"[0-9a-fA-F]{1,8}", told):
+            size_text = self.rfile.readline(100).partition(b";")[0].strip()
+            if not re.fullmatch(rb"[0-9a-fA-F]{1,8}", size_text):
                 raise _NoRequest(400, "SerializationException", "The chunks of the request cannot be read.")
-            size = int(told, 16)
+            size = int(size_text, 16)
             total += size
             if total > LARGEST_REQUEST:
                 raise _NoRequest(
@@ -227,17 +227,17 @@ class _Handler(BaseHTTPRequestHandler):
                 return
 
     def _is_for_us(self) -> bool:
-        """No web page that a user looks at may start programs here: browsers send its origin, and its host name."""
+        """Whether no web page sent the request, as none may start programs: browsers send its origin and host name."""
         host = self.headers.get("Host", LOOPBACK).rpartition(":")[0] or self.headers.get("Host", LOOPBACK)
         return host in (LOOPBACK, "localhost") and not any(
             name in self.headers for name in ("Origin", "Sec-Fetch-Site")
         )
 
     def _check_signature(self, text: bytes) -> None:
-        """Let nobody in who has not signed.
+        """Refuse an unsigned request.
 
         Raises:
-            Refused: the service's word for why.
+            Refused: the reason, in the service's words.
         """
         keys = self.server.keys
         if keys is None:
@@ -248,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
         keys.check(headers, url=url, body=text, is_own_user=own)
 
     def _call(self, service: str, operation: str) -> Callable[..., dict[str, Any]] | None:
-        """What answers an operation of a service; None where nothing does."""
+        """The method that answers an operation of a service; None if there is none."""
         if service == "logs" and operation in LOG_CALLS:
             return getattr(self.server.logs, LOG_CALLS[operation])  # type: ignore[no-any-return]
         if service == "sagemaker" and operation == "ListTags":
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
 def _guarded(
     service: str, operation: str, call: Callable[..., dict[str, Any]], request: dict[str, Any]
 ) -> tuple[int, dict[str, Any]]:
-    """Make a call of the engine; its answer or its refusal, with the HTTP status."""
+    """Call the engine; return its answer or its refusal, with the HTTP status."""
     try:
         validation.check(operation, request, service)
         answer = call(**request)
@@ -279,10 +279,10 @@ def _guarded(
         return about["ResponseMetadata"]["HTTPStatusCode"], _error(about["Error"]["Code"], about["Error"]["Message"])
     except ParamValidationError as error:
         missing = re.findall(r'Missing required parameter in [^:]*: "(\w+)"', str(error))
-        told = "".join(f" The request must have {name}." for name in missing)
+        message = "".join(f" The request must have {name}." for name in missing)
         code = "ValidationException" if service == "sagemaker" else "InvalidParameterException"
-        return 400, _error(code, told.strip() or str(error).replace("\n", " "))
-    except Exception as error:  # noqa: BLE001  # the caller shall hear of it, and the server go on
+        return 400, _error(code, message.strip() or str(error).replace("\n", " "))
+    except Exception as error:  # noqa: BLE001  # the caller gets it, and the server goes on
         return 500, _error("InternalFailure", f"{type(error).__name__}: {error}")
     return 200, {key: value for key, value in answer.items() if key != "ResponseMetadata"}
 

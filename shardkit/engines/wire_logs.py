@@ -1,7 +1,7 @@
-"""What CloudWatch Logs says of Processing jobs, for a local engine: the calls with which SDKs follow a job's log.
+"""CloudWatch Logs for the Processing jobs of a local engine: the calls with which SDKs follow a job's log.
 
-A stream is the log of one instance, ``JOB/algo-1-SECONDS``; its events are the lines, in their order. The engine does
-not note when a line was written, so that each has the time at which its job was made.
+A stream is the log of one instance, ``JOB/algo-1-SECONDS``; its events are the lines, in order. The engine does not
+record when a line was written, so each has the time at which its job was made.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ class Logs:
         self._engine = engine
 
     def describe_log_groups(self, **request: Any) -> dict[str, Any]:
-        """Tell of the one group that there is."""
+        """List the only log group."""
         prefix, pattern = request.get("logGroupNamePrefix", ""), request.get("logGroupNamePattern", "")
-        known = GROUP.startswith(prefix) and pattern.lower() in GROUP.lower()
-        return {"logGroups": [{"logGroupName": GROUP, "storedBytes": 0}] if known else []}
+        matches = GROUP.startswith(prefix) and pattern.lower() in GROUP.lower()
+        return {"logGroups": [{"logGroupName": GROUP, "storedBytes": 0}] if matches else []}
 
     def describe_log_streams(self, **request: Any) -> dict[str, Any]:
-        """Tell of the instances that have said something."""
+        """List the streams of all instances that have written something."""
         operation = "DescribeLogStreams"
         _check_group(operation, request)
-        found = sorted(self._streams(request.get("logStreamNamePrefix", "")), key=lambda stream: stream.name)
+        streams = sorted(self._streams(request.get("logStreamNamePrefix", "")), key=lambda stream: stream.name)
         if request.get("orderBy") == "LastEventTime":
             if request.get("logStreamNamePrefix"):
                 refuse(
                     operation, "InvalidParameterException", "Cannot order by LastEventTime with a logStreamNamePrefix."
                 )
-            found.sort(key=lambda stream: stream.time_ms)
+            streams.sort(key=lambda stream: stream.time_ms)
         if request.get("descending"):
-            found.reverse()
+            streams.reverse()
         begin = _offset(operation, request, "f")[1] if request.get("nextToken") else 0
         end = begin + request.get("limit", MOST_STREAMS)
-        answer: dict[str, Any] = {"logStreams": [_described(stream) for stream in found[begin:end]]}
-        return answer | ({"nextToken": f"f/{end}"} if end < len(found) else {})
+        answer: dict[str, Any] = {"logStreams": [_described(stream) for stream in streams[begin:end]]}
+        return answer | ({"nextToken": f"f/{end}"} if end < len(streams) else {})
 
     def get_log_events(self, **request: Any) -> dict[str, Any]:
         """Some lines of an instance: after a token, or the first, or the last."""
@@ -118,13 +118,13 @@ class Logs:
         return {"events": events}
 
     def _streams(self, prefix: str) -> Iterator[Stream]:
-        """The streams whose names begin so, of the jobs that there are."""
-        job = prefix.partition("/")[0]
-        for told in self._engine.told_jobs(job, exact="/" in prefix):
-            for host, path in told.logs.items():
-                stream = f"{told.name}/{host}-{int(told.created)}"
+        """The streams whose names begin with ``prefix``."""
+        name = prefix.partition("/")[0]
+        for job in self._engine.told_jobs(name, exact="/" in prefix):
+            for host, path in job.logs.items():
+                stream = f"{job.name}/{host}-{int(job.created)}"
                 if stream.startswith(prefix) and os.path.exists(path) and os.path.getsize(path):
-                    yield Stream(stream, path, int(told.created * 1000), told.arn, told.ended)
+                    yield Stream(stream, path, int(job.created * 1000), job.arn, job.ended)
 
 
 def _check_group(operation: str, request: dict[str, Any]) -> None:
@@ -134,15 +134,15 @@ def _check_group(operation: str, request: dict[str, Any]) -> None:
 
 
 def _offset(operation: str, request: dict[str, Any], ways: str) -> tuple[str, int]:
-    """What a token says: which way to go on, and where."""
-    found = _TOKEN.match(request["nextToken"])
-    if found is None or found["way"] not in ways:
+    """The content of a token: which way to go on, and from where."""
+    token = _TOKEN.match(request["nextToken"])
+    if token is None or token["way"] not in ways:
         refuse(operation, "InvalidParameterException", "The specified nextToken is invalid.")
-    return found["way"], int(found["offset"])
+    return token["way"], int(token["offset"])
 
 
 def _within(request: dict[str, Any], stream: Stream) -> bool:
-    """Whether the lines of a stream are of the time that is asked for."""
+    """Whether the lines of a stream are from the requested time."""
     begin: float = request.get("startTime", 0)
     end: float = request.get("endTime", float("inf"))
     return begin <= stream.time_ms < end
@@ -155,7 +155,7 @@ def _words(operation: str, pattern: str) -> list[str]:
 
 
 def _lines(stream: Stream, offset: int) -> Iterator[_Line]:
-    """The lines from an offset on; one that has no end yet once the job has ended."""
+    """The lines from an offset on; a line without an end only once the job has ended."""
     with open(stream.path, "rb") as file:
         file.seek(offset)
         for data in file:
@@ -177,8 +177,8 @@ def _after(stream: Stream, offset: int, limit: int) -> list[_Line]:
 
 def _before(stream: Stream, offset: int | None, limit: int) -> list[_Line]:
     until = offset if offset is not None else float("inf")
-    found: Iterable[_Line] = (line for line in _lines(stream, 0) if line.end <= until)
-    return list(collections.deque(found, maxlen=limit))
+    lines: Iterable[_Line] = (line for line in _lines(stream, 0) if line.end <= until)
+    return list(collections.deque(lines, maxlen=limit))
 
 
 def _event(stream: Stream, line: _Line) -> dict[str, Any]:
