@@ -60,7 +60,7 @@ class JobFiles:
         replace(self._request, json.dumps(request))
 
     def request(self) -> dict[str, Any] | None:
-        """What was asked for; None where there is no such job."""
+        """The request of the job; None if there is no such job."""
         return read(self._request)
 
     def state(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class JobFiles:
             os.remove(self.live_mark)
 
     def ask_to_stop(self) -> None:
-        """Note that the job is to be stopped; the supervisor is woken by a signal."""
+        """Record a request to stop the job; a signal wakes the supervisor."""
         replace(self.stop_asked, str(time.time()))
 
     def supervised(self) -> bool:

@@ -1,4 +1,4 @@
-"""The kernel's calls that isolation is made of: namespaces, mounts, and who ends with whom.
+"""The kernel's calls behind isolation: namespaces, mounts, and which process ends with which.
 
 Standard library only: this runs in the supervisor, between fork and exec.
 """
@@ -71,7 +71,7 @@ def _parents() -> dict[int, int]:
 
 
 def graft(folder: str, target: str, stage: str) -> None:
-    """Let ``target`` show ``folder`` in this mount namespace, also where there is no such path to mount on.
+    """Let ``target`` show ``folder`` in this mount namespace, even if there is no such path to mount on.
 
     The nearest folder above that exists is then replaced by a small one in memory, which shows the same entries and the
     missing path. ``stage`` is a folder for it; it is made, and stays empty.
@@ -115,7 +115,7 @@ def _show(entry: os.DirEntry[str], place: str) -> None:
 
 
 def make_private() -> None:
-    """What is mounted here shall not be seen outside."""
+    """Hide from the outside what is mounted here."""
     mount("none", "/", "", REC | PRIVATE)
 
 
@@ -139,7 +139,7 @@ def _checked(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave some namespaces; in a new user namespace everybody stays who they are."""
+    """Leave some namespaces; in a new user namespace the user and the group stay the same."""
     user, group = os.geteuid(), os.getegid()
     _checked(_libc().unshare(flags), "unshare")
     if flags & NEWUSER:
@@ -149,7 +149,7 @@ def unshare(flags: int) -> None:
 
 
 def loopback_up() -> None:
-    """A new network namespace has a loopback interface, which is down."""
+    """Bring up the loopback interface, which is down in a new network namespace."""
     import fcntl
     import socket
     import struct

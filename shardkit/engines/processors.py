@@ -27,7 +27,7 @@ LOCAL_MODE = {"local", "local_gpu"}
 def read_processor(processor: Any, *, local: bool = False) -> dict[str, Any]:
     """The fields of the settings that a Processor gives, and its session.
 
-    ``local``: the jobs are to run on this machine, so the SDK's local mode is no obstacle.
+    ``local``: the jobs will run on this machine, so the SDK's local mode is no obstacle.
 
     Raises:
         PipelineError: it is no Processor, or one that shardkit cannot stand in for; it says why.

@@ -194,10 +194,10 @@ class Settings(Model):
 
     @abstractmethod
     def log_lines(self, job_name: str) -> Iterator[str]:
-        """What a job has said so far, line by line.
+        """The lines that a job has written so far.
 
         Raises:
-            RunFailed: nothing of it is to be had.
+            RunFailed: none of it is available.
         """
 
     def policy(self) -> Policy:
@@ -223,7 +223,7 @@ class Settings(Model):
         return {}
 
     def own_folders(self) -> list[Path]:
-        """Folders of this machine in which the engine keeps what is its own, and which no job takes along."""
+        """Folders of this machine for the engine's own files, which no job takes along."""
         return []
 
     @property

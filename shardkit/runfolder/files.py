@@ -143,7 +143,7 @@ class RunFiles:
         return contents
 
     def parse(self, name: str, data: bytes, kind: type[D], hint: str) -> D:
-        """One of the JSON files, of which the bytes were read; ``hint`` says what to do where it is damaged."""
+        """Parse the bytes of one of the JSON files; ``hint`` says what to do if it is damaged."""
         try:
             return documents.parse(data, kind, f"Run {self.run_id}: {self.uri}/{name}")
         except Damaged as error:

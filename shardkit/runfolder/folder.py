@@ -45,7 +45,7 @@ class RunFolder(RunFiles):
     on_top: bool = False
 
     def encrypted(self, plan: PlanDocument) -> RunFolder:
-        """The same folder, but what is written there is encrypted with the key that the plan's engine names."""
+        """The same folder, which encrypts what is written with the key that the plan's engine names."""
         engine = plan["pipeline"].get("engine") or {}
         return replace(self, output=self.output.encrypted(engine.get("output_kms_key")))
 
@@ -116,7 +116,7 @@ class RunFolder(RunFiles):
             self.kept[RECORDS] = table
 
     def note_as_latest(self) -> None:
-        """Have the output's latest run be this one, which is what is meant where no run is named."""
+        """Make this the output's latest run, which commands use if no run is named."""
         self.output.write(LATEST, documents.dump({"run_id": self.run_id}))
 
     def records(self, columns: list[str] | None = None) -> pa.Table:

@@ -68,14 +68,14 @@ def over_budget(ledger: Ledger, limits: WorkLimits) -> tuple[str, str]:
 def check_made(
     ledger: Ledger, rows: int, *, allow_empty: bool, combine: str | None = None, all_may_fail: bool = False
 ) -> None:
-    """See that something came of the records, of which so many ``rows`` are left, perhaps by a ``combine``.
+    """Check that the records gave any rows; ``rows`` is the number left, perhaps by a ``combine``.
 
-    A function that forgets its ``return`` looks like one that has nothing to say of any record, and must not replace
-    a good dataset by an empty one. ``all_may_fail`` says that every record may be in quarantine, as who gives
-    ``max_failures`` as a number of records has said, where no dataset is lost by it.
+    A function that forgets its ``return`` looks like one without rows for any record, and must not replace a good
+    dataset by an empty one. ``all_may_fail`` means that every record may be in quarantine: users who give
+    ``max_failures`` as a number of records have said so, as long as no dataset is lost by it.
 
     Raises:
-        NothingMade: no record is done; or there is no row, and that is not to be.
+        NothingMade: no record is done; or there is no row, and that is not allowed.
     """
     folder, run = ledger.folder, f"Run {ledger.folder.run_id}"
     all_failed = ledger.quarantined > 0 and ledger.quarantined == ledger.listed

@@ -11,7 +11,7 @@
         dataset/generation-<number>/               files that are to be the dataset's; those of jobs are beside that
         lock                                       held by the process that works on the run
         jobs.sqlite, jobs.json                     with an engine: the queue of its jobs, and a copy of it
-        manifests/, settings/, stop.json           likewise: lists of objects, settings of a resumption, a wish to stop
+        manifests/, settings/, stop.json           likewise: lists of objects, settings of a resumption, a stop request
         merged/<day>.json                          what a job has made of a day, for pass 2 to take
         contents.json                              which rows of which parts the dataset's files hold
         result.json                                written last, by pass 2
@@ -32,7 +32,7 @@ import re
 
 from shardkit.storage.base import STATE_DIR
 
-STOP = "stop.json"  # in a run folder: the latest generation of jobs is to be stopped
+STOP = "stop.json"  # in a run folder: a request to stop the latest generation of jobs
 ALL_SHARDS = "all"
 RUNS = f"{STATE_DIR}/runs"
 LATEST = f"{STATE_DIR}/latest.json"

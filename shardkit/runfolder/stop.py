@@ -1,4 +1,4 @@
-"""The wish that work ends: who asks for it, and how long what is in flight may take."""
+"""A request to stop work: who asks for it, and how long the records in flight may take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from shardkit.errors import RunInterrupted
 
 
 class Stop:
-    """Whether, why and how urgently the work is to stop."""
+    """Whether, why and how urgently the work must stop."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None

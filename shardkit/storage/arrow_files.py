@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def as_file(folder: Folder, key: str, size: int) -> pa.PythonFile:
-    """An object of so many bytes, of which the ranges are fetched that are asked for."""
+    """An object of a known size, fetched range by range as Arrow asks for them."""
     return pa.PythonFile(_Ranges(folder, key, size), mode="r")
 
 
 class _Ranges(io.RawIOBase):
-    """An object as a file of which each read is a request."""
+    """An object as a file; each read is a request."""
 
     def __init__(self, folder: Folder, key: str, size: int) -> None:
         self._folder = folder

@@ -111,7 +111,7 @@ def _is_url(text: str) -> bool:
 
 
 def _has_settings_of_s3() -> bool:
-    """Whether the file with the profiles may say how S3 is to be addressed; to look costs less than botocore does."""
+    """Whether the file with the profiles may say how to address S3; a look costs less than botocore does."""
     path = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
     with contextlib.suppress(OSError):
         text = path.read_text(errors="replace")

@@ -140,7 +140,7 @@ class Folder(ABC):
         """The folder of that name in this one."""
 
     def encrypted(self, kms_key: str | None) -> Folder:
-        """The same folder, where it can encrypt, with that key for what is written."""
+        """The same folder, which encrypts what is written with that key if it can."""
         return self
 
     @abstractmethod

@@ -47,7 +47,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def create_bytes(path: Path, data: bytes) -> bool:
-    """The same where there is nothing yet, in one step; whether there was nothing.
+    """The same if there is nothing yet, in one step; return whether there was nothing.
 
     Raises:
         StorageError: as `write_bytes`.
@@ -82,7 +82,7 @@ def _written(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Flush ``path`` to the disk, so that what is written after it may rely on it."""
+    """Flush ``path`` to the disk, so that later writes may rely on it."""
     with writing(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
