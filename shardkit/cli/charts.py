@@ -83,11 +83,11 @@ def brief(seconds: float) -> str:
     return re.sub(r"(?<=[a-z]) 0 (?:s|min|h)$", "", in_words(seconds))
 
 
-def bars(places: Sequence[str], series: Sequence[Series], *, tell: Callable[[float], str] = plain) -> str:
+def bars(places: Sequence[str], series: Sequence[Series], *, text_of: Callable[[float], str] = plain) -> str:
     """Bars side by side, each a stack of the series."""
     highest = max((sum(each.values[i] or 0 for each in series) for i in range(len(places))), default=0)
-    scale = _Scale(highest, tell)
-    return _svg([*scale.lines(), *_stacks(places, series, scale), *_dates(places), *_tips(places, series, tell)])
+    scale = _Scale(highest, text_of)
+    return _svg([*scale.lines(), *_stacks(places, series, scale), *_dates(places), *_tips(places, series, text_of)])
 
 
 def _stacks(places: Sequence[str], series: Sequence[Series], scale: _Scale) -> Iterator[str]:
@@ -108,7 +108,7 @@ def lines(
     places: Sequence[str],
     series: Sequence[Series],
     *,
-    tell: Callable[[float], str],
+    text_of: Callable[[float], str],
     steps: Sequence[float] = (),
     most: float | None = None,
 ) -> str:
@@ -117,14 +117,14 @@ def lines(
     Args:
         places: The names of the places.
         series: The lines.
-        tell: Gives a value in words.
+        text_of: Gives a value as text.
         steps: The possible steps between lines of the grid, if decimal numbers are not round ones.
         most: The end of the scale; by default that of the values.
     """
     highest = most or max((value for each in series for value in each.values if value is not None), default=0.0)
-    scale = _Scale(highest, tell, steps=steps, exact=most is not None)
+    scale = _Scale(highest, text_of, steps=steps, exact=most is not None)
     drawn = [part for each in series for part in _line(each, scale)]
-    return _svg([*scale.lines(), *drawn, *_dates(places), *_tips(places, series, tell)])
+    return _svg([*scale.lines(), *drawn, *_dates(places), *_tips(places, series, text_of)])
 
 
 def _line(series: Series, scale: _Scale) -> Iterator[str]:
@@ -144,7 +144,7 @@ def _line(series: Series, scale: _Scale) -> Iterator[str]:
             yield f'<circle class="{series.colour}" cx="{point[0]:.2f}" cy="{point[1]:.2f}" r="2.5"/>'
 
 
-def rows(names: Sequence[str], series: Sequence[Series], *, tell: Callable[[float], str] = plain) -> str:
+def rows(names: Sequence[str], series: Sequence[Series], *, text_of: Callable[[float], str] = plain) -> str:
     """Bars below each other, each with its name, a stack of the series, and its total."""
     totals = [sum(each.values[i] or 0 for each in series) for i in range(len(names))]
     longest = max(totals, default=0) or 1
@@ -160,8 +160,8 @@ def rows(names: Sequence[str], series: Sequence[Series], *, tell: Callable[[floa
                 size = f'x="{x:.2f}" y="{y + 4}" width="{width:.2f}" height="{ROW_HEIGHT - 8}"'
                 parts.append(f'<rect class="{each.colour}" {size}/>')
             x += width
-        parts.append(f'<text class="value" x="{x + 6:.2f}" y="{y + 16}">{escape(tell(totals[i]))}</text>')
-        tip = escape(_tip(name, series, i, tell))
+        parts.append(f'<text class="value" x="{x + 6:.2f}" y="{y + 16}">{escape(text_of(totals[i]))}</text>')
+        tip = escape(_tip(name, series, i, text_of))
         parts.append(f'<rect class="tip" y="{y}" width="{WIDTH}" height="{ROW_HEIGHT}"><title>{tip}</title></rect>')
     return _svg(parts, height=max(len(names), 1) * ROW_HEIGHT)
 
@@ -176,9 +176,9 @@ class _Scale:
     """A scale from values to heights, with round numbers beside it."""
 
     def __init__(
-        self, highest: float, tell: Callable[[float], str], *, steps: Sequence[float] = (), exact: bool = False
+        self, highest: float, text_of: Callable[[float], str], *, steps: Sequence[float] = (), exact: bool = False
     ) -> None:
-        self._tell = tell
+        self._text_of = text_of
         if exact:
             self._step = highest / TICKS
         else:
@@ -194,7 +194,7 @@ class _Scale:
         for i in range(round(self._top / self._step) + 1):
             y = self.y(i * self._step)
             yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.2f}" y2="{y:.2f}"/>'
-            text = "0" if not i else escape(self._tell(i * self._step))
+            text = "0" if not i else escape(self._text_of(i * self._step))
             yield f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.2f}">{text}</text>'
 
 
@@ -213,17 +213,17 @@ def _dates(places: Sequence[str]) -> Iterator[str]:
         yield f'<text class="date" x="{min(x, WIDTH - 46):.2f}" y="{HEIGHT - 8}">{escape(places[i])}</text>'
 
 
-def _tips(places: Sequence[str], series: Sequence[Series], tell: Callable[[float], str]) -> Iterator[str]:
+def _tips(places: Sequence[str], series: Sequence[Series], text_of: Callable[[float], str]) -> Iterator[str]:
     """The texts that the pointer shows over each place."""
     band = PLOT_WIDTH / len(places)
     for i, place in enumerate(places):
         size = f'x="{LEFT + band * i:.2f}" y="{TOP}" width="{band:.2f}" height="{PLOT_HEIGHT}"'
-        yield f'<rect class="tip" {size}><title>{escape(_tip(place, series, i, tell))}</title></rect>'
+        yield f'<rect class="tip" {size}><title>{escape(_tip(place, series, i, text_of))}</title></rect>'
 
 
-def _tip(place: str, series: Sequence[Series], i: int, tell: Callable[[float], str]) -> str:
+def _tip(place: str, series: Sequence[Series], i: int, text_of: Callable[[float], str]) -> str:
     values = ((each.name, each.values[i]) for each in series)
-    return "\n".join([place, *(f"{name}: {'-' if value is None else tell(value)}" for name, value in values)])
+    return "\n".join([place, *(f"{name}: {'-' if value is None else text_of(value)}" for name, value in values)])
 
 
 def _svg(parts: Iterable[str], *, height: int = HEIGHT) -> str:

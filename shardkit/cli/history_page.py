@@ -166,8 +166,8 @@ def _tiles(total: Row) -> str:
     return f'<div class="tiles">{tiles}</div>'
 
 
-def _or_dash(value: float | None, tell: Callable[[float], str]) -> str:
-    return "-" if value is None else tell(value)
+def _or_dash(value: float | None, text_of: Callable[[float], str]) -> str:
+    return "-" if value is None else text_of(value)
 
 
 def _over_time(periods: Sequence[tuple[str, Row | None]], unit: str, *, priced: bool) -> list[str]:
@@ -182,18 +182,18 @@ def _over_time(periods: Sequence[tuple[str, Row | None]], unit: str, *, priced: 
     rate, hours = series("success rate", "blue", "success_rate"), series("instance-hours", "violet", "instance_hours")
     sections = [
         _section(f"Jobs by {unit}", bars(names, ended), ended),
-        _section(f"Success rate by {unit}", lines(names, [rate], tell=percent, most=1.0)),
-        _section(f"Waiting time by {unit}", lines(names, waited, tell=brief, steps=STEPS_S), waited),
+        _section(f"Success rate by {unit}", lines(names, [rate], text_of=percent, most=1.0)),
+        _section(f"Waiting time by {unit}", lines(names, waited, text_of=brief, steps=STEPS_S), waited),
         _section(
             f"Running time of attempts by {unit}",
-            lines(names, ran, tell=brief, steps=STEPS_S),
+            lines(names, ran, text_of=brief, steps=STEPS_S),
             ran,
         ),
         _section(f"Instance-hours by {unit}", bars(names, [hours])),
     ]
     if priced:
         cost = series("cost", "amber", "cost_usd")
-        sections.append(_section(f"Cost by {unit}", bars(names, [cost], tell=dollars)))
+        sections.append(_section(f"Cost by {unit}", bars(names, [cost], text_of=dollars)))
     return sections
 
 
@@ -223,7 +223,7 @@ def _by_group(groups: Mapping[str, Sequence[Row]], total: Row) -> list[str]:
         priced = [row for row in groups["owner"] if row.cost_usd is not None]
         dearest = sorted(priced, key=lambda row: -(row.cost_usd or 0))[:SHOWN]
         cost = [Series("cost", "amber", [row.cost_usd for row in dearest])]
-        drawn = rows(_names(dearest), cost, tell=dollars)
+        drawn = rows(_names(dearest), cost, text_of=dollars)
         parts.append(_section("Cost by owner", drawn, left=len(priced) - len(dearest)))
     return parts
 

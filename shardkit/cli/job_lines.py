@@ -55,7 +55,7 @@ def change_lines(seen: Report, launched: Report, notices: NoticeReport) -> Itera
     for name in launched.launched:
         yield f"{name} Launched"
     for job_id in notices.sent:
-        yield f"{job_id} was told of"
+        yield f"notice of {job_id} sent"
     for trouble in (seen.trouble, launched.trouble, *notices.trouble):
         if trouble:
             yield f"trouble: {trouble}"
@@ -152,8 +152,8 @@ def history_lines(rows: Sequence[Row], by: str) -> Iterator[str]:
     return iter(lines)
 
 
-def _or_dash(value: float | None, tell: Callable[[float], str]) -> str:
-    return "-" if value is None else tell(value)
+def _or_dash(value: float | None, text_of: Callable[[float], str]) -> str:
+    return "-" if value is None else text_of(value)
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, right: set[int]) -> Iterator[str]:

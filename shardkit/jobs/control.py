@@ -32,7 +32,7 @@ def stop(
 
     Args:
         store: The jobs.
-        engine: The service; None leaves it to monitor() to tell it.
+        engine: The service; None leaves its calls to monitor().
         job_ids: Which jobs; all that have not ended by default, or those of the run.
         run: The run.
         clock: Gives the time.

@@ -59,7 +59,7 @@ class Job:
         kind: ``processing`` or ``training``.
         owner: Whose job it is.
         run: The run that it and other jobs belong to; empty if it stands alone.
-        notify: Who is told when it ends (see ``shardkit.jobs.notices``).
+        notify: Who gets notice when it ends (see ``shardkit.jobs.notices``).
         tags: Anything else that its owner wants to note about it.
         instance_types: The instance types that the request allows, in order of preference.
         instance_type: The one that the current or next attempt asks for first.

@@ -233,7 +233,7 @@ class _Launch:
         """One CreateProcessingJob call."""
         try:
             self._service.create(job.kind, job.name, turned(request, job.instance_type))
-        except Exception as error:  # noqa: BLE001  whatever it is: the job's state must not lie
+        except Exception as error:  # noqa: BLE001  whatever it is, the job's state must stay true
             self._answered(job, error, outcome)
         except BaseException:
             outcome.doubtful(job, "The launcher was interrupted.")

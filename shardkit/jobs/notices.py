@@ -1,4 +1,4 @@
-"""send_notices(): tells of a job's end, once, everybody who asked to be told, and holds nothing up.
+"""send_notices(): gives notice of a job's end to everybody who asked for it, once, and holds nothing up.
 
 The store notes what is due and who has got it, so that any number of senders may run at the same time and die at any
 moment. A notice comes twice only if a sender dies, or an answer gets lost, between the sending and that note.

@@ -31,7 +31,7 @@ class Submission:
         depends_on: The ids of jobs, submitted before it, that must be ``Completed`` first.
         owner: Whose job it is.
         run: The run that it and other jobs belong to.
-        notify: Who is told when it ends (see ``shardkit.jobs.notices``).
+        notify: Who gets notice when it ends (see ``shardkit.jobs.notices``).
         tags: Anything else that its owner wants to note about it; these are not the service's tags.
     """
 
@@ -305,7 +305,7 @@ class Submitting(ABC):
             depends_on: The ids of jobs that must be ``Completed`` first.
             owner: Whose job it is.
             run: The run that it and other jobs belong to.
-            notify: Who is told when it ends.
+            notify: Who gets notice when it ends.
             tags: Anything else that its owner wants to note about it.
 
         Returns:

@@ -65,7 +65,7 @@ def submit(
         request: The arguments of CreateProcessingJob or CreateTrainingJob, without the job's name.
         job_id: Its id; by default a new one. The same id with the same request again is the same job.
         depends_on: The ids of jobs that must be ``Completed`` first.
-        notify: Who is told when it ends: SNS topics, ``slack:...`` or ``webhook:...`` (see ``shardkit.jobs.targets``).
+        notify: Who gets its notice: SNS topics, ``slack:...`` or ``webhook:...`` (see ``shardkit.jobs.targets``).
         owner: Whose job it is; by default the user's.
         run: The run that it and other jobs belong to.
         tags: Anything else that its owner wants to note about it.

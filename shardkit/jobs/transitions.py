@@ -120,7 +120,7 @@ def ahead(job: Job, attempt: int, now: float) -> Job:
 
 
 def lost(job: Job, now: float, policy: Policy) -> Job:
-    """The service has not known it for long enough: it is created once more if nobody ever saw it run."""
+    """The service has said for long that it does not know it: it is created again if nobody ever saw it run."""
     if job.status == LAUNCHED:
         return doubtful(job, now, "The service does not know it; it is created again under the same name.")
     return _failed(
