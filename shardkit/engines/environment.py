@@ -21,10 +21,10 @@ CURE = (
 
 
 def refuse_secrets(fields: Mapping[str, Any], where: str = "") -> None:
-    """See that no text in plain fields is a secret by its look; what names tell is for those fields that have such.
+    """Check that no text in plain fields looks like a secret, whatever the names of the fields are.
 
     Raises:
-        PipelineError: one is; the message names its place, and never what it is.
+        PipelineError: one does; the message names its place, never its content.
     """
     place = next(secret_places(fields, where, by_name=False), None)
     if place is not None:

@@ -36,7 +36,7 @@ class Engine(Protocol):
         """Take a request, and let its job fail at once."""
 
     def describe_processing_job(self, **request: Any) -> dict[str, Any]:
-        """Tell about a job."""
+        """Describe a job."""
 
     def list_processing_jobs(self, **request: Any) -> dict[str, Any]:
         """List jobs."""
@@ -103,7 +103,7 @@ class FaultyEngine:
         return self._call("CreateProcessingJob", create, request)
 
     def describe_processing_job(self, **request: Any) -> dict[str, Any]:
-        """Tell about a job."""
+        """Describe a job."""
         return self._call("DescribeProcessingJob", self._engine.describe_processing_job, request)
 
     def list_processing_jobs(self, **request: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class FaultyEngine:
         return self._call("StopProcessingJob", self._engine.stop_processing_job, request)
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the engine has is as it is."""
+        """All other attributes of the engine, unchanged."""
         return getattr(self._engine, name)
 
     def _call(self, operation: str, call: Callable[..., dict[str, Any]], request: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def instance_vcpus(instance_type: str) -> int:
 
 
 def not_a_type(name: str) -> str:
-    """What to say about a name that no instance type can have."""
+    """The message about a name that no instance type can have."""
     guess = f"; did you mean ml.{name}?" if re.fullmatch(TYPE, f"ml.{name}") else ", such as ml.m5.xlarge."
     return f"{name!r} is no instance type{guess}"
 

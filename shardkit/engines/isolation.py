@@ -69,7 +69,7 @@ def ends_whole(kind: str) -> bool:
 
 
 class Program(NamedTuple):
-    """What an instance runs, and where its files are."""
+    """The program of an instance, and the places of its files."""
 
     command: Sequence[str]
     environment: Mapping[str, str]

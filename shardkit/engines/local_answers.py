@@ -43,7 +43,7 @@ def matches(about: dict[str, Any], request: dict[str, Any]) -> bool:
 
 
 def sort_key(by: str) -> Callable[[dict[str, Any]], tuple[str, str]]:
-    """What jobs are ordered by; of equals, the name decides, so that pages do not overlap."""
+    """The sort key of jobs; among equals the name decides, so that pages do not overlap."""
 
     def key(about: dict[str, Any]) -> tuple[str, str]:
         fields = {

@@ -132,7 +132,7 @@ class Local(Settings):
         return self._client
 
     def log_lines(self, job_name: str) -> Iterator[str]:
-        """What a job has said so far."""
+        """The lines that a job has written so far."""
         from shardkit.engines.logs import told
 
         hint = f"The jobs are under {self.root}; was something removed there?"

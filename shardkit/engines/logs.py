@@ -1,4 +1,4 @@
-"""What Processing jobs have said, from CloudWatch Logs."""
+"""Reads the logs of Processing jobs from CloudWatch Logs."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def told(job_name: str, lines: Callable[[], Iterator[str]], *, hint: str) -> Ite
 
 
 def log_lines(client: Any, job_name: str) -> Iterator[str]:
-    """All that a job has said so far, in order; it may still be running, or not have begun.
+    """All lines that a job has written so far, in order; it may still be running, or not have begun.
 
-    Where a job has several instances, each line begins with its instance's name.
+    If a job has several instances, each line begins with its instance's name.
     """
     streams = _streams(client, job_name)
     events = [_events(client, stream) for stream in streams]
@@ -47,7 +47,7 @@ def _streams(client: Any, job_name: str) -> list[str]:
         try:
             page = client.describe_log_streams(**options)
         except client.exceptions.ResourceNotFoundException:
-            return []  # no job of this account and region has said a word yet
+            return []  # no job of this account and region has written a line yet
         names += [stream["logStreamName"] for stream in page["logStreams"]]
         if not page.get("nextToken"):
             return sorted(names, key=lambda name: (len(_instance(name)), name))

@@ -133,7 +133,7 @@ class SageMaker(Settings):
         return resolved
 
     def log_lines(self, job_name: str) -> Iterator[str]:
-        """What a job has said so far, from CloudWatch Logs, in order; of several instances, each line says whose."""
+        """The lines of a job so far, from CloudWatch Logs, in order; of several instances, each line names its own."""
         from shardkit.engines.logs import log_lines, told
 
         hint = "It takes logs:DescribeLogStreams and logs:GetLogEvents on /aws/sagemaker/ProcessingJobs."

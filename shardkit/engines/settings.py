@@ -190,7 +190,7 @@ class Settings(Model):
 
     @abstractmethod
     def client(self) -> Engine:
-        """What runs the jobs: the four methods of boto3's SageMaker client, as ``shardkit.jobs.Engine`` has them."""
+        """The engine client: the four methods of boto3's SageMaker client, as ``shardkit.jobs.Engine`` has them."""
 
     @abstractmethod
     def log_lines(self, job_name: str) -> Iterator[str]:
@@ -219,7 +219,7 @@ class Settings(Model):
         return None
 
     def job_environment(self) -> dict[str, str]:
-        """What every job of a run finds in its environment, beside ``env``."""
+        """The variables that every job of a run has in its environment, beside ``env``."""
         return {}
 
     def own_folders(self) -> list[Path]:

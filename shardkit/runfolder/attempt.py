@@ -32,7 +32,7 @@ INTERRUPT_PATIENCE_S = 10.0
 
 
 class Tally(Protocol):
-    """What counts the work of pass 1."""
+    """Counts the work of pass 1."""
 
     def counts(self) -> Counts:
         """The counts as of now."""
@@ -84,7 +84,7 @@ class Attempt:
         return self
 
     def check(self) -> None:
-        """See that the run is still this process's to work on.
+        """Check that this process may still work on the run.
 
         Raises:
             LockLost: it is not; the process was paused for so long that another may have taken over.
@@ -137,7 +137,7 @@ class Attempt:
                     self._write("running")
 
     def _end_if_lost(self) -> None:
-        """Have pass 1 end, which would go on for nothing; what it has committed can do no harm."""
+        """End pass 1, which would go on for nothing; its committed parts can do no harm."""
         stop = self._stop
         if stop is not None and self._held is not None and (lost := self._held.lost) is not None:
             stop.ask(lost, patience_s=0.0)

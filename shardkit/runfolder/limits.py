@@ -36,7 +36,7 @@ class WorkLimits:
 
 
 def check_budget(ledger: Ledger, limits: WorkLimits) -> None:
-    """See that no more records are quarantined than ``limits`` allow of the whole run.
+    """Check that no more records are quarantined than ``limits`` allow of the whole run.
 
     Raises:
         BudgetExceeded: there are.

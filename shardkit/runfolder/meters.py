@@ -39,7 +39,7 @@ class Meter(Protocol):
     total: int
 
     def read(self) -> tuple[int, str]:
-        """As a number of ``total``, and in words."""
+        """The progress as a number out of ``total``, and in words."""
 
 
 class RecordMeter:

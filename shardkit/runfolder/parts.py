@@ -32,11 +32,11 @@ class Part:
 
     @classmethod
     def of(cls, marked: MarkedPart) -> Part:
-        """As a marker holds it."""
+        """The form that a marker holds."""
         return cls(marked["name"], marked["rows"], marked["bytes"], marked.get("sums", []))
 
     def to_dict(self) -> MarkedPart:
-        """As a marker holds it."""
+        """The form that a marker holds."""
         return {"name": self.name, "rows": self.rows, "bytes": self.bytes, "sums": self.sums}
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Share:
-    """What one instance of a job works on.
+    """The work of one instance of a job.
 
     ``shards`` are all of the job's, ``shard`` is this instance's own. Where the service has dealt the objects out,
     ``here`` is a mask of the run's records that says which of them the instance has got, whichever shard they were

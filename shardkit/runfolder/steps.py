@@ -1,4 +1,4 @@
-"""What can be done next with a run, as code and as commands."""
+"""The possible next steps with a run, as code and as commands."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def is_amazon(endpoint: str) -> bool:
 
 
 def named_endpoint() -> str | None:
-    """The URL of S3 that the environment names, which goes before that of a file: it needs no client to be known.
+    """The URL of S3 in the environment, which overrides that of a file; no client is needed to find it.
 
     Raises:
         PipelineError: it is no URL.

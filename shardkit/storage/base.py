@@ -263,7 +263,7 @@ class Folder(ABC):
 
     @abstractmethod
     def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
-        """What the folder holds as input, in key order: ``key``, ``bytes``, ``etag`` and ``modified``.
+        """The objects of the folder as input, in key order: ``key``, ``bytes``, ``etag`` and ``modified``.
 
         Names that start with ``_`` or ``.`` are no input; neither is what lies under ``leave_out``.
 

@@ -109,7 +109,7 @@ class Credentials:
     def _look_up(self) -> Any:
         if self._session is None and (named := _Keys.named()) is not None:
             return named
-        import botocore.session  # which takes a third of the time that boto3 takes, and goes by the same
+        import botocore.session  # loads in a third of the time of boto3, and follows the same settings
 
         return (self._session or botocore.session.get_session()).get_credentials()
 
@@ -119,7 +119,7 @@ class Credentials:
         return self._credentials is None
 
     def renew(self) -> None:
-        """Look again at what the environment and the files say; a session that was given sees to its own."""
+        """Look at the environment and the files again; a session of the user renews its own."""
         if self._session is None:
             self._credentials = self._look_up() or self._credentials
 
@@ -145,12 +145,12 @@ def open_bucket(scheme: str, name: str, access: Access) -> Bucket:
 
 
 def _surroundings(session: Any) -> int:
-    """Tells whether the environment is another; a number, for a traceback must not print what the keys are."""
+    """A number that changes with the environment: a traceback must not print the keys themselves."""
     return hash(tuple(os.environ.get(name) for name in SURROUNDINGS)) if session is None else 0
 
 
 def get_ready(scheme: str) -> None:
-    """Do what the opening of a bucket takes longest for, before it is known which one, or how it is reached.
+    """Do the slowest part of opening a bucket ahead of time, before its name or its address is clear.
 
     Raises:
         LookupError: there are no credentials for S3, which a public bucket does not need.

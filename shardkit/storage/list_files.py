@@ -1,4 +1,4 @@
-"""What an input folder of this machine holds, as an Arrow table."""
+"""Lists an input folder of this machine as an Arrow table."""
 
 from __future__ import annotations
 

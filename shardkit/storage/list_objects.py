@@ -1,4 +1,4 @@
-"""What lies under a prefix of an object store, as an Arrow table: many prefixes are listed side by side.
+"""Lists a prefix of an object store as an Arrow table: many prefixes are listed side by side.
 
 A store lists a thousand keys per request, one request after the other. So the folders of the first levels are found
 first, level by level, and then all are listed at once. Meanwhile the first listing goes on for a few pages, which may

@@ -186,7 +186,7 @@ class LocalFolder(Folder):
         return None, str(self.root)
 
     def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
-        """What the folder holds as input."""
+        """The files of the folder as input."""
         return list_files(self.root, leave_out=leave_out.path if isinstance(leave_out, LocalFolder) else None)
 
     @contextlib.contextmanager

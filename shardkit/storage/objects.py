@@ -246,7 +246,7 @@ class ObjectFolder(ObjectContents):
         return file_system(self), ""
 
     def objects(self, *, leave_out: Folder | None = None) -> pa.Table:
-        """What lies under the prefix as input."""
+        """The objects under the prefix as input."""
         import pyarrow.compute as pc
 
         from shardkit.tables.arrays import texts

@@ -12,7 +12,7 @@ AT_ONCE = 16
 
 
 def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What each call returns, in their order; the first error, once all have ended."""
+    """The results of all calls, in order; raises the first error once all have ended."""
     if len(calls) < 2:
         return [call() for call in calls]
     with ThreadPoolExecutor(min(AT_ONCE, len(calls)), thread_name_prefix="shardkit-together") as pool:
