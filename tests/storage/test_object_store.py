@@ -313,7 +313,7 @@ def test_without_credentials(project: JobProject, bucket: Bucket) -> None:
 @SLOW
 def test_a_store_that_is_not_there(project: JobProject, bucket: Bucket) -> None:
     assert repeats.PATIENCE_S[repeats.UNREACHABLE] < 60
-    hurry = "from shardkit import repeats\nrepeats.PATIENCE_S[repeats.UNREACHABLE] = 3.0\n"
+    hurry = "from shardkit.storage import requests\nrequests.PATIENCE_S[requests.UNREACHABLE] = 3.0\n"
     begun = time.monotonic()
     told = in_another_process(project, hurry + CATCH.format(bucket=bucket.uri), AWS_ENDPOINT_URL="http://127.0.0.1:9")
     assert told.startswith("InputError"), told
