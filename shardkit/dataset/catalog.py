@@ -1,7 +1,7 @@
-"""The AWS Glue catalogue: datasets as tables that Athena queries. The calls are awswrangler's, an optional extra.
+"""The AWS Glue catalogue: datasets as tables for Athena. The calls go through awswrangler, an optional extra.
 
-A table only ever gains: columns that appear later are added, and no column, partition or file is taken away. What is
-registered is the dataset as it is after the switch, whole, so that a registration that failed is made good by the next.
+A table only ever gains: columns that appear later are added, and no column, partition or file is taken away. Each
+registration covers the whole dataset as it is after the switch, so the next one makes up for one that failed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shardkit.storage.base import Folder
 
 SWITCH_PATIENCE_S = 600.0
-OWNER = "shardkit_pipeline"  # the parameter of a table that says whose it is
+OWNER = "shardkit_pipeline"  # the parameter of a table that names its owner
 INTEGERS = ("tinyint", "smallint", "int", "bigint")
 FLOATS = ("float", "double")
 PARTITIONS_A_CALL = 100
@@ -41,7 +41,7 @@ REGISTERED = f"{STATE_DIR}/catalog.json"
 
 
 def registered(output: Folder) -> dict[str, Any] | None:
-    """The settings that the dataset is in a Glue catalogue with; None where it is in none."""
+    """The settings with which the dataset is in a Glue catalogue; None if it is in none."""
     try:
         glue: dict[str, Any] = json.loads(output.read(REGISTERED))
     except FileNotFoundError:
@@ -50,7 +50,7 @@ def registered(output: Folder) -> dict[str, Any] | None:
 
 
 def check_installed() -> None:
-    """See that awswrangler is there, before a run rather than after it.
+    """Check that awswrangler is installed, before a run rather than after it.
 
     Raises:
         PipelineError: it is not.
@@ -106,11 +106,11 @@ class Table:
 
 
 def _partitions(uri: str, result: Result) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    partitions: dict[str, list[str]] = {}
     for file in result["files"]:
         folder, _, _ = file["path"].rpartition("/")
-        found[f"{uri}{folder}/"] = [unquote(step.partition("=")[2]) for step in folder.split("/")]
-    return found
+        partitions[f"{uri}{folder}/"] = [unquote(step.partition("=")[2]) for step in folder.split("/")]
+    return partitions
 
 
 def register(glue: Mapping[str, Any], output: Folder, *, session: Any = None) -> None:
@@ -130,9 +130,9 @@ def register(glue: Mapping[str, Any], output: Folder, *, session: Any = None) ->
 
 
 def keep_registered(glue: Mapping[str, Any] | None, output: Folder, *, changed: bool) -> None:
-    """See to it that the catalogue holds the dataset, if it is to; ``changed`` tells whether the dataset is another.
+    """Make sure that the catalogue has the dataset, if it should; ``changed``: the dataset is not as it was.
 
-    Without a catalogue, queries no longer go to a table that is no longer brought up to date.
+    Without a catalogue, queries no longer go to the table, which is no longer brought up to date.
 
     Raises:
         CatalogError: as for `register`.
@@ -145,7 +145,7 @@ def keep_registered(glue: Mapping[str, Any] | None, output: Folder, *, changed: 
 
 @contextlib.contextmanager
 def _calling(glue: Mapping[str, Any], output: Folder) -> Iterator[None]:
-    """Turn what the catalogue refuses into our error, which says what of the run is done."""
+    """Turn the catalogue's refusals into our error, which says how far the run has come."""
     name = f"{glue['database']}.{glue['table']}"
     done = f"The dataset in {output.uri} is complete, but the Glue table {name} is not up to date."
     try:
@@ -190,11 +190,11 @@ class _Catalogue:
     def bring_up_to_date(self, pipeline: str) -> None:
         """Create the table or add its new columns, then the partitions."""
         table, columns = self._table, self._table.columns
-        known = self._known()
-        if known is None:
+        existing = self._existing()
+        if existing is None:
             self._catalog.create_database(table.database, exist_ok=True, boto3_session=self._session)
         else:
-            columns = self._checked(known)
+            columns = self._checked(existing)
         self._catalog.create_parquet_table(
             **self._at,
             path=table.uri,
@@ -205,35 +205,35 @@ class _Catalogue:
             mode="append",
         )
         if table.keys:
-            there = {column["Name"]: column["Type"] for column in self._known()["StorageDescriptor"]["Columns"]}
+            there = {column["Name"]: column["Type"] for column in self._existing()["StorageDescriptor"]["Columns"]}
             self._sync_partitions(there)
 
-    def _known(self) -> Any:
-        """The table as the catalogue has it; None where it has none."""
+    def _existing(self) -> Any:
+        """The table as it is in the catalogue; None if there is none."""
         try:
             return self._client.get_table(DatabaseName=self._table.database, Name=self._table.name)["Table"]
         except self._client.exceptions.EntityNotFoundException:
             return None
 
-    def _checked(self, known: Mapping[str, Any]) -> dict[str, str]:
-        """The columns as they go into the table that is there, which keeps a type that is wider.
+    def _checked(self, existing: Mapping[str, Any]) -> dict[str, str]:
+        """The columns for the existing table, which keeps its wider types.
 
         Raises:
             CatalogError: the table is another dataset's, has other partitions, or a type that does not fit.
         """
         table = self._table
-        at = known["StorageDescriptor"].get("Location", "")
+        at = existing["StorageDescriptor"].get("Location", "")
         if at.rstrip("/") != table.uri.rstrip("/"):
             raise CatalogError(
                 f"That table stands for the files in {at or 'no place'}.", hint="Choose another table in the pipeline."
             )
-        keys = [key["Name"] for key in known.get("PartitionKeys", [])]
+        keys = [key["Name"] for key in existing.get("PartitionKeys", [])]
         if keys != list(table.keys):
             raise CatalogError(
                 f"It is partitioned by {', '.join(keys) or 'nothing'}, the dataset by {', '.join(table.keys)}.",
                 hint=DROP_HINT,
             )
-        there = {column["Name"]: column["Type"] for column in known["StorageDescriptor"]["Columns"]}
+        there = {column["Name"]: column["Type"] for column in existing["StorageDescriptor"]["Columns"]}
         for name, kind in table.columns.items():
             if not _holds(there.get(name, kind), kind):
                 raise CatalogError(
@@ -242,8 +242,8 @@ class _Catalogue:
         return {name: there.get(name, kind) for name, kind in table.columns.items()}
 
     def _sync_partitions(self, columns: dict[str, str]) -> None:
-        """Add the partitions that are not there, and give all of them all columns: what a file lacks is null."""
-        registered = {tuple(found["Values"]): found for found in self._partitions()}
+        """Add the missing partitions, and give each one all columns: those that a file lacks read as null."""
+        registered = {tuple(each["Values"]): each for each in self._partitions()}
         new = {uri: values for uri, values in self._table.partitions.items() if tuple(values) not in registered}
         if new:
             self._catalog.add_parquet_partitions(
@@ -252,10 +252,16 @@ class _Catalogue:
         wanted = [{"Name": name, "Type": kind} for name, kind in columns.items()]
         stale = []
         for uri, values in self._table.partitions.items():
-            found = registered.get(tuple(values))
-            if found is not None and (_columns(found) != wanted or found["StorageDescriptor"].get("Location") != uri):
-                storage = found["StorageDescriptor"] | {"Columns": wanted, "Location": uri}
-                changed = {"Values": values, "StorageDescriptor": storage, "Parameters": found.get("Parameters", {})}
+            partition = registered.get(tuple(values))
+            if partition is not None and (
+                _columns(partition) != wanted or partition["StorageDescriptor"].get("Location") != uri
+            ):
+                storage = partition["StorageDescriptor"] | {"Columns": wanted, "Location": uri}
+                changed = {
+                    "Values": values,
+                    "StorageDescriptor": storage,
+                    "Parameters": partition.get("Parameters", {}),
+                }
                 stale.append({"PartitionValueList": values, "PartitionInput": changed})
         for i in range(0, len(stale), PARTITIONS_A_CALL):
             answer = self._client.batch_update_partition(
@@ -270,8 +276,8 @@ class _Catalogue:
             yield from page["Partitions"]
 
 
-def _columns(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    listed = found["StorageDescriptor"].get("Columns", [])
+def _columns(partition: Mapping[str, Any]) -> list[dict[str, str]]:
+    listed = partition["StorageDescriptor"].get("Columns", [])
     return [{"Name": column["Name"], "Type": column["Type"]} for column in listed]
 
 

@@ -1,4 +1,4 @@
-"""What a dataset is now: as its note says, or if that is lost, as the results of its runs say."""
+"""What a dataset is now, from its note or, if that is lost, from the results of its runs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ D = TypeVar("D")
 def current_result(output: Folder) -> Result | None:
     """The result that describes the dataset as it is now: that of the run which switched it last.
 
-    Where the note of it is gone or damaged, the runs' own results tell.
+    If the note of it is gone or damaged, the runs' own results are used.
 
     Raises:
-        Damaged: these cannot tell either.
+        Damaged: these are of no use either.
         WrittenByNewer: it is of a later format.
     """
     return current_state(output)[0]
@@ -37,11 +37,11 @@ def current_state(output: Folder) -> tuple[Result | None, State]:
     """The same, and the state of the note of it."""
     data, state = output.read_state(CURRENT)
     if data is None:
-        return _told_by_runs(output, ""), {}
+        return _latest_of_runs(output, ""), {}
     try:
         return parsed(output, CURRENT, data, Result), state
     except Damaged as error:
-        return _told_by_runs(output, error.message), state
+        return _latest_of_runs(output, error.message), state
 
 
 def parsed(output: Folder, name: str, data: bytes, kind: type[D]) -> D:
@@ -59,23 +59,23 @@ def parsed(output: Folder, name: str, data: bytes, kind: type[D]) -> D:
 
 def results_of_runs(output: Folder) -> tuple[list[Result], list[str]]:
     """The results of all runs, and the names of those that are damaged."""
-    found, damaged = [], []
+    results, damaged = [], []
     for run_id in output.children(RUNS):
         try:
             name = f"{RUNS}/{run_id}/result.json"
-            found.append(parsed(output, name, output.read(name), Result))
+            results.append(parsed(output, name, output.read(name), Result))
         except FileNotFoundError:
             continue
         except Damaged:
             damaged.append(f"{RUNS}/{run_id}/result.json")
-    return sorted(found, key=lambda result: result["switched"]), damaged
+    return sorted(results, key=lambda result: result["switched"]), damaged
 
 
-def _told_by_runs(output: Folder, why: str) -> Result | None:
-    """The latest result of all runs, whose files are all there; ``why`` it is asked for, if something is damaged."""
+def _latest_of_runs(output: Folder, why: str) -> Result | None:
+    """The latest result of all runs, whose files are all there; ``why`` says what is damaged, if anything is."""
     results, damaged = results_of_runs(output)
     if not (results or damaged or why):
-        return None  # the usual beginning
+        return None  # a new dataset
     wrong = f"{damaged[0]} is damaged" if damaged else "" if results else "no run has a result"
     if not wrong and (missing := missing_file(output, results[-1]["files"])):
         wrong = f"the latest result of a run lists {missing}, which is not there as it was written"
@@ -92,7 +92,7 @@ def _told_by_runs(output: Folder, why: str) -> Result | None:
 
 
 def _mend(output: Folder, result: Result) -> None:
-    """Write the note of what the dataset is anew, unless somebody is at it, or we may not."""
+    """Rewrite the note of what the dataset is, unless another process is at it or we may not write."""
     with contextlib.suppress(RunBusy, StorageError), output.lock(f"{STATE_DIR}/lock", ""):
         if output.exists(COMMIT):
             return

@@ -26,7 +26,7 @@ FOOTERS_AT_ONCE = 32
 def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
     """The files that a result lists as one table, which has every column that any of them has.
 
-    Where the result tells the columns, no file is opened for it.
+    If the result has the schema, no file is opened to learn it.
 
     Raises:
         SchemaConflict: files give one column types that cannot be read as one.
@@ -36,26 +36,26 @@ def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
     columns, by = result["columns"], result["partition_by"]
     partitioning = _partitioning(by, columns) if by else None
     kind = format_of(result["format"])
-    known = kind.read_as(schema_of(result, without=by))
-    told = _told(result, known, list(partitioning.schema) if partitioning is not None else [])
+    in_files = kind.read_as(schema_of(result, without=by))
+    schema = _schema_in(result, in_files, list(partitioning.schema) if partitioning is not None else [])
     if not result["files"]:
-        return pads.dataset([], schema=told or schema_of(result), format="parquet")
+        return pads.dataset([], schema=schema or schema_of(result), format="parquet")
     filesystem, base = files.arrow()
-    found = pads.dataset(
+    dataset = pads.dataset(
         [f"{base}/{file['path']}" for file in result["files"]],
-        schema=told,
+        schema=schema,
         filesystem=filesystem,
-        format=kind.reader(known),
+        format=kind.reader(in_files),
         partitioning=partitioning,
         partition_base_dir=base if by else None,
     )
-    if told is not None or (columns and not result.get("by_day")):  # one run has written all files, with one schema
-        return found
-    return found.replace_schema(_unified(found, files.uri))
+    if schema is not None or (columns and not result.get("by_day")):  # one run has written all files, with one schema
+        return dataset
+    return dataset.replace_schema(_unified(dataset, files.uri))
 
 
 def _partitioning(names: Sequence[str], columns: Mapping[str, str]) -> Any:
-    """What pyarrow reads partitions with: numbers as numbers, but only where they were numbers."""
+    """How pyarrow reads partitions: as numbers only if the values were numbers."""
     import pyarrow.dataset as pads
 
     plain = {"bool", "date32[day]", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
@@ -63,15 +63,15 @@ def _partitioning(names: Sequence[str], columns: Mapping[str, str]) -> Any:
     return pads.partitioning(pa.schema(list(zip(names, kinds, strict=True))), flavor="hive")
 
 
-def _told(result: Mapping[str, Any], columns: pa.Schema, partitions: list[pa.Field]) -> pa.Schema | None:
-    """The schema as the result tells it, which saves opening files; None where the files must be asked."""
+def _schema_in(result: Mapping[str, Any], columns: pa.Schema, partitions: list[pa.Field]) -> pa.Schema | None:
+    """The schema in the result, which saves opening files; None if only the files have all of it."""
     whole = len(columns) + len(partitions) == len(result["columns"]) and len(columns) > 0
     return pa.schema([*columns, *partitions]) if whole else None
 
 
-def _unified(found: pads.Dataset, uri: str) -> pa.Schema:
+def _unified(dataset: pads.Dataset, uri: str) -> pa.Schema:
     """The schema that has all columns of all files, each of a type that holds the values of all."""
-    fragments = list(found.get_fragments())
+    fragments = list(dataset.get_fragments())
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:  # each is a request or two where the files are objects
         schemas = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
     kinds: dict[str, pa.DataType] = {}
@@ -79,7 +79,7 @@ def _unified(found: pads.Dataset, uri: str) -> pa.Schema:
         for field in schema:
             kinds[field.name] = _common(kinds.get(field.name, field.type), field.type, field.name, uri)
     # The partition columns are in no file.
-    return pa.schema(list((kinds | {f.name: f.type for f in found.schema if f.name not in kinds}).items()))
+    return pa.schema(list((kinds | {f.name: f.type for f in dataset.schema if f.name not in kinds}).items()))
 
 
 def _common(left: pa.DataType, right: pa.DataType, column: str, uri: str) -> pa.DataType:

@@ -1,4 +1,4 @@
-"""One schema for all files of a dataset of days: those that lack a column, or have a narrower type, are written anew.
+"""One schema for all files of a dataset of days: those that lack a column, or have a narrower type, are rewritten.
 
 A run makes some days and leaves the others. Readers that know nothing of the dataset's own list (pandas, pyarrow,
 Spark) take the schema of one file for that of all, so that a column which appears later would be lost to them.
@@ -42,9 +42,9 @@ WRITTEN_AT_ONCE = 4  # each holds a row group
 
 
 def make_uniform(folder: RunFolder, build: Build, old: Result | None) -> Files:
-    """Have all files of the next state of a dataset of days be of one schema; the caller holds the dataset lock.
+    """Give all files of the next state of a dataset of days one schema; the caller holds the dataset lock.
 
-    The files that have another one are written anew to where the build's other files are staged.
+    Files with another schema are rewritten to where the build's other files are staged.
 
     Args:
         folder: of the run that makes the next state.
@@ -53,7 +53,7 @@ def make_uniform(folder: RunFolder, build: Build, old: Result | None) -> Files:
         old: the result that describes the dataset as it is.
 
     Returns:
-        What describes the files that were written anew, by their paths of before.
+        The entries of the rewritten files, by their old paths.
 
     Raises:
         SchemaConflict: a column has types that have nothing in common, or values that do not fit its type.
@@ -68,13 +68,15 @@ def make_uniform(folder: RunFolder, build: Build, old: Result | None) -> Files:
     staged = [file for file in result["files"] if file["path"] not in build.kept]
     files = [*staying, *(_Rewriting(build.home_of(file["path"]), file, own, result["format"]) for file in staged)]
     schema = _common_schema(build, own, staying)
-    anew = _write_anew([file for file in files if not _same(file.columns, schema)], build, schema)
-    result["files"] = [anew.get(file["path"], file) for file in result["files"]]
+    rewritten = _rewrite([file for file in files if not _same(file.columns, schema)], build, schema)
+    result["files"] = [rewritten.get(file["path"], file) for file in result["files"]]
     _describe_columns(result, schema)
-    if anew:
-        together([partial(build.home_of(file["path"]).remove, file["path"]) for file in staged if file["path"] in anew])
-        _note(folder, old, anew, schema)
-    return anew
+    if rewritten:
+        together(
+            [partial(build.home_of(file["path"]).remove, file["path"]) for file in staged if file["path"] in rewritten]
+        )
+        _note(folder, old, rewritten, schema)
+    return rewritten
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,16 @@ class _Rewriting:
         number = re.search(r"part-\d+(?=-[^/]*$)", path)
         name = f"{number[0] if number else 'part-00000'}-{token}{posixpath.splitext(path)[1]}"
         place = posixpath.join(posixpath.dirname(path), name)
-        made = write_file(target, place, self._tables(schema), schema, self.format)
-        if made.rows != rows:
+        written = write_file(target, place, self._tables(schema), schema, self.format)
+        if written.rows != rows:
             raise StorageError(
-                f"{File(self.folder, path)} has {made.rows:,} rows where {rows:,} were written.",
+                f"{File(self.folder, path)} has {written.rows:,} rows where {rows:,} were written.",
                 hint=Hint(
                     f"Make its day anew: days=[{self.file['partition']!r}], incremental=False.",
                     f"Make its day anew: --date {self.file['partition']} --set incremental=false.",
                 ),
             )
-        return {**self.file, "path": made.path, "bytes": made.bytes}
+        return {**self.file, "path": written.path, "bytes": written.bytes}
 
     def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         about = {
@@ -122,7 +124,7 @@ class _Rewriting:
                 ) from error
 
 
-def _write_anew(files: Sequence[_Rewriting], build: Build, schema: pa.Schema) -> Files:
+def _rewrite(files: Sequence[_Rewriting], build: Build, schema: pa.Schema) -> Files:
     if files:
         build.tell(f"{counted(len(files), 'file')} of other days get the columns and types that the dataset has now.")
     write = partial(_Rewriting.write, target=build.staging, schema=schema, token=f"{build.token}-w")
@@ -131,7 +133,7 @@ def _write_anew(files: Sequence[_Rewriting], build: Build, schema: pa.Schema) ->
 
 
 def _staying(output: Folder, old: Result, days: set[str]) -> list[_Rewriting] | None:
-    """The files of the days that stay, and their columns; None where nothing tells these."""
+    """The files of the days that stay, and their columns; None if the columns are unknown."""
     files, kind = [file for file in old["files"] if file["partition"] in days], old["format"]
     if old.get("uniform"):
         columns = schema_of(old, without=old["partition_by"])
@@ -173,14 +175,14 @@ def _describe_columns(result: Result, schema: pa.Schema) -> None:
     result |= {"columns": {field.name: str(field.type) for field in whole}, "schema": schema_to_text(whole)}
 
 
-def _note(folder: RunFolder, old: Result, anew: Files, schema: pa.Schema) -> None:
-    """Note what the files hold that were written anew, as it was noted of them before; the next run asks for it."""
+def _note(folder: RunFolder, old: Result, rewritten: Files, schema: pa.Schema) -> None:
+    """Note what the rewritten files hold, from the notes on the old ones; the next run reads it."""
     own = Contents.of_run(folder.output, folder.run_id)
-    days = {file["partition"] for file in anew.values()}
+    days = {file["partition"] for file in rewritten.values()}
     runs = sorted({noted_by(made) for day, made in old["partitions"].items() if day in days})
     for contents in [own, *together([partial(Contents.of_run, folder.output, run) for run in runs])]:
-        own.files |= {anew[path]["path"]: contents.files[path] for path in anew if path in contents.files}
+        own.files |= {rewritten[path]["path"]: contents.files[path] for path in rewritten if path in contents.files}
     own.columns |= {day: [[field.name, str(field.type)] for field in schema] for day in days}
-    own.files = {path: pieces for path, pieces in own.files.items() if path not in anew}
+    own.files = {path: pieces for path, pieces in own.files.items() if path not in rewritten}
     if own.files:
         folder.write(CONTENTS, own.dump())

@@ -25,17 +25,17 @@ def row_count(spans: Spans) -> int:
 
 def clip(spans: Spans, start: int, stop: int) -> Spans:
     """The rows from the ``start``-th up to the ``stop``-th of those that the spans have."""
-    found, begin = [], 0
+    clipped, begin = [], 0
     for low, high in spans:
         first, last = max(start - begin, 0), min(stop - begin, high - low)
         if first < last:
-            found.append((low + first, low + last))
+            clipped.append((low + first, low + last))
         begin += high - low
-    return tuple(found)
+    return tuple(clipped)
 
 
 def overlap(spans: Spans, start: int, stop: int) -> Spans:
-    """What of the spans lies in the rows ``[start, stop)``."""
+    """The part of the spans that lies in the rows ``[start, stop)``."""
     return tuple((max(low, start), min(high, stop)) for low, high in spans if low < stop and high > start)
 
 
@@ -60,13 +60,13 @@ def subtract(spans: Spans, gone: Iterable[tuple[int, int]]) -> Spans:
 
 def joined(pieces: Iterable[tuple[int, int]]) -> Spans:
     """Pairs as spans, in order and none touching the next."""
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for low, high in sorted(pieces):
-        if found and found[-1][1] == low:
-            found[-1] = (found[-1][0], high)
+        if spans and spans[-1][1] == low:
+            spans[-1] = (spans[-1][0], high)
         else:
-            found.append((low, high))
-    return tuple(found)
+            spans.append((low, high))
+    return tuple(spans)
 
 
 class RecordRows:
@@ -91,12 +91,12 @@ class RecordRows:
     def of(self, positions: Collection[int]) -> Spans:
         """The rows of some records."""
         wanted = sorted(positions)
-        found, begin = [], 0
+        pieces, begin = [], 0
         for first, records, each in self._runs:
             some = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + records)]
-            found += [(begin + (p - first) * each, begin + (p - first + 1) * each) for p in some]
+            pieces += [(begin + (p - first) * each, begin + (p - first + 1) * each) for p in some]
             begin += records * each
-        return joined(found)
+        return joined(pieces)
 
     def dump(self) -> bytes:
         """As text."""

@@ -16,7 +16,7 @@ from shardkit.tables.schema import parse_type, split_outside
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-# Types that Arrow prints otherwise than it takes them.
+# Types whose printed name differs from the name that Arrow accepts.
 NAMES = {
     "float": "float32",
     "halffloat": "float16",
@@ -33,14 +33,14 @@ def schema_to_text(schema: pa.Schema) -> str:
 
 
 def schema_from_text(text: str) -> pa.Schema:
-    """What `schema_to_text` has made."""
+    """The schema that `schema_to_text` has written."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
 def schema_of(result: Mapping[str, Any], *, without: Collection[str] = ()) -> pa.Schema:
-    """The columns of a dataset that a result describes, but for some.
+    """The columns of a dataset that a result describes, except those in ``without``.
 
-    Results of old have the types as Arrow prints them, and nothing else: those that cannot be read back are left out.
+    Old results have only the types as Arrow prints them: columns whose type cannot be read back are left out.
     """
     if "schema" in result:
         schema = schema_from_text(result["schema"])
@@ -69,13 +69,13 @@ def printed_type(text: str) -> pa.DataType:  # noqa: PLR0911  a kind of type a l
     text = text.strip()
     if text in NAMES:
         return parse_type(NAMES[text])
-    if (found := re.fullmatch(r"fixed_size_binary\[(\d+)\]", text)) is not None:
-        return pa.binary(int(found[1]))
-    if (found := re.fullmatch(r"decimal(32|64|128|256)\((\d+), (-?\d+)\)", text)) is not None:
-        kind: pa.DataType = getattr(pa, f"decimal{found[1]}")(int(found[2]), int(found[3]))
+    if (match := re.fullmatch(r"fixed_size_binary\[(\d+)\]", text)) is not None:
+        return pa.binary(int(match[1]))
+    if (match := re.fullmatch(r"decimal(32|64|128|256)\((\d+), (-?\d+)\)", text)) is not None:
+        kind: pa.DataType = getattr(pa, f"decimal{match[1]}")(int(match[2]), int(match[3]))
         return kind
-    if (found := re.fullmatch(r"fixed_size_list<(.*)>\[(\d+)\]", text, re.DOTALL)) is not None:
-        return pa.list_(_field(found[1]), int(found[2]))
+    if (match := re.fullmatch(r"fixed_size_list<(.*)>\[(\d+)\]", text, re.DOTALL)) is not None:
+        return pa.list_(_field(match[1]), int(match[2]))
     kind_name, bracket, rest = text.partition("<")
     inner = rest.removesuffix(">")
     if not bracket or inner == rest:

@@ -1,4 +1,4 @@
-"""How a worker ended before its work did, and what the quarantine tells of it."""
+"""How a worker died before its work was done, and how the quarantine describes it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class WorkerDied(Exception):
 
 
 def describe_death(death: WorkerDied, timeout_s: float | None) -> tuple[str, str]:
-    """The kind and the story of a worker's end, as the quarantine tells them."""
+    """The kind and the description of a worker's death, for the quarantine."""
     if death.timed_out:
         return "TimeoutError", f"took longer than {timeout_s:g} s (the pipeline's timeout) and was killed"
     peak = "" if death.peak_memory_bytes is None else f"; its peak memory was {death.peak_memory_bytes / 1e6:,.0f} MB"

@@ -21,7 +21,7 @@ HARM = {
     EXIT_CROWDED: "the function left no file descriptor free in its process",
 }
 RESERVED = 16  # descriptors that are kept back, so that a worker that has no other left can store what it has
-SLACK = 64  # with so few left, a worker has had its day
+SLACK = 64  # with so few left, a worker stops
 USED_UP = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 _WATCHED = (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
 
@@ -43,12 +43,12 @@ class Guard:
         self._last = soft - min(SLACK, soft // 4) if soft > 0 else 1 << 30
 
     def harm(self) -> int:
-        """The exit code that tells what makes it impossible to go on; 0 if nothing does. What can be mended is."""
+        """The exit code for what keeps the worker from going on; 0 if nothing does. Repairs what it can."""
         os.umask(self._umask)
         if self._identity is None or _identity(self._pipe) != self._identity:
             return EXIT_CLOSED
-        for limit, known in zip(_WATCHED, self._limits, strict=True):
-            if resource.getrlimit(limit) != known and not _restored(limit, known):
+        for limit, before in zip(_WATCHED, self._limits, strict=True):
+            if resource.getrlimit(limit) != before and not _restored(limit, before):
                 return EXIT_LIMITED
         return 0
 
@@ -62,7 +62,7 @@ class Guard:
         return lowest >= self._last
 
     def release(self) -> None:
-        """Give up what was kept back, for the worker ends soon."""
+        """Close the reserved descriptors: the worker ends soon."""
         for descriptor in self._reserve:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -94,16 +94,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _identity(descriptor: int) -> tuple[int, int] | None:
     try:
-        found = os.fstat(descriptor)
+        status = os.fstat(descriptor)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-def _restored(limit: int, known: tuple[int, int]) -> bool:
-    """Set a limit back; whether what holds now is no lower than it was."""
+def _restored(limit: int, pair: tuple[int, int]) -> bool:
+    """Set a limit back, and say whether it is now at least as high as it was."""
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(limit, known)
+        resource.setrlimit(limit, pair)
         return True
-    soft, before = resource.getrlimit(limit)[0], known[0]
+    soft, before = resource.getrlimit(limit)[0], pair[0]
     return soft in {before, resource.RLIM_INFINITY} or (before != resource.RLIM_INFINITY and soft >= before)

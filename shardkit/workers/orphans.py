@@ -1,4 +1,4 @@
-"""Ends what a worker's function has started: programs, their children, and what hides in a session of its own."""
+"""Ends what a worker's function has started: programs, their children, and processes in sessions of their own."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def end_orphans(spare: Collection[int]) -> None:
 
 
 def ended_child() -> int | None:
-    """A child that has ended, and that nobody has taken leave of."""
+    """A child that has ended and that nobody has waited for."""
     try:
-        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return None
-    return found.si_pid if found is not None else None
+    return child.si_pid if child is not None else None
 
 
 def _is_left(pid: int) -> bool:
@@ -71,12 +71,12 @@ def _has_children(spare: Collection[int]) -> bool:
 
 
 def _children() -> set[int]:
-    """The children of this process; also those that have ended and that nobody has taken leave of."""
-    own, found = str(os.getpid()), set()
+    """The children of this process, also those that have ended and that nobody has waited for."""
+    own, children = str(os.getpid()), set()
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir("/proc"):
             if name.isdigit():
                 with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as f:
                     if f.read().rpartition(")")[2].split()[1] == own:
-                        found.add(int(name))
-    return found
+                        children.add(int(name))
+    return children

@@ -1,4 +1,4 @@
-"""What a worker says: plain data, for what its process holds may be anything by then."""
+"""A worker's replies, as plain data: the user's function may have changed anything else in its process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PLAIN = (str, int, float, bool, type(None))
 
 def plain_error(error: ShardkitError) -> dict[str, Any]:
     """One of our own errors as plain data."""
-    told = {name: value for name, value in vars(error).items() if isinstance(value, PLAIN)}
-    return {"type": type(error).__name__, "attributes": told}
+    attributes = {name: value for name, value in vars(error).items() if isinstance(value, PLAIN)}
+    return {"type": type(error).__name__, "attributes": attributes}
 
 
 def error_from(plain: dict[str, Any]) -> ShardkitError:
-    """The error that plain data tell of, of its own class, so that it is dealt with as what it is."""
+    """The error that plain data describe, of its original class, so that it is handled by its kind."""
     kind = _kinds(ShardkitError).get(plain["type"], RunFailed)
     attributes = plain["attributes"]
     error = kind.__new__(kind)
@@ -34,10 +34,10 @@ def error_from(plain: dict[str, Any]) -> ShardkitError:
 
 
 def _kinds(base: type[ShardkitError]) -> dict[str, type[ShardkitError]]:
-    found = {base.__name__: base}
+    kinds = {base.__name__: base}
     for kind in base.__subclasses__():
-        found |= _kinds(kind)
-    return found
+        kinds |= _kinds(kind)
+    return kinds
 
 
 class Reply(TypedDict):

@@ -30,24 +30,24 @@ class Tally:
         """Count a chunk's marker instead of what the board says of the chunk."""
         with self._lock:
             slot.begin_chunk()
-            known, records = self._committed, marker["records"]
+            committed, records = self._committed, marker["records"]
             self._committed = Counts(
-                known.records + records["listed"],
-                known.bytes + marker["bytes_in"],
-                known.quarantined + records["quarantined"],
-                known.repeated + count_of(marker),
+                committed.records + records["listed"],
+                committed.bytes + marker["bytes_in"],
+                committed.quarantined + records["quarantined"],
+                committed.repeated + count_of(marker),
             )
 
     def counts(self) -> Counts:
         """The counts as of now."""
         with self._lock:
-            known = self._committed
+            committed = self._committed
             live = [slot.read() for slot in self._pool.slots()]
         return Counts(
-            known.records + sum(r.done for r in live),
-            known.bytes + sum(r.bytes for r in live),
-            known.quarantined + sum(r.failed for r in live),
-            known.repeated,
+            committed.records + sum(r.done for r in live),
+            committed.bytes + sum(r.bytes for r in live),
+            committed.quarantined + sum(r.failed for r in live),
+            committed.repeated,
             begun=any(r.turn for r in live),
         )
 
@@ -55,5 +55,5 @@ class Tally:
         """Ask for the end when more records are quarantined than allowed."""
         quarantined = self.counts().quarantined
         if quarantined > self._max_quarantined and not self._stop.asked:
-            # Patience without end: what failed is only known for good once its chunk is committed.
+            # No time limit: the failures of a chunk are only final once it is committed.
             self._stop.ask(BudgetExceeded(f"{quarantined} records are quarantined."), patience_s=None)
