@@ -106,7 +106,7 @@ def stop_in_schedule(stopping: Stopping) -> None:
     schedule.LOOK_EVERY_S = 0.2
     stopping.everywhere()
     stopping.before(schedule.WallClock, "wait", "wait")
-    stopping.before(schedule.Scheduler, "_run_once", "run")
+    stopping.before(schedule.Scheduler, "_run", "run")
     stopping.before(building, "switch", "switch")
     stopping.before(schedule.Scheduler, "_clean", "clean")
 

@@ -11,7 +11,8 @@ def too_long(cpu_s: float, clock_s: float, *, programs: float) -> str:
     Seconds of CPU count, those of its processes with them: they are the same on a busy machine. Who only waits takes
     none of them, so those of the clock count too: twice as many, and as many times more as programs share a CPU.
     """
-    if cpu_s <= BUDGET_S and clock_s <= 2 * BUDGET_S * max(programs, 1.0):
+    # Of processes that an earlier test has left, the end falls into this one: it is blamed for no more than its time.
+    if min(cpu_s, clock_s) <= BUDGET_S and clock_s <= 2 * BUDGET_S * max(programs, 1.0):
         return ""
     return (
         f"It took {cpu_s:.1f} s of CPU and {clock_s:.1f} s by the clock, and may take {BUDGET_S:g} s: make it faster, or "

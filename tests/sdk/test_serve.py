@@ -128,7 +128,8 @@ def test_a_script_that_fails(session: Any, code: Path) -> None:
 
 
 def test_a_pipeline_with_a_processor(session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardkit.runs.queue.Policy", lambda: Policy.local(max_instances=4))  # it looks more often
+    policy = Policy.local(max_instances=4)  # it looks more often
+    monkeypatch.setattr("shardkit.engines.settings.Settings.policy", lambda _: policy)
     (tmp_path / "counting.py").write_text(
         "def words(record):\n    return {'key': record.key, 'words': len(open(record).read().split())}\n"
     )
