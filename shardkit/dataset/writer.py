@@ -7,7 +7,7 @@ import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -22,7 +22,7 @@ from shardkit.tables.rowgroups import ROW_GROUP_BYTES, ROW_GROUP_ROWS, Stretch
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from shardkit.dataset.formats.base import FileWriter, Format
+    from shardkit.dataset.formats.base import CopyingWriter, FileWriter, Format
     from shardkit.dataset.source import Source
     from shardkit.storage.base import Folder
 
@@ -126,7 +126,7 @@ class _Building:
     def copy(self, stretch: Stretch) -> None:
         """Take some of the bytes of a row group of Parquet; there is room for its rows."""
         self.flush()
-        self._opened().copy(stretch)
+        cast("CopyingWriter", self._opened()).copy(stretch)
         if stretch.group is not None:
             self.rows += stretch.group.rows
 

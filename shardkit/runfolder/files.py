@@ -77,8 +77,12 @@ class RunFiles:
         if left is not None:
             raise PlanMismatch(
                 f"Of an earlier run {self.run_id}, which was removed, {self.files.uri}/{left} is left.",
-                hint=f"Choose another run id, or remove the rest: shardkit clean {shlex.quote(self.output.uri)}",
+                hint=self._remains_hint,
             )
+
+    @property
+    def _remains_hint(self) -> str:
+        return f"Choose another run id, or remove the rest: shardkit clean {shlex.quote(self.output.uri)}"
 
     @contextlib.contextmanager
     def lock(self, busy: str = "", *, new: bool = False) -> Iterator[Held]:
@@ -95,7 +99,7 @@ class RunFiles:
             if not new and self.files.exists(REMOVED):
                 raise PlanMismatch(
                     f"Run {self.run_id} is being removed by `clean`, or half of it was.",
-                    hint=f"Choose another run id, or remove the rest: shardkit clean {shlex.quote(self.output.uri)}",
+                    hint=self._remains_hint,
                 )
             yield held
 

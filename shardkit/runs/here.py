@@ -6,7 +6,6 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from shardkit.dataset.checks import check_not_replaced
 from shardkit.dataset.current import current_result
 from shardkit.dataset.day_claims import holding_days
 from shardkit.dataset.switch import finish_switches
@@ -14,7 +13,7 @@ from shardkit.errors import RunNotFound
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.find import run_folder
-from shardkit.runs.planning import check_same_plan, make_run_plan, write_run
+from shardkit.runs.planning import is_new, make_run_plan, write_run
 from shardkit.runs.summary import is_complete, tell_set_aside
 from shardkit.storage.base import absolute_uri
 from shardkit.storage.interruption import heeding_interrupts
@@ -94,18 +93,14 @@ def start_run(
             return nothing_to_do(pipeline, plan, progress)
         pool.begin(plan.content["totals"]["chunks"] - len(plan.taken_over))
         with folder.lock(new=not may_exist) as held, holding_days(folder, plan.content):
-            fresh = not may_exist or not folder.exists()
+            fresh = is_new(folder, plan, may_exist=may_exist)
             if not fresh:
-                check_same_plan(folder, plan)
-                check_not_replaced(folder)
                 same = folder.plan()["pipeline"] == plan.content["pipeline"]
                 if same and is_complete(folder):
                     progress.note(f"Run {folder.run_id} is done; there is nothing to do.")
                     return folder
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
-                if may_exist:
-                    folder.check_unused()
                 write_run(folder, plan, ref, merging, merge=merge)
             attempt = Attempt(folder, progress, begun=begun, fresh=fresh).holding(held)
             both_passes(folder, pipeline, merging, pool, attempt, fresh=fresh)

@@ -13,7 +13,6 @@ import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from shardkit.dataset.checks import check_not_replaced
 from shardkit.dataset.switch import finish_switches
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import is_library, python_version
@@ -235,11 +234,17 @@ def _upload_code(folder: RunFolder, pipeline: Spec, function: FunctionRef) -> st
 
 
 def start_jobs(
-    pipeline: Spec, folder: RunFolder, *, days: tuple[str, ...] | None = None, quiet: bool, wait: bool
+    pipeline: Spec,
+    folder: RunFolder,
+    *,
+    days: tuple[str, ...] | None = None,
+    may_exist: bool,
+    quiet: bool,
+    wait: bool,
 ) -> RunFolder:
     """Plan a run, submit its jobs and drive them; returns the run that makes the dataset.
 
-    If the run exists already and its plan is the same, go on with it.
+    If the run exists already, which is possible only with ``may_exist``, and its plan is the same, go on with it.
 
     Raises:
         PipelineError: the engine cannot do what the pipeline asks for.
@@ -247,7 +252,7 @@ def start_jobs(
     """
     from shardkit.dataset.day_claims import holding_days
     from shardkit.runs.here import nothing_to_do
-    from shardkit.runs.planning import check_same_plan, make_run_plan, write_run
+    from shardkit.runs.planning import is_new, make_run_plan, write_run
     from shardkit.runs.summary import tell_set_aside
 
     check_engine(pipeline)
@@ -260,15 +265,12 @@ def start_jobs(
     if not plan.content["totals"]["records"]:
         return nothing_to_do(pipeline, plan, progress)
     code = None
-    with folder.lock() as held, holding_days(folder, plan.content):
-        if folder.exists():
-            check_same_plan(folder, plan)
-            check_not_replaced(folder)
-            progress.note(f"Run {folder.run_id} exists; going on where it ended.")
-        else:
-            folder.check_unused()
+    with folder.lock(new=not may_exist) as held, holding_days(folder, plan.content):
+        if is_new(folder, plan, may_exist=may_exist):
             code = _upload_code(folder, pipeline, ref)  # so that an error in it is raised before there is a run
             write_run(folder, plan, ref, pipeline.merge(), merge=True)
+        else:
+            progress.note(f"Run {folder.run_id} exists; going on where it ended.")
         go_on(folder, pipeline, progress, changes={}, retry=False, wait=wait, code=code, held=held)
     tell_set_aside(folder, progress)
     return folder

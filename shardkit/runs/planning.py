@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shardkit.dataset.checks import check_form, check_owner
+from shardkit.dataset.checks import check_form, check_not_replaced, check_owner
 from shardkit.errors import PipelineError, PlanMismatch
 from shardkit.functions import FunctionRef, python_version, reference
 from shardkit.hints import Hint
@@ -189,6 +189,25 @@ def check_same_plan(folder: RunFolder, plan: Plan) -> None:
                 "Start a new run without --run-id, or undo the change.",
             ),
         )
+
+
+def is_new(folder: RunFolder, plan: Plan, *, may_exist: bool) -> bool:
+    """Whether a planned run is still to be written; one that exists already has to have this very plan.
+
+    Only a run that ``may_exist``, because its id was given, is looked for. The caller holds its lock.
+
+    Raises:
+        PlanMismatch: it exists with another plan, or remains of an earlier run of its name are left.
+        RunReplaced: it exists, and a later run has replaced its dataset.
+    """
+    if not may_exist:
+        return True
+    if not folder.exists():
+        folder.check_unused()
+        return True
+    check_same_plan(folder, plan)
+    check_not_replaced(folder)
+    return False
 
 
 def write_run(folder: RunFolder, plan: Plan, ref: FunctionRef, merging: Merge, *, merge: bool) -> None:

@@ -31,17 +31,17 @@ def start(
 
     Without ``merge`` the dataset is pass 1's parts as they are; this is only for runs on this machine.
     """
-    folder = run_folder(spec.output_folder(), run_id or new_run_id())
+    folder, may_exist = run_folder(spec.output_folder(), run_id or new_run_id()), run_id is not None
     with naming(Run(folder)):
         if spec.engine is not None:
             from shardkit.runs.on_engine import start_jobs
 
-            return Run(start_jobs(spec, folder, days=days, quiet=quiet, wait=wait))
+            return Run(start_jobs(spec, folder, days=days, may_exist=may_exist, quiet=quiet, wait=wait))
         if spec.queue is not None:
             raise PipelineError("queue: only jobs of an engine go into a queue.", hint="Set engine: too.")
         from shardkit.runs.here import start_run
 
-        return Run(start_run(spec, folder, days=days, may_exist=run_id is not None, quiet=quiet, merge=merge))
+        return Run(start_run(spec, folder, days=days, may_exist=may_exist, quiet=quiet, merge=merge))
 
 
 def open_run(output: str | os.PathLike[str], run_id: str | None = None, *, boto_session: Any = None) -> Run:

@@ -7,7 +7,6 @@ import dataclasses
 import os
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import StorageError
@@ -15,7 +14,6 @@ from shardkit.storage.base import Entry, File, Folder, State
 from shardkit.storage.list_files import list_files
 from shardkit.storage.local import copy_file, create_bytes, place_file, write_bytes, writing
 from shardkit.storage.locks import FileLock, is_file_locked
-from shardkit.storage.side_by_side import together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -119,14 +117,11 @@ class LocalFolder(Folder):
         shutil.rmtree(self.root / key, ignore_errors=True)
 
     def remove_many(self, keys: Sequence[str], before: Callable[[], object]) -> None:
-        """Remove files one by one, some at once."""
-
-        def remove(key: str) -> None:
+        """Remove files one by one."""
+        for key in keys:
             before()
             self.remove(key)
             self.remove_empty_parents(key)
-
-        together([partial(remove, key) for key in keys])
 
     def remove_remains(self) -> None:
         """Remove empty folders, and files whose writing was not finished: nobody else's, if another has begun here."""

@@ -22,14 +22,18 @@ class FileWriter(Protocol):
     def write(self, table: pa.Table) -> None:
         """Append a table, as one row group where the format has these."""
 
-    def copy(self, stretch: Stretch) -> None:
-        """Append some of the bytes of a row group; only a format that is `Format.like_parts` is asked to."""
-
     def tell(self) -> int:
         """How many bytes are written."""
 
     def close(self) -> None:
         """Finish the file and flush it to the disk."""
+
+
+class CopyingWriter(FileWriter, Protocol):
+    """A file on its way that takes row groups of Parquet files as they are, as `Format.like_parts` promises."""
+
+    def copy(self, stretch: Stretch) -> None:
+        """Append some of the bytes of a row group."""
 
 
 class Format(ABC):
@@ -87,10 +91,6 @@ class PlainWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = open(path, "wb")  # noqa: SIM115  closed in close()
-
-    def copy(self, stretch: Stretch) -> None:
-        """Nothing to copy: only Parquet has row groups."""
-        raise NotImplementedError
 
     def tell(self) -> int:
         """How many bytes are written."""
