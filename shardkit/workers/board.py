@@ -1,4 +1,4 @@
-"""A small shared memory where each worker notes what it is at, at a cost of well under a microsecond a record."""
+"""Shared memory in which each worker notes the record that it works on, in well under a microsecond a record."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 FIELDS = 8
 SLOT_BYTES = FIELDS * 8
 RECORD, TURN, DONE, BYTES, FAILED, STATE, WISH, RESTS = range(FIELDS)
-OUTSIDE, AT_IT, AFTER = range(3)  # outside any record; at one; between its end and the next one's beginning
+OUTSIDE, AT_IT, AFTER = range(3)  # outside any record; within one; between its end and the beginning of the next
 GO_ON, STOP, REST, GIVE_WAY = range(4)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a worker was at.
+    """What a worker was working on.
 
     ``record`` is the position in the chunk of the record that began last (-1: none of the present chunk); ``state``
-    tells whether the worker is ``AT_IT``, ``AFTER`` it, or ``OUTSIDE`` any record. ``turn`` counts records begun, so
-    that whoever watches can tell by a clock of their own how long one has taken. ``done``, ``bytes`` and ``failed``
-    count the records of the present chunk.
+    says whether the worker is ``AT_IT``, ``AFTER`` it, or ``OUTSIDE`` any record. ``turn`` counts the records begun, so
+    that a watcher can measure by its own clock how long one has taken. ``done``, ``bytes`` and ``failed`` count the
+    records of the present chunk.
     """
 
     record: int
@@ -37,7 +37,7 @@ class Reading:
 
     @property
     def position(self) -> int:
-        """The position of the record that the worker's end would be put down to; -1 if it is none."""
+        """The position of the record that is to blame if the worker dies now; -1 if none is."""
         return -1 if self.state == OUTSIDE else self.record
 
 
@@ -49,14 +49,14 @@ class Slot:
 
     @classmethod
     def inherited(cls, descriptor: int, number: int) -> Slot:
-        """The line of a worker that was started with the board's descriptor, which is closed."""
+        """The line of a worker that was started with the board's descriptor; closes the descriptor."""
         try:
             return cls(mmap.mmap(descriptor, 0), number)
         finally:
             os.close(descriptor)
 
     def begin_chunk(self) -> None:
-        """Start counting anew."""
+        """Reset the counts."""
         self._cells[RECORD] = -1
         self._cells[STATE] = OUTSIDE
         self._cells[RESTS] = 0
@@ -69,7 +69,7 @@ class Slot:
         self._cells[STATE] = AT_IT
 
     def end_record(self, size_bytes: int, *, failed: bool) -> None:
-        """Count a record; it stays the current one, for its rows may yet bring the worker down."""
+        """Count a record; it stays the current one, because storing its rows may still bring the worker down."""
         self._cells[STATE] = AFTER
         self._cells[DONE] += 1
         self._cells[BYTES] += size_bytes
@@ -80,18 +80,18 @@ class Slot:
         self._cells[STATE] = OUTSIDE
 
     def wish(self, wish: int) -> None:
-        """Tell the worker what to do after the present record; ``STOP`` (commit what it has) is for good."""
+        """Ask the worker to do something after the present record; ``STOP`` (commit what it has) cannot be undone."""
         if self._cells[WISH] != STOP:
             self._cells[WISH] = wish
 
     @property
     def wished(self) -> int:
-        """What the worker shall do after the present record."""
+        """What the worker was asked to do after the present record."""
         return self._cells[WISH]
 
     @property
     def rests(self) -> bool:
-        """Whether the worker waits until it is wished to go on."""
+        """Whether the worker waits until it is asked to go on."""
         return bool(self._cells[RESTS])
 
     @rests.setter
@@ -105,14 +105,14 @@ class Slot:
 
 
 class Board:
-    """The file behind the slots; it lies in memory where the system has such a place.
+    """The file behind the slots, which is in memory if the system allows it.
 
-    It has no name, and workers inherit its descriptor: so nothing is left behind, however the processes end.
+    It has no name, and workers inherit its descriptor, so nothing is left behind however the processes end.
     """
 
     def __init__(self, slots: int) -> None:
         self._file = _memory_file()
-        self._file.write(bytes(slots * SLOT_BYTES))  # not truncate(): a full disk shall show here, not as a SIGBUS
+        self._file.write(bytes(slots * SLOT_BYTES))  # not truncate(): a full disk should fail here, not by a SIGBUS
         _seal(self._file.fileno())
         shared = mmap.mmap(self._file.fileno(), 0)
         self.slots = [Slot(shared, number) for number in range(slots)]
@@ -124,7 +124,7 @@ class Board:
         return number
 
     def close(self) -> None:
-        """Let go of the file; the slots stay readable."""
+        """Close the file; the slots stay readable."""
         self._file.close()
 
 
@@ -138,7 +138,7 @@ def _memory_file() -> Any:
 
 
 def _seal(descriptor: int) -> None:
-    """Have the file keep its size, whatever a worker's function does to the descriptor, which mmap keeps a copy of."""
+    """Fix the file's size, whatever a worker's function does to the descriptor, of which mmap keeps a copy."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)

@@ -1,7 +1,7 @@
 """Messages between the program and a worker, over a socket that the user's function may write to or close.
 
-A message is framed, with its length and a checksum, so that stray bytes are known for what they are. The program never
-waits for the rest of one for ever, and what it gets from a worker is plain data (JSON), whose loading runs no code.
+A message is framed, with its length and a checksum, so that stray bytes are recognized. The program never waits for
+ever for the rest of one, and what it gets from a worker is plain data (JSON), which can be loaded without running code.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ HEAD = struct.Struct("!4sQI")  # the magic, the length of what follows, its CRC
 LONGEST_BYTES = 1 << 30
 READ_BYTES = 1 << 20
 TICK_S = 0.1
-STALLED_TICKS = 600  # so many in a row without a byte, in the middle of a message: no more will come
+STALLED_TICKS = 600  # after so many in a row without a byte, the rest of a message is not expected any more
 
 
 class Garbled(Exception):
-    """What has come over the pipe is no message of ours."""
+    """What came over the pipe is not one of our messages."""
 
 
 def framed(data: bytes) -> bytes:
-    """A message as it goes over the pipe."""
+    """A message as it is sent."""
     return HEAD.pack(MAGIC, len(data), zlib.crc32(data)) + data
 
 
 class _Incoming:
-    """Bytes that have come, and the messages in them."""
+    """The bytes received, and the messages in them."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -42,10 +42,10 @@ class _Incoming:
         self._bytes += more
 
     def take(self) -> bytes | None:
-        """The next message; None if it is not there as a whole.
+        """The next message; None if it has not arrived completely.
 
         Raises:
-            Garbled: there is something else.
+            Garbled: the bytes are not a message.
         """
         if not MAGIC.startswith(self._bytes[: len(MAGIC)]):
             raise Garbled
@@ -64,7 +64,7 @@ class _Incoming:
 
 
 class Channel:
-    """The program's end: nothing that it does waits for longer than a tick."""
+    """The program's end: no single wait takes longer than a tick."""
 
     def __init__(self, ours: socket.socket) -> None:
         self._socket = ours
@@ -76,8 +76,8 @@ class Channel:
         """Send a message.
 
         Raises:
-            OSError: the other end has gone.
-            Garbled: nobody reads it, though a worker should.
+            OSError: the other end is gone.
+            Garbled: the worker does not read it.
         """
         left, ticks = memoryview(framed(data)), 0
         while left:
@@ -94,9 +94,9 @@ class Channel:
         """A message; None if none has come within a tick.
 
         Raises:
-            EOFError: the other end has hung up.
-            OSError: it has gone.
-            Garbled: what has come is no message.
+            EOFError: the other end has closed the connection.
+            OSError: it is gone.
+            Garbled: what has come is not a message.
         """
         if len(self._incoming) and (message := self._incoming.take()) is not None:
             return message
@@ -109,7 +109,7 @@ class Channel:
         return self._incoming.take()
 
     def is_clean(self) -> bool:
-        """Whether nothing has come that nobody has asked for."""
+        """Whether no unexpected bytes have arrived."""
         try:
             self._read()
         except (EOFError, OSError):
@@ -117,7 +117,7 @@ class Channel:
         return not len(self._incoming)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
     def _read(self) -> None:
@@ -137,7 +137,7 @@ class Channel:
 
 
 class WorkersEnd:
-    """The worker's end: it waits for as long as it takes."""
+    """The worker's end, which waits as long as it takes."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -147,22 +147,22 @@ class WorkersEnd:
         """Send a message.
 
         Raises:
-            OSError: the other end has gone, or the descriptor is closed.
+            OSError: the other end is gone, or the descriptor is closed.
         """
         left = memoryview(framed(data))
         while left:
             try:
                 left = left[os.write(self.descriptor, left) :]
-            except BlockingIOError:  # the function has made it so
+            except BlockingIOError:  # the function has changed it
                 os.set_blocking(self.descriptor, True)
 
     def receive(self) -> bytes:
         """The next message.
 
         Raises:
-            EOFError: the program has hung up.
-            OSError: it has gone, or the descriptor is closed.
-            Garbled: somebody has read a part of it.
+            EOFError: the program has closed the connection.
+            OSError: it is gone, or the descriptor is closed.
+            Garbled: the function has read a part of the message.
         """
         while (message := self._incoming.take()) is None:
             try:

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 from shardkit.workers.guard import EXIT_CLOSED, EXIT_OUT_OF_MEMORY, HARM
 
-# What ends a process that does not get memory: the kernel, a library that gives up, or the function, by its own exit.
-# A segmentation fault is not among them: whether it has neighbours is nothing to a wrong pointer.
+# A process that gets no memory is ended by the kernel, by a library that gives up, or by its function's own exit.
+# A segmentation fault is not among them: a wrong pointer does not depend on what else runs on the machine.
 MEMORY_SIGNALS = {"SIGKILL", "SIGABRT", "SIGBUS"}
 
 
 @dataclass(eq=False)
 class WorkerDied(Exception):
-    """A worker ended, or was ended, before its chunk did.
+    """A worker ended, or was killed, before its chunk was done.
 
-    ``position`` is the record that it was at (-1: none), ``reached`` the one that had begun last, ``seconds`` how long
-    it had been at it; ``loading`` says that it had not even loaded the function; ``garbled`` that it was ended for what
-    came out of its pipe. Without an ``exit_code`` what workers are forked from has ended.
+    ``position`` is the record that it was working on (-1: none), ``reached`` the one that had begun last, ``seconds``
+    how long it had worked on it; ``loading`` says that it had not even loaded the function, ``garbled`` that it was
+    killed because of what came out of its pipe. If ``exit_code`` is None, the process that workers are forked from has
+    ended.
     """
 
     position: int
@@ -42,19 +43,19 @@ class WorkerDied(Exception):
 
     @property
     def is_spoilt(self) -> bool:
-        """Whether the function did something to the process that it needs."""
+        """Whether the function broke something that the worker needs."""
         return self.garbled or self.exit_code in HARM
 
     @property
     def may_be_memory(self) -> bool:
-        """Whether there may have been too little memory, for which others may be to blame."""
+        """Whether too little memory may be the cause, which may be the fault of others."""
         if self.timed_out or self.is_spoilt or self.exit_code is None:
             return False
         return self.exit_code >= 0 or self.signal_name in MEMORY_SIGNALS
 
     @property
     def needs_quiet(self) -> bool:
-        """Whether it only proves anything if no other record was at work."""
+        """Whether the death proves nothing against the record unless it ran alone."""
         return self.may_be_memory or self.exit_code is None
 
 

@@ -1,4 +1,4 @@
-"""The program of the fork server: it has imported what workers need, and becomes a worker in each of its forks."""
+"""The program of the fork server: it imports what workers need, and becomes a worker in each of its forks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 
 from shardkit.workers.forkserver import BEGUN, DESCRIPTORS, ENDED, LENGTH, Start
 from shardkit.workers.orphans import adopt_orphans, end_group, end_orphans, ended_child
-from shardkit.workers.worker import be_called, preload, work
+from shardkit.workers.worker import preload, set_process_name, work
 
 if TYPE_CHECKING:
     from shardkit.workers.forkserver import Call
 
 
 def main(control: int) -> None:
-    """The program of the server, and in each of its forks that of a worker."""
+    """Serve forks; in each fork, do a worker's work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the parent had it blocked until here
-    be_called("shardkit-forks")
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the parent has blocked it until here
+    set_process_name("shardkit-forks")
     adopt_orphans()
     preload(None)
     call = _Forks(socket.socket(fileno=control)).serve()
@@ -36,7 +36,7 @@ def main(control: int) -> None:
 
 
 class _Forks:
-    """The server's side: serves requests, and tells of the ends of its children."""
+    """The server's side: serves requests, and reports how its children end."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
@@ -50,7 +50,7 @@ class _Forks:
         signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
 
     def serve(self) -> Call | None:
-        """Serve until the program has ended, and then return None; in a fork return what the worker is called with."""
+        """Serve until the program has ended, then return None; in a fork, return the arguments of the worker."""
         while True:
             ready = wait([self._control, self._ended])
             if self._ended in ready:
@@ -68,7 +68,7 @@ class _Forks:
                     os.kill(content, signal.SIGKILL)
 
     def _receive(self) -> tuple[Start | int | None, list[int]]:
-        """A request, and the descriptors that came with it; None when there will be no more."""
+        """A request and the descriptors that came with it; None if the program has ended."""
         head, descriptors, _, _ = socket.recv_fds(self._control, LENGTH.size, DESCRIPTORS)
         if len(head) < LENGTH.size:
             return None, descriptors
@@ -82,24 +82,24 @@ class _Forks:
         return content, descriptors
 
     def _fork(self, start: Start, descriptors: list[int]) -> Call | None:
-        if len(descriptors) != DESCRIPTORS:  # the system drops those for which there is no room
+        if len(descriptors) != DESCRIPTORS:  # the system drops some if this process has too many open
             for descriptor in descriptors:
                 os.close(descriptor)
             return None
-        *given, told = descriptors
-        status = Connection(told, readable=False)
+        *inherited, status_end = descriptors
+        status = Connection(status_end, readable=False)
         preload(start.store)
-        gc.freeze()  # what is here already no fork shall look through
+        gc.freeze()  # forks need not look through the objects that exist already
         try:
             pid = os.fork()
         except OSError as error:
             pid = -(error.errno or errno.EAGAIN)
         if pid == 0:
             status.close()
-            return self._become(start, *given)
-        for descriptor in given:
+            return self._become(start, *inherited)
+        for descriptor in inherited:
             os.close(descriptor)
-        self._tell(status, BEGUN.pack(pid))
+        self._report(status, BEGUN.pack(pid))
         if pid > 0:
             self._children[pid] = status
         else:
@@ -107,10 +107,10 @@ class _Forks:
         return None
 
     def _become(self, start: Start, pipe: int, board: int, stderr: int) -> Call:
-        """Turn a fork of the server into what would have been started by the parent."""
+        """Make a fork of the server as if the program had started it."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()  # its end is the end of all that it starts, and Ctrl-C is not for them
+        os.setsid()  # so that all that it starts ends with it, and Ctrl-C does not reach them
         adopt_orphans()
         self._control.close()
         for status in self._children.values():
@@ -123,19 +123,19 @@ class _Forks:
         os.environ.update(start.environment)
         time.tzset()
         sys.path[:] = start.path
-        importlib.invalidate_caches()  # what has come since may be imported too
+        importlib.invalidate_caches()  # modules written since then should be found too
         if start.folder is not None:
             with contextlib.suppress(OSError):
                 os.chdir(start.folder)
         if (random := sys.modules.get("numpy.random")) is not None:
-            random.seed()  # or all workers would draw the same numbers
+            random.seed()  # otherwise all workers would draw the same numbers
         return pipe, board, start.number, start.store, self._pid
 
     def _reap(self) -> None:
-        """Tell of the children that have ended, once what they have started has ended too."""
+        """Report the children that have ended, once what they have started has ended too."""
         ended = []
         while (pid := ended_child()) is not None:
-            end_group(pid)  # before its number is free for another
+            end_group(pid)  # before the system gives its number to another process
             _, code, usage = os.wait4(pid, 0)
             status = self._children.pop(pid, None)
             if status is not None:
@@ -144,17 +144,17 @@ class _Forks:
         if ended:
             end_orphans(self._children)
         for status, message in ended:
-            self._tell(status, message)
+            self._report(status, message)
             status.close()
 
     def _end_all(self) -> None:
-        """End the children, for the program has ended, and what they have started."""
+        """End the children and what they have started, because the program has ended."""
         for pid in self._children:
             end_group(pid)
-            os.kill(pid, signal.SIGKILL)  # it may not have a group of its own yet
+            os.kill(pid, signal.SIGKILL)  # in case it has no group of its own yet
         end_orphans(())
 
     @staticmethod
-    def _tell(status: Connection, message: bytes) -> None:
-        with contextlib.suppress(OSError):  # nobody waits for it any more
+    def _report(status: Connection, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # nobody waits for the child any more
             status.send_bytes(message)

@@ -1,4 +1,4 @@
-"""What a worker needs of its own process, looked at after each record: the function may have done anything to it."""
+"""Checks after each record what a worker needs of its own process, to which the function may have done anything."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WATCHED = (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
 
 
 class Guard:
-    """Looks after the pipe, the descriptors, the limits and the umask of a worker."""
+    """Guards the pipe, the descriptors, the limits and the umask of a worker."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
@@ -69,14 +69,14 @@ class Guard:
         self._reserve.clear()
 
     def blame(self, error: BaseException) -> int:
-        """The exit code for an error of the worker's own that the function has brought about; 0 if it has not."""
+        """The exit code for an error of the worker that the function has caused; 0 if it has not."""
         if harm := self.harm():
             return harm
         return EXIT_CROWDED if self.is_crowded() or (is_used_up(error) and not self._reserve) else 0
 
 
 def is_used_up(error: BaseException) -> bool:
-    """Whether an error says that a process has as many descriptors, processes or threads as it may."""
+    """Whether an error says that no more descriptors, processes or threads are allowed."""
     return any(
         (isinstance(each, OSError) and each.errno in USED_UP) or "can't start new thread" in str(each.args)
         for each in _chain(error)

@@ -1,8 +1,8 @@
 """The objects of a record, as files of this machine while its function runs.
 
-Objects of a store are fetched ahead: while the function works on one record, those of the next ones arrive, several
-at once, in the order in which they will be needed. What is held is bounded in bytes and in records; a record's files
-go when it is done.
+Objects of a store are fetched ahead: while the function works on one record, those of the next records arrive, several
+at once, in the order in which they will be needed. Bytes and records held are limited; a record's files are removed
+when it is done.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Ticket = tuple[int, int, int]  # shard, chunk, position
 
 @dataclass
 class Wanted:
-    """A record's objects: keys, the etags that they must still have, their size in bytes together."""
+    """A record's objects: their keys, the etags that they must still have, and their total size in bytes."""
 
     objects: Sequence[str]
     etags: Sequence[str] | None
@@ -46,9 +46,9 @@ class Wanted:
 def open_inputs(
     uri: str, scratch: str | None, access: Access, *, others: Callable[[], Sequence[str]] = list
 ) -> LocalInputs | RemoteInputs:
-    """The way to the objects under ``uri``; ``scratch`` is where those of a store arrive.
+    """Access to the objects under ``uri``; those of a store are fetched into the folder ``scratch``.
 
-    ``others`` names some objects of the whole input, whichever these are.
+    ``others`` returns the keys of some objects of the whole input, to find out whether the store refuses one or all.
     """
     return LocalInputs(uri) if scratch is None else RemoteInputs(folder(uri, access), Path(scratch), others)
 
@@ -60,21 +60,21 @@ class LocalInputs:
         self._root = root
 
     def expect(self, wanted: Iterable[tuple[Ticket, Wanted]]) -> None:
-        """They are here."""
+        """Nothing to do: the files are here."""
 
     def fetch(self, ticket: Ticket) -> str:
-        """The folder that the objects' keys count from."""
+        """The folder that the objects' keys are relative to."""
         return self._root
 
     def release(self, ticket: Ticket) -> None:
-        """The files stay where they are."""
+        """Nothing to do: the files stay where they are."""
 
     def forget(self) -> None:
-        """Nothing was expected."""
+        """Nothing to do: nothing is fetched ahead."""
 
 
 class RemoteInputs:
-    """Objects of a store, fetched before their records' turns; for the worker's own thread alone."""
+    """Objects of a store, fetched before their records' turns. Only the worker's main thread may use it."""
 
     def __init__(self, source: Folder, scratch: Path, others: Callable[[], Sequence[str]] = list) -> None:
         self._source = source
@@ -88,7 +88,7 @@ class RemoteInputs:
         self._held_bytes = 0
 
     def expect(self, wanted: Iterable[tuple[Ticket, Wanted]]) -> None:
-        """Tell which records' turns come, in their order; what was told before comes first."""
+        """Announce the records that come next, in their order, after those announced before."""
         for ticket, record in wanted:
             if ticket not in self._wanted:
                 self._wanted[ticket] = record
@@ -96,13 +96,13 @@ class RemoteInputs:
         self._fill()
 
     def fetch(self, ticket: Ticket) -> str:
-        """Wait until the record's objects are here; returns the folder that their keys count from.
+        """Wait until the record's objects are here; returns the folder that their keys are relative to.
 
         Raises:
             FileNotFoundError: an object is gone.
             ObjectChanged: one is not what it was when it was listed.
-            ObjectRefused: the store does not give one out, though others.
-            StorageError: the store cannot be reached, or gives out none.
+            ObjectRefused: the store refuses one, but not all.
+            StorageError: the store cannot be reached, or refuses all.
         """
         if ticket not in self._held:
             self._waiting.remove(ticket)
@@ -127,7 +127,7 @@ class RemoteInputs:
         record = self._wanted.pop(ticket)
         for arrival in record.arrivals:
             if not arrival.cancel():
-                with contextlib.suppress(Exception):  # fetch() has told it, or nobody wants to know
+                with contextlib.suppress(Exception):  # fetch() has raised it, or nobody needs the object
                     arrival.result()
         room = self._held.pop(ticket)
         room.clear(record.objects)
@@ -140,7 +140,7 @@ class RemoteInputs:
             self._free.clear()
 
     def forget(self) -> None:
-        """Drop all that was expected and has not had its turn."""
+        """Drop the announced records that have not had their turn."""
         self._waiting.clear()
         for ticket in list(self._wanted):
             if ticket in self._held:
@@ -167,10 +167,10 @@ class RemoteInputs:
 
 
 class _Room:
-    """A folder for the files of one record at a time: an object may have the name of another record's folder.
+    """A folder for the files of one record at a time, because an object may have the name of another record's folder.
 
-    The folders in it stay for the next record, if its objects lie in the same: to make them anew may take a disk
-    longer than a small object takes to arrive.
+    The folders in it stay for the next record if its objects are in folders of the same names: making them can take
+    longer than fetching a small object.
     """
 
     def __init__(self, path: str) -> None:
@@ -178,7 +178,7 @@ class _Room:
         self._folders: frozenset[str] = frozenset()
 
     def prepare(self, keys: Sequence[str]) -> None:
-        """See that there is nothing in the way of files of these names."""
+        """Make sure that nothing is in the way of files with these names."""
         folders = frozenset(_around(keys))
         if folders != self._folders:
             self.remove()
@@ -201,13 +201,13 @@ class _Room:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _is_bare(self) -> bool:
-        """Whether there are the folders, and nothing else."""
+        """Whether nothing but the folders is left."""
         inside = Counter(name.rpartition("/")[0] for name in self._folders if name)
         return all(len(os.listdir(f"{self.path}/{name}")) == inside[name] for name in self._folders)
 
 
 def _around(keys: Iterable[str]) -> Iterator[str]:
-    """The folders that files of these names are in, and those around them; the outermost is empty."""
+    """The folders that files with these names are in, and those around them; the outermost is the empty string."""
     for home in {key.rpartition("/")[0] for key in keys}:
         names = home.split("/")
         yield from ("/".join(names[:count]) for count in range(len(names) + 1))

@@ -1,6 +1,6 @@
-"""One record's rows, where they are too many to be held: written as they come, to parts of the record's own.
+"""One record's rows, if they are too many to hold in memory: written as they come, to parts of the record's own.
 
-The parts join those of the chunk when the record has ended well; else they go as a whole.
+The parts join those of the chunk if the record succeeds; otherwise they are removed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shardkit.workers.parts import PartsWriter
 
 LARGE_ROWS = 1 << 17  # a row group; a record of fewer dicts is held
-LARGE_BYTES = 64 << 20  # of dicts, as far as the last of them tells
+LARGE_BYTES = 64 << 20  # of dicts, estimated from the last one
 TABLES_BYTES = 32 << 20
 PIECE_ROWS = 1 << 14
 PIECE_BYTES = 8 << 20
@@ -27,7 +27,7 @@ LOOK_ROWS = 256
 
 
 class LargeRecord:
-    """Takes the rows of one record that are at hand, once they are many."""
+    """Takes the rows that one record has given so far, once they are many."""
 
     def __init__(self, index: int, key: str, begin: Callable[[], PartsWriter]) -> None:
         self._index = index
@@ -37,7 +37,7 @@ class LargeRecord:
         self.storage_error: StorageError | None = None
 
     def look(self, rows: list[dict[str, Any]]) -> int:
-        """Take the rows if they are many, and leave none; returns how many there shall be at the next look."""
+        """Take the rows, leaving none, if they are many; returns how many there should be at the next look."""
         most_rows, most_bytes = (LARGE_ROWS, LARGE_BYTES) if self._writer is None else (PIECE_ROWS, PIECE_BYTES)
         weight = max(weight_of(rows[-1]), 1)
         if len(rows) >= most_rows or weight * len(rows) >= most_bytes:
@@ -48,13 +48,13 @@ class LargeRecord:
         return min(len(rows) + max(1, min(left, LOOK_ROWS)), most_rows)
 
     def look_at(self, tables: list[pa.Table]) -> None:
-        """Take the tables if they are large, and leave none."""
+        """Take the tables, leaving none, if they are large."""
         if self._writer is not None or sum(table.nbytes for table in tables) >= TABLES_BYTES:
             self._write(Result(self._index, self._key, tables=tables[:]))
             tables.clear()
 
     def finish(self, rest: Result) -> Result:
-        """The record's rows: ``rest``, or if it has been large the parts that have all."""
+        """The record's rows: ``rest`` alone, or for a large record the parts with all of its rows."""
         if self._writer is None:
             return rest
         self._write(rest)
@@ -65,7 +65,7 @@ class LargeRecord:
             raise
 
     def drop(self) -> None:
-        """Remove what has been written, for the record has failed."""
+        """Remove what has been written, because the record has failed."""
         if self._writer is not None:
             self._writer.drop()
 

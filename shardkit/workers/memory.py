@@ -1,4 +1,4 @@
-"""How much memory there is: for the machine, for the control groups that the process is in, for one process."""
+"""How much memory is left: to the machine, and to the control groups that the process is in; and how much one holds."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GROUPS = Path("/sys/fs/cgroup")
-UNLIMITED = 1 << 60  # version 1 has a number near 2**63 for it
+UNLIMITED = 1 << 60  # version 1 of control groups says it by a number near 2**63
 
 
 def available_bytes() -> int | None:
-    """What can still be taken before somebody is killed; None where the system does not tell."""
-    rooms = [room for room in (_of_machine(), *_of_groups()) if room is not None]
-    return min(rooms, default=None)
+    """How much can still be taken before the system kills a process; None if the system does not say."""
+    return min((left for left in (_of_machine(), *_of_groups()) if left is not None), default=None)
 
 
 def resident_bytes(pid: int) -> int:
-    """What a process has now; 0 if it has ended."""
+    """How much a process holds now; 0 if it has ended."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0

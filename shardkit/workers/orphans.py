@@ -18,19 +18,19 @@ _SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every process below whose own parent ends, so that it is not lost."""
+    """Become the parent of every descendant whose own parent ends, so that none is lost."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_group(leader: int) -> None:
-    """End a process group, if there is one of that number."""
+    """End a process group, if there is one with that number."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 
 
 def end_orphans(spare: Collection[int]) -> None:
-    """End all children of this process but some, and the processes that become its children by that."""
+    """End all children of this process except ``spare``, and the processes that become its children as a result."""
     deadline = time.monotonic() + PATIENCE_S
     while _has_children(spare) and time.monotonic() < deadline:
         mine = _children() - set(spare)
@@ -60,7 +60,7 @@ def _is_left(pid: int) -> bool:
 
 
 def _has_children(spare: Collection[int]) -> bool:
-    """Whether there may be any others, asked in a way that costs next to nothing."""
+    """Whether there may be any others; the check costs next to nothing."""
     if spare:
         return True
     try:

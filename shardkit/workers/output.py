@@ -1,4 +1,4 @@
-"""Where what a worker's function prints goes."""
+"""Stdout and stderr of a worker: what its function prints and logs goes to the stderr of the program."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 from shardkit.printable import printable
 
-ERASE = b"\r\x1b[2K"  # the line of the terminal that the cursor is in, and go to its beginning
+ERASE = b"\r\x1b[2K"  # the terminal's line that the cursor is in, and go to its beginning
 
 
 class _Log(io.FileIO):
-    """A file that nobody may be reading any more, which is no reason for a print to fail.
+    """A file for prints, which do not fail even if nobody reads it any more.
 
     On a terminal the cursor stands behind the live bar, which is drawn again below what is printed in its place.
     """
@@ -35,15 +35,15 @@ class _Log(io.FileIO):
 
 
 def _text_log(number: int) -> io.TextIOWrapper:
-    """One of stdout and stderr, by its number; by lines, for what is held back dies with the worker."""
+    """One of stdout and stderr, by its number; line-buffered, because what is buffered is lost if the worker dies."""
     raw = io.BufferedWriter(_Log(number))
     return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 class Output:
-    """Has stdout lead to the parent's stderr, and both stay open whatever the function closes.
+    """Leads stdout to the program's stderr, and keeps both open whatever the function closes.
 
-    Else the next function to print would fail; or the next file to be opened would get their numbers, and the prints.
+    Otherwise the next print would fail, or the next opened file would get their numbers, and with them the prints.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Output:
         sys.stdout, sys.stderr = _text_log(1), _text_log(2)
 
     def mend(self) -> None:
-        """Open again what is closed."""
+        """Reopen what the function has closed."""
         for number in (1, 2):
             try:
                 fcntl.fcntl(number, fcntl.F_GETFD)
@@ -69,7 +69,7 @@ class Output:
 
 
 class RecordLog(logging.Handler):
-    """Shows warnings and worse where nobody has set up logging, as Python itself does, with the record at hand."""
+    """Shows warnings and errors if nobody has set up logging, as Python itself does, with the current record's key."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -77,7 +77,7 @@ class RecordLog(logging.Handler):
         logging.lastResort = self
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it to stderr."""
+        """Write a log record to stderr."""
         try:
             where = f" [{printable(self.key)}]" if self.key else ""
             sys.stderr.write(f"{record.levelname} {record.name}: {self.format(record)}{where}\n")

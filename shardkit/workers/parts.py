@@ -1,9 +1,9 @@
 """The parts that a chunk writes: its records' rows, in order, as they come.
 
 A part holds one schema. Where a later record's rows widen it (a new column, a type for an all-null one), the next
-part begins; where they contradict it, they go to a part of their own, and pass 2 judges. So that there are few parts
-where contradictions are many, columns then carry values of several types, and which these were is noted. A writer
-holds a few row groups in memory, never a chunk's rows.
+part begins; where they contradict it, they go to a part of their own, and pass 2 judges. If there are many
+contradictions, columns carry values of several types, whose original types are noted, so that there are still few
+parts. A writer holds a few row groups in memory, never a chunk's rows.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 CONVERT_ROWS = 1 << 13
 CONVERT_BYTES = 8 << 20
 STREAMS_AT_MOST = 4  # of one chunk: where types contradict each other in many ways, columns carry several types
-ABSENT_BYTES = 8  # about what a row takes of a column that its table does not have
-# Numbers and texts of several types in one column; that they were others is noted, and pass 2 judges as if they were.
+ABSENT_BYTES = 8  # about what a row takes in a column that its table does not have
+# Numbers and texts of several types in one column; their original types are noted, and pass 2 judges by those.
 CARRIED = Way(integers="decimal", unit="ns", text=True)
 
 
 @dataclass
 class _Stream:
-    """The rows of one schema that are on their way to a part."""
+    """The rows of one schema that will be written to a part."""
 
     schema: pa.Schema
     position: int
@@ -74,7 +74,7 @@ class PartsWriter:
         self._base = base
         self._schema = schema
         self._give_up = give_up
-        self._only = only  # the position and the key of the one record that all rows are of
+        self._only = only  # the position and the key of the record, if all rows are of one
         self._joint: pa.Schema | None = None
         self._pending: list[Result] = []
         self._pending_rows = self._pending_bytes = 0
@@ -103,7 +103,7 @@ class PartsWriter:
             self.adopt(result.parts)
 
     def adopt(self, parts: list[Part]) -> None:
-        """Put parts that exist already after the rows taken so far."""
+        """Append existing parts after the rows taken so far."""
         self._convert()
         self._finish_all()
         for part in parts:
@@ -123,11 +123,11 @@ class PartsWriter:
         return [part for _, part in sorted(self._parts, key=lambda item: item[0])]
 
     def convert(self) -> None:
-        """Let go of rows as dicts."""
+        """Convert the rows that are still dicts, to free their memory."""
         self._convert()
 
     def aside(self, index: int, key: str) -> PartsWriter:
-        """A writer for the rows of one record, to parts of its own that are to be adopted, or dropped."""
+        """A writer for the rows of one record, to parts of its own that will be adopted or dropped."""
         base = f"{self._base}-r{index}"
         return PartsWriter(self._folder, base, schema=self._schema, give_up=_give_up_at_once, only=(index, key))
 
@@ -143,7 +143,7 @@ class PartsWriter:
         self._streams, self._parts = [], []
 
     def _write_again(self, schema: pa.Schema, index: int, key: str) -> None:
-        """Make one part of those of one record, some of which have integers where others have floats."""
+        """Rewrite the parts of one record as one, because some have integers where others have floats."""
         parts, self._parts, self._joint, self.rows = self._parts, [], None, 0
         paths = [self._folder.begin(part.name) for _, part in sorted(parts, key=lambda item: item[0])]
         for path in paths:
@@ -180,9 +180,9 @@ class PartsWriter:
             return
         stream, table = self._stream_for(batch.table)
         for column, seen in batch.origins.items():
-            known = stream.origins.setdefault(column, {})
+            origins = stream.origins.setdefault(column, {})
             for kind, record in seen.items():
-                known.setdefault(kind, record)
+                origins.setdefault(kind, record)
         if batch.records is None:
             stream.records = None
         elif stream.records is not None:
@@ -197,7 +197,7 @@ class PartsWriter:
             self._flush(stream)
 
     def _stream_for(self, table: pa.Table) -> tuple[_Stream, pa.Table]:
-        """The stream that a table goes to, whose schema may become wider by it, and the table as it goes there."""
+        """The stream for a table, with its schema widened if need be, and the table as it fits there."""
         ways = [BY_TYPE_ALONE] if len(self._streams) < STREAMS_AT_MOST else [BY_TYPE_ALONE, CARRIED]
         for way in ways:
             for i, stream in enumerate(self._streams):
@@ -209,7 +209,7 @@ class PartsWriter:
                     if self._only is None:
                         continue
                     self._joint = _joint(self._joint or stream.schema, table.schema)
-                    self._finish_all()  # what comes now comes after it
+                    self._finish_all()  # the rows from here on come after it
                     break
                 return self._streams[i], joining
         if len(self._streams) >= STREAMS_AT_MOST:
@@ -218,7 +218,7 @@ class PartsWriter:
         return self._streams[-1], table
 
     def _joined(self, stream: _Stream, table: pa.Table, way: Way) -> tuple[_Stream, pa.Table]:
-        """The stream, or the one that goes on after it, with a schema that has room for a table; and the table cast.
+        """The stream, or one that continues it, with a schema wide enough for a table; and the table cast to it.
 
         Raises:
             TypeMismatch: their types contradict each other.
@@ -297,10 +297,10 @@ def _give_up_at_once(_: Result, error: Exception) -> None:
 
 
 def _joint(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
-    """What pieces of one record have together: as if it had been converted as a whole.
+    """The common schema of two pieces of one record, as if it had been converted as a whole.
 
     Raises:
-        TypeError: there is no such thing.
+        TypeError: there is none.
     """
     try:
         return pa.schema(unify_fields([schema, other], widen_ints=True))
@@ -309,7 +309,7 @@ def _joint(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
 
 
 def _open_to_others(table: pa.Table, record: str) -> tuple[pa.Table, dict[str, dict[str, str]]]:
-    """A record's table with nulls alone for columns without a value, and what type it gives each column."""
+    """A record's table, in which columns without a value have no type yet, and the type that it gives each column."""
     empty = {c.name for c, column in zip(table.schema, table.columns, strict=True) if column.null_count == len(column)}
     empty -= {column.name for column in table.schema if pa.types.is_null(column.type)}
     origins = {c.name: {f"{c.type}{NOTHING_OF if c.name in empty else ''}": record} for c in table.schema}

@@ -1,4 +1,4 @@
-"""Whether the system lets a run have the threads and processes that it needs, asked before it begins."""
+"""Checks, before a run begins, whether the system lets it have the threads and processes that it needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BESIDE_WORKERS = 6  # a heartbeat, the process that forks, and a few that read a
 
 
 def check_room(workers: int) -> None:
-    """See that as many threads can be started as a run with so many workers has threads and processes.
+    """Check that as many threads can be started as a run with so many workers has threads and processes.
 
     Raises:
         RunFailed: they cannot; without this, libraries that start threads would take the process down.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import shardkit.storage.refusals  # noqa: F401  only to have its errors known here
+import shardkit.storage.refusals  # noqa: F401  defines errors that replies may name
 from shardkit.errors import RunFailed, ShardkitError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _kinds(base: type[ShardkitError]) -> dict[str, type[ShardkitError]]:
 
 
 class Reply(TypedDict):
-    """What has become of a chunk: its marker, and why it has been cut before its end, if it has."""
+    """The outcome of a chunk: its marker, and why it was cut before its end, if it was."""
 
     marker: Marker
     cut: str

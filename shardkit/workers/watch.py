@@ -1,4 +1,4 @@
-"""How long a worker has been at its record, by the program's own clock: the worker's may have been put back or up."""
+"""How long a worker has worked on its record, by the program's clock: the function may have replaced the worker's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shardkit.workers.board import Reading, Slot
 
-LONGEST_GAP_S = 1.0  # between two looks; in a longer one this program was paused, and most likely the worker with it
+LONGEST_GAP_S = 1.0  # between two looks; after a longer one this program was paused, and most likely the worker too
 
 
 class Watch:
@@ -19,13 +19,13 @@ class Watch:
         self.begin()
 
     def begin(self) -> None:
-        """Nothing is known of what the worker is at."""
+        """Forget what the worker was working on."""
         self._last = time.monotonic()
         self._turn = -1
         self._seconds = 0.0
 
     def look(self) -> tuple[Reading, float]:
-        """What the worker is at, and for how many seconds it has been, as far as this was seen."""
+        """What the worker is working on, and for how many seconds it has been seen at it."""
         now, reading = time.monotonic(), self._slot.read()
         if reading.turn == self._turn:
             self._seconds += min(now - self._last, LONGEST_GAP_S)

@@ -1,7 +1,7 @@
-"""What runs in a worker process: chunks in, parts and markers out.
+"""The program of a worker process: it gets chunks, and writes parts and markers.
 
 A worker loads the function once, then takes one chunk after another over a pipe. Before each record it notes on the
-board which one it begins, so that whoever watches knows what a dead or hanging worker was at.
+board which one it begins, so that the program knows what a dead or hanging worker was working on.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ REST_S = 0.02
 
 
 def work(descriptor: int, board: int, number: int, store: str | None, parent: int) -> None:
-    """Serve chunks until the other end of the pipe hangs up, or the process ``parent`` ends.
+    """Work on chunks until the other end of the pipe is closed, or the process ``parent`` ends.
 
-    ``store`` is the kind that objects are fetched from.
+    ``store`` is the kind of store that objects are fetched from.
     """
     channel = WorkersEnd(descriptor)
-    os.set_inheritable(descriptor, False)  # noqa: FBT003  it takes no name
+    os.set_inheritable(descriptor, False)  # noqa: FBT003  the argument is positional-only
     output = Output()
     _settle_in(store, parent)
     slot = Slot.inherited(board, number)
     guard = Guard(descriptor)
     with contextlib.suppress(EOFError, ConnectionError):
-        settings: WorkerSettings | None = _told(channel)
+        settings: WorkerSettings | None = _receive(channel)
         if settings is None:
-            return  # there was no work for this one
+            return  # there was no work for this worker
         try:
             worker = _Worker(settings, slot, output, guard)
         except ShardkitError as error:
             channel.send(json.dumps({"error": plain_error(error)}).encode())
             return
         channel.send(b"{}")
-        while (task := _told(channel)) is not None:
+        while (task := _receive(channel)) is not None:
             reply = json.dumps(_outcome(worker, guard, task)).encode()
             try:
                 channel.send(reply)
@@ -72,8 +72,8 @@ def work(descriptor: int, board: int, number: int, store: str | None, parent: in
                 os._exit(guard.blame(error) or 1)
 
 
-def _told(channel: WorkersEnd) -> Any:
-    """What the program says next."""
+def _receive(channel: WorkersEnd) -> Any:
+    """The next message of the program."""
     try:
         return pickle.loads(channel.receive())  # noqa: S301  from our own program
     except Garbled:
@@ -85,23 +85,23 @@ def _outcome(worker: _Worker, guard: Guard, task: ChunkTask) -> Reply | dict[str
         return worker.run(task)
     except StorageError as error:
         if harm := guard.blame(error):
-            os._exit(harm)  # it is no fault of the storage's
+            os._exit(harm)  # the storage is not to blame
         return {"error": plain_error(error)}
-    except MemoryError:  # while rows were stored: which record's, the next attempt will tell
+    except MemoryError:  # while rows were stored; the next attempt will show which record's
         os._exit(EXIT_OUT_OF_MEMORY)
 
 
 def _settle_in(store: str | None, parent: int) -> None:
-    """Die with the parent, be the first to go when memory runs out."""
+    """Set up the process: among others, it dies with its parent, and is the first to be killed when memory runs out."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     INTERRUPTION.watching = False
     sys.breakpointhook = _no_debugger
-    atexit.register(gc.freeze)  # at its end a program would look through all it has, for 0.1 s
+    atexit.register(gc.freeze)  # otherwise a last garbage collection takes 0.1 s
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        be_called("shardkit-worker")
-        if os.getppid() != parent:  # it was faster
+        set_process_name("shardkit-worker")
+        if os.getppid() != parent:  # it had ended already
             os._exit(1)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("800")
@@ -111,7 +111,7 @@ def _settle_in(store: str | None, parent: int) -> None:
     if store is not None:
         from shardkit.storage.buckets import get_ready
 
-        with contextlib.suppress(Exception):  # whoever fetches from it will tell
+        with contextlib.suppress(Exception):  # the first fetch will raise it
             get_ready(store)
 
 
@@ -119,8 +119,8 @@ def _no_debugger(*_: Any, **__: Any) -> None:
     raise RuntimeError(f"breakpoint(): {DEBUGGER}")
 
 
-def be_called(name: str) -> None:
-    """Have ``ps -o comm`` and ``top`` show the process under a name, of at most 15 letters."""
+def set_process_name(name: str) -> None:
+    """Set the name that ``ps -o comm`` and ``top`` show for this process: at most 15 letters."""
     if sys.platform == "linux":
         pr_set_name = 15
         ctypes.CDLL(None).prctl(pr_set_name, name.encode())
@@ -133,13 +133,13 @@ def preload(store: str | None) -> None:
     import shardkit.workers.parts
 
     if store is not None:
-        import obstore.store  # noqa: F401  only to have it
+        import obstore.store  # noqa: F401  only so that it is loaded
 
         import shardkit.storage.objects  # noqa: F401
 
 
 class _Worker:
-    _clock = staticmethod(time.perf_counter)  # not looked up when it is needed: the function may have put up another
+    _clock = staticmethod(time.perf_counter)  # bound now, because the function may replace it
     _sleep = staticmethod(time.sleep)
 
     def __init__(self, settings: WorkerSettings, slot: Slot, output: Output, guard: Guard) -> None:
@@ -163,13 +163,13 @@ class _Worker:
             others=self._folder.some_objects,
         )
         self._expected: tuple[int, int] | None = None
-        self._told = REPEATS.counts()
+        self._repeats_before = REPEATS.counts()
         self._has_run = False
 
     def run(self, task: ChunkTask) -> Reply:
-        """Work on a chunk and commit it; returns its marker (of a record run alone: its outcome).
+        """Work on a chunk and commit it.
 
-        Also why it has been cut before its end, if it has.
+        Returns its marker (for a record run alone: its outcome), and why it was cut before its end, if it was.
         """
         run = ChunkRun(task, self._settings, self._schema, self._folder, self._inputs)
         started = self._clock()
@@ -197,7 +197,7 @@ class _Worker:
         return {"marker": run.commit(self._clock() - started, self._repeats()), "cut": why}
 
     def _record(self, run: ChunkRun, i: int, task: ChunkTask) -> str:
-        """Have a record's turn; returns why the chunk should be cut before it, where this is no place for it."""
+        """Work on one record; returns why the chunk should be cut before it, if it should run elsewhere."""
         slot = self._slot
         if (settled := task.settled.get(i)) is not None:
             run.take(i, settled)
@@ -241,12 +241,12 @@ class _Worker:
         return failure
 
     def _repeats(self) -> dict[str, int]:
-        """How many requests have been made again since the last chunk, by the reason."""
-        before, self._told = self._told, REPEATS.counts()
-        return dict(self._told - before)
+        """How many requests were repeated since the last chunk, by reason."""
+        before, self._repeats_before = self._repeats_before, REPEATS.counts()
+        return dict(self._repeats_before - before)
 
     def _look_ahead(self, task: ChunkTask, run: ChunkRun) -> None:
-        """Have the objects fetched that this chunk needs, and then the first ones of the next."""
+        """Begin to fetch the objects that this chunk needs, and then the first ones of the next."""
         if isinstance(self._inputs, LocalInputs):
             return
         if self._expected != (task.shard, task.chunk):
@@ -260,15 +260,15 @@ class _Worker:
 
     def _recover(self) -> None:
         """Undo what the function may have done to the process."""
-        if os.getpid() != self._pid:  # it has forked, and the child came back from it as well
+        if os.getpid() != self._pid:  # the function has forked, and this is the child that has returned from it
             os._exit(0)
         self._output.mend()
         if harm := self._guard.harm():
             os._exit(harm)
 
     def _has_to_stop(self, task: ChunkTask) -> bool:
-        """Whether the chunk shall be committed as far as it is; waits first for as long as it is wished."""
-        while self._slot.wished == REST:  # looked at anew after each rest, for it may be wished again at any moment
+        """Whether to commit the chunk as far as it is done; rests first for as long as it is asked to."""
+        while self._slot.wished == REST:  # checked again after each rest, because it may be asked again at any moment
             self._rest()
         return task.until is None and self._slot.wished == STOP
 
@@ -281,15 +281,15 @@ class _Worker:
 
 
 def _doubt(failure: BaseException, *, had_run: bool) -> str:
-    """Why another place may do a record that has failed: with more memory, or with more descriptors."""
+    """Why a failed record may succeed elsewhere, with more memory or descriptors; empty if nothing suggests it."""
     if isinstance(failure, MemoryError):
-        traceback.clear_frames(failure.__traceback__)  # or what it holds would be in the way of what follows
+        traceback.clear_frames(failure.__traceback__)  # so that the memory that they hold is free for what follows
         return MEMORY
     return DESCRIPTORS if had_run and is_used_up(failure) else ""
 
 
 def give_back_memory() -> None:
-    """Give what is free back to the system, for another process may need it."""
+    """Give free memory back to the system, because another process may need it."""
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # another libc
+    with contextlib.suppress(AttributeError, OSError):  # libraries other than glibc do not have it
         ctypes.CDLL(None).malloc_trim(0)
