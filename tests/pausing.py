@@ -30,7 +30,7 @@ RENEWAL_S = 0.2
 SWITCH_STEPS: tuple[tuple[Any, str, str], ...] = (
     (commit, "note", "create"),
     (switching.Switch, "confirm", "confirm"),
-    (switching, "_place", "place"),
+    (switching, "_publish", "publish"),
     (switching.Switch, "_write_result", "result"),
     (switching, "note", "current"),
     (switching, "remove", "remove"),

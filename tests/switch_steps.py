@@ -60,7 +60,7 @@ def step(name: str, do: Callable[..., Any], *, of: str = "") -> Callable[..., An
 switching.Switch.finish = within_switch(switching.Switch.finish)  # type: ignore[method-assign]
 switching.Switch.clear_up = within_switch(switching.Switch.clear_up)  # type: ignore[method-assign]
 building.switch = within_switch(commit.switch)
-switching._place = step("place", switching._place)
+switching._publish = step("publish", switching._publish)
 switching.Switch._write_result = step("write", switching.Switch._write_result)  # type: ignore[method-assign]
 commit.note = switching.note = step("note", switching.note)
 switching.remove = step("remove", switching.remove)

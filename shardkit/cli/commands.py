@@ -43,7 +43,7 @@ class Command(click.Command):
             echo(f"Error: {error.command_text}", err=True)
             ctx.exit(error.exit_code)
         except Exception as error:
-            from shardkit.storage.aws_places import is_of_boto3, unusable
+            from shardkit.storage.aws_locations import is_of_boto3, unusable
 
             if not is_of_boto3(error):
                 raise

@@ -1,7 +1,7 @@
-"""What is noted of a dataset's files, held against the files themselves and against the ledger.
+"""The notes on a dataset's files, compared with the files themselves and with the ledger.
 
-Rows are told of three times: by the ledger's records, in the parts that they have given; by the notes of which rows of
-which parts each file holds; and by the files. Where these are not the same, the dataset is not switched to.
+Rows are accounted for three times: by the ledger, as the rows of the parts that its records have given; by the notes on
+which rows of which parts each file holds; and by the files. Unless all three agree, the dataset is not switched.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from shardkit.storage.base import Folder
     from shardkit.tables.spans import Spans
 
-# How files of a dataset are named, those of pass 1 alone too, but for what their format ends the name with.
+# How the files of a dataset are named, including those of pass 1 alone; their format adds a suffix.
 OURS = re.compile(r"(.*/)?part-\d{5}-[^/]+")
-CURE = "Compute it anew, with incremental: false. If that is refused too, it is a fault of shardkit: tell its makers."
+CURE = "Compute it again, with incremental: false. If that is refused too, it is a bug in shardkit: please report it."
 
 
 def is_ours(path: str) -> bool:
-    """Whether a file is named as those of datasets are, and where readers of the folder take it for one."""
+    """Whether a file has a name like those of a dataset's files, and readers of the folder would read it as one."""
     suffixes = tuple(kind.suffix for kind in FORMATS.loaded())
     hidden = any(name.startswith(("_", ".")) for name in path.split("/"))
     return not hidden and path.endswith(suffixes) and bool(OURS.fullmatch(path))
@@ -44,9 +44,9 @@ def is_ours(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Account:
-    """The rows that the ledger's records account for in a partition: ``rows`` of them, in ``parts``.
+    """The rows of a partition that the ledger's records account for: how many, and which rows of which parts.
 
-    ``rows`` is None where a combine has decided on them, ``parts`` where nobody has told.
+    ``rows`` is None if a combine has made other rows of them, ``parts`` if they are not known.
     """
 
     rows: int | None
@@ -54,11 +54,11 @@ class Account:
 
     @classmethod
     def of(cls, parts: Iterable[CommittedPart], *, combined: bool) -> Account:
-        """The account of a partition's parts, of which each must be there once."""
+        """The account of a partition's parts; none may be listed twice."""
         spans: dict[str, Spans] = {}
         for part in parts:
             if part.name in spans:
-                raise LedgerError(f"The part {part.name} is there twice.", hint=CURE)
+                raise LedgerError(f"The part {part.name} is listed twice.", hint=CURE)
             spans[part.name] = spans_of(part)
         return cls(None if combined else sum(map(row_count, spans.values())), spans)
 
@@ -69,13 +69,13 @@ def spans_of(part: CommittedPart) -> Spans:
 
 
 def check_parts(parts: Sequence[CommittedPart], rows: Iterable[int | None]) -> None:
-    """See that parts, whose files have so many ``rows``, have those that their markers tell of.
+    """Check that parts have the rows that their markers say; ``rows`` are how many their files have.
 
     Raises:
-        LedgerError: one has not.
+        LedgerError: one does not.
     """
-    for part, there in zip(parts, rows, strict=True):
-        if fault := part_fault(part, there):
+    for part, in_file in zip(parts, rows, strict=True):
+        if fault := part_fault(part, in_file):
             raise LedgerError(f"{fault}. The dataset stays as it was.", hint=CURE)
 
 
@@ -85,26 +85,24 @@ def rows_of_parts(parts: Sequence[CommittedPart]) -> list[int | None]:
 
 
 def part_fault(part: CommittedPart, rows: int | None) -> str:
-    """What is wrong with a part whose file has so many rows; nothing if all is right."""
+    """What is wrong with a part whose file has so many rows; empty if nothing is."""
     if rows is None:
         return f"The part {part.file} cannot be read"
     spans = spans_of(part)
     last = max((stop for _, stop in spans), default=0)
     if row_count(spans) != part.rows or last > rows or (part.spans is None and part.rows != rows):
-        return (
-            f"The part {part.file} has {counted(rows, 'row')}, and its marker tells of {part.rows:,} up to row {last:,}"
-        )
+        return f"The part {part.file} has {counted(rows, 'row')}, and its marker says {part.rows:,} up to row {last:,}"
     return ""
 
 
 def faults(partition: str, account: Account, files: Mapping[str, int], contents: Contents | None) -> Iterator[str]:
-    """What of a partition does not add up.
+    """What does not add up in a partition.
 
     Args:
-        partition: its name, empty where it is the whole dataset.
+        partition: its name, empty for the whole dataset.
         account: what the ledger's records account for.
-        files: its files, and the rows that these have.
-        contents: what is noted of them, where anything is.
+        files: its files, and how many rows each has.
+        contents: the notes on the files, if there are any.
     """
     where, total = partition or "the dataset", sum(files.values())
     if account.rows is not None and total != account.rows:
@@ -113,22 +111,22 @@ def faults(partition: str, account: Account, files: Mapping[str, int], contents:
         return
     noted = {path: contents.files.get(path, []) for path in files}
     for path, rows in files.items():
-        if (told := count_of(noted[path])) != rows:
-            yield f"{path} has {counted(rows, 'row')}, and {told:,} are noted of it"
+        if (noted_rows := count_of(noted[path])) != rows:
+            yield f"{path} has {counted(rows, 'row')}, and {noted_rows:,} are noted for it"
     yield from _part_by_part(where, account.parts, noted.values())
 
 
 def _part_by_part(where: str, parts: Mapping[str, Spans], noted: Iterable[Pieces]) -> Iterator[str]:
-    """Which rows of parts the files have too often, or not at all."""
+    """Parts whose rows the files do not have exactly once."""
     held: dict[str, list[tuple[int, int]]] = {}
     for pieces in noted:
         for part, spans in pieces:
             held.setdefault(part, []).extend(spans)
     for part in sorted({*held, *parts}):
-        wanted, there = parts.get(part, ()), joined(held.get(part, []))
-        if there != joined(wanted):
+        wanted, in_files = parts.get(part, ()), joined(held.get(part, []))
+        if in_files != joined(wanted):
             yield (
-                f"of the part {part} the files of {where} hold the rows {_text(there)}, and those that count are "
+                f"the files of {where} hold the rows {_text(in_files)} of the part {part}, and those that count are "
                 f"{_text(wanted)}"
             )
 
@@ -140,7 +138,7 @@ def _text(spans: Spans) -> str:
 def check_accounts(
     run_id: str, files: Mapping[str, list[DataFile]], accounts: Mapping[str, Account], contents: Contents | None
 ) -> None:
-    """See that all partitions that a run has made hold what its ledger accounts for, before they are switched to.
+    """Check, before the switch, that all partitions that a run has made hold what its ledger accounts for.
 
     Raises:
         LedgerError: one does not.
@@ -152,10 +150,10 @@ def check_accounts(
 
 
 def check_kept(output: Folder, files: Sequence[DataFile], format: str) -> None:
-    """See that files of before that stay have the rows that are noted, as far as they tell that without being read.
+    """Check that old files that stay have the rows that are noted, if their format says how many without a full read.
 
     Raises:
-        LedgerError: one has not.
+        LedgerError: one does not.
     """
     if not format_of(format).describes_itself:
         return
@@ -163,9 +161,9 @@ def check_kept(output: Folder, files: Sequence[DataFile], format: str) -> None:
         files, together([partial(rows_in, File(output, f.path), format) for f in files]), strict=True
     ):
         if rows != file.rows:
-            there = "cannot be read" if rows is None else f"has {counted(rows, 'row')}"
+            actual = "cannot be read" if rows is None else f"has {counted(rows, 'row')}"
             raise LedgerError(
-                f"{output.uri}/{file.path} {there}, and {file.rows:,} are noted of it. The dataset stays as it was.",
+                f"{output.uri}/{file.path} {actual}, and {file.rows:,} are noted for it. The dataset stays as it was.",
                 hint=CURE,
             )
 

@@ -1,4 +1,4 @@
-"""A dataset on its way: files are staged in the run folder, and a result that describes it grows."""
+"""A dataset that is being built: its files are staged in the run folder, and a result describes them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class Build:
-    """A dataset on its way to the switch; ``current`` is the result that describes it as it is before."""
+    """The next state of a dataset; ``current`` is the result that describes the present one.
+
+    ``number`` counts the builds of the run. ``of_jobs`` are the staged files that jobs have written.
+    """
 
     def __init__(
         self,
@@ -35,13 +38,13 @@ class Build:
         name: str,
         *,
         current: Result | None,
-        generation: int,
+        number: int,
         of_jobs: Collection[str] = (),
     ) -> None:
         self.current = current
-        self.generation = generation
-        self.token = folder.run_id if generation == 1 else f"{folder.run_id}.{generation}"
-        self.staging: Folder = staging(folder, generation)
+        self.number = number
+        self.token = folder.run_id if number == 1 else f"{folder.run_id}.{number}"
+        self.staging: Folder = staging(folder, number)
         self._of_jobs = of_jobs
         self.schema = pa.schema([])
         self.by_day = False
@@ -61,30 +64,30 @@ class Build:
         self._name = name
 
     def note_recipe(self, recipe: Recipe, ledger: Ledger) -> None:
-        """Note how the files are made, which later runs compare with how they would make them."""
+        """Note how the files are made; later runs compare it with how they would make them."""
         merge = recipe.merge
         self.made_with, self.form = recipe.made_with, recipe.form
         self.columns, self.widen_ints = merge.schema, merge.widen_ints
         self.by_day, self.quarantined = ledger.folder.plan()["by_day"], ledger.quarantined_by_partition()
 
     def add(self, partition: str, files: list[DataFile], kept: list[DataFile], schema: pa.Schema) -> None:
-        """Take in the files of a partition, new ones and those of before that are kept."""
+        """Add the files of a partition, new ones and old ones that are kept."""
         self._partitions[partition] = None
         self.kept += [file.path for file in kept]
         self._files += [(partition, file) for file in (*kept, *files)]
-        known = {field.name for field in self.schema}
-        self.schema = pa.schema([*self.schema, *(field for field in schema if field.name not in known)])
+        names = {field.name for field in self.schema}
+        self.schema = pa.schema([*self.schema, *(field for field in schema if field.name not in names)])
 
     def home_of(self, path: str) -> Folder:
-        """Where a file of it is staged."""
+        """The folder in which one of its files is staged."""
         return staging(self._folder) if path in self._of_jobs else self.staging
 
     def tell(self, text: str) -> None:
-        """Say what the user may wonder about."""
+        """Tell the user about something unexpected."""
         self._attempt.progress.note(text)
 
     def describe(self, layout: Layout, *, records: LedgerCounts, bytes_in: int) -> None:
-        """Make the result out of what was built."""
+        """Make the result that describes what was built."""
         day = [pa.field(layout.day_column, pa.string())] if layout.day_column else []
         schema = pa.schema([*self.schema, *day]).remove_metadata()
         self._result = {
@@ -110,19 +113,19 @@ class Build:
             "finished": now(),
             "seconds": round(self._attempt.seconds, 3),
             "attempt": self._attempt.number,
-            "generation": self.generation,
-            "switched": 0,  # which is told by the switch
+            "generation": self.number,
+            "switched": 0,  # which the switch sets
         }
 
     @property
     def result(self) -> Result:
-        """What describes it, once it is built."""
+        """The result that describes the dataset, once it is built."""
         if self._result is None:
             raise RuntimeError("The dataset has not been described.")
         return self._result
 
     def _note_of(self, partition: str) -> MadePartition:
-        """What is to be known of a partition when later runs have made others."""
+        """What the result says of a partition, for later runs that make others."""
         account = self.accounts.get(partition)
         made: MadePartition = {
             "run": self._folder.run_id,
@@ -135,7 +138,7 @@ class Build:
         return made
 
     def check(self) -> None:
-        """See that the files hold what the ledger accounts for.
+        """Check that the files hold what the ledger accounts for.
 
         Raises:
             LedgerError: they do not.

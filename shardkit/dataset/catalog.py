@@ -22,7 +22,7 @@ from shardkit.dataset.glue_types import can_be_named, glue_type
 from shardkit.dataset.read import open_dataset
 from shardkit.dataset.switch import dataset_lock
 from shardkit.errors import CatalogError, PipelineError, QueryError
-from shardkit.storage.aws_places import aws_settings
+from shardkit.storage.aws_locations import aws_settings
 from shardkit.storage.base import STATE_DIR
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ OWNER = "shardkit_pipeline"  # the parameter of a table that names its owner
 INTEGERS = ("tinyint", "smallint", "int", "bigint")
 FLOATS = ("float", "double")
 PARTITIONS_A_CALL = 100
-DROP_HINT = "Drop the table, which drops no data, and resume the run: it is registered anew."
+DROP_HINT = "Drop the table, which drops no data, and resume the run: it is registered again."
 REGISTERED = f"{STATE_DIR}/catalog.json"
 
 
@@ -87,7 +87,7 @@ class Table:
                 continue  # it is registered once it holds something
             name = field.name.lower()
             if not can_be_named(name) or name in types:
-                reason = "twice, but for upper and lower case" if name in types else "which Athena cannot name"
+                reason = "twice, in upper and lower case" if name in types else "which Athena cannot name"
                 raise CatalogError(
                     f"The dataset has the column {field.name!r} {reason}.",
                     hint="Let the function give it another name.",
@@ -155,7 +155,7 @@ def _calling(glue: Mapping[str, Any], output: Folder) -> Iterator[None]:
     except Exception as error:  # botocore's and awswrangler's own have no common base
         if not type(error).__module__.startswith(("botocore", "awswrangler")):
             raise
-        raise CatalogError(f"{done} {_said(error)}", hint="When that is mended, resume the run.") from error
+        raise CatalogError(f"{done} {_said(error)}", hint="Fix that, then resume the run.") from error
 
 
 def _said(error: Exception) -> str:
@@ -169,14 +169,14 @@ def _session(output: Folder, session: Any) -> Any:
         session = session or getattr(output, "session", None) or boto3.Session()
     if session.region_name is None:
         raise PipelineError(
-            "catalog: it is not known which AWS region the catalogue is in.",
-            hint="Set AWS_DEFAULT_REGION, or a profile's.",
+            "catalog: no AWS region is set for the catalogue.",
+            hint="Set AWS_DEFAULT_REGION, or the region of a profile.",
         )
     return session
 
 
 class _Catalogue:
-    """One table of the catalogue, as it is and as it shall be."""
+    """One table of the catalogue, which is brought up to date with ``table``."""
 
     def __init__(self, table: Table, session: Any) -> None:
         import awswrangler
@@ -222,10 +222,11 @@ class _Catalogue:
             CatalogError: the table is another dataset's, has other partitions, or a type that does not fit.
         """
         table = self._table
-        at = existing["StorageDescriptor"].get("Location", "")
-        if at.rstrip("/") != table.uri.rstrip("/"):
+        location = existing["StorageDescriptor"].get("Location", "")
+        if location.rstrip("/") != table.uri.rstrip("/"):
             raise CatalogError(
-                f"That table stands for the files in {at or 'no place'}.", hint="Choose another table in the pipeline."
+                f"That table stands for the files in {location or 'no folder'}.",
+                hint="Choose another table in the pipeline.",
             )
         keys = [key["Name"] for key in existing.get("PartitionKeys", [])]
         if keys != list(table.keys):
@@ -294,13 +295,13 @@ def _holds(there: str, kind: str) -> bool:
 def ask_athena(
     query: str, tables: Mapping[str, tuple[str, str]], *, glue: Mapping[str, Any], output: str, session: Any = None
 ) -> pa.Table:
-    """The answer of Athena, where datasets have the same names as elsewhere.
+    """The answer of Athena, with the same names for datasets as in other queries.
 
     Args:
         query: one statement.
         tables: database and table by the name that the query may use.
         glue: the settings of the first dataset, whose database and workgroup are used.
-        output: where that dataset is; the answer passes through its state folder, where nothing else is set.
+        output: where that dataset is; the answer passes through its state folder, unless the settings say otherwise.
         session: a boto3 session.
 
     Raises:
@@ -328,7 +329,7 @@ def ask_athena(
 
 def with_names(query: str, tables: Mapping[str, tuple[str, str]], *, database: str) -> str:
     """The query with a common table expression for each name in it that Athena does not know."""
-    # Words in comments and texts do no harm: an expression that nothing refers to is not read.
+    # Names in comments and string literals do no harm: an expression that nothing refers to is not evaluated.
     used = {
         name: f'"{name}" AS (SELECT * FROM "{home}"."{table}")'  # noqa: S608  names of the user's own
         for name, (home, table) in tables.items()

@@ -1,4 +1,4 @@
-"""What a run may make of a dataset: whose it is, what the run was planned upon, and which days it leaves."""
+"""Checks before a run changes a dataset: whose dataset it is, what the run was planned for, which days it leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANEW = "Start a new run; it computes only what has changed since. What is in qua
 
 
 def check_owner(output: Folder, name: str) -> Result | None:
-    """See that no other pipeline's dataset lies in ``output``; returns the result that describes the one there.
+    """Check that ``output`` has no other pipeline's dataset; returns the result that describes the dataset there.
 
     Raises:
         PipelineError: there is one.
@@ -30,7 +30,7 @@ def check_owner(output: Folder, name: str) -> Result | None:
 
 
 def check_name(output: Folder, current: Result | None, name: str) -> None:
-    """The same, of a result that is known.
+    """The same, for a result that was read already.
 
     Raises:
         PipelineError: it is another pipeline's.
@@ -44,17 +44,17 @@ def check_name(output: Folder, current: Result | None, name: str) -> None:
 
 
 def check_base(run_id: str, plan: PlanDocument, current: Result | None) -> None:
-    """See that the days that a run is to make are those that it was planned upon.
+    """Check that the days that a run will make are still as they were when it was planned.
 
     Raises:
-        PlanMismatch: one has been made anew meanwhile.
+        PlanMismatch: another run has rebuilt one meanwhile.
     """
     made = current["partitions"] if current is not None else {}
     for day, before in plan["based_on"].items():
         now_by = made[day]["run"] if day in made else None
         if now_by not in {before, run_id} and not (now_by is None and day in plan["dropped"]):
             raise PlanMismatch(
-                f"Run {run_id}: {day} has been made anew by run {now_by} since this one was planned.",
+                f"Run {run_id}: {day} has been rebuilt by run {now_by} since this one was planned.",
                 hint=Hint(
                     f"{ANEW} with days=[{day!r}], incremental=False.",
                     f"{ANEW} with --date {day} --set incremental=false.",
@@ -63,7 +63,7 @@ def check_base(run_id: str, plan: PlanDocument, current: Result | None) -> None:
 
 
 def replaced_by(folder: RunFolder, result: Result | None, current: Result | None) -> str | None:
-    """The run that has replaced the dataset of a run; None while something of that is there, or where it has none."""
+    """The run that has replaced the dataset of a run; None if any of that is left, or if the run has made none."""
     if result is None or current is None or current["run_id"] == folder.run_id:
         return None
     makers = {name: made["run"] for name, made in current["partitions"].items()}
@@ -74,7 +74,7 @@ def replaced_by(folder: RunFolder, result: Result | None, current: Result | None
 
 
 def check_not_replaced(folder: RunFolder) -> None:
-    """See that no later run has replaced the dataset of a run that is to be gone on with.
+    """Check that no later run has replaced the dataset of a run that is about to be resumed.
 
     Raises:
         RunReplaced: one has.
@@ -95,7 +95,7 @@ def kept_days(plan: PlanDocument, current: Result | None) -> list[str]:
 
 
 def check_form(plan: PlanDocument, current: Result | None, form: dict[str, Any], output: Folder) -> list[str]:
-    """See that the days that a run makes are of the same form as those that it leaves; returns these.
+    """Check that the days that a run makes have the same form as those that it leaves; returns the latter.
 
     Raises:
         PlanMismatch: they are not.

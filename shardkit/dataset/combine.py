@@ -1,4 +1,4 @@
-"""The user's own computation on the merged rows: what it is given, and what it makes."""
+"""The user's own computation on the merged rows: its input, and what it yields."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Batches:
-    """What ``combine`` is given: all rows as record batches, which may be gone through more than once.
+    """The argument of ``combine``: all rows as record batches, which may be iterated more than once.
 
     >>> def combine(batches):
-    ...     total = sum(batch.num_rows for batch in batches)    # a first time, for what must be known beforehand
+    ...     total = sum(batch.num_rows for batch in batches)    # a first time, for what must be known first
     ...     for batch in batches:                               # and again, for the rows
     ...         yield batch.append_column("share", pa.array([1 / total] * batch.num_rows))
     """
@@ -53,8 +53,8 @@ def _named_types(schema: pa.Schema, rows: pa.Schema) -> pa.Schema:
 def combined(source: Source, function: Callable[[Batches], Any], name: str) -> Iterator[pa.Table]:
     """What the user's ``combine`` yields, as tables of one schema.
 
-    That is the schema of the first one with rows: of none, the types are often not those of others. Tables without rows
-    are passed over, but for one where there is no other.
+    That is the schema of the first table with rows: without rows, types often differ from those of the other tables.
+    Tables without rows are skipped; if there are no others, the first one is yielded.
     """
     must = "It must yield record batches, Tables or DataFrames."
     schema: pa.Schema | None = None

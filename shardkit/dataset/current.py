@@ -1,4 +1,4 @@
-"""What a dataset is now, from its note or, if that is lost, from the results of its runs."""
+"""What a dataset is now, from ``current.json`` or, if that is lost, from the results of its runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ D = TypeVar("D")
 def current_result(output: Folder) -> Result | None:
     """The result that describes the dataset as it is now: that of the run which switched it last.
 
-    If the note of it is gone or damaged, the runs' own results are used.
+    If ``current.json`` is gone or damaged, the runs' own results are used.
 
     Raises:
         Damaged: these are of no use either.
@@ -34,7 +34,7 @@ def current_result(output: Folder) -> Result | None:
 
 
 def current_state(output: Folder) -> tuple[Result | None, State]:
-    """The same, and the state of the note of it."""
+    """The same, and the state of ``current.json``."""
     data, state = output.read_state(CURRENT)
     if data is None:
         return _latest_of_runs(output, ""), {}
@@ -82,17 +82,17 @@ def _latest_of_runs(output: Folder, why: str) -> Result | None:
     if wrong:
         first = why or f"{output.uri}/{CURRENT} is not there."
         raise Damaged(
-            f"{first} The runs cannot tell either what the dataset is: {wrong}.",
-            hint="Put the file back from a copy; or choose another output, or move all of this one away, and run anew.",
+            f"{first} The runs do not say either what the dataset is: {wrong}.",
+            hint="Put the file back from a copy; or choose another output, or move this one away, and run again.",
         )
     if why:
-        documents.say(f"{why} The dataset is that of run {results[-1]['run_id']}, as its own result tells.")
+        documents.say(f"{why} The dataset is that of run {results[-1]['run_id']}, as its own result says.")
     _mend(output, results[-1])
     return results[-1]
 
 
 def _mend(output: Folder, result: Result) -> None:
-    """Rewrite the note of what the dataset is, unless another process is at it or we may not write."""
+    """Rewrite ``current.json``, unless another process is switching the dataset or we may not write."""
     with contextlib.suppress(RunBusy, StorageError), output.lock(f"{STATE_DIR}/lock", ""):
         if output.exists(COMMIT):
             return
@@ -104,6 +104,6 @@ def _mend(output: Folder, result: Result) -> None:
 
 
 def missing_file(output: Folder, files: list[ResultFile]) -> str:
-    """The first of a dataset's files that is not there as it was written; nothing if all are."""
+    """The first of a dataset's files that is not there as it was written; empty if all are."""
     sizes = together([partial(output.size, file["path"]) for file in files])
     return next((f["path"] for f, size in zip(files, sizes, strict=True) if size != f["bytes"]), "")

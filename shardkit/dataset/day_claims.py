@@ -1,9 +1,9 @@
-"""Claims: which days of a dataset which run is making now.
+"""Claims: which run is making which days of a dataset now.
 
-A run that holds its own lock writes one file, ``_shardkit/days/<run id>.json``, that names its days, however many these
-are. It does so under a lock of all claims, which it holds for a moment, and only if no other claim names one of them. A
-claim counts as long as the lock of its run is held: what a process that was killed has left is removed by the next one
-that wants such a day.
+A run that holds its own lock writes one file, ``_shardkit/days/<run id>.json``, that names all its days. It does so
+under a lock of all claims, which it holds for a moment, and only if no other claim names one of them. A claim counts as
+long as the lock of its run is held: the claim of a process that was killed is removed by the next one that wants one of
+its days.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ TAKING_PATIENCE_S = 60.0
 
 @contextlib.contextmanager
 def holding_days(folder: RunFolder, plan: PlanDocument) -> Iterator[None]:
-    """Keep other runs from the days that a plan is for, and see that none has made them since it was planned.
+    """Keep other runs from making the days of a plan, and check that none has made them since it was planned.
 
     The caller holds the run's lock.
 
     Raises:
-        RunBusy: another run is at one of them.
-        PlanMismatch: one has been made anew meanwhile.
+        RunBusy: another run is making one of them.
+        PlanMismatch: another run has rebuilt one meanwhile.
     """
     if not plan["by_day"]:
         yield
@@ -49,15 +49,15 @@ def holding_days(folder: RunFolder, plan: PlanDocument) -> Iterator[None]:
         yield
     finally:
         output.remove(own)
-        if not folder.exists():  # it was refused before it was planned: nothing but its lock is there
+        if not folder.exists():  # it was refused before its plan was written: only its lock is there
             folder.files.remove_all("")
 
 
 def _claim(folder: RunFolder, days: set[str]) -> None:
-    """Write the run's claim, once no other is in its way.
+    """Write the run's claim, once no other run claims one of its days.
 
     Raises:
-        RunBusy: one is, and its run is at work.
+        RunBusy: one does, and is at work.
     """
     output = folder.output
     busy = f"Other runs are taking their days of {output.uri}."
@@ -69,16 +69,16 @@ def _claim(folder: RunFolder, days: set[str]) -> None:
                 content = {"run_id": folder.run_id, "days": sorted(days)}
                 output.write(_claim_of(folder.run_id), json.dumps(content).encode())
                 return
-        for run_id, shared in others.items():  # outside of that lock: to see whether a run lives may take a minute
-            _remove_of_the_dead(output, run_id, shared)
+        for run_id, shared in others.items():  # outside that lock: checking whether a run is alive may take a minute
+            _remove_if_dead(output, run_id, shared)
 
 
 def _others(output: Folder, run_id: str, days: set[str]) -> dict[str, set[str]]:
-    """The runs with claims to some of these days, and which."""
+    """The other runs that claim some of these days, each with the days that it claims."""
     keys = [e.key for e in output.entries(CLAIMS) if e.key.endswith(".json") and e.key != _claim_of(run_id)]
     claimed = together([partial(_days_of, output, key) for key in keys])
     names = [key.rpartition("/")[2].removesuffix(".json") for key in keys]
-    return {name: shared for name, of in zip(names, claimed, strict=True) if (shared := days & of)}
+    return {name: shared for name, theirs in zip(names, claimed, strict=True) if (shared := days & theirs)}
 
 
 def _days_of(output: Folder, key: str) -> set[str]:
@@ -87,11 +87,11 @@ def _days_of(output: Folder, key: str) -> set[str]:
     return set()
 
 
-def _remove_of_the_dead(output: Folder, run_id: str, shared: set[str]) -> None:
-    """Remove the claim of a run that nobody works on.
+def _remove_if_dead(output: Folder, run_id: str, shared: set[str]) -> None:
+    """Remove the claim of a run that no process is working on.
 
     Raises:
-        RunBusy: somebody does.
+        RunBusy: a process is.
     """
     busy = f"Another run is making {_few(sorted(shared))} of {output.uri}: {run_id}."
     with RunFolder(output, run_id).lock(busy):

@@ -1,7 +1,8 @@
-"""Days that the jobs of pass 1 have merged themselves, for pass 2 to take as they are.
+"""Notes on the days that the jobs of pass 1 have merged themselves, so that pass 2 need not.
 
-A job that works on a whole day knows all rows of it. It writes the day's files where pass 2 would, and notes of what it
-has made them. Pass 2 takes them if it would make them of the same, and merges the other days.
+A job that works on a whole day has all its rows. It writes the day's files where pass 2 would, and notes from which
+rows it has made them, and how. Pass 2 uses the files if it would make them from the same rows in the same way, and
+merges the other days.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ MERGED = "merged"
 class DayMerge:
     """A day that was merged by its job.
 
-    ``basis`` tells what of and how, ``schema`` is that of the rows, and ``written`` that of the files, which a combine
-    may have changed. ``files`` are staged, ``kept`` are those of before that stay; ``contents`` is what they all hold.
+    ``basis`` identifies the rows and how they were merged. ``schema`` is that of the rows, ``written`` that of the files,
+    which a combine may have changed. ``files`` are staged, ``kept`` are old files that stay; ``contents`` says what they
+    all hold.
     """
 
     day: str
@@ -48,7 +50,7 @@ class DayMerge:
     contents: Contents
 
     def note(self, folder: RunFolder) -> None:
-        """Write it down in the run folder."""
+        """Write a note of it to the run folder."""
         content: DayNote = {
             "day": self.day,
             "basis": self.basis,
@@ -62,7 +64,7 @@ class DayMerge:
 
     @classmethod
     def of_note(cls, content: DayNote) -> DayMerge:
-        """What `note` has written."""
+        """The day that `note` has written down."""
         return cls(
             content["day"],
             content["basis"],
@@ -75,19 +77,19 @@ class DayMerge:
 
 
 def day_merges(folder: RunFolder) -> dict[str, DayMerge]:
-    """The days that jobs of the run have merged, and whose files are all there."""
+    """The days that jobs of the run have merged and whose files all exist."""
     notes = [entry.key for entry in folder.files.entries(MERGED)]
     if not notes:
         return {}
-    found = [
+    merges = [
         merge for merge in map(partial(_read_note, folder), notes, folder.files.read_many(notes)) if merge is not None
     ]
-    there = {entry.key: entry.bytes for entry in staging(folder).entries()}
-    return {merge.day: merge for merge in found if all(there.get(file.path) == file.bytes for file in merge.files)}
+    sizes = {entry.key: entry.bytes for entry in staging(folder).entries()}
+    return {merge.day: merge for merge in merges if all(sizes.get(file.path) == file.bytes for file in merge.files)}
 
 
 def _read_note(folder: RunFolder, name: str, data: bytes) -> DayMerge | None:
-    """What `DayMerge.note` has written; None where it is damaged, for pass 2 will merge the day again."""
+    """The day that `DayMerge.note` has written down; None if the note is damaged: pass 2 merges the day again."""
     try:
         return DayMerge.of_note(folder.parse(name, data, DayNote, ""))
     except (Damaged, LookupError, TypeError, ValueError, AttributeError, OSError):
@@ -95,6 +97,6 @@ def _read_note(folder: RunFolder, name: str, data: bytes) -> DayMerge | None:
 
 
 def basis_of(parts: Iterable[CommittedPart], *, how: Any, base: str | None) -> str:
-    """Tells whether a day would be made of the same rows in the same way; ``base`` is the run that made it before."""
+    """A digest that is the same for the same rows, merged in the same way; ``base`` is the run that last made the day."""
     rows = [[part.name, part.rows, part.bytes, part.spans] for part in parts]
     return hashlib.sha256(json.dumps([rows, how, base], sort_keys=True).encode()).hexdigest()

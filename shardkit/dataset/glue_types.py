@@ -18,7 +18,7 @@ def glue_type(kind: pa.DataType) -> str:  # noqa: PLR0911  a type a line
     """The catalogue's name of a type.
 
     Raises:
-        ValueError: it has none, or a field inside has a name that no query can say.
+        ValueError: it has none, or a field inside has a name that no query can use.
     """
     for test, name in (
         (pt.is_boolean, "boolean"),
@@ -60,16 +60,16 @@ def can_be_named(name: str) -> bool:
 
 
 def _check_fields(names: Iterable[str]) -> None:
-    known: set[str] = set()
+    seen: set[str] = set()
     for name in names:
-        if not can_be_named(name) or name.lower() in known:
-            reason = "is there twice, but for upper and lower case" if name.lower() in known else "Athena cannot name"
+        if not can_be_named(name) or name.lower() in seen:
+            reason = "is there twice, in upper and lower case" if name.lower() in seen else "Athena cannot name"
             raise ValueError(f"it has the field {name!r}, which {reason}")
-        known.add(name.lower())
+        seen.add(name.lower())
 
 
 def check_names(columns: Iterable[str], types: Mapping[str, str]) -> None:
-    """See that a pipeline's own columns can be registered, before a run rather than after it.
+    """Check that a pipeline's own columns can be registered, before a run rather than after it.
 
     Raises:
         ValueError: one cannot.

@@ -1,10 +1,10 @@
-"""What of the dataset's files is used again when their partition is made anew, for the rows in it still count.
+"""Which files survive when their partition is rebuilt, and which of their rows are used again.
 
-A run notes in its folder which rows of which parts each file of its partitions holds. The next run to make one of
-these keeps the full files of which no row has changed, and writes all other rows to new ones. So there are never more
-files than if all had been written anew. On this machine these rows are taken from the other files as far as they are
-there: large row groups of which no row has changed are copied, and one file is opened instead of many parts. A run that
-is resumed or retried reads its own rows from the parts, in the order of the records.
+A run notes in its folder which rows of which parts each file of its partitions holds. The next run that rebuilds one of
+these partitions keeps the full files in which no row has changed, and writes all other rows to new files. So there are
+never more files than if the whole partition had been rewritten. On this machine, those other rows are read from the old
+files if they are in one: large row groups in which no row has changed are copied, and one file is opened instead of
+many parts. A run that is resumed or retried reads its own rows from the parts, in the order of the records.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Pieces: TypeAlias = list[tuple[str, Spans]]
 
 
 def count_of(pieces: Pieces) -> int:
-    """How many rows these are."""
+    """How many rows the pieces have."""
     return sum(row_count(spans) for _, spans in pieces)
 
 
@@ -64,12 +64,12 @@ class Contents:
         return {"parts": list(parts), "files": files, "columns": self.columns}
 
     def of(self, partition: str, paths: Iterable[str]) -> Contents:
-        """What is known of these files of a partition, and of its columns."""
+        """The contents of these files of a partition, and its columns."""
         files = {path: self.files[path] for path in paths if path in self.files}
         return Contents(files, {partition: self.columns[partition]} if partition in self.columns else {})
 
     def take_in(self, other: Contents) -> None:
-        """Know also what other files hold."""
+        """Add what other files hold."""
         self.files |= other.files
         self.columns |= other.columns
 
@@ -85,7 +85,7 @@ class Contents:
 
     @classmethod
     def of_run(cls, output: Folder, run_id: str) -> Contents:
-        """What a run has noted; nothing where it has not, or its folder is gone."""
+        """What a run has noted; nothing if it has no notes, or its folder is gone."""
         try:
             folder = RunFolder(output, run_id)
             return cls.load(folder.parse(CONTENTS, folder.files.read(CONTENTS), ContentsDocument, ""))
@@ -94,7 +94,7 @@ class Contents:
 
 
 def noted_by(made: MadePartition) -> str:
-    """The run that has noted what a partition's files hold: it has made the partition, or written its files anew."""
+    """The run that has noted what a partition's files hold: it made the partition, or rewrote its files later."""
     return made.get("noted_by", made["run"])
 
 
@@ -102,7 +102,7 @@ def noted_by(made: MadePartition) -> str:
 class Kept:
     """The files of a partition that stay, and the rows that are in none of them.
 
-    Some of the files that ``rest`` is read from are not parts: ``holds`` says of each which rows of parts it has.
+    ``rest`` is read from parts and from old files of the dataset: ``holds`` says of each which rows of parts it has.
     """
 
     files: list[DataFile]
@@ -112,7 +112,7 @@ class Kept:
     @property
     def numbers(self) -> set[int]:
         """The numbers in the files' names."""
-        return {int(found[1]) for file in self.files if (found := re.search(r"part-(\d+)-[^/]*$", file.path))}
+        return {int(match[1]) for file in self.files if (match := re.search(r"part-(\d+)-[^/]*$", file.path))}
 
 
 class Keeper:
@@ -120,10 +120,10 @@ class Keeper:
 
     Args:
         output: the folder of the dataset.
-        run_id: the run that makes the partitions anew.
-        current: the result that describes the dataset as it is; None where there is none.
-        rows_per_file: how many rows a full file has; None where files are not cut by rows alone.
-        made_with: what tells whether files were made of their rows in the same way.
+        current: the result that describes the present dataset; None if there is none.
+        run_id: the run that rebuilds the partitions.
+        rows_per_file: how many rows a full file has; None if files are cut by anything but their number of rows.
+        made_with: how this run makes files from rows; only files that were made in the same way may stay.
         form: what all partitions of the dataset have in common.
     """
 
@@ -146,44 +146,47 @@ class Keeper:
         self._files: list[ResultFile] = current["files"] if current is not None and same else []
         self._made_with = made_with
         self._form = form
-        self._known: dict[str, Contents] = {}
+        self._notes: dict[str, Contents] = {}  # by run
 
     def look_up(self, partitions: Iterable[str]) -> None:
-        """Read what the runs that made these partitions have noted, side by side."""
+        """Read the notes of the runs that made these partitions, side by side."""
         if self._rows_per_file is not None:
             runs = sorted({noted_by(self._partitions[name]) for name in partitions if name in self._partitions})
-            found = together([partial(Contents.of_run, self._output, run) for run in runs])
-            self._known = dict(zip(runs, found, strict=True))
+            notes = together([partial(Contents.of_run, self._output, run) for run in runs])
+            self._notes = dict(zip(runs, notes, strict=True))
 
     def keep(self, partition: str, parts: Sequence[CommittedPart], source: Source) -> Kept:
-        """The files of the partition, which was looked up, that may stay; ``source`` has its rows, in these parts."""
-        # All rows of a part, also those that no longer count: spans number them all.
+        """Find the files of a partition that may stay; ``source`` has its rows, in these parts.
+
+        `look_up` has read the notes on the partition before.
+        """
+        # All rows of a part, even those that no longer count, because spans number all of them.
         holds: list[Pieces] = [[(part.name, ((0, size[0]),))] for part, size in zip(parts, source.sizes, strict=True)]
         made = self._partitions.get(partition)
         if self._rows_per_file is None or made is None:
             return Kept([], source, holds)
         if (made["work"], made["merge"]) != (self._made_with["work"], self._made_with["merge"]):
             return Kept([], source, holds)
-        known = self._known.get(noted_by(made), Contents())
-        if known.columns.get(partition) != _columns(source):
+        noted = self._notes.get(noted_by(made), Contents())
+        if noted.columns.get(partition) != _columns(source):
             return Kept([], source, holds)
         rows = _Rows(source, parts)
         kept = []
-        files = self._there(partition)
+        files = self._intact_files(partition)
         for file in files:
-            pieces = known.files.get(file.path, [])
+            pieces = noted.files.get(file.path, [])
             is_whole = file.rows == self._rows_per_file == count_of(pieces)
             if is_whole and rows.have(pieces):
                 rows.take(pieces)
                 kept.append(file)
                 self.contents.files[file.path] = pieces
         readable = self._can_be_read and made["run"] != self._run_id
-        again = [(File(self._output, f.path), known.files.get(f.path, [])) for f in files if f not in kept]
-        whole, others = rows.take_from(again) if readable else ([], [])
+        replaced = [(File(self._output, f.path), noted.files.get(f.path, [])) for f in files if f not in kept]
+        whole, others = rows.take_from(replaced) if readable else ([], [])
         return Kept(kept, rows.rest([*whole, *others]), [old.pieces for old in (*whole, *others)] + holds)
 
     def note(self, partition: str, kept: Kept, files: Iterable[DataFile]) -> None:
-        """Note what the files hold that were written of the rows in ``kept.rest``, in their order."""
+        """Note what the new files hold, to which the rows of ``kept.rest`` were written in their order."""
         if self._rows_per_file is None:
             return
         self.contents.columns[partition] = _columns(kept.rest)
@@ -195,28 +198,28 @@ class Keeper:
 
     @property
     def _can_be_read(self) -> bool:
-        """Whether rows are taken from files; from a store, which has sent the parts by then, they would come again."""
+        """Whether rows are read from old files: not from a store, which would send again what it has sent as parts."""
         name = self._form.get("format")
         return isinstance(self._output, LocalFolder) and name is not None and format_of(name).like_parts
 
-    def _there(self, partition: str) -> list[DataFile]:
+    def _intact_files(self, partition: str) -> list[DataFile]:
         """The files of a partition that may be used, and are still as they were written."""
-        some = [
+        usable = [
             f
             for f in self._files
             if f["partition"] == partition and (self._can_be_read or f["rows"] == self._rows_per_file)
         ]
-        sizes = together([partial(self._output.size, f["path"]) for f in some])
+        sizes = together([partial(self._output.size, f["path"]) for f in usable])
         return [
             DataFile(f["path"], f["rows"], f["bytes"])
-            for f, size in zip(some, sizes, strict=True)
+            for f, size in zip(usable, sizes, strict=True)
             if size == f["bytes"]
         ]
 
 
 @dataclass(frozen=True)
 class _Old:
-    """A file of the dataset, which rows of it still count, and what all of its rows are."""
+    """An old file of the dataset: which of its rows still count, and which rows of parts all of its rows are."""
 
     file: File
     spans: Spans
@@ -225,7 +228,7 @@ class _Old:
 
 
 class _Rows:
-    """The rows of a source, of which some are taken from elsewhere."""
+    """The rows of a source, less and less of which are left as old files that hold them are found."""
 
     def __init__(self, source: Source, parts: Sequence[CommittedPart]) -> None:
         self._source = source
@@ -238,23 +241,26 @@ class _Rows:
         return all(i >= 0 and contains(self._left[i], spans) for i, spans in numbers)
 
     def take(self, pieces: Pieces) -> Spans:
-        """Take those rows of a file that are left; ``pieces`` are all of its rows."""
-        found: list[tuple[int, int]] = []
+        """Take those rows of a file that are left, and return where in the file they are.
+
+        ``pieces`` are all rows of the file.
+        """
+        taken: list[tuple[int, int]] = []
         begin = 0
         for part, spans in pieces:
             i = self._number.get(part, -1)
             for low, high in spans:
                 if i >= 0:
-                    found += [(begin + a - low, begin + b - low) for a, b in overlap(self._left[i], low, high)]
+                    taken += [(begin + a - low, begin + b - low) for a, b in overlap(self._left[i], low, high)]
                 begin += high - low
             if i >= 0:
                 self._left[i] = subtract(self._left[i], spans)
-        return joined(found)
+        return joined(taken)
 
     def take_from(self, files: Iterable[tuple[File, Pieces]]) -> tuple[list[_Old], list[_Old]]:
-        """Take the rows that are in some files: those in large row groups that still count as a whole, and others.
+        """Take the rows that are in some files: first those of large row groups that still count as a whole.
 
-        A file that cannot be read is left out, for its rows are in parts as well.
+        A file that cannot be read is left out, because its rows are in parts as well.
         """
         whole, others = [], []
         for file, pieces in files:
@@ -272,7 +278,7 @@ class _Rows:
         return whole, others
 
     def rest(self, old: Sequence[_Old]) -> Source:
-        """The source of all rows but those that have been taken; some come from files now."""
+        """The source of the rows that are not in files that stay: first those in old files, then those in parts."""
         return replace(
             self._source,
             files=PartFiles((*(o.file for o in old), *self._source.files.parts)) if old else self._source.files,
@@ -290,7 +296,7 @@ def _large_groups(footer: pq.FileMetaData) -> Iterator[tuple[int, int]]:
 
 
 def _held(pieces: Pieces, spans: Spans) -> Iterator[tuple[str, Spans]]:
-    """What some rows of a file are, of which ``pieces`` are all rows."""
+    """Which rows of parts the ``spans`` of a file are; ``pieces`` are all rows of the file."""
     begin = 0
     for part, rows in pieces:
         end = begin + row_count(rows)

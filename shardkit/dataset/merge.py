@@ -1,4 +1,4 @@
-"""Parts merged into the files of a dataset, with the user's combine if there is one."""
+"""Merges parts into the files of a dataset, with the user's combine if there is one."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from shardkit.runfolder.ledger import CommittedPart
     from shardkit.storage.base import Folder
 
-# The new files of a partition, those of before that are kept, and the schema.
+# The new files of a partition, the old files that are kept, and the schema.
 Written: TypeAlias = "tuple[list[DataFile], list[DataFile], pa.Schema]"
 
 
 @dataclass(frozen=True)
 class Merge:
-    """What pass 2 shall make of the parts."""
+    """How pass 2 merges the parts."""
 
     layout: Layout
     schema: dict[str, str] | None = None
@@ -42,7 +42,7 @@ class Merge:
     failures_counted: bool = False  # whether max_failures is a number of records, which may be all of them
 
     def digest(self) -> str:
-        """Tells whether the same would be made of the same rows, but for how they are cut into files."""
+        """A digest of all that decides what is made of the rows, except how they are cut into files."""
         combine = [self.combine.name, self.combine.digest] if self.combine is not None else None
         return hashlib.sha256(json.dumps([combine, self.widen_ints]).encode()).hexdigest()
 
@@ -85,7 +85,7 @@ def write_merged(
     except Exception as error:
         raise CombineError(
             f"combine: {merge.combine.name} raised {type(error).__name__}: {error}\n{user_traceback(error)}",
-            hint="Mend it, then resume the run; pass 1 is not done again.",
+            hint="Fix it, then resume the run; pass 1 is not done again.",
         ) from error
 
 
@@ -99,9 +99,9 @@ def merge_partitions(
     token: str,
     threads: int,
 ) -> Iterator[tuple[str, Written]]:
-    """Write each partition's rows in ``home``: gives its new files, those of before that are kept, and the schema."""
+    """Write each partition's rows in ``home``; yields its new files, the old files that are kept, and the schema."""
     keeper.look_up(sources)
-    work = {partition: keeper.keep(partition, *found) for partition, found in sources.items()}
+    work = {partition: keeper.keep(partition, *parts_and_source) for partition, parts_and_source in sources.items()}
     rows, read = sum(k.rest.num_rows for k in work.values()), lambda: sum(sum(k.rest.read) for k in work.values())
     with attempt.pass2(RowMeter(rows, read)):
         for partition, kept in work.items():

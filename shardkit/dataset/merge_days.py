@@ -1,4 +1,4 @@
-"""Days merged by the jobs that have computed them, for pass 2 to take as they are."""
+"""Days merged by the jobs that have computed them, so that pass 2 need not."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 def merge_days(ledger: Ledger, merge: Merge, attempt: Attempt, *, threads: int) -> int:
-    """Merge the days of a job, whose records are all settled, for pass 2 to take; returns how many.
+    """Merge the days of a job whose records are all settled, so that pass 2 need not; returns how many.
 
     Raises:
         LedgerError: records or parts are missing.
-        SchemaConflict, CombineError, StorageError: as pass 2, which will try it again.
+        SchemaConflict, CombineError, StorageError: as in pass 2, which will try again.
     """
     ledger.check()
     folder, current = ledger.folder, current_result(ledger.folder.output)
     sources = {day: (parts, source_of(parts, merge)) for day, parts in ledger.partitions().items()}
     if any(merge.layout.day_column in source.schema.names for _, source in sources.values()):
-        return 0  # pass 2 will tell what is wrong with that
+        return 0  # pass 2 will report that
     recipe = Recipe.of(folder, merge)
     keeper = recipe.keeper(folder, current)
-    token = f"{folder.run_id}-{secrets.token_hex(4)}"  # another attempt's files have other names
+    token = f"{folder.run_id}-{secrets.token_hex(4)}"  # so that another attempt's files have other names
     home = staging(folder)
     for day, (files, kept, schema) in merge_partitions(
         home, keeper, sources, merge, attempt, token=token, threads=threads
@@ -45,11 +45,11 @@ def merge_days(ledger: Ledger, merge: Merge, attempt: Attempt, *, threads: int) 
 
 
 def merged_by_jobs(folder: RunFolder, parts: dict[str, list[CommittedPart]], recipe: Recipe) -> dict[str, DayMerge]:
-    """The days that jobs have merged as they would be here."""
+    """The days that jobs have merged in the way in which this process would."""
     plan = folder.plan()
     if not (plan["by_day"] and plan["pipeline"].get("engine")):
         return {}
     merged = day_merges(folder)
     current = current_result(folder.output) if merged else None
-    known = {day: merged[day] for day in parts if day in merged}
-    return {day: merge for day, merge in known.items() if merge.basis == recipe.basis(day, parts[day], current)}
+    of_plan = {day: merged[day] for day in parts if day in merged}
+    return {day: merge for day, merge in of_plan.items() if merge.basis == recipe.basis(day, parts[day], current)}

@@ -10,7 +10,7 @@ from shardkit.dataset.build import Build
 from shardkit.dataset.checks import check_name
 from shardkit.dataset.current import current_result
 from shardkit.dataset.switch import dataset_lock, switch
-from shardkit.dataset.switch_steps import generation_of, staging
+from shardkit.dataset.switch_steps import build_of, staging
 from shardkit.dataset.uniform import make_uniform
 from shardkit.storage.side_by_side import together
 
@@ -28,9 +28,11 @@ SWITCH_PATIENCE_S = 600.0
 def switching(
     folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = False, staged: Collection[str] = ()
 ) -> Iterator[Build]:
-    """Hold the dataset while the block builds its next state, then switch to that; ``staged`` are files of it already.
+    """Keep the dataset locked while the block builds its next state, then switch to that.
 
-    Runs of different days build side by side, and wait for each other only to switch.
+    ``staged`` are files of the next state that jobs have staged already. ``fresh``: nobody can have tried this before.
+
+    Runs of different days build side by side: they need the lock only to switch.
     """
     if folder.plan()["by_day"]:
         build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh, staged=staged)
@@ -39,11 +41,13 @@ def switching(
         with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as dataset:
             check_name(folder.output, dataset.result, name)
             attempt.check()
-            anew = make_uniform(folder, build, dataset.result)
-            switch(folder, build.result, dataset, build.kept, anew, of_jobs=staged)
+            rewritten = make_uniform(folder, build, dataset.result)
+            switch(folder, build.result, dataset, build.kept, rewritten, of_jobs=staged)
         return
     with dataset_lock(folder.output) as dataset:
-        check_name(folder.output, dataset.result, name)  # again: another pipeline's run may have ended there meanwhile
+        check_name(
+            folder.output, dataset.result, name
+        )  # a second time: another pipeline's run may have ended there meanwhile
         build = _begin(folder, attempt, name, current=dataset.result, fresh=fresh)
         yield build
         attempt.check()
@@ -59,20 +63,20 @@ def _begin(
     fresh: bool,
     staged: Collection[str] = (),
 ) -> Build:
-    """A build in a staging folder that holds nothing yet; of the jobs' files, those that are ``staged`` stay."""
+    """A build with an empty staging folder; of the jobs' files, those that are ``staged`` stay."""
     before = None
     if not fresh:
         before, _ = together([folder.result, lambda: _clear_staging(folder, attempt, staged)])
-    # The number of no other attempt: names of files are never used twice, whoever else is at the same run.
-    generation = max((before["generation"] if before else 0) + 1, attempt.number)
-    return Build(folder, attempt, name, current=current, generation=generation, of_jobs=staged)
+    # No other attempt has this number: names of files are never used twice, even if two processes work on the run.
+    number = max((before["generation"] if before else 0) + 1, attempt.number)
+    return Build(folder, attempt, name, current=current, number=number, of_jobs=staged)
 
 
 def _clear_staging(folder: RunFolder, attempt: Attempt, staged: Collection[str]) -> None:
-    """Remove what earlier attempts have staged and not placed."""
+    """Remove what earlier attempts have staged and not published."""
     attempt.check()
     files = staging(folder)
     left = [entry.key for entry in files.entries() if entry.key not in staged]
-    earlier = {key.partition("/")[0] for key in left if 0 < generation_of(key) < attempt.number}
-    of_jobs = [key for key in left if not generation_of(key)]
+    earlier = {key.partition("/")[0] for key in left if 0 < build_of(key) < attempt.number}
+    of_jobs = [key for key in left if not build_of(key)]
     together([*(partial(files.remove_all, home) for home in earlier), *(partial(files.remove, key) for key in of_jobs)])

@@ -1,4 +1,4 @@
-"""Parts opened one after the other: those in a store ahead of their turns, for each takes a request or more."""
+"""Parts opened one after the other; parts in a store are opened ahead, because each takes a request or more."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 OPENED_AHEAD = 16  # a small part is in memory once it is open
 KEPT_BYTES = 64 << 20
-KEPT_HERE_BYTES = 16 << 20  # of parts on this machine, which were verified as a whole when they were opened
+KEPT_HERE_BYTES = 16 << 20  # of parts on this machine that were read whole to verify them when they were opened
 
 
 class PartFiles:
-    """The files of parts. What a store has sent of small ones is kept, within bounds, until it is read again."""
+    """The files of parts. Small ones that were read whole are kept in memory, within bounds, until they are read again."""
 
     def __init__(self, parts: tuple[File, ...]) -> None:
         self.parts = parts
@@ -32,7 +32,7 @@ class PartFiles:
         self._room = KEPT_BYTES if self._are_far else KEPT_HERE_BYTES
 
     def each(self, numbers: Iterable[int], *, readers: int = 1) -> Iterator[tuple[int, Callable[[], Any]]]:
-        """For each part its number and what opens it, which may raise an OSError; ``readers`` do so at once."""
+        """Yield each part's number and a function that opens it, or raises an OSError; ``readers`` call this at once."""
         if not self._are_far:
             yield from ((i, functools.partial(self._open, i)) for i in numbers)
             return
@@ -50,7 +50,7 @@ class PartFiles:
         return kept if kept is not None else self.parts[i].open()
 
     def keep_or_close(self, i: int, opened: Any) -> None:
-        """Keep an open part for the next time, if it is in memory and there is room; else close it."""
+        """Keep an open part for the next time if it is in memory and there is room; otherwise close it."""
         if isinstance(opened, pa.BufferReader) and opened.size() <= self._room:
             self._room -= opened.size()
             self._kept[i] = opened

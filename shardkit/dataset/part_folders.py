@@ -1,7 +1,8 @@
-"""Folders of parts: what pass 1 alone leaves, and what pass 2 alone starts from."""
+"""Folders of parts: the output of pass 1 alone, and the input of pass 2 alone."""
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from shardkit.dataset.accounts import Account, check_parts, is_ours, rows_of_parts
@@ -10,6 +11,7 @@ from shardkit.dataset.next_state import switching
 from shardkit.dataset.switch import finish_switches
 from shardkit.dataset.writer import DataFile, Layout
 from shardkit.errors import InputError
+from shardkit.hints import Hint
 from shardkit.runfolder.attempt import resume_hint
 from shardkit.runfolder.find import latest_run
 from shardkit.runfolder.limits import check_made
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str, allow_empty: bool) -> Result:
-    """Make a run's parts the dataset as they are, which is what pass 1 alone leaves; returns the result.
+    """Make a run's parts the dataset as they are, the output of pass 1 alone; returns the result.
 
     Raises:
         LedgerError: records or parts are missing.
@@ -41,55 +43,57 @@ def publish_parts(ledger: Ledger, attempt: Attempt, *, name: str, allow_empty: b
         for part in parts:
             shard, name = part.file.key.split("/")[1:]
             path = f"part-{shard}-{name.removesuffix('.parquet')}-{build.token}.parquet"
-            part.file.folder.place(part.file.key, File(build.staging, path))
+            part.file.folder.copy_to(part.file.key, File(build.staging, path))
             build.add(WHOLE, [DataFile(path, part.rows, part.bytes)], [], build.schema)
         build.describe(Layout("parquet", 1, None, ()), records=ledger.counts(), bytes_in=ledger.total_bytes)
     return build.result
 
 
 def parquet_files(root: Folder) -> list[tuple[File, int]]:
-    """The parts in a folder with their sizes in bytes, in order of their names.
+    """The parts in a folder with their sizes in bytes, in the order of their names.
 
     Raises:
-        InputError: there are none, or they are not all there yet.
+        InputError: there are none, or the run that makes them is not finished.
     """
     latest = latest_run(root)
     if latest is not None and latest.result() is None:
         raise InputError(f"Run {latest.run_id} in {root.uri} is not finished.", hint=resume_hint(latest))
     finish_switches(root)
     listed = root.objects().select(["key", "bytes"]).to_pylist()
-    found = [(File(root, item["key"]), item["bytes"]) for item in listed if item["key"].endswith(".parquet")]
-    if not found and latest is None:
+    parts = [(File(root, item["key"]), item["bytes"]) for item in listed if item["key"].endswith(".parquet")]
+    if not parts and latest is None:
         raise InputError(f"{root.uri} holds no Parquet files.", hint="Give the folders that pass 1 wrote.")
-    return found
+    return parts
 
 
 def noted_of(root: Folder) -> dict[str, int]:
-    """The files of the dataset in a folder, and the rows that are noted of each; none where no run has made it."""
+    """The files of the dataset in a folder, and the rows noted for each; empty if no run has made it."""
     result = current_result(root)
     return {file["path"]: file["rows"] for file in result["files"]} if result is not None else {}
 
 
-def check_inputs(noted: dict[File, int], there: dict[File, int]) -> None:
-    """See that the files that runs have made in the inputs are there, with the rows that are noted, and no older ones.
+def check_inputs(noted: dict[File, int], actual: dict[File, int]) -> None:
+    """Check that the inputs have the files that runs have made there, with the noted rows, and no older files.
 
     Raises:
         InputError: they are not.
     """
     made = {file.folder for file in noted}
-    for file in {**noted, **there}:
-        rows, wanted = there.get(file), noted.get(file)
+    for file in {**noted, **actual}:
+        rows, wanted = actual.get(file), noted.get(file)
         if rows == wanted or (wanted is None and not (file.folder in made and is_ours(file.key))):
             continue
         if wanted is None:
-            what = "is no file of the dataset there, but is named as if it were"
+            what = "is not a file of the dataset there, but is named like one"
         else:
-            what = "is gone" if rows is None else f"has {rows:,} rows, and {wanted:,} are noted of it"
-        raise InputError(f"{file} {what}.", hint=f"See what is wrong: shardkit check {file.folder.uri}")
+            what = "is gone" if rows is None else f"has {rows:,} rows, and {wanted:,} are noted for it"
+        uri = file.folder.uri
+        hint = Hint(f"See what is wrong: print(sk.check({uri!r}))", f"See what is wrong: shardkit check {quote(uri)}")
+        raise InputError(f"{file} {what}.", hint=hint)
 
 
 def ledgers_of(roots: Sequence[Folder]) -> LedgerCounts:
-    """The sum of the ledgers of the runs that wrote the inputs, where they tell."""
+    """The sum of the ledgers of the runs that wrote the inputs, if there are any."""
     results = [result for result in map(current_result, roots) if result is not None]
     return {
         "listed": sum(result["records"]["listed"] for result in results),

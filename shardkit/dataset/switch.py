@@ -1,14 +1,14 @@
 """The switch from one state of a dataset to the next.
 
-New files are written whole under the run folder first. ``_shardkit/commit.json`` then says what is to happen, which
-from that moment on will happen, if need be in a later process: the new files appear under their names,
-``_shardkit/current.json`` becomes the result that lists them, and the files that only the one before listed go. Nobody
-else's file is touched.
+New files are written whole under the run folder first. Then ``_shardkit/commit.json`` says what will happen, and from
+that moment on it does happen, if need be in a later process: the new files appear under their names,
+``_shardkit/current.json`` becomes the result that lists them, and files that only the previous result listed are
+removed. No other files are touched.
 
-A switch that cannot be finished for a while (a permission that is missing, a store that refuses a copy) keeps nobody
-from looking at the runs and the dataset, which is what ``current.json`` says. One that can never be finished, for a
-staged file is lost or ``commit.json`` is damaged, is given up: what it has put in place goes, and the dataset stays as
-it was.
+A switch that cannot be finished for a while (a missing permission, a store that refuses a copy) keeps nobody from
+looking at the runs and the dataset, which is what ``current.json`` says. A switch that can never be finished, because a
+staged file is lost or ``commit.json`` is damaged, is given up: the files that it has put in place are removed, and the
+dataset stays as it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shardkit.dataset.checks import check_base, check_form
 from shardkit.dataset.current import current_state, missing_file, parsed, results_of_runs
 from shardkit.dataset.switch_steps import COMMIT, Dataset, Switch, name_of, note, remove, staging
 from shardkit.errors import Damaged, PlanMismatch, RunBusy, StorageError, WrittenByNewer
-from shardkit.hints import joined
+from shardkit.hints import Hint, joined
 from shardkit.runfolder import documents
 from shardkit.runfolder.document_types import Commit, Result
 from shardkit.runfolder.folder import RunFolder
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[Dataset]:
     """Keep other processes from switching the same dataset, once any half-done switch is finished.
 
-    ``patience_s`` is how long to wait for another process that is at it.
+    ``patience_s`` is how long to wait for another process that holds the lock.
 
     Raises:
-        RunBusy: another process is at it.
+        RunBusy: another process holds it.
     """
     with output.lock(
         f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}.", patience_s=patience_s
@@ -56,15 +56,15 @@ def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[Dataset
 
 
 def _look(dataset: Dataset) -> None:
-    """See how a dataset is, once any half-done switch is finished."""
+    """Read the state of a dataset, after finishing any half-done switch."""
     output = dataset.output
-    (commit, made), (dataset.result, dataset.state) = together(
+    (commit, commit_state), (dataset.result, dataset.state) = together(
         [partial(_read_commit, output), partial(current_state, output)]
     )
     if commit is _DAMAGED:
         commit = _rebuilt(output, dataset.result)
     if commit is not None:
-        _finish(dataset, Switch(dataset, commit, made), commit["result"])
+        _finish(dataset, Switch(dataset, commit, commit_state), commit["result"])
 
 
 _DAMAGED = cast("Commit", {})
@@ -83,18 +83,18 @@ def switch(
     result: Result,
     dataset: Dataset,
     kept_files: Collection[str] = (),
-    written_anew: Mapping[str, ResultFile] | None = None,
+    rewritten: Mapping[str, ResultFile] | None = None,
     *,
     of_jobs: Collection[str] = (),
 ) -> None:
     """Make the files in ``staging`` the dataset, and ``result`` its description.
 
-    ``kept_files`` are those of the days made anew that are not in ``staging``, for they stay as they are.
-    ``written_anew`` are staged files that take the place of those with these paths, of days that stay. ``of_jobs`` are
-    those that jobs have staged.
+    ``kept_files`` are files of rebuilt days that stay as they are, so that they are not in ``staging``. ``rewritten``
+    has staged files that replace files of the other days, by the paths of these. ``of_jobs`` are the staged files that
+    jobs have written.
 
     Raises:
-        PlanMismatch: another run has made the same days meanwhile.
+        PlanMismatch: another run has rebuilt the same days meanwhile.
         LockLost: this process was paused for so long that another one has switched the dataset.
         StorageError: the switch could not be finished; it will be when the run is resumed.
     """
@@ -102,11 +102,11 @@ def switch(
     check_base(folder.run_id, plan, old)
     if not set(kept_files) <= set(before):
         raise PlanMismatch(
-            f"Run {folder.run_id}: the dataset in {folder.output.uri} has been made anew meanwhile.",
+            f"Run {folder.run_id}: the dataset in {folder.output.uri} has been replaced meanwhile.",
             hint="Start a new run; it computes only what has changed since.",
         )
     if old is not None and (kept := check_form(plan, old, result["form"], folder.output)):
-        _carry_over(old, result, kept, written_anew or {})
+        _carry_over(old, result, kept, rewritten or {})
     new = {file["path"] for file in result["files"]}
     gone = [path for path in before if path not in new]
     result["switched"] = (old["switched"] if old else 0) + 1
@@ -114,39 +114,39 @@ def switch(
     own, jobs = staging(folder, result["generation"]), staging(folder)
     sources = {path: File(jobs if path in of_jobs else own, path) for path in new - set(before)}
     commit: Commit = {"result": result, "gone": gone}
-    made, earlier = _begin(dataset, folder, commit)
-    under_way = Switch(dataset, commit, made, of_jobs=of_jobs)
+    commit_state, result_state = _begin(dataset, folder, commit)
+    under_way = Switch(dataset, commit, commit_state, of_jobs=of_jobs)
     under_way.confirm()
-    under_way.finish(sources, earlier)
+    under_way.finish(sources, result_state)
 
 
 def _begin(dataset: Dataset, folder: RunFolder, commit: Commit) -> tuple[State, State]:
-    """Write ``commit.json``; returns its state, and that of the run's result before.
+    """Write ``commit.json``; returns its state, and that of the run's result, which is still the previous one.
 
     Raises:
-        RunBusy: another run has switched the dataset in this moment.
+        RunBusy: another run has just switched the dataset.
     """
     base = dataset.state
     while True:
         dataset.lock.check()
-        made, earlier = together(
+        commit_state, result_state = together(
             [partial(note, folder.output, COMMIT, commit), partial(folder.files.state, "result.json")]
         )
-        if made is not None:
-            return made, earlier
-        _look(dataset)  # a process that was paused has left one: it is finished now, or dropped
+        if commit_state is not None:
+            return commit_state, result_state
+        _look(dataset)  # a process that was paused has left its own: that switch is finished now, or given up
         if dataset.state != base:
             raise RunBusy(
-                f"Run {folder.run_id}: another run has switched the dataset in {folder.output.uri} in this moment.",
-                hint=f"Go on: shardkit resume {folder.arguments}",
+                f"Run {folder.run_id}: another run has just switched the dataset in {folder.output.uri}.",
+                hint=advice(folder, lambda step: f"Go on: {step('resume')}"),
             )
 
 
-def _carry_over(old: Result, result: Result, kept: list[str], written_anew: Mapping[str, ResultFile]) -> None:
-    """Have the new state hold the days that the run has not made, as they are but for files that were written anew."""
-    files = [written_anew.get(file["path"], file) for file in old["files"] if file["partition"] in set(kept)]
+def _carry_over(old: Result, result: Result, kept: list[str], rewritten: Mapping[str, ResultFile]) -> None:
+    """Take the days that the run has not made into the new state, unchanged except for rewritten files."""
+    files = [rewritten.get(file["path"], file) for file in old["files"] if file["partition"] in set(kept)]
     days = {day: old["partitions"][day] for day in kept}
-    for day in {file["partition"] for file in written_anew.values()} & set(kept):
+    for day in {file["partition"] for file in rewritten.values()} & set(kept):
         days[day] = {**days[day], "noted_by": result["run_id"]}
     result["partitions"] = dict(sorted((days | result["partitions"]).items()))
     result["files"] = sorted(files + result["files"], key=lambda file: file["path"])
@@ -158,7 +158,7 @@ def _carry_over(old: Result, result: Result, kept: list[str], written_anew: Mapp
 
 
 def _finish(dataset: Dataset, left: Switch, result: Result) -> None:
-    """Finish a switch that another process left; or give it up, where it is outdated or a file of it is lost."""
+    """Finish a switch that another process left, or give it up if it is outdated or one of its files is lost."""
     output, folder = dataset.output, RunFolder(dataset.output, result["run_id"])
     try:
         if _is(dataset.result, result):
@@ -167,13 +167,13 @@ def _finish(dataset: Dataset, left: Switch, result: Result) -> None:
         if dataset.result is not None and dataset.result["switched"] >= result["switched"]:
             left.tidy()
             _remove_all_but(output, dataset.result, [file["path"] for file in result["files"]])
-            return  # whoever began it was paused, and another run has switched the dataset meanwhile
-        staged, earlier = together([left.staged, partial(folder.files.state, "result.json")])
-        there = {name: size for name, (_, size) in staged.items()}
-        lost = missing_file(output, [file for file in result["files"] if there.get(file["path"]) != file["bytes"]])
+            return  # the process that began it was paused, and another run has switched the dataset meanwhile
+        staged, result_state = together([left.staged, partial(folder.files.state, "result.json")])
+        sizes = {name: size for name, (_, size) in staged.items()}
+        lost = missing_file(output, [file for file in result["files"] if sizes.get(file["path"]) != file["bytes"]])
         if not lost:
             names = [file["path"] for file in result["files"] if file["path"] in staged]
-            left.finish({name: staged[name][0] for name in names}, earlier)
+            left.finish({name: staged[name][0] for name in names}, result_state)
             return
         _give_up(output, dataset.result, result)
     except StorageError as error:
@@ -185,10 +185,10 @@ def _finish(dataset: Dataset, left: Switch, result: Result) -> None:
                 advice(folder, lambda step: step("resume")),
             ),
         ) from error
-    documents.say(
-        f"Run {folder.run_id} could not switch the dataset in {output.uri}: {lost} is lost. The dataset stays as it "
-        f"was; make the file again: shardkit resume {folder.arguments}"
+    stays = (
+        f"Run {folder.run_id} could not switch the dataset in {output.uri}: {lost} is lost. The dataset stays as it was"
     )
+    documents.say(advice(folder, lambda step: f"{stays}; make the file again: {step('resume')}"))
 
 
 def _is(current: Result | None, result: Result) -> bool:
@@ -201,16 +201,16 @@ def _state_of(result: Result) -> tuple[str, int, int]:
 
 
 def _rebuilt(output: Folder, current: Result | None) -> Commit | None:
-    """What a damaged ``commit.json`` must have said, as the runs tell; None where the switch is given up.
+    """What a damaged ``commit.json`` must have said, from the results of the runs; None if the switch is given up.
 
-    A run whose result is later than the dataset's was about to switch to it: all its files were in their places by
-    then. What else lies there of staged files, or of results that have been replaced, is left over.
+    A run whose result is later than the dataset's was about to switch to it, and all its files were in their places by
+    then. Without such a run, staged files and the files of other results are leftovers, and are removed.
     """
     results, _ = results_of_runs(output)
     latest = max(results, key=lambda result: result["switched"], default=None)
     stay = {file["path"] for file in current["files"]} if current is not None else set()
     if latest is not None and latest["switched"] > (current["switched"] if current is not None else 0):
-        documents.say(f"{output.uri}/{COMMIT} is damaged; run {latest['run_id']}'s own result tells what it said.")
+        documents.say(f"{output.uri}/{COMMIT} is damaged; the result of run {latest['run_id']} is used instead.")
         return {"result": latest, "gone": sorted(stay - {file["path"] for file in latest["files"]})}
     folders = [RunFolder(output, run_id) for run_id in output.children(RUNS)]
     staged = [name_of(entry.key) for folder in folders for entry in staging(folder).entries()]
@@ -224,7 +224,7 @@ def _rebuilt(output: Folder, current: Result | None) -> Commit | None:
 
 
 def _give_up(output: Folder, current: Result | None, result: Result) -> None:
-    """Have the dataset be what it was before the switch to a result."""
+    """Leave the dataset as it was before the switch to a result."""
     folder = RunFolder(output, result["run_id"])
     if current is not None and current["run_id"] == folder.run_id:
         folder.write("result.json", current)
@@ -234,7 +234,7 @@ def _give_up(output: Folder, current: Result | None, result: Result) -> None:
 
 
 def _remove_all_but(output: Folder, current: Result | None, paths: list[str]) -> None:
-    """Remove those of some files that are not the dataset's, and the note of the switch that they were for."""
+    """Remove those of the files that are not the dataset's, and the note of the switch that they were for."""
     stay = {file["path"] for file in current["files"]} if current is not None else set()
     together([partial(remove, output, path) for path in sorted({*paths} - stay)])
     output.remove(COMMIT)
@@ -243,10 +243,10 @@ def _remove_all_but(output: Folder, current: Result | None, paths: list[str]) ->
 def finish_switches(output: Folder, *, must: bool = False) -> None:
     """Finish a switch of this output that a process left half-way; one that is under way is left to its process.
 
-    One that cannot be finished now is told of, and left: whoever only looks is answered all the same.
+    A switch that cannot be finished now is reported and left, so that the dataset can be read all the same.
 
     Raises:
-        StorageError: it cannot be finished now, and ``must`` be.
+        StorageError: it cannot be finished now, and ``must`` is set.
         WrittenByNewer: a newer shardkit has begun it.
     """
     if output.exists(COMMIT):
@@ -258,4 +258,4 @@ def finish_switches(output: Folder, *, must: bool = False) -> None:
         except StorageError as error:
             if must or isinstance(error, WrittenByNewer):
                 raise
-            documents.say(str(error))
+            documents.say(Hint(str(error), error.command_text))

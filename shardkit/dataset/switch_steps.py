@@ -1,9 +1,9 @@
-"""The steps of a switch, of which none relies on the dataset's lock alone.
+"""The steps of a switch. None of them relies on the dataset's lock alone.
 
-One process at a time holds that lock, but one that was paused may believe so for too long. So ``commit.json`` is only
-created, never replaced, and it counts only if ``current.json`` is still what it was when the lock was taken; that and
-the run's result are replaced only if they are still what they were; names of files are never used twice; and a staged
-file is gone once another process has put it in its place.
+One process at a time holds that lock, but a process that was paused may go on believing that it does. So
+``commit.json`` is only created, never replaced, and it counts only if ``current.json`` is still what it was when the
+lock was taken; ``current.json`` and the run's result are replaced only if they are still what they were; names of files
+are never used twice; and a staged file is gone once another process has published it.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from shardkit.storage.locks import Held
 
 STAGING = "dataset"
-GENERATION = "generation-"
+BUILD = "generation-"  # and the number of the build: as folders of earlier versions are named
 COMMIT = f"{STATE_DIR}/commit.json"
 
 
-def staging(folder: RunFolder, generation: int | None = None) -> Folder:
-    """Where a run's dataset files are written before the switch: each generation's apart, and those of jobs."""
-    return folder.files.child(STAGING if generation is None else f"{STAGING}/{GENERATION}{generation}")
+def staging(folder: RunFolder, build: int | None = None) -> Folder:
+    """Where a run's dataset files are written before the switch: in a folder per ``build``, or in that of all jobs."""
+    return folder.files.child(STAGING if build is None else f"{STAGING}/{BUILD}{build}")
 
 
-def generation_of(key: str) -> int:
-    """The generation that staged the file ``key`` in the run's staging folder; 0 if a job did."""
-    number = key.partition("/")[0].removeprefix(GENERATION)
-    return int(number) if key.startswith(GENERATION) and number.isdigit() else 0  # no partition is named so
+def build_of(key: str) -> int:
+    """The number of the build that staged the file ``key`` in the run's staging folder; 0 if a job did."""
+    number = key.partition("/")[0].removeprefix(BUILD)
+    return int(number) if key.startswith(BUILD) and number.isdigit() else 0  # no partition is named so
 
 
 def name_of(key: str) -> str:
     """The name that a staged file is to have in the dataset."""
-    return key.partition("/")[2] if generation_of(key) else key
+    return key.partition("/")[2] if build_of(key) else key
 
 
 @dataclass
 class Dataset:
-    """A dataset as the holder of its ``lock`` sees it: the ``result`` that describes it, and the state of that."""
+    """A dataset as the holder of its ``lock`` sees it: the ``result`` that describes it, and the state of that file."""
 
     output: Folder
     lock: Held
@@ -64,51 +64,52 @@ class Dataset:
 
 
 class Switch:
-    """A switch of a dataset to what ``commit`` says; ``made`` is the state of that file.
+    """A switch of a dataset to what ``commit`` says; ``commit_state`` is the state of that file.
 
-    ``of_jobs`` are the names of the files that jobs have staged, whether they are taken or not.
+    ``of_jobs`` are the names of the files that jobs have staged, whether they are used or not.
     """
 
-    def __init__(self, dataset: Dataset, commit: Commit, made: State, *, of_jobs: Collection[str] = ()) -> None:
-        self._dataset, self._output, self._made, self._of_jobs = dataset, dataset.output, made, of_jobs
+    def __init__(self, dataset: Dataset, commit: Commit, commit_state: State, *, of_jobs: Collection[str] = ()) -> None:
+        self._dataset, self._output, self._of_jobs = dataset, dataset.output, of_jobs
+        self._commit_state = commit_state
         self._result, self._gone = commit["result"], commit["gone"]
         self._folder = RunFolder(dataset.output, self._result["run_id"])
-        self._generation = self._result["generation"]
+        self._build = self._result["generation"]
 
     def confirm(self) -> None:
-        """See that the dataset is still the one that the switch was made for; from here on it cannot change.
+        """Check that the dataset is still the one that the switch was made for; from here on it cannot change.
 
         Raises:
-            LockLost: it is another.
+            LockLost: another run has switched it.
         """
         if self._is_overtaken():
             self.forget()
             raise self._overtaken()
 
     def staged(self) -> dict[str, tuple[File, int]]:
-        """The staged files that may be still to be placed, by their names in the dataset, with their sizes in bytes."""
+        """The staged files that may not be published yet, by their names in the dataset, with their sizes in bytes."""
         files = staging(self._folder)
-        mine = {0, self._generation}
-        entries = [entry for entry in files.entries() if generation_of(entry.key) in mine]
+        mine = {0, self._build}
+        entries = [entry for entry in files.entries() if build_of(entry.key) in mine]
         return {name_of(entry.key): (File(files, entry.key), entry.bytes) for entry in entries}
 
-    def finish(self, sources: Mapping[str, File], earlier: State) -> None:
-        """Carry it out.
+    def finish(self, sources: Mapping[str, File], result_state: State) -> None:
+        """Carry out the switch.
 
-        ``sources`` are the staged files that nobody has placed yet, by their names in the dataset; ``earlier`` is the
-        state of the run's result, if it has one.
+        ``sources`` are the staged files that are not published yet, by their names in the dataset; ``result_state`` is
+        the state of the run's result, if it has one.
 
         Raises:
-            LockLost: another process has carried it out, while this one was paused.
+            LockLost: another process has carried it out while this one was paused.
         """
         try:
-            together([partial(self._place, source, path) for path, source in sources.items()])
+            together([partial(self._publish, source, path) for path, source in sources.items()])
         except StorageError as error:
             if self._is_overtaken():
                 raise self._overtaken() from error
             raise
         self._check()
-        self._write_result(earlier)
+        self._write_result(result_state)
         self._check()
         state = note(self._output, CURRENT, self._result, self._dataset.state)
         if state is None:
@@ -117,7 +118,7 @@ class Switch:
         self.clear_up(sources)
 
     def clear_up(self, sources: Collection[str] = ()) -> None:
-        """Remove what nobody counts on any more, now that the dataset is another one."""
+        """Remove the files that the new dataset no longer has, what was staged, and ``commit.json``."""
         self._check()
         together([*(partial(self._remove, path) for path in self._gone), partial(self.tidy, sources)])
         self._check()
@@ -125,23 +126,23 @@ class Switch:
         self._check()
 
     def tidy(self, sources: Collection[str] = ()) -> None:
-        """Remove what was staged; nobody counts on it any more."""
+        """Remove what was staged: it is published, or no longer needed."""
         self._check()
-        _tidy(self._folder, self._generation, {*sources, *self._of_jobs})
+        _tidy(self._folder, self._build, {*sources, *self._of_jobs})
 
     def forget(self) -> None:
-        """Remove ``commit.json``, if it is still this one."""
-        if self._output.state(COMMIT) == self._made:
+        """Remove ``commit.json``, if it is still that of this switch."""
+        if self._output.state(COMMIT) == self._commit_state:
             self._output.remove(COMMIT)
 
-    def _write_result(self, earlier: State) -> None:
+    def _write_result(self, result_state: State) -> None:
         data = documents.dump(self._result, readable=True)
-        if self._folder.files.write_if("result.json", data, earlier) is None:
+        if self._folder.files.write_if("result.json", data, result_state) is None:
             raise self._overtaken()
 
-    def _place(self, source: File, path: str) -> None:
+    def _publish(self, source: File, path: str) -> None:
         self._check()
-        _place(source, File(self._output, path))
+        _publish(source, File(self._output, path))
 
     def _remove(self, path: str) -> None:
         self._check()
@@ -158,19 +159,22 @@ class Switch:
             self._check()
         except LockLost as lost:
             return lost
-        told = f"Run {self._folder.run_id} was paused or cut off while it switched the dataset in {self._output.uri}"
-        return LockLost(f"{told}, and another run has switched it since.", hint=LOST_HINT)
+        paused = f"Run {self._folder.run_id} was paused or cut off while it switched the dataset in {self._output.uri}"
+        return LockLost(f"{paused}, and another run has switched it since.", hint=LOST_HINT)
 
 
 def note(output: Folder, name: str, content: Mapping[str, Any], state: State | None = None) -> State | None:
-    """Write one of the dataset's own files, if it is in that state, or else if it is not there; its new state."""
+    """Write one of the dataset's own files if it is in that state, by default if it does not exist; its new state.
+
+    Returns None if it is not in that state.
+    """
     return output.write_if(name, documents.dump(content), state or {})
 
 
-def _place(source: File, target: File) -> None:
+def _publish(source: File, target: File) -> None:
     """Make a staged file appear in the dataset."""
     try:
-        source.folder.place(source.key, target)
+        source.folder.copy_to(source.key, target)
     except FileNotFoundError:
         raise Damaged(f"{source}, which is to go to {target}, is gone.", hint="") from None
 
@@ -181,8 +185,8 @@ def remove(output: Folder, name: str) -> None:
     output.remove_empty_parents(name)
 
 
-def _tidy(folder: RunFolder, generation: int, of_jobs: Collection[str]) -> None:
-    """Remove what a generation has staged, and files of jobs."""
-    staging(folder, generation).remove_all("")
+def _tidy(folder: RunFolder, build: int, of_jobs: Collection[str]) -> None:
+    """Remove what a build has staged, and files of jobs."""
+    staging(folder, build).remove_all("")
     files = staging(folder)
     together([partial(files.remove, path) for path in of_jobs])

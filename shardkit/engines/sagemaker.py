@@ -13,7 +13,7 @@ from shardkit.engines import images, limits
 from shardkit.engines.instances import nearest
 from shardkit.engines.settings import Settings
 from shardkit.errors import PipelineError
-from shardkit.storage.aws_places import aws_settings
+from shardkit.storage.aws_locations import aws_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -55,7 +55,7 @@ class Chooser:
                 (line for line in self._lines.values() if line and line[0].instance_type not in full),
                 key=lambda line: (
                     self._flight.of_owner(line[0].owner) + planned.by_owner[line[0].owner],
-                    line[0].place,
+                    line[0].order,
                 ),
                 default=None,
             )

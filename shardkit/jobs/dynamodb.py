@@ -100,11 +100,11 @@ class DynamoDBStore(Submitting):
             if earlier is not each:
                 each[0].check_same(*earlier[1:])
         pointers = self._pointers([job for _, job, _ in first.values()])
-        places = self._places()
+        orders = self._orders()
         jobs: dict[str, Job] = {}
         rows = iter(first.values())
         while batch := list(itertools.islice(rows, TOGETHER)):
-            puts = (self._put(job, text, next(places), pointers[job.job_id]) for _, job, text in batch)
+            puts = (self._put(job, text, next(orders), pointers[job.job_id]) for _, job, text in batch)
             for (submission, job, _), outcome in zip(batch, self._table.write(puts), strict=True):
                 jobs[job.job_id] = job if outcome is None else self._existing(submission, outcome)
         return [jobs[job.job_id] for _, job, _ in prepared]
@@ -128,15 +128,15 @@ class DynamoDBStore(Submitting):
             pointers[job.job_id] = next(unmet, "")
         return pointers
 
-    def _places(self) -> Iterator[str]:
-        """Places in the order of submission, after all that this store has given before."""
+    def _orders(self) -> Iterator[str]:
+        """Positions in the order of submission, after all that this store has given before."""
         with self._lock:
             self._stamp = max(int(self._clock.time() * 1e6), self._stamp + 1)
             stamp = self._stamp
         return (f"{stamp:017d}-{number:07d}" for number in itertools.count())
 
-    def _put(self, job: Job, text: str, place: str, waits_for: str) -> Write:
-        item = new_item(job, place=place, waits_for=waits_for)
+    def _put(self, job: Job, text: str, order: str, waits_for: str) -> Write:
+        item = new_item(job, order=order, waits_for=waits_for)
         return self._table.put(item | self._requests.attributes(job.job_id, text, besides=len(item["about"]["B"])))
 
     def _existing(self, submission: Submission, outcome: Unmet) -> Job:

@@ -88,9 +88,9 @@ def about(job: Job) -> bytes:
     return data
 
 
-def new_item(job: Job, *, place: str, waits_for: str) -> Item:
+def new_item(job: Job, *, order: str, waits_for: str) -> Item:
     """The item of a job that is submitted, without its request."""
-    item = {KEY: attr(job_key(job.job_id)), "place": attr(place), "about": {"B": about(job)}}
+    item = {KEY: attr(job_key(job.job_id)), "place": attr(order), "about": {"B": about(job)}}
     item |= {name: attr(getattr(job, name)) for name in _PLAIN if getattr(job, name) or name in _ALWAYS}
     turn = BLOCKED if waits_for else NEW
     item |= {"lane": attr(turn), "turn": attr(turn)}

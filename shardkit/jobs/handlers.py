@@ -193,7 +193,7 @@ def _submissions(event: Any, call: str) -> list[Submission]:
     jobs = event["jobs"]
     if set(event) != {"jobs"} or not isinstance(jobs, list) or not 1 <= len(jobs) <= MOST_JOBS:
         raise JobError(f"jobs must be a list of 1 to {MOST_JOBS} jobs, with nothing beside it.")
-    return [_submission(job, f"job-{call}-{place}", f"jobs[{place}]") for place, job in enumerate(jobs)]
+    return [_submission(job, f"job-{call}-{number}", f"jobs[{number}]") for number, job in enumerate(jobs)]
 
 
 def _submission(job: Any, name: str, where: str) -> Submission:

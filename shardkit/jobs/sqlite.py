@@ -77,14 +77,14 @@ class SQLiteStore(SQLiteFile, Submitting):
             submission.check_same(existing, row[0])
             return existing
         blocked = 0
-        for place, needs in enumerate(job.depends_on):
+        for number, needs in enumerate(job.depends_on):
             needed = db.execute("SELECT status FROM jobs WHERE job_id = ?", (needs,)).fetchone()
             if needed is None:
                 raise JobNotFound(
                     f"Job {job.job_id} depends on {needs}, which was not submitted.", hint=f"Submit {needs} first."
                 )
             blocked += needed[0] != COMPLETED
-            db.execute("INSERT INTO dependencies VALUES (?, ?, ?)", (job.job_id, place, needs))
+            db.execute("INSERT INTO dependencies VALUES (?, ?, ?)", (job.job_id, number, needs))
         db.execute("INSERT INTO requests VALUES (?, ?)", (job.job_id, submission.text()))
         values = (*_values(job), blocked)
         db.execute(f"INSERT INTO jobs ({COLUMNS}, blocked) VALUES ({_marks(values)})", values)  # noqa: S608
@@ -159,7 +159,7 @@ class SQLiteStore(SQLiteFile, Submitting):
             later, next_at = db.execute(query, until).fetchone()
             ready = [each for line in self._lines(db) for each in self._ready(db, line, until, most)]
             everything = self._count(db, _READY)
-        ready.sort(key=lambda each: each.place)
+        ready.sort(key=lambda each: each.order)
         return Waiting(tuple(ready), everything - later, later, next_at, blocked)
 
     def _lines(self, db: sqlite3.Connection) -> Iterator[tuple[str, str]]:

@@ -119,14 +119,14 @@ class Ready:
         owner: Whose job it is.
         instance_type: What it asks for first.
         instances: How many.
-        place: Its place in the order of submission; a later job has a greater one.
+        order: Its position in the order of submission; a later job has a greater one.
     """
 
     job_id: str
     owner: str
     instance_type: str
     instances: int
-    place: float | str
+    order: float | str
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,8 @@ def log_url(job: Job, region: str, *, name: str = "") -> str:
     if not wanted or not region:
         return ""
     host = next(host for start, host in _CONSOLES.items() if region.startswith(start)).format(region=region)
-    place = f"log-groups/log-group/{_twice(log_group(job))}" + _once(f"?logStreamNameFilter={_percent(wanted + '/')}")
-    return f"https://{host}/cloudwatch/home?region={region}#logsV2:{place}"
+    page = f"log-groups/log-group/{_twice(log_group(job))}" + _once(f"?logStreamNameFilter={_percent(wanted + '/')}")
+    return f"https://{host}/cloudwatch/home?region={region}#logsV2:{page}"
 
 
 def _percent(text: str) -> str:

@@ -123,7 +123,7 @@ def markers_taken_over(
                 "chunk": int(chunk[first]),
                 "quarantine": entries,
                 "records": {"listed": count, "done": count - len(entries), "quarantined": len(entries)},
-                "gone": _gone(new_ids[comparison.places[number]], comparison.places[number] < 0, taken, number),
+                "gone": _gone(new_ids[comparison.records_at[number]], comparison.records_at[number] < 0, taken, number),
             }
         )
     return taken_over

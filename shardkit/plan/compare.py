@@ -75,14 +75,14 @@ class Comparison:
     """Records compared with what earlier runs have left.
 
     ``taken`` is, for each record, the number of the marker in ``markers`` with whose chunk it is taken over, or -1.
-    ``places`` is, for each marker and each position in its chunk as it was computed, the record that is there, or -1.
+    ``records_at`` is, for each marker and each position in its chunk as it was computed, the record there, or -1.
     ``changes`` are the changes of each partition, ``made_by`` is the run that made it. Of the partitions that no longer
     have records, ``dropped`` are removed and ``left`` stay.
     """
 
     taken: np.ndarray
     markers: list[Marker] = field(default_factory=list)
-    places: list[np.ndarray] = field(default_factory=list)
+    records_at: list[np.ndarray] = field(default_factory=list)
     changes: dict[str, Changes] = field(default_factory=dict)
     made_by: dict[str, str | None] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Comparison:
     def add(self, taken_over: TakenOver) -> None:
         """Add a chunk that is taken over; records that it shares with an earlier one are now its own."""
         self.taken[taken_over.rows] = len(self.markers)
-        self.places.append(taken_over.places)
+        self.records_at.append(taken_over.rows_at)
         self.markers.append(taken_over.marker)
 
 
@@ -211,10 +211,10 @@ class _Earlier:
         old = np.flatnonzero(then >= 0)
         mine = np.concatenate([self._rows(number) for number in numbers])
         keys = one_chunk(self._table["key"]).take(arrow(mine))
-        place = positions(pc.index_in(one_chunk(before["key"]).take(arrow(old)), keys))
-        row = mine[place]
+        index = positions(pc.index_in(one_chunk(before["key"]).take(arrow(old)), keys))
+        row = mine[index]
         position = np.full(len(before), -1, np.int64)
-        position[old] = np.where((place >= 0) & (self._partition[row] == then[old]), row, -1)
+        position[old] = np.where((index >= 0) & (self._partition[row] == then[old]), row, -1)
         return position
 
 

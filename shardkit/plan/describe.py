@@ -21,7 +21,7 @@ LONG_LAUNCH_S = 600
 class Launching:
     """Where jobs are launched, and how many a second at most; None where that takes no time."""
 
-    place: str
+    where: str
     creates_per_s: float | None
 
 
@@ -131,7 +131,7 @@ def _job_lines(content: PlanDocument, launching: Launching) -> Iterator[str]:
     rate = launching.creates_per_s
     seconds = math.ceil(calls / rate) if rate is not None else 0
     least = f"{seconds} s" if seconds < 60 else human_seconds(seconds)
-    launched = f", on {launching.place}"
+    launched = f", on {launching.where}"
     if rate is not None:
         each = "one" if rate == 1 else f"{rate:g}"
         launched = f": {calls:,} calls of CreateProcessingJob, at {each} a second at least {least}"

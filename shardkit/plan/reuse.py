@@ -30,40 +30,40 @@ if TYPE_CHECKING:
 class _Candidate:
     """A chunk of an earlier run, some of whose records have not changed.
 
-    ``ids`` are the row numbers of its records in the earlier run, ``places`` their positions in the chunk as it was
+    ``ids`` are the row numbers of its records in the earlier run, ``positions`` theirs in the chunk as it was
     computed, and ``kept`` is a mask of those that have not changed. ``parts`` say in which run's folder they lie.
     """
 
     marker: Marker
     ids: np.ndarray
-    places: np.ndarray
+    positions: np.ndarray
     kept: np.ndarray
     parts: list[MarkedPart]
 
     @classmethod
     def of(cls, folder: RunFolder, marker: Marker, ids: np.ndarray, same: np.ndarray) -> _Candidate:
         gone = marker.get("gone", [])
-        places = np.delete(np.arange(len(ids) + len(gone)), gone)
+        positions = np.delete(np.arange(len(ids) + len(gone)), gone)
         at = folder.parts_of(marker["shard"])
         return cls(
-            marker, ids, places, same[ids], [{"run": folder.run_id, "at": at, **part} for part in marker["parts"]]
+            marker, ids, positions, same[ids], [{"run": folder.run_id, "at": at, **part} for part in marker["parts"]]
         )
 
     def left_out(self, keys: pa.ChunkedArray) -> dict[int, str]:
         """The keys of the records that have changed, by their positions in the chunk."""
         lost = np.flatnonzero(~self.kept)
-        return dict(zip(self.places[lost].tolist(), keys.take(arrow(self.ids[lost])).to_pylist(), strict=True))
+        return dict(zip(self.positions[lost].tolist(), keys.take(arrow(self.ids[lost])).to_pylist(), strict=True))
 
 
 class TakenOver(NamedTuple):
     """A chunk of an earlier run that is taken over, in whole or in part.
 
-    ``rows`` are the rows of the new listing that are taken over with it. ``places`` is, for each position in the chunk
+    ``rows`` are the rows of the new listing that are taken over with it. ``rows_at`` is, for each position in the chunk
     as it was computed, the row that is there, or -1.
     """
 
     marker: Marker
-    places: np.ndarray
+    rows_at: np.ndarray
     rows: np.ndarray
 
 
@@ -85,15 +85,15 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
     folder = ledger.folder
     settled = [_Candidate.of(folder, marker, ids, same) for marker, ids in ledger.settled() if same[ids].any()]
     there = _parts_there(folder, [part for candidate in settled for part in candidate.parts])
-    whole = [c for c in settled if all(there.get(_place(part)) == part["bytes"] for part in c.parts)]
+    whole = [c for c in settled if all(there.get(_location(part)) == part["bytes"] for part in c.parts)]
     for candidate, parts in zip(whole, _parts_kept(folder, whole, before["key"]), strict=True):
         ids = candidate.ids[candidate.kept]
         rows = position[ids]
         if parts is None or (np.diff(rows) < 0).any():
             continue
         new_ids = dict(zip(ids.tolist(), rows.tolist(), strict=True))
-        places = np.full(candidate.places.max(initial=-1) + 1, -1)
-        places[candidate.places[candidate.kept]] = rows
+        rows_at = np.full(candidate.positions.max(initial=-1) + 1, -1)
+        rows_at[candidate.positions[candidate.kept]] = rows
         marker: Marker = {
             **candidate.marker,
             "attempt": 0,
@@ -104,7 +104,7 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
             "quarantine": [_moved(entry, new_ids) for entry in ledger.quarantine_of(ids)],
             "taken_over": True,
         }
-        yield TakenOver(marker, places, rows)
+        yield TakenOver(marker, rows_at, rows)
 
 
 def _parts_kept(
@@ -112,7 +112,7 @@ def _parts_kept(
 ) -> list[list[MarkedPart] | None]:
     """For each chunk, its parts with the rows that stay; None if the whole chunk must be computed again."""
     partly = [candidate for candidate in candidates if not candidate.kept.all()]
-    wanted = {_place(part): as_sums(part.get("sums", ())) for candidate in partly for part in candidate.parts}
+    wanted = {_location(part): as_sums(part.get("sums", ())) for candidate in partly for part in candidate.parts}
     files = [File(folder.of(run), key, sums) for (run, key), sums in wanted.items()]
     footers = dict(zip(wanted, together([partial(_footer, file) for file in files]), strict=True))
     kept: list[list[MarkedPart] | None] = []
@@ -121,7 +121,7 @@ def _parts_kept(
             kept.append(candidate.parts)
             continue
         lost = candidate.left_out(keys)
-        parts = [_cut(part, footers[_place(part)], lost) for part in candidate.parts]
+        parts = [_cut(part, footers[_location(part)], lost) for part in candidate.parts]
         kept.append(None if None in parts else [part for part in parts if part and part["rows"]])
     return kept
 
@@ -149,13 +149,13 @@ def _moved(entry: QuarantineEntry, new_ids: dict[int, int]) -> QuarantineEntry:
     return moved
 
 
-def _place(part: MarkedPart) -> tuple[str, str]:
+def _location(part: MarkedPart) -> tuple[str, str]:
     """Where a part lies: the run, and the key in its folder."""
     return part["run"], f"{part['at']}/{part['name']}"
 
 
 def _parts_there(folder: RunFolder, parts: list[MarkedPart]) -> dict[tuple[str, str], int]:
-    """The sizes of all parts in the folders of the runs that these parts are of, in bytes, by their places."""
+    """The sizes of all parts in the folders of the runs that these parts are of, in bytes, by their locations."""
     runs = {part["run"] for part in parts}
     listed = together([partial(folder.of(run).entries, "parts") for run in sorted(runs)])
     return {(run, e.key): e.bytes for run, entries in zip(sorted(runs), listed, strict=True) for e in entries}

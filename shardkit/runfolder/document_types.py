@@ -256,7 +256,7 @@ class _Result(TypedDict):
     bytes_in: int
     bytes_out: int
     switched: int
-    generation: int
+    generation: int  # the number of the build: how often the run has built its dataset
 
 
 class Result(_Result, total=False):

@@ -14,6 +14,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from shardkit.errors import Damaged, WrittenByNewer
+from shardkit.hints import as_command, is_command
 from shardkit.runfolder.earlier import FILLED_IN
 from shardkit.runfolder.shapes import kind_of, misfit
 
@@ -76,5 +77,5 @@ def _loaded(data: bytes) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Tell the user about something damaged that was mended."""
-    sys.stderr.write(f"{text}\n")
+    """Tell the user about something damaged that was mended; a `Hint` in the language in which they asked."""
+    sys.stderr.write(f"{as_command(text) if is_command() else text}\n")

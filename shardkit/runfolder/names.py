@@ -8,7 +8,7 @@
         parts/<shard>/<chunk>-<attempt>.parquet    rows
         markers/<shard>/<chunk>-<attempt>.json     commits a chunk: parts, rows, bytes, seconds, records, quarantine
         progress/<shard>-<attempt>.json            heartbeat of an attempt at a shard ("all": of every shard)
-        dataset/generation-<number>/               files that are to be the dataset's; those of jobs are beside that
+        dataset/generation-<number of the build>/  files that are to be the dataset's; those of jobs are beside that
         lock                                       held by the process that works on the run
         jobs.sqlite, jobs.json                     with an engine: the queue of its jobs, and a copy of it
         manifests/, settings/, stop.json           likewise: lists of objects, settings of a resumption, a stop request

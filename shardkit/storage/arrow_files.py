@@ -100,10 +100,10 @@ def amazon_file_system(name: str, bucket: Bucket) -> Any:
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     options: dict[str, Any] = {"retry_strategy": AwsStandardS3RetryStrategy(max_attempts=10)}
-    if (place := bucket.place) is not None:
-        scheme, _, host = place.endpoint.partition("://")
-        options |= {"region": place.region, "endpoint_override": host.removeprefix(f"{name}."), "scheme": scheme}
-        options["force_virtual_addressing"] = place.virtual
+    if (location := bucket.location) is not None:
+        scheme, _, host = location.endpoint.partition("://")
+        options |= {"region": location.region, "endpoint_override": host.removeprefix(f"{name}."), "scheme": scheme}
+        options["force_virtual_addressing"] = location.virtual
     if bucket.credentials is None:
         return S3FileSystem(anonymous=True, **options)
     now = bucket.credentials()

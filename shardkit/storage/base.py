@@ -235,7 +235,7 @@ class Folder(ABC):
         """Make ``path``, which `begin` gave and which is written and synced, the file ``key``."""
 
     @abstractmethod
-    def place(self, source: str, target: File) -> None:
+    def copy_to(self, source: str, target: File) -> None:
         """Make the file ``source`` of this folder appear as ``target`` too; both lie in the same kind of store."""
 
     @abstractmethod

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardkit.errors import PipelineError
-from shardkit.storage.aws_places import Place, aws_settings, find_bucket, s3_client, trusted
+from shardkit.storage.aws_locations import Location, aws_settings, find_bucket, s3_client, trusted
 from shardkit.storage.interruption import watched
 from shardkit.storage.schemes import MEMORY, STORAGES
 
@@ -62,13 +62,13 @@ class NoCredentials(PipelineError):
 class Bucket:
     """A bucket: the store that repeats nothing, and the one that repeats by itself.
 
-    For S3, also the credentials (None: nothing is signed) and the place.
+    For S3, also the credentials (None: nothing is signed) and the location.
     """
 
     store: Any
     patient: Any
     credentials: Credentials | None = None
-    place: Place | None = None
+    location: Location | None = None
 
     def renew(self) -> None:
         """Look the credentials up again, if there are any."""
@@ -172,10 +172,10 @@ def located(uri: str, access: Access) -> Access:
     scheme, _, rest = uri.partition("://")
     if scheme != "s3":
         return access
-    place = open_bucket(scheme, rest.partition("/")[0], access).place
-    if place is None:
+    location = open_bucket(scheme, rest.partition("/")[0], access).location
+    if location is None:
         return access
-    return dataclasses.replace(access, region=place.region, endpoint=place.endpoint, virtual=place.virtual)
+    return dataclasses.replace(access, region=location.region, endpoint=location.endpoint, virtual=location.virtual)
 
 
 @functools.lru_cache(maxsize=64)
@@ -204,17 +204,17 @@ def _amazon(bucket: str, access: Access) -> Bucket:
 
     with aws_settings(f"s3://{bucket}"):
         if access.region is None or access.endpoint is None:
-            place = find_bucket(bucket, access, _surroundings(access.session))
+            location = find_bucket(bucket, access, _surroundings(access.session))
         else:
-            place = Place(access.region, access.endpoint, access.virtual)
-        how = {"allow_http": place.endpoint.startswith("http://"), "timeout": TIMEOUT} | trusted(place.endpoint)
+            location = Location(access.region, access.endpoint, access.virtual)
+        how = {"allow_http": location.endpoint.startswith("http://"), "timeout": TIMEOUT} | trusted(location.endpoint)
     options: dict[str, Any] = {"client_options": how}
     # Set everything: obstore reads what is not set from the environment, and fails on values there that it cannot use.
     config: dict[str, Any] = {
-        "region": place.region,
-        "endpoint": place.endpoint,
-        "aws_endpoint_url_s3": place.endpoint,  # that of the environment would override the one above
-        "virtual_hosted_style_request": place.virtual,
+        "region": location.region,
+        "endpoint": location.endpoint,
+        "aws_endpoint_url_s3": location.endpoint,  # that of the environment would override the one above
+        "virtual_hosted_style_request": location.virtual,
     }
     credentials = None
     if access.anonymous:
@@ -234,12 +234,14 @@ def _amazon(bucket: str, access: Access) -> Bucket:
     if access.kms_key is not None:
         config |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": access.kms_key}
     once, patient = (S3Store(bucket, config=config, retry_config=how, **options) for how in (ONCE, REPEATED))  # type: ignore[arg-type]  # plain dicts
-    return Bucket(watched(once), watched(patient), credentials, place)
+    return Bucket(watched(once), watched(patient), credentials, location)
 
 
-def amazon_client(access: Access, place: Place | None) -> Any:
+def amazon_client(access: Access, location: Location | None) -> Any:
     """boto3's client for a bucket of S3, for what obstore cannot do."""
-    return s3_client(access.session, access.anonymous, _surroundings(access.session), place.region if place else None)
+    return s3_client(
+        access.session, access.anonymous, _surroundings(access.session), location.region if location else None
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -175,13 +175,13 @@ class _Listing:
         return self._pieces(seen)
 
     def table(self, pieces: Iterable[Piece]) -> pa.Table:
-        """All pieces in key order. Those too small for a place of their own in the file share one."""
+        """All pieces in key order. Pieces too small to be written on their own share one batch."""
         large: list[Piece] = []
 
         def small() -> Iterator[pa.RecordBatch]:
             for piece in pieces:
                 if piece.rows < PIECE_ROWS:
-                    yield piece.place
+                    yield piece.kept
                 else:
                     large.append(piece)
 

@@ -91,7 +91,7 @@ def sync_file(path: Path) -> None:
             os.close(descriptor)
 
 
-def place_file(source: Path, target: Path) -> None:
+def link_file(source: Path, target: Path) -> None:
     """Make ``source`` appear at ``target`` too, by a hard link where the file system has them."""
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.errors import StorageError
 from shardkit.storage.base import Entry, File, Folder, State
 from shardkit.storage.list_files import list_files
-from shardkit.storage.local import copy_file, create_bytes, place_file, write_bytes, writing
+from shardkit.storage.local import copy_file, create_bytes, link_file, write_bytes, writing
 from shardkit.storage.locks import FileLock, is_file_locked
 
 if TYPE_CHECKING:
@@ -152,9 +152,9 @@ class LocalFolder(Folder):
     def finish(self, key: str, path: Path) -> None:
         """The file is where it belongs already."""
 
-    def place(self, source: str, target: File) -> None:
+    def copy_to(self, source: str, target: File) -> None:
         """Make ``source`` appear as ``target`` too, by a hard link where the file system has them."""
-        place_file(self.root / source, target.folder.path / target.key)
+        link_file(self.root / source, target.folder.path / target.key)
 
     def put_file(self, path: Path, key: str) -> None:
         """Copy a file to ``key``, atomically."""

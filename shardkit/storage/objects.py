@@ -135,7 +135,7 @@ class ObjectFolder(ObjectContents):
         path.parent.rmdir()
 
     @repeated
-    def place(self, source: str, target: File) -> None:
+    def copy_to(self, source: str, target: File) -> None:
         """Copy an object within the store."""
         to = target.folder
         if not isinstance(to, ObjectFolder) or to.root != self.root:
@@ -146,7 +146,7 @@ class ObjectFolder(ObjectContents):
         except StorageError as error:
             if self.scheme != "s3" or not is_too_large(error):
                 raise
-            client = amazon_client(self.access, self._opened.place)
+            client = amazon_client(self.access, self._opened.location)
             copy_in_parts(client, self.bucket, self.prefix + source, to.prefix + target.key, self.access)
 
     @repeated

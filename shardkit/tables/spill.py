@@ -1,7 +1,7 @@
-"""Tables that are made piece by piece; what is beyond some memory lies in a file of the temporary folder.
+"""Tables that are built piece by piece; beyond a budget of memory, they lie in a file in the temporary folder.
 
-The file has no name and goes with the table. It is mapped into memory, so nothing of it is copied, and what has been
-read of it can be let go again.
+The file has no name and disappears with the table. It is mapped into memory, so that nothing is copied, and the memory
+of what has been read can be given back.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ LISTED = pa.schema(
     [("key", pa.string()), ("bytes", pa.int64()), ("etag", pa.string()), ("modified", pa.timestamp("us", "UTC"))]
 )
 BUDGET_BYTES = 16 << 20
-PIECE_ROWS = 1 << 12  # smaller ones are not worth a place in the file
+PIECE_ROWS = 1 << 12  # smaller ones are not worth writing to the file
 BATCH_ROWS = 1 << 16
-LET_GO_ROWS = 1 << 17  # so many rows later, the memory of what was read is let go
+LET_GO_ROWS = 1 << 17  # after so many rows, the memory of what was read is given back
 LET_GO_BATCHES = 32
-SLICE_ROWS = 64  # where pieces are in among each other more finely than that, sorting them all is faster
+SLICE_ROWS = 64  # if pieces interleave more finely than that, sorting all rows is faster
 
 _MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
 class NoRoom(StorageError):
-    """The temporary folder cannot take what memory should not hold."""
+    """The temporary folder has no room for the rows beyond the memory budget."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows in key order, at least one; ``place`` is the batch itself, or its number in the file."""
+    """Rows in key order, at least one; ``kept`` is the batch itself, or its number in the file."""
 
     first: str
     last: str
     rows: int
-    place: pa.RecordBatch | int
+    kept: pa.RecordBatch | int
 
 
 class Spill:
-    """Keeps the batches of one table, in memory up to a budget, those beyond it in a file. Threads may share it."""
+    """Keeps the batches of one table: in memory up to a budget, then in a file. Threads may share it."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
@@ -66,7 +66,7 @@ class Spill:
         self._writer: Any = None
 
     def keep(self, batch: pa.RecordBatch) -> pa.RecordBatch | int:
-        """Take a batch in: what it is kept as.
+        """Take in a batch; returns the batch itself, or its number in the file.
 
         Raises:
             NoRoom: the temporary folder is full, or cannot be written to.
@@ -84,29 +84,29 @@ class Spill:
             return self._count - 1
 
     def keep_sorted(self, batch: pa.RecordBatch) -> Piece:
-        """Take a batch in that has rows and a ``key``, and bring it in the order of its keys."""
+        """Take in a batch that has rows and a ``key``, sorted by its keys."""
         if not _in_order(batch["key"]):
             batch = batch.take(pc.sort_indices(batch["key"]))
         keys = batch["key"]
         return Piece(keys[0].as_py(), keys[-1].as_py(), len(keys), self.keep(batch))
 
     def table(self, kept: Iterable[pa.RecordBatch | int]) -> pa.Table:
-        """What was kept, as a table; after that, nothing more can be."""
+        """The table of what was kept; nothing more can be kept after that."""
         written = self._written()
-        batches = [written[place] if isinstance(place, int) else place for place in kept]
+        batches = [written[batch] if isinstance(batch, int) else batch for batch in kept]
         return pa.Table.from_batches(batches, schema=self._schema)
 
     def sorted_table(self, pieces: list[Piece]) -> pa.Table:
-        """Pieces as a table in key order; only what lies in among each other is copied."""
-        whole = self.table(piece.place for piece in pieces)
+        """Pieces as a table in key order; only rows of pieces that interleave are copied."""
+        whole = self.table(piece.kept for piece in pieces)
         slices = _merged(pieces, whole.to_batches(), limit=1000 + len(whole) // SLICE_ROWS)
-        again = Spill(self._schema)
+        copies = Spill(self._schema)
         if slices is None:
-            return again.table([again.keep(batch) for batch in _sorted(whole)])
+            return copies.table([copies.keep(batch) for batch in _sorted(whole)])
         as_they_are = set(map(id, slices))
-        put = [batch if id(batch) in as_they_are else again.keep(batch) for batch in gathered(slices)]
+        kept = [batch if id(batch) in as_they_are else copies.keep(batch) for batch in gathered(slices)]
         forget_pages()
-        return again.table(put)
+        return copies.table(kept)
 
     def _written(self) -> list[pa.RecordBatch]:
         if self._file is None:
@@ -127,7 +127,7 @@ class Spill:
 
 
 def gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows with small batches put together, to PIECE_ROWS at least where no large one lies between."""
+    """The same rows, with small batches joined to batches of at least PIECE_ROWS unless a large one lies between."""
     small: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
@@ -144,12 +144,12 @@ def gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _one(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    # Arrow's own memory pool keeps what one thread has made and another lets go.
+    # Arrow's own memory pool would keep memory that one thread allocates and another frees.
     return [pa.concat_batches(batches, memory_pool=pa.system_memory_pool())] if len(batches) > 1 else batches
 
 
 def batches_of(table: pa.Table) -> Iterator[pa.RecordBatch]:
-    """A table batch by batch; what of it lies in a file does not stay in memory."""
+    """A table batch by batch; batches that lie in a file do not stay in memory."""
     rows = 0
     for batch in table.to_batches(max_chunksize=BATCH_ROWS):
         yield batch
@@ -161,34 +161,34 @@ def batches_of(table: pa.Table) -> Iterator[pa.RecordBatch]:
 
 
 def values_of(table: pa.Table, of: Callable[[pa.RecordBatch], pa.Array]) -> np.ndarray:
-    """What a function tells of each batch, booleans or integers of one type, as one array."""
-    found = np.zeros(0, bool)
+    """What a function returns for each batch, booleans or integers of one type, as one array."""
+    joined = np.zeros(0, bool)
     end = 0
     for batch in batches_of(table):
         values = numpy(of(batch))
         if not end:
-            found = np.empty(len(table), values.dtype)
-        found[end : end + len(values)] = values
+            joined = np.empty(len(table), values.dtype)
+        joined[end : end + len(values)] = values
         end += len(values)
-    return found
+    return joined
 
 
 def filtered(table: pa.Table, wanted: np.ndarray) -> pa.Table:
-    """The rows of a table that are wanted; only batches of which some are not are copied."""
+    """The rows of a table that are wanted; only batches with unwanted rows are copied."""
     if wanted.all():
         return table
     spill = Spill(table.schema)
     kept: list[pa.RecordBatch | int] = []
     end = 0
     for batch in batches_of(table):
-        those = wanted[end : end + len(batch)]
+        mask = wanted[end : end + len(batch)]
         end += len(batch)
-        kept.append(batch if those.all() else spill.keep(batch.filter(arrow(those))))
+        kept.append(batch if mask.all() else spill.keep(batch.filter(arrow(mask))))
     return spill.table(kept)
 
 
 def forget_pages() -> None:
-    """Let go of the memory that what was read of the files takes; it is read again when it is wanted."""
+    """Give back the memory of what was read from the files; it is read again when it is needed."""
     for mapped in list(_MAPPED):
         mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -213,7 +213,7 @@ def _merged(pieces: list[Piece], batches: list[pa.RecordBatch], *, limit: int) -
 
 def _sorted(table: pa.Table) -> Iterator[pa.RecordBatch]:
     order = pc.sort_indices(table["key"])
-    # Taken from one chunk, whose offsets may need 64 bits.
+    # Rows are taken from one chunk, whose offsets may need 64 bits.
     large = [pa.large_string() if pa.types.is_string(kind) else kind for kind in table.schema.types]
     whole = table.cast(pa.schema(zip(table.schema.names, large, strict=True))).combine_chunks()
     for begin in range(0, len(order), BATCH_ROWS):
@@ -231,7 +231,7 @@ def _making_room() -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        where = f" {tempfile.tempdir}" if tempfile.tempdir else ""  # else there is none that can be written to
+        where = f" {tempfile.tempdir}" if tempfile.tempdir else ""  # without it, no folder can be written to
         raise NoRoom(
             f"Cannot write to the temporary folder{where}: {error.strerror or error}.",
             hint=f"{'Free some space there, or set' if full else 'Set'} TMPDIR to a folder of a disk with room: a long "

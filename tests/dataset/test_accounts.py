@@ -76,4 +76,4 @@ def test_a_part_that_has_other_rows_than_its_marker_tells(project: Project, monk
         return part(self, shard, told | {"rows": told["rows"] + 1})
 
     monkeypatch.setattr(ledger.Ledger, "_part", more)
-    assert "its marker tells of" in refuse(project)
+    assert "its marker says" in refuse(project)

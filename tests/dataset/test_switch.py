@@ -33,7 +33,7 @@ SLOW = pytest.mark.slow
 RECORDS = 4
 FIELDS: dict[str, Any] = {"workers": 1, "rows_per_file": 3}
 # What a switch from three files to three others consists of; the old files and what was staged go side by side.
-STEPS = ["note", *["place"] * 3, "write", "note", *["remove"] * 3, "tidy", "unlink"]
+STEPS = ["note", *["publish"] * 3, "write", "note", *["remove"] * 3, "tidy", "unlink"]
 KILLED = -signal.SIGKILL
 
 

@@ -278,7 +278,7 @@ def test_waiting_has_the_first_of_each_owner_and_type(store: Store) -> None:
         ("x", "b"): ["j10", "j14", "j18"],
         ("y", "b"): ["j11", "j15", "j19"],
     }
-    assert [each.place for each in found.ready] == sorted(each.place for each in found.ready)
+    assert [each.order for each in found.ready] == sorted(each.order for each in found.ready)
     assert (store.waiting(START + 999, most=1).now, store.waiting(START + 999, most=1).next_at) == (40, None)
 
 

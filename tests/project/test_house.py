@@ -168,7 +168,7 @@ def test_only_some_modules_know_boto3() -> None:
     assert outside == {
         "cli.jobs_look",
         "dataset.catalog",
-        "storage.aws_places",
+        "storage.aws_locations",
         "storage.buckets",
         "storage.large_copy",
     }

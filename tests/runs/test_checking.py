@@ -1,4 +1,4 @@
-"""`shardkit check`: a dataset held against what is noted of it and against its ledgers."""
+"""`shardkit check`: a dataset compared with the notes on it and with its ledgers."""
 
 from __future__ import annotations
 
@@ -203,7 +203,10 @@ def test_the_passes_alone(tmp_path: Path) -> None:
     assert sk.check(project.out).ok and sk.check(project.out).rows == 3
     part = next((tmp_path / "parts").glob("part-*"))
     twin = part.with_name(part.name.replace("part-00000", "part-00001"))
-    for harm, why in ((lambda: shutil.copy(part, twin), "is no file of the dataset there"), (part.unlink, "is gone")):
+    for harm, why in (
+        (lambda: shutil.copy(part, twin), "is not a file of the dataset there"),
+        (part.unlink, "is gone"),
+    ):
         harm()
         with pytest.raises(sk.InputError, match=why):
             combine_folders([tmp_path / "parts"], project.out, Merge(Layout("parquet", 100, None, ())), quiet=True)

@@ -301,7 +301,7 @@ def half_switched(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
 
     (place.root / "mended").touch()
     with monkeypatch.context() as patched:
-        patched.setattr(switching, "_place", refuse)
+        patched.setattr(switching, "_publish", refuse)
         with pytest.raises(StorageError, match="the store refuses it"):
             place.run("y", incremental=False)
     return place
@@ -314,7 +314,7 @@ def test_a_switch_that_fails_keeps_nobody_from_looking(half_switched: Place, mon
         raise StorageError(f"Cannot write {target}: the store refuses it.", hint="Ask for the permission.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(switching, "_place", refuse)
+        patched.setattr(switching, "_publish", refuse)
         assert told(["status", str(place.out)])[0] == 0
         assert told(["failures", str(place.out)])[0] == 0
         code, text = told(["query", "select count(*) as n from dataset", str(place.out)])
@@ -434,8 +434,8 @@ def test_what_is_too_large_for_one_copy_is_copied_in_parts(
     monkeypatch.setattr(object_contents, "open_bucket", without_large_copies)
     out = folder(f"s3://{bucket}/out")
     out.write("staged", b"some rows")
-    out.place("staged", File(out, "placed"))
-    assert out.read("placed") == b"some rows"
+    out.copy_to("staged", File(out, "copy"))
+    assert out.read("copy") == b"some rows"
 
 
 def test_damage_in_s3_is_found_as_on_a_disk(finished: Place, bucket: str) -> None:

@@ -307,11 +307,11 @@ def test_a_late_run_does_not_put_an_older_day_back(feed: Feed) -> None:
     feed.put("2020-01-01/00.txt", "newer")
     feed.run()
     late = sk.open_run(feed.out, "late")
-    with pytest.raises(sk.PlanMismatch, match="has been made anew by run"):
+    with pytest.raises(sk.PlanMismatch, match="has been rebuilt by run"):
         late.resume(quiet=True, max_failures="100%")
     from shardkit.dataset.switch import dataset_lock, switch
 
-    with dataset_lock(LocalFolder(feed.out)) as dataset, pytest.raises(sk.PlanMismatch, match="has been made anew by"):
+    with dataset_lock(LocalFolder(feed.out)) as dataset, pytest.raises(sk.PlanMismatch, match="has been rebuilt by"):
         switch(late.folder, feed.result() | {"run_id": "late"}, dataset)
     feed.check()
 

@@ -60,7 +60,7 @@ def held(frame):
 """
 RECORDS, FILES = 4, 3
 # What a switch from three files to three others consists of.
-STEPS = ["create", "confirm", *["place"] * FILES, "result", "current", *["remove"] * FILES, "tidy", "forget"]
+STEPS = ["create", "confirm", *["publish"] * FILES, "result", "current", *["remove"] * FILES, "tidy", "forget"]
 
 
 class Output:
@@ -157,7 +157,7 @@ class Pause:
         for where, name, step_name in (
             (commit, "note", "create"),
             (switching.Switch, "confirm", "confirm"),
-            (switching, "_place", "place"),
+            (switching, "_publish", "publish"),
             (switching.Switch, "_write_result", "result"),
             (switching, "note", "current"),
             (switching, "remove", "remove"),
@@ -363,7 +363,7 @@ def test_a_driver_that_was_stopped_in_pass_1_ends_and_what_its_workers_wrote_cou
     assert sk.open_run(output.uri, "second").summary().records["done"] == RECORDS
 
 
-DAY_STEPS = ["create", "confirm", "place", "result", "current", "remove", "tidy", "forget"]
+DAY_STEPS = ["create", "confirm", "publish", "result", "current", "remove", "tidy", "forget"]
 
 
 @pytest.mark.whole

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crashing import Command
     from test_paused import Output
 
-RETRY_STEPS = ["create", "confirm", "place", "result", "current", "remove", "tidy"]
+RETRY_STEPS = ["create", "confirm", "publish", "result", "current", "remove", "tidy"]
 CLEAN_STEPS = 30  # more than there are on any store
 
 
@@ -42,7 +42,7 @@ def check_end(command: Command, *, may_be_done: bool) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        pytest.param(number, id=name, marks=() if name == "place" else SLOW)
+        pytest.param(number, id=name, marks=() if name == "publish" else SLOW)
         for number, name in enumerate(RETRY_STEPS, start=1)
     ],
 )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def feed_of_three_runs(root: Path, **fields: Any) -> Feed:
-    """Run ``first`` made three days, two with a bad record; ``second`` made the second day anew, ``third`` a new one."""
+    """Run ``first`` made three days, two with a bad record; ``second`` rebuilt the second day, ``third`` a new one."""
     feed = Feed(root, **fields)
     feed.put_days(3, 2)
     feed.put("2020-01-01/00.txt", "bad")
@@ -116,7 +116,7 @@ def test_a_day_that_was_dropped_since_does_not_come_back(feed: Feed) -> None:
 
 def test_of_a_run_that_has_no_day_left_nothing_is_retried(feed: Feed) -> None:
     feed.run(incremental=False, run_id="fourth")
-    with pytest.raises(sk.PlanMismatch, match="made anew by run fourth"):
+    with pytest.raises(sk.PlanMismatch, match="rebuilt by run fourth"):
         sk.open_run(feed.out, "first").retry(quiet=True)
 
 

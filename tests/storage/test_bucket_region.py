@@ -12,9 +12,9 @@ import pytest
 from botocore.stub import Stubber
 
 import shardkit as sk
-from shardkit.storage import aws_places as awsplaces
+from shardkit.storage import aws_locations
 from shardkit.storage import buckets as stores
-from shardkit.storage.aws_places import bucket_region, find_bucket
+from shardkit.storage.aws_locations import bucket_region, find_bucket
 from shardkit.storage.base import Access
 from shardkit.storage.buckets import located, open_bucket
 from shardkit.storage.open import folder
@@ -76,8 +76,8 @@ def test_an_endpoint_is_found_as_boto3_finds_it(
         monkeypatch.setenv(name, value)
     session = boto3.Session()
     client = session.client("s3", region_name=session.region_name or "us-east-1")
-    place = find_bucket("mine", Access(), stores._surroundings(None))
-    assert place[:2] == (client.meta.region_name, client.meta.endpoint_url.rstrip("/"))
+    location = find_bucket("mine", Access(), stores._surroundings(None))
+    assert location[:2] == (client.meta.region_name, client.meta.endpoint_url.rstrip("/"))
 
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": "s"}
@@ -117,7 +117,7 @@ def test_the_url_that_is_asked_is_that_which_boto3_would_ask(
     bucket: str, named: dict[str, str], config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config").write_text(f"[default]\n{config}\n")
-    monkeypatch.setattr(awsplaces, "bucket_region", lambda client, _: client.meta.region_name)
+    monkeypatch.setattr(aws_locations, "bucket_region", lambda client, _: client.meta.region_name)
     for name in stores.SURROUNDINGS:
         monkeypatch.delenv(name, raising=False)
     for name, value in (KEYS | named | {"AWS_CONFIG_FILE": str(tmp_path / "config")}).items():
@@ -131,8 +131,8 @@ def test_the_url_that_is_asked_is_that_which_boto3_would_ask(
     opened = open_bucket("s3", bucket, Access())
     ours = obstore.sign(opened.store.raw, "GET", "a/key", timedelta(seconds=9)).partition("?")[0]
     assert [ours] == asked
-    assert opened.place is not None
-    assert f"%2F{opened.place.region}%2F" in obstore.sign(opened.store.raw, "GET", "a/key", timedelta(seconds=9))
+    assert opened.location is not None
+    assert f"%2F{opened.location.region}%2F" in obstore.sign(opened.store.raw, "GET", "a/key", timedelta(seconds=9))
     told = located(f"s3://{bucket}/x", Access())  # as a worker is told
     for name in named:
         monkeypatch.delenv(name, raising=False)

@@ -136,7 +136,7 @@ def test_files_are_written_read_listed_and_removed(uri: str, tmp_path: Path) -> 
     assert place.child("b").uri == f"{place.uri}/b"
     with pytest.raises(FileNotFoundError):
         place.read("nothing")
-    place.place("b/y.txt", File(folder(f"{uri}/other"), "copy"))
+    place.copy_to("b/y.txt", File(folder(f"{uri}/other"), "copy"))
     assert folder(f"{uri}/other").read("copy") == b"again"
     path = place.begin("made/new.bin")
     path.write_bytes(b"new")

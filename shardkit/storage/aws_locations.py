@@ -27,7 +27,7 @@ ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 CONNECT_S, READ_S, TRIES = 5, 20, 3  # of the question where a bucket is
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a bucket is: its region, and the URL that is asked; ``virtual`` says that this is the bucket's own."""
 
     region: str
@@ -64,17 +64,17 @@ def unusable(about: str, error: Exception) -> PipelineError:
     )
 
 
-def find_bucket(bucket: str, access: Access, surroundings: int) -> Place:
+def find_bucket(bucket: str, access: Access, surroundings: int) -> Location:
     """Where a bucket is; ``surroundings`` is another number where the environment is another."""
     named = named_endpoint() if access.session is None else None
     if named is not None and not is_amazon(named) and not _has_settings_of_s3():
-        return Place(os.environ.get("AWS_DEFAULT_REGION") or _configured_region() or "us-east-1", named)
+        return Location(os.environ.get("AWS_DEFAULT_REGION") or _configured_region() or "us-east-1", named)
     client = s3_client(access.session, access.anonymous, surroundings)
     if is_amazon(client.meta.endpoint_url):
         region = bucket_region(client, bucket)
         if region != client.meta.region_name:
             client = s3_client(access.session, access.anonymous, surroundings, region)
-    return Place(client.meta.region_name, *_address(client, bucket))
+    return Location(client.meta.region_name, *_address(client, bucket))
 
 
 def is_amazon(endpoint: str) -> bool:
