@@ -82,7 +82,7 @@ class Build:
         """The folder in which one of its files is staged."""
         return staging(self._folder) if path in self._of_jobs else self.staging
 
-    def tell(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Tell the user about something unexpected."""
         self._attempt.progress.note(text)
 

@@ -205,8 +205,7 @@ class _Catalogue:
             mode="append",
         )
         if table.keys:
-            there = {column["Name"]: column["Type"] for column in self._existing()["StorageDescriptor"]["Columns"]}
-            self._sync_partitions(there)
+            self._sync_partitions(_column_types(self._existing()))
 
     def _existing(self) -> Any:
         """The table as it is in the catalogue; None if there is none."""
@@ -234,13 +233,13 @@ class _Catalogue:
                 f"It is partitioned by {', '.join(keys) or 'nothing'}, the dataset by {', '.join(table.keys)}.",
                 hint=DROP_HINT,
             )
-        there = {column["Name"]: column["Type"] for column in existing["StorageDescriptor"]["Columns"]}
+        types = _column_types(existing)
         for name, kind in table.columns.items():
-            if not _holds(there.get(name, kind), kind):
+            if not _holds(types.get(name, kind), kind):
                 raise CatalogError(
-                    f"Column {name!r} is {there[name]} there, and {kind} in the dataset.", hint=DROP_HINT
+                    f"Column {name!r} is {types[name]} there, and {kind} in the dataset.", hint=DROP_HINT
                 )
-        return {name: there.get(name, kind) for name, kind in table.columns.items()}
+        return {name: types.get(name, kind) for name, kind in table.columns.items()}
 
     def _sync_partitions(self, columns: dict[str, str]) -> None:
         """Add the missing partitions, and give each one all columns: those that a file lacks read as null."""
@@ -277,15 +276,19 @@ class _Catalogue:
             yield from page["Partitions"]
 
 
+def _column_types(table: Mapping[str, Any]) -> dict[str, str]:
+    return {column["Name"]: column["Type"] for column in table["StorageDescriptor"]["Columns"]}
+
+
 def _columns(partition: Mapping[str, Any]) -> list[dict[str, str]]:
     listed = partition["StorageDescriptor"].get("Columns", [])
     return [{"Name": column["Name"], "Type": column["Type"]} for column in listed]
 
 
-def _holds(there: str, kind: str) -> bool:
-    """Whether Athena reads a file's ``kind`` as the table's type."""
-    return there == kind or any(
-        there in row and kind in row and row.index(there) > row.index(kind) for row in (INTEGERS, FLOATS)
+def _holds(wider: str, kind: str) -> bool:
+    """Whether Athena reads a file's ``kind`` as the table's type, the same or a ``wider`` one."""
+    return wider == kind or any(
+        wider in row and kind in row and row.index(wider) > row.index(kind) for row in (INTEGERS, FLOATS)
     )
 
 

@@ -36,9 +36,9 @@ MERGED = "merged"
 class DayMerge:
     """A day that was merged by its job.
 
-    ``basis`` identifies the rows and how they were merged. ``schema`` is that of the rows, ``written`` that of the files,
-    which a combine may have changed. ``files`` are staged, ``kept`` are old files that stay; ``contents`` says what they
-    all hold.
+    ``basis`` identifies the rows and how they were merged. ``schema`` is that of the rows, ``written`` that of the
+    files, which a combine may have changed. ``files`` are staged, ``kept`` are old files that stay; ``contents`` says
+    what they all hold.
     """
 
     day: str
@@ -97,6 +97,6 @@ def _read_note(folder: RunFolder, name: str, data: bytes) -> DayMerge | None:
 
 
 def basis_of(parts: Iterable[CommittedPart], *, how: Any, base: str | None) -> str:
-    """A digest that is the same for the same rows, merged in the same way; ``base`` is the run that last made the day."""
+    """A digest of the rows of a day and how they are merged; ``base`` is the run that last made the day."""
     rows = [[part.name, part.rows, part.bytes, part.spans] for part in parts]
     return hashlib.sha256(json.dumps([rows, how, base], sort_keys=True).encode()).hexdigest()

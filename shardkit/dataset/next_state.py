@@ -30,7 +30,7 @@ def switching(
 ) -> Iterator[Build]:
     """Keep the dataset locked while the block builds its next state, then switch to that.
 
-    ``staged`` are files of the next state that jobs have staged already. ``fresh``: nobody can have tried this before.
+    ``staged`` are files of the next state that jobs have staged already. ``fresh`` says that no attempt was made before.
 
     Runs of different days build side by side: they need the lock only to switch.
     """

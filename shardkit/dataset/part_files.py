@@ -23,7 +23,7 @@ KEPT_HERE_BYTES = 16 << 20  # of parts on this machine that were read whole to v
 
 
 class PartFiles:
-    """The files of parts. Small ones that were read whole are kept in memory, within bounds, until they are read again."""
+    """The files of parts. Small ones that were read whole stay in memory, within bounds, until they are read again."""
 
     def __init__(self, parts: tuple[File, ...]) -> None:
         self.parts = parts
@@ -32,7 +32,7 @@ class PartFiles:
         self._room = KEPT_BYTES if self._are_far else KEPT_HERE_BYTES
 
     def each(self, numbers: Iterable[int], *, readers: int = 1) -> Iterator[tuple[int, Callable[[], Any]]]:
-        """Yield each part's number and a function that opens it, or raises an OSError; ``readers`` call this at once."""
+        """Yield each part's number and what opens it, or raises an OSError; ``readers`` call this at once."""
         if not self._are_far:
             yield from ((i, functools.partial(self._open, i)) for i in numbers)
             return

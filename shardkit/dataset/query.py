@@ -1,4 +1,4 @@
-"""SQL over datasets: DuckDB reads their present files, or Athena does where they are in a Glue catalogue."""
+"""SQL over datasets: DuckDB reads their present files, or Athena if they are in a Glue catalogue."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from shardkit.dataset.current import current_result
 from shardkit.dataset.read import open_dataset
 from shardkit.dataset.switch import finish_switches
 from shardkit.errors import PipelineError, QueryError, RunNotFound
+from shardkit.hints import Hint
 from shardkit.runfolder.folder import RunFolder
 from shardkit.storage.open import folder as folder_at
 
@@ -31,11 +32,11 @@ Backend = Literal["athena", "duckdb"]
 Output = str | os.PathLike[str] | RunFolder
 T = TypeVar("T")
 
-ANY_DATASET = "dataset"  # what a dataset may be called where there is only one
+ANY_DATASET = "dataset"  # a name for any dataset, if there is only one
 SWITCHES_AT_MOST = 10  # of a dataset while one query reads it
 LARGEST_INT = 2**63
 NO_COLUMNS = "no_columns"
-# A query may come from elsewhere: it reads and writes no file but those of the datasets that it asks.
+# A query may come from anyone: it reads no files but those of the datasets that it is given, and writes none.
 FENCE = (
     "SET enable_external_access = false",
     "SET python_enable_replacements = false",
@@ -45,7 +46,7 @@ FENCE = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as it is at one moment, and the names that a query may call it by."""
+    """A dataset as it is at one moment, and the names that a query may use for it."""
 
     folder: Folder
     names: tuple[str, ...]
@@ -78,19 +79,19 @@ class Dataset:
 def read_sql(
     query: str, output: Output | Mapping[str, Output], *, using: Backend | None = None, session: Any = None
 ) -> pd.DataFrame:
-    """Ask SQL of a dataset, or of several.
+    """Query a dataset, or several, with SQL.
 
     >>> sk.read_sql("SELECT day_partition, count(*) FROM ads GROUP BY 1", "out/")           # doctest: +SKIP
     >>> sk.read_sql("SELECT * FROM shown JOIN clicks USING (ad)",                           # doctest: +SKIP
     ...             {"shown": "out/impressions", "clicks": "out/clicks"})
 
-    A dataset is called by its pipeline's name or, where it is the only one, ``dataset``; in a mapping by the names
-    that this gives. A query sees each dataset as it is at one moment, whatever runs are writing it.
+    Each dataset is a table with the name of its pipeline or, in a mapping, its key; if it is the only one, also with
+    the name ``dataset``. A query sees each dataset as it is at one moment, even while runs change it.
 
     Args:
         query: one SELECT.
         output: the folder of the dataset, or several by name.
-        using: by default Athena where all datasets are in a Glue catalogue, else DuckDB on this machine.
+        using: by default Athena if all datasets are in a Glue catalogue, else DuckDB on this machine.
         session: the boto3 session for Athena.
 
     Raises:
@@ -106,39 +107,39 @@ def ask(
     query: str, output: Output | Mapping[str, Output], *, using: Backend | None = None, session: Any = None
 ) -> pa.Table:
     """The same, as an Arrow table."""
-    asked: Mapping[str | None, Output] = output if isinstance(output, Mapping) else {None: output}  # type: ignore[assignment]
+    outputs: Mapping[str | None, Output] = output if isinstance(output, Mapping) else {None: output}  # type: ignore[assignment]
 
     def look() -> list[Dataset]:
-        return [Dataset.at(place, name, alone=len(asked) == 1) for name, place in asked.items()]
+        return [Dataset.at(one, name, alone=len(outputs) == 1) for name, one in outputs.items()]
 
-    found = look()
-    if not found:
+    datasets = look()
+    if not datasets:
         raise PipelineError("read_sql: there is no dataset to ask.", hint="Give its output folder.")
-    with_catalogue = all(one.glue is not None for one in found)
+    with_catalogue = all(one.glue is not None for one in datasets)
     if using == "athena" and not with_catalogue:
-        without = next(one for one in found if one.glue is None)
+        without = next(one for one in datasets if one.glue is None)
         raise PipelineError(
             f"{without.folder.uri} is in no catalogue that Athena reads.",
-            hint="Set catalog: {glue: {database, table}} in its pipeline and run it, or ask with DuckDB.",
+            hint="Set catalog: {glue: {database, table}} in its pipeline and run it, or query it with DuckDB.",
         )
     if using == "athena" or (using is None and with_catalogue):
-        tables = {name: (one.glue["database"], one.glue["table"]) for one in found for name in one.names if one.glue}
-        first = found[0]
+        tables = {name: (one.glue["database"], one.glue["table"]) for one in datasets for name in one.names if one.glue}
+        first = datasets[0]
         session = session or getattr(first.folder, "session", None)
         return ask_athena(query, tables, glue=first.glue or {}, output=first.folder.uri, session=session)
-    return _while_it_stays(look, found, lambda datasets: _ask_duckdb(query, datasets))
+    return _read_steadily(look, datasets, lambda present: _ask_duckdb(query, present))
 
 
-def _while_it_stays(look: Callable[[], list[Dataset]], found: list[Dataset], read: Callable[[list[Dataset]], T]) -> T:
-    """What ``read`` makes of the datasets; once more if it failed while one of them was switched to new files."""
+def _read_steadily(look: Callable[[], list[Dataset]], datasets: list[Dataset], read: Callable[[list[Dataset]], T]) -> T:
+    """The result of ``read``, which is called again if it failed while a dataset was switched to new files."""
     for _ in range(SWITCHES_AT_MOST):
         try:
-            return read(found)
+            return read(datasets)
         except (QueryError, OSError):
-            if not any(one.has_changed for one in found):
+            if not any(one.has_changed for one in datasets):
                 raise
-            found = look()
-    return read(found)
+            datasets = look()
+    return read(datasets)
 
 
 # ---- DuckDB ------------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def _ask_duckdb(query: str, datasets: Iterable[Dataset]) -> pa.Table:
             # DuckDB asks the Arrow dataset for the columns and rows that it needs, so files of other days stay closed.
             connection.register(f"shardkit files {i}", _with_columns(_opened(one)))
             for name in one.names:
-                if name.lower() not in (known.lower() for known in names):
+                if name.lower() not in map(str.lower, names):
                     quoted = name.replace('"', '""')
                     connection.execute(f'CREATE TEMP VIEW "{quoted}" AS SELECT * FROM "shardkit files {i}"')  # noqa: S608  names, quoted
                     names.append(name)
@@ -175,7 +176,7 @@ def _ask_duckdb(query: str, datasets: Iterable[Dataset]) -> pa.Table:
 
 
 def _with_columns(opened: pads.Dataset) -> Any:
-    """A dataset as DuckDB takes it, which knows no table without columns: one that never had a row has none."""
+    """A dataset for DuckDB, where every table has a column; a dataset that never had a row has none."""
     return opened if len(opened.schema) else pa.table({NO_COLUMNS: pa.array([], pa.null())})
 
 
@@ -187,21 +188,22 @@ def _opened(one: Dataset) -> pads.Dataset:
 
 
 def _duckdb_error(error: Exception, names: list[str]) -> QueryError:
-    """DuckDB's message without its picture of the query; one about a table tells which there are."""
+    """DuckDB's message without its excerpt of the query; if a table is missing, with the names of those there are."""
     said = " ".join(str(error).split("\n\nLINE ")[0].split())
     hint = ""
     if said.startswith("Catalog Error: Table"):
         said = said.partition(" Did you mean")[0]
         hint = f"There are {', '.join(names)}."
     elif said.startswith("Permission Error"):
-        hint = "A query reads the datasets that it is given, and no other file. Give each of them by --output."
+        rule = "A query reads the datasets that it is given, and no other file."
+        hint = Hint(f"{rule} Give several as a mapping: name to folder.", f"{rule} Give each of them by --output.")
     elif NO_COLUMNS in said:
         hint = "A dataset without a row has no columns."
     return QueryError(f"The query cannot be answered: {said}", hint=hint)
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Sums of integers, which DuckDB gives 128 bits, as the integers that Athena makes of them, or as floats."""
+    """The table with sums of integers, which have 128 bits in DuckDB, as integers like Athena's, or as floats."""
     for i, field in enumerate(table.schema):
         if field.type == pa.decimal128(38, 0):
             values = table.column(i)

@@ -83,13 +83,13 @@ def _unified(dataset: pads.Dataset, uri: str) -> pa.Schema:
 
 
 def _common(left: pa.DataType, right: pa.DataType, column: str, uri: str) -> pa.DataType:
-    """The type that both are read as: without loss where there is one, else text."""
+    """The type that both are read as: one that loses nothing if there is one, else text."""
     try:
         return unify_types(left, right, widen_ints=True, column=column)
     except TypeMismatch as error:
         if any(pt.is_nested(kind) for kind in (left, right)):
             raise SchemaConflict(
                 f"{uri}: {error}, which no query can read as one.",
-                hint="Run the days of one of them again, with output.schema saying what the column is.",
+                hint="Run the days of one of them again, with the type of the column in output.schema.",
             ) from None
         return pa.string()

@@ -1,4 +1,4 @@
-"""What decides what is made of the same rows."""
+"""The recipe of a dataset: all that decides how files are made from given rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides what is made of the same rows: in whole, and as the result of a run notes it."""
+    """All that decides how files are made from given rows: in full, and in the form in which results note it."""
 
     merge: Merge
     made_with: MadeWith
@@ -27,42 +27,44 @@ class Recipe:
 
     @classmethod
     def of(cls, folder: RunFolder, merge: Merge) -> Recipe:
-        """How a run makes what ``merge`` asks for."""
+        """The recipe of a run that merges by ``merge``."""
         plan = folder.plan()
-        # A combine that was sent by value has no digest here, but the plan has.
+        # A combine that was sent by value has no digest here, but the plan has one.
         sent = merge.combine is not None and not merge.combine.digest
         made_with: MadeWith = {"work": plan["work"], "merge": plan["merge_digest"] if sent else merge.digest()}
         return cls(merge, made_with, merge.layout.form(plan["form"]["days"]))
 
     def basis(self, day: str, parts: list[CommittedPart], current: Result | None) -> str:
-        """What a day that is merged of these parts is made of, as a digest."""
+        """A digest of what a day is made of if it is merged from these parts."""
         made = current["partitions"].get(day) if current is not None else None
         base = made["run"] if made is not None else None
         how = [self.made_with, self.form, asdict(self.merge.layout), self.merge.schema]
         return basis_of(parts, how=how, base=base)
 
     def check_made(self, ledger: Ledger, current: Result | None, *, rows: int) -> None:
-        """See that a run's records have given ``rows``, if they have to; ``current`` is the present dataset's result.
+        """Check that a run's records have given ``rows``, unless there may be none.
+
+        ``current`` is the result that describes the present dataset.
 
         Raises:
-            NothingMade: they have not.
+            NothingMade: they have given none.
         """
         nothing_to_lose = self.merge.failures_counted and not (current and current["rows"])
         may_be_empty = self._may_be_empty(ledger.folder, current)
         check_made(ledger, rows, allow_empty=may_be_empty, all_may_fail=nothing_to_lose)
 
     def check_combined(self, ledger: Ledger, current: Result | None, *, rows: int) -> None:
-        """See that the combine, if there is one, has left some of the ``rows``, if it has to.
+        """Check that the combine, if there is one, has left ``rows``, unless there may be none.
 
         Raises:
-            NothingMade: it has not.
+            NothingMade: it has left none.
         """
         if self.merge.combine is not None:
             may_be_empty = self._may_be_empty(ledger.folder, current)
             check_made(ledger, rows, allow_empty=may_be_empty, combine=self.merge.combine.name)
 
     def _may_be_empty(self, folder: RunFolder, current: Result | None) -> bool:
-        """Whether days without any row may be right: it was said so, or others have rows that were made alike."""
+        """Whether days without rows may be right: the user says so, or other days that were made alike have rows."""
         if self.merge.allow_empty or current is None:
             return self.merge.allow_empty
         made = current["partitions"]
@@ -70,7 +72,7 @@ class Recipe:
         return any(file["rows"] for file in current["files"] if file["partition"] in alike)
 
     def keeper(self, folder: RunFolder, current: Result | None) -> Keeper:
-        """What decides which files of the dataset as it is are used again."""
+        """The keeper, which finds the files of the present dataset that are used again."""
         by_rows = self.merge.combine is None and self.merge.layout.cuts_by_rows
         return Keeper(
             folder.output,

@@ -1,4 +1,4 @@
-"""Parts read back as one stream: their schemas unified, their rows in order, a few megabytes at a time."""
+"""Parts read back as one stream: with one schema, their rows in order, a few megabytes at a time."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
     _Opening = tuple[int, Callable[[], Any]]  # the number of a part, and what opens it
 
-# Rows are read in pieces of about this size: small parts several at a time, large ones bit by bit.
+# Rows are read in pieces of about this size: several small parts at a time, or a large one bit by bit.
 PIECE_ROWS = 1 << 15
 PIECE_BYTES = 8 << 20
-# Large ones are decoded in smaller steps, for memory that was just used is faster than new; a few chunks are no slower
-# to write than one.
+# Large parts are decoded in smaller steps, because memory that was just used is faster than new memory; writing a few
+# chunks is no slower than writing one.
 STEP_BYTES = 2 << 20
 FEW_CHUNKS = 8
-# Pieces read ahead by all readers together: memory is the same whether one file is written or several at once.
+# Pieces read ahead by all readers together, so that several files at once take no more memory than one.
 READ_AHEAD = 4
-# Small parts are decoded so many rows, or bytes, at a time, by two threads where only one file is written.
+# So many rows, or bytes, of small parts are decoded at a time, by two threads if only one file is written.
 DECODED_ROWS = 1 << 12
 DECODED_BYTES = 1 << 20
 DECODERS = 2
@@ -53,29 +53,29 @@ UNREADABLE_HINT = "Is it a whole Parquet file?"
 class Source:
     """Parts in the order of their rows, and the schema that all of them fit; ``read`` counts rows as they are read.
 
-    ``spans`` are the rows of each part that count, ``sizes`` its rows and its bytes before compression. ``is_told``
-    says that the schema is the user's own.
+    ``spans`` are the rows of each part that count, ``sizes`` its rows and its bytes before compression. The schema may
+    be the user's own: then ``schema_is_given``.
     """
 
     files: PartFiles
     spans: tuple[Spans, ...]
     sizes: tuple[tuple[int, int], ...]
     schema: pa.Schema
-    is_told: bool = False
+    schema_is_given: bool = False
     read: list[int] = field(default_factory=list)
 
     @functools.cached_property
     def rows(self) -> tuple[int, ...]:
-        """The rows of each part."""
+        """How many rows of each part count."""
         return tuple(map(row_count, self.spans))
 
     @property
     def num_rows(self) -> int:
-        """The rows of all parts together."""
+        """How many rows there are in all parts together."""
         return sum(self.rows)
 
     def where(self, start: int, stop: int) -> Iterator[tuple[int, Spans]]:
-        """The numbers of the parts that the rows from ``start`` up to ``stop`` are in, and which of their rows."""
+        """The numbers of the parts with the rows from ``start`` up to ``stop``, and which of their rows these are."""
         ends = np.cumsum(self.rows, dtype=np.int64)
         begins = ends - self.rows
         for i in range(int(np.searchsorted(ends, start, "right")), int(np.searchsorted(begins, stop, "left"))):
@@ -92,9 +92,10 @@ class Source:
         return self.pieces(0, self.num_rows)
 
     def pieces(self, start: int, stop: int, *, readers: int = 1, copying: bool = False) -> Iterator[pa.Table | Stretch]:
-        """The rows from ``start`` up to ``stop``, read ahead by other threads; ``readers`` is how many do so at once.
+        """The rows from ``start`` up to ``stop``, read ahead by other threads.
 
-        With ``copying``, large row groups of Parquet that fit come as their bytes.
+        ``readers`` is how many callers do this at once. With ``copying``, large row groups that a Parquet file takes as
+        they are come as their bytes.
 
         Raises:
             SchemaConflict: a value does not fit its column.
@@ -128,7 +129,7 @@ class Source:
         decoders = max(1, DECODERS // readers)
         ahead: deque[Future[list[pa.Table]]] = deque()
         with ThreadPoolExecutor(decoders, thread_name_prefix="shardkit-decode") as threads:
-            for parts in self._together(self.files.each(wanted, readers=readers)):
+            for parts in self._grouped(self.files.each(wanted, readers=readers)):
                 first, opening = parts[0]
                 if self._is_small(first):
                     ahead.append(threads.submit(self._whole, parts, wanted))
@@ -145,8 +146,8 @@ class Source:
         rows, size = self.sizes[i]
         return rows <= PIECE_ROWS and size <= PIECE_BYTES
 
-    def _together(self, parts: Iterable[_Opening]) -> Iterator[list[_Opening]]:
-        """The parts in their order, those that are small several at a time, the others alone."""
+    def _grouped(self, parts: Iterable[_Opening]) -> Iterator[list[_Opening]]:
+        """The parts in their order: several small ones at a time, the others alone."""
         held: list[_Opening] = []
         rows = size = 0
         for part in parts:
@@ -160,7 +161,7 @@ class Source:
             yield held
 
     def _whole(self, parts: list[_Opening], wanted: dict[int, Spans]) -> list[pa.Table]:
-        """The rows of small parts."""
+        """The rows of small parts, which are read whole."""
         tables = []
         for i, opening in parts:
             with reading(self.files.parts[i]), opening() as opened:
@@ -171,7 +172,7 @@ class Source:
     def _bit_by_bit(
         self, i: int, opening: Callable[[], Any], spans: Spans, *, copying: bool, alone: bool
     ) -> Iterator[pa.Table | Stretch]:
-        """The rows of a large part; where nobody else reads, Arrow's threads decode its columns side by side."""
+        """The rows of a large part; without other readers, Arrow's threads decode its columns side by side."""
         part = self.files.parts[i]
         with reading(part), opening() as opened:
             file = pq.ParquetFile(opened, page_checksum_verification=True)
@@ -179,12 +180,12 @@ class Source:
             begin = 0
             for number, group in enumerate(copied):
                 rows = file.metadata.row_group(number).num_rows
-                some = overlap(spans, begin, begin + rows)
-                if group is not None and some == ((begin, begin + rows),):
+                wanted = overlap(spans, begin, begin + rows)
+                if group is not None and wanted == ((begin, begin + rows),):
                     yield from stretches(opened, group, PIECE_BYTES, part.sums)
                     self.read.append(rows)
-                elif some:
-                    yield from self._group(i, file, number, begin, some, alone=alone)
+                elif wanted:
+                    yield from self._group(i, file, number, begin, wanted, alone=alone)
                 begin += rows
 
     def _group(
@@ -193,9 +194,9 @@ class Source:
         footer = file.metadata.row_group(group)
         step = max(1, min(PIECE_ROWS, STEP_BYTES * footer.num_rows // max(footer.total_byte_size, 1)))
         for batch in file.iter_batches(step, row_groups=[group], use_threads=alone):
-            if some := overlap(spans, begin, begin + len(batch)):
+            if wanted := overlap(spans, begin, begin + len(batch)):
                 table = pa.Table.from_batches([batch])
-                yield self._fit(i, _only(table, [(low - begin, high - begin) for low, high in some]))
+                yield self._fit(i, _only(table, [(low - begin, high - begin) for low, high in wanted]))
             begin += len(batch)
 
     def _fit(self, i: int, table: pa.Table) -> pa.Table:
@@ -209,13 +210,13 @@ class Source:
             ) from error
 
     def _cure(self, table: pa.Table, said: str) -> str:
-        if self.is_told:
+        if self.schema_is_given:
             return "Correct the type in output.schema, then resume the run."
         name = next((name for name in table.column_names if said.startswith(f"column {name!r}")), "")
         return cure_as_text(name, [table.schema.field(name).type, self.schema.field(name).type] if name else [])
 
     def fits(self, name: str, kind: pa.DataType) -> bool:
-        """Whether all values of a column fit a type, which is read of those parts that have it in another."""
+        """Whether all values of a column fit a type; only parts that have the column in another type are read."""
         schema = pa.schema([(name, kind)])
         for i, opening in self.files.each(range(len(self.files.parts))):
             with reading(self.files.parts[i]), opening() as opened:
@@ -225,11 +226,11 @@ class Source:
                     continue
                 begin = 0
                 for batch in file.iter_batches(PIECE_ROWS, columns=None if "." in name else [name], use_threads=False):
-                    some = overlap(self.spans[i], begin, begin + len(batch))
+                    counting = overlap(self.spans[i], begin, begin + len(batch))
                     table = pa.Table.from_batches([batch]).select([name])
                     begin += len(batch)
                     try:
-                        for low, high in some:
+                        for low, high in counting:
                             conform(table.slice(low - begin + len(batch), high - low), schema)
                     except pa.ArrowException:
                         return False
@@ -238,7 +239,7 @@ class Source:
 
 @contextlib.contextmanager
 def reading(part: File) -> Iterator[None]:
-    """Turn what is wrong with a part into an error that says which one it is.
+    """Turn any failure to read a part into an error that names the part.
 
     Raises:
         DamagedPart: it cannot be read, or is not as it was written.
@@ -260,7 +261,7 @@ class DamagedPart(Damaged):
 
 
 def _put_together(tables: list[pa.Table]) -> pa.Table:
-    """One table; many chunks are made one, which is written faster than a hundred."""
+    """The tables as one; many chunks are copied into one, which is faster to write."""
     table = pa.concat_tables(tables)
     return table.combine_chunks() if len(tables) > FEW_CHUNKS else table
 
@@ -276,9 +277,9 @@ def read_source(
     schema: dict[str, str] | None,
     widen_ints: bool,
 ) -> Source:
-    """Read the footers of parts and unify their schemas; ``schema`` (column: type), if given, is taken instead.
+    """Read the footers of parts and unify their schemas, unless ``schema`` (column: type) is given.
 
-    ``spans`` are the rows of each part that count, where these are not all.
+    ``spans`` are the rows of each part that count, if not all do.
 
     Raises:
         SchemaConflict: two parts give a column types that have nothing in common.
@@ -288,7 +289,7 @@ def read_source(
     unifier = Unifier()
     counting: list[Spans] = []
     sizes: list[tuple[int, int]] = []
-    known = dict(enumerate(spans))
+    given_spans = dict(enumerate(spans))
     for i, opening in files.each(range(len(files.parts))):
         part = files.parts[i]
         with reading(part):
@@ -296,20 +297,22 @@ def read_source(
             footer = pq.read_metadata(opened)
             files.keep_or_close(i, opened)
         whole = ((0, footer.num_rows),) if footer.num_rows else ()
-        counting.append(whole if (some := known.get(i)) is None else some)
+        counting.append(whole if (given := given_spans.get(i)) is None else given)
         sizes.append(size_of(footer))
         if schema is None:
             _note_columns(unifier, part, footer)
         else:
             _check_covered(part, footer, schema)
-    source = Source(files, tuple(counting), tuple(sizes), parse_schema(schema or {}), is_told=schema is not None)
+    source = Source(
+        files, tuple(counting), tuple(sizes), parse_schema(schema or {}), schema_is_given=schema is not None
+    )
     return source if schema is not None else replace(source, schema=unifier.schema(source.fits, widen_ints=widen_ints))
 
 
 def one_schema(schemas: Mapping[str, pa.Schema], *, widen_ints: bool, fits: Fits | None = None) -> pa.Schema:
-    """The schema that holds all of several, which are given by what to call them in a message.
+    """The schema that holds all of the given ones; the keys are what messages call them.
 
-    ``fits`` tells whether all values of a column fit a type, where this hangs on them; else any values must.
+    ``fits`` says whether all values of a column fit a type; by default, all possible values must.
 
     Raises:
         SchemaConflict: two give a column types that have nothing in common.
@@ -326,14 +329,14 @@ def one_schema(schemas: Mapping[str, pa.Schema], *, widen_ints: bool, fits: Fits
 
 
 def _note_columns(unifier: Unifier, part: File, footer: pq.FileMetaData) -> None:
-    """Take in a part's columns, with the types that its records alone would have given them."""
+    """Add a part's columns, with the types that its records would have given them one by one."""
     origins = origins_of(footer)
     try:
         columns = plain_schema(footer.schema.to_arrow_schema())
     except TypeError as error:
         raise SchemaConflict(f"The part {part} cannot be merged: {error}.") from None
     for column in columns:
-        seen = _telling(origins.get(column.name) or {str(column.type): "/".join(part.key.split("/")[-2:])})
+        seen = _without_nulls(origins.get(column.name) or {str(column.type): "/".join(part.key.split("/")[-2:])})
         for kind, record in seen.items():
             if kind.endswith(NOTHING_OF):
                 with contextlib.suppress(PipelineError):
@@ -343,7 +346,7 @@ def _note_columns(unifier: Unifier, part: File, footer: pq.FileMetaData) -> None
 
 
 def _type_of(text: str, carried_as: pa.DataType) -> pa.DataType:
-    """What a record would have made of a column, which in the part may be one that carries several types."""
+    """The type that a record alone would have given a column; in the part, the column may have a wider one."""
     if pa.types.is_nested(carried_as) or text == str(carried_as):
         return carried_as
     try:
@@ -361,8 +364,8 @@ def _check_covered(part: File, footer: pq.FileMetaData, schema: dict[str, str]) 
         )
 
 
-def _telling(seen: dict[str, str]) -> dict[str, str]:
-    """Without the records that gave a column nothing but nulls, where others gave it a type."""
+def _without_nulls(seen: dict[str, str]) -> dict[str, str]:
+    """The types of a column, without that of nulls if there are others."""
     return {kind: record for kind, record in seen.items() if kind != "null"} or seen
 
 

@@ -1,4 +1,4 @@
-"""The rows of each partition that is to be merged, of one schema for all."""
+"""The rows of each partition that will be merged, with one schema for all."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ def sources_of(
     current: Result | None,
     merged: dict[str, DayMerge],
 ) -> dict[str, tuple[list[CommittedPart], Source]]:
-    """The parts and rows of each partition that is to be merged, of one schema for all.
+    """The parts and rows of each partition that will be merged, with one schema for all.
 
-    Days that jobs have merged of rows of another schema are taken out of ``merged``.
+    Days that jobs have merged with another schema are removed from ``merged``, and will be merged here.
 
     Raises:
         SchemaConflict: the partitions, or those that stay as they are, give a column types that cannot be unified.
-        PipelineError: the rows have a column that is named as days are.
+        PipelineError: the rows have a column with the name of the partition of days.
     """
     sources = {name: source_of(parts[name], merge) for name in parts if name not in merged}
     day = merge.layout.day_column
     if day is not None and any(day in source.schema.names for source in sources.values()):
         raise PipelineError(
-            f"The rows have a column {day!r}, which is what the dataset's days are named by.",
+            f"The rows have a column {day!r}, which is the name of the dataset's partition of days.",
             hint="Rename it in the function, then start a new run.",
         )
     if day is not None and merge.schema is None:
-        known = {}
+        staying = {}
         if merge.combine is None and (kept := kept_days(folder.plan(), current)) and current is not None:
-            known = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
-        told = {name: merged[name].schema if name in merged else sources[name].schema for name in parts}
+            staying = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
+        made = {name: merged[name].schema if name in merged else sources[name].schema for name in parts}
 
         def fits(column: str, kind: pa.DataType) -> bool:
-            stay = [schema.field(column).type for schema in known.values() if column in schema.names]
-            stay = [one for one in stay if not (is_integer(one) and is_floating(kind))]  # only asked about for a hint
-            again = {name: sources.get(name) or source_of(parts[name], merge) for name in parts}
-            return all(holds_all(one, kind) for one in stay) and all(one.fits(column, kind) for one in again.values())
+            types = [schema.field(column).type for schema in staying.values() if column in schema.names]
+            types = [one for one in types if not (is_integer(one) and is_floating(kind))]  # only asked about for a hint
+            rows = [sources.get(name) or source_of(parts[name], merge) for name in parts]
+            return all(holds_all(one, kind) for one in types) and all(source.fits(column, kind) for source in rows)
 
-        schema = one_schema(known | told, widen_ints=merge.widen_ints, fits=fits)
+        schema = one_schema(staying | made, widen_ints=merge.widen_ints, fits=fits)
         for name in [name for name in merged if _columns(merged[name].schema) != _columns(schema)]:
             del merged[name]
             sources[name] = source_of(parts[name], merge)
@@ -89,7 +89,7 @@ def source_of(parts: list[CommittedPart], merge: Merge) -> Source:
 
 @contextlib.contextmanager
 def undoing_damaged_chunks(ledger: Ledger) -> Iterator[None]:
-    """If a part turns out to be damaged, see to it that its chunk is computed again when the run is resumed."""
+    """If a part turns out to be damaged, make sure that its chunk is computed again when the run is resumed."""
     try:
         yield
     except DamagedPart as error:

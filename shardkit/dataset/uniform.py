@@ -93,27 +93,27 @@ class _Rewriting:
         path, rows = self.file["path"], self.file["rows"]
         number = re.search(r"part-\d+(?=-[^/]*$)", path)
         name = f"{number[0] if number else 'part-00000'}-{token}{posixpath.splitext(path)[1]}"
-        place = posixpath.join(posixpath.dirname(path), name)
-        written = write_file(target, place, self._tables(schema), schema, self.format)
+        new_path = posixpath.join(posixpath.dirname(path), name)
+        written = write_file(target, new_path, self._tables(schema), schema, self.format)
         if written.rows != rows:
             raise StorageError(
                 f"{File(self.folder, path)} has {written.rows:,} rows where {rows:,} were written.",
                 hint=Hint(
-                    f"Make its day anew: days=[{self.file['partition']!r}], incremental=False.",
-                    f"Make its day anew: --date {self.file['partition']} --set incremental=false.",
+                    f"Make its day again: days=[{self.file['partition']!r}], incremental=False.",
+                    f"Make its day again: --date {self.file['partition']} --set incremental=false.",
                 ),
             )
         return {**self.file, "path": written.path, "bytes": written.bytes}
 
     def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
-        about = {
+        description = {
             "format": self.format,
             "partition_by": [],
             "columns": {field.name: str(field.type) for field in self.columns},
             "schema": schema_to_text(self.columns),
             "files": [self.file],
         }
-        for batch in open_dataset(self.folder, about).to_batches():
+        for batch in open_dataset(self.folder, description).to_batches():
             try:
                 yield conform(pa.Table.from_batches([batch]), schema)
             except pa.ArrowInvalid as error:
@@ -126,7 +126,7 @@ class _Rewriting:
 
 def _rewrite(files: Sequence[_Rewriting], build: Build, schema: pa.Schema) -> Files:
     if files:
-        build.tell(f"{counted(len(files), 'file')} of other days get the columns and types that the dataset has now.")
+        build.say(f"{counted(len(files), 'file')} of other days get the columns and types that the dataset has now.")
     write = partial(_Rewriting.write, target=build.staging, schema=schema, token=f"{build.token}-w")
     with ThreadPoolExecutor(WRITTEN_AT_ONCE, thread_name_prefix="shardkit-uniform") as pool:
         return dict(zip([each.file["path"] for each in files], pool.map(write, files), strict=True))
@@ -153,11 +153,11 @@ def _schema_of_file(output: Folder, kind: str, path: str) -> pa.Schema:
     try:
         return pads.dataset(f"{base}/{path}", filesystem=filesystem, format=reader).schema.remove_metadata()
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"Cannot read {File(output, path)}: {error}.", hint="Make its day anew.") from error
+        raise StorageError(f"Cannot read {File(output, path)}: {error}.", hint="Make its day again.") from error
 
 
 def _common_schema(build: Build, own: pa.Schema, staying: Sequence[_Rewriting]) -> pa.Schema:
-    """The schema that holds all columns; what the pipeline says of a column has the last word."""
+    """The schema that holds all columns, with the pipeline's types for those that it names."""
     distinct = {file.columns: f"{file.file['partition']} (which stays)" for file in staying}
     if build.columns is not None:
         fields = {field.name: field for schema in (*distinct, own) for field in schema}

@@ -1,4 +1,4 @@
-"""Rows to the files of a dataset: cut by rows or bytes, and into Hive partitions."""
+"""Writes rows to the files of a dataset: cut by rows or bytes, and into Hive partitions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shardkit.storage.base import Folder
 
 WRITERS_AT_MOST = 8  # each holds a row group
-# What all partitions together keep in memory; and how many of their files are open at once, at most.
+# The most that all partitions together hold in memory, and the most files that they have open at once.
 PARTITIONS_BYTES = 64 << 20
 PARTITIONS_OPEN = 64  # a Parquet writer keeps a megabyte or two
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -35,7 +35,7 @@ NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a dataset is cut into files; ``day_column`` names the partition that days are, where there are days."""
+    """How a dataset is cut into files; ``day_column`` is the name of the partition of days, if there are days."""
 
     format: str
     rows_per_file: int
@@ -51,12 +51,12 @@ class Layout:
 
     @property
     def cuts_by_rows(self) -> bool:
-        """Whether nothing but their number tells which rows come into which file."""
+        """Whether only the number of rows decides which of them go into which file."""
         return not (self.partition_by or self.target_bytes)
 
     @property
     def prefix(self) -> str:
-        """The folder of the day, with its trailing slash; nothing where there are no days."""
+        """The folder of the day, with its trailing slash; empty if there are no days."""
         return f"{quote(self.day_column, safe='')}={_folder(self.day)}/" if self.day_column and self.day else ""
 
     def form(self, shards: dict[str, Any] | None) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class DataFile:
 
 
 class _Building:
-    """One file on its way: rows are held until they make a row group."""
+    """One file that is being written: rows are held until they make a row group."""
 
     def __init__(self, folder: Folder, path: str, schema: pa.Schema, layout: Layout, *, threads: int) -> None:
         self.path = path
@@ -90,7 +90,7 @@ class _Building:
         self._held_rows = 0
         self._writer: FileWriter | None = None
         self._groups = 0
-        # Only after a row group is it known how large a file has become, so four of them are to make one.
+        # The size of a file is only known after each row group, so a file should have about four of them.
         self._group_bytes = min(ROW_GROUP_BYTES, max(1, (layout.target_bytes or 4 * ROW_GROUP_BYTES) // 4))
 
     @property
@@ -106,11 +106,11 @@ class _Building:
 
     @property
     def is_open(self) -> bool:
-        """Whether a file is open, for some of its rows are written."""
+        """Whether the file is open because some of its rows are written."""
         return self._writer is not None
 
     def append(self, table: pa.Table) -> pa.Table:
-        """Take as many rows as the file has room for; returns the others."""
+        """Take as many rows as the file has room for; returns the rest."""
         room = self._layout.rows_per_file - self.rows
         if self._layout.target_bytes is not None:
             room = min(room, max(1, self._group_bytes * len(table) // max(table.nbytes, 1)))
@@ -124,14 +124,14 @@ class _Building:
         return table.slice(len(taken))
 
     def copy(self, stretch: Stretch) -> None:
-        """Take some of the bytes of a row group of Parquet; there is room for its rows."""
+        """Append some of the bytes of a Parquet row group; the file has room for its rows."""
         self.flush()
         cast("CopyingWriter", self._opened()).copy(stretch)
         if stretch.group is not None:
             self.rows += stretch.group.rows
 
     def compact(self) -> None:
-        """Copy the rows held, so that they no longer keep in memory what they were a part of."""
+        """Copy the rows held, so that they no longer keep the larger tables in memory that they are slices of."""
         if self._held:
             table = pa.concat_tables(self._held)
             self._held = [table.take(arrow(np.arange(len(table))))]
@@ -149,7 +149,7 @@ class _Building:
             self._groups += 1
         self._held, self._held_rows, self.held_bytes = [], 0, 0
         del table
-        pa.default_memory_pool().release_unused()  # or the allocator keeps about as much again
+        pa.default_memory_pool().release_unused()  # otherwise the allocator keeps about as much again
 
     def _opened(self) -> FileWriter:
         if self._writer is None:
@@ -167,13 +167,13 @@ class _Building:
         return done
 
     def _check_rows(self) -> None:
-        """See that the file says itself that it has the rows that it was given; a text tells no number."""
+        """Check that the file itself says that it has the rows that it was given; text files say no number."""
         if self._writer is not None and self._layout.kind.describes_itself:
             with pa.OSFile(str(self._file)) as file:
-                there = self._layout.kind.count_rows(file)
-            if there != self.rows:
+                rows_in_file = self._layout.kind.count_rows(file)
+            if rows_in_file != self.rows:
                 raise StorageError(
-                    f"{self._file} has {there:,} rows, and {self.rows:,} were written to it.",
+                    f"{self._file} has {rows_in_file:,} rows, and {self.rows:,} were written to it.",
                     hint="The dataset stays as it was; resume the run.",
                 )
 
@@ -189,11 +189,11 @@ def write_dataset(
 ) -> list[DataFile]:
     """Write all rows of ``source`` under ``folder``; file names carry ``token``.
 
-    ``threads`` is how many may write at once; None: as many as this process may use CPUs. Where files are cut by rows
-    alone, none has one of the ``numbers_taken`` in its name.
+    ``threads`` is how many may write at once; None means one for each CPU that this process may use. If files are cut
+    by rows alone, none has one of the ``numbers_taken`` in its name.
 
     Raises:
-        PipelineError: a partition column is not there, or the format cannot hold a column.
+        PipelineError: a partition column does not exist, or the format cannot hold a column.
         StorageError: a file cannot be written.
     """
     if threads is None:
@@ -217,7 +217,7 @@ def write_dataset(
                 file.append(piece)
         return file.close()
 
-    # Where each file begins is known beforehand, so they are written side by side.
+    # It is known beforehand where each file begins, so they are written side by side.
     with ThreadPoolExecutor(at_once, thread_name_prefix="shardkit-write") as pool:
         return list(pool.map(write, range(len(ranges))))
 
@@ -231,7 +231,7 @@ def _cpus() -> int:
 def write_stream(
     folder: Folder, tables: Iterable[pa.Table], layout: Layout, *, token: str, threads: int
 ) -> list[DataFile]:
-    """Write tables as they come, each partition's rows to files of its own; ``threads`` encode them."""
+    """Write tables as they arrive, each partition's rows to its own files; ``threads`` encode them."""
     writer = _PartitionedWriter(folder, layout, token, threads=threads)
     for table in tables:
         writer.append(table)
@@ -241,7 +241,7 @@ def write_stream(
 def write_file(folder: Folder, path: str, tables: Iterable[pa.Table], schema: pa.Schema, format: str) -> DataFile:
     """Write tables of one schema to one file."""
     file = _Building(folder, path, schema, Layout(format, sys.maxsize, None, ()), threads=1)
-    file.append(schema.empty_table())  # so that there is a file, whatever comes
+    file.append(schema.empty_table())  # so that there is a file even without rows
     for table in tables:
         file.append(table)
     return file.close()
@@ -250,8 +250,8 @@ def write_file(folder: Folder, path: str, tables: Iterable[pa.Table], schema: pa
 class _PartitionedWriter:
     """Writes each partition's rows to its files, and holds them back until they are worth a row group.
 
-    The rows held are views of the tables that they came in, and keep these in memory whole. So from time to time the
-    largest partitions are written, and what the others hold is copied.
+    The rows held are slices of the tables that they came in, and keep these whole in memory. So from time to time the
+    rows of the largest partitions are written, and those of the others are copied.
     """
 
     def __init__(self, folder: Folder, layout: Layout, token: str, *, threads: int) -> None:
@@ -260,7 +260,7 @@ class _PartitionedWriter:
         self._token = token
         self._threads = threads
         self._building: dict[str, _Building] = {}
-        self._opened: dict[str, None] = {}  # those with an open file, the last used last
+        self._opened: dict[str, None] = {}  # the partitions with an open file, the last used last
         self._numbers: dict[str, int] = {}
         self._files: list[DataFile] = []
         self._pinned_bytes = 0
@@ -304,7 +304,7 @@ class _PartitionedWriter:
         sizes = [file.held_bytes for _, file in largest_first]
         held = sum(sizes)
         for (prefix, file), size in zip(largest_first, sizes, strict=True):
-            if prefix not in self._building:  # finished just now, so that few are open
+            if prefix not in self._building:  # just finished, to keep few files open
                 held -= size
             elif held > PARTITIONS_BYTES // 2:
                 held -= size

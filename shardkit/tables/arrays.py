@@ -1,7 +1,8 @@
-"""NumPy arrays and plain Python values as Arrow arrays, and arrays of Arrow as NumPy's, without pandas.
+"""Conversion of NumPy arrays and plain Python values to Arrow, and of Arrow arrays to NumPy, without pandas.
 
-pyarrow's own conversions import pandas, if it is installed, to see whether they were given a Series; that takes longer
-than listing some thousand files and planning a run, or than a worker needs for all else before its first record.
+pyarrow's own conversions import pandas, if it is installed, to find out whether they were given a Series. That takes
+longer than listing some thousand files and planning a run, or than everything else that a worker does before its first
+record.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ PLAIN: dict[type, tuple[pa.DataType, Any]] = {
     np.float64: (pa.float64(), 0.0),
     str: (pa.string(), ""),
 }
-"""Types of Python values that are simple, with Arrow's for them, and what stands where there is none."""
+"""Simple types of Python values, with Arrow's types for them and the value that stands in for None."""
 
 
 def plain_array(values: Sequence[Any], kind: type) -> pa.Array | None:
-    """Values that are all of the type ``kind``, which `PLAIN` has, or None, as an array of Arrow's type for it.
+    """Values of the type ``kind``, one of `PLAIN`, or None, as an array of Arrow's type for it.
 
-    Returns None where one does not fit: an integer of more than 64 bits, text with half a surrogate pair.
+    Returns None if one does not fit: an integer of more than 64 bits, text with half a surrogate pair.
     """
     arrow_type, zero = PLAIN[kind]
     missing = [i for i, value in enumerate(values) if value is None]
@@ -54,7 +55,7 @@ def plain_array(values: Sequence[Any], kind: type) -> pa.Array | None:
 
 
 def scalar(value: bool | float | str) -> pa.Scalar:  # noqa: FBT001  it is what it is
-    """A value of a type that `PLAIN` has as Arrow's own functions take it."""
+    """A value of a type in `PLAIN` as an Arrow scalar."""
     array: Any = plain_array([value], type(value))
     return array[0]
 
@@ -70,7 +71,7 @@ def texts(values: Sequence[str]) -> pa.StringArray:
 
 
 def text_buffers(values: Sequence[str]) -> tuple[np.ndarray, bytes]:
-    """Where each text begins, and the last ends, in the UTF-8 of all together; and that.
+    """The offsets of the texts in their joined UTF-8, including the end of the last, and that UTF-8.
 
     Raises:
         UnicodeEncodeError: one has half a surrogate pair.
@@ -94,7 +95,7 @@ def arrow(values: np.ndarray) -> pa.Array:
 
 
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array, copied only where it is in several pieces."""
+    """A column as one array, copied only if it is in several pieces."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
@@ -112,5 +113,5 @@ def numpy(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def positions(indices: pa.Array) -> np.ndarray:
-    """Indices as Arrow gives them, of 32 bits, as a NumPy array; -1 where there is none."""
+    """Arrow's indices of 32 bits as a NumPy array; -1 stands for null."""
     return numpy(pc.fill_null(indices, scalar(-1).cast(indices.type)) if indices.null_count else indices)

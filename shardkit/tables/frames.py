@@ -1,4 +1,4 @@
-"""Frames of pandas as Arrow tables: its own types, and objects, as they would be stored if they stood in dicts."""
+"""pandas frames as Arrow tables: pandas' own types, and objects in the types that they would have in dicts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from shardkit.tables.values import to_array
 
-# Kinds of objects, as pandas tells them, that Arrow takes as they are, whichever come first.
+# Kinds of objects, by pandas' names, that Arrow converts correctly whatever their order.
 ARROW_TAKES = {"string", "empty", "boolean", "integer", "floating", "mixed-integer-float", "bytes", "decimal"}
 
 
 def is_pandas(value: Any, name: str) -> bool:
-    """Whether a value is of a class of pandas, which is not imported for that."""
+    """Whether a value is of a class of pandas; does not import pandas."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, getattr(pandas, name, ()))
 
@@ -23,7 +23,7 @@ def is_pandas(value: Any, name: str) -> bool:
 def from_pandas(frame: Any, *, floats_for_nothing: bool) -> pa.Table:
     """A frame with its named index levels as columns; an index without a name is only a row number.
 
-    pandas has floats where nothing is known. Such a column is one of nulls but with ``floats_for_nothing``.
+    In pandas, a column without values has floats. It becomes a column of nulls, unless ``floats_for_nothing`` is set.
 
     Raises:
         TypeError: a column cannot be stored, or the index and a column have one name for different values.
@@ -33,8 +33,8 @@ def from_pandas(frame: Any, *, floats_for_nothing: bool) -> pa.Table:
     try:
         table = _column_by_column(frame, own) if own else _as_it_is(frame)
     except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError) as error:
-        told = "; ".join(map(str, error.args))
-        raise TypeError(f"{_culprit(frame)} cannot be stored: {told}") from error
+        reason = "; ".join(map(str, error.args))
+        raise TypeError(f"{_culprit(frame)} cannot be stored: {reason}") from error
     if floats_for_nothing:
         return table
     for i, (kind, column) in enumerate(zip(frame.dtypes, table.columns, strict=True)):
@@ -45,13 +45,13 @@ def from_pandas(frame: Any, *, floats_for_nothing: bool) -> pa.Table:
 
 def _with_index(frame: Any) -> Any:
     named = [name for name in frame.index.names if name is not None]
-    there = [name for name in named if name in frame.columns]
-    for name in there:
+    doubled = [name for name in named if name in frame.columns]
+    for name in doubled:
         if not frame.index.get_level_values(name).equals(sys.modules["pandas"].Index(frame[name])):
             raise TypeError(f"the index and a column are both named {name!r}, with different values: rename one")
-    if there:
-        frame = frame.reset_index(level=there, drop=True)
-    others = [name for name in named if name not in there]
+    if doubled:
+        frame = frame.reset_index(level=doubled, drop=True)
+    others = [name for name in named if name not in doubled]
     return frame.reset_index(level=others) if others else frame
 
 
@@ -94,6 +94,6 @@ def _culprit(frame: Any) -> str:
         try:
             column = frame.iloc[:, i]
             _array(column, kind) if _needs_care(kind, frame, i) else pa.array(column, from_pandas=True)
-        except Exception:  # noqa: BLE001  whatever it is, it is this column's
+        except Exception:  # noqa: BLE001  any error is about this column
             return f"column {name!r}"
     return "the DataFrame"

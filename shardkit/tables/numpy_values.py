@@ -1,4 +1,4 @@
-"""NumPy's arrays as values: masked ones with their nulls, and all in the byte order that Arrow takes."""
+"""NumPy arrays as values: masked ones with their nulls, and all in the byte order that Arrow accepts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ DEEPEST = 1000
 
 
 def as_arrow_takes(values: list[Any], kinds: set[type]) -> list[Any]:
-    """The values with nulls for what is masked, also inside of containers, and their arrays as Arrow takes them."""
-    # Whoever makes a masked array has loaded this, and pandas does; a JSON file's values need not be looked through.
+    """The values with nulls for what is masked, even inside containers, and their arrays as Arrow accepts them."""
+    # Without this module there are no masked arrays, so that the values of a JSON file need not be searched.
     if "numpy.ma" in sys.modules and _holds_masked(values, kinds):
         masked = _masked_inside(values, kinds)
         with_masks = any(array.mask.any() for array in masked)
@@ -25,7 +25,7 @@ def as_arrow_takes(values: list[Any], kinds: set[type]) -> list[Any]:
 
 
 def _holds_masked(values: list[Any], kinds: set[type]) -> bool:
-    """Whether there is a masked array, looked for level by level, which is fast."""
+    """Whether there is a masked array; searches level by level, which is fast."""
     for _ in range(DEEPEST):
         if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
             return True
@@ -44,15 +44,15 @@ def _holds_masked(values: list[Any], kinds: set[type]) -> bool:
 
 
 def _masked_inside(values: Any, kinds: set[type]) -> list[Any]:
-    """The masked arrays among values of these kinds, and inside of them."""
-    found = []
+    """The masked arrays among values of these kinds, and inside them."""
+    masked = []
     if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
-        found += [value for value in values if isinstance(value, np.ma.MaskedArray)]
+        masked += [value for value in values if isinstance(value, np.ma.MaskedArray)]
     if any(issubclass(kind, (*CONTAINERS, np.ndarray)) for kind in kinds):
         for value in values:
             if (inside := _inside(value)) and (inner := set(map(type, inside))):
-                found += _masked_inside(inside, inner)
-    return found
+                masked += _masked_inside(inside, inner)
+    return masked
 
 
 def _inside(value: Any) -> Any:
@@ -65,7 +65,7 @@ def _inside(value: Any) -> Any:
 
 
 def _unmasked(value: Any, *, with_masks: bool) -> Any:
-    """``value`` without masks; where there are any, all masked arrays become lists, which have one type with theirs."""
+    """``value`` without masks; if there are any, all masked arrays become lists, so that they have one type."""
     if isinstance(value, np.ma.MaskedArray):
         if value.ndim == 0:
             return None if value.mask.any() else value.item()

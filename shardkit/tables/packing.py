@@ -1,4 +1,4 @@
-"""Packing: things of known sizes into bins as equal as can be. Nothing here knows what the things are."""
+"""Packs things of known sizes into bins that are as equal as possible. Nothing here knows what the things are."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import heapq
 
 import numpy as np
 
-# How much more than an even share the fullest bin may hold for the sake of neighbours that stay together.
+# How much more than an even share the fullest bin may hold so that neighbours stay together.
 SPARE = 1.05
 
 
 def longest_first(sizes: np.ndarray, *, bins: int) -> np.ndarray:
-    """The bin of each thing: longest processing time first, each to the bin that has least so far.
+    """The bin of each thing: the largest first, each into the bin that has least so far.
 
-    The fullest bin is at most 4/3 of what the best packing makes it. No bin is left empty, if there are as many
+    The fullest bin is at most 4/3 as full as with the best packing. No bin is left empty, if there are as many
     things as bins and their sizes are above 0.
 
     Args:
@@ -21,7 +21,7 @@ def longest_first(sizes: np.ndarray, *, bins: int) -> np.ndarray:
         bins: how many, at least 1 where there are things.
     """
     order = np.argsort(-sizes, kind="stable")
-    # One integer holds a bin's load and its number: to compare two of them is most of the work.
+    # One integer holds a bin's load and its number, because comparing bins is most of the work.
     heap = list(range(bins))
     numbers = []
     for size in sizes[order].tolist():
@@ -34,7 +34,7 @@ def longest_first(sizes: np.ndarray, *, bins: int) -> np.ndarray:
 
 
 def evenly(sizes: np.ndarray, *, bins: int) -> np.ndarray:
-    """The bin of each thing: neighbours together, where that makes the fullest bin hardly fuller; else longest first.
+    """The bin of each thing: neighbours together if that makes the fullest bin hardly fuller, else largest first.
 
     Bins are numbered by their first things, and none is empty.
 
@@ -47,7 +47,7 @@ def evenly(sizes: np.ndarray, *, bins: int) -> np.ndarray:
     if neighbours is not None and _fullest(neighbours, sizes) <= SPARE * least:
         return neighbours
     packed = longest_first(sizes, bins=bins)
-    # Where things are so large that no packing is even, that is nobody's fault; but the bound of 4/3 holds.
+    # Some things are so large that no packing is even; the bound of 4/3 holds all the same.
     allowed = max(min(SPARE * _fullest(packed, sizes), 4 / 3 * least), _fullest(packed, sizes))
     if neighbours is not None and _fullest(neighbours, sizes) <= allowed:
         return neighbours
@@ -55,7 +55,7 @@ def evenly(sizes: np.ndarray, *, bins: int) -> np.ndarray:
 
 
 def in_order(numbers: np.ndarray) -> np.ndarray:
-    """The same bins, numbered from 0 on as they first appear."""
+    """The same bins, numbered from 0 in order of first appearance."""
     _, first, codes = np.unique(numbers, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int32)
     rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
@@ -63,7 +63,7 @@ def in_order(numbers: np.ndarray) -> np.ndarray:
 
 
 def _cut(sizes: np.ndarray, *, bins: int) -> np.ndarray | None:
-    """Contiguous bins, cut where the running total is nearest to an even share; None if that leaves one empty."""
+    """Contiguous bins, cut where the running total is closest to even shares; None if that leaves one empty."""
     ends = np.r_[0, np.cumsum(sizes)]
     wanted = ends[-1] * (np.arange(1, bins) / bins)
     right = np.searchsorted(ends, wanted)

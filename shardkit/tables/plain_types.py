@@ -1,8 +1,8 @@
-"""The types that columns are stored as: those that every reader of Parquet reads as they were written.
+"""The types in which columns are stored: those that every reader of Parquet reads as they were written.
 
-Of the others, those with a plain type that means the same become that: a dictionary the values that it stands for, a
-list of fixed size, whose nulls many readers misread, a list, a field that may not be null one that may. Types that are
-known by name only are refused, for what they are made of means something else: of a period, a number.
+Other types become a plain type that means the same, if there is one: a dictionary becomes its values, a list of fixed
+size, whose nulls many readers misread, a list, and a field that may not be null one that may. Types that are known by
+name only are refused, because their storage means something else: that of a period is a number.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXTENSION = b"ARROW:extension:name"
-AS_STORED = ("arrow.json", "arrow.bool8", "geoarrow.", "ogc.")  # what they are made of says it all
+AS_STORED = ("arrow.json", "arrow.bool8", "geoarrow.", "ogc.")  # whose storage can be used as it is
 UUID = "arrow.uuid"
 
 Renewed = tuple[tuple["Callable[[pa.DataType], bool]", "Callable[[pa.DataType], pa.DataType]"], ...]
-# Types without others inside that become another one.
+# Types without inner types, and what they become.
 RENEWED: Renewed = (
     (pt.is_string_view, lambda _: pa.large_string()),
     (pt.is_binary_view, lambda _: pa.large_binary()),
@@ -36,10 +36,10 @@ RENEWED: Renewed = (
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911  a kind of type a line
-    """What a type is stored as.
+    """The type in which values of a type are stored.
 
     Raises:
-        TypeError: it is only known by its name.
+        TypeError: the type is known by its name only.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return _plain_extension(kind.extension_name, kind.storage_type)
@@ -71,16 +71,16 @@ def _plain_extension(name: str, storage: pa.DataType) -> pa.DataType:
     raise TypeError(f"its type is {name}, which few readers know; give its values in a plain type")
 
 
-_LAST: list[tuple[pa.Schema, pa.Schema]] = []  # most tables have the columns of the one before
+_LAST: list[tuple[pa.Schema, pa.Schema]] = []  # most tables have the same columns as the one before
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """What the columns of a table are stored as.
+    """The schema in which a table is stored.
 
     Raises:
-        TypeError: a column's type is only known by its name.
+        TypeError: a column's type is known by its name only.
     """
-    if _LAST and schema.equals(_LAST[0][0], check_metadata=True):  # which tells of types that are not registered
+    if _LAST and schema.equals(_LAST[0][0], check_metadata=True):  # which names the types that are not registered
         return _LAST[0][1]
     fields = []
     for field in schema:
@@ -93,7 +93,7 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def plain_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column as the type that `plain_schema` has for it.
+    """A column in the type that `plain_schema` gives it.
 
     Raises:
         pa.ArrowException: it has values that this type cannot hold.
@@ -111,5 +111,5 @@ def plain_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def _is_cast_badly(kind: pa.DataType) -> bool:
-    """Whether Arrow does not cast what is or holds such a type, or makes an array of it that is not valid."""
+    """Whether Arrow cannot cast such a type, or what holds it, or makes an invalid array of it."""
     return bool(pt.is_run_end_encoded(kind) or pt.is_list_view(kind) or pt.is_large_list_view(kind))

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from shardkit.checksums import Sums
 
 MAGIC = b"PAR1"
-TAIL_BYTES = 8  # of a file, after its footer: how long that is, and the magic
-# How pages are written: compressed, and with a checksum each.
+TAIL_BYTES = 8  # after the footer of a file: the footer's length, and the magic bytes
+# How pages are written: compressed, each with a checksum.
 COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
 ROW_GROUP_ROWS = 1 << 17
 ROW_GROUP_BYTES = 32 << 20
@@ -40,7 +40,7 @@ SEVERAL_THREADS_BYTES = 1 << 20  # of a row group, before it is encoded
 SCHEMA, NUM_ROWS, ROW_GROUPS, CREATED_BY, ENCRYPTION = 2, 3, 4, 6, 8
 # RowGroup
 COLUMNS, GROUP_BYTES, GROUP_ROWS, GROUP_OFFSET, GROUP_COMPRESSED_BYTES, ORDINAL = 1, 2, 3, 5, 6, 7
-# ColumnChunk: of a chunk's indexes only those in its pages are copied.
+# ColumnChunk: indexes that lie outside the chunk's pages are not copied.
 FILE_PATH, CHUNK_OFFSET, CHUNK, CRYPTO = 1, 2, 3, 8
 INDEXES = (4, 5, 6, 7)
 # ColumnMetaData
@@ -65,25 +65,25 @@ def _moved_column(column: Struct, by: int) -> Struct:
         if number in chunk and chunk[number].value > 0:
             chunk[number] = Field(I64, chunk[number].value + by)
     moved = {number: held for number, held in column.items() if number not in INDEXES}
-    # Where the chunk's description would stand a second time, which nobody writes any more.
+    # CHUNK_OFFSET pointed to a second copy of the chunk's metadata, which is no longer written: 0 means none.
     return moved | {CHUNK: Field(STRUCT, chunk), CHUNK_OFFSET: Field(I64, 0)}
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some of the bytes of a row group that is copied; ``group`` comes with the last of them."""
+    """Some of the bytes of a row group that is copied; the last of them come with the ``group``."""
 
     data: bytes
     group: RowGroup | None = None
 
 
 def stretches(file: Any, group: RowGroup, step_bytes: int, sums: Sums = ()) -> Iterator[Stretch]:
-    """The bytes of a row group of an open file, whose ``sums`` tell whether they are as they were written.
+    """The bytes of a row group of an open file, checked against the ``sums`` of the file.
 
     Raises:
         OSError: they cannot be read, or are not as they were written.
     """
-    known = dict(sums).get(group.stop)
+    expected = dict(sums).get(group.stop)
     crc = zlib.crc32(MAGIC) if begin_of(sums, group.stop) == 0 else 0
     for start in range(group.start, group.stop, step_bytes):
         stop = min(start + step_bytes, group.stop)
@@ -91,10 +91,10 @@ def stretches(file: Any, group: RowGroup, step_bytes: int, sums: Sums = ()) -> I
         data = file.read(stop - start)
         if len(data) != stop - start:
             raise OSError(f"the file ends at byte {start + len(data):,}, in the middle of a row group")
-        if known is not None:
+        if expected is not None:
             crc = zlib.crc32(data, crc)
-            if stop == group.stop and crc != known:
-                raise OSError(f"the checksum of its bytes up to {stop:,} is another one")
+            if stop == group.stop and crc != expected:
+                raise OSError(f"its bytes up to {stop:,} do not match their checksum")
         yield Stretch(data, group if stop == group.stop else None)
 
 
@@ -104,12 +104,12 @@ def is_large(rows: int, size_bytes: int) -> bool:
 
 
 def size_of(footer: pq.FileMetaData) -> tuple[int, int]:
-    """The rows of a file, and its bytes before compression."""
+    """How many rows a file has, and how many bytes before compression."""
     return footer.num_rows, sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
 
 
 def repetitive(table: pa.Table) -> list[str]:
-    """The columns that a dictionary makes smaller, judged by the first rows: all but texts that hardly repeat."""
+    """The columns that a dictionary makes smaller, judged by the first rows: all except texts that rarely repeat."""
     import pyarrow.compute as pc
 
     first = table.slice(0, DICTIONARY_SAMPLE_ROWS)
@@ -119,10 +119,10 @@ def repetitive(table: pa.Table) -> list[str]:
 
 
 def copied_groups(footer: pq.FileMetaData, schema: pa.Schema) -> list[RowGroup | None]:
-    """For each row group of a file, what is copied of it to files of ``schema``; None where it must be written anew.
+    """For each row group of a file, what is copied of it to files of ``schema``; None if it must be encoded again.
 
-    It is copied if it is what would be written of its rows: of the same schema, compressed, with statistics, and large
-    but not too large.
+    A row group is copied if it is like those that are written here: of the same schema, compressed, with statistics,
+    large enough and not too large.
     """
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     fitting = [
@@ -138,7 +138,7 @@ def copied_groups(footer: pq.FileMetaData, schema: pa.Schema) -> list[RowGroup |
 
 
 def _is_arrows(content: Struct) -> bool:
-    """Whether a file is of the library that reads it here: of others it may know errors by their names."""
+    """Whether pyarrow has written a file: for files of other libraries, readers may work around known bugs."""
     writer: bytes = content[CREATED_BY].value if CREATED_BY in content else b""
     return writer.startswith(b"parquet-cpp-arrow")
 
@@ -155,13 +155,13 @@ def _copied(entry: Struct) -> RowGroup | None:
 
 
 def _extent(entry: Struct) -> tuple[int, int] | None:
-    """Where the bytes of a row group begin and end; None if there is something else among them."""
-    start = at = _first(entry)
+    """Where the bytes of a row group begin and end; None if there are other bytes between its columns."""
+    start = stop = _first(entry)
     for chunk in (column[CHUNK].value for column in entry[COLUMNS].value[1]):
-        if _start(chunk) != at:
+        if _start(chunk) != stop:
             return None
-        at += chunk[COMPRESSED_BYTES].value
-    return start, at
+        stop += chunk[COMPRESSED_BYTES].value
+    return start, stop
 
 
 def _first(entry: Struct) -> int:
@@ -192,7 +192,7 @@ def _read(footer: pq.FileMetaData) -> Struct | None:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Some columns of a table as a file by itself: its bytes, and the entry for its one row group."""
+    """Some columns of a table as a file of their own: its bytes, and the entry for its one row group."""
 
     data: pa.Buffer
     entry: Struct
@@ -207,7 +207,7 @@ class _Encoded:
         return cls(data, entry)
 
     def chunks(self) -> Iterator[tuple[str, Struct, pa.Buffer]]:
-        """What describes each chunk of a column, and its bytes, with the name of the column that it belongs to."""
+        """For each column chunk: the name of its column, its metadata, and its bytes."""
         for column in self.entry[COLUMNS].value[1]:
             chunk = column[CHUNK].value
             (first, *_) = chunk[PATH].value[1]
@@ -215,7 +215,7 @@ class _Encoded:
 
 
 def _encoded(table: pa.Table, use_dictionary: list[str], threads: int) -> list[_Encoded]:
-    """The columns of a table, in one file or more, as many as threads have been at work."""
+    """The columns of a table, in as many files as threads have encoded them."""
     if threads < 2 or table.num_columns < 2 or table.nbytes < SEVERAL_THREADS_BYTES:
         return [_Encoded.of(table, use_dictionary)]
     shares = _shares(table, min(threads, table.num_columns))
@@ -225,14 +225,14 @@ def _encoded(table: pa.Table, use_dictionary: list[str], threads: int) -> list[_
 
 
 def _shares(table: pa.Table, count: int) -> list[list[str]]:
-    """The columns' names in so many groups of about the same size."""
+    """The names of the columns in ``count`` groups of about the same size."""
     sizes = np.array([column.nbytes for column in table.columns], np.int64) + table.num_rows
     group = longest_first(sizes, bins=count)
     return [[name for name, g in zip(table.column_names, group, strict=True) if g == i] for i in sorted(set(group))]
 
 
 class RowGroupsFile:
-    """A Parquet file on its way, row group by row group, of which some are encoded and others copied.
+    """A Parquet file that is being written row group by row group: some are encoded, others copied.
 
     Args:
         file: an open file, empty yet.
@@ -259,12 +259,12 @@ class RowGroupsFile:
         chunks: dict[str, list[tuple[Struct, pa.Buffer]]] = {}
         for name, column, data in (chunk for some in encoded for chunk in some.chunks()):
             chunks.setdefault(name, []).append((column, data))
-        at = self._file.tell()
+        offset = self._file.tell()
         columns = []
         for column, data in (chunk for name in table.column_names for chunk in chunks[name]):
-            columns.append(_moved_column(column, at - _start(column[CHUNK].value)))
+            columns.append(_moved_column(column, offset - _start(column[CHUNK].value)))
             self._file.write(data)
-            at += data.size
+            offset += data.size
         sums = {n: sum(some.entry[n].value for some in encoded) for n in (GROUP_BYTES, GROUP_COMPRESSED_BYTES)}
         self._add(encoded[0].entry | {n: Field(I64, size) for n, size in sums.items()}, columns, len(table))
 
@@ -284,7 +284,7 @@ class RowGroupsFile:
             self._copying_from = None
 
     def _add(self, entry: Struct, columns: list[Struct], rows: int) -> None:
-        """Take in the entry for a row group, whose columns have their place in this file by now."""
+        """Add the entry for a row group, whose columns already have their offsets in this file."""
         begin = Field(I64, min(_start(column[CHUNK].value) for column in columns))
         moved = entry | {COLUMNS: Field(LIST, (STRUCT, columns)), GROUP_OFFSET: begin}
         if ORDINAL in entry:
@@ -307,5 +307,5 @@ class RowGroupsFile:
 def _empty(schema: pa.Schema) -> Struct:
     """The footer of a file without rows."""
     sink = pa.BufferOutputStream()
-    pq.ParquetWriter(sink, schema, **COMPRESSION).close()  # an empty table would load pandas
+    pq.ParquetWriter(sink, schema, **COMPRESSION).close()  # writing an empty table would load pandas
     return _footer(sink.getvalue())

@@ -1,6 +1,6 @@
 """What the user's function returned, as Arrow tables.
 
-Rows given as dicts are converted many records at once, which is several times faster than one by one; where that
+Rows given as dicts are converted many records at once, which is several times faster than one by one; if that
 fails, the batch is halved until the records that cannot be converted are alone, and only these are given up.
 """
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 Row = dict[str, Any]
-FIRST_LOOK = 8  # so many rows of a record are gathered before anybody asks how large they are
+FIRST_LOOK = 8  # so many rows of a record are collected before their size is checked
 
 
 class Large(Protocol):
-    """Takes the rows of one record on the way, once they are many."""
+    """Takes the rows of one record while its function is still yielding them, once they are many."""
 
     def look(self, rows: list[Row]) -> int:
-        """Take the rows if they are many, and leave none; returns how many there shall be at the next look."""
+        """Take the rows if they are many, and empty the list; returns at how many rows to look again."""
 
     def look_at(self, tables: list[pa.Table]) -> None:
-        """Take the tables if they are large, and leave none."""
+        """Take the tables if they are large, and empty the list."""
 
     def finish(self, rest: Result) -> Result:
-        """The record's rows, of which ``rest`` has not been taken."""
+        """The record's rows; ``rest`` are those that have not been taken yet."""
 
 
 @dataclass
 class Result:
-    """One record's rows: dicts that are still to be converted, or tables, or parts that hold them already."""
+    """One record's rows: dicts that are not converted yet, tables, or parts that hold them already."""
 
     index: int
     key: str
@@ -53,10 +53,10 @@ class Result:
 
 @dataclass
 class Batch:
-    """A table of the rows of one or more records, and the record that gave each column its type first.
+    """A table of the rows of one or more records, and the record that first gave each column its type.
 
-    ``records`` are these records' positions, in the order of their rows, and how many rows each has given. They are
-    only there where any of the records but those in ``origins`` could be left out, and all types would be the same.
+    ``records`` has the records' positions, in the order of their rows, and how many rows each has given. It is None
+    unless any record that is not in ``origins`` could be left out without a change of types.
     """
 
     table: pa.Table
@@ -65,10 +65,10 @@ class Batch:
 
 
 def collect(result: Any, index: int, key: str, large: Large | None = None) -> Result:
-    """Exhaust what the function returned for one record; ``large`` takes rows on the way, if they are many.
+    """Collect all that the function returns for one record; ``large`` takes rows meanwhile, if they are many.
 
     Raises:
-        TypeError: it is nothing that can become rows.
+        TypeError: it cannot become rows.
         Exception: whatever the function raises while it yields.
     """
     if result is None:
@@ -94,7 +94,7 @@ def _collect_items(items: Iterable[Any], index: int, key: str, large: Large | No
     next_look = FIRST_LOOK
     for item in items:
         if isinstance(item, Mapping):
-            if item:  # a row without a column is none, or it would count only beside others
+            if item:  # a row without columns is no row: it would count only beside others
                 rows.append(item if type(item) is dict else dict(item))
                 if len(rows) >= next_look and large is not None:
                     next_look = large.look(rows)
@@ -117,7 +117,7 @@ def _collect_items(items: Iterable[Any], index: int, key: str, large: Large | No
 def as_table(value: Any, *, of_record: bool = False) -> pa.Table | None:
     """``value`` as a plain table, or None if it is no table, record batch or DataFrame of any library.
 
-    pandas has floats where nothing is known. In a record's frame, the type of such a column is for others to tell.
+    In pandas, a column without values has floats. In a record's frame, its type is left to other records.
     """
     if isinstance(value, pa.RecordBatch):
         value = pa.Table.from_batches([value])
@@ -138,7 +138,7 @@ def as_table(value: Any, *, of_record: bool = False) -> pa.Table | None:
 
 
 def _from_others(value: Any) -> pa.Table | None:
-    """What another library has as a table, such as a frame of polars or an answer of DuckDB."""
+    """The table of another library's value, such as a frame of polars or a result of DuckDB; None if it is no table."""
     if (
         isinstance(value, pa.RecordBatchReader | pa.Array | pa.ChunkedArray)
         or is_pandas(value, "Series")
@@ -148,11 +148,11 @@ def _from_others(value: Any) -> pa.Table | None:
     try:
         return pa.table(value)
     except (pa.ArrowException, TypeError, ValueError):
-        return None  # one column, and no table
+        return None  # a single column, not a table
 
 
 def _plain(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
-    """The column in a type that all read, and without structs that have no fields."""
+    """The column in a type that every reader knows, and without structs that have no fields."""
     try:
         column = plain_column(column, field.type)
     except pa.ArrowException as error:
@@ -166,7 +166,7 @@ _storable: dict[pa.Schema, bool] = {}
 
 
 def _check_storable(schema: pa.Schema) -> None:
-    """Refuse, while the record is still known, a type that a Parquet file cannot hold, or not give back."""
+    """Refuse a type that cannot be written to a Parquet file and read back, while the record is still known."""
     if schema in _storable:
         return
     for column in schema:
@@ -224,7 +224,7 @@ def _columns(rows: list[Row]) -> dict[str, list[Any]]:
 def to_batches(
     results: list[Result], schema: pa.Schema | None, give_up: Callable[[Result, Exception], None]
 ) -> Iterator[Batch]:
-    """Convert the dict rows of some records, giving up only those that cannot be converted."""
+    """Convert the dict rows of some records, giving up only the records that cannot be converted."""
     try:
         batch = _joint(results, schema)
     except Exception as error:  # noqa: BLE001  whatever it is, it must cost no more than one record
@@ -234,7 +234,7 @@ def to_batches(
     else:
         yield batch
         return
-    half = len(results) // 2  # outside of the handler, or each error would hang on those of the larger batches
+    half = len(results) // 2  # not in the handler: each error would keep those of the larger batches as its context
     yield from to_batches(results[:half], schema, give_up)
     yield from to_batches(results[half:], schema, give_up)
 
@@ -259,30 +259,30 @@ def _origins(
 ) -> tuple[dict[str, str], bool]:
     """For each type that a record alone would have given a column, the first record to do so.
 
-    That is one type, but for integers and floats: together they make floats, but a record of nothing but integers
-    would have made integers. The outcome must not hang on which records were converted together.
+    There is only one type, except with integers and floats: together they become floats, but a record with only
+    integers would have given integers. The result must not depend on which records were converted together.
 
-    Also whether these records alone make the column's type, whatever the others have.
+    Also returns whether these records alone decide the column's type, whatever the others have.
     """
     if pt.is_null(kind):
         first = next(result for result in results if any(name in row for row in result.rows))
         return {str(kind): first.key}, True
-    found: dict[str, str] = {}
+    origins: dict[str, str] = {}
     is_mixed = pt.is_floating(kind) and any(family(k) == "int" for k in kinds_of(values))
     start, alone = 0, True
     for end, result in zip(ends, results, strict=True):
         if families := {family(k) for k in kinds_of(values[start:end])}:
-            if not found and not _is_plain(kind):
+            if not origins and not _is_plain(kind):
                 alone = len(results) == 1 or _type_of(values[start:end]) == kind
-            found.setdefault("int64" if is_mixed and families == {"int"} else str(kind), result.key)
-            if len(found) == 1 + is_mixed:
+            origins.setdefault("int64" if is_mixed and families == {"int"} else str(kind), result.key)
+            if len(origins) == 1 + is_mixed:
                 break
         start = end
-    return found, alone
+    return origins, alone
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether any single value that is of this type when it is alone makes a column of it."""
+    """Whether one value is enough to give a column this type, so that any record with a value gives the same."""
     return bool(pt.is_int64(kind) or pt.is_float64(kind) or pt.is_string(kind) or pt.is_boolean(kind))
 
 

@@ -1,4 +1,4 @@
-"""Column types: how they are written down, and how those of several parts become one."""
+"""Column types: how they are written as text, and how those of several parts are unified."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def parse_type(text: str) -> pa.DataType:
             f"output.schema: there is no type {text!r}.",
             hint=f"Did you mean {near[0]!r}?"
             if near
-            else f"Known are {', '.join(SIMPLE_TYPES[:12])}, ..., list<type>.",
+            else f"There are {', '.join(SIMPLE_TYPES[:12])}, ..., list<type>.",
         )
     return pa.type_for_alias(name)
 
@@ -101,12 +101,12 @@ def split_outside(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Way:
-    """How types come together where it hangs on the values whether one holds them all; by default they do not.
+    """How types are unified if only their values decide whether one type holds them all; by default they are not.
 
     Attributes:
-        integers: what integers with a sign and those of 64 bits without one become.
-        unit: the finest unit that times of several become.
-        text: whether numbers, times and texts may become texts.
+        integers: what signed integers together with unsigned ones of 64 bits become.
+        unit: the finest unit that times of different units become.
+        text: whether numbers, times and texts may all become text.
     """
 
     integers: Literal["signed", "unsigned", "decimal"] | None = None
@@ -115,7 +115,7 @@ class Way:
 
 
 BY_TYPE_ALONE = Way()
-WIDE_INTEGER = pa.decimal128(20, 0)  # holds integers of 64 bits with and without a sign
+WIDE_INTEGER = pa.decimal128(20, 0)  # holds all integers of 64 bits, signed and unsigned
 UNITS = ("s", "ms", "us", "ns")
 
 
@@ -126,10 +126,10 @@ def unify_types(  # noqa: C901, PLR0911, PLR0912  a rule a line
 
     An all-null column takes the other's type; integers and floats take the wider of their own kind; a column of
     integers becomes one of floats only with ``widen_ints``. Lists and structs are unified inside, where integers
-    always widen: so does Arrow when it converts one record's nested values.
+    always widen, as Arrow itself does when it converts the nested values of one record.
 
     Raises:
-        TypeMismatch: there is none, or none that holds whatever values there are, and ``way`` tells none.
+        TypeMismatch: there is none, or it depends on the values and ``way`` names none.
     """
     if left == right or pt.is_null(right):
         return left
@@ -167,7 +167,7 @@ def unify_types(  # noqa: C901, PLR0911, PLR0912  a rule a line
         return pa.timestamp(_common_unit(left, right, column, way), left.tz)
     if pt.is_time(left) and pt.is_time(right):
         return max(left, right, key=lambda t: UNITS.index(t.unit))
-    if way.text and is_shown(left) and is_shown(right):
+    if way.text and has_text_form(left) and has_text_form(right):
         return pa.large_string() if pa.large_string() in {left, right} else pa.string()
     raise TypeMismatch(column, left, right)
 
@@ -180,16 +180,16 @@ def unify_fields(
     for group in fields:
         for field in group:
             name, kind = field.name, field.type
-            known = types.get(name)
-            if known is None:
+            earlier = types.get(name)
+            if earlier is None:
                 types[name] = kind
-            elif known != kind:
-                types[name] = unify_types(known, kind, widen_ints=widen_ints, column=f"{within}{name}", way=way)
+            elif earlier != kind:
+                types[name] = unify_types(earlier, kind, widen_ints=widen_ints, column=f"{within}{name}", way=way)
     return [pa.field(name, kind) for name, kind in types.items()]
 
 
-def is_shown(kind: pa.DataType) -> bool:
-    """Whether Arrow turns such values into text, and so that no two become the same."""
+def has_text_form(kind: pa.DataType) -> bool:
+    """Whether Arrow can turn values of the type into text, and different values into different texts."""
     tests = (pt.is_boolean, pt.is_integer, pt.is_floating, pt.is_decimal, pt.is_date, pt.is_timestamp, _is_text)
     return any(test(kind) for test in tests) and not pt.is_float16(kind)
 
@@ -227,7 +227,7 @@ def _wider_integer(left: pa.DataType, right: pa.DataType, column: str, way: Way)
 
 
 def _is_wide_integer(left: pa.DataType, right: pa.DataType, way: Way) -> bool:
-    """Whether there are integers that have become wide ones already, and others beside them."""
+    """Whether one of the types is that of wide integers already, and the other one of integers."""
     return way.integers == "decimal" and any(
         one == WIDE_INTEGER and pt.is_integer(other) for one, other in ((left, right), (right, left))
     )
@@ -245,7 +245,7 @@ def _common_unit(left: pa.DataType, right: pa.DataType, column: str, way: Way) -
     finest: str = max(left.unit, right.unit, key=UNITS.index)
     if way.unit is not None:
         return min(finest, way.unit, key=UNITS.index)
-    if finest == "ns" and left.unit != right.unit:  # which reach from 1677 to 2262
+    if finest == "ns" and left.unit != right.unit:  # nanoseconds reach only from 1677 to 2262
         raise TypeMismatch(column, left, right)
     return finest
 
@@ -255,17 +255,17 @@ def holds(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
     return test(kind) or any(holds(kind.field(i).type, test) for i in range(kind.num_fields))
 
 
-def unknown_inside(kind: pa.DataType, known: pa.DataType) -> str | None:
-    """The first field of the structs inside ``kind`` that those inside ``known`` do not have: a cast would drop it."""
-    if pt.is_struct(kind) and pt.is_struct(known):
+def unknown_inside(kind: pa.DataType, wanted: pa.DataType) -> str | None:
+    """The first field of the structs inside ``kind`` that those inside ``wanted`` do not have: a cast would drop it."""
+    if pt.is_struct(kind) and pt.is_struct(wanted):
         for field in kind:
-            if known.get_field_index(field.name) < 0:
+            if wanted.get_field_index(field.name) < 0:
                 return str(field.name)
-            inner = unknown_inside(field.type, known.field(field.name).type)
+            inner = unknown_inside(field.type, wanted.field(field.name).type)
             if inner is not None:
                 return f"{field.name}.{inner}"
-    if _is_list(kind) and _is_list(known):
-        return unknown_inside(kind.value_type, known.value_type)
+    if _is_list(kind) and _is_list(wanted):
+        return unknown_inside(kind.value_type, wanted.value_type)
     return None
 
 
@@ -303,20 +303,20 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
         cast = column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise pa.ArrowInvalid(f"column {field.name!r}: {error}") from error
-    if _may_lose(column.type, field.type) and not _returns(cast, column):
+    if _may_lose(column.type, field.type) and not _is_lossless(cast, column):
         raise pa.ArrowInvalid(f"column {field.name!r}: as {field.type} some values of {column.type} would be lost")
     return cast
 
 
 def _may_lose(kind: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether Arrow calls a cast safe that is not: a time of day cut off, a number made true, digits of a text lost."""
+    """Whether Arrow would do a cast that loses something: the time of day, which number was true, digits of a text."""
     if pt.is_date(wanted):
         return bool(pt.is_timestamp(kind))
     return bool(pt.is_boolean(wanted) and pt.is_integer(kind)) or (pt.is_floating(wanted) and _is_text(kind))
 
 
-def _returns(cast: pa.ChunkedArray, column: pa.ChunkedArray) -> bool:
-    """Whether values are what they were, cast back; of texts, only those that are whole numbers are looked at."""
+def _is_lossless(cast: pa.ChunkedArray, column: pa.ChunkedArray) -> bool:
+    """Whether the values are the same when cast back; of texts, only long whole numbers are compared."""
     if not _is_text(column.type):
         return bool(cast.cast(column.type).equals(column))
     long = column.filter(pc.fill_null(pc.match_substring_regex(column, r"^[-+]?\d{16,}$"), False))  # noqa: FBT003

@@ -1,4 +1,4 @@
-"""Spans: rows ``[start, stop)`` of a part, and which of them each record has given."""
+"""Spans are ranges of rows of a part, ``[start, stop)``; also which rows each record has given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
-"""In order, none empty, and none touching the next."""
+"""Ranges of rows in order; none is empty, and none touches the next."""
 
 
 def as_spans(pairs: Iterable[Iterable[int]]) -> Spans:
@@ -19,12 +19,12 @@ def as_spans(pairs: Iterable[Iterable[int]]) -> Spans:
 
 
 def row_count(spans: Spans) -> int:
-    """The rows of all spans together."""
+    """How many rows all spans have together."""
     return sum(stop - start for start, stop in spans)
 
 
 def clip(spans: Spans, start: int, stop: int) -> Spans:
-    """The rows from the ``start``-th up to the ``stop``-th of those that the spans have."""
+    """The rows from the ``start``-th up to the ``stop``-th of the rows in the spans."""
     clipped, begin = [], 0
     for low, high in spans:
         first, last = max(start - begin, 0), min(stop - begin, high - low)
@@ -59,7 +59,7 @@ def subtract(spans: Spans, gone: Iterable[tuple[int, int]]) -> Spans:
 
 
 def joined(pieces: Iterable[tuple[int, int]]) -> Spans:
-    """Pairs as spans, in order and none touching the next."""
+    """Ranges in any order, which do not overlap, as spans."""
     spans: list[tuple[int, int]] = []
     for low, high in sorted(pieces):
         if spans and spans[-1][1] == low:
@@ -70,16 +70,16 @@ def joined(pieces: Iterable[tuple[int, int]]) -> Spans:
 
 
 class RecordRows:
-    """Which records' rows follow each other in a part: a record's position in its chunk, and how many rows.
+    """Which records the rows of a part come from, in order: each record's position in its chunk, and how many rows.
 
-    As text it is short where neighbours have equally many rows: ``[[first position, records, rows of each], ...]``.
+    As text it is short if neighbours have equally many rows: ``[[first position, records, rows of each], ...]``.
     """
 
     def __init__(self, runs: Iterable[tuple[int, int, int]] = ()) -> None:
         self._runs = list(runs)
 
     def add(self, position: int, rows: int) -> None:
-        """The next rows are this record's."""
+        """Add the next rows, which are this record's."""
         first, records, each = self._runs.pop() if self._runs else (0, 0, 0)
         if records and first + records - 1 == position:  # more of the same record
             rows, records = rows + each, records - 1
@@ -93,8 +93,8 @@ class RecordRows:
         wanted = sorted(positions)
         pieces, begin = [], 0
         for first, records, each in self._runs:
-            some = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + records)]
-            pieces += [(begin + (p - first) * each, begin + (p - first + 1) * each) for p in some]
+            in_run = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + records)]
+            pieces += [(begin + (p - first) * each, begin + (p - first + 1) * each) for p in in_run]
             begin += records * each
         return joined(pieces)
 

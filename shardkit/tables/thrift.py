@@ -1,4 +1,4 @@
-"""Thrift's compact protocol without its definitions, which is what Parquet's footers are written in.
+"""Thrift's compact protocol, in which Parquet's footers are written; it works without the definitions of the structs.
 
 A struct is read with every field that it has, known or not, so that it can be written again as it was.
 
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, _, STRUCT = range(1, 13)
 _INTEGERS = {I16, I32, I64}
-_LONG_LIST = 15  # of so many items or more the length stands apart
+_LONG_LIST = 15  # from so many items on, the length is written separately
 
 
 class Field(NamedTuple):
     """A value and its type. A list is a pair of its items' type and its items, a struct a `Struct`.
 
-    To be written, a struct may also be the bytes that it was written as before.
+    For writing, a struct may also be given as its bytes.
     """
 
     kind: int
@@ -61,7 +61,7 @@ class _Reader:
         while head := self._byte():
             kind = head & 0x0F
             number = number + (head >> 4) if head >> 4 else self._integer()
-            # A field that is true or false is its type, and has no other value.
+            # The type of a boolean field is its value.
             fields[number] = Field(kind, None if kind in (TRUE, FALSE) else self._value(kind))
         return fields
 
@@ -80,14 +80,14 @@ class _Reader:
             return self._byte()
         if kind == DOUBLE:
             return self._bytes(8)
-        raise ValueError(f"there is no type {kind} in it that can be read")
+        raise ValueError(f"the struct has a field of type {kind}, which cannot be read")
 
 
 def read_struct(data: bytes) -> Struct:
-    """The struct that ``data`` begins with.
+    """The struct at the beginning of ``data``.
 
     Raises:
-        ValueError: it is not one, or has a map in it.
+        ValueError: there is none, or it holds a map.
     """
     try:
         return _Reader(data).struct()

@@ -1,4 +1,4 @@
-"""Schemas as text: whole, as a result has them, and types read back from the form in which Arrow prints them."""
+"""Schemas as text, complete as in results; and types read back from the form in which Arrow prints them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LISTS = {"list": pa.list_, "large_list": pa.large_list}
 
 
 def schema_to_text(schema: pa.Schema) -> str:
-    """A schema in Arrow's own serialisation, which loses nothing of it, as text."""
+    """A schema as text, in Arrow's own serialisation, which loses nothing."""
     return base64.b64encode(schema.serialize()).decode()
 
 
@@ -61,10 +61,10 @@ def merged_schema(old: Mapping[str, Any], new: Mapping[str, Any]) -> pa.Schema:
 
 @functools.lru_cache(1024)
 def printed_type(text: str) -> pa.DataType:  # noqa: PLR0911  a kind of type a line
-    """A type as Arrow prints it, so that ``float`` is the one of 32 bits.
+    """The type that Arrow prints as ``text``; ``float`` is the one of 32 bits.
 
     Raises:
-        PipelineError: it cannot be told from its print.
+        PipelineError: it cannot be read back.
     """
     text = text.strip()
     if text in NAMES:

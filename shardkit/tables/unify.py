@@ -1,4 +1,4 @@
-"""One schema of many: types come together by themselves, or by the values they have; else the conflict is named."""
+"""One schema from many: column types are unified by rules or by their values; if they cannot be, the error says why."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from shardkit.errors import SchemaConflict
-from shardkit.tables.schema import BY_TYPE_ALONE, TypeMismatch, Way, is_shown, unify_types
+from shardkit.hints import Hint, joined
+from shardkit.tables.schema import BY_TYPE_ALONE, TypeMismatch, Way, has_text_form, unify_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     Fits = Callable[[str, pa.DataType], bool]
 
-# What is tried where the types alone do not tell, the best first.
+# What is tried if the types alone do not decide, the best first.
 WAYS = tuple(Way(integers, unit) for unit in ("ns", "us", "ms", "s") for integers in ("signed", "unsigned", "decimal"))
 
 
 class Unifier:
-    """Takes in columns, each with its type and the name of the place where it was found first."""
+    """Collects columns with their types, and for each type its origin: what gave the column this type first."""
 
     def __init__(self) -> None:
         self._types: dict[str, dict[pa.DataType, str]] = {}
         self._named: dict[str, dict[pa.DataType, str]] = {}
 
-    def add(self, column: str, kind: pa.DataType, place: str) -> None:
-        """There is a column of that type."""
+    def add(self, column: str, kind: pa.DataType, origin: str) -> None:
+        """Add a column of that type."""
         types = self._types.setdefault(column, {})
         if not pt.is_null(kind):
-            types.setdefault(kind, place)
+            types.setdefault(kind, origin)
 
-    def add_empty(self, column: str, kind: pa.DataType, place: str) -> None:
-        """There is a column of that type without a value: any other type goes before it."""
+    def add_empty(self, column: str, kind: pa.DataType, origin: str) -> None:
+        """Add a column of that type without a value: its type counts only if nothing else gives it one."""
         self._types.setdefault(column, {})
-        self._named.setdefault(column, {}).setdefault(kind, place)
+        self._named.setdefault(column, {}).setdefault(kind, origin)
 
     def schema(self, fits: Fits, *, widen_ints: bool) -> pa.Schema:
-        """The schema that holds all; ``fits`` tells whether all values of a column fit a type.
+        """The schema that holds all columns; ``fits`` says whether all values of a column fit a type.
 
         Raises:
-            SchemaConflict: two places give a column types that have nothing in common.
+            SchemaConflict: two origins give a column types that have nothing in common.
         """
         fields = []
         for name, types in self._types.items():
@@ -87,16 +88,18 @@ def _all_as_one(name: str, types: Iterable[pa.DataType], way: Way, *, widen_ints
 
 
 def _conflict(name: str, types: Mapping[pa.DataType, str], fits: Fits, *, widen_ints: bool) -> SchemaConflict:
-    """Names the first two places whose types never come together, else those whose values do not fit."""
+    """The error about the first two types that can never be unified, else about all types whose values do not fit."""
     for way in (WAYS[2], BY_TYPE_ALONE):
-        for (right, place), n in zip(types.items(), itertools.count()):
-            for left, other in itertools.islice(types.items(), n):
+        for (right, origin), n in zip(types.items(), itertools.count()):
+            for left, earlier in itertools.islice(types.items(), n):
                 try:
                     unify_types(left, right, widen_ints=widen_ints, column=name, way=way)
                 except TypeMismatch as mismatch:
-                    told = f"Column {mismatch.column!r} is {mismatch.left} in {other} and {mismatch.right} in {place}."
-                    return SchemaConflict(told, hint=_cure(name, mismatch, types, fits))
-    kinds = ", ".join(f"{kind} in {place}" for kind, place in types.items())
+                    both = f"{mismatch.left} in {earlier} and {mismatch.right} in {origin}"
+                    return SchemaConflict(
+                        f"Column {mismatch.column!r} is {both}.", hint=_cure(name, mismatch, types, fits)
+                    )
+    kinds = ", ".join(f"{kind} in {origin}" for kind, origin in types.items())
     return SchemaConflict(f"Column {name!r} has types with nothing in common: {kinds}.", hint=cure_as_text(name, types))
 
 
@@ -104,17 +107,24 @@ def _cure(name: str, mismatch: TypeMismatch, types: Iterable[pa.DataType], fits:
     kinds = {mismatch.left, mismatch.right}
     if any(map(pt.is_integer, kinds)) and any(map(pt.is_floating, kinds)):
         if fits(name, pa.float64()):
-            return "To make it a float everywhere, resume with --set output.widen_ints=true."
-        return f"No float holds all of the integers. {cure_as_text(name, types)}"
+            everywhere = "To make it a float everywhere"
+            return Hint(
+                f"{everywhere}, call resume(**{{'output.widen_ints': True}}).",
+                f"{everywhere}, resume with --set output.widen_ints=true.",
+            )
+        return joined("No float holds all of the integers.", cure_as_text(name, types))
     if all(pt.is_timestamp(kind) or pt.is_duration(kind) for kind in kinds) and mismatch.left.id == mismatch.right.id:
-        finest = "nanoseconds reach from 1677 to 2262 only, and coarser units lose them"
-        return f"No unit holds the values of both: {finest}. {cure_as_text(name, types)}"
+        finest = "nanoseconds reach only from 1677 to 2262, and coarser units lose them"
+        return joined(f"No unit holds the values of both: {finest}.", cure_as_text(name, types))
     return cure_as_text(name, types)
 
 
 def cure_as_text(name: str, types: Iterable[pa.DataType]) -> str:
-    """How to have one type: by the function and, where Arrow makes texts of all the types, by a schema."""
+    """How to give a column one type: by the function and, if all its values can become text, by a schema."""
     by_function = "Have the function return one type, and start a new run"
-    if not all(map(is_shown, types)):
+    if not all(map(has_text_form, types)):
         return f"{by_function}."
-    return f"{by_function}; or say which with --set output.schema='{{{name}: string, ...}}' (all columns), and resume."
+    return Hint(
+        f"{by_function}; or say which with resume(**{{'output.schema': {{{name!r}: 'string', ...}}}}) (all columns).",
+        f"{by_function}; or say which with --set output.schema='{{{name}: string, ...}}' (all columns), and resume.",
+    )

@@ -1,9 +1,9 @@
-"""Python values as Arrow arrays: without loss, and the same whichever records they are converted with.
+"""Python values as Arrow arrays: without loss, and the same no matter which records are converted together.
 
-pyarrow infers a type from all the values that it is given. So it cuts off the time of day where a date comes before a
-datetime, makes bytes of text that stands beside bytes, and tells time zones apart or not, all by the order in which
-values happen to come. Here values of different kinds in one record are an error; and where several records are
-converted at once, which is much faster, they are `Mixed`, and are to be converted on their own.
+pyarrow infers a type from all the values that it is given. So it cuts off the time of day if a date comes before a
+datetime, turns text into bytes if there are bytes beside it, and tells time zones apart or not, depending on the order
+of the values. Here values of different kinds in one record are an error. If several records are converted at once,
+which is much faster, such values raise `Mixed`, and the records must be converted one by one.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 class Mixed(TypeError):
-    """Values of several records whose types, if each record were alone, might be others than they are together."""
+    """Values of several records that might have other types if each record were converted alone."""
 
 
 FAMILIES: tuple[tuple[str, tuple[type, ...]], ...] = (
-    ("timedelta64", (np.timedelta64,)),  # which numpy takes for an integer
+    ("timedelta64", (np.timedelta64,)),  # a kind of integer to numpy
     ("bool", (bool, np.bool_)),
     ("int", (int, np.integer)),
     ("float", (float, np.floating)),
@@ -47,7 +47,7 @@ FAMILIES: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("array", (np.ndarray,)),
     ("list", (list, tuple, set)),
 )
-# These give several records the type that unifying their own types would give.
+# Converted together, values of these types get the type that unifying the types of their records would give.
 TOGETHER: tuple[set[type], ...] = ({int, np.int64}, {int, float, np.int64, np.float64}, {str, np.str_}, {list, tuple})
 HOLDING = (*CONTAINERS, np.ndarray)
 ARROW_UNITS = {"s", "ms", "us", "ns"}
@@ -56,7 +56,7 @@ NUMBERS = {"int", "float"}
 
 @functools.cache
 def family(kind: Any) -> str:
-    """What a type is a kind of."""
+    """The name of the family that a type belongs to; a type in no family has its own name."""
     return next((name for name, kinds in FAMILIES if issubclass(kind, kinds)), kind.__name__)
 
 
@@ -65,17 +65,17 @@ def _family_of(value: Any) -> str:
 
 
 def kinds_of(values: Sequence[Any]) -> set[type]:
-    """The types of the values that are there."""
+    """The types of the values, except that of None."""
     return set(map(type, values)) - {type(None)}
 
 
 def to_array(values: list[Any], kind: pa.DataType | None, *, together: bool) -> pa.Array:
-    """Values as an array: of the type ``kind``, or of the one that they have themselves.
+    """Values as an array of the type ``kind`` or, without it, of the type that they have themselves.
 
     ``together`` says that they come from several records.
 
     Raises:
-        Mixed: they have to be converted record by record.
+        Mixed: they must be converted record by record.
         Exception: they have no common type, or do not fit ``kind``; whatever pyarrow and the values raise.
     """
     values, kinds = _without_missing(values, kinds_of(values), together=together)
@@ -91,12 +91,12 @@ def to_array(values: list[Any], kind: pa.DataType | None, *, together: bool) -> 
     except (pa.ArrowException, OverflowError):
         if kind is None or together:
             raise
-        return pa.array(values, type=kind)  # what Arrow cannot infer, it may know when it is told
+        return pa.array(values, type=kind)  # a type that Arrow cannot infer, it may still convert to
     return array
 
 
 def _plain(values: list[Any], kinds: set[type], kind: pa.DataType | None) -> pa.Array | None:
-    """The array of values that are nothing, or all of one simple type, where ``kind`` is that type's too."""
+    """The array of values that are all None, or all of one simple type that ``kind`` agrees with; else None."""
     if not kinds:
         return pa.nulls(len(values), kind)
     (first, *others) = kinds
@@ -105,7 +105,7 @@ def _plain(values: list[Any], kinds: set[type], kind: pa.DataType | None) -> pa.
     return plain_array(values, first)
 
 
-# What pa.array(values, type=...) takes without loss.
+# What pa.array(values, type=...) converts without loss.
 NATURAL: tuple[tuple[Callable[[pa.DataType], bool], set[type]], ...] = (
     (pt.is_integer, {int}),
     (pt.is_floating, {int, float, np.float64}),
@@ -119,7 +119,7 @@ NATURAL: tuple[tuple[Callable[[pa.DataType], bool], set[type]], ...] = (
 
 
 def _without_missing(values: list[Any], kinds: set[type], *, together: bool) -> tuple[list[Any], set[type]]:
-    """Pandas' own signs for what is missing as None; and NaN too, where the others are no numbers."""
+    """Values with None for pandas' own signs of what is missing, and for NaN beside values that are no numbers."""
     pandas = sys.modules.get("pandas")
     missing = {type(pandas.NaT), type(pandas.NA)} & kinds if pandas is not None else set()
     if missing:
@@ -138,7 +138,7 @@ def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Arra
     if len(families) > 1 and families not in (NUMBERS, {"int", "decimal"}, {"list", "array"}):
         raise TypeError(_mixed(families))
     if "dict" in families and not all(v is None or len(v) for v in values):
-        values = [v or None for v in values]  # {} alone tells no fields, and Parquet has no struct without
+        values = [v or None for v in values]  # {} alone names no fields, and Parquet has no struct without fields
     if "array" in families and (len(kinds) > 1 or len({v.dtype for v in values if v is not None}) > 1):
         if together:
             raise Mixed("arrays of several types")
@@ -162,7 +162,7 @@ def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Arra
     if pt.is_nested(array.type) and holds(array.type, _hides_mixtures):
         leaves: dict[str, set[str]] = {}
         _collect_leaves(values, "", leaves)
-        mixed = next((found for found in leaves.values() if len(found) > 1), None)
+        mixed = next((kinds_of_leaf for kinds_of_leaf in leaves.values() if len(kinds_of_leaf) > 1), None)
         if mixed:
             raise (Mixed if together else TypeError)(_mixed(mixed))
     return array
@@ -180,15 +180,15 @@ def _mixed(families: set[str]) -> str:
 
 def _numpy_times(values: list[Any], *, together: bool) -> pa.Array:
     """NumPy's own times, in the finest of their units; those of whole days are dates."""
-    known = [v for v in values if v is not None and not np.isnat(v)]
-    if not known:
+    given = [v for v in values if v is not None and not np.isnat(v)]
+    if not given:
         return pa.nulls(len(values))
-    if together and len({v.dtype for v in known}) > 1:
+    if together and len({v.dtype for v in given}) > 1:
         raise Mixed("times of several units")
-    nat = np.full(1, "NaT", known[0].dtype)[0]
+    nat = np.full(1, "NaT", given[0].dtype)[0]
     times = np.array([nat if v is None else v for v in values])
     unit = np.datetime_data(times.dtype)[0]
-    if unit not in ARROW_UNITS:  # those that Arrow lacks are whole days or whole seconds
+    if unit not in ARROW_UNITS:  # units that Arrow lacks become days or seconds
         days = times.dtype.kind == "M" and unit in {"Y", "M", "W", "D"}
         times = times.astype(f"{times.dtype.kind}8[{'D' if days else 's'}]")
     return pa.array(times)
@@ -213,17 +213,17 @@ def _hides_mixtures(kind: pa.DataType) -> bool:
     return bool(pt.is_binary(kind) or pt.is_date(kind) or pt.is_timestamp(kind))
 
 
-def _collect_leaves(values: Any, at: str, leaves: dict[str, set[str]]) -> None:
-    """The kinds of values inside nested ones, by where they are."""
+def _collect_leaves(values: Any, path: str, leaves: dict[str, set[str]]) -> None:
+    """Add the kinds of the values inside nested ones to ``leaves``, by their paths."""
     for value in values:
         if isinstance(value, dict):
             for name, inner in value.items():
-                _collect_leaves((inner,), f"{at}.{name}", leaves)
+                _collect_leaves((inner,), f"{path}.{name}", leaves)
         elif isinstance(value, list | tuple | set | np.ndarray):
-            _collect_leaves(value, f"{at}[]", leaves)
+            _collect_leaves(value, f"{path}[]", leaves)
         elif value is not None:
             kind = _zone(value) if isinstance(value, datetime.datetime) else _family_of(value)
-            leaves.setdefault(at, set()).add("number" if kind in NUMBERS else kind)
+            leaves.setdefault(path, set()).add("number" if kind in NUMBERS else kind)
 
 
 def _drop_empty(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""About how much memory rows take."""
+"""Estimates of how much memory rows take."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 def weight_of(row: dict[str, Any]) -> int:
-    """About how much memory a row's values take; 0 if they do not tell."""
+    """About how many bytes of memory a row's values take; 0 if it cannot be found out."""
     try:
         return _weight(row.values())
-    except Exception:  # noqa: BLE001  nested too deeply, or the user's own class: the conversion will tell
+    except Exception:  # noqa: BLE001  nested too deeply, or the user's own class: the conversion will raise the error
         return 0
 
 
 def _weight(values: Iterable[Any]) -> int:
-    """About how much memory some values take, the nested ones by the first that they hold."""
+    """About how many bytes some values take; nested values are estimated from the first one inside."""
     total = 0
     for value in values:
         total += sys.getsizeof(value)

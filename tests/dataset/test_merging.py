@@ -203,7 +203,7 @@ def test_a_conflict_is_mended_by_pass_2_alone(
     files: WriteFiles, tmp_path: Path, settings: dict[str, Any], kind: str
 ) -> None:
     folder = files([str(n) for n in range(10)])
-    with pytest.raises(sk.SchemaConflict, match=r"resume with --set output.widen_ints=true"):
+    with pytest.raises(sk.SchemaConflict, match=r"resume\(\*\*{'output.widen_ints': True}\)"):
         sk.run(Touching(tmp_path / "trace"), folder, tmp_path / "out", quiet=True, workers=2)
     run = sk.open_run(tmp_path / "out")
     assert run.summary().status == "failed"

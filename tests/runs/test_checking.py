@@ -120,7 +120,7 @@ def test_rows_are_noted_that_are_in_no_file(out: Path) -> None:
             pieces[0][1] = [[0, 2]]
 
     edit(noted, shift)
-    assert "the files of 2020-01-01 hold the rows" in check(out)
+    assert "files of 2020-01-01 hold the rows" in check(out)
 
 
 def test_rows_of_a_record_that_has_gone_count(out: Path) -> None:

@@ -317,7 +317,7 @@ def test_a_late_run_does_not_put_an_older_day_back(feed: Feed) -> None:
 
 
 # What the switch of one redone day of one file consists of; the old file and what was staged go side by side.
-STEPS = ["note", "place", "write", "note", *["remove", "tidy"], "unlink"]
+STEPS = ["note", "publish", "write", "note", *["remove", "tidy"], "unlink"]
 
 
 @pytest.mark.whole

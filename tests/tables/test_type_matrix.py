@@ -328,7 +328,9 @@ def test_the_values_choose_the_type_where_types_alone_do_not_tell(tmp_path: Path
 
 def test_times_that_no_unit_holds_are_a_conflict_with_its_reason(tmp_path: Path) -> None:
     far, fine = pa.array([dt.datetime(9999, 1, 1)] * 2), pa.array([NS.value, 0], pa.timestamp("ns"))
-    with pytest.raises(SchemaConflict, match=r"No unit holds the values of both: .* output\.schema='{v: string"):
+    with pytest.raises(
+        SchemaConflict, match=r"No unit holds the values of both: .* resume\(\*\*\{'output\.schema': \{'v': 'string'"
+    ):
         merged(tmp_path, [pa.table({"v": far}), pa.table({"v": fine})], chunks=2)
 
 

@@ -1,4 +1,4 @@
-"""Arrow's own files, also called Feather."""
+"""Arrow's own file format, also called Feather."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ArrowIpc(Format):
-    """Files of Arrow's format for exchange."""
+    """Files in Arrow's own format."""
 
     suffix: ClassVar[str] = ".arrow"
     describes_itself: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""What a format of a dataset's files has to be able to do."""
+"""What a file format for datasets must be able to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FileWriter(Protocol):
-    """A file on its way. It is written table by table, and closed durably."""
+    """A file that is being written: table by table, and closed durably."""
 
     def write(self, table: pa.Table) -> None:
         """Append a table, as one row group where the format has these."""
@@ -30,22 +30,22 @@ class FileWriter(Protocol):
 
 
 class CopyingWriter(FileWriter, Protocol):
-    """A file on its way that takes row groups of Parquet files as they are, as `Format.like_parts` promises."""
+    """A file that is being written and also takes row groups of Parquet files as they are: see `Format.like_parts`."""
 
     def copy(self, stretch: Stretch) -> None:
         """Append some of the bytes of a row group."""
 
 
 class Format(ABC):
-    """A format of files: a subclass without a state, which is made without arguments.
+    """A file format: subclasses have no state, and are made without arguments.
 
     Attributes:
-        suffix: What the names of its files end with, such as ``.parquet``. No other format has it.
+        suffix: The end of its files' names, such as ``.parquet``. No other format has the same.
         describes_itself: Whether a file says which columns of which types it has, and how many rows, without being
-            read to its end. Of a text nothing but the run's result knows the types.
-        like_parts: Whether its files are what the parts of pass 1 are, Parquet, so that row groups of parts and of
-            files of before are copied as they are.
-        in_catalogs: Whether tables of a catalogue can be made of its files.
+            read to its end. The types of a text file are in the run's result alone.
+        like_parts: Whether its files are Parquet, like the parts of pass 1, so that row groups of parts and of old
+            files are copied as they are.
+        in_catalogs: Whether its files can be the tables of a catalogue.
     """
 
     suffix: ClassVar[str]
@@ -55,7 +55,7 @@ class Format(ABC):
 
     @abstractmethod
     def writer(self, path: Path, schema: pa.Schema, *, threads: int) -> FileWriter:
-        """Begin the file ``path``; as many as ``threads`` may encode it.
+        """Begin the file ``path``; up to ``threads`` threads may encode it.
 
         Raises:
             PipelineError, pa.ArrowException: the format cannot hold a column of ``schema``.
@@ -65,7 +65,7 @@ class Format(ABC):
     def reader(self, columns: pa.Schema) -> Any:
         """What ``pyarrow.dataset`` reads the files with, as its ``format``.
 
-        ``columns`` are those of the files as far as they are known, as `read_as` gives them.
+        ``columns`` are the known columns of the files, as `read_as` gives them.
         """
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Format(ABC):
         """
 
     def read_as(self, schema: pa.Schema) -> pa.Schema:
-        """The types in which columns of these types come back."""
+        """The types in which columns of these types are read back."""
         return schema
 
     def bytes_of_rows(self, path: Path) -> int:
@@ -86,7 +86,7 @@ class Format(ABC):
 
 
 class PlainWriter:
-    """A writer of files that are written from their beginning to their end."""
+    """A writer of files that are written from beginning to end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -104,4 +104,4 @@ class PlainWriter:
         sync_file(self._path)
 
     def _end(self) -> None:
-        """Write what the format has at its end."""
+        """Write the end of the file."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Csv(Format):
-    """Files of comma-separated values: line breaks in them are quoted, nulls are no empty text."""
+    """Files of comma-separated values: line breaks in values are quoted, and nulls differ from empty text."""
 
     suffix: ClassVar[str] = ".csv"
 
@@ -56,7 +56,7 @@ class Csv(Format):
         rows = csv.open_csv(
             file,
             read_options=csv.ReadOptions(block_size=READ_BLOCK_BYTES),
-            # A row of nothing but a null is an empty line.
+            # A row with only a null is an empty line.
             parse_options=csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
             convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary())),
         )

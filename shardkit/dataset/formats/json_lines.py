@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class JsonLines(Format):
-    """Files of JSON Lines; what JSON has no type for is told as text or a number."""
+    """Files of JSON Lines; types that JSON lacks become text or numbers."""
 
     suffix: ClassVar[str] = ".jsonl"
 
@@ -43,7 +43,7 @@ class JsonLines(Format):
         )
 
     def read_as(self, schema: pa.Schema) -> pa.Schema:
-        """The types that JSON has in place of those that it has not."""
+        """The types with JSON's substitutes for those that it lacks."""
         return pa.schema([(field.name, _from_json(field.type)) for field in schema])
 
     def count_rows(self, file: Any) -> int:
@@ -68,7 +68,7 @@ def _from_json(kind: pa.DataType) -> pa.DataType:
 
 
 def _without_maps(kind: pa.DataType) -> pa.DataType:
-    """The type with lists for maps, as JSON has them: their keys may be no texts."""
+    """The type with lists of pairs instead of maps, whose keys may be other than text in Arrow but not in JSON."""
     if pt.is_map(kind):
         key = pa.field("key", _without_maps(kind.key_type), nullable=False)
         return pa.list_(pa.struct([key, ("value", _without_maps(kind.item_type))]))
@@ -106,7 +106,7 @@ def _with_lists_for_maps(table: pa.Table) -> pa.Table:
 
 
 def jsonable(value: Any) -> Any:
-    """``value`` in JSON's own terms: NaN and infinities are null, times are ISO 8601, decimals are strings."""
+    """``value`` as JSON can hold it: NaN and infinities are null, times are ISO 8601, decimals are strings."""
     if isinstance(value, dict):
         return {k: jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
 """The table of formats.
 
-A further format is a subclass of `Format` in a module of its own, and a line here; one of another package is an entry
-point in the group ``shardkit.formats``, by the name that ``output.format`` has.
+A new format is a subclass of `Format` in a module of its own, and a line in this table. Another package adds one by an
+entry point in the group ``shardkit.formats``, whose name is the value of ``output.format``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def format_of(name: str) -> Format:
     """The format of that name.
 
     Raises:
-        PipelineError: there is none here.
+        PipelineError: there is none.
     """
     kind = FORMATS.find(name)
     if kind is None:
@@ -69,10 +69,10 @@ def open_writer(path: Path, schema: pa.Schema, format: str, *, threads: int) -> 
 
 
 def known_format(value: Any) -> Any:
-    """See that a format is one that there is.
+    """Check that a format exists.
 
     Raises:
-        ValueError: it is none; the text is as pydantic has it.
+        ValueError: it does not; the text is like pydantic's own.
     """
     if isinstance(value, str) and value in FORMATS:
         return value

@@ -1,4 +1,4 @@
-"""Parquet, which is what parts are too."""
+"""Parquet, which is also the format of parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Parquet(Format):
-    """Files of Parquet."""
+    """Parquet files."""
 
     suffix: ClassVar[str] = ".parquet"
     describes_itself: ClassVar[bool] = True
@@ -39,7 +39,7 @@ class Parquet(Format):
         return int(pq.read_metadata(file).num_rows)
 
     def bytes_of_rows(self, path: Path) -> int:
-        """The columns, for a footer does not grow with them."""
+        """The bytes of the columns: the footer does not grow with the rows."""
         import pyarrow.parquet as pq
 
         footer = pq.read_metadata(path)

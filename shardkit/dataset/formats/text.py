@@ -1,4 +1,4 @@
-"""What the formats have in common that are text."""
+"""What the text formats have in common."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow.types as pt
 if TYPE_CHECKING:
     import pyarrow as pa
 
-READ_BLOCK_BYTES = 32 << 20  # a row of text must fit in
+READ_BLOCK_BYTES = 32 << 20  # a row of text must fit into one
 
 
 def is_binary(kind: pa.DataType) -> bool:
