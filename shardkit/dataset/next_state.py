@@ -30,7 +30,7 @@ def switching(
 ) -> Iterator[Build]:
     """Keep the dataset locked while the block builds its next state, then switch to that.
 
-    ``staged`` are files of the next state that jobs have staged already. ``fresh`` says that no attempt was made before.
+    ``staged`` are files of the next state that jobs have staged already. ``fresh``: this is the first attempt.
 
     Runs of different days build side by side: they need the lock only to switch.
     """
