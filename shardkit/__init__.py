@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shardkit.dataset.query import read_sql
     from shardkit.engines.local_settings import Local
     from shardkit.engines.sagemaker import SageMaker
+    from shardkit.engines.slurm_settings import Slurm
     from shardkit.errors import (
         BudgetExceeded,
         CatalogError,
@@ -76,6 +77,7 @@ _HOMES = {
     "ShardkitError": "errors",
     "StorageError": "errors",
     "SageMaker": "engines.sagemaker",
+    "Slurm": "engines.slurm_settings",
     "Summary": "runs.summary",
     "WrittenByNewer": "errors",
     "check": "runs.check",
@@ -114,6 +116,7 @@ __all__ = [
     "SageMaker",
     "SchemaConflict",
     "ShardkitError",
+    "Slurm",
     "StorageError",
     "Summary",
     "WrittenByNewer",

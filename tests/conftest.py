@@ -14,6 +14,7 @@ import warm
 from botocore.loaders import JSONFileLoader
 from emulators import shared
 from seconds import too_long
+from slurm_cluster import Cluster, cluster
 
 if TYPE_CHECKING:
     import subprocess
@@ -29,7 +30,9 @@ LONGEST = ("deployed_queue", "jobs", "notebooks", "storm", "docs", "merging", "p
 LONGEST += ("resume", "row_groups", "switch", "queue_scale", "rows", "planning", "examples", "job_stores", "cli_jobs")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "slurm" not in config.option.markexpr:  # scripts/test-slurm asks for these
+        items[:] = [item for item in items if "slurm" not in item.keywords]
     places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
@@ -102,6 +105,13 @@ def ministack_url(servers: Path) -> Iterator[str]:
     """The URL of ministack: its DynamoDB is fast and its conditions are atomic, and its Athena runs the queries."""
     with shared("ministack", servers / "ministack") as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Cluster]:
+    """A Slurm cluster of two nodes."""
+    with cluster() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True, scope="session")

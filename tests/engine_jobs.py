@@ -1,11 +1,24 @@
-"""What the tests of the local engine share: requests, and waiting for what happens to them."""
+"""What the tests of engines share: requests, and waiting for what happens to them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+
+from shardkit.engines.jobfiles import JobFiles
+from shardkit.engines.local import LocalEngine
+from shardkit.engines.wire import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ENDED = {"Completed", "Failed", "Stopped"}
 ROLE = "arn:aws:iam::123456789012:role/processing"
@@ -86,3 +99,55 @@ def processes(marker: str) -> list[int]:
 def tree(folder: Path) -> dict[str, str]:
     """The files under a folder, with their content."""
     return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@contextlib.contextmanager
+def local_engine(folder: Path) -> Iterator[LocalEngine]:
+    """A local engine, whose jobs end with it."""
+    engine = LocalEngine(folder, max_instances=8, stop_grace=20)
+    yield engine
+    for job in engine.list_processing_jobs(StatusEquals="InProgress", MaxResults=100)["ProcessingJobSummaries"]:
+        engine.stop_grace = 0
+        os.kill(JobFiles(engine.root, job["ProcessingJobName"]).supervisor() or 0, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def wired(engine: LocalEngine) -> Iterator[Any]:
+    """A boto3 client of an engine, over the wire."""
+    keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
+    with serving(engine) as url:
+        yield Wired(boto3.client("sagemaker", endpoint_url=url, region_name="us-east-1", **keys), engine)
+
+
+FIND = f"cd {DATA} && find . -type f | sort | cut -c3- | tr '\\n' ' '"
+
+
+class Wired:
+    """A boto3 client of the engine, with the engine's own extras."""
+
+    def __init__(self, client: Any, engine: LocalEngine) -> None:
+        self.client = client
+        self.engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client if name.endswith(("_processing_job", "_processing_jobs")) else self.engine, name)
+
+
+def refusal(call: Any, **arguments: Any) -> tuple[str, str]:
+    with pytest.raises(ClientError) as caught:
+        call(**arguments)
+    error = caught.value.response["Error"]
+    return error["Code"], error["Message"]
+
+
+def names(answer: dict[str, Any]) -> list[str]:
+    return [about["ProcessingJobName"] for about in answer["ProcessingJobSummaries"]]
+
+
+def found(engine: Any, name: str, *inputs: dict[str, Any], **more: Any) -> str | list[str]:
+    """The names that a job finds in its input; of several instances, line by line."""
+    engine.create_processing_job(**request(name, shell=f"{FIND}; echo", ProcessingInputs=list(inputs), **more))
+    about = ended(engine, name)
+    assert about["ProcessingJobStatus"] == "Completed", about
+    lines = [line.rstrip() for line in engine.log_lines(name)]
+    return lines[0] if len(lines) == 1 else lines

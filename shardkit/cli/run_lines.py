@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from shardkit.jobs.transitions import WAITS
 from shardkit.units import counted, first_line, human_bytes
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
     """The jobs of a run: how many are in each state, and why some failed."""
     if not jobs:
         return
-    states = Counter(job["status"] for job in jobs)
+    states = Counter("waiting" if job["reason"].startswith(WAITS) else job["status"] for job in jobs)
     attempts = sum(len(job["attempts"]) for job in jobs)
     yield f"jobs     {len(jobs):,}: {', '.join(f'{count:,} {state}' for state, count in states.items())}" + (
         f"; {counted(attempts, 'attempt')}" if attempts > len(jobs) else ""
@@ -29,7 +30,8 @@ def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
         job for job in jobs if job["reason"] and job["status"] != "Completed" and job["cause"] != "dependency"
     ]
     for job in with_reason[:JOBS_SHOWN]:
-        yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'].splitlines()[0][:300]}"
+        state = "" if job["reason"].startswith(WAITS) else f"is {job['status']}: "
+        yield f"  {job['name'] or job['job']} {state}{job['reason'].splitlines()[0][:300]}"
     if len(with_reason) > JOBS_SHOWN:
         yield f"  ... and {len(with_reason) - JOBS_SHOWN:,} more"
 

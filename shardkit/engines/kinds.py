@@ -21,6 +21,7 @@ ENGINES: Registry[type[Settings]] = Registry(
     {
         "local": "shardkit.engines.local_settings:Local",
         "sagemaker": "shardkit.engines.sagemaker:SageMaker",
+        "slurm": "shardkit.engines.slurm_settings:Slurm",
     },
     error=PipelineError,
     fits=lambda kind: isinstance(kind, type) and issubclass(kind, Settings),
@@ -79,7 +80,9 @@ def _adopted(value: Any) -> Settings:
     if isinstance(value, bool | int | float | list | tuple):
         raise ValueError(_expected())  # noqa: TRY004  for pydantic
     adopting = (kind.adopted(value) for kind in ENGINES.loaded())
-    return next((settings for settings in adopting if settings is not None), None) or engine_kind("sagemaker")(value)
+    return next((settings for settings in adopting if settings is not None), None) or engine_kind("sagemaker")(
+        processor=value
+    )
 
 
 def _expected(given: Any = None) -> str:

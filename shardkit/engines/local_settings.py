@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from shardkit.engines import limits
-from shardkit.engines.settings import Settings
+from shardkit.engines.service_settings import ServiceSettings
 from shardkit.engines.values import Count  # noqa: TC001  pydantic reads it
 from shardkit.errors import PipelineError
 from shardkit.traits import IsPath
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NOWHERE = "arn:aws:iam::000000000000:role/"  # of no account: the local engine asks for a role, and uses none
 
 
-class Local(Settings):
+class Local(ServiceSettings):
     """The same jobs on this machine, without Docker and without an account.
 
     >>> engine = Local(max_instances=2)                                             # doctest: +SKIP

@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr
 
 from shardkit.engines import images, limits
 from shardkit.engines.instances import nearest
-from shardkit.engines.settings import Settings
+from shardkit.engines.service_settings import ServiceSettings
 from shardkit.errors import PipelineError
 from shardkit.storage.aws_locations import aws_settings
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ONCE = {"mode": "standard", "total_max_attempts": 1}
 
 
-class SageMaker(Settings):
+class SageMaker(ServiceSettings):
     """Jobs on SageMaker Processing.
 
     >>> engine = SageMaker(processor)                                               # doctest: +SKIP

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from shardkit.engines import environment as variables
 from shardkit.engines import limits
-from shardkit.engines.instances import TYPE, instance_vcpus, not_a_type
-from shardkit.engines.processors import network_of, read_processor
-from shardkit.engines.values import Count, Key, Model, Names, Network
+from shardkit.engines.values import Count, Model
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -32,27 +22,13 @@ if TYPE_CHECKING:
     from shardkit.jobs.policy import Policy
 
 
-def _both_keys(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields in which ``kms_key`` is written out: it is the volume's key and the output's."""
-    if "kms_key" not in fields:
-        return fields
-    rest = {name: value for name, value in fields.items() if name != "kms_key"}
-    return dict.fromkeys(("volume_kms_key", "output_kms_key"), fields["kms_key"]) | rest
-
-
-def _outdated(given: set[str]) -> set[str]:
-    """What of a Processor's connection does not hold beside the fields that are given."""
-    if given & {"boto_session", "profile"}:
-        return {"boto_session", "client", "region"}
-    return {"client"} if given & {"region", "endpoint_url"} else set()
-
-
 class Settings(Model):
     """What every job of a run has in common; a subclass for each kind of engines says where it runs.
 
     A subclass names itself by its field ``kind``, as its entry in the table of kinds does, and has fields of its own.
-    It has to implement `client` and `log_lines`; the rest has defaults, for a service that is not this machine.
-    What it says of itself by attributes of the class:
+    It has to implement `client`, `log_lines`, `vcpus` and `resources`; the rest has defaults, for a service that is not
+    this machine. ``merge`` has other values of its fields, for the job that merges. What it says of itself by
+    attributes of the class:
 
     Attributes:
         title: How messages name the place of the jobs.
@@ -62,6 +38,7 @@ class Settings(Model):
         creates_per_s: How many jobs a second the engine takes at most, to tell beforehand how long that will be; None
             where it takes no time to speak of.
         look_every_s: How often a process that watches a run looks at its jobs.
+        missing_hint: What to do where a field is missing that has to be there.
         cloudwatch: Whether the jobs' logs are in CloudWatch, so that messages can link to them.
     """
 
@@ -72,83 +49,24 @@ class Settings(Model):
     creates_per_s: ClassVar[float | None] = 1.0
     look_every_s: ClassVar[float] = 10.0
     cloudwatch: ClassVar[bool] = False
+    missing_hint: ClassVar[str] = ""
 
     kind: str
-    role: Annotated[str, Field(min_length=1, max_length=2048)]
-    image: Annotated[str, Field(min_length=1, max_length=255)]
-    instance_type: str = "ml.m5.xlarge"
-    instance_preferences: Names = ()
-    instance_count: Count = Field(1, ge=1, le=100)
-    volume_gb: Count = Field(30, ge=1, le=16384)
-    volume_kms_key: Key | None = None
-    output_kms_key: Key | None = None
     max_runtime: Count | None = Field(None, ge=1, le=777600)
-    base_job_name: Annotated[str, AfterValidator(limits.checked_name)] = ""
-    command: Names = ()
-    tags: dict[str, str] = Field(default_factory=dict)
     env: dict[str, str] = Field(default_factory=dict)
-    network: Network | None = None
-    region: str | None = None
-    profile: str | None = None
     endpoint_url: str | None = None
     boto_session: Any = Field(None, exclude=True, repr=False)
+    merge: dict[str, Any] | None = None
 
-    def __init__(self, processor: Any = None, /, **fields: Any) -> None:
-        if processor is None:
-            processor = fields.pop("processor", None)
-        if processor is not None:
-            read = read_processor(processor, local=self.local)
-            for name in _outdated({name for name, value in fields.items() if value is not None}):
-                read.pop(name, None)
-            if self.local:
-                read.pop("client", None)
-            if fields.get("instance_type"):
-                read.pop("instance_preferences", None)
-            fields = read | _both_keys(fields)
+    def __init__(self, **fields: Any) -> None:
         variables.refuse_secrets({name: value for name, value in fields.items() if name not in ("env", "tags")})
         try:
             super().__init__(**fields)
         except ValidationError as error:
             from shardkit.explain import explain
 
-            missing = {problem["loc"] for problem in error.errors() if problem["type"] == "missing"}
-            hint = "Give a Processor of the SageMaker SDK, or these by name." if missing else ""
-            raise PipelineError(explain(error, type(self)), hint=hint) from error
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_key_for_all(cls, fields: Any) -> Any:
-        return _both_keys(fields) if isinstance(fields, dict) else fields
-
-    @field_validator("role")
-    @classmethod
-    def _some_role(cls, value: str) -> str:
-        return limits.checked_role(value)
-
-    @field_validator("instance_type", "instance_preferences")
-    @classmethod
-    def _types(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        names = (value,) if isinstance(value, str) else value
-        for name in names:
-            if not re.fullmatch(TYPE, name):
-                raise ValueError(not_a_type(name))
-        if len(set(names)) < len(names):
-            raise ValueError("an instance type is named twice.")
-        if len(names) > 5:
-            raise ValueError(f"{len(names)} instance types are too many: SageMaker takes at most 5.")
-        return value
-
-    @field_validator("command")
-    @classmethod
-    def _python(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value and not any(os.path.basename(word).startswith("python") for word in value):
-            raise ValueError(f"shardkit runs Python, such as ['python3'], not {' '.join(value)}.")
-        return value
-
-    @field_validator("tags", mode="before")
-    @classmethod
-    def _tags(cls, value: Any) -> Any:
-        return limits.checked_tags({} if value is None else value)
+            missing = any(problem["type"] == "missing" for problem in error.errors())
+            raise PipelineError(explain(error, type(self)), hint=self.missing_hint if missing else "") from error
 
     @field_validator("env", mode="before")
     @classmethod
@@ -167,10 +85,17 @@ class Settings(Model):
     def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
         return variables.checked(value)
 
-    @field_validator("network", mode="before")
-    @classmethod
-    def _network(cls, value: Any) -> Any:
-        return network_of(value)
+    @model_validator(mode="after")
+    def _fit_to_merge(self) -> Self:
+        """See at once that the merge's own values can be used."""
+        if self.merge is not None:
+            if {"kind", "merge"} & set(self.merge):
+                raise ValueError("merge: the job that merges runs where the others run; give fields such as its size.")
+            try:
+                self.for_merge()
+            except PipelineError as error:
+                raise ValueError(f"merge: {error.message}") from error
+        return self
 
     @classmethod
     def adopted(cls, value: Any) -> Self | None:
@@ -229,33 +154,39 @@ class Settings(Model):
     @property
     def isolated(self) -> bool:
         """Whether the jobs have no network at all, not even to S3."""
-        return self.network is not None and self.network.enable_network_isolation
+        return False
 
     @property
+    @abstractmethod
     def vcpus(self) -> int:
-        """The fewest vCPUs that an instance of a job may have."""
-        return min(map(instance_vcpus, self.instance_preferences or (self.instance_type,)))
+        """The fewest CPUs that an instance of a job may have."""
+
+    @property
+    def output_key(self) -> str | None:
+        """The id of the key that what is written to S3 is encrypted with; None leaves it to the bucket."""
+        return None
+
+    @abstractmethod
+    def resources(self, instances: int) -> dict[str, Any]:
+        """The part of a request that says what a job runs on: ``ProcessingResources``, and what else that takes."""
 
     def check_instances(self, by: str, instances: int = 1) -> None:
-        """Make sure that a Processor's instance_count is what the shards are for.
-
-        ``by``: what the shards are cut by; ``instances``: how many instances they ask for.
+        """Make sure that a job can have as many instances as the shards, which are cut ``by`` something, ask for.
 
         Raises:
-            PipelineError: several instances were asked for, and no job would use them.
+            PipelineError: it cannot, or no job would use them.
         """
-        if self.instance_count == 1 or (by == "s3key" and self.instance_count == instances):
-            return
-        if by == "s3key":
-            raise PipelineError(
-                f"engine.instance_count: {self.instance_count} instances, but the shards are for {instances}.",
-                hint=f"Give shards: {{by: s3key, instances: {self.instance_count}}}, or leave instance_count out.",
-            )
-        raise PipelineError(
-            f"engine.instance_count: {self.instance_count} instances would all do the same work: with shards by {by}, "
-            "each job runs on one instance, and there are many jobs.",
-            hint=f"Set instance_count to 1, or cut by object: shards: {{by: s3key, instances: {self.instance_count}}}.",
-        )
+
+    def check_volume(self, job: int, size_bytes: int) -> None:
+        """Make sure that there is room for what a job downloads to an instance.
+
+        Raises:
+            PipelineError: there is not.
+        """
+
+    def for_merge(self) -> Self:
+        """The settings of the job that merges."""
+        return self.replace(**self.merge, merge=None) if self.merge else self
 
     def resolved(self) -> Self:
         """The settings with whatever had to be asked for: the role's ARN, the image's URI."""
@@ -279,41 +210,24 @@ class Settings(Model):
         Raises:
             PipelineError: the service would not take it; the message names the field.
         """
-        resolved = self.resolved()
-        application: dict[str, Any] = {"ImageUri": resolved.image}
+        application: dict[str, Any] = {}
         application["ContainerEntrypoint"] = limits.check_words("entrypoint", entrypoint)
         if words := limits.check_words("arguments", arguments):
             application["ContainerArguments"] = words
-        request: dict[str, Any] = {
-            "RoleArn": resolved.role,
-            "AppSpecification": application,
-            "ProcessingResources": {"ClusterConfig": self._cluster(instances)},
-        }
+        resources = self.resources(instances)
+        application |= resources.pop("AppSpecification", {})
+        request: dict[str, Any] = {"AppSpecification": application} | resources
         if listed := limits.check_inputs(inputs):
             request["ProcessingInputs"] = listed
         if kept := [dict(output) for output in outputs]:
             request["ProcessingOutputConfig"] = {"Outputs": kept}
-            if self.output_kms_key:
-                request["ProcessingOutputConfig"]["KmsKeyId"] = self.output_kms_key
+            if self.output_key:
+                request["ProcessingOutputConfig"]["KmsKeyId"] = self.output_key
         if given := self._environment(environment or {}):
             request["Environment"] = given
-        if self.network is not None:
-            request["NetworkConfig"] = self.network.request()
         if self.max_runtime is not None:
             request["StoppingCondition"] = {"MaxRuntimeInSeconds": self.max_runtime}
-        if self.tags:
-            request["Tags"] = [{"Key": key, "Value": value} for key, value in self.tags.items()]
         return request
-
-    def _cluster(self, instances: int) -> dict[str, Any]:
-        cluster: dict[str, Any] = {"InstanceCount": instances, "VolumeSizeInGB": self.volume_gb}
-        if self.instance_preferences:
-            cluster["InstancePreferences"] = [{"InstanceType": name} for name in self.instance_preferences]
-        else:
-            cluster["InstanceType"] = self.instance_type
-        if self.volume_kms_key:
-            cluster["VolumeKmsKeyId"] = self.volume_kms_key
-        return cluster
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         both = self.env | dict(more)
@@ -331,16 +245,12 @@ class Settings(Model):
         return isinstance(other, type(self)) and dict(self) == dict(other)  # without what they have looked up since
 
     def __hash__(self) -> int:
-        return hash((self.kind, self.role, self.image))
+        return hash((self.kind, *sorted(self.env)))
 
     def replace(self, **fields: Any) -> Self:
-        """A copy with other values; an ``instance_type`` alone goes over ``instance_preferences``."""
-        fields = _both_keys(fields)
-        if "instance_type" in fields:
-            fields = {"instance_preferences": ()} | fields
-        return type(self)(
-            **{field.alias or name: getattr(self, name) for name, field in type(self).model_fields.items()} | fields
-        )
+        """A copy with other values."""
+        own = type(self).model_fields.items()
+        return type(self)(**{field.alias or name: getattr(self, name) for name, field in own} | fields)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data; sessions and clients stay behind."""

@@ -28,12 +28,17 @@ from shardkit.engines.transfer import OPT_ML, InputMissing, Outputs
 from shardkit.masking import masked
 from shardkit.printable import printable
 
+TERMINATED = "InternalServerError: The job's supervisor was terminated."
 UPLOAD_EVERY = 1.0  # seconds between two looks at continuous outputs
 # The part of the engine's environment that a job gets: its AWS access, which stands for the role, the way
 # to the network, and where the interpreter finds its packages.
 HANDED_ON = re.compile(
     r"AWS_\w+|PIP_\w+|PYTHONPATH|HOME|USER|LOGNAME|TZ|LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|\w+_(proxy|PROXY)"
 )
+
+
+class Terminated(BaseException):
+    """Somebody has ended the supervisor, and not by StopProcessingJob."""
 
 
 class _Stopped(BaseException):  # a request, not an error: no handler may take it for one
@@ -72,7 +77,17 @@ def _in_words(error: BaseException) -> str:
 
 
 class Supervisor:
-    """Runs one job."""
+    """Runs one job.
+
+    Attributes:
+        handed_on: The part of this process's environment that a job gets.
+        longest_s: The time limit of a job whose request has none.
+        look_every_s: How often it looks whether something has happened that no signal tells of.
+    """
+
+    handed_on = HANDED_ON
+    longest_s = 86400.0
+    look_every_s = 3600.0
 
     def __init__(self, files: JobFiles) -> None:
         self._files = files
@@ -106,6 +121,8 @@ class Supervisor:
             end = self._work()
         except _Stopped:
             end = {"ProcessingJobStatus": "Stopped"}
+        except Terminated:
+            end = self._terminated_end()
         except InputMissing as error:
             end = {"ProcessingJobStatus": "Failed", "FailureReason": f"ClientError: {error}"}
         except BaseException as error:  # noqa: BLE001  # the job must end
@@ -121,6 +138,13 @@ class Supervisor:
         if "FailureReason" in end:
             end["FailureReason"] = printable(masked(end["FailureReason"]))[:MESSAGE_LIMIT]
         self._say(**end, ProcessingEndTime=time.time())
+
+    def _terminated_end(self) -> dict[str, Any]:
+        """How a job ends whose supervisor was terminated."""
+        return {"ProcessingJobStatus": "Failed", "FailureReason": TERMINATED}
+
+    def _look(self) -> None:
+        """Look whether something has happened that no signal tells of."""
 
     def _say(self, **changes: Any) -> None:
         self._state |= changes | {"LastModifiedTime": time.time()}
@@ -142,7 +166,7 @@ class Supervisor:
             keeper = isolation.start(self._program(host, volume), self._job["isolation"])
             self._keepers[keeper] = host
         started = time.time()
-        limit = (self._request.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds", 86400)
+        limit = (self._request.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds", self.longest_s)
         self._deadline = time.monotonic() + limit
         self._say(ProcessingStartTime=started, keepers={host: keeper for keeper, host in self._keepers.items()})
         self._wait(limit)
@@ -186,7 +210,7 @@ class Supervisor:
         """The program of one instance."""
         application = self._request["AppSpecification"]
         command = [*application["ContainerEntrypoint"], *(application.get("ContainerArguments") or [])]
-        environment = {key: value for key, value in os.environ.items() if HANDED_ON.fullmatch(key)}
+        environment = {key: value for key, value in os.environ.items() if self.handed_on.fullmatch(key)}
         scratch = f"{OPT_ML}/tmp"  # noqa: S108  # its own, and short: the paths of sockets are limited
         if self._job["isolation"] == isolation.NONE:
             command = [mapped(part, volume) for part in command]
@@ -213,9 +237,9 @@ class Supervisor:
         if os.path.exists(self._files.stop_asked):
             raise _Stopped
         if unasked:
-            raise SystemExit("The job's supervisor was terminated.")
+            raise Terminated
 
-    def _wait(self, limit: int) -> None:
+    def _wait(self, limit: float) -> None:
         """Wait until every instance has ended."""
         continuous = self._outputs.continuous
         next_upload = time.monotonic() + UPLOAD_EVERY
@@ -226,8 +250,9 @@ class Supervisor:
                 continue
             if now >= self._deadline:
                 self._out_of_time(limit)
+            self._look()
             until = min(self._deadline, next_upload if continuous else float("inf")) - now
-            self._sleep(max(0.0, min(until, 3600.0)))
+            self._sleep(max(0.0, min(until, self.look_every_s)))
             if continuous and time.monotonic() >= next_upload:
                 with contextlib.suppress(OSError):  # tried again later; the last try reports it
                     self._outputs.upload_settled()
@@ -239,7 +264,7 @@ class Supervisor:
             with contextlib.suppress(BlockingIOError):
                 if signal.SIGTERM in os.read(self._signals, 1024) and self._stop_reason is None:
                     asked = os.path.exists(self._files.stop_asked)
-                    self._begin_to_stop("" if asked else "InternalServerError: The job's supervisor was terminated.")
+                    self._begin_to_stop("" if asked else TERMINATED)
 
     def _begin_to_stop(self, reason: str) -> None:
         """Send SIGTERM now; SIGKILL follows after the grace period."""
@@ -250,7 +275,7 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(keeper, signal.SIGTERM)
 
-    def _out_of_time(self, limit: int) -> None:
+    def _out_of_time(self, limit: float) -> None:
         if self._stop_reason is None:
             self._begin_to_stop(f"MaxRuntimeExceeded: the job ran longer than MaxRuntimeInSeconds, {limit} s.")
         else:
@@ -298,8 +323,8 @@ class Supervisor:
                 "FailureReason": f"ClientError: The output cannot be uploaded: {error}",
             }
         if self._stop_reason is not None:
-            if self._stop_reason.startswith("InternalServerError"):
-                return end | {"ProcessingJobStatus": "Failed", "FailureReason": self._stop_reason}
+            if self._stop_reason == TERMINATED:
+                return end | self._terminated_end()
             return (
                 end
                 | {"ProcessingJobStatus": "Stopped"}

@@ -17,7 +17,7 @@ from shardkit.jobs.errors import EngineRefused
 from shardkit.jobs.job import PROCESSING, TRAINING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 PAGE = 100  # the most that ListProcessingJobs gives at a time
 
@@ -64,6 +64,9 @@ class Engine(Protocol):
     """Where jobs run: these four methods of boto3's SageMaker client.
 
     If training jobs are submitted too, it also has these four methods for them (``create_training_job`` and so on).
+    If it is better at many jobs than at one, it has ``create_processing_jobs(requests=[...])``, which returns None for
+    each that was created, and the error for each that was not. A job that the engine has and has not begun, it gives as
+    ``InProgress`` with a ``WaitingReason``.
     """
 
     def create_processing_job(self, **kwargs: Any) -> Any:
@@ -109,6 +112,17 @@ class Service:
     def create(self, kind: str, name: str, request: Mapping[str, Any]) -> None:
         """Create a job."""
         self._call("create_{}_job", kind, **request, **{KINDS[kind].name: name})
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the engine creates many jobs in one call."""
+        return hasattr(self._engine, "create_processing_jobs")
+
+    def create_many(self, jobs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Exception | None]:
+        """Create Processing jobs in one call: for each name and request None, or the error that its call ends with."""
+        name = KINDS[PROCESSING].name
+        requests = [{**request, name: job} for job, request in jobs]
+        return list(self._call("create_{}_jobs", PROCESSING, requests=requests))
 
     def describe(self, kind: str, name: str) -> dict[str, Any]:
         """What the service says about a job."""

@@ -1,5 +1,8 @@
 """Why an attempt failed, from what the service says about it.
 
+    preempted    it had to give way to other jobs: Preempted
+    node         the machine that it ran on was lost: NodeFailure
+    memory       it was ended because it took more memory than it had asked for: OutOfMemory
     capacity     the service had no such instance: CapacityError
     internal     the service failed: InternalServerError
     stopped      it was stopped, although nobody had asked this queue to
@@ -9,7 +12,7 @@
     user         the program failed by itself: any other AlgorithmError
     client       the service could not work with the request: ClientError
     refused      CreateProcessingJob was answered with an error that will not go away
-    lost         the service does not know a job any more that it has run
+    lost         the service does not know a job any more that it has run: JobLost, or it is in no list
     dependency   a job that this one needs failed or was stopped
     unknown      none of these
 
@@ -29,7 +32,15 @@ if TYPE_CHECKING:
 EXIT_TRY_AGAIN = 75
 _EXIT_CODE = re.compile(r"exit ?code:? *(-?[0-9]+)", re.IGNORECASE)
 _TIMEOUT = re.compile(r"max\w*[ _-]?run[ _-]?time|time[ -]?out|timed out", re.IGNORECASE)
-_KINDS = (("CapacityError", "capacity"), ("InternalServerError", "internal"), ("InternalFailure", "internal"))
+_KINDS = (
+    ("CapacityError", "capacity"),
+    ("InternalServerError", "internal"),
+    ("InternalFailure", "internal"),
+    ("Preempted:", "preempted"),
+    ("NodeFailure:", "node"),
+    ("OutOfMemory:", "memory"),
+    ("JobLost:", "lost"),
+)
 
 
 def classify(answer: Mapping[str, Any]) -> str:  # noqa: PLR0911  a line for each

@@ -18,7 +18,7 @@ from shardkit.jobs import calls, transitions
 from shardkit.jobs.choosing import MAX_INSTANCES, QUOTA, Chooser
 from shardkit.jobs.clock import Clock, RealClock, is_due
 from shardkit.jobs.errors import EngineRefused
-from shardkit.jobs.job import LAUNCHED, NEW, YES, Job
+from shardkit.jobs.job import LAUNCHED, NEW, PROCESSING, YES, Job
 from shardkit.jobs.live import Flight
 from shardkit.jobs.outcome import Outcome
 from shardkit.jobs.pace import Pace
@@ -28,6 +28,7 @@ from shardkit.jobs.store import turned
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Mapping, Sequence
 
     from shardkit.jobs.calls import Engine
     from shardkit.jobs.store import Flying, Store
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 BLOCK = 10  # jobs claimed at a time, at full pace
 KEPT = 100  # waiting jobs that are read of each owner and instance type: more than are launched, as some may be gone
 READ_EVERY = 3  # reads of the live jobs for each read of the waiting jobs, which is many times larger
+INTERRUPTED = "The launcher was interrupted."
 IDLE_S = 0.01  # the least wait after a round that had nothing to do
 
 
@@ -76,8 +78,10 @@ class _Launch:
         self._launched: list[str] = []
         self._changed: list[Change] = []
         self._trouble = ""
+        self._batches = policy.batch > 1 and self._service.takes_batches
         self._learned = 0  # how many of the jobs that were taken in a block the pace has learned from
         self._put_back: set[str] = set()
+        self._used_up: set[str] = set()  # instance types whose quota the present block has found used up
         self._flight = Flight([])
         self._began = clock.time()
 
@@ -91,7 +95,8 @@ class _Launch:
                 self._read()
             elif now - self._seen_at >= self._policy.poll_s:
                 self._see()
-            count, go_on = self._block(min(left, self._pace.together(BLOCK)))
+            most = self._policy.batch if self._batches else self._pace.together(BLOCK)
+            count, go_on = self._block(min(left, most))
             if not go_on:
                 break
             left -= max(count, 1)
@@ -102,7 +107,7 @@ class _Launch:
         self._see()
         self._read_at = self._seen_at
         at_once = min(self._policy.launch_s, READ_EVERY * self._policy.poll_s) * self._policy.creates_per_s
-        most = min(self._policy.max_launches, KEPT + 2 * int(at_once))
+        most = min(self._policy.max_launches, KEPT + 2 * int(at_once) + (self._policy.batch if self._batches else 0))
         self._waiting = self._store.waiting(self._read_at, most=most, longest_s=self._policy.longest_wait_s)
         self._new = self._waiting.jobs
         self._chooser = Chooser(self._waiting, self._flight, self._policy, self._pace)
@@ -129,15 +134,21 @@ class _Launch:
         fresh = self._chooser.choose(most - len(repeats))
         self._give_up()
         wanted = [*repeats, *(each.job_id for each in fresh)]
-        room = self._pace.room(len(wanted)) if wanted else 0
+        room = self._pace.room(self._calls(wanted)) if wanted else 0
+        room = len(wanted) if room and self._batches else room
         open_ones = self._open(wanted[:room], repeats)
-        slots = self._pace.reserve(len(open_ones)) if open_ones else 0
+        slots = self._pace.reserve(self._calls(open_ones)) if open_ones else 0
+        slots = len(open_ones) if slots and self._batches else slots
         left = {*wanted[room:], *(job.job_id for job in open_ones[slots:])}
         if slots:
             self._create_all(self._claim(open_ones[:slots]), Outcome(self._store, self._clock, set(repeats)))
             left |= self._put_back
         self._chooser.put_back(each for each in fresh if each.job_id in left)
         return room, bool(slots) or (room > 0 and not open_ones)
+
+    def _calls(self, jobs: Sequence[object]) -> int:
+        """How many calls these jobs take."""
+        return min(1, len(jobs)) if self._batches else len(jobs)
 
     def _repeats(self) -> list[str]:
         """The jobs whose call is due again, because it may not have created them."""
@@ -196,9 +207,12 @@ class _Launch:
         """Make the calls, each at its moment; after a throttled call or the like, the rest is left for later."""
         requests = self._store.requests(job.job_id for job in claimed)
         full: set[str] = set()
+        self._used_up = set()
         self._learned = 0
         try:
-            for job in claimed:
+            if self._batches and self._pace.await_moment():
+                self._create_batch(claimed, requests, outcome)
+            for job in () if self._batches else claimed:
                 if job.instance_type in full:
                     continue  # no call was made for it, so it is put back
                 if not self._pace.await_moment():
@@ -210,6 +224,30 @@ class _Launch:
                     full.add(job.instance_type)
         finally:
             self._conclude(claimed, outcome)
+
+    def _create_batch(self, claimed: list[Job], requests: Mapping[str, dict[str, Any]], outcome: Outcome) -> None:
+        """One call for all Processing jobs whose lease has not run out."""
+        now = self._clock.time()
+        jobs = [job for job in claimed if now < job.lease_until and job.kind == PROCESSING]
+        asked = [(job.name, turned(requests[job.job_id], job.instance_type)) for job in jobs]
+        answers: list[Exception | None]
+        try:
+            answers = self._service.create_many(asked)
+        except calls.EXPECTED as error:
+            answers = [error] * len(jobs)
+        except BaseException:
+            for job in jobs:
+                outcome.doubtful(job, INTERRUPTED)
+            raise
+        for job, answer in zip(jobs, answers, strict=True):
+            if answer is None:
+                self._taken(job, outcome)
+        for job, answer in zip(jobs, answers, strict=True):  # now that it is known how many the service has
+            if answer is not None:
+                self._answered(job, answer, outcome)
+        for job in claimed:
+            if job.kind != PROCESSING:
+                self._create(job, requests[job.job_id], outcome)
 
     def _conclude(self, claimed: list[Job], outcome: Outcome) -> None:
         """Write what became of a block."""
@@ -236,7 +274,7 @@ class _Launch:
         except Exception as error:  # noqa: BLE001  whatever it is, the job's state must stay true
             self._answered(job, error, outcome)
         except BaseException:
-            outcome.doubtful(job, "The launcher was interrupted.")
+            outcome.doubtful(job, INTERRUPTED)
             raise
         else:
             self._taken(job, outcome)
@@ -263,7 +301,9 @@ class _Launch:
             return
         outcome.failed(job, reason, surely_not=surely_not)
         if kind == "quota":
-            self._pace.quota_used_up(job, self._flight.of_type(job.instance_type, surely=True), reason)
+            if job.instance_type not in self._used_up:  # or of many jobs in one call, each would make the wait longer
+                self._pace.quota_used_up(job, self._flight.of_type(job.instance_type, surely=True), reason)
+            self._used_up.add(job.instance_type)
             return
         if kind == "caller":
             raise calls.turned_away(error) from error
@@ -288,6 +328,8 @@ class _Launch:
 
     def _slower(self, reason: str, outcome: Outcome, *, throttled: bool) -> None:
         """Put off the next calls."""
+        if self._batches and self._trouble == reason:
+            return  # of the same call
         self._trouble = reason
         self._learn(outcome)
         self._pace.slower(throttled=throttled)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 # How many attempts may end with each cause. If it is 1, the first such failure is final.
 ATTEMPTS = {
+    "preempted": 1000,
+    "node": 5,
+    "memory": 3,
     "capacity": 10,
     "internal": 5,
     "stopped": 3,
@@ -26,6 +29,8 @@ ATTEMPTS = {
     "dependency": 1,
 }
 
+# These say nothing about the job, so that they do not count among all its attempts, nor make it wait ever longer.
+NO_FAULT = frozenset({"preempted"})
 SLOWEST = 20.0  # calls come at most so many times slower than the policy has it
 
 
@@ -44,6 +49,7 @@ class Policy:
         capacity_wait_s: The same after a CapacityError, once every instance preference has had its turn.
         retry_wait_max_s: No such wait is longer.
         launch_s: How long one launch() may sleep between its calls; with 0 it makes the calls that are due and returns.
+        batch: How many jobs are created in one call, if the engine takes several.
         max_launches: The CreateProcessingJob calls of one launch().
         max_calls: The calls of one monitor(); enough for every page of what changed, 100 jobs a call.
         throttle_max_s: The longest wait after throttled calls.
@@ -66,6 +72,7 @@ class Policy:
     capacity_wait_s: float = 30.0
     retry_wait_max_s: float = 900.0
     launch_s: float = 0.0
+    batch: int = 1
     max_launches: int = 1000
     max_calls: int = 500
     throttle_max_s: float = 60.0
@@ -81,7 +88,7 @@ class Policy:
         unknown = sorted(set(self.attempts) - set(ATTEMPTS))
         if unknown:
             raise JobError(f"There is no cause {unknown[0]!r}.", hint=f"The causes are {', '.join(ATTEMPTS)}.")
-        for name in ("creates_per_s", "poll_s", "max_attempts", "max_launches", "max_calls"):
+        for name in ("creates_per_s", "poll_s", "max_attempts", "batch", "max_launches", "max_calls"):
             if getattr(self, name) <= 0:
                 raise JobError(f"{name} must be more than 0, not {getattr(self, name)}.")
 

@@ -24,6 +24,7 @@ from shardkit.jobs.job import (
     YES,
     Job,
 )
+from shardkit.jobs.policy import NO_FAULT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 ROTATE_AFTER = ("capacity", "internal")
 AS_ASKED = "Stopped as asked."
+WAITS = "waits: "  # the beginning of the reason of a job that the service has, and has not begun
 
 
 def next_attempt(job: Job) -> int:
@@ -157,6 +159,8 @@ def observed(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) ->
         return _over(job, answer, now, policy)
     if job.status == IN_PROGRESS and not job.missing_since:
         return job
+    if "WaitingReason" in answer:
+        return waiting(job, str(answer["WaitingReason"]), now)
     seen = replace(job, status=IN_PROGRESS, exists=YES, changed_at=now, lease_until=0.0, missing_since=0.0, reason="")
     entry = job.entry()
     return seen.with_entry(
@@ -166,6 +170,16 @@ def observed(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) ->
         instances=entry.get("instances") or job.instances,
         status=IN_PROGRESS,
     )
+
+
+def waiting(job: Job, reason: str, now: float) -> Job:
+    """The service has the attempt, and has not begun it: it is ``Launched``, and the reason says what it waits for."""
+    text = f"{WAITS}{reason}"
+    if job.status == LAUNCHED and job.exists == YES and job.reason == text and not job.missing_since:
+        return job
+    return replace(
+        job, status=LAUNCHED, exists=YES, changed_at=now, lease_until=0.0, missing_since=0.0, reason=text
+    ).with_entry(status=LAUNCHED)
 
 
 def _over(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) -> Job:
@@ -216,12 +230,15 @@ def tries_left(job: Job, cause: str, policy: Policy) -> bool:
     """Whether another attempt is allowed after one that ended with that cause."""
     budget = [entry for entry in job.attempts if entry["attempt"] > job.base]
     of_cause = sum(entry.get("cause") == cause for entry in budget)
-    return of_cause < policy.tries(cause) and len(budget) < policy.max_attempts and job.attempt < MAX_ATTEMPT
+    faults = sum(entry.get("cause") not in NO_FAULT for entry in budget)
+    return of_cause < policy.tries(cause) and faults < policy.max_attempts and job.attempt < MAX_ATTEMPT
 
 
 def wait_after(job: Job, cause: str, policy: Policy) -> float:
     """Seconds from a failure to the next launch."""
     before: int = sum(entry.get("cause") == cause for entry in job.attempts if entry["attempt"] > job.base)
+    if cause in NO_FAULT:
+        return policy.retry_wait_s
     if cause != "capacity":
         return min(policy.retry_wait_s * 2.0**before, policy.retry_wait_max_s)
     turns = (before + 1) // max(len(job.instance_types), 1)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from shardkit.jobs.job import Job
 
 CAUSES_IN_WORDS = {
+    "preempted": "it had to give way to other jobs",
+    "node": "the machine that it ran on was lost",
+    "memory": "it took more memory than it had asked for",
     "capacity": "the service had no such instance",
     "internal": "the service failed",
     "stopped": "it was stopped, although nobody had asked the queue to",

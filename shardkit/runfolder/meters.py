@@ -122,8 +122,9 @@ class JobMeter:
         if counts is not None:
             mine = {status: count - self._earlier.get(status, 0) for status, count in counts.items()}
             ended = sum(mine[status] for status in ("Completed", "Failed", "Stopped"))
-            live = mine["Launched"] + mine["InProgress"]
-            self._line = f"jobs: {ended:,}/{sum(mine.values()):,} ended, {live:,} running"
+            self._line = f"jobs: {ended:,}/{sum(mine.values()):,} ended, {mine['InProgress']:,} running"
+            if mine["Launched"]:
+                self._line += f", {mine['Launched']:,} waiting"
             if mine["Failed"]:
                 self._line += f", {mine['Failed']:,} failed"
         parts = [self._line, f"{self._records:,}/{self.total:,} records", f"{self._quarantined:,} quarantined"]

@@ -22,7 +22,6 @@ from shardkit.jobs.submitting import user_name
 from shardkit.runs.container.job import INPUT_FOLDER
 from shardkit.storage.base import is_remote, scheme_of
 from shardkit.tables.arrays import arrow, numpy
-from shardkit.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 OPT_ML = "/opt/ml"
 CODE_FOLDER = f"{OPT_ML}/processing/input/code"
 ENTRYPOINT = ("/bin/sh", f"{CODE_FOLDER}/bootstrap.sh")
-GIB = 1 << 30
-VOLUME_SLACK = 1.1  # code, scratch and parts on their way lie on the same volume
 
 
 def name_base(folder: RunFolder, pipeline_name: str) -> str:
@@ -119,10 +116,17 @@ class Requests:
 
     def _pass2(self) -> dict[str, Any]:
         words = ["pass2", "--run", self.folder.uri, *self._settings]
-        return self._request(words, [self._code_input()])
+        return self._request(words, [self._code_input()], engine=self._engine.for_merge())
 
-    def _request(self, words: list[str], inputs: list[dict[str, Any]], *, instances: int = 1) -> dict[str, Any]:
-        engine = self._engine
+    def _request(
+        self,
+        words: list[str],
+        inputs: list[dict[str, Any]],
+        *,
+        instances: int = 1,
+        engine: Settings | None = None,
+    ) -> dict[str, Any]:
+        engine = engine or self._engine
         return engine.request(
             entrypoint=ENTRYPOINT,
             arguments=words,
@@ -175,13 +179,7 @@ class Requests:
 
     def _check_volume(self, job: PlannedJob) -> None:
         most = max(self.plan["shards"][shard]["bytes"] for shard in job["shards"])
-        if most * VOLUME_SLACK > self._engine.volume_gb * GIB:
-            raise PipelineError(
-                f"engine.volume_gb: job {job['job']} downloads {human_bytes(most)} to an instance, and the volume has "
-                f"{self._engine.volume_gb} GB.",
-                hint=f"Set volume_gb to {int(most * VOLUME_SLACK / GIB) + 1} or more, cut smaller shards, or use "
-                "input_mode: stream.",
-            )
+        self._engine.check_volume(job["job"], most)
 
 
 def _input(

@@ -206,7 +206,7 @@ class Spec(Section):
 
     def output_folder(self) -> Folder:
         """The output's folder."""
-        key = self.engine.output_kms_key if self.engine is not None else None
+        key = self.engine.output_key if self.engine is not None else None
         return folder(self.output.uri, Access(self._session(), key))
 
     def _session(self) -> Any:

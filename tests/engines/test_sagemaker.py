@@ -370,7 +370,7 @@ def test_a_copy_with_other_values() -> None:
 
 
 def test_an_unknown_kind() -> None:
-    with pytest.raises(sk.PipelineError, match="engine.kind: expected 'local' or 'sagemaker', not 'docker'"):
+    with pytest.raises(sk.PipelineError, match="engine.kind: expected 'local' or 'sagemaker' or 'slurm', not 'docker'"):
         settings_from({"kind": "docker"})
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shardkit import Local, Pipeline, SageMaker
+from shardkit import Local, Pipeline, SageMaker, Slurm
 from shardkit.jobs import Policy
 from shardkit.jobs.policy import ATTEMPTS
 
@@ -251,6 +251,9 @@ def test_every_field_of_an_engine_is_documented() -> None:
     text = (ROOT / "docs" / "engines.md").read_text("utf-8")
     fields = {field.alias or name for kind in (SageMaker, Local) for name, field in kind.model_fields.items()}
     assert {field for field in fields if f"`{field}`" not in text} == set()
+    text = (ROOT / "docs" / "slurm.md").read_text("utf-8")
+    fields = {field.alias or name for name, field in Slurm.model_fields.items()}
+    assert {field for field in fields - {"kind"} if f"`{field}`" not in text} == set()
 
 
 def test_the_attempts_that_each_cause_gets_are_documented() -> None:
@@ -273,7 +276,16 @@ def test_the_command_line_page_is_up_to_date() -> None:
 
 @pytest.mark.parametrize(
     "script",
-    ["scripts/setup", "scripts/demo", "scripts/test", "scripts/test-sdk", "scripts/check", "scripts/bench", ".ci/run"],
+    [
+        "scripts/setup",
+        "scripts/demo",
+        "scripts/test",
+        "scripts/test-sdk",
+        "scripts/test-slurm",
+        "scripts/check",
+        "scripts/bench",
+        ".ci/run",
+    ],
 )
 def test_scripts_are_valid(script: str) -> None:
     subprocess.run(["bash", "-n", ROOT / script], check=True)

@@ -1,0 +1,301 @@
+"""Processing jobs on a Slurm cluster: the same four calls, the same requests, the same answers.
+
+    engine = SlurmEngine("/shared/home/me/shardkit")
+    engine.create_processing_job(ProcessingJobName="one", ..., Resources={"cpus": 4, "memory_gb": 16})
+
+A job is one Slurm job, whose script is the local engine's supervisor; jobs that are created together and need the same
+become an array. How far a job is, its own files say (see ``shardkit.engines.slurm_files``); that it waits, or that
+Slurm has ended it, says Slurm's queue, which is asked once a look.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from shardkit.engines import pyenv, slurm_commands, validation
+from shardkit.engines.job_folders import JobFolders, interpreter_words
+from shardkit.engines.jobfiles import ENDED
+from shardkit.engines.local_answers import answer
+from shardkit.engines.slurm_commands import RUNNING, WAITING, Seen
+from shardkit.engines.slurm_ends import end_of
+from shardkit.engines.slurm_files import Batch, SlurmFiles
+from shardkit.engines.slurm_words import sbatch_words
+from shardkit.engines.validation import refuse
+from shardkit.errors import PipelineError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from shardkit.engines.jobfiles import JobFiles
+
+NODE = "from shardkit.engines.slurm_node import main; main()"
+FRESH_S = 0.5  # the queue is not asked more often
+NOBODY = "arn:aws:iam::000000000000:role/none"
+
+
+class SlurmEngine(JobFolders):
+    """Runs Processing jobs on a Slurm cluster, with the methods of ``boto3.client("sagemaker")``.
+
+    Args:
+        root: the folder in which the jobs live, on a filesystem that this machine and all nodes share.
+        isolation: ``auto`` gives every instance its own ``/opt/ml`` where its node allows it; ``none`` runs shardkit's
+            own jobs only, which find their files by path mapping.
+        stop_grace: seconds between SIGTERM and SIGKILL when a job is stopped.
+        lag_s: how long the end of a job may take to show up in its files, once Slurm says that the job is over.
+        gone_s: how long Slurm must not know a job before it counts as lost.
+
+    Raises:
+        PipelineError: an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        isolation: str = "auto",
+        stop_grace: float = 20.0,
+        lag_s: float = 10.0,
+        gone_s: float = 60.0,
+    ) -> None:
+        if isolation not in ("auto", "none"):
+            raise PipelineError(f"isolation is {isolation!r}; it is auto or none.")
+        super().__init__(os.path.abspath(os.path.expanduser(root)), isolation=isolation, stop_grace=stop_grace)
+        self._lag_s, self._gone_s = lag_s, gone_s
+        self._seen: tuple[float, slurm_commands.Look] = (0.0, slurm_commands.Look({}, {}))
+        self._slurm_ids: dict[str, str] = {}  # of the jobs that Slurm has
+        self._over_since: dict[str, float] = {}  # of jobs that Slurm has ended, and whose files do not say how
+
+    # ---- creating ----------------------------------------------------------------------------------------------
+
+    def create_processing_job(self, **request: Any) -> dict[str, Any]:
+        """Submit a job; the arguments are those of the service's CreateProcessingJob, and ``Resources``.
+
+        Raises:
+            botocore.exceptions.ParamValidationError: a field is missing or of another type.
+            botocore.exceptions.ClientError: ValidationException, ResourceInUse (the name is taken),
+                ResourceLimitExceeded (the site takes no more jobs) or ServiceUnavailable (Slurm does not answer).
+            StorageError: ``root`` cannot be written to.
+        """
+        (error,) = self.create_processing_jobs([request])
+        if error is not None:
+            raise error
+        return answer({"ProcessingJobArn": self._described(_as_service_knows_it(request), {})["arn"]})
+
+    def create_processing_jobs(self, requests: Sequence[dict[str, Any]]) -> list[Exception | None]:
+        """Submit jobs, with as few calls of Slurm as possible: for each None, or the error that it would raise alone.
+
+        Raises:
+            StorageError: ``root`` cannot be written to.
+        """
+        errors: dict[int, Exception] = {}
+        alike: dict[tuple[str, ...], list[tuple[int, SlurmFiles, dict[str, Any]]]] = {}
+        python = pyenv.described()
+        for place, request in enumerate(requests):
+            try:
+                words, files, content = self._prepared(request, python)
+            except (BotoCoreError, ClientError) as error:  # of this request alone
+                errors[place] = error
+            else:
+                alike.setdefault(words, []).append((place, files, content))
+        for words, jobs in alike.items():
+            largest = slurm_commands.largest_batch()
+            for i in range(0, len(jobs), largest):
+                errors |= self._submit(words, jobs[i : i + largest])
+        return [errors.get(place) for place in range(len(requests))]
+
+    def create_failed_job(self, reason: str, **request: Any) -> dict[str, Any]:
+        """Take a request as `create_processing_job` does, but let the job fail at once, with ``reason``."""
+        _, files, content = self._prepared(request, pyenv.described())
+        now = time.time()
+        files.create(content, 1)
+        files.write_state(
+            {
+                "ProcessingJobStatus": "Failed",
+                "FailureReason": reason,
+                "ProcessingEndTime": now,
+                "LastModifiedTime": now,
+            }
+        )
+        return answer({"ProcessingJobArn": content["arn"]})
+
+    def _prepared(
+        self, request: dict[str, Any], python: dict[str, Any]
+    ) -> tuple[tuple[str, ...], SlurmFiles, dict[str, Any]]:
+        """The options of sbatch for a request, the files of its job, and what they will hold."""
+        resources = request.get("Resources") or {}
+        whole = _as_service_knows_it(request)
+        validation.check("CreateProcessingJob", whole)
+        validation.check_rules(whole, isolated=self.isolation != "none")
+        files = SlurmFiles(self.root, request["ProcessingJobName"])
+        if self._exists(files):
+            refuse(
+                "CreateProcessingJob",
+                "ResourceInUse",
+                f"Job name must be unique under {self.root}, and a job with this name already exists ({files.name})",
+            )
+        content = self._described(whole, python)
+        content["request"] = {key: value for key, value in request.items() if key != "ProcessingJobName"}
+        content["instance_type"] = validation.instances(request)[0]
+        return tuple(sbatch_words(resources, len(content["hosts"]))), files, content
+
+    def _exists(self, files: SlurmFiles) -> bool:
+        """Whether there is such a job: one that Slurm has, or had."""
+        job = files.request()
+        return job is not None and (self._slurm_id(files.name, job) != "" or files.end() is not None)
+
+    def _submit(
+        self, words: tuple[str, ...], jobs: list[tuple[int, SlurmFiles, dict[str, Any]]]
+    ) -> dict[int, Exception]:
+        """Submit jobs that need the same, or as many of them as the site takes; returns the errors of the others."""
+        first = jobs[0][1].name
+        batch = Batch(self.root, f"{first}.{uuid.uuid4().hex[:6]}")
+        try:
+            batch.create([files.name for _, files, _ in jobs])
+            for task, (_, files, content) in enumerate(jobs):
+                files.create(content | {"batch": batch.name, "task": task if len(jobs) > 1 else None}, 1)
+        except OSError as error:
+            raise StorageError(
+                f"The Slurm engine cannot make a job under {self.root}: {error.strerror or error}.",
+                hint="Give it another root, with free space, on a filesystem that all nodes share.",
+            ) from error
+        try:
+            batch.submitted(slurm_commands.submit(self._options(words, batch, len(jobs)), self._script(batch)))
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ServiceUnavailable":  # perhaps submitted: the queue will tell
+                return {place: error for place, _, _ in jobs}
+            self._forget(batch, jobs)
+            if error.response["Error"]["Code"] == "ResourceLimitExceeded" and len(jobs) > 1:
+                half = len(jobs) // 2
+                return self._submit(words, jobs[:half]) | self._submit(words, jobs[half:])
+            return {place: error for place, _, _ in jobs}
+        self._seen = (0.0, self._seen[1])
+        return {}
+
+    def _options(self, words: tuple[str, ...], batch: Batch, count: int) -> list[str]:
+        log = batch.log.replace("%", "%%")
+        array = [f"--array=0-{count - 1}"] if count > 1 else []
+        return [
+            *(f"--job-name={batch.name}", f"--output={log}", "--open-mode=append", "--chdir=/"),
+            *(*words, *array),
+        ]
+
+    def _script(self, batch: Batch) -> str:
+        return f"#!/bin/sh\nexec {shlex.join([*interpreter_words(NODE), self.root, batch.name])}\n"
+
+    def _forget(self, batch: Batch, jobs: list[tuple[int, SlurmFiles, dict[str, Any]]]) -> None:
+        """Remove what was written for a submission that was refused: the names of its jobs are free."""
+        for _, files, _ in jobs:
+            shutil.rmtree(files.folder, ignore_errors=True)
+        shutil.rmtree(batch.folder, ignore_errors=True)
+
+    # ---- looking -----------------------------------------------------------------------------------------------
+
+    def _files(self, name: str) -> SlurmFiles:
+        return SlurmFiles(self.root, name)
+
+    def _look(self) -> slurm_commands.Look:
+        """What Slurm says of the user's jobs, as of just now."""
+        if not 0 <= time.monotonic() - self._seen[0] < FRESH_S:
+            found = slurm_commands.look()
+            self._seen = (time.monotonic(), found)
+        return self._seen[1]
+
+    def _slurm_id(self, name: str, job: dict[str, Any]) -> str:
+        """The Slurm job of a job; empty where Slurm does not have it, because its submission did not get through."""
+        if name in self._slurm_ids:
+            return self._slurm_ids[name]
+        if "batch" not in job:
+            return ""
+        batch = Batch(self.root, job["batch"])
+        slurm_id = batch.slurm_id()
+        if not slurm_id and (slurm_id := self._look().ids.get(batch.name, "")):
+            batch.submitted(slurm_id)
+        if slurm_id:
+            slurm_id = slurm_id if job["task"] is None else f"{slurm_id}_{job['task']}"
+            self._slurm_ids[name] = slurm_id
+        return slurm_id
+
+    def _find(self, operation: str, name: str) -> tuple[JobFiles, dict[str, Any]]:
+        files, job = super()._find(operation, name)
+        if not self._exists(SlurmFiles(self.root, name)):
+            refuse(operation, "ValidationException", f"Could not find requested job with name: {name}")
+        return files, job
+
+    def _summaries(self, part: str) -> Iterator[dict[str, Any]]:
+        return (about for about in super()._summaries(part) if about.pop("submitted", True))
+
+    def _state(self, files: JobFiles) -> dict[str, Any]:
+        """How far a job is; one that Slurm has ended, and that has not said how it ended, ended as Slurm says."""
+        if files.name in self._ended:
+            return self._ended[files.name]
+        mine = SlurmFiles(self.root, files.name)
+        state = mine.end() or self._unended(mine)
+        if state["ProcessingJobStatus"] in ENDED:
+            self._ended[files.name] = state
+        elif os.path.exists(files.stop_asked):
+            state["ProcessingJobStatus"] = "Stopping"
+        return state
+
+    def _unended(self, files: SlurmFiles) -> dict[str, Any]:
+        """How far a job is whose files do not say that it has ended."""
+        job = files.request() or {}
+        slurm_id = self._slurm_id(files.name, job)
+        if not slurm_id:
+            return {"ProcessingJobStatus": "InProgress", "submitted": False}
+        seen = self._look().jobs.get(slurm_id)
+        if seen is not None and seen.state in WAITING:
+            reason = seen.reason or seen.state.capitalize()
+            return {"ProcessingJobStatus": "InProgress", "WaitingReason": reason, "LastModifiedTime": time.time()}
+        if seen is not None and seen.state in RUNNING:
+            self._over_since.pop(files.name, None)
+            return files.state()
+        return self._over(files, slurm_id, seen)
+
+    def _over(self, files: SlurmFiles, slurm_id: str, seen: Seen | None) -> dict[str, Any]:
+        """A job that Slurm does not run any more."""
+        claimant = files.claimant()
+        if claimant not in ("", slurm_id):  # an earlier submission had got through after all
+            self._slurm_ids[files.name] = claimant
+            return self._unended(files)
+        since = self._over_since.setdefault(files.name, time.monotonic())
+        state = files.state()
+        if state["ProcessingJobStatus"] in ENDED:
+            return state
+        if seen is None and time.monotonic() - since >= self._lag_s:
+            seen = slurm_commands.remembered([slurm_id]).get(slurm_id)
+        patience_s = self._gone_s if seen is None else self._lag_s
+        begun, stopped = bool(claimant), os.path.exists(files.stop_asked)
+        batch = Batch(self.root, str((files.request() or {}).get("batch")))
+        end, sure = end_of(seen, slurm_id, begun=begun, stopped=stopped, batch=batch)
+        if not sure and time.monotonic() - since < patience_s:
+            return state
+        now = time.time()
+        state.pop("terminated", None)
+        files.write_state(state | end | {"ProcessingEndTime": now, "LastModifiedTime": now})
+        return files.state()
+
+    # ---- stopping ----------------------------------------------------------------------------------------------
+
+    def _stop(self, files: JobFiles) -> None:
+        job = files.request()
+        if job is not None and (slurm_id := self._slurm_id(files.name, job)):
+            slurm_commands.cancel(slurm_id)
+            self._seen = (0.0, self._seen[1])
+
+
+def _as_service_knows_it(request: dict[str, Any]) -> dict[str, Any]:
+    """A request with what SageMaker alone needs, so that the rest can be checked by its own rules."""
+    if "Resources" not in request:
+        return request
+    cluster = (request.get("ProcessingResources") or {}).get("ClusterConfig") or {}
+    cluster = {"VolumeSizeInGB": 1} | cluster | {"InstanceType": "ml.m5.xlarge"}
+    whole = {"RoleArn": NOBODY} | request | {"ProcessingResources": {"ClusterConfig": cluster}}
+    return {name: value for name, value in whole.items() if name != "Resources"}

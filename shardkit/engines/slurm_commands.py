@@ -1,0 +1,144 @@
+"""Slurm's commands: submit, look, cancel, ask for the site's limits; and what their errors mean.
+
+The commands are the only way to Slurm that every site has. Each call is one short process; a look at all jobs of a user
+is one ``squeue``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from shardkit.engines.validation import refuse
+from shardkit.errors import PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+PATIENCE_S = 60.0  # with a command: a controller that is down lets it fail after about 10 s
+# What a command says if the controller cannot be asked now; a submission may have got through all the same.
+_DOWN = re.compile(
+    r"unable to contact|connection (refused|timed out|failure)|timed out on send/recv|zero bytes|not connected"
+    r"|unexpected message|authentication (error|credential)|munge|temporarily unable to accept|try again|backup mode",
+    re.IGNORECASE,
+)
+_NO_CLUSTER = re.compile(r"could not establish a configuration source|unable to process configuration", re.IGNORECASE)
+ELSEWHERE = "Run shardkit where Slurm's commands work, such as on a login node; or use another engine."
+# What it says if the user has as many jobs in the queue as the site allows.
+_FULL = re.compile(r"Max(Array)?Submit|submit limit|MaxJobCount|MaxJobsPer|MaxSubmitJobs", re.IGNORECASE)
+# Of the settings of a job that runs this very program, which would get in the way of those of another one.
+_OWN = re.compile(r"SLURM_(?!CONF$|CLUSTERS$)|SBATCH_(ARRAY|REQUEUE|NO_REQUEUE|JOB_NAME|WAIT|OPEN_MODE|PARSABLE)")
+_FORMAT = "%F|%K|%A|%T|%r|%j"
+
+WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
+RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"})
+
+
+class Seen(NamedTuple):
+    """What Slurm says of a job: its state in capitals, why it is so, and its own number, which its node knows it by."""
+
+    state: str
+    reason: str = ""
+    number: str = ""
+
+
+class Look(NamedTuple):
+    """All jobs of the user that Slurm knows: by their ids, and the ids by the name of the submission."""
+
+    jobs: dict[str, Seen]
+    ids: dict[str, str]
+
+
+def submit(words: Iterable[str], script: str) -> str:
+    """Submit a batch script; returns its id.
+
+    Raises:
+        botocore.exceptions.ClientError: ServiceUnavailable (it may have been submitted), ResourceLimitExceeded or
+            ValidationException.
+    """
+    done = _run(["sbatch", "--parsable", "--no-requeue", *words], "CreateProcessingJob", script)
+    return done.strip().partition(";")[0]
+
+
+def look() -> Look:
+    """Ask for all jobs of this user, those that ended some minutes ago too.
+
+    Raises:
+        botocore.exceptions.ClientError: ServiceUnavailable.
+    """
+    words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--format={_FORMAT}"]
+    jobs: dict[str, Seen] = {}
+    ids: dict[str, str] = {}
+    for line in _run(words, "ListProcessingJobs").splitlines():
+        first, task, number, state, reason, name = line.strip().split("|", 5)
+        job_id = f"{first}_{task}" if task.isdigit() else first
+        jobs[job_id] = Seen(state.partition(" ")[0], "" if reason == "None" else reason, number)
+        ids[name] = first
+    return Look(jobs, ids)
+
+
+def cancel(job_id: str) -> None:
+    """Cancel a job that waits; let the script of one that runs know that it is to end."""
+    for words in (["--state=PENDING"], ["--signal=TERM", "--batch"]):
+        _run(["scancel", *words, job_id], "StopProcessingJob", may_fail=True)
+
+
+@functools.lru_cache(maxsize=8)
+def site_limits(_: str = "") -> dict[str, str]:
+    """The settings of this site's Slurm."""
+    lines = (line.partition("=") for line in _run(["scontrol", "show", "config"], "ListProcessingJobs").splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def largest_batch() -> int:
+    """How many jobs one submission may have at this site."""
+    limits = site_limits(os.environ.get("SLURM_CONF", ""))
+    known = [int(limits[name]) for name in ("MaxArraySize", "MaxJobCount") if limits.get(name, "").isdigit()]
+    return max(1, min(known, default=1))
+
+
+def remembered(job_ids: Sequence[str]) -> dict[str, Seen]:
+    """What the accounts say of jobs that the controller has forgotten; empty where there are no accounts."""
+    limits = site_limits(os.environ.get("SLURM_CONF", ""))
+    if not job_ids or limits.get("AccountingStorageType", "").rpartition("/")[2] in ("", "none", "(null)"):
+        return {}
+    words = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,Reason"]
+    known: dict[str, Seen] = {}
+    for line in _run([*words, f"--jobs={','.join(job_ids)}"], "ListProcessingJobs").splitlines():
+        job_id, state, reason = line.split("|", 2)
+        known[job_id] = Seen(state.partition(" ")[0], "" if reason == "None" else reason)
+    return known
+
+
+def _run(words: Sequence[str], operation: str, script: str = "", *, may_fail: bool = False) -> str:
+    """Run a command; returns what it prints."""
+    around = {name: value for name, value in os.environ.items() if not _OWN.match(name)} | {"LC_ALL": "C"}
+    try:
+        done = subprocess.run(  # noqa: S603  # Slurm's own programs, without a shell
+            words, input=script, capture_output=True, text=True, env=around, check=False, timeout=PATIENCE_S
+        )
+    except FileNotFoundError:
+        raise PipelineError(
+            f"There is no {words[0]} on this machine.",
+            hint=ELSEWHERE,
+        ) from None
+    except subprocess.TimeoutExpired:
+        refuse(operation, "ServiceUnavailable", f"{words[0]} got no answer within {PATIENCE_S:.0f} s.", 503)
+    if done.returncode != 0 and not (may_fail and not _DOWN.search(done.stderr)):
+        said = " ".join(line.removeprefix(f"{words[0]}: error: ") for line in done.stderr.splitlines()).strip()
+        _refuse(operation, f"{words[0]}: {said or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def _refuse(operation: str, said: str) -> NoReturn:
+    """Raise the error that says what a command's error means."""
+    if _NO_CLUSTER.search(said):
+        raise PipelineError(f"This machine belongs to no Slurm cluster: {said}.", hint=ELSEWHERE)
+    if _FULL.search(said):
+        refuse(operation, "ResourceLimitExceeded", said)
+    if _DOWN.search(said) or operation != "CreateProcessingJob":
+        refuse(operation, "ServiceUnavailable", said, 503)
+    refuse(operation, "ValidationException", said)
