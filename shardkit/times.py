@@ -66,7 +66,7 @@ def parse_days(dates: Iterable[str]) -> tuple[str, ...]:
         end = _date(last, text) if dots else begin
         count = (end - begin).days + 1
         if not 0 < count <= MOST_DAYS:
-            raise PipelineError(f"--date {text}: the range ends before it begins, or is far too long.")
+            raise PipelineError(f"The range of days {text} ends before it begins, or is far too long.")
         days |= {(begin + datetime.timedelta(days=i)).isoformat(): None for i in range(count)}
     return tuple(days)
 
@@ -76,7 +76,7 @@ def _date(text: str, whole: str) -> datetime.date:
         return datetime.datetime.strptime(text.strip(), "%Y-%m-%d").replace(tzinfo=datetime.timezone.utc).date()
     except ValueError:
         raise PipelineError(
-            f"--date {whole}: {text!r} is no date.", hint="Write 2020-01-31, or 2020-01-01..2020-01-31."
+            f"{whole!r} is no day or range of days.", hint="Write 2020-01-31, or 2020-01-01..2020-01-31."
         ) from None
 
 

@@ -20,11 +20,14 @@ def counted(number: int, noun: str) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """Seconds as a person reads them: ``42 s``, ``3 min 10 s``, ``2 h 5 min``."""
+    """Seconds as a person reads them: ``4.2 s``, ``42 s``, ``3 min 10 s``, ``2 h 5 min``, ``3 d 4 h``."""
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = int(seconds // 60)
-    return f"{minutes} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 60:
+        return f"{minutes} min {int(seconds % 60)} s"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def first_line(text: str, *, characters: int = LINE_CHARACTERS) -> str:

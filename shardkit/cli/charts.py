@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from shardkit.jobs.wording import in_words
+from shardkit.units import human_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -80,7 +80,7 @@ def dollars(value: float) -> str:
 
 def brief(seconds: float) -> str:
     """A duration, without the zeros at its end."""
-    return re.sub(r"(?<=[a-z]) 0 (?:s|min|h)$", "", in_words(seconds))
+    return re.sub(r"(?<=[a-z]) 0 (?:s|min|h)$", "", human_seconds(seconds))
 
 
 def bars(places: Sequence[str], series: Sequence[Series], *, text_of: Callable[[float], str] = plain) -> str:

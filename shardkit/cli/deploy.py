@@ -19,7 +19,7 @@ from shardkit.errors import PipelineError
 
 TEMPLATE = "template.yaml"
 # The other modules of the package that the queue's modules use.
-BESIDE_JOBS = ("__init__", "_lazy", "_version", "masking", "plugins", "printable", "user_state")
+BESIDE_JOBS = ("__init__", "_lazy", "_version", "masking", "plugins", "printable", "units", "user_state")
 PACKAGE = Path(__file__).parent.parent
 SAME_TIME = (1980, 1, 1, 0, 0, 0)  # the time of all files in the zip, so that the same code gives the same zip
 

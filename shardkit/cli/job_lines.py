@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from shardkit.cli.charts import dollars, percent
 from shardkit.jobs.clock import iso
 from shardkit.jobs.job import IN_PROGRESS, NEW
-from shardkit.jobs.wording import CAUSES_IN_WORDS, in_words, log_group, log_url, ran_s, seconds_at, waited_s
+from shardkit.jobs.wording import CAUSES_IN_WORDS, log_group, log_url, ran_s, seconds_at, waited_s
 from shardkit.masking import masked, masked_data
+from shardkit.units import human_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +75,7 @@ def show_lines(job: Job, *, region: str = "", place: str = "") -> Iterator[str]:
         ("instances", f"{job.instances} x {' or '.join(job.instance_types)}" if job.instance_types else ""),
         ("submitted", _second(job.submitted_at)),
         ("ended" if job.ended else "changed", _second(job.changed_at)),
-        ("waited", in_words(waited_s(job)) if job.attempts else ""),
+        ("waited", _or_dash(waited_s(job), human_seconds) if job.attempts else ""),
         ("not before", _second(job.not_before) if job.status == "New" and job.not_before else ""),
         ("to be stopped", f"since {_second(job.stop_asked_at)}" if job.stop_asked_at and not job.ended else ""),
         ("notice", _notice(job)),
@@ -99,7 +100,7 @@ def _attempt(entry: dict[str, Any]) -> tuple[str, ...]:
         entry.get("cause") or "",
         entry.get("instance_type") or "",
         _second(launched) if launched else "",
-        in_words(ran_s(entry)),
+        _or_dash(ran_s(entry), human_seconds),
         masked(" ".join((entry.get("reason") or "").split())),
     )
 
@@ -142,7 +143,8 @@ def history_lines(rows: Sequence[Row], by: str) -> Iterator[str]:
         causes = ", ".join(f"{number:,} {cause}" for cause, number in row.failed_attempts.items())
         times = (row.waited_median_s, row.waited_p95_s, row.ran_median_s, row.ran_p95_s)
         numbers = [f"{number:,}" for number in (row.jobs, row.completed, row.failed, row.stopped)]
-        numbers += [_or_dash(row.success_rate, percent), f"{row.attempts:,}", *map(in_words, times)]
+        numbers += [_or_dash(row.success_rate, percent), f"{row.attempts:,}"]
+        numbers += [_or_dash(time, human_seconds) for time in times]
         numbers += [f"{row.instance_hours:,.2f}", *([_or_dash(row.cost_usd, dollars)] if priced else [])]
         table.append((row.key or "(none)", *numbers, causes))
     lines = list(_aligned(table, right=set(range(1, len(table[0]) - 1))))

@@ -125,6 +125,6 @@ def check(output: str, *, as_json: bool) -> None:
     from shardkit.runs.check import check as check_output
 
     done = check_output(output_of(output))
-    click.echo(json.dumps(done.to_dict()) if as_json else str(done))
+    click.echo(json.dumps(done.to_dict()) if as_json else done.command_text)
     if not done.ok:
         sys.exit(1)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.clock import iso
 from shardkit.jobs.job import COMPLETED, ENDED, FAILED
-from shardkit.jobs.wording import CAUSES_IN_WORDS, in_words, log_group, log_url, ran_s, waited_s
+from shardkit.jobs.wording import CAUSES_IN_WORDS, log_group, log_url, ran_s, waited_s
 from shardkit.masking import masked
 from shardkit.printable import printable
+from shardkit.units import human_seconds
 
 if TYPE_CHECKING:
     from shardkit.jobs.job import Job
@@ -112,8 +113,8 @@ def lines_of(notice: Notice) -> list[tuple[str, str]]:
         ("Owner", notice["owner"]),
         ("Run", notice["run"] if notice["about"] == "job" else ""),
         ("Instance", f"{instances}{notice['instance_type']}" if notice["instance_type"] else ""),
-        ("Waited", "" if notice["waited_s"] is None else in_words(notice["waited_s"])),
-        ("Ran", "" if notice["ran_s"] is None else in_words(notice["ran_s"])),
+        ("Waited", "" if notice["waited_s"] is None else human_seconds(notice["waited_s"])),
+        ("Ran", "" if notice["ran_s"] is None else human_seconds(notice["ran_s"])),
         ("Output", notice.get("output", "")),
         ("Log", notice["log_url"]),
         ("Log group", f"{notice['log_group']} {notice['log_stream_prefix']}" if _needs_group(notice) else ""),

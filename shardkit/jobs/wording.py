@@ -59,19 +59,6 @@ def ran_s(attempt: Mapping[str, Any]) -> float | None:
     return None if begun is None or ended is None else max(0.0, ended - begun)
 
 
-def in_words(seconds: float | None) -> str:
-    """Seconds as a person reads them: ``42 s``, ``3 min 10 s``, ``2 h 5 min``, ``3 d 4 h``."""
-    if seconds is None:
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes = int(seconds // 60)
-    if minutes < 60:
-        return f"{minutes} min {int(seconds % 60)} s"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
 def log_group(job: Job) -> str:
     """The CloudWatch log group of its attempts; their streams begin with the attempt's name and a slash."""
     return LOG_GROUPS[job.kind == TRAINING]

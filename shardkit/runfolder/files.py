@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shardkit.errors import Damaged, PlanMismatch
+from shardkit.hints import Hint
 from shardkit.runfolder import documents
 from shardkit.runfolder.names import LOCK, REMOVED, RUNS
 
@@ -82,7 +83,9 @@ class RunFiles:
 
     @property
     def _remains_hint(self) -> str:
-        return f"Choose another run id, or remove the rest: shardkit clean {shlex.quote(self.output.uri)}"
+        uri = self.output.uri
+        choose = "Choose another run id, or remove the rest:"
+        return Hint(f"{choose} sk.clean({uri!r})", f"{choose} shardkit clean {shlex.quote(uri)}")
 
     @contextlib.contextmanager
     def lock(self, busy: str = "", *, new: bool = False) -> Iterator[Held]:

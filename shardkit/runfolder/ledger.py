@@ -14,6 +14,7 @@ import numpy as np
 from shardkit.checksums import as_sums
 from shardkit.errors import LedgerError
 from shardkit.runfolder.names import WHOLE
+from shardkit.runfolder.steps import advice
 from shardkit.storage.base import File
 from shardkit.storage.side_by_side import together
 from shardkit.tables.arrays import numpy, one_chunk
@@ -215,7 +216,7 @@ class Ledger:
                 if part.folder != self.folder.files:
                     return "It is of an earlier run: start a new run with incremental: false."
                 self.folder.remove_marker(marker)
-                return f"Its chunk is not done any more: shardkit resume {self.folder.arguments}"
+                return advice(self.folder, lambda step: f"Its chunk is not done any more; go on: {step('resume')}")
         return "Delete it, and start a new run."
 
     def partitions(self) -> dict[str, list[CommittedPart]]:

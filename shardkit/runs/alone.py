@@ -15,6 +15,7 @@ from shardkit.dataset.next_state import switching
 from shardkit.dataset.part_folders import check_inputs, ledgers_of, noted_of, parquet_files
 from shardkit.dataset.source import read_source
 from shardkit.errors import NothingMade
+from shardkit.hints import Hint
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.find import run_folder
@@ -97,6 +98,9 @@ def combine_folders(
                 raise NothingMade(
                     f"{counted(len(roots), 'folder')} of parts gave no row, so there is nothing to make a dataset of; "
                     "what was there stays.",
-                    hint="If there is to be no row, set allow_empty: true (--allow-empty).",
+                    hint=Hint(
+                        "If there may be no row, pass a merge with allow_empty=True.",
+                        "If there may be no row, add --allow-empty.",
+                    ),
                 )
     return Run(folder)

@@ -15,6 +15,7 @@ from shardkit.dataset.current import current_result
 from shardkit.dataset.kept_files import Contents, noted_by
 from shardkit.dataset.switch import finish_switches
 from shardkit.errors import LedgerError, RunNotFound
+from shardkit.hints import Hint, as_command
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import QUARANTINED, Ledger
 from shardkit.runfolder.names import WHOLE
@@ -28,7 +29,7 @@ from shardkit.units import counted
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from shardkit.runfolder.document_types import MadePartition, Marker, Result, ResultFile
     from shardkit.runfolder.ledger import CommittedPart
@@ -37,13 +38,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is wrong with a dataset, and its ``cure``."""
+    """Something that is wrong with a dataset, and its ``cure``, in Python."""
 
     what: str
     cure: str
 
     def __str__(self) -> str:
         return f"{self.what}. {self.cure}"
+
+    @property
+    def command_text(self) -> str:
+        """The same as the command line prints it."""
+        return f"{self.what}. {as_command(self.cure)}"
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,24 @@ class Checked:
         return not self.faults
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``check --json`` prints it."""
-        return {"ok": self.ok} | asdict(self)
+        """As ``check --json`` prints it, with the cures as commands."""
+        faults = [{"what": fault.what, "cure": as_command(fault.cure)} for fault in self.faults]
+        return {"ok": self.ok} | asdict(self) | {"faults": faults}
 
     def __str__(self) -> str:
+        return self._text(map(str, self.faults))
+
+    @property
+    def command_text(self) -> str:
+        """The same as the command line prints it."""
+        return self._text(fault.command_text for fault in self.faults)
+
+    def _text(self, faults: Iterable[str]) -> str:
         size = f"{counted(self.files, 'file')}, {counted(self.rows, 'row')} of {counted(self.records, 'record')}"
         verdict = f"{self.output} is as it was written: {size}."
         if self.faults:
             verdict = f"{counted(len(self.faults), 'fault')} in {self.output} ({size})."
-        return "\n".join([*map(str, self.faults), *self.not_compared, verdict])
+        return "\n".join([*faults, *self.not_compared, verdict])
 
 
 def check(output: str | os.PathLike[str], *, boto_session: Any = None) -> Checked:
@@ -123,8 +138,11 @@ class _Checking:
         self.partitions = current["partitions"] or {WHOLE: {"run": current["run_id"], "work": "", "merge": ""}}
 
     def _found(self, what: str, cure: str = "", *, partition: str = WHOLE) -> None:
-        day = f" --date {partition}" if partition else ""
-        rebuild = f"Make it again: shardkit run PIPELINE.yaml{day} --set incremental=false"
+        days, day = (f"days=[{partition!r}]", f" --date {partition}") if partition else ("", "")
+        rebuild = Hint(
+            f"Make it again: pipeline.replace(incremental=False).run({days})",
+            f"Make it again: shardkit run PIPELINE.yaml{day} --set incremental=false",
+        )
         self.faults.append(Fault(what[:1].upper() + what[1:], cure or rebuild))
 
     # ---- the files

@@ -78,7 +78,7 @@ def estimate(pipeline: Spec, records: int, *, quiet: bool) -> Estimate:
         PipelineError: ``records`` is not at least 1, or the function cannot be loaded.
     """
     if records < 1:
-        raise PipelineError(f"--sample {records}: expected 1 or more.")
+        raise PipelineError(f"The sample is to have {records} records: expected 1 or more.")
     from shardkit.runs.here import worker_pool
     from shardkit.runs.planning import make_run_plan
 

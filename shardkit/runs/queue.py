@@ -15,6 +15,7 @@ from shardkit.jobs.service import trouble_of
 from shardkit.runfolder.document_types import QueueCopy
 from shardkit.runfolder.documents import dump, parse, say
 from shardkit.runfolder.names import STOP
+from shardkit.runfolder.steps import advice
 from shardkit.storage.local import writing
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.user_state import PRIVATE_FOLDER, state_path
@@ -99,8 +100,13 @@ class OwnQueue:
                 return
             raise Damaged(
                 f"Run {self._folder.run_id}: {name} is damaged, and nothing else knows its jobs: {error}.",
-                hint="See that they have ended (shardkit status). Then delete the file and resume the run: what they "
-                "have committed is kept.",
+                hint=advice(
+                    self._folder,
+                    lambda step: (
+                        "See in the engine's own list that they have ended. Then delete the file and go on; what they "
+                        f"have committed is kept: {step('resume')}"
+                    ),
+                ),
             ) from None
         if taken:
             adopt(self.store, self._engine.client(), name_contains=self._base, policy=self._policy)

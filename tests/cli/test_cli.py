@@ -214,7 +214,7 @@ def test_a_broken_combine_shows_the_users_own_traceback_only(project: Path, shar
         (["run", "pipeline.yaml", "--set", "function=module_of_cli:row"], "Did you mean module_of_cli:rows?"),
         (["run", "pipeline.yaml", "--set", "combine=module_of_cli:combin"], "Did you mean module_of_cli:combine?"),
         (["run", "pipeline.yaml", "--set", "output.uri=."], "holds the input"),
-        (["plan", "pipeline.yaml", "--sample", "0"], "--sample 0: expected 1 or more"),
+        (["plan", "pipeline.yaml", "--sample", "0"], "The sample is to have 0 records: expected 1 or more"),
         (["plan", "pipeline.yaml", "--sample", "x"], "'x' is not a valid integer"),
         (["status", "absent"], "holds no run of shardkit"),
         (["status", "data"], "holds no run of shardkit"),

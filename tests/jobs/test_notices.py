@@ -20,7 +20,8 @@ from shardkit.jobs.message import notice_of, slack_of, subject_of, text_of
 from shardkit.jobs.notices import MOST_TRIES, send_notices
 from shardkit.jobs.policy import ATTEMPTS
 from shardkit.jobs.targets import check_target
-from shardkit.jobs.wording import CAUSES_IN_WORDS, in_words, log_url
+from shardkit.jobs.wording import CAUSES_IN_WORDS, log_url
+from shardkit.units import human_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -435,6 +436,6 @@ def test_links_to_logs() -> None:
 
 def test_every_cause_has_words() -> None:
     assert set(CAUSES_IN_WORDS) == set(ATTEMPTS) and all(f"\n    {cause} " in causes_doc for cause in ATTEMPTS)
-    assert [in_words(each) for each in (None, 4.25, 59, 190, 7500, 273600)] == [
-        "-", "4.2 s", "59 s", "3 min 10 s", "2 h 5 min", "3 d 4 h",
+    assert [human_seconds(each) for each in (4.25, 9.96, 59, 190, 7500, 273600)] == [
+        "4.2 s", "10 s", "59 s", "3 min 10 s", "2 h 5 min", "3 d 4 h",
     ]  # fmt: skip

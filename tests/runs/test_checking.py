@@ -75,6 +75,7 @@ def test_a_file_is_gone(out: Path) -> None:
     a_file(out).unlink()
     told = check(out)
     assert "is gone. Make it again: shardkit run PIPELINE.yaml --date 2020-01-01 --set incremental=false" in told
+    assert "is gone. Make it again: pipeline.replace(incremental=False).run(days=['2020-01-01'])" in str(sk.check(out))
     assert told.endswith("1 fault in " + str(out) + " (3 files, 6 rows of 7 records).\n")
     assert [fault["what"] for fault in json.loads(check(out, "--json"))["faults"]] == [told.partition(". Make")[0]]
 

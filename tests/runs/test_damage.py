@@ -284,7 +284,8 @@ def test_a_flipped_bit_of_a_part_is_found_and_its_chunk_computed_again(place: Pl
     with pytest.raises(Damaged, match="checksum") as caught:
         sk.open_run(place.out).retry(quiet=True)
     assert str(part) in str(caught.value)
-    assert "shardkit resume" in caught.value.hint
+    assert caught.value.hint.endswith(f"sk.open_run({str(place.out)!r}, 'x').resume()")
+    assert "shardkit resume" in caught.value.command_text
     sk.open_run(place.out).resume(quiet=True)
     assert len(place.rows()) == 200
 
