@@ -1,4 +1,4 @@
-"""What the benchmarks share: commands that are measured from outside, and input that is made once."""
+"""Shared by the benchmarks: commands are measured from outside, and input is made once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARDKIT = [PYTHON, "-m", "shardkit"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One run of a command: seconds and bytes, and what it has printed."""
+    """One run of a command: seconds, bytes, and its output."""
 
     wall_s: float
     cpu_s: float
@@ -29,7 +29,7 @@ class Measure:
 
 
 def measure(command: list[str], scratch: Path, more: dict[str, str] | None = None, *, again: bool = False) -> Measure:
-    """Run a command in an empty folder, or ``again`` as it was left, with more variables in its environment."""
+    """Run a command in an empty folder, or ``again`` in the same one, with ``more`` environment variables."""
     if not again:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -40,12 +40,12 @@ def measure(command: list[str], scratch: Path, more: dict[str, str] | None = Non
             command, cwd=scratch, stdout=answer, stderr=subprocess.PIPE, env=os.environ | (more or {})
         )
         assert process.stderr is not None
-        told = process.stderr.read()
+        stderr = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         wall = time.perf_counter() - started
         if process.returncode:
-            raise SystemExit(f"{' '.join(command)} exited with {process.returncode}:\n{told.decode()[-2000:]}")
+            raise SystemExit(f"{' '.join(command)} exited with {process.returncode}:\n{stderr.decode()[-2000:]}")
         answer.seek(0)
         return Measure(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, answer.read())
 
@@ -65,7 +65,7 @@ def generated(kind: str, **options: object) -> Path:
 
 
 def contestant(script: str, *arguments: object) -> list[str]:
-    """A script beside this one."""
+    """The command that runs a script of ``contestants/``."""
     return [PYTHON, str(HERE / "contestants" / script), *map(str, arguments)]
 
 

@@ -1,4 +1,4 @@
-"""A day of job ads, made and made again; and what ninety days would take on SageMaker."""
+"""A day of job ads, made and redone; and an estimate of how long ninety days take on SageMaker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _client(port: int) -> Any:
 
 
 def _change_one(client: Any, keys: list[str], turn: int) -> None:
-    """Put the first line of an object last, so that its etag is another."""
+    """Move the first line of an object to its end, so that its etag changes."""
     key = keys[(turn * 787 + 13) % len(keys)]
     lines = client.get_object(Bucket=servers.BUCKET, Key=key)["Body"].read().splitlines(keepends=True)
     client.put_object(Bucket=servers.BUCKET, Key=key, Body=b"".join(lines[1:] + lines[:1]))
@@ -70,7 +70,7 @@ def ads_day(workers: int, scale: float, runs: int) -> dict[str, object]:
 
 
 def _tell_day(name: str, full: list[Measure], redone: list[Measure]) -> dict[str, float]:
-    """Print both times: of the whole commands, and as the runs tell them, from when all is imported.
+    """Print both times: of the whole commands, and as the runs measure them, once all is imported.
 
     The latter is how the script by hand measures itself.
     """
@@ -96,7 +96,7 @@ def _own(measured: Measure) -> float:
 
 
 def _in_session(where: str, port: int, keys: list[str], workers: int) -> dict[str, float]:
-    """The same in one Python process, as a schedule or a notebook does it; the median of some days made again."""
+    """The same in one Python process, as a schedule or a notebook does it; the median of some redone days."""
     changed = keys[7 :: max(len(keys) // REDONE_IN_SESSION, 1)][:REDONE_IN_SESSION]
     source, output = f"s3://{servers.BUCKET}/ads", DATA / "scratch" / "out"
     script = contestant("day_in_session.py", source, output, workers, *changed)
@@ -119,7 +119,7 @@ FETCHED_AT_ONCE = 16  # by each worker
 
 @dataclass(frozen=True)
 class Day:
-    """What a day of some size took: the whole command by the number of its workers, and pass 2 by itself; seconds."""
+    """The seconds that a day of some size took: the whole command by its number of workers, and pass 2 by itself."""
 
     objects: int
     bytes: int
@@ -128,7 +128,7 @@ class Day:
 
 
 def ninety_days(workers: int, scale: float, runs: int) -> dict[str, object]:
-    """What days of two sizes take here, from S3 to S3, and from that what ninety will on SageMaker."""
+    """Measure days of two sizes here, from S3 to S3, and estimate from them ninety days on SageMaker."""
     sizes = [int(1000 * scale), int(4000 * scale)]
     print(f"\nninety-days: days of {sizes[0]:,} and {sizes[1]:,} objects of 100 records, S3 on loopback, {runs} runs")
     with contextlib.ExitStack() as stack:
@@ -161,7 +161,7 @@ def _day(size: int, port: int, more: dict[str, str], counts: list[int], runs: in
 
 
 def _extrapolate(small: Day, large: Day, workers: int) -> dict[str, object]:
-    """Each object's share is what the larger day took more; what both took alike is counted once a day."""
+    """The difference of both days gives the time of an object; the rest of a day's time is counted once a day."""
     more = large.objects - small.objects
     alone, each = ((large.walls[count] - small.walls[count]) / more for count in (1, workers))
     merge_each = max((large.merge_s - small.merge_s) / more, 0.0)

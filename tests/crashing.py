@@ -1,4 +1,4 @@
-"""What the tests of crash safety share: a user's project in a folder, its commands as processes, and their ends."""
+"""Shared by the tests of crash safety: a user's project in a folder, its commands as processes, and their ends."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 TESTS = Path(__file__).resolve().parent
 LEASE_S = 1.0  # of the commands that are paused
-PATIENCE_S = 60.0  # far more than anything here takes: it ends a test that would hang
+PATIENCE_S = 60.0  # far more than anything here takes; ends a test that hangs
 
 
 def wait_for(
     condition: Callable[[], Any], *, timeout_s: float = PATIENCE_S, every_s: float = 0.005, what: str = ""
 ) -> Any:
-    """What ``condition`` returns as soon as that is true."""
+    """Wait until ``condition`` returns something true, and return it."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what or condition}"
@@ -68,15 +68,15 @@ class Command:
         return self.process.pid
 
     def family(self) -> list[int]:
-        """The process and all that descend from it."""
+        """The process and all its descendants."""
         return [self.pid, *descendants(self.pid)]
 
     def signal_group(self, number: int) -> None:
-        """As a terminal does with Ctrl-C: every process of the group gets it."""
+        """Send a signal to every process of the group, as a terminal does with Ctrl-C."""
         os.killpg(self.pid, number)
 
     def kill_all(self) -> None:
-        """kill -9 of the whole tree."""
+        """Kill the whole tree, as by kill -9."""
         family = self.family()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -84,7 +84,7 @@ class Command:
         wait_for(lambda: not any(map(is_alive, family)), what="the end of all processes")
 
     def wait(self, *, timeout_s: float = PATIENCE_S) -> Done:
-        """Wait for its end. One that does not come is an error that tells what every thread was at."""
+        """Wait for its end. If it does not come, the error shows what every thread was doing."""
         try:
             code = self.process.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -158,7 +158,7 @@ class Project:
         return rows_of(sk.open_run(self.out, run_id))
 
     def data_files(self) -> list[str]:
-        """The dataset's folder as any other program sees it: all files but shardkit's own."""
+        """The dataset's folder as any other program sees it: all files except shardkit's own."""
         found = (p.relative_to(self.out) for p in self.out.rglob("*") if p.is_file())
         return sorted(str(p) for p in found if p.parts[0] != "_shardkit")
 
@@ -179,18 +179,18 @@ def rows_of(run: sk.Run) -> list[dict[str, Any]]:
 
 
 def folder_rows(output: Path) -> list[dict[str, Any]]:
-    """The rows of all Parquet files that lie in a dataset's folder, whoever wrote them."""
+    """The rows of all Parquet files in a dataset's folder, whoever wrote them."""
     files = sorted(p for p in output.rglob("*.parquet") if "_shardkit" not in p.parts)
     return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of a command: nothing of the test runner's terminal."""
+    """The environment of a command, without what describes the test runner's terminal."""
     return os.environ | {"COLUMNS": "120", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | extra
 
 
 def check_ledger(run: sk.Run) -> sk.Summary:
-    """See that a finished run's ledger balances; returns its summary."""
+    """Check that a finished run's ledger balances; returns its summary."""
     summary = run.summary()
     counts = summary.records
     assert counts["listed"] == counts["done"] + counts["quarantined"] + counts["skipped"]
@@ -199,7 +199,7 @@ def check_ledger(run: sk.Run) -> sk.Summary:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that descend from ``pid``, as /proc tells them."""
+    """The descendants of ``pid``, according to /proc."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (parent := _parent(entry)) is not None:
@@ -220,7 +220,7 @@ def _parent(entry: Path) -> int | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     return _parent(Path(f"/proc/{pid}")) is not None
 
 
@@ -240,7 +240,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def wait_until_paused(command: Command) -> bool:
-    """Wait until a command has stopped itself, for as long as a lease lasts; whether it has, and not ended before."""
+    """Wait, for as long as a lease lasts, until a command has stopped itself; False if it has ended before."""
     wait_for(lambda: is_stopped(command.pid) or command.process.poll() is not None, what="the pause")
     if command.process.poll() is not None:
         return False
@@ -257,7 +257,7 @@ def go_on(command: Command) -> Done:
 
 @contextlib.contextmanager
 def dying(command: Command) -> Iterator[Command]:
-    """See that nothing of a command outlives the block."""
+    """Make sure that nothing of a command outlives the block."""
     try:
         yield command
     finally:

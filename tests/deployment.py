@@ -1,4 +1,4 @@
-"""What is run beside ministack in its network: bringing the template up, submitting, watching. Prints JSON.
+"""Runs beside ministack in its network: brings the template up, submits jobs, watches them. Prints JSON.
 
 python deployment.py deploy FOLDER | submit NUMBER TOPIC | watch NUMBER QUEUE SECONDS HURRY
 """
@@ -22,7 +22,7 @@ from shardkit.jobs.service import set_policy
 PLACE = "dynamodb://shardkit-jobs?expire_days=90"
 STACK, CODE, TOLD = "jobs", "code", "told"
 PATIENT = Config(retries={"mode": "standard", "total_max_attempts": 20})
-# As the service's, but for a service that is this machine.
+# Like the service's, but faster, because the service is on this machine.
 POLICY = {"creates_per_s": 25.0, "poll_s": 5.0, "retry_wait_s": 0.5, "capacity_wait_s": 0.5, "throttle_max_s": 5.0}
 POLICY |= {"lease_s": 10.0, "settle_s": 1.0, "overlap_s": 30.0, "recheck_s": 60.0, "lost_s": 20.0}
 
@@ -42,7 +42,7 @@ def deploy(folder: str) -> dict[str, str]:
     )
     cloud.get_waiter("stack_create_complete").wait(StackName=STACK, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
     outputs = cloud.describe_stacks(StackName=STACK)["Stacks"][0]["Outputs"]
-    found = {each["OutputKey"]: each["OutputValue"] for each in outputs}
+    output_values = {each["OutputKey"]: each["OutputValue"] for each in outputs}
     queue = boto3.client("sqs").create_queue(QueueName=TOLD)["QueueUrl"]
     about = boto3.client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
     arn = about["Attributes"]["QueueArn"]
@@ -50,14 +50,14 @@ def deploy(folder: str) -> dict[str, str]:
     policy = json.dumps({"Version": "2012-10-17", "Statement": [may_send]})
     boto3.client("sqs").set_queue_attributes(QueueUrl=queue, Attributes={"Policy": policy})
     boto3.client("sns").subscribe(
-        TopicArn=found["TopicArn"], Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"}
+        TopicArn=output_values["TopicArn"], Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"}
     )
-    set_policy(open_store(found["Jobs"]), POLICY)
-    return found | {"Queue": queue}
+    set_policy(open_store(output_values["Jobs"]), POLICY)
+    return output_values | {"Queue": queue}
 
 
 def submit(number: int, topic: str) -> dict[str, int]:
-    """Submit jobs through the function, a hundred in a call; every call is made twice, as who got no answer would."""
+    """Submit jobs through the function, a hundred in a call; make each call twice, as if the answer had been lost."""
     about = request("unused", "true")
     del about["ProcessingJobName"]
     function = boto3.client("lambda", config=Config(read_timeout=120))
@@ -75,9 +75,9 @@ def submit(number: int, topic: str) -> dict[str, int]:
 
 
 def watch(number: int, queue: str, seconds: float, *, hurry: bool) -> dict[str, Any]:
-    """Wait until all have ended and their notices are there, and meanwhile be SageMaker's events of jobs that end.
+    """Wait until all jobs have ended and their notices are there; send SageMaker's events of ended jobs meanwhile.
 
-    Once the schedules have fired, which they do within 70 seconds, ``hurry`` has them fire more often than every minute.
+    Once the schedules have fired, which they do within 70 seconds, ``hurry`` makes them fire more than once a minute.
     """
     begun = time.monotonic()
     told: dict[str, int] = {}
@@ -110,7 +110,7 @@ def watch(number: int, queue: str, seconds: float, *, hurry: bool) -> dict[str, 
 
 
 def listed() -> list[dict[str, Any]]:
-    """All that the service knows."""
+    """All jobs that the service lists."""
     engine = boto3.client("sagemaker", config=PATIENT)
     pages = engine.get_paginator("list_processing_jobs").paginate(MaxResults=100)
     return [line for page in pages for line in page["ProcessingJobSummaries"]]
@@ -123,7 +123,7 @@ def _times(line: dict[str, Any]) -> list[Any]:
 
 
 def _send_events(lines: list[dict[str, Any]], sent: set[str]) -> None:
-    """Of every third job, twice and in any order; of the others the monitor learns when it looks."""
+    """Send the events of every third job, twice and in random order; the monitor finds the others by itself."""
     function = boto3.client("lambda")
     ended = [line for line in lines if line.get("ProcessingEndTime")]
     sent |= {line["ProcessingJobName"] for line in ended}

@@ -60,13 +60,13 @@ S3Response.put_object = atomic
 server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()  # until whoever started it ends
+sys.stdin.read()  # until the process that has started it ends
 """
 
 
 @dataclass(frozen=True)
 class Ministack:
-    """A running ministack, alone with what is run beside it in its network."""
+    """A running ministack, in a network that it shares only with what is run beside it."""
 
     pid: int
     env: Mapping[str, str]
@@ -74,7 +74,7 @@ class Ministack:
     def run(
         self, command: str | Sequence[str], env: Mapping[str, str] | None = None, *, timeout_s: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command, or a text as a Python program, where boto3 finds ministack by itself; its output is text."""
+        """Run a command, or a text as a Python program, where boto3 finds ministack by itself; the output is text."""
         words = [sys.executable, "-c", command] if isinstance(command, str) else list(command)
         return subprocess.run(
             ["nsenter", "-t", str(self.pid), "-U", "-n", "--preserve-credentials", *words],
@@ -89,10 +89,10 @@ class Ministack:
 
 @contextlib.contextmanager
 def ministack(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Ministack]:
-    """Start ministack in a network of its own; what it writes goes under ``folder``. Skips where that cannot be.
+    """Start ministack in a network of its own, with its files in ``folder``. Skips the test where that is impossible.
 
-    ``env`` is for ministack and for everything that is run beside it. For what needs more than its tables and buckets,
-    as code that it runs may listen anywhere.
+    ``env`` is for ministack and for everything that is run beside it. It is for tests that need more than tables and
+    buckets: the code that ministack then runs may listen anywhere.
     """
     tools = shutil.which("unshare") and shutil.which("nsenter")
     if not tools or subprocess.run(["unshare", "-Urn", "true"], check=False).returncode:
@@ -107,7 +107,7 @@ def ministack(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Mi
 
 @contextlib.contextmanager
 def ministack_on_loopback(folder: Path) -> Iterator[str]:
-    """Start ministack on a free port of 127.0.0.1, for its tables and buckets only; its URL."""
+    """Start ministack on a free port of 127.0.0.1, for its tables and buckets only; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     around = _around(folder, port)
@@ -122,7 +122,7 @@ def ministack_on_loopback(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def moto_on_loopback() -> Iterator[str]:
-    """Start moto's server, for S3, in a process of its own; its URL."""
+    """Start moto's server, for S3, in a process of its own; yields its URL."""
     command = [sys.executable, "-c", _MOTO]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -137,25 +137,25 @@ def moto_on_loopback() -> Iterator[str]:
 
 @contextlib.contextmanager
 def shared(kind: str, folder: Path) -> Iterator[str]:
-    """The URL of a server that is started by the first process to ask for it in ``folder``, and ends with the last.
+    """The URL of a server that the first process to ask for it in ``folder`` starts, and that ends with the last one.
 
-    A user of it is who holds a lock on a file, which even one that is killed lets go.
+    Each user holds a lock on a file, which the system releases even if the user is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    told = folder / "url"
+    url_file = folder / "url"
     with (folder / "users").open("w") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
         with locked(folder / "start"):
-            if not told.exists():
-                told.write_text(_started_by_keeper(kind, folder))
-        url = told.read_text()
+            if not url_file.exists():
+                url_file.write_text(_started_by_keeper(kind, folder))
+        url = url_file.read_text()
         if not url.startswith("http"):
             pytest.skip(url or f"{kind} does not start: {(folder / 'log').read_text()[-3000:]}")
         yield url
 
 
 def _started_by_keeper(kind: str, folder: Path) -> str:
-    """The URL of a server that lives on, with the process that looks after it; or why there is none."""
+    """Start a server, and a process that looks after it, which outlive this one; its URL, or why there is none."""
     command = [sys.executable, __file__, kind, str(folder)]
     with (folder / "log").open("w") as log:
         keeper = subprocess.Popen(
@@ -167,7 +167,7 @@ def _started_by_keeper(kind: str, folder: Path) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time go on."""
+    """Let only one process at a time into the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -175,7 +175,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def keep(kind: str, folder: Path) -> None:
-    """Have a server run until nobody uses it."""
+    """Run a server until nobody uses it any more."""
     try:
         with moto_on_loopback() if kind == "moto" else ministack_on_loopback(folder) as url:
             sys.stdout.write(f"{url}\n")
@@ -187,7 +187,7 @@ def keep(kind: str, folder: Path) -> None:
 
 
 def use_emulator(monkeypatch: pytest.MonkeyPatch, url: str, *, service: str = "") -> None:
-    """Have this process's clients, and its children's, ask an emulator; with ``service`` those of that one alone."""
+    """Direct the AWS clients of this process and its children to an emulator; with ``service`` only that service's."""
     import boto3
 
     for name, value in ({f"AWS_ENDPOINT_URL{service and '_'}{service}": url} | CREDENTIALS).items():
@@ -203,7 +203,7 @@ def _program() -> str:
 
 
 def _around(folder: Path, port: int) -> dict[str, str]:
-    """The environment of ministack and its clients: nothing of this one's proxies and credentials."""
+    """The environment of ministack and its clients, without the proxies and credentials of this one."""
     home = folder / "ministack"
     home.mkdir(parents=True, exist_ok=True)
     plain = {name: text for name, text in os.environ.items() if name[:4] != "AWS_" and name[-6:].lower() != "_proxy"}
@@ -223,7 +223,7 @@ def _around(folder: Path, port: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _started(command: list[str], env: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A running process and its log; it is ended with all that it started."""
+    """A running process and its log; at the end it is killed with all that it started."""
     home = Path(env["HOME"])
     with (home / "log").open("w") as log:
         process = subprocess.Popen(
@@ -244,7 +244,7 @@ def _started(command: list[str], env: Mapping[str, str]) -> Iterator[tuple[subpr
 
 
 def _wait(beside: Ministack) -> subprocess.CompletedProcess[str]:
-    """Wait until it answers; the first tries may come before the namespace is there."""
+    """Wait until it answers; the first attempts may come before the namespace is there."""
     for _ in range(50):
         done = beside.run([sys.executable, "-c", _WAIT, URL, str(START_S)], timeout_s=START_S + 10)
         if "nsenter" not in done.stderr:

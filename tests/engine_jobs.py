@@ -1,4 +1,4 @@
-"""What the tests of engines share: requests, and waiting for what happens to them."""
+"""Shared by the tests of engines: requests, and waits for what happens to them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def outputs(*given: dict[str, Any]) -> dict[str, Any]:
 
 
 def until(condition: Any, *, seconds: float = 30.0) -> Any:
-    """Wait until a condition holds; what it gave."""
+    """Wait until a condition returns something true, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := condition():
@@ -63,7 +63,7 @@ def until(condition: Any, *, seconds: float = 30.0) -> Any:
 
 
 def ended(engine: Any, name: str) -> dict[str, Any]:
-    """Wait until a job has ended; what the engine says of it."""
+    """Wait until a job has ended; returns the engine's description of it."""
 
     def look() -> dict[str, Any] | None:
         about = engine.describe_processing_job(ProcessingJobName=name)
@@ -78,12 +78,12 @@ def status(engine: Any, name: str) -> str:
 
 
 def said(engine: Any, name: str, text: str) -> None:
-    """Wait until a job has said something."""
+    """Wait until a text is in a job's log."""
     until(lambda: text in list(engine.log_lines(name)))
 
 
 def processes(marker: str) -> list[int]:
-    """The processes with a word in their command line, zombies left out."""
+    """The processes with a word in their command line, without zombies."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
@@ -97,7 +97,7 @@ def processes(marker: str) -> list[int]:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """The files under a folder, with their content."""
+    """The files under a folder, with their contents."""
     return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 

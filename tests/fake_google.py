@@ -1,4 +1,4 @@
-"""A stand-in for Google Cloud Storage's XML interface, as far as its clients use it here: objects in memory."""
+"""A stand-in for Google Cloud Storage's XML interface, as much of it as is used here: objects in memory."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def _etag(data: bytes) -> str:
@@ -145,7 +145,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def google() -> Iterator[str]:
-    """Serve; gives the URL."""
+    """Serve during the block; yields the URL."""
     server = _Server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that has bad days: slow down, errors, bodies cut short, lost connections, stalls."""
+"""A proxy in front of an S3 server that adds faults: slow down, errors, truncated bodies, lost connections, stalls."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class FaultProxy(http.server.ThreadingHTTPServer):
@@ -121,7 +121,7 @@ class FaultProxy(http.server.ThreadingHTTPServer):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
-        """Serve; gives the URL."""
+        """Serve during the block; yields the URL."""
         thread = threading.Thread(target=self.serve_forever, daemon=True)
         thread.start()
         try:

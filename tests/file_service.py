@@ -1,4 +1,4 @@
-"""A Processing service in a folder, for several processes at once: jobs take real time, and do nothing in it.
+"""A Processing service in a folder, for several processes at once: its jobs take real time, and do nothing.
 
 python tests/file_service.py STORE FOLDER FAULTS [POLICY AS JSON]      drives the queue to its end
 """
@@ -20,11 +20,11 @@ from shardkit.jobs import Policy, SQLiteStore, drive
 
 
 class FileService:
-    """The four methods; a job is a file, made only once.
+    """The four methods of the service's client; a job is a file that can be created only once.
 
     Args:
         folder: Where the jobs are.
-        lost: How likely a call is not answered; every other one of these is done.
+        lost: The share of calls that get no answer; half of these are carried out.
     """
 
     def __init__(self, folder: Path, *, lost: float = 0.0) -> None:
@@ -71,7 +71,7 @@ class FileService:
 
 
 def line_of(path: Path) -> dict[str, Any]:
-    """What the list says of a job: it takes up to 0.3 s, and one in ten finds no capacity."""
+    """A job's entry in the list: a job takes up to 0.3 s, and one in ten finds no capacity."""
     created_at = json.loads(path.read_text())["created_at"]
     dice = random.Random(path.stem)
     ended_at = created_at + dice.uniform(0.05, 0.3)

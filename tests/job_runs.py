@@ -1,4 +1,4 @@
-"""What the tests of runs on an engine share: a user's project whose passes are jobs of the local engine."""
+"""Shared by the tests of runs on an engine: a user's project whose passes are jobs of the local engine."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ class JobProject(Project):
         return pipeline.run(engine or self.local(), run_id=run_id, quiet=True, wait=wait)
 
     def start_driver(self, *, before: str = "", **fields: Any) -> Command:
-        """Run the pipeline as jobs from another process, which runs the code ``before`` first."""
+        """Run the pipeline as jobs from another process, which first runs the code ``before``."""
         return self.start(self.engine_root, json.dumps(self.fields(**fields)), code=before + RUN)
 
     def calls(self) -> list[str]:
-        """The keys of the records that the function was called with, until now."""
+        """The keys of the records with which the function has been called so far."""
         return [path.name.split()[0].replace("+", "/") for path in (self.root / "calls").iterdir()]
 
     def forget_calls(self) -> None:
@@ -97,12 +97,12 @@ class JobProject(Project):
         wait_for(lambda: set(keys) <= set(self.calls()), what=f"calls with {keys}")
 
     def wait_for_run(self) -> sk.Run:
-        """Wait until a run was planned."""
+        """Wait until a run is planned."""
         wait_for(lambda: list(self.out.glob("_shardkit/runs/*/plan.json")), what="a plan")
         return sk.open_run(self.out)
 
     def expected(self) -> list[tuple[str, int]]:
-        """What the dataset's rows are about, if all records are good."""
+        """The keys in the dataset's rows, if all records are good."""
         keys = sorted(p.relative_to(self.data).as_posix() for p in self.data.rglob("*.txt"))
         return [(key, i) for key in keys for i in range(2)]
 
@@ -117,14 +117,14 @@ class JobProject(Project):
         (self.root / "mended").touch()
 
     def supervisors(self) -> dict[str, int]:
-        """The processes of the jobs that run, by the jobs' names."""
+        """The supervisor processes of the running jobs, by the jobs' names."""
         live = self.engine_root / "live"
         names = sorted(path.name for path in live.iterdir()) if live.is_dir() else []
         found = {name: JobFiles(str(self.engine_root), name).supervisor() for name in names}
         return {name: pid for name, pid in found.items() if pid}
 
     def end(self) -> None:
-        """See that no job outlives the test."""
+        """End all jobs, so that none outlives the test."""
         for pid in self.supervisors().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

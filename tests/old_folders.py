@@ -1,6 +1,6 @@
-"""Run folders as earlier versions of shardkit have written them, and what they were made of.
+"""Run folders as earlier versions of shardkit have written them, and the pipelines that they were made from.
 
-``tests/folders`` holds them, as they were but for their paths, which start with `HERE`. To add those of a version, run
+``tests/folders`` holds them unchanged, except that their paths start with `HERE`. To add those of another version, run
 this file with that version on ``PYTHONPATH``:
 
     python tests/old_folders.py 0.2
@@ -24,7 +24,7 @@ from pathlib import Path
 FOLDERS = Path(__file__).parent / "folders"
 HERE = "/where/it/was/made"
 CHECKSUM = re.compile(rb',\s?"crc32":"[0-9a-f]{8}"\s?\}\s*\Z')
-LISTED_AT = 1_600_000_000  # when the input's files were written, which tells whether one has changed
+LISTED_AT = 1_600_000_000  # when the input's files were written, by which changed files are recognized
 WORK = """import os
 import time
 
@@ -53,14 +53,14 @@ KINDS = {"done": TEXTS, "quarantine": TEXTS | {BAD: "bad"}, "interrupted": TEXTS
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write one of the input's files, as old as all are."""
+    """Write one of the input's files, with the time of all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     os.utime(path, (LISTED_AT, LISTED_AT))
 
 
 def write_world(folder: Path, kind: str) -> Path:
-    """Write the input, the function and the pipeline that a folder was made of; returns the pipeline's file."""
+    """Write the input, the function and the pipeline that a folder was made from; returns the pipeline's file."""
     for name, text in KINDS[kind].items():
         write_text(folder / "data" / name, text)
     (folder / "work.py").write_text(WORK)
@@ -70,21 +70,21 @@ def write_world(folder: Path, kind: str) -> Path:
 
 
 def bring(version: str, kind: str, folder: Path) -> Path:
-    """Put one of the old outputs, and what it was made of, into a folder, and return the pipeline's file."""
+    """Put one of the old outputs, with its input and pipeline, into a folder; returns the pipeline's file."""
     from shardkit.plan.digests import work_digest  # not in the versions that this file runs with as a program
 
     shutil.copytree(FOLDERS / version / kind, folder / "out")
     moved(folder / "out", HERE, str(folder))
     (path,) = (folder / "out").glob("_shardkit/runs/*/plan.json")
     plan = json.loads(path.read_bytes())
-    if "work" in plan:  # of which the input's place is a part
+    if "work" in plan:  # a digest that includes the input's path
         work = work_digest(plan["pipeline"], plan["function_digest"], named=version != "0.1")
         moved(folder / "out", plan["work"], work)
     return write_world(folder, kind)
 
 
 def moved(output: Path, old: str, new: str) -> None:
-    """Have an output's documents tell of another place, or another machine, with checksums where they had some."""
+    """Replace a text, such as a path, in an output's documents, and update the checksums of those that have one."""
     for path in output.rglob("*.json"):
         data = path.read_bytes()
         if old.encode() in data:
@@ -92,17 +92,17 @@ def moved(output: Path, old: str, new: str) -> None:
 
 
 def summed(data: bytes) -> bytes:
-    """A document that was changed, with its own checksum where it had another's."""
-    found = CHECKSUM.search(data)
-    if found is None:
+    """A changed document with its checksum updated, if it has one."""
+    checksum = CHECKSUM.search(data)
+    if checksum is None:
         return data
-    head, end = data[: found.start()], found[0]
+    head, end = data[: checksum.start()], checksum[0]
     at = end.index(b'"crc32":"') + len(b'"crc32":"')
     return head + end[:at] + b"%08x" % zlib.crc32(head) + end[at + 8 :]
 
 
 def make(kind: str, folder: Path) -> None:
-    """Run the pipeline in a folder; of the run to be interrupted, until some records are done."""
+    """Run the pipeline in a folder; a run that is to be interrupted only until some records are done."""
     pipeline = write_world(folder, kind)
     command = [sys.executable, "-m", "shardkit", "run", pipeline.name, "--quiet", "--run-id", f"old-{kind}"]
     if kind != "interrupted":
@@ -111,7 +111,7 @@ def make(kind: str, folder: Path) -> None:
     (folder / "hold").touch()
     process = subprocess.Popen(command, cwd=folder)
     while len(list(folder.glob("out/_shardkit/runs/*/markers/*/*.json"))) < len(TEXTS) - 1:
-        time.sleep(0.02)  # for all records but one, which waits
+        time.sleep(0.02)  # until all records but one are done, which waits
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
@@ -119,7 +119,7 @@ def make(kind: str, folder: Path) -> None:
 
 
 def main(version: str, *kinds: str) -> None:
-    """Make all kinds of folders of the version that is imported, or some."""
+    """Make the folders of the version that is imported: all kinds, or those named."""
     for kind in kinds or KINDS:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name).resolve()

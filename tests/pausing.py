@@ -1,8 +1,8 @@
-"""A command of the program that stops itself before the n-th of some steps, as a machine does whose lid is closed.
+"""Runs a command of the program that stops itself before the n-th of some steps, as if the machine were suspended.
 
     pausing.py KIND STEP LOG ARGUMENT...
 
-It writes the steps that it came to into LOG. Leases end soon there, as they must for who takes over.
+It writes the steps that it reached to LOG. Its leases are short, so that another command can soon take over.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CLEAN_STEPS: tuple[tuple[Any, str, str], ...] = (
 
 
 class Stopping:
-    """Wraps functions so that the process stops before the call that is the n-th of all within ``within``."""
+    """Wraps functions so that the process stops before the n-th call of all that happen within `within`."""
 
     def __init__(self, step: int, log: Path) -> None:
         self._step, self._log, self._one = step, log, threading.Lock()
@@ -102,7 +102,7 @@ def stop_in_clean(stopping: Stopping) -> None:
 
 
 def stop_in_schedule(stopping: Stopping) -> None:
-    """Before the wait for the next run, and before every run and what it notes."""
+    """Stop before the wait for the next run, before each run, its switch and the cleaning after it."""
     schedule.LOOK_EVERY_S = 0.2
     stopping.everywhere()
     stopping.before(schedule.WallClock, "wait", "wait")
@@ -112,7 +112,7 @@ def stop_in_schedule(stopping: Stopping) -> None:
 
 
 def stop_in_serving(stopping: Stopping) -> None:
-    """Before each write of the queue and each call of the service, which is one in a folder."""
+    """Stop before each write of the queue and each call of the service, which is a simulated one in a folder."""
     from file_service import FileService
 
     from shardkit.engines.sagemaker import SageMaker
@@ -131,7 +131,7 @@ def stop_in_serving(stopping: Stopping) -> None:
 
 
 def stop_in_queue(stopping: Stopping) -> None:
-    """Before each step of a driver that watches its jobs."""
+    """Stop before each step of a driver that watches its jobs."""
     from shardkit.jobs import SQLiteStore
     from shardkit.runs.on_engine import RunJobs
     from shardkit.runs.queue import OwnQueue

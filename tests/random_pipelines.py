@@ -1,11 +1,11 @@
 """Random small pipelines, and a plain loop in Python that says what their datasets must hold.
 
     python tests/random_pipelines.py --count 500            # seeds 0 to 499
-    python tests/random_pipelines.py --first 17 --count 1   # one of them again, told step by step
+    python tests/random_pipelines.py --first 17 --count 1   # one of them again, step by step
 
-A seed decides all of a pipeline: what its records are, what the function gives, how the dataset is cut, and what
-becomes of its input from run to run. After each step the dataset's files, read one by one without shardkit, must hold
-the rows of the loop, each as often as there, and what is told of them must be true.
+A seed decides everything about a pipeline: its records, what the function returns, how the dataset is cut into files,
+and how the input changes from run to run. After each step the dataset's files, read one by one without shardkit, must
+hold exactly the rows of the plain loop, and the notes about them must be true.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Pick(random.Random):
 
 @dataclass
 class Content:
-    """What a record's files say."""
+    """The content of a record's files."""
 
     id: str
     rows: list[Row]
@@ -68,7 +68,7 @@ class Content:
 
 
 class Shape:
-    """What of a pipeline stays from run to run."""
+    """The settings of a pipeline that stay the same from run to run."""
 
     def __init__(self, pick: Pick) -> None:
         self.kind = pick.choice(["file", "file", "stem", "directory"])
@@ -84,27 +84,27 @@ class Shape:
         self.is_incremental = True if self.by_day else pick.choice([True, True, None])
         self.schema = pick.chance(0.2)
         self.can_clean = pick.chance(0.3)
-        self.has_tables = pick.chance(0.1)  # which take a worker a second, for pandas is imported
+        self.has_tables = pick.chance(0.1)  # which cost a worker a second, because it imports pandas
 
     def fields(self) -> Row:
-        found: Row = {"name": "random", "records": self.kind, "max_failures": "100%"}
+        fields: Row = {"name": "random", "records": self.kind, "max_failures": "100%"}
         if self.kind != "file":
-            found["input"] = {"pattern": "*.json"}
+            fields["input"] = {"pattern": "*.json"}
         if self.by_day:
-            found["shards"] = {"by": "date", "path": "{Y}-{m}-{d}"}
+            fields["shards"] = {"by": "date", "path": "{Y}-{m}-{d}"}
         elif self.is_incremental:
-            found["incremental"] = True
+            fields["incremental"] = True
         if "allow_empty" in sk.Pipeline.model_fields:
-            found["allow_empty"] = True
-        return found
+            fields["allow_empty"] = True
+        return fields
 
     def output(self) -> Row:
-        found: Row = {"widen_ints": True}
+        fields: Row = {"widen_ints": True}
         if self.partition_by:
-            found["partition_by"] = ["group"]
+            fields["partition_by"] = ["group"]
         if self.schema:
-            found["schema"] = {name: TYPES[name] for name in ("key", "beside", "row", "group", *self.columns)}
-        return found
+            fields["schema"] = {name: TYPES[name] for name in ("key", "beside", "row", "group", *self.columns)}
+        return fields
 
     def content(self, pick: Pick) -> Content:
         late = pick.chance(0.3)
@@ -133,7 +133,7 @@ class Shape:
 
 @dataclass
 class How:
-    """What may be another from run to run, and does not change what is computed of a record."""
+    """The settings that may change from run to run, because a record's rows do not depend on them."""
 
     format: str
     rows_per_file: int
@@ -163,7 +163,7 @@ class How:
 
 @dataclass
 class Model:
-    """What the input holds, and what the dataset must hold: the rows of each day as it was made last."""
+    """The records of the input, and the rows that the dataset must hold: those of each day as it was last made."""
 
     shape: Shape
     records: dict[str, Content] = field(default_factory=dict)
@@ -209,7 +209,7 @@ class Model:
 
 
 def plain(row: Row) -> str:
-    """A row as any format gives it: without nulls, in one order, values as the columns are meant."""
+    """A row in a form that does not depend on the format: without nulls, sorted, with values of the columns' types."""
     return json.dumps({name: _plain(name, value) for name, value in sorted(row.items()) if value is not None})
 
 
@@ -229,15 +229,15 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def files_of(out: Path) -> dict[str, list[Row]]:
-    """The rows of each file that a reader of the folder finds, with the columns that its folders name."""
-    found = {}
+    """The rows of each file that a reader of the folder finds, with the columns that the folders' names hold."""
+    rows_by_file = {}
     for path in sorted(out.rglob("*")):
         relative = path.relative_to(out)
         if path.is_file() and relative.parts[0] != "_shardkit":
             named = dict(part.split("=", 1) for part in relative.parts[:-1])
             columns = {name: None if text == HIVE_NULL else unquote(text) for name, text in named.items()}
-            found[str(relative)] = [row | columns for row in rows_in(path)]
-    return found
+            rows_by_file[str(relative)] = [row | columns for row in rows_in(path)]
+    return rows_by_file
 
 
 def rows_in(path: Path) -> list[Row]:
@@ -256,11 +256,11 @@ def rows_in(path: Path) -> list[Row]:
 
 
 class Difference(Exception):
-    """The dataset is not what the loop says."""
+    """The dataset is not as the plain loop says."""
 
 
 class Story:
-    """A pipeline in a folder of its own, from its first run to its last; ``say`` is told each step."""
+    """A pipeline in a folder of its own, from its first run to its last; ``say`` is called with each step."""
 
     def __init__(self, seed: int, root: Path, say: Callable[[str], None]) -> None:
         self.pick = Pick(seed)
@@ -346,14 +346,16 @@ class Story:
         days, before = self.model.days(), self.dataset_format
         some = sorted(self.pick.sample(days, self.pick.randint(1, len(days)))) if self.pick.chance(0.4) else None
         chosen = some if self.shape.by_day and before == self.how.format else None
-        anew = self.pick.chance(0.1)
-        self._say(f"run {chosen or 'all'}{' anew' if anew else ''}: {self.how}")
-        run = self._run(chosen, {"incremental": False} if anew else {})
+        from_nothing = self.pick.chance(0.1)
+        self._say(f"run {chosen or 'all'}{' from nothing' if from_nothing else ''}: {self.how}")
+        run = self._run(chosen, {"incremental": False} if from_nothing else {})
         if run is None:
             return
-        self.model.make(chosen or days, self.how, drop_others=not chosen and (anew or before != self.how.format))
+        self.model.make(
+            chosen or days, self.how, drop_others=not chosen and (from_nothing or before != self.how.format)
+        )
         self._check("run")
-        if run.run_id == self._run_id():  # else there was nothing to do
+        if run.run_id == self._run_id():  # otherwise there was nothing to do
             self._afterwards(run)
         if self.shape.can_clean and self.pick.chance(0.5):
             self._say("clean")
@@ -362,12 +364,12 @@ class Story:
 
     @property
     def dataset_format(self) -> str | None:
-        """The format of the dataset as it is."""
+        """The format of the present dataset; None if there is none."""
         current = self.out / "_shardkit" / "current.json"
         return json.loads(current.read_text())["format"] if current.exists() else None
 
     def _run(self, days: list[str] | None, changes: Row) -> sk.Run | None:
-        """Run, perhaps in two attempts with a failure between; None where the run was given up after that."""
+        """Run, perhaps with a failure and a second attempt; None if the run was given up after the failure."""
         self._runs += 1
         broken, fails = self.root / "broken", self.pick.choice(["", "", "", "combine", "budget"])
         if fails == "combine":
@@ -395,12 +397,12 @@ class Story:
         return f"run-{self._runs}"
 
     def _afterwards(self, run: sk.Run) -> None:
-        """What may be done with a run that has made the dataset."""
-        run = sk.open_run(self.out, run.run_id)  # by its name, for its own quarantine alone
+        """Retry the quarantine of a run that has made the dataset, and resume it with other settings."""
+        run = sk.open_run(self.out, run.run_id)  # by its id, so that only its own quarantine is listed
         days = list(run.folder.plan()["partitions"]) if self.shape.by_day else [""]
         failing = self.model.failing(days)
-        if (told := {entry["key"] for entry in run.quarantine()}) != failing:
-            raise Difference(f"In quarantine are {sorted(told)}, not {sorted(failing)}.")
+        if (quarantined := {entry["key"] for entry in run.quarantine()}) != failing:
+            raise Difference(f"In quarantine are {sorted(quarantined)}, not {sorted(failing)}.")
         if failing and self.pick.chance(0.5):
             some = sorted(self.pick.sample(sorted(failing), self.pick.randint(1, len(failing))))
             self._say(f"retry, mended are {some}")
@@ -419,10 +421,10 @@ class Story:
             self._check("resume")
 
     def _check(self, what: str) -> None:
-        """Compare the dataset with the loop, and with what is told of it.
+        """Compare the dataset with the plain loop and with the notes about its files.
 
         Raises:
-            Difference: it is another.
+            Difference: it differs.
         """
         files = files_of(self.out)
         rows, wanted = Counter(plain(row) for found in files.values() for row in found), self.model.rows()
@@ -441,7 +443,7 @@ class Story:
 
 
 def try_seed(seed: int, say: Callable[[str], None] = lambda text: None) -> str | None:
-    """What is wrong with the pipeline of a seed; None where nothing is."""
+    """What is wrong with the pipeline of a seed; None if nothing is."""
     with tempfile.TemporaryDirectory(prefix="random-pipeline-") as root:
         try:
             Story(seed, Path(root) / "pipeline", say).tell()

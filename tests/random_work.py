@@ -1,6 +1,6 @@
-"""What the random pipelines call. A record's file tells what its function gives; see ``random_pipelines.py``.
+"""The functions of the random pipelines. A record's file says what to return for it; see ``random_pipelines.py``.
 
-The file is copied beside each pipeline's input, where the files are that say what is mended and what is broken.
+This file is copied beside each pipeline's input, where other files say which records are mended and what is broken.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa  # what else is imported here, each run's worker would import anew
+import pyarrow as pa  # no other imports here, because the worker of each run would import them again
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,28 +25,28 @@ def rows(record: Any) -> Any:
     if content["fails"] and not (HERE / "mended" / content["id"]).exists():
         raise ValueError("not yet")
     beside = sum(int(path.read_text()) for path in record.paths if path.suffix == ".side")
-    found = [{"key": record.key, "beside": beside} | _decoded(row) for row in content["rows"]]
-    return _returned(found, content["how"])
+    rows = [{"key": record.key, "beside": beside} | _decoded(row) for row in content["rows"]]
+    return _returned(rows, content["how"])
 
 
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:
     return row | ({"date": datetime.date.fromisoformat(row["date"])} if row.get("date") else {})
 
 
-def _returned(found: list[dict[str, Any]], how: str) -> Any:
-    if not found and how != "table":
+def _returned(rows: list[dict[str, Any]], how: str) -> Any:
+    if not rows and how != "table":
         return None if how == "rows" else []
     if how == "frame":
-        import pandas as pd  # which takes a worker half a second
+        import pandas as pd  # takes half a second in each worker
 
-        return pd.DataFrame(found, dtype=object)
+        return pd.DataFrame(rows, dtype=object)
     if how == "table":
-        table = pa.Table.from_pylist(found)
+        table = pa.Table.from_pylist(rows)
         if "int" in table.column_names and pa.types.is_integer(table.schema.field("int").type):
             i = table.schema.get_field_index("int")
             table = table.set_column(i, "int", table["int"].cast(pa.int16()))
         return table
-    return iter(found) if how == "generator" else found
+    return iter(rows) if how == "generator" else rows
 
 
 # ---- combine -----------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def counted(batches: Any) -> Iterator[pa.RecordBatch]:
 
 
 def filtered(batches: Any) -> Iterator[pa.Table]:
-    """Only the rows with an even number; of each batch, in two pieces of which one has none."""
+    """Only the rows with an even number; each batch in two pieces, one of which is empty."""
     import pyarrow.compute as pc
 
     _may_be_broken()
@@ -75,7 +75,7 @@ def filtered(batches: Any) -> Iterator[pa.Table]:
 
 
 def framed(batches: Any) -> Iterator[pd.DataFrame]:
-    """The keys alone."""
+    """Only the keys, as DataFrames."""
     import pandas as pd
 
     _may_be_broken()

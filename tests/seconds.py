@@ -1,4 +1,4 @@
-"""What a test may take."""
+"""The time limit of a test."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ BUDGET_S = 5.0
 
 
 def too_long(cpu_s: float, clock_s: float, *, programs: float) -> str:
-    """What to tell of a test that took so many seconds, where so many programs ran on each CPU; nothing of most.
+    """The complaint about a test that took so many seconds while so many programs ran on each CPU; empty for most.
 
-    Seconds of CPU count, those of its processes with them: they are the same on a busy machine. Who only waits takes
-    none of them, so those of the clock count too: twice as many, and as many times more as programs share a CPU.
+    CPU seconds count, including those of its processes, because they are the same on a busy machine. A test that only
+    waits takes none, so the clock counts too; its limit is twice as high, times the number of programs for each CPU.
     """
-    # Of processes that an earlier test has left, the end falls into this one: it is blamed for no more than its time.
+    # Processes that an earlier test has left may end during this one, which is blamed for no more than its own time.
     if min(cpu_s, clock_s) <= BUDGET_S and clock_s <= 2 * BUDGET_S * max(programs, 1.0):
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Requests to a served engine that no SDK would make, signed or not."""
+"""Makes requests to a served engine, signed or not, that no SDK would make."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from botocore.credentials import Credentials
 def signed(
     url: str, body: bytes, headers: dict[str, str], *, key: str = "any", secret: str = "any", service: str = "sagemaker"
 ) -> dict[str, str]:
-    """The headers with which a request is signed."""
+    """The headers that sign a request."""
     about = {name: value for name, value in headers.items() if name.lower() != "host"}
     request = AWSRequest("POST", f"{url}/", headers=about, data=body)
     if "Host" in headers:
@@ -27,7 +27,7 @@ def signed(
 def send(
     url: str, body: bytes | None, headers: dict[str, str], *, method: str = "POST", chunked: bool = False
 ) -> tuple[int, dict[str, Any]]:
-    """Send a request as it is; the status and the answer."""
+    """Send a request as it is; returns the status and the answer."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     content = iter([body]) if chunked and body is not None else body
     connection.request(method, "/", content, headers, encode_chunked=chunked)

@@ -1,4 +1,4 @@
-"""SageMaker's Processing and training jobs in simulated time, with its limits and its bad days.
+"""SageMaker's Processing and training jobs in simulated time, with its limits and its faults.
 
 An object with the methods of the boto3 client that an engine has. Nothing happens by itself: what has become of a job
 is worked out from the clock when somebody asks. Errors are botocore's own.
@@ -39,17 +39,17 @@ class Clock(Protocol):
 
 @dataclass(frozen=True)
 class Faults:
-    """How likely what goes wrong: shares of calls, and of attempts."""
+    """How often things go wrong: shares of calls, and of attempts."""
 
     throttled: float = 0.0  # of calls
-    lost: float = 0.0  # of calls: done or not, half and half, and no answer
+    lost: float = 0.0  # of calls: they get no answer, and half of them are carried out
     capacity: float = 0.0  # of attempts, here and below
     internal: float = 0.0
     stopped: float = 0.0
     timeout: float = 0.0
     died: float = 0.0
     user: float = 0.0
-    hidden_reason: float = 0.0  # of failures: the list does not say why
+    hidden_reason: float = 0.0  # of failures: the list gives no reason
 
 
 @dataclass
@@ -96,16 +96,16 @@ REASONS = {
 
 
 class SimulatedService:
-    """Processing jobs that take no time but the clock's.
+    """Processing jobs that take only simulated time.
 
     Args:
-        clock: What tells the time.
-        seed: Of everything that is random.
-        quota: Instances at once.
+        clock: Gives the time.
+        seed: The seed of everything that is random.
+        quota: How many instances may run at once.
         creates_per_s: CreateProcessingJob calls a second; more are throttled.
         seconds: How long a job runs: a number, or a function of the job's name.
         faults: What goes wrong, and how often.
-        outcomes: What becomes of attempts, by name, whatever the faults say.
+        outcomes: The outcomes of attempts, by name, which take precedence over ``faults``.
         delay_s: How long a change takes to show up in the list.
     """
 
@@ -129,7 +129,7 @@ class SimulatedService:
         self.answers: Counter[tuple[str, str]] = Counter()  # by operation and answer
         self.stops: list[str] = []
         self.next_errors: dict[str, list[Exception]] = {}  # by method: raised instead of the next calls
-        self.twice: list[str] = []  # jobs of which two attempts were alive at once
+        self.twice: list[str] = []  # jobs that had two running attempts at once
         self._dice = random.Random(seed)
         self._tokens, self._filled_at = 1.0, clock.time()
         self._lock = threading.RLock()
@@ -174,7 +174,7 @@ class SimulatedService:
         return self._alive
 
     def event(self, name: str, *, ago_s: float = 0.0) -> dict[str, Any]:
-        """What a state-change event tells of a job, as it was so many seconds ago."""
+        """A state-change event of a job, as it was so many seconds ago."""
         now = self.clock.time() - ago_s
         attempt = self.jobs[name]
         told = self._line(attempt, now) | self._why(attempt, now)
@@ -218,7 +218,7 @@ class SimulatedService:
         return answer
 
     def _token(self) -> bool:
-        """Whether the rate allows another create: a bucket of one."""
+        """Whether the rate allows another create: a token bucket of size one."""
         now = self.clock.time()
         self._tokens = min(1.0, self._tokens + abs(now - self._filled_at) * self.creates_per_s)
         self._filled_at = now
@@ -251,7 +251,7 @@ class SimulatedService:
         return {"ProcessingJobArn": arn(name)}
 
     def _fate(self, name: str) -> tuple[str, float]:
-        """What becomes of an attempt, and after how long: the same for the same name, whenever it is created."""
+        """An attempt's outcome, and after how long: always the same for the same name, whenever it is created."""
         took = float(self.seconds(name) if callable(self.seconds) else self.seconds)
         draw, outcome = self._draw(name, "fate"), self.outcomes.get(name, "")
         if not outcome:

@@ -1,4 +1,4 @@
-"""A storm: processes are killed and paused at random while they work, until what they make is whole.
+"""A storm: processes are killed and paused at random while they work, until the dataset is made.
 
     scripts/storm                            ten minutes
     scripts/storm --minutes 60 --seed 7      an hour of that storm
@@ -26,13 +26,13 @@ from pathlib import Path
 from storm_world import KINDS, LEASE_S, Kind, Store, World, stores
 
 HANG_S = 90.0
-ATTEMPTS = 5  # that are disturbed, before one is left alone
+ATTEMPTS = 5  # disturbed attempts, before one is left alone
 ROLES = ["driver", "shardkit-worker", "shardkit-forks", "job", "supervisor", "server"]
 
 
 @dataclass
 class Command:
-    """A command of the world's, and what it says."""
+    """A running command, and its output."""
 
     process: subprocess.Popen[bytes]
     words: list[str]
@@ -61,7 +61,7 @@ class Scenario:
         self._server: Command | None = None
 
     def blow(self) -> None:
-        """Run and disturb until the run is done, then look at what has come of it."""
+        """Run and disturb until the run is done, then check the result."""
         for _ in range(ATTEMPTS):
             command = self.start(*self._run_words())
             self.disturb(command)
@@ -72,7 +72,7 @@ class Scenario:
         self._settle()
 
     def _settle(self) -> None:
-        """Leave the run alone, so that it must get done."""
+        """Run without disturbance, which must finish the run."""
         for _ in range(3):
             command = self.start("run", "pipeline.yaml", "--run-id", "x", "--quiet")
             if self.end(command) == 0 or "was replaced by run" in command.says():
@@ -96,7 +96,7 @@ class Scenario:
         return ["run", "pipeline.yaml", "--run-id", "x", "--quiet"]
 
     def start(self, *words: str) -> Command:
-        """Start a command, and a server of the queue where there is none."""
+        """Start a command, and first a server of the queue if one is needed and does not run."""
         if self.world.kind.is_served and (self._server is None or self._server.process.poll() is not None):
             self._see_no_traceback(self._server)
             self._server = self._start("jobs", "serve", "--store", "jobs.sqlite", "--engine", "local")
@@ -119,7 +119,7 @@ class Scenario:
         return Command(process, list(words), log)
 
     def end(self, command: Command) -> int:
-        """Wait for the end of a command; its exit code."""
+        """Wait for the end of a command; returns its exit code."""
         try:
             code = self._wait(command)
         except subprocess.TimeoutExpired:
@@ -133,7 +133,7 @@ class Scenario:
         return code
 
     def _wait(self, command: Command) -> int:
-        """Wait for the end of a command, and for as long have the queue served."""
+        """Wait for the end of a command, and keep the queue's server running meanwhile."""
         if not self.world.kind.is_served:
             return command.process.wait(HANG_S)
         deadline = time.monotonic() + HANG_S
@@ -164,7 +164,7 @@ class Scenario:
             self.rng.choice(kinds)(command)
 
     def _await_a_moment(self, command: Command) -> None:
-        """Wait for a while, or for the run to come so far and then for a little while."""
+        """Wait for a random time, or until the run is in a random phase and then a little longer."""
         phase = self.rng.choice(["any", "pass 1", "pass 2", "switch"])
         deadline = time.monotonic() + self.rng.uniform(0.1, 2.5)
         while time.monotonic() < deadline and command.process.poll() is None:
@@ -180,7 +180,7 @@ class Scenario:
         if not roles:
             return None
         role = self.rng.choice(roles)
-        return self.rng.choice([pid for pid, known in processes.items() if known == role]), role
+        return self.rng.choice([pid for pid, its_role in processes.items() if its_role == role]), role
 
     def _send(self, pid: int, number: signal.Signals, role: str) -> bool:
         try:
@@ -207,7 +207,7 @@ class Scenario:
                 os.kill(picked[0], signal.SIGCONT)
 
     def _pause_driver(self, command: Command) -> None:
-        """Stop the driver, or all, for longer than its lease, while another command goes by."""
+        """Pause the driver, or all processes, for longer than its lease, while another command works."""
         pids = [command.process.pid] if self.rng.random() < 0.5 else list(self.world.processes())
         stopped = [pid for pid in pids if self._send(pid, signal.SIGSTOP, "driver or its own")]
         time.sleep(LEASE_S)
@@ -225,7 +225,7 @@ class Scenario:
         self.end(other)
 
     def _outage(self, _: Command) -> None:
-        """Have the store be gone for a while."""
+        """Make the store unreachable for a while."""
         self.tally.events += 1
         self.history.append("  the store is gone")
         self.store.end()
@@ -267,7 +267,7 @@ class Scenario:
 
 
 def storm(*, minutes: float, events: int | None, seed: int, kinds: list[Kind], root: Path) -> Tally:
-    """Blow until the time is over, or so many events have come; of scenarios with faults the files stay."""
+    """Run scenarios until the time is over, or until so many events; the files of those with faults stay."""
     rng, tally, end = random.Random(seed), Tally(), time.monotonic() + 60 * minutes
     with stores() as store:
         while time.monotonic() < end and (events is None or tally.events < events):

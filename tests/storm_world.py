@@ -1,4 +1,4 @@
-"""What the storm blows upon: an input, a function and an output, on disk or in S3, and what must come of them."""
+"""The pipelines of the storm: an input, a function and an output, on disk or in S3, and the rows they must give."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ except KeyboardInterrupt:
     sys.exit(130)
 main()
 """
-# Stands before the S3 server, so that it can be gone without what it holds.
+# A proxy in front of the S3 server, so that the server can vanish without losing its objects.
 PROXY = """
 import asyncio, sys
 
@@ -85,7 +85,7 @@ asyncio.run(main())
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of pipeline: where its output lies, and fields of it beside the usual ones."""
+    """A kind of pipeline: where its output is, and its fields beside the usual ones."""
 
     name: str
     s3: bool
@@ -112,7 +112,7 @@ KINDS = [
 
 
 class Store:
-    """An S3 server that may be paused, and a proxy before it that may be gone."""
+    """An S3 server, and a proxy in front of it that can be killed and started again."""
 
     def __init__(self, behind: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -122,7 +122,7 @@ class Store:
         self.begin()
 
     def begin(self) -> None:
-        """Have the proxy be there."""
+        """Start the proxy, if it does not run."""
         if self._proxy is None:
             self._proxy = subprocess.Popen([sys.executable, "-c", PROXY, str(self.port), str(self._behind)])
 
@@ -141,7 +141,7 @@ class Store:
 
 @contextlib.contextmanager
 def stores() -> Iterator[Store]:
-    """A store, for all that the storm does."""
+    """The store that all pipelines of the storm share."""
     with moto_on_loopback() as url:
         store = Store(int(url.rpartition(":")[2]))
         try:
@@ -182,7 +182,7 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        """That of the world's commands."""
+        """The environment of this pipeline's commands."""
         return os.environ | self._store.environment | self._own_environment
 
     @property
@@ -203,7 +203,7 @@ class World:
         )
 
     def processes(self) -> dict[int, str]:
-        """The processes that work here, by what they are."""
+        """The roles of the processes that work on this pipeline, by process id."""
         return {pid: role for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if (role := self._role(pid))}
 
     def _role(self, pid: int) -> str:
@@ -221,8 +221,8 @@ class World:
             return ""  # it has ended
         if "serve" in words:
             return "server"
-        known = {"program.py": "driver", "shardkit.job": "job", "supervisor": "supervisor", "bootstrap": "job"}
-        return next((role for part, role in known.items() if any(part in word for word in words)), "other")
+        roles = {"program.py": "driver", "shardkit.job": "job", "supervisor": "supervisor", "bootstrap": "job"}
+        return next((role for part, role in roles.items() if any(part in word for word in words)), "other")
 
     def expected(self) -> Counter[tuple[str, int, str]]:
         """The rows that the dataset must have."""
@@ -239,29 +239,29 @@ class World:
             part = [text.split("=")[1] for text in key.split("/") if text.startswith("i=")]
             numbers = table["i"].to_pylist() if "i" in table.column_names else [int(part[0])] * len(table)
             rows.update(zip(table["key"].to_pylist(), numbers, table["text"].to_pylist(), strict=True))
-        expected, found = self.expected(), []
+        expected, faults = self.expected(), []
         if doubled := rows - expected:
-            found.append(f"{doubled.total()} rows too many, such as {next(iter(doubled))}")
+            faults.append(f"{doubled.total()} rows too many, such as {next(iter(doubled))}")
         if lost := expected - rows:
-            found.append(f"{lost.total()} rows lost, such as {next(iter(lost))}")
+            faults.append(f"{lost.total()} rows lost, such as {next(iter(lost))}")
         listed = {file["path"] for file in json.loads(contents["_shardkit/current.json"])["files"]}
         if listed != set(files):
-            found.append(f"current.json lists {sorted(listed)}, and there are {sorted(files)}")
-        return found
+            faults.append(f"current.json lists {sorted(listed)}, and there are {sorted(files)}")
+        return faults
 
     def _contents(self) -> dict[str, bytes]:
         if not self.kind.s3:
             out = Path(self.output)
             paths = [p for p in out.rglob("*") if p.is_file() and "runs" not in p.relative_to(out).parts]
             return {str(path.relative_to(out)): path.read_bytes() for path in paths}
-        client, found = self._client(), {}
+        client, contents = self._client(), {}
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix="out/"):
             for key in [item["Key"] for item in page.get("Contents", []) if "/runs/" not in item["Key"]]:
-                found[key.removeprefix("out/")] = client.get_object(Bucket=self.name, Key=key)["Body"].read()
-        return found
+                contents[key.removeprefix("out/")] = client.get_object(Bucket=self.name, Key=key)["Body"].read()
+        return contents
 
     def phase(self) -> str:
-        """How far the run is, as far as it shows on the disk."""
+        """How far the run has come, judged by the files on disk."""
         folder = Path(self.output) / "_shardkit"
         if self.kind.s3 or not folder.exists():
             return "begin"
@@ -273,7 +273,7 @@ class World:
         return "pass 1" if any(any(run.glob("markers/*/*")) for run in runs) else "begin"
 
     def clear(self) -> None:
-        """End what is left of its processes, and remove its files."""
+        """End the remaining processes, and remove the files."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""A program that ends itself before the n-th step of a dataset's switch, or finds the disk full there.
+"""A program that kills itself before the n-th step of a dataset's switch, or finds the disk full there.
 
     switch_steps.py STEP kill|full|none run|days|open PROJECT VERSION
 
-It prints the steps that it came to.
+It prints the steps that it reached.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a user's code looks like to a type checker: it is checked with ``mypy --strict``, and never run."""
+"""A user's code, for a type checker: it is checked with ``mypy --strict`` and never run."""
 
 from __future__ import annotations
 

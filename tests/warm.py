@@ -1,8 +1,8 @@
-"""Commands of the program as processes that need not load it: a process that has loaded it forks for each of them.
+"""Runs commands as forks of a process that has loaded the program, so that they need not load it themselves.
 
-Of what a command takes, nine tenths are its imports. What is forked is a real process all the same: it has its own
-folder, environment, signals, output and exit code, and runs `python -m shardkit ...` or `python -c ...` as Python does.
-Where Python itself would have to begin otherwise (`PYTHONHASHSEED` is another), one is started.
+Imports are nine tenths of a command's time. A fork is a real process all the same: it has its own folder, environment,
+signals, output and exit code, and runs `python -m shardkit ...` or `python -c ...` as Python does. If Python itself
+would start differently (another `PYTHONHASHSEED`), a new interpreter is started instead.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ LENGTH, ENDED = struct.Struct("!I"), struct.Struct("!id")
 
 
 class Forked:
-    """A process of the server's; as `subprocess.Popen` has it."""
+    """A process that the server has forked, with the methods of `subprocess.Popen`."""
 
     def __init__(self, pid: int, args: Sequence[str], status: int) -> None:
         self.pid, self.args, self.returncode = pid, list(args), None
         self._status = status
 
     returncode: int | None
-    cpu_s = 0.0  # what all that have ended have taken, with their own children
+    cpu_s = 0.0  # the CPU time of all that have ended, with their own children
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -52,9 +52,9 @@ class Forked:
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            told = os.read(self._status, ENDED.size)
+            message = os.read(self._status, ENDED.size)
             os.close(self._status)
-            status, cpu_s = ENDED.unpack(told) if told else (signal.SIGKILL, 0.0)
+            status, cpu_s = ENDED.unpack(message) if message else (signal.SIGKILL, 0.0)
             self.returncode = os.waitstatus_to_exitcode(status)
             Forked.cpu_s += cpu_s
         return self.returncode
@@ -72,7 +72,7 @@ class Forked:
 
 
 class Server:
-    """The process that forks, of this one's own."""
+    """This process's connection to its own server, the process that forks."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -112,7 +112,7 @@ def start(
     start_new_session: bool = False,
     **options: Any,
 ) -> Forked | subprocess.Popen[Any]:
-    """Start Python with these words: ``-m MODULE``, ``-c CODE`` or a script, and arguments; its standard input is empty."""
+    """Start Python with these words: ``-m MODULE``, ``-c CODE`` or a script, and arguments. Its stdin is empty."""
     words, warm = list(map(str, words)), server(os.getpid())
     if options or read_at_start(env) != warm.read_at_start:
         return subprocess.Popen(
@@ -124,7 +124,7 @@ def start(
 
 
 def run(words: Sequence[object], *, timeout_s: float, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run it to its end; one that does not come within ``timeout_s`` is an error."""
+    """Run it to its end, which must come within ``timeout_s``."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
         process = start(words, stdout=out, stderr=err, **options)
         try:
@@ -139,7 +139,7 @@ def run(words: Sequence[object], *, timeout_s: float, **options: Any) -> subproc
 
 
 def read_at_start(env: Mapping[str, str]) -> dict[str, str]:
-    """What Python and the libraries go by when they are loaded; where modules are, a fork can look up anew."""
+    """The variables that Python and the libraries read when they are loaded; the module path can be changed later."""
     return {name: value for name, value in env.items() if name.startswith(READ_AT_START) and name != "PYTHONPATH"}
 
 
@@ -157,7 +157,7 @@ def _received(connection: socket.socket, size: int) -> bytes:
 
 
 def requests(connection: socket.socket) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """What is asked for, and the descriptors that come with it; meanwhile it is told how children have ended."""
+    """The requests, with their descriptors; while it waits for one, the endings of children are reported."""
     wakeup, theirs = os.pipe()
     os.set_blocking(theirs, False)
     signal.set_wakeup_fd(theirs)
@@ -165,7 +165,7 @@ def requests(connection: socket.socket) -> Iterator[tuple[dict[str, Any], list[i
         ready, _, _ = select.select([connection, wakeup], [], [])
         if wakeup in ready:
             os.read(wakeup, 4096)
-            tell_endings()
+            report_endings()
         if connection in ready:
             head, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
             if not head:
@@ -176,7 +176,7 @@ def requests(connection: socket.socket) -> Iterator[tuple[dict[str, Any], list[i
 CHILDREN: dict[int, int] = {}
 
 
-def tell_endings() -> None:
+def report_endings() -> None:
     for pid in list(CHILDREN):
         ended, status, used = os.wait4(pid, os.WNOHANG)
         if ended:
@@ -186,9 +186,9 @@ def tell_endings() -> None:
 
 
 def serve(connection: socket.socket) -> dict[str, Any] | None:
-    """Fork whenever it is asked for. Returns the request in the fork; in the server, at its end, None."""
+    """Fork for each request. Returns the request in the fork, and None in the server when it ends."""
     path = list(sys.path[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is for the commands
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it for the commands, not for the server
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for request, descriptors in requests(connection):
         pid = os.fork()
@@ -200,12 +200,12 @@ def serve(connection: socket.socket) -> dict[str, Any] | None:
         for descriptor in descriptors:
             os.close(descriptor)
         connection.sendall(LENGTH.pack(pid))
-        tell_endings()
+        report_endings()
     return None
 
 
 def become(request: dict[str, Any], descriptors: list[int], path: list[str]) -> None:
-    """Have what the process would have if it had just begun."""
+    """Make the fork as if Python had just started in it."""
     wakeup = signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -232,7 +232,7 @@ def become(request: dict[str, Any], descriptors: list[int], path: list[str]) -> 
 
 
 def perform(words: Sequence[str]) -> None:
-    """As Python does with these words."""
+    """Run these words as Python does."""
     import faulthandler
     import runpy
     import types
@@ -252,7 +252,7 @@ def perform(words: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as the program has it
-    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # a thread, of which a fork would know nothing
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # forks do not inherit its thread
     for name in LOADED:
         importlib.import_module(name)
     gc.freeze()

@@ -1,4 +1,4 @@
-"""A user's function that does to a worker what each record's file says: the records of many tests are made of it."""
+"""A user's function that does to its worker whatever a record's file says, for the records of many tests."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
     from shardkit import Record
 
-RECORD_BYTES = 40  # all files are of one size, so that good and bad ones make the same chunks
+RECORD_BYTES = 40  # all files have one size, so that the chunks do not depend on which records are bad
 Rows = list[dict[str, Any]]
 
 
 def content(what: str = "good") -> str:
-    """A record's file."""
+    """The content of a record's file."""
     return what.ljust(RECORD_BYTES)
 
 
 def rows(record: Record) -> Rows:
-    """What a record gives in peace: up to three rows."""
+    """The rows of a good record: up to three."""
     number = int("".join(filter(str.isdigit, record.key)) or 0)
     return [{"key": record.key, "row": i, "value": number * 1.5 + i} for i in range(number % 4)]
 
@@ -39,7 +39,7 @@ def features(record: Record) -> Any:
     return rows(record) if what == "good" else globals()[what](record)
 
 
-# What an exception ends.
+# Ends by an exception.
 
 
 def raises(record: Record) -> Rows:
@@ -110,7 +110,7 @@ def runs_out_of_memory(_: Record) -> Rows:
 
 
 def returns_too_much(record: Record) -> Rows:
-    """It has what it returns in memory, but there is no room to store it."""
+    """Its rows fit in memory, but storing them needs more than is left."""
     text = os.urandom(1 << 20).hex() * 50
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + (220 << 20)
@@ -118,7 +118,7 @@ def returns_too_much(record: Record) -> Rows:
     return [{"key": record.key, "row": 0, "text": text}]
 
 
-# What ends the process.
+# Ends the process.
 
 
 def leaves(_: Record) -> Rows:
@@ -132,14 +132,14 @@ def segfaults(_: Record) -> Rows:
 
 
 def is_killed(_: Record) -> Rows:
-    """What the system does to a process that takes too much memory."""
+    """Is killed as the system kills a process that takes too much memory."""
     hoard = bytearray(os.urandom(1 << 20)) * 300
     os.kill(os.getpid(), signal.SIGKILL)
     return [{"key": len(hoard)}]
 
 
 def forks_and_dies(record: Record) -> Rows:
-    """A child lives on, as long as its file does, and holds what the worker had open."""
+    """Leaves a child that lives as long as a file exists, and keeps open what the worker had open."""
     note = Path(record).parent.parent / f"child-of-{record.key}-{os.getpid()}"
     note.touch()
     if os.fork() == 0:
@@ -158,11 +158,11 @@ class _DeadlyDecimal(decimal.Decimal):
 
 
 def dies_when_converted(record: Record) -> Rows:
-    """Its rows are deadly only once they are made into columns."""
+    """Ends the process only when its rows are converted to columns."""
     return [{"key": record.key, "row": 0, "value": 0.5, "price": _DeadlyDecimal("1.5")}]
 
 
-# What does not end.
+# Does not end.
 
 
 def sleeps(_: Record) -> Rows:
@@ -171,12 +171,12 @@ def sleeps(_: Record) -> Rows:
 
 
 def hangs_in_c(_: Record) -> Rows:
-    """In native code that holds the interpreter's lock."""
+    """Hangs in native code that holds the interpreter's lock."""
     ctypes.PyDLL(None).pause()
     return []
 
 
-# What is no more than rude.
+# Ends well, but is rude.
 
 
 def prints(record: Record) -> Rows:

@@ -1,4 +1,4 @@
-"""Job ads as they are done by hand: a process pool over files, a small Parquet file each, then one compaction.
+"""Job ads by hand: a process pool over files, a small Parquet file each, then one compaction.
 
 python ads_by_hand.py SRC TMP OUT WORKERS
 """
@@ -23,7 +23,7 @@ class FileRecord(str):
 
 
 def one_file(source: str, target: str) -> None:
-    """A file of ads to a Parquet file."""
+    """Make a Parquet file of one file of ads."""
     import pandas as pd
     from ads import ad_features
 

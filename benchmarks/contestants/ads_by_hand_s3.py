@@ -1,4 +1,4 @@
-"""Job ads in S3 as they are done by hand: a process pool over s3fs, a small Parquet file each, then one compaction.
+"""Job ads in S3 by hand: a process pool over s3fs, a small Parquet file each, then one compaction.
 
 python ads_by_hand_s3.py s3://BUCKET/PREFIX TMP OUT WORKERS
 """
@@ -14,7 +14,7 @@ _filesystem = None
 
 
 class ObjectRecord:
-    """What the example's function takes: a key, and lines."""
+    """What the example's function needs of a record: a key, and lines."""
 
     def __init__(self, key: str, path: str) -> None:
         self.key = key
@@ -25,7 +25,7 @@ class ObjectRecord:
 
 
 def one_object(source: str, target: str) -> None:
-    """An object of ads to a Parquet file."""
+    """Make a Parquet file of one object of ads."""
     global _filesystem  # noqa: PLW0603  one connection a process, as one would write it
     import pandas as pd
     import s3fs

@@ -1,4 +1,4 @@
-"""The floor: processes that only read, compute and write one Parquet file each.
+"""The least that the job ads can take: processes that only read, compute and write one Parquet file each.
 
 python ads_floor.py SRC OUT WORKERS
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def share(files: list[str], target: str) -> None:
-    """Every n-th file, to one Parquet file."""
+    """Make one Parquet file of every n-th file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from ads_by_hand import FileRecord  # puts the example on the path

@@ -1,4 +1,4 @@
-"""A day made, and made again whenever one object of it has changed, in one Python process. Prints seconds as JSON.
+"""Makes a day, and makes it again each time one of its objects has changed, in one process. Prints seconds as JSON.
 
 python day_in_session.py s3://BUCKET/PREFIX OUT WORKERS KEY...
 """

@@ -1,4 +1,4 @@
-"""The same by s3fs.
+"""Lists all objects under a prefix, by s3fs.
 
 python list_by_s3fs.py s3://BUCKET/PREFIX
 """

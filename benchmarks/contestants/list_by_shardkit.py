@@ -1,4 +1,4 @@
-"""What a plan lists.
+"""Lists all objects under a prefix as a plan does.
 
 python list_by_shardkit.py s3://BUCKET/PREFIX
 """

@@ -1,4 +1,4 @@
-"""Parquet files as pass 1 leaves them.
+"""Makes Parquet files like the parts of pass 1.
 
 python make_parts.py OUT COUNT ROWS
 """

@@ -1,4 +1,4 @@
-"""Parts to a dataset, by pyarrow alone.
+"""Merges parts to a dataset with pyarrow only.
 
 python merge_by_pyarrow.py SRC OUT
 """

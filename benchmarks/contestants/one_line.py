@@ -1,4 +1,4 @@
-"""The cheapest function there is."""
+"""A function that does almost nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a WFDB record, one a signal: the same work for every contestant."""
+"""One row for each signal of a WFDB record: the same work for every contestant."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def stem_rows(stem: str) -> list[dict[str, Any]]:
 
 
 def signal_rows(record: Record) -> list[dict[str, Any]]:
-    """The same from a shardkit record."""
+    """The same for a shardkit record."""
     return stem_rows(record.stem)

@@ -1,4 +1,4 @@
-"""WFDB records as the macro/micro-sharding pattern does a group by hand.
+"""WFDB records of one group by hand, by the macro/micro-sharding pattern.
 
 The list is split once for each CPU, joblib runs over the pieces, everything is concatenated and written as JSON.
 
@@ -15,7 +15,7 @@ from signals import stem_rows
 
 
 def piece(stems: list[str]) -> pd.DataFrame:
-    """One worker's share, in memory."""
+    """The rows of one worker's share, in memory."""
     return pd.DataFrame([row for stem in stems for row in stem_rows(stem)])
 
 

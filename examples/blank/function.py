@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def rows(record: shardkit.Record) -> dict[str, Any]:
     """One row a file: its name, its size in bytes, its number of lines."""
     # open(record) opens the file; so does everything that takes a path: pandas.read_csv(record), ...
-    # record.paths are all files of a record, where several belong together (see `records` in pipeline.yaml).
+    # record.paths are all files of a record, if several belong together (see `records` in pipeline.yaml).
     with open(record, "rb") as lines:
         n_lines = sum(1 for _ in lines)
 

@@ -48,7 +48,7 @@ class Summary:
         records: how many records, bad ones included.
         kinds: how many of each kind, bad ones under ``bad``.
         files: how many files.
-        bytes: their size together.
+        bytes: their total size.
         heart_rates: the true heart rate of every good record, in beats per minute, by record key.
         bad: what is wrong with each bad record, by record key.
     """
@@ -62,7 +62,7 @@ class Summary:
 
 
 def _note(out: Path) -> Path:
-    """Beside the folder: the names of the files in it that this module has written."""
+    """The file beside the folder with the names of the files in it that this module has written."""
     whole = out.resolve()
     return whole.with_name(f".{whole.name}.made-up")
 
@@ -92,7 +92,7 @@ def generate(
         out: the folder to write to; made if absent.
         records: how many records, the bad ones included.
         seed: another seed writes other records.
-        seconds: how long a record is; its mean, roughly, with ``skew``.
+        seconds: how long a record is; with ``skew``, roughly the mean.
         bad: how many records are broken, each in one of three ways in turn.
         skew: give the lengths a heavy tail: most records shorter, a few many times as long.
     """
@@ -144,7 +144,7 @@ def _length(rng: np.random.Generator, seconds: float, *, skew: bool) -> float:
 
 @dataclass
 class _Patient:
-    """Where a record's signals come from."""
+    """Makes a record's signals."""
 
     rng: np.random.Generator
     heart_rate: float
@@ -262,7 +262,7 @@ def _write_master(path: Path, n_sig: int, segments: list[tuple[str, int]], comme
 
 
 def _write_layout(path: Path, names: list[str]) -> None:
-    """A layout header, by hand: wfdb reads format 0 (no signal file), and refuses to write it."""
+    """Write a layout header by hand, because wfdb reads format 0 (no signal file) but refuses to write it."""
     lines = [f"{path.name}_layout {len(names)} {RATE} 0"]
     lines += [f"~ 0 {GAINS[name]:g}(0)/{UNITS[name]} 16 0 0 0 0 {name}" for name in names]
     path.with_name(f"{path.name}_layout.hea").write_text("\n".join(lines) + "\n")
@@ -278,7 +278,7 @@ WRITERS: dict[str, Callable[[Path, _Patient], None]] = {
 
 
 def _break(path: Path, turn: int) -> str:
-    """Break the record at ``path`` in one of three ways; say how."""
+    """Break the record at ``path`` in one of three ways; returns how."""
     header, signals = path.with_suffix(".hea"), path.with_suffix(".dat")
     if turn % 3 == 0:
         data = signals.read_bytes()
@@ -356,7 +356,7 @@ SHAPES: dict[str, Callable[[np.random.Generator, Samples, Samples, float], Sampl
 
 
 def _lose_some(rng: np.random.Generator, signal: Samples) -> Samples:
-    """Take out a stretch of one signal in three, and all of one in fifty."""
+    """Remove a stretch of one signal in three, and all of one in fifty."""
     chance = rng.uniform()
     if chance < 0.02:
         signal[:] = np.nan

@@ -1,7 +1,7 @@
 """Features of WFDB waveform records: one row a signal.
 
 ``segment_features`` is the function that the pipeline calls on every record, ``record_key`` the rule that says
-which files make one record. Both run as they are in a notebook too.
+which files make one record. Both work in a notebook as they are.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def record_key(key: str) -> str | None:
     >>> record_key("p00/p000020/3000003/3000003.hea")
     'p00/p000020/3000003/3000003'
 
-    A record without segments is the files that share its name, and numerics (``n``) are a record of their own:
+    A record without segments consists of the files that share its name, and numerics (``n``) are a record of their own:
 
     >>> record_key("p00/p000020/3000101.d1")
     'p00/p000020/3000101'
@@ -93,7 +93,7 @@ def segment_features(record: shardkit.Record) -> list[dict[str, Any]]:
         ``unit`` (str or None); ``sampling_rate`` (samples per second, float); ``n_samples`` (int);
         ``missing_share`` (0 to 1); ``mean``, ``std``, ``min``, ``max`` (in ``unit``), ``skewness``, ``kurtosis``
         (excess) of the samples that are there; ``heart_rate`` (beats per minute, ECG leads only). A feature that
-        is not defined, as the mean of a signal that is missing throughout, is None.
+        is not defined, such as the mean of a signal that is missing throughout, is None.
 
     Raises:
         ValueError: the record has no header, or a header or signal file is malformed.
@@ -145,7 +145,7 @@ def _read_segments(stem: Path, master: wfdb.MultiRecord) -> list[_Signal]:
     """Read a multi-segment record one segment after another, so that its length does not cost memory.
 
     A record of variable layout has a segment of no length first, whose header lists all signals; its segments
-    hold some of them each, told by their names. With a fixed layout, all segments hold the same signals.
+    hold some of them each, recognized by their names. With a fixed layout, all segments hold the same signals.
     """
     if (len(master.seg_name), sum(master.seg_len)) != (master.n_seg, master.sig_len or sum(master.seg_len)):
         raise ValueError(
@@ -183,7 +183,7 @@ def _read_segment(stem: Path, signals: list[_Signal], *, n_frames: int, by_name:
 
 
 def _columns(stem: Path, signals: list[_Signal], here: list[_Signal], *, by_name: bool) -> list[int | None]:
-    """Where in a segment each signal of its record is; None where it is not."""
+    """The position in a segment of each signal of its record; None for one that it does not hold."""
     names = [signal.name for signal in here]
     if not by_name and len(here) != len(signals):
         raise ValueError(f"{stem.name}.hea has {len(here)} signals, the segments before it {len(signals)}")
@@ -200,9 +200,9 @@ def _columns(stem: Path, signals: list[_Signal], here: list[_Signal], *, by_name
 
 
 def _read_header(stem: Path) -> Any:
-    """A header, a ``wfdb.Record`` or ``wfdb.MultiRecord``, with malformed ones named as such.
+    """A header, as a ``wfdb.Record`` or ``wfdb.MultiRecord``; for a malformed one the error says so.
 
-    The network stays out of it: wfdb asks PhysioNet only when it is given a ``pn_dir``.
+    Nothing is downloaded: wfdb asks PhysioNet only when it is given a ``pn_dir``.
     """
     try:
         header = wfdb.rdheader(str(stem))
@@ -240,8 +240,8 @@ def _read_blocks(stem: Path, header: wfdb.Record, *, n_frames: int | None) -> It
 def _windows(header: wfdb.Record, n_frames: int | None) -> Iterator[tuple[int, int | None]]:
     """The frames to read at a time, first and one past the last."""
     if n_frames is None or "8" in header.fmt:
-        # Without a length in the header only wfdb knows where the file ends, and format 8 stores differences,
-        # which only add up from the start. Both are rare, and read whole.
+        # If the header has no length, only wfdb finds out where the file ends, and format 8 stores differences,
+        # which only add up from the start. Both are rare, and are read as a whole.
         yield 0, n_frames
         return
     step = max(1, BLOCK_VALUES // sum(header.samps_per_frame))
@@ -311,7 +311,7 @@ class _Moments:
 
 @dataclass
 class _Signal:
-    """One signal of a record and what has been read of it so far."""
+    """One signal of a record, with the moments of what has been read of it so far."""
 
     name: str
     unit: str | None
@@ -325,7 +325,7 @@ class _Signal:
 
     @property
     def is_ecg(self) -> bool:
-        """A signal named as an ECG lead is, and in volts: ``V`` and ``I`` are names of other things too."""
+        """Whether the name is an ECG lead's and the unit is volts: ``V`` and ``I`` are names of other things too."""
         return bool(_ECG_LEAD.fullmatch(self.name)) and (self.unit or "").lower() in _VOLTAGES
 
     def skip(self, n_frames: int) -> None:
@@ -362,7 +362,7 @@ class _Signal:
 
         The detector is XQRS, not GQRS: it learns its thresholds from the signal, where GQRS trusts the gain in
         the header, which monitors set as they please, and it is wrong less often and quicker. It is given
-        stretches without gaps, for its filters would spread one NaN over the whole signal.
+        stretches without gaps, because its filters would spread one NaN over the whole signal.
         """
         if not self.ecg or self.rate < MIN_DETECTOR_RATE:
             return None
@@ -375,7 +375,7 @@ class _Signal:
 
 
 def _signals(header: wfdb.Record) -> list[_Signal]:
-    """The signals that a header describes, nothing read of them yet."""
+    """The signals that a header describes, before anything is read of them."""
     return [
         _Signal(name or f"signal {i}", unit or None, float(header.fs * per_frame), per_frame)
         for i, (name, unit, per_frame) in enumerate(
@@ -394,7 +394,7 @@ def _runs(positions: npt.NDArray[np.int64], values: Samples, rate: float) -> Ite
 
 
 def _intervals(run: Samples, rate: float) -> Samples:
-    """Seconds between the beats of an ECG without gaps, those that are no heartbeat's left out."""
+    """Seconds between the beats of an ECG without gaps, without those that no heart can have."""
     thin = max(1, int(rate // DETECTOR_RATE))
     run = run[: len(run) // thin * thin].reshape(-1, thin).mean(axis=1)
     with np.errstate(all="ignore"):  # the detector divides by zero on stretches that are flat

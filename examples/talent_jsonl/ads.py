@@ -94,7 +94,7 @@ def _features(ad: Any, day: str | None) -> dict[str, Any]:
         "lead": description[:LEAD_LENGTH],
         "day": day,
     }
-    f"{row['id']}{row['country']}{row['lead']}".encode()  # half a surrogate pair is valid JSON, and no text
+    f"{row['id']}{row['country']}{row['lead']}".encode()  # half a surrogate pair is valid JSON, but is not text
     return row
 
 
@@ -115,7 +115,7 @@ def _optional(ad: dict[str, Any], field: str, *types: type) -> Any:
 
 
 def _salary_mid(salary: dict[str, Any] | float | None) -> float | None:
-    """The middle of the range, or its one end; a float always, for 50000 and 50000.5 belong in one column."""
+    """The middle of the range, or its one end; always a float, because 50000 and 50000.5 belong in one column."""
     if salary is None:
         return None
     if not isinstance(salary, dict):

@@ -47,7 +47,7 @@ class _Language:
 
 
 def _note(out: Path) -> Path:
-    """Beside the folder: the names of the files in it that this module has written."""
+    """The file beside the folder with the names of the files in it that this module has written."""
     whole = out.resolve()
     return whole.with_name(f".{whole.name}.made-up")
 
@@ -84,7 +84,7 @@ def generate(
     Args:
         out: the folder to write to; made if absent.
         files: how many files in all, the bad ones included.
-        ads: how many ads a file has; their mean, roughly, with ``skew``.
+        ads: how many ads a file has; with ``skew``, roughly the mean.
         days: over how many days the files are spread, each a folder ``YYYY/MM/DD``.
         start: the first day.
         seed: another seed writes other ads.
@@ -119,7 +119,7 @@ def generate(
 
 
 def _skewed(rng: random.Random, ads: int) -> int:
-    # A Pareto tail of index 1.1 has mean 11; what of it the cap lets pass has mean 6 or so, hence the division.
+    # A Pareto tail of index 1.1 has mean 11, and below the cap mean 6 or so, hence the division.
     return max(1, min(LARGEST * ads, int(ads * rng.paretovariate(1.1) / 6)))
 
 
@@ -135,13 +135,13 @@ def _ad(rng: random.Random, identity: str, day: dt.date) -> dict[str, Any]:
         "tags": rng.sample(TAGS, rng.randint(0, 8)),
         "posted_at": f"{day}T{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}:00Z",
     }
-    if rng.random() < 0.1:  # feeds leave things out
+    if rng.random() < 0.1:  # feeds omit fields
         del ad[rng.choice(("location", "salary", "tags", "posted_at"))]
     return ad
 
 
 def _salary(rng: random.Random, language: _Language) -> dict[str, Any] | None:
-    """A yearly range, an hourly one with cents, or nothing, as in two ads of five."""
+    """A yearly range, an hourly one with cents, or, in two ads of five, nothing."""
     if rng.random() < 0.4:
         return None
     if rng.random() < 0.2:
@@ -153,7 +153,7 @@ def _salary(rng: random.Random, language: _Language) -> dict[str, Any] | None:
 
 
 def _break(lines: list[str], turn: int) -> tuple[bytes, str]:
-    """A file that cannot be read, in one of three ways, and what is wrong with it."""
+    """Break a file in one of three ways; returns it, and what is wrong with it."""
     data = "".join(lines).encode()
     if turn % 3 == 0:
         return data[: -len(lines[-1].encode()) // 2], "the last line is truncated"

@@ -1,10 +1,10 @@
-"""An S3 server on this machine, for as long as a notebook needs one: no account, and nothing of it is kept.
+"""An S3 server on this machine, for as long as a notebook needs one: without an account, and nothing is kept.
 
-    server = s3_server.start()                      # from here on, s3:// leads to it
+    server = s3_server.start()                      # from here on, s3:// means this server
     server.upload("week", "s3://talent/ads/")
     server.stop()
 
-The server is moto's: pip install "moto[server]". Any other that speaks S3 does as well, such as SeaweedFS: set
+The server is moto's: pip install "moto[server]". Any other server of S3 will do, such as SeaweedFS: set
 AWS_ENDPOINT_URL_S3 and its credentials in the environment instead of calling ``start``. With a real bucket there is
 nothing to set but its name.
 """
@@ -31,7 +31,7 @@ MADE_UP = {
 
 
 class Server:
-    """A server in a process of its own, which ends with this one if not before.
+    """A server in a process of its own, which ends with this one at the latest.
 
     Attributes:
         port: where it listens, on 127.0.0.1 alone.
@@ -43,10 +43,10 @@ class Server:
         self.url = f"http://{HOST}:{port}"
         self._process = subprocess.Popen(  # noqa: S603  this very file
             [sys.executable, __file__, str(port)],
-            stdin=subprocess.PIPE,  # its end is the server's
+            stdin=subprocess.PIPE,  # the server ends when this closes
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # a line a request
-            start_new_session=True,  # a cell that is interrupted leaves it alone
+            stderr=subprocess.DEVNULL,  # it prints a line for each request
+            start_new_session=True,  # interrupting a cell must not end it
             text=True,
         )
         if self._process.stdout is None or not self._process.stdout.readline():
@@ -54,7 +54,7 @@ class Server:
 
     @property
     def is_running(self) -> bool:
-        """Whether it still answers."""
+        """Whether it still runs."""
         return self._process.poll() is None
 
     def upload(self, folder: str | Path, uri: str, *, leave_out: Collection[str] = ()) -> int:
@@ -62,11 +62,11 @@ class Server:
 
         Args:
             folder: what to copy, with all folders below it.
-            uri: where to.
-            leave_out: files that stay behind, by their paths under ``folder``.
+            uri: the destination.
+            leave_out: files that are not copied, by their paths under ``folder``.
 
         Returns:
-            How many files these are.
+            How many files were copied.
         """
         import boto3
 
@@ -80,7 +80,7 @@ class Server:
         return len(chosen)
 
     def stop(self) -> None:
-        """End the server; what it held is gone."""
+        """End the server; its objects are lost."""
         self._process.communicate()  # closes its input
 
 
@@ -88,10 +88,10 @@ _servers: list[Server] = []
 
 
 def start() -> Server:
-    """Start a server on a free port and let this process, and those that it starts, take it for S3.
+    """Start a server on a free port and let this process, and those that it starts, use it as S3.
 
-    Where one is running it stays. After one that was stopped the next has its port, for that is where this process
-    knows S3 to be. The credentials are made up, and nothing outside this process's environment is touched.
+    One that is running stays. After one that was stopped the next has the same port, because this process looks for
+    S3 there. The credentials are made up, and nothing outside this process's environment is changed.
 
     Raises:
         ModuleNotFoundError: moto, or what its server needs, is not installed.

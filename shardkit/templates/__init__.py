@@ -18,7 +18,7 @@ NEEDS = {"mimic": "wfdb"}
 
 
 def write_template(kind: str, folder: Path) -> Iterator[str]:
-    """Copy the template ``kind`` to ``folder`` and make its input; yields what to tell the user.
+    """Copy the template ``kind`` to ``folder`` and make its input; yields lines for the user.
 
     Raises:
         PipelineError: ``folder`` holds one of the files already, or a package that the template needs is missing.

@@ -1,4 +1,4 @@
-"""The command line: help, exit codes, what goes to stdout and what to stderr, and that it is the library's face."""
+"""The command line: help, exit codes, what goes to stdout and to stderr, and that it does the same as the library."""
 
 from __future__ import annotations
 

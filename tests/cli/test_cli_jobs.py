@@ -1,4 +1,4 @@
-"""The command line with jobs, on the local engine: run, watch, interrupt, stop, look, go on."""
+"""The command line with jobs, on the local engine: run, watch, interrupt, stop, look, resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live line of a run, in terminals that are narrow: what is seen of it, and of what a function prints."""
+"""The live line of a run in narrow terminals: how it looks, and how the function's prints look beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset whose files do not hold the rows that the ledger accounts for is not switched to; the old one stays."""
+"""If the new files do not hold the rows that the ledger accounts for, there is no switch, and the old dataset stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Glue catalogue: what is registered after a run, what stays, and queries that go to Athena."""
+"""The Glue catalogue: what is registered after a run, what remains, and queries by Athena."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Types of the days that stay: a new day's columns come to them as they are written down, whole."""
+"""Column types of unchanged days, which are noted as text: they are read back exactly, and new days keep to them."""
 
 from __future__ import annotations
 

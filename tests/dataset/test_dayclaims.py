@@ -1,4 +1,4 @@
-"""Which days of a dataset which run is making: one claim for all of them, however many they are."""
+"""Which run is making which days of a dataset: one claim for all of a run's days, however many they are."""
 
 from __future__ import annotations
 

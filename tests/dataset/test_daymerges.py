@@ -1,4 +1,4 @@
-"""Days that are merged by their own jobs: pass 2 takes what is still right, and makes the rest itself."""
+"""Days that are merged by their own jobs: pass 2 takes those that are still right, and merges the others itself."""
 
 from __future__ import annotations
 

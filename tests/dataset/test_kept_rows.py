@@ -1,4 +1,4 @@
-"""Rows that are used again, run after run, in files that stay and in parts of earlier runs: none twice, none lost."""
+"""Rows that run after run reuses, in files that stay and in parts of earlier runs: none twice, none lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pass 2: one schema, files cut as asked, every format and partition read back by others, combine, bounded memory."""
+"""Pass 2: one schema, files of the size asked for, formats and partitions that others read, combine, limited memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_of(folder: Path, rows: dict[str, Any], output: str = "out", **fields: An
     for key in rows:
         (data / key).parent.mkdir(parents=True, exist_ok=True)
         (data / key).write_text("x")
-    # A callable's value is made anew in the worker, so that a generator can be one.
+    # A callable's value is made in the worker, so that it can be a generator.
     return sk.run(
         lambda record: rows[record.key]() if callable(rows[record.key]) else rows[record.key],
         data, folder / output, **({"quiet": True, "workers": 1, "name": "merging"} | fields),

@@ -1,4 +1,4 @@
-"""Datasets as text are read back with the types that the result has, wherever a file begins with nulls."""
+"""Datasets in text formats are read back with the types of the result, even if a file begins with nulls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All files of a dataset of days have one schema, whichever run wrote them: readers take that of any file for all."""
+"""All files of a dataset of days have one schema, whichever run wrote them, because readers take any file's for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The local engine: what it alone has, such as quotas, kinds of isolation, and processes that anybody may kill.
+"""The local engine: what only it has, such as quotas, kinds of isolation, and processes that anybody may kill.
 
 What it has in common with other engines is in test_engine_contract.py.
 """

@@ -1,4 +1,4 @@
-"""The local engine over the wire: the service's protocol, its bad days, and that nobody else gets in."""
+"""The local engine over HTTP: the service's protocol, its faults, and that nobody else gets in."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The queue as it is deployed: the template brought up in an emulator, where its schedules fire and its functions run.
+"""The deployed queue: its template is brought up in an emulator, where its schedules fire and its functions run.
 
-SageMaker is the local engine over the wire, on its bad days: it throttles, loses answers and lacks capacity. Roles are
-enforced: what a function may not do, it cannot. Who submits the jobs is gone when they are launched.
+SageMaker is the local engine over HTTP, with faults: it throttles, loses answers and lacks capacity. Roles are
+enforced, so a function cannot do what it may not. The submitter of the jobs is gone when they are launched.
 """
 
 from __future__ import annotations

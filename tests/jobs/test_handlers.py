@@ -1,4 +1,4 @@
-"""The queue's functions for Lambda: what they take and answer, that they end in time, their zip and their template."""
+"""The queue's Lambda functions: events and answers, that they end in time, their zip and their template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of jobs that is held, read-only, full or damaged: one line with the cure, and no job is lost."""
+"""A file of jobs that is locked, read-only, full or damaged: the message is one line with the cure; no job is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every store of jobs does, asked of each; and of DynamoDB how many calls it takes."""
+"""What every store of jobs must do, tried on each; for DynamoDB also how many calls it takes."""
 
 from __future__ import annotations
 

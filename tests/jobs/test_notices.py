@@ -1,4 +1,4 @@
-"""Notices: who asked is told of a job's end, whatever the others' servers do."""
+"""Notices: whoever asked gets a notice of a job's end, whatever the servers of other receivers do."""
 
 from __future__ import annotations
 

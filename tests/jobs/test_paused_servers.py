@@ -1,4 +1,4 @@
-"""What goes on for long, a schedule, a queue's server, a driver of jobs, is paused while another does its work."""
+"""Long-running processes (a schedule, a queue's server, a driver of jobs) are paused while another does their work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job queue, one happening at a time, against a simulated service."""
+"""The job queue, one event at a time, against a simulated service."""
 
 from __future__ import annotations
 
@@ -396,7 +396,7 @@ def test_a_clock_that_was_set_back_stops_nobody(bench: Bench) -> None:
 
 
 class Paused:
-    """A store or a service for one who is paused before the n-th call of it that writes, while others go on."""
+    """A store or a service whose user is paused before its n-th writing call, while others go on."""
 
     WRITES = ("update", "update_many", "put_state", CREATE, "stop_processing_job")
 

@@ -1,6 +1,6 @@
-"""The job queue on a bad day: a service that throttles, loses answers and has no capacity; launchers that die at any step.
+"""The job queue with faults: the service throttles, loses answers and lacks capacity, and launchers die at any step.
 
-Whatever happens: every job ends, no job has two attempts alive at once, no attempt is forgotten.
+Whatever happens, every job ends, no job has two running attempts at once, and no attempt is forgotten.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The job queue at scale: what a round asks of DynamoDB, and ten thousand jobs whose Lambdas die at any step."""
+"""The job queue at scale: how many requests a round makes of DynamoDB, and ten thousand jobs whose Lambdas die."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pipeline whose jobs are in a queue that somebody else serves: submitted, forgotten, watched, stopped, told of."""
+"""A pipeline whose jobs are in a queue that somebody else serves: submit, leave, watch, stop, get notices."""
 
 from __future__ import annotations
 

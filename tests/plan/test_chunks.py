@@ -1,4 +1,4 @@
-"""Micro-sharding: how a shard's records become chunks, and how long workers take with them."""
+"""Micro-sharding: how a shard's records become chunks, and how long workers take for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of the input that is a dataset of shardkit's is no input, unless it is named itself."""
+"""A folder of the input that is a dataset of shardkit is left out, unless it is named itself."""
 
 from __future__ import annotations
 

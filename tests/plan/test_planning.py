@@ -1,4 +1,4 @@
-"""Planning: a pure function of listing and pipeline, fast, and without what it does not need."""
+"""Planning: a pure function of listing and pipeline, fast, and without imports that it does not need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects to records: which files make one record, what it is called, and what the function is given."""
+"""Objects to records: which files make one record, its key, and the `Record` that the function gets."""
 
 from __future__ import annotations
 

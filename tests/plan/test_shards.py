@@ -1,4 +1,4 @@
-"""Shards: how records come into jobs, what stays together, how equal the jobs are, and what the plan tells of them."""
+"""Shards: how records are spread over jobs, what stays together, how equal jobs are, and how the plan shows them."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def test_of_many_groups_some_are_named() -> None:
     assert plan.content["shards"][0]["groups"] == 9
 
 
-# ---- what the plan tells -----------------------------------------------------------------------------------------
+# ---- what the plan says ------------------------------------------------------------------------------------------
 
 
 def test_the_plan_tells_every_job() -> None:

@@ -1,4 +1,4 @@
-"""The pages: every block of README.md and docs/ is run, every link leads somewhere, the scripts are whole.
+"""README.md and docs/: every code block is run, every link leads somewhere; and the scripts are syntactically right.
 
 A page's blocks share one temporary folder and run from top to bottom:
 

@@ -1,4 +1,4 @@
-"""What of a text is a secret, and what only looks a little like one."""
+"""Which parts of a text are masked as secrets, and which only look a little like one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples' notebooks: run whole, the drivers on the local engine, with a plot to show for it."""
+"""The examples' notebooks run from beginning to end, the drivers on the local engine, and have a plot to show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown: nothing in it has power over a terminal, and no password is in it."""
+"""What is printed: no control characters that a terminal obeys, and no passwords."""
 
 from __future__ import annotations
 

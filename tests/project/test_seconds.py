@@ -1,4 +1,4 @@
-"""The seconds that a test may take."""
+"""The time limit of tests."""
 
 from __future__ import annotations
 

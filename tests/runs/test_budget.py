@@ -1,4 +1,4 @@
-"""max_failures: what a run may lose, and how it goes on once the user has seen why."""
+"""max_failures: how many records a run may lose, and how it is resumed once the user has seen why."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_what_an_earlier_version_has_not_noted_is_not_compared(out: Path) -> Non
             del partition["rows"]
 
     edit(out / "_shardkit" / "current.json", forget)
-    assert check(out, code=0).count("\n") == 1  # for it is noted which rows of which parts they are
+    assert check(out, code=0).count("\n") == 1  # because the notes say which rows of which parts they are
     for path in (out / "_shardkit" / "runs").glob("*/contents.json"):
         path.unlink()
     assert "an earlier version has not noted how many rows" in check(out, code=0)

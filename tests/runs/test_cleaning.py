@@ -1,4 +1,4 @@
-"""Cleaning: what nothing counts on any more goes, and all that the dataset and other runs need stays."""
+"""Cleaning: files that nothing needs any more are removed; all that the dataset and other runs need stays."""
 
 from __future__ import annotations
 

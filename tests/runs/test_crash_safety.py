@@ -1,4 +1,4 @@
-"""Functions that raise, die, hang and worse: they cost their own record, and nothing else."""
+"""Functions that raise, die, hang and worse: they cost their own record and nothing else."""
 
 from __future__ import annotations
 

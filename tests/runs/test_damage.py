@@ -1,4 +1,4 @@
-"""Files of a run that are not as they were written: what others know is mended, and all else is said, with the cure."""
+"""Damaged files of a run: what other files know is repaired; all else is reported, with the cure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any file of a dataset of days, damaged in any way, before any command: its rows stay, or it says which file it is."""
+"""Any file of a dataset of days, damaged in any way, before any command: rows stay, or the error names the file."""
 
 from __future__ import annotations
 

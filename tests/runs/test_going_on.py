@@ -1,4 +1,4 @@
-"""What a run that failed, or that has set records aside, says of itself: in Python as Python, in a shell as commands."""
+"""The advice of a run that failed or has set records aside: in Python as Python, on the command line as commands."""
 
 from __future__ import annotations
 

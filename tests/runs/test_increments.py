@@ -1,4 +1,4 @@
-"""Increments: what earlier runs have done is not done again, and the dataset is that of a run from nothing."""
+"""Increments: what earlier runs have done is not done again, and the dataset is the same as that of a first run."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _rebase(made: Feed, origin: Feed) -> None:
     digests = [(r, r.pipeline().plan().content["work"]) for r in (origin, made)]
     for path in (made.out / "_shardkit").rglob("*.json"):
         text = path.read_text().replace(digests[0][1], digests[1][1])
-        path.write_text(json.dumps(json.loads(text)))  # written anew, or its checksum would be another's
+        path.write_text(json.dumps(json.loads(text)))  # written again, so that its checksum fits
 
 
 def test_nothing_changed_is_nothing_to_do(feed: Feed) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C when the store has vanished: the command ends within seconds, and the run goes on later."""
+"""Ctrl-C while the store cannot be reached: the command ends within seconds, and the run can be resumed later."""
 
 from __future__ import annotations
 

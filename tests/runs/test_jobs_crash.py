@@ -1,4 +1,4 @@
-"""Runs on an engine whose driver, jobs, instances and workers are killed: nothing committed is lost or done again."""
+"""Runs on an engine whose driver, jobs, instances and workers are killed: committed work is not lost or done again."""
 
 from __future__ import annotations
 

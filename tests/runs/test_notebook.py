@@ -1,4 +1,4 @@
-"""shardkit in a notebook: functions of a cell, the live display, the quarantine as a frame."""
+"""shardkit in a notebook: functions defined in a cell, the live display, the quarantine as a DataFrame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of which nothing comes fails, and leaves the dataset as it was."""
+"""A run that gives no row fails, and leaves the dataset as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of earlier versions are looked at, gone on with and built upon; those of later versions are refused."""
+"""Run folders of earlier versions can be looked at, resumed and built upon; those of later versions are refused."""
 
 from __future__ import annotations
 

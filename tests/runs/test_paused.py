@@ -1,4 +1,4 @@
-"""A process that is paused for longer than its locks last does no harm when it goes on, whichever step it was at."""
+"""A process that was paused for longer than its locks last does no harm when it goes on, at whichever step it was."""
 
 from __future__ import annotations
 

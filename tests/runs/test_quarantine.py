@@ -1,4 +1,4 @@
-"""The quarantine of a dataset of days, which runs of other days leave where it is: seen, and tried again."""
+"""The quarantine of a dataset of days, which runs of other days leave alone: it is shown and can be retried."""
 
 from __future__ import annotations
 

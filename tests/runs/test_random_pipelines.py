@@ -1,4 +1,4 @@
-"""Random small pipelines with fixed seeds; ``random_pipelines.py`` tries as many others as it is told to."""
+"""Random small pipelines with fixed seeds; ``random_pipelines.py`` tries others, as many as it is asked to."""
 
 from __future__ import annotations
 

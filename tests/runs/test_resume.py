@@ -1,4 +1,4 @@
-"""Runs that are interrupted, killed, or to be gone on with: nothing that was committed is lost or done again."""
+"""Runs that are interrupted, killed and resumed: committed work is not lost or done again."""
 
 from __future__ import annotations
 

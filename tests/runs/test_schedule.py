@@ -1,4 +1,4 @@
-"""Schedules: when a pipeline is due, and the loop that runs it then; the clock is simulated."""
+"""Schedules: when a pipeline is due, and the loop that runs it then, by a simulated clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A secret is refused or masked wherever it would be written or shown, whatever field it was given in."""
+"""A secret is refused or masked wherever it would be written or shown, in whatever field it was given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Half a minute of the storm: whatever is killed or paused, what is made is whole."""
+"""A short storm: whatever is killed or paused, the datasets are complete in the end."""
 
 from __future__ import annotations
 

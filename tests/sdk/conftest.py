@@ -16,7 +16,7 @@ if importlib.util.find_spec("sagemaker") is None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _schema_checked_once() -> Iterator[None]:
-    """The SDK checks its configuration a dozen times a call, and the very schema of it each time."""
+    """Let the SDK check its configuration's schema only once: it checks it a dozen times in each call."""
     validators = pytest.importorskip("jsonschema.validators")
     checked: dict[int, Any] = {}
     with pytest.MonkeyPatch.context() as patched:

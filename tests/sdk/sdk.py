@@ -6,7 +6,7 @@ import importlib.util
 from typing import Any
 
 MAJOR = 3 if importlib.util.find_spec("sagemaker.core") else 2
-# Each call of an SDK would else tell its makers about it, over the network.
+# Otherwise each call of an SDK reports itself to its makers, over the network.
 QUIET = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 
 if MAJOR == 3:
@@ -46,13 +46,13 @@ __all__ = [
 
 
 def framework_processor(**options: Any) -> Any:
-    """A FrameworkProcessor; 2.x wants to know the framework besides."""
+    """A FrameworkProcessor; 2.x also needs the framework's class."""
     extra = {} if MAJOR == 3 else {"estimator_cls": SKLearn, "framework_version": "1.2-1"}
     return FrameworkProcessor(**extra, **options)
 
 
 def sklearn_processor(**options: Any) -> Any:
-    """2.x has it; it finds its image by itself."""
+    """A SKLearnProcessor, which only 2.x has; it finds its image by itself."""
     options.pop("image_uri")
     return SKLearnProcessor(framework_version="1.2-1", **options)
 

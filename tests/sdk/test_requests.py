@@ -1,4 +1,4 @@
-"""What shardkit sends is what the SDK itself sends for the same Processor, but for what shardkit has to set."""
+"""shardkit sends what the SDK itself sends for the same Processor, except for what shardkit has to set."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 class Client:
-    """Stands for boto3's SageMaker client, and keeps what it is asked."""
+    """A stand-in for boto3's SageMaker client, which keeps the requests."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ def flat(value: Any, at: str = "") -> dict[str, Any]:
 
 
 def sent(processor: Any, code: Path, **options: Any) -> dict[str, Any]:
-    """What the SDK asks the service for."""
+    """The request that the SDK sends."""
     if isinstance(processor, sdk.ScriptProcessor):
         if hasattr(processor, "code_location"):
             options |= {"code": "script.py", "source_dir": str(code)}
@@ -107,7 +107,7 @@ def sent(processor: Any, code: Path, **options: Any) -> dict[str, Any]:
 
 
 def ours(processor: Any, **options: Any) -> dict[str, Any]:
-    """What shardkit asks the service for."""
+    """The request that shardkit sends."""
     uri = "s3://bucket/out/_shardkit/code/0.tar.gz"
     where = {
         "S3Uri": uri,
@@ -215,7 +215,7 @@ def test_instance_preferences(count: str, session: Any, code: Path) -> None:
     request = ours(processor)
     cluster = request["ProcessingResources"]["ClusterConfig"]
     assert cluster == {"InstanceCount": 1, "InstancePreferences": types, "VolumeSizeInGB": 30}
-    if count == "for all":  # else the SDK writes the same count beside each type
+    if count == "for all":  # otherwise the SDK writes the same count beside each type
         assert_alike(request, sent(processor, code))
 
 
@@ -274,7 +274,7 @@ def test_short_names_of_images(boto_session: boto3.Session) -> None:
             uri(image)
     if sdk.MAJOR == 3:
         assert uri("sklearn:1.4-2-py312").startswith("sagemaker-scikit-learn:1.4-2-py312")
-    else:  # it knows 1.4-2 with another Python only, and another Python is not what was asked for
+    else:  # it knows 1.4-2 only with another Python, which was not asked for
         with pytest.raises(sk.PipelineError, match="does not know sklearn:1.4-2-py312"):
             uri("sklearn:1.4-2-py312")
 

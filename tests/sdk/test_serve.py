@@ -51,10 +51,10 @@ pytestmark = pytest.mark.skipif(available_isolation() == "none", reason="no inst
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An S3 and a served engine, and the variables that lead to them."""
+    """An S3 and a served engine, and the environment variables that lead to them."""
     s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     s3.start()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
     endpoint = "http://{}:{}".format(*s3.get_host_and_port())
     known = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     known |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": REGION}
@@ -156,7 +156,7 @@ def test_a_pipeline_with_a_processor(session: Any, tmp_path: Path, monkeypatch: 
 
 
 def ended(session: Any, name: str) -> dict[str, Any]:
-    """What the service says of a job once it has ended."""
+    """Wait until a job has ended; returns the service's description of it."""
     client = session.boto_session.client("sagemaker")
     for _ in range(600):
         about: dict[str, Any] = client.describe_processing_job(ProcessingJobName=name)

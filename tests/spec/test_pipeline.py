@@ -1,4 +1,4 @@
-"""The pipeline: the same thing in Python and in YAML, errors that help, and functions however they are given."""
+"""The pipeline: the same in Python and in YAML, errors that help, and all ways to give a function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fields say of themselves: the lists of fields that follow from it, and those that stand in rooms below."""
+"""The traits of fields: the lists of fields that follow from them, and those that rooms below keep themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a bucket is and who asks: its region is asked for, for it need not be that of the session; an endpoint may be named."""
+"""A bucket's region, which is looked up because it need not be the session's; and endpoints that are configured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long listings: in order however they come, and in a file, so that memory does not grow with them."""
+"""Long listings: sorted in whatever order they arrive, and kept in a file, so that memory does not grow with them."""
 
 from __future__ import annotations
 

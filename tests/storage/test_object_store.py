@@ -1,4 +1,4 @@
-"""Input and output in S3, which moto's server stands for here."""
+"""Input and output in S3; moto's server stands for S3 here."""
 
 from __future__ import annotations
 

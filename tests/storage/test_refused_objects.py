@@ -1,4 +1,4 @@
-"""Objects that a store does not give out: one costs its record, and says what to do; all cost the run, at once."""
+"""Objects that a store refuses: one costs its record, with advice; if all are refused, the run ends at once."""
 
 from __future__ import annotations
 

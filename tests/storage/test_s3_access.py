@@ -1,4 +1,4 @@
-"""Buckets of other people, and credentials that expire while a run is at work."""
+"""Buckets of other people, and credentials that expire during a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S3 on a bad day: the dataset is that of a good one."""
+"""S3 with faults: the dataset is the same as without."""
 
 from __future__ import annotations
 

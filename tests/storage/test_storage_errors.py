@@ -1,4 +1,4 @@
-"""Disks that are full, and outputs that cannot be written: one clear line, and nothing that was committed is lost."""
+"""Full disks and outputs that cannot be written: the message is one clear line, and no committed work is lost."""
 
 from __future__ import annotations
 

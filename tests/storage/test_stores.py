@@ -1,6 +1,6 @@
-"""One face for all storage: what every kind must do, tried on each of them.
+"""What every kind of storage must do, tried on each of them.
 
-S3 is moto's server here, Google's a stand-in of our own, and Azure's is azurite where that is installed.
+S3 is moto's server here, Google's store a stand-in of our own, and Azure's is azurite if that is installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What answers is no object store, or refuses whoever asks: each has its own cure, and nothing is taken for no objects."""
+"""Servers that are no object store, or refuse everybody: each has its own cure; none looks like an empty input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a function may return: it arrives in the dataset as it is, or its record alone is quarantined with the column."""
+"""What a function may return: it is in the dataset as it is, or only its record is quarantined, naming the column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every type that NumPy, pandas and Arrow make: alone, without values, beside each other, and in a day that stays."""
+"""Every type of NumPy, pandas and Arrow: alone, without values, beside each other, and in an unchanged day."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that travel by value: what is told of them, and of what they say, where they run."""
+"""Functions that travel by value: the warnings about them, and what they print and log where they run."""
 
 from __future__ import annotations
 

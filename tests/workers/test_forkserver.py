@@ -1,4 +1,4 @@
-"""Workers are forks of a process of their own: as if each had been started by the program, as it is by then."""
+"""Workers are forks of the fork server, but find all as if the program had started each of them just then."""
 
 from __future__ import annotations
 

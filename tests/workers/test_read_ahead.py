@@ -1,4 +1,4 @@
-"""What a worker fetches ahead stays within its bounds, however small or large the objects are."""
+"""What a worker fetches ahead stays within its limits, however small or large the objects are."""
 
 from __future__ import annotations
 
