@@ -1,4 +1,4 @@
-"""Row groups of Parquet files taken as they are: their bytes are copied, and only the footer is written anew.
+"""Row groups of Parquet files taken as they are: their bytes are copied, and only the footer is new.
 
 What would be written of the same rows is the same but for its place in the file, so that rows of large parts need be
 neither decoded nor encoded again. In the same way a row group is put together of columns that several threads encode.
