@@ -4,52 +4,32 @@ The plan has cut each shard into chunks already (macro.py). Of these, `open_chun
 chunk that is done in part, and records that are tried again, are cut again by the same rule. `run_chunks` makes a task
 of each chunk and has the workers do all tasks, the costliest first.
 
-Between the two lies a seam. On this side of it are chunks and the run folder, on the other side processes. What crosses
-it is an iterable of `ChunkTask`, made one by one as workers come free, each of which
+Between the two lies a seam, and it is joblib's: `joblib.Parallel` hands the tasks out one by one, as workers come free.
+On this side of it are chunks and the run folder, on the other side processes: those of this machine, or of a cluster
+that joblib reaches. Each task
 
-- is plain data, complete in itself, that any worker process can be sent;
+- is plain data, which any worker process can be sent;
 - ends as parts and a marker in the run folder, whichever worker does it, in whichever order, and however often;
-- gives nothing back but that marker: how far the work is, the tally counts, and when to end early, ``stop`` says.
-
-So whatever calls `Supervisor.see_through` once for each task, from as many threads as there are workers, can spread the
-tasks. `Supervisor.run` does it with threads of its own.
+- gives nothing back but its marker: the tally counts it, and ``stop`` says when to end early.
 """
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardkit.plan.chunks import assign_chunks, record_costs
 from shardkit.runfolder.ledger import OPEN
-from shardkit.tables.arrays import arrow
-from shardkit.workers.lanes import Supervisor
-from shardkit.workers.publish import publish_chunk
-from shardkit.workers.tasks import ChunkTask, records_to_bytes
+from shardkit.workers.tasks import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import pyarrow as pa
-
+    from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
     from shardkit.runfolder.stop import Stop
-    from shardkit.workers.pool import WorkerPool
     from shardkit.workers.tally import Tally
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Records that go to a worker together, by their row numbers; ``is_planned`` if it is one of the plan's chunks."""
-
-    shard: int
-    number: int
-    records: np.ndarray
-    is_planned: bool
+    from shardkit.workers.work import Workers
 
 
 def open_chunks(
@@ -79,34 +59,25 @@ def open_chunks(
 
 def run_chunks(
     folder: RunFolder,
-    pool: WorkerPool,
+    pool: Workers,
     chunks: list[Chunk],
     tally: Tally,
     stop: Stop,
     *,
-    attempt: int,
+    attempt: Attempt,
     timeout_s: float | None,
 ) -> None:
     """Have the workers do all chunks; returns when each has its parts and its marker, or ``stop`` was asked for.
 
     A worker that dies costs only its chunk, which is begun again; a record that kills its worker twice goes to the
-    quarantine.
+    quarantine. Chunks that were lost with a node of a cluster are handed out again.
     """
-    columns = ["key", "main", "bytes", "objects", *(["etags"] if pool.fetches else [])]
-    tasks = _tasks(chunks, folder.records(columns), attempt)
-    # An output that is far away gets each chunk from the spool while the workers go on with the next.
-    publish = functools.partial(publish_chunk, folder, pool.spool) if pool.spool is not None else None
-    Supervisor(pool, stop, tally, timeout_s=timeout_s, publish=publish).run(tasks)
+    from joblib import Parallel, delayed
 
-
-def _tasks(chunks: list[Chunk], records: pa.Table, attempt: int) -> Iterator[ChunkTask]:
-    for chunk in chunks:
-        rows = records.take(arrow(chunk.records)).combine_chunks()
-        yield ChunkTask(
-            chunk.shard,
-            chunk.number,
-            attempt,
-            ids=chunk.records.tolist(),
-            records=records_to_bytes(rows),
-            explicit=not chunk.is_planned,
-        )
+    with pool.working(folder, tally, stop, attempt=attempt, timeout_s=timeout_s) as work:
+        while chunks:
+            tasks = (delayed(work.do)(work.task(chunk)) for chunk in chunks if not stop.asked)
+            parallel = Parallel(pool.size, return_as="generator_unordered", batch_size=1, **work.joblib)
+            for outcome in parallel(tasks):
+                work.done(outcome)
+            chunks = work.lost()

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.share import Share
-    from shardkit.workers.pool import WorkerPool
+    from shardkit.workers.work import Workers
 
 
 def run_pass1(
     folder: RunFolder,
-    pool: WorkerPool,
+    pool: Workers,
     limits: WorkLimits,
     attempt: Attempt,
     *,
@@ -73,9 +73,9 @@ def run_pass1(
     # Do it. Too many failures, a signal or a full disk ask for the end through `stop`; whole chunks are kept.
     if chunks:
         stop, done_before = Stop(), _done_before(ledger, retried)
-        tally = Tally(pool, stop, before=done_before, max_quarantined=limits.max_quarantined(ledger.planned))
+        tally = Tally(pool.slots(), stop, before=done_before, max_quarantined=limits.max_quarantined(ledger.planned))
         with attempt.pass1(tally, stop, RecordMeter(ledger.listed, ledger.total_bytes, done_before, tally.counts)):
-            run_chunks(folder, pool, chunks, tally, stop, attempt=attempt.number, timeout_s=limits.timeout_s)
+            run_chunks(folder, pool, chunks, tally, stop, attempt=attempt, timeout_s=limits.timeout_s)
         if isinstance(stop.error, RunInterrupted):
             raise stop.error
         ledger = share.ledger(folder) if share else Ledger(folder)

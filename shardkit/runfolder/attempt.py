@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shardkit.errors import RunInterrupted, ShardkitError
+from shardkit.errors import RunFailed, RunInterrupted, ShardkitError
 from shardkit.runfolder.steps import advice
 from shardkit.storage.interruption import INTERRUPTION, GivenUp
 from shardkit.storage.requests import REPEATS
@@ -186,6 +186,14 @@ class Attempt:
         """Take a number that no other attempt has: what it names, no other will write."""
         while not self._folder.claim_attempt(self._heartbeat("running")):
             self.number += 1
+
+    def go_on_as_next(self, why: str) -> None:
+        """Go on under the next number, because something of what was begun under this one was lost."""
+        self.progress.note(f"{why}; going on.")
+        with contextlib.suppress(ShardkitError):
+            self._write("failed", RunFailed(why))
+        self.number += 1
+        self._claim()
 
     def _on_signal(self, number: int, _: Any) -> None:
         INTERRUPTION.note()

@@ -13,6 +13,7 @@
         jobs.sqlite, jobs.json                     with an engine: the queue of its jobs, and a copy of it
         manifests/, settings/, stop.json           likewise: lists of objects, settings of a resumption, a stop request
         merged/<day>.json                          what a job has made of a day, for pass 2 to take
+        nodes/<pass>/<node>.json                   on a cluster: each node's proof that it reads and writes here
         contents.json                              which rows of which parts the dataset's files hold
         result.json                                written last, by pass 2
         removed.json                               while `clean` removes the folder: no run goes on in it then
@@ -44,11 +45,17 @@ WHOLE = ""  # the partition that is all of a dataset without days
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-def part_base(chunk: int, attempt: int, *, piece: int = 0, alone: int | None = None) -> str:
+def part_base(chunk: int, attempt: int, *, piece: int = 0, execution: str = "", alone: int | None = None) -> str:
     """The name, without suffix, of a chunk's parts.
 
-    ``piece`` numbers what one attempt has committed of the chunk bit by bit; ``alone`` marks the parts of one record
-    that was run by itself.
+    ``piece`` numbers what one attempt has committed of the chunk bit by bit; ``execution`` is a word of its own for
+    each time that a cluster works on the chunk; ``alone`` marks the parts of one record that was run by itself.
     """
     of_piece = f"p{piece}" if piece else ""
-    return f"{chunk:06d}-{attempt:04d}{of_piece}" + (f"-{alone}" if alone is not None else "")
+    of_execution = f"x{execution}" if execution else ""
+    return f"{chunk:06d}-{attempt:04d}{of_piece}{of_execution}" + (f"-{alone}" if alone is not None else "")
+
+
+def node_file(call: str, name: str) -> str:
+    """The file, in the run folder, of a node, or of the driver, in one pass over a run's chunks on a cluster."""
+    return f"nodes/{call}/{name}.json"

@@ -25,15 +25,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardkit.errors import PipelineError
-from shardkit.functions import python_version
+from shardkit.functions import is_library, python_version
 from shardkit.runs.container.bootstrap import FILES, is_unreachable, source_digest, why
 from shardkit.runs.requirements import Requirements
 from shardkit.storage.base import STATE_DIR
+from shardkit.storage.local_folder import LocalFolder
 from shardkit.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardkit.functions import FunctionRef
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.spec.spec import Spec
     from shardkit.storage.base import Folder
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -97,6 +101,24 @@ def upload_bundle(
             home.write(name, data)
         home.write("complete", json.dumps({e.key: e.bytes for e in home.entries("wheels")}).encode())
     return f"{home.uri}/"
+
+
+def upload_code(folder: RunFolder, pipeline: Spec, function: FunctionRef, *, mode: str | None = None) -> str:
+    """Upload the code of a pipeline, which lies where its functions do; the arguments are as for `upload_bundle`."""
+    refs = [function, pipeline.merge().combine]
+    homes = (ref.source_dir for ref in refs if ref is not None and ref.pickled is None)
+    source = pipeline.source_dir or next((home for home in homes if home and not is_library(home)), None)
+    data = [f.root for f in (pipeline.input_folder(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
+    data += pipeline.engine.own_folders() if pipeline.engine is not None else []
+    return upload_bundle(
+        folder.output,
+        source,
+        requirements=pipeline.requirements,
+        mode=mode or pipeline.requirements_mode,
+        leave_out=tuple(map(str, data)),
+        extras=("athena",) if pipeline.catalog is not None else (),
+        by_value=function.pickled is not None,
+    )
 
 
 def _is_whole(home: Folder, files: dict[str, bytes]) -> bool:

@@ -79,7 +79,7 @@ def estimate(pipeline: Spec, records: int, *, quiet: bool) -> Estimate:
     """
     if records < 1:
         raise PipelineError(f"The sample is to have {records} records: expected 1 or more.")
-    from shardkit.runs.here import worker_pool
+    from shardkit.runs.crew import worker_pool
     from shardkit.runs.planning import make_run_plan
 
     scratch = Path(tempfile.mkdtemp(prefix="shardkit-sample-"))

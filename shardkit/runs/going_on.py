@@ -15,11 +15,11 @@ from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.find import latest_run
 from shardkit.runfolder.ledger import Ledger
 from shardkit.runfolder.steps import advice
-from shardkit.runs.here import both_passes, worker_pool
+from shardkit.runs.here import both_passes
+from shardkit.runs.on_cluster import check_room_for, cluster_of, workers_of
 from shardkit.runs.planning import planned_merge, planned_pipeline
 from shardkit.runs.quarantine import own_days
 from shardkit.runs.summary import is_complete
-from shardkit.workers.process_limit import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,7 +50,8 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
         RunReplaced: a later run has replaced the dataset, and that is not to be undone.
         RunFailed, RunInterrupted, BudgetExceeded: as for a new run.
     """
-    _check_room(run, going.settings)
+    if "merge_of" not in run.plan():  # which has no workers
+        check_room_for(planned_pipeline(run.plan(), going.settings))
     finish_switches(run.output, must=True)
     folder = own_days(run)
     plan, settings, retry = folder.plan(), going.settings, going.command == "retry"
@@ -84,19 +85,9 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
             progress.note(f"Run {run.run_id} is done; there is nothing to {going.command}.")
             return
         _note_as_latest(folder)
-        with worker_pool(folder, pipeline, ref) as pool:
+        with cluster_of(pipeline) as cluster, workers_of(folder, pipeline, ref, cluster) as pool:
             attempt = Attempt(folder, progress, begun=begun, command=going.command).holding(held)
             both_passes(folder, pipeline, merging, pool, attempt, retry=retry)
-
-
-def _check_room(run: RunFolder, settings: Mapping[str, Any]) -> None:
-    """See that the system allows the workers, before anything else starts a thread."""
-    plan = run.plan()
-    if "merge_of" in plan:  # it has no workers
-        return
-    pipeline = planned_pipeline(plan, settings)
-    if pipeline.engine is None:
-        check_room(pipeline.worker_count())
 
 
 def _function(run: RunFolder, going: GoingOn, pipeline: Spec) -> FunctionRef:

@@ -13,49 +13,18 @@ from shardkit.errors import RunNotFound
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.find import run_folder
+from shardkit.runs.on_cluster import check_room_for, cluster_of, workers_of
 from shardkit.runs.planning import is_new, make_run_plan, write_run
 from shardkit.runs.summary import is_complete, tell_set_aside
-from shardkit.storage.base import absolute_uri
 from shardkit.storage.interruption import heeding_interrupts
-from shardkit.workers.process_limit import check_room
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from shardkit.dataset.merge import Merge
-    from shardkit.functions import FunctionRef
     from shardkit.plan.plan import Plan
     from shardkit.runfolder.display import Progress
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.spec import Spec
-    from shardkit.workers.pool import WorkerPool
-
-
-@contextlib.contextmanager
-def worker_pool(
-    folder: RunFolder,
-    pipeline: Spec,
-    ref: FunctionRef,
-    *,
-    source: str | None = None,
-    begun: int | None = None,
-) -> Iterator[WorkerPool]:
-    """The workers of a pipeline; ``source`` is where its input is now, ``begun`` how many workers start at once."""
-    from shardkit.workers.pool import WorkerPool
-    from shardkit.workers.tasks import WorkerSettings
-
-    settings = WorkerSettings(
-        function=ref,
-        input_root=source or absolute_uri(pipeline.input.uri),
-        input_access=pipeline.input.access(),
-        output=folder.output.uri,
-        run_id=folder.run_id,
-        scratch=None,
-        by_stem=pipeline.records == "stem",
-        schema=pipeline.output.columns,
-    )
-    with WorkerPool(settings, pipeline.worker_count(), begun=begun) as pool:
-        yield pool
+    from shardkit.workers.work import Workers
 
 
 @heeding_interrupts()
@@ -74,7 +43,7 @@ def start_run(
     Without ``merge`` the dataset is pass 1's parts as they are.
     """
     begun = time.monotonic()
-    check_room(pipeline.worker_count())
+    check_room_for(pipeline)
     if not merge:
         pipeline = pipeline.replace(incremental=False)  # some rows of a part that is taken over may no longer count
     if pipeline.catalog is not None:
@@ -83,12 +52,13 @@ def start_run(
         check_installed()
     progress = make_progress(quiet=quiet)
     ref, merging = pipeline.function_ref(), pipeline.merge()
-    finish_switches(folder.output, must=True)
     with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(cluster_of(pipeline))
+        finish_switches(folder.output, must=True)
         # The workers get ready while the input is listed; one is enough if little has changed.
         ready = 1 if pipeline.is_incremental else None
-        pool = stack.enter_context(worker_pool(folder, pipeline, ref, begun=ready))
-        plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
+        pool = stack.enter_context(workers_of(folder, pipeline, ref, cluster, begun=ready))
+        plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days, workers=pool.size)
         if not plan.content["totals"]["records"]:
             return nothing_to_do(pipeline, plan, progress)
         pool.begin(plan.content["totals"]["chunks"] - len(plan.taken_over))
@@ -125,7 +95,7 @@ def both_passes(
     folder: RunFolder,
     pipeline: Spec,
     merging: Merge,
-    pool: WorkerPool,
+    pool: Workers,
     attempt: Attempt,
     *,
     retry: bool = False,

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.switch import finish_switches
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
-from shardkit.functions import is_library, python_version
+from shardkit.functions import python_version
 from shardkit.jobs import JobError, stop
 from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.meters import JobMeter
 from shardkit.runfolder.names import STOP
 from shardkit.runfolder.steps import Steps, advice
+from shardkit.runs.bundle import upload_code
 from shardkit.runs.container.job import DAYS, FUNCTION, ON_TOP
 from shardkit.runs.queue import run_queue
 from shardkit.runs.requests import Requests, check_engine, name_base
 from shardkit.runs.signals import ended_by
 from shardkit.storage.interruption import INTERRUPTION
-from shardkit.storage.local_folder import LocalFolder
 from shardkit.times import now
 from shardkit.units import counted
 
@@ -102,7 +102,7 @@ class RunJobs:
         """
         self._check()
         plan, generation = self.folder.plan(), self.generation + 1
-        code = code or _upload_code(self.folder, pipeline, function or pipeline.function_ref())
+        code = code or upload_code(self.folder, pipeline, function or pipeline.function_ref())
         if function is not None:
             sha256 = hashlib.sha256(function.pickled).hexdigest() if function.pickled is not None else None
             sent = {"name": function.name, "digest": function.digest, "python": python_version(), "sha256": sha256}
@@ -214,25 +214,6 @@ class RunJobs:
         return stopped
 
 
-def _upload_code(folder: RunFolder, pipeline: Spec, function: FunctionRef) -> str:
-    from shardkit.runs.bundle import upload_bundle
-
-    refs = [function, pipeline.merge().combine]
-    homes = (ref.source_dir for ref in refs if ref is not None and ref.pickled is None)
-    source = pipeline.source_dir or next((home for home in homes if home and not is_library(home)), None)
-    data = [f.root for f in (pipeline.input_folder(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
-    data += pipeline.engine.own_folders() if pipeline.engine is not None else []
-    return upload_bundle(
-        folder.output,
-        source,
-        requirements=pipeline.requirements,
-        mode=pipeline.requirements_mode,
-        leave_out=tuple(map(str, data)),
-        extras=("athena",) if pipeline.catalog is not None else (),
-        by_value=function.pickled is not None,
-    )
-
-
 def start_jobs(
     pipeline: Spec,
     folder: RunFolder,
@@ -267,7 +248,7 @@ def start_jobs(
     code = None
     with folder.lock(new=not may_exist) as held, holding_days(folder, plan.content):
         if is_new(folder, plan, may_exist=may_exist):
-            code = _upload_code(folder, pipeline, ref)  # so that an error in it is raised before there is a run
+            code = upload_code(folder, pipeline, ref)  # so that an error in it is raised before there is a run
             write_run(folder, plan, ref, pipeline.merge(), merge=True)
         else:
             progress.note(f"Run {folder.run_id} exists; going on where it ended.")

@@ -59,10 +59,12 @@ def make_run_plan(
     run_id: str,
     days: tuple[str, ...] | None = None,
     recompute: bool = False,
+    workers: int | None = None,
 ) -> Plan:
     """List the input and plan a run; writes nothing.
 
-    With ``days`` only these are looked at; ``recompute`` plans all records, whatever earlier runs have done.
+    With ``days`` only these are looked at; ``recompute`` plans all records, whatever earlier runs have done. Chunks are
+    cut for ``workers``, by default as many as the pipeline says.
 
     Raises:
         InputError: the input is empty or cannot be read.
@@ -91,7 +93,7 @@ def make_run_plan(
         pipeline=content,
         function_digest=function_ref.digest,
         chunks=pipeline.chunks,
-        workers=pipeline.worker_count(),
+        workers=workers or pipeline.worker_count(),
         run_id=run_id,
         created=now(),
         own_instances=pipeline.engine is not None and pipeline.worker_count() > 1,

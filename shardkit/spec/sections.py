@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from shardkit.clusters.kinds import known_backend
 from shardkit.dataset.formats.kinds import known_format
 from shardkit.engines.kinds import EngineSettings
 from shardkit.engines.values import Names, NoTruth
@@ -110,6 +111,21 @@ class Input(Section):
     def access(self) -> Access:
         """How the store is entered, except for the session."""
         return Access(requester_pays=self.requester_pays, anonymous=self.anonymous)
+
+
+class Parallel(Section):
+    """What the chunks of a run are handed to: the workers of this machine, or a cluster that joblib reaches."""
+
+    backend: Annotated[str, AfterValidator(known_backend)]
+    n_jobs: Annotated[int, NoTruth, Field(ge=-1)] = -1
+    address: Annotated[str, Field(min_length=1)] | None = None
+
+    @field_validator("n_jobs")
+    @classmethod
+    def _some_jobs(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("expected a number of 1 or more, or -1 for as many as the cluster has CPUs")
+        return value
 
 
 class Shards(Section):

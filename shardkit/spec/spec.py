@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+from shardkit.clusters.kinds import HERE
 from shardkit.dataset.formats.kinds import format_of
 from shardkit.engines.environment import refuse_secrets
 from shardkit.engines.values import NoTruth
@@ -24,7 +25,19 @@ from shardkit.errors import PipelineError
 from shardkit.explain import explain, unknown_field
 from shardkit.functions import FunctionRef, reference
 from shardkit.spec.fields import flat_fields, name_of_function, plain_data
-from shardkit.spec.sections import MOST_ROWS, Catalog, Engine, Input, Output, Queue, Section, Shards, WhenDue, path_text
+from shardkit.spec.sections import (
+    MOST_ROWS,
+    Catalog,
+    Engine,
+    Input,
+    Output,
+    Parallel,
+    Queue,
+    Section,
+    Shards,
+    WhenDue,
+    path_text,
+)
 from shardkit.storage.base import Access
 from shardkit.storage.open import folder
 from shardkit.times import DAY_COLUMN, parse_days
@@ -44,6 +57,7 @@ WORKERS = Expected("'auto' or a number of 1 or more")
 FAILURES = Expected("a count such as 10, or a share such as 1%")
 QUEUE = Expected("dynamodb, dynamodb://TABLE, or a mapping with its place")
 A_FUNCTION = Expected("module:callable, or a function")
+PARALLEL = Expected("dask, ray, spark or loky, or a mapping such as {backend: dask, n_jobs: 64}")
 SHARDS = Expected("a mapping such as {by: directory, depth: 1}")
 CATALOG = Expected("a mapping such as {glue: {database: features, table: ads}}")
 SCHEDULE = Expected("a time such as 3h, a cron expression, or a mapping such as {every: 3h, since: 2d}")
@@ -75,6 +89,7 @@ class Spec(Section):
     incremental: bool | None = None
     schedule: Annotated[WhenDue, SCHEDULE] = None
     engine: Annotated[Engine, Short("kind"), MayChange()] = None
+    parallel: Annotated[Parallel | None, PARALLEL, Short("backend"), MayChange()] = None
     queue: Annotated[Queue | None, QUEUE, Short("place")] = None
     input_mode: Annotated[Literal["stream", "download"], MayChange()] = "stream"
     requirements: Annotated[str | None, IsPath(), MayChange(), BeforeValidator(path_text)] = None
@@ -122,6 +137,16 @@ class Spec(Section):
     def _some_workers(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
             raise ValueError("expected 'auto' or a number of 1 or more")
+        return value
+
+    @field_validator("parallel")
+    @classmethod
+    def _for_this_machine(cls, value: Parallel | None, info: ValidationInfo) -> Parallel | None:
+        if value is not None and value.backend != HERE:
+            if info.data.get("engine") is not None:
+                raise ValueError("the jobs of an engine use their own machines: leave out parallel, or engine.")
+            if info.data.get("workers", "auto") != "auto":
+                raise ValueError("on a cluster, n_jobs says how many chunks run at once: leave out workers.")
         return value
 
     @field_validator("schedule")
@@ -219,6 +244,8 @@ class Spec(Section):
             return int(self.workers)
         if self.engine is not None:
             return self.engine.vcpus
+        if self.parallel is not None and self.parallel.n_jobs > 0:
+            return self.parallel.n_jobs
         import joblib
 
         return int(joblib.cpu_count())

@@ -1,12 +1,7 @@
-"""Copies row groups of Parquet files as they are: their bytes are copied, and only the footer is written new.
+"""Row groups of Parquet files taken as they are: their bytes are copied, and only the footer is new.
 
-Encoding the same rows again would give the same bytes at another offset, so the rows of large parts need be neither
-decoded nor encoded. In the same way, a row group is put together from columns that several threads encode.
-
-It earns its place by merges of large parts: the benchmark ``merge-large``, 20 parts of 100,000 rows, takes about a
-quarter of the time, a quarter of the CPU time and two thirds of the memory that it takes if all rows go through
-``pyarrow.parquet.ParquetWriter``. A release of pyarrow that can append a row group of one file to another could replace
-this module and ``thrift.py``.
+What would be written of the same rows is the same but for its place in the file, so that rows of large parts need be
+neither decoded nor encoded again. In the same way a row group is put together of columns that several threads encode.
 
 Source: the Parquet project's definition of the footer, parquet.thrift, whose fields have the numbers below.
 """

@@ -1,8 +1,6 @@
 """Thrift's compact protocol, in which Parquet's footers are written; it works without the definitions of the structs.
 
-A struct is read with every field that it has, known or not, so that it can be written again as it was. Libraries for
-Thrift work from the definitions, and drop the fields that these lack: a footer of a later version of Parquet would lose
-something. This module serves ``rowgroups.py`` alone, whose docstring has the figures for both.
+A struct is read with every field that it has, known or not, so that it can be written again as it was.
 
 Source: the Thrift project's specification of the compact protocol.
 """

@@ -61,7 +61,7 @@ class ChunkRun:
         self._end = len(self.keys)
         self.writer = PartsWriter(
             (spool_of(settings) or self._folder.files).child(self._folder.parts_of(task.shard)),
-            part_base(task.chunk, task.attempt, piece=task.piece, alone=task.alone),
+            part_base(task.chunk, task.attempt, piece=task.piece, execution=task.execution, alone=task.alone),
             schema=schema,
             give_up=lambda result, error: self.fail(result.index, error),
         )

@@ -1,7 +1,7 @@
 """Worker processes, each of which may die without harm to the others.
 
 They are forks of a process of their own, not of this one: no ``__main__`` guard is needed, and no lock is copied.
-joblib's own executor is no choice here, for it takes all its workers down when one of them dies.
+joblib's own executor, loky, is no choice here, because it takes all its workers down when one of them dies.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from shardkit.workers.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from typing_extensions import Self
 
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.board import Slot
@@ -319,7 +321,7 @@ class WorkerPool:
         if self._settings.scratch is not None:
             shutil.rmtree(self._settings.scratch, ignore_errors=True)
 
-    def __enter__(self) -> WorkerPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

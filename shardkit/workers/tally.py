@@ -10,26 +10,29 @@ from shardkit.runfolder.meters import Counts
 from shardkit.storage.requests import count_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shardkit.runfolder.document_types import Marker
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.board import Slot
-    from shardkit.workers.pool import WorkerPool
 
 
 class Tally:
     """Counts what is committed and what the workers are at, and stops the work when too much has failed."""
 
-    def __init__(self, pool: WorkerPool, stop: Stop, *, before: Counts, max_quarantined: int) -> None:
-        self._pool = pool
+    def __init__(self, slots: Sequence[Slot], stop: Stop, *, before: Counts, max_quarantined: int) -> None:
+        self._slots = slots
         self._stop = stop
         self._committed = before
+        self._before = before.records
         self._max_quarantined = max_quarantined
         self._lock = threading.Lock()
 
-    def add(self, marker: Marker, slot: Slot) -> None:
-        """Count a chunk's marker instead of what the board says of the chunk."""
+    def add(self, marker: Marker, slot: Slot | None = None) -> None:
+        """Count a chunk's marker instead of what the board says of the chunk, if it was done on this machine."""
         with self._lock:
-            slot.begin_chunk()
+            if slot is not None:
+                slot.begin_chunk()
             committed, records = self._committed, marker["records"]
             self._committed = Counts(
                 committed.records + records["listed"],
@@ -42,13 +45,13 @@ class Tally:
         """The counts as of now."""
         with self._lock:
             committed = self._committed
-            live = [slot.read() for slot in self._pool.slots()]
+            live = [slot.read() for slot in self._slots]
         return Counts(
             committed.records + sum(r.done for r in live),
             committed.bytes + sum(r.bytes for r in live),
             committed.quarantined + sum(r.failed for r in live),
             committed.repeated,
-            begun=any(r.turn for r in live),
+            begun=any(r.turn for r in live) or committed.records > self._before,
         )
 
     def check_budget(self) -> None:

@@ -1,4 +1,4 @@
-"""What a worker is sent: the settings that hold for all its chunks, and the task that is one chunk."""
+"""What a worker is sent: the settings that stay the same for all its chunks, and one task for each chunk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
     from shardkit.functions import FunctionRef
@@ -52,7 +53,7 @@ class ChunkTask:
     ``settled`` tells, by position, what need not be run again. The records from position ``until`` on are left to a
     later attempt. Those before ``begin`` have been committed, as an earlier ``piece`` of the chunk. ``alone`` is the
     position of the only record to run, whose outcome is not committed. ``ahead`` is the task that the same worker will
-    most likely be given next.
+    most likely be given next. ``execution`` is in the names of the parts, where several may be at the chunk at once.
     """
 
     shard: int
@@ -67,6 +68,32 @@ class ChunkTask:
     piece: int = 0
     alone: int | None = None
     ahead: ChunkTask | None = None
+    execution: str = ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Records that go to a worker together, by their row numbers; ``is_planned`` if it is one of the plan's chunks."""
+
+    shard: int
+    number: int
+    records: np.ndarray
+    is_planned: bool
+
+    def task(self, records: pa.Table, attempt: int) -> ChunkTask:
+        """The chunk as a worker is sent it; ``records`` is the table of all records."""
+        from shardkit.tables.arrays import arrow
+
+        rows = records.take(arrow(self.records)).combine_chunks()
+        ids = self.records.tolist()
+        return ChunkTask(
+            self.shard, self.number, attempt, ids, records=records_to_bytes(rows), explicit=not self.is_planned
+        )
+
+
+def columns_of_records(*, are_fetched: bool) -> list[str]:
+    """The columns of the table of records that `Chunk.task` takes; ``are_fetched`` if objects come from a store."""
+    return ["key", "main", "bytes", "objects", *(["etags"] if are_fetched else [])]
 
 
 def records_to_bytes(records: pa.Table) -> bytes:

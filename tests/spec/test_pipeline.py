@@ -68,6 +68,7 @@ FULL = """
     incremental: true
     schedule: {every: 3h, zone: Europe/Paris, clean: 7d}
     engine: {kind: local, root: engine/, max_instances: 3, instance_type: ml.m5.large}
+    parallel: shardkit
     queue: {place: jobs.sqlite, owner: ana, notify: "slack:env:HOOK"}
     input_mode: download
     requirements: requirements.txt
@@ -114,6 +115,7 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
         "incremental": True,
         "schedule": {"every": "3h", "cron": None, "since": None, "clean": "7d", "zone": "Europe/Paris"},
         "catalog": None,
+        "parallel": {"backend": "shardkit", "n_jobs": -1, "address": None},
         "queue": {"place": f"{here}/jobs.sqlite", "owner": "ana", "notify": ["slack:env:HOOK"]},
         "input_mode": "download",
         "requirements": f"{here}/requirements.txt",
@@ -148,6 +150,7 @@ def test_python_says_the_same(yaml_file: Callable[..., Path]) -> None:
         incremental=True,
         schedule={"every": "3h", "zone": "Europe/Paris", "clean": "7d"},
         engine=sk.Local(root=here / "engine", max_instances=3, instance_type="ml.m5.large"),
+        parallel="shardkit",
         queue={"place": here / "jobs.sqlite", "owner": "ana", "notify": ["slack:env:HOOK"]},
         input_mode="download",
         requirements=here / "requirements.txt",

@@ -164,7 +164,7 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.display import make_progress
     from shardkit.runfolder.share import Share
-    from shardkit.runs.here import worker_pool
+    from shardkit.runs.crew import worker_pool
     from shardkit.units import counted
     from shardkit.workers.process_limit import check_room
 

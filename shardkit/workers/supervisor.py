@@ -1,16 +1,13 @@
 """Chunks seen through to their markers, whatever happens to the workers.
 
-Each worker process has a lane, a thread that watches over it and takes the next chunk when it comes free. When that
-process dies, only its own chunk is begun again: the record that it was at is run by itself first, and quarantined
-if it brings that process down too.
+When a worker process dies, only its own chunk is begun again: the record that it was at is run by itself first, and
+quarantined if it brings that process down too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 from shardkit.errors import RunFailed
@@ -18,12 +15,11 @@ from shardkit.workers.deaths import WorkerDied, describe_death
 from shardkit.workers.gate import Gate, holds_much
 from shardkit.workers.guard import EXIT_OUT_OF_MEMORY
 from shardkit.workers.pool import Stopped
-from shardkit.workers.publish import Publisher
 from shardkit.workers.replies import MEMORY
 from shardkit.workers.tasks import Settled, failure_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from shardkit.runfolder.document_types import Marker, QuarantineEntry
     from shardkit.runfolder.stop import Stop
@@ -34,19 +30,6 @@ if TYPE_CHECKING:
 
 DEATHS_OUTSIDE_RECORDS = 3
 DEATHS_OF_SERVER = 10
-
-
-class _Feed:
-    """Tasks, for several threads to take from."""
-
-    def __init__(self, tasks: Iterable[ChunkTask]) -> None:
-        self._tasks = iter(tasks)
-        self._lock = threading.Lock()
-
-    def take(self) -> ChunkTask | None:
-        """The next task; None when there is none left."""
-        with self._lock:
-            return next(self._tasks, None)
 
 
 @dataclasses.dataclass
@@ -71,47 +54,23 @@ class Supervisor:
     ) -> None:
         self._pool = pool
         self._gate = Gate(pool.size)
-        self._publisher = Publisher(publish, stop) if publish is not None else None
+        self._publish = publish
         self._stop = stop
         self._tally = tally
         self._timeout_s = timeout_s
 
-    def run(self, tasks: Iterable[ChunkTask]) -> None:
-        """See the tasks through; ends early when a stop is asked for."""
-        try:
-            self._all_lanes(_Feed(tasks))
-        finally:
-            if self._publisher is not None:
-                self._publisher.close()
-        if self._publisher is not None:
-            self._publisher.check()
+    def see_through(self, task: ChunkTask) -> list[Marker]:
+        """Have one chunk worked on until its markers are written, or until a stop is asked for; for any thread.
 
-    def _all_lanes(self, feed: _Feed) -> None:
-        # Leaving the block waits for all threads: one that is in the middle of Arrow when the interpreter ends would
-        # take the process down.
-        with ThreadPoolExecutor(self._pool.size, thread_name_prefix="shardkit-lane") as threads:
-            try:
-                for lane in as_completed([threads.submit(self._lane, feed) for _ in range(self._pool.size)]):
-                    lane.result()
-            except BaseException as error:
-                self._stop.ask(error, patience_s=0.0)  # or the other lanes would go on
-                raise
-
-    def _lane(self, feed: _Feed) -> None:
-        """One chunk after the other, for one worker."""
-        task = feed.take()
-        while task is not None and not self._stop.asked:
-            # Where objects must be fetched, the worker is told beforehand which ones it will need next.
-            following = feed.take() if self._pool.fetches else None
-            self.see_through(dataclasses.replace(task, ahead=following))
-            task = following or feed.take()
-
-    def see_through(self, task: ChunkTask) -> None:
-        """Have one chunk worked on until its marker is written, or until a stop is asked for; for any thread."""
+        Returns:
+            The markers: one, unless the chunk was committed in pieces; of a chunk that was stopped, those so far.
+        """
+        markers: list[Marker] = []
         with contextlib.suppress(Stopped):
-            self._chunk(task)
+            self._chunk(task, markers)
+        return markers
 
-    def _chunk(self, task: ChunkTask) -> None:
+    def _chunk(self, task: ChunkTask, markers: list[Marker]) -> None:
         """See one chunk through.
 
         Raises:
@@ -130,6 +89,7 @@ class Supervisor:
             except WorkerDied as death:
                 task = self._after_death(task, death, deaths)
                 continue
+            markers.append(reply["marker"])
             end = task.begin + reply["marker"]["records"]["listed"]
             if not reply["cut"] or end == len(task.ids):
                 return
@@ -178,8 +138,8 @@ class Supervisor:
                     self._tally.add(reply["marker"], worker.slot)
                 else:
                     worker.slot.begin_chunk()
-        if task.alone is None and self._publisher is not None:
-            self._publisher.add(reply["marker"])
+        if task.alone is None and self._publish is not None:
+            self._publish(reply["marker"])
         self._tally.check_budget()
         return reply
 

@@ -1,0 +1,59 @@
+"""A Dask cluster, by its distributed client."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from distributed import Client, get_client
+
+from shardkit.clusters.base import Answer, Answered, Cluster
+from shardkit.errors import PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONNECT_S = 30
+
+
+class Dask(Cluster):
+    """The cluster of the current client, of ``address``, or of Dask's own default; else workers on this machine."""
+
+    def __init__(self, n_jobs: int, address: str | None, backend: Any = None) -> None:
+        self._own: Client | None = None
+        self._client = getattr(backend, "client", None) or self._find(n_jobs, address)
+        self._client.wait_for_workers(1, timeout=CONNECT_S)
+        self.size = n_jobs if n_jobs > 0 else sum(self._client.ncores().values())
+
+    def _find(self, n_jobs: int, address: str | None) -> Client:
+        try:
+            if address is None:
+                try:
+                    return get_client()
+                except ValueError:  # there is none
+                    self._own = Client(set_as_default=False, **({"n_workers": n_jobs} if n_jobs > 0 else {}))
+            else:
+                self._own = Client(address, timeout=CONNECT_S, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise PipelineError(
+                f"parallel: there is no Dask scheduler at {address or 'the default address'}: {error}.",
+                hint="Check parallel.address, for instance tcp://HOST:8786.",
+            ) from error
+        return self._own
+
+    def submit(self, call: Callable[[Any], Any], argument: Any) -> Answer:
+        """Have a call made; Dask makes it again where a worker dies, and fails it when several have."""
+        return self._client.submit(call, argument, key=f"shardkit-{uuid.uuid4().hex}", pure=False)
+
+    def on_each_node(self, call: Callable[[], Any]) -> list[Answered]:
+        """Make the call in each worker process."""
+        answers = self._client.run(call, on_error="return")
+        return [
+            Answered(node, error=answer) if isinstance(answer, BaseException) else Answered(node, answer)
+            for node, answer in answers.items()
+        ]
+
+    def close(self) -> None:
+        """Close the client, if it is this run's own."""
+        if self._own is not None:
+            self._own.close()

@@ -1,0 +1,52 @@
+"""The worker processes of this machine for a run, or for a job of one."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from shardkit.storage.base import absolute_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardkit.functions import FunctionRef
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.spec.spec import Spec
+    from shardkit.workers.tasks import WorkerSettings
+    from shardkit.workers.work import Workers
+
+
+@contextlib.contextmanager
+def worker_pool(
+    folder: RunFolder,
+    pipeline: Spec,
+    ref: FunctionRef,
+    *,
+    source: str | None = None,
+    begun: int | None = None,
+) -> Iterator[Workers]:
+    """The workers of a pipeline; ``source`` is where its input is now, ``begun`` how many workers start at once."""
+    from shardkit.workers.local_work import LocalWorkers
+
+    settings = worker_settings(folder, pipeline, ref, source=source)
+    with LocalWorkers(settings, pipeline.worker_count(), begun=begun) as pool:
+        yield pool
+
+
+def worker_settings(
+    folder: RunFolder, pipeline: Spec, ref: FunctionRef, *, source: str | None = None
+) -> WorkerSettings:
+    """What stays the same for all chunks of a run; ``source`` is where its input is now."""
+    from shardkit.workers.tasks import WorkerSettings
+
+    return WorkerSettings(
+        function=ref,
+        input_root=source or absolute_uri(pipeline.input.uri),
+        input_access=pipeline.input.access(),
+        output=folder.output.uri,
+        run_id=folder.run_id,
+        scratch=None,
+        by_stem=pipeline.records == "stem",
+        schema=pipeline.output.columns,
+    )

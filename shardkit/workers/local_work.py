@@ -1,0 +1,69 @@
+"""The workers of this machine, as `micro.run_chunks` hands them chunks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING, Any
+
+from shardkit.workers.backend import NAME
+from shardkit.workers.pool import WorkerPool
+from shardkit.workers.publish import Publisher, publish_chunk
+from shardkit.workers.supervisor import Supervisor
+from shardkit.workers.tasks import columns_of_records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.document_types import Marker
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.stop import Stop
+    from shardkit.workers.tally import Tally
+    from shardkit.workers.tasks import Chunk, ChunkTask
+
+
+class LocalWork:
+    """Each call sees a chunk through in a lane of this process; its worker, or the publisher, commits it."""
+
+    def __init__(self, folder: RunFolder, pool: WorkerPool, supervisor: Supervisor, stop: Stop, attempt: int) -> None:
+        self.joblib: dict[str, Any] = {"backend": NAME, "stop": stop, "claims_next": pool.fetches}
+        self.do = supervisor.see_through
+        self._records = folder.records(columns_of_records(are_fetched=pool.fetches))
+        self._attempt = attempt
+
+    def task(self, chunk: Chunk) -> ChunkTask:
+        """The chunk with its records."""
+        return chunk.task(self._records, self._attempt)
+
+    def done(self, outcome: list[Marker]) -> None:
+        """The lane has counted them, in the moment in which the board forgot the chunk."""
+
+    def lost(self) -> list[Chunk]:
+        """None: a chunk whose worker dies stays in its lane."""
+        return []
+
+
+class LocalWorkers(WorkerPool):
+    """Worker processes of this machine."""
+
+    @contextlib.contextmanager
+    def working(
+        self, folder: RunFolder, tally: Tally, stop: Stop, *, attempt: Attempt, timeout_s: float | None
+    ) -> Iterator[LocalWork]:
+        """Get ready for the chunks of an attempt; on leaving, all that workers have finished is committed.
+
+        Raises:
+            StorageError: something could not be uploaded.
+        """
+        # An output that is far away gets each chunk from the spool while the workers go on with the next.
+        publisher = Publisher(functools.partial(publish_chunk, folder, self.spool), stop) if self.spool else None
+        publish = publisher.add if publisher is not None else None
+        supervisor = Supervisor(self, stop, tally, timeout_s=timeout_s, publish=publish)
+        try:
+            yield LocalWork(folder, self, supervisor, stop, attempt.number)
+        finally:
+            if publisher is not None:
+                publisher.close()
+        if publisher is not None:
+            publisher.check()

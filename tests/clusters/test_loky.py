@@ -1,0 +1,43 @@
+"""Chunks on a cluster that is there without another package: joblib's own processes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import joblib
+
+import shardkit as sk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def rows(record: sk.Record) -> dict[str, object]:
+    text = record.path.read_text()
+    if text == "exit":
+        os._exit(3)
+    if text == "raise":
+        raise ValueError("bad")
+    return {"key": record.key, "size": len(text), "parent": os.getppid()}
+
+
+def test_a_run_is_what_it_is_on_this_machine(files: Callable[..., Path], tmp_path: Path) -> None:
+    data = files({f"{i}.txt": "exit" if i == 7 else "raise" if i == 9 else "x" * i for i in range(30)})
+    here = sk.run(rows, data, tmp_path / "here", max_failures=2, quiet=True)
+    there = sk.run(
+        rows, data, tmp_path / "there", max_failures=2, quiet=True, parallel={"backend": "loky", "n_jobs": 2}
+    )
+    table, expected = there.dataset().to_table(), here.dataset().to_table()
+    assert table.select(["key", "size"]).equals(expected.select(["key", "size"]))
+    assert there.failures()[["key", "error"]].equals(here.failures()[["key", "error"]])
+    assert not {*table["parent"].to_pylist()} & {*expected["parent"].to_pylist()}, "it has workers of its own"
+
+
+def test_joblibs_own_way_of_choosing_a_backend(files: Callable[..., Path], tmp_path: Path) -> None:
+    data = files([f"{i}.txt" for i in range(10)])
+    with joblib.parallel_config(backend="loky", n_jobs=2):
+        run = sk.run(rows, data, tmp_path / "out", quiet=True)
+    assert list(tmp_path.glob("out/_shardkit/runs/*/nodes/*/*")), "a cluster's nodes have proved that they are fit"
+    assert run.dataset().count_rows() == 10
