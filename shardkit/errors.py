@@ -15,7 +15,7 @@
     │   ├── StorageError     a file could not be written (disk full, no permission)
     │   │   ├── Damaged          a file of a run is not as it was written, or gone
     │   │   ├── WrittenByNewer   a file of a run is of a later format than this version of shardkit knows
-    │   │   └── ObjectRefused    the store gives out other objects, but not this one
+    │   │   └── ObjectRefused    the store refuses this object, but not all
     │   ├── LedgerError      records are missing from the ledger
     │   ├── CombineError     the user's combine function raised
     │   ├── SchemaConflict   two parts give one column types that cannot be unified
@@ -115,7 +115,7 @@ class StorageError(RunFailed):
 
 
 class ObjectRefused(StorageError):
-    """A store does not give out one object, though others: it is archived, somebody else's, or its key is gone."""
+    """A store refuses one object, but not all: it is archived, somebody else's, or its key is gone."""
 
 
 class Damaged(StorageError):

@@ -121,7 +121,7 @@ def _by_name(name: str, source_dir: str | None) -> FunctionRef:
 
 
 def _installed(module: str) -> bytes | None:
-    """The source of an installed module, as far as it has one; None if there is no such module."""
+    """The source of an installed module, empty if it has none; None if there is no such module."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):

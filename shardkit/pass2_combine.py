@@ -3,8 +3,8 @@
     parts --dataset/source.py--> rows --dataset/merge.py--> new files --dataset/switch.py--> the dataset (--> catalogue)
 
 The new files are written beside the present dataset, where no reader sees them, and the switch puts them in its place.
-So a crash at any moment leaves the dataset as it was or as it shall be. A run on this machine calls it when pass 1 has
-ended (runs/here.py); on an engine it is a job of its own (runs/container/job.py).
+So a crash at any moment leaves the dataset either as it was or as the run makes it. A run on this machine calls it
+when pass 1 has ended (runs/here.py); on an engine it is a job of its own (runs/container/job.py).
 
 As a program it works alone on plain directories, as the macro/micro-sharding pattern's second script does:
 

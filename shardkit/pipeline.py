@@ -48,7 +48,7 @@ class Pipeline(Spec):
             run_id: a name for the run.
             quiet: show no progress.
             wait: with an engine, stay until all jobs have ended; else return when they are in the queue. Then
-                ``run.wait()`` launches them, or whoever serves the pipeline's ``queue``.
+                ``run.wait()`` launches them, or the server of the pipeline's ``queue``.
 
         Raises:
             InputError: the input is empty or cannot be read.

@@ -27,7 +27,7 @@ def keep_private(path: str) -> None:
     """Make a file, if there is none, that only its owner can read; tighten files that are in the user's own state."""
     home = os.path.realpath(state_home())
     inside = os.path.realpath(path).startswith(f"{home}{os.sep}")
-    with contextlib.suppress(OSError):  # whoever opens the file raises the error
+    with contextlib.suppress(OSError):  # opening the file raises the error
         if inside:
             tighten(home, PRIVATE_FOLDER)
             for name in (path, f"{path}-wal", f"{path}-shm"):

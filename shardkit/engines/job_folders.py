@@ -65,7 +65,7 @@ class JobFolders(ABC):
 
     @abstractmethod
     def _state(self, files: JobFiles) -> dict[str, Any]:
-        """How far a job is, by its files and by whoever runs it."""
+        """How far a job is, according to its files and to the process that runs it."""
 
     @abstractmethod
     def _stop(self, files: JobFiles) -> None:

@@ -52,7 +52,7 @@ class JobFiles:
         return os.path.join(self.logs, f"{host}.log")
 
     def create(self, request: dict[str, Any], instances: int) -> None:
-        """Write down a new job. Whoever calls this holds the root's lock."""
+        """Write down a new job. The caller holds the root's lock."""
         os.makedirs(os.path.dirname(self.folder), mode=0o700, exist_ok=True)  # requests and logs are their owner's
         os.makedirs(self.logs, exist_ok=True)
         os.makedirs(os.path.dirname(self.live_mark), exist_ok=True)

@@ -42,12 +42,12 @@ def kill_descendants(spare: int = 0) -> None:
 
 
 def children_of(processes: set[int]) -> set[int]:
-    """The children of these processes, as far as the system lists them."""
+    """The children of these processes that the system lists."""
     return {child for child, parent in _parents().items() if parent in processes}
 
 
 def descendants(process: int) -> set[int]:
-    """The children of a process, and theirs, as far as the system lists them; no zombies."""
+    """The children of a process, and theirs, that the system lists; without zombies."""
     parents = _parents()
     below: set[int] = set()
     fresh = {process}

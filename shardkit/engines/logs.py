@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 GROUP = "/aws/sagemaker/ProcessingJobs"
 
 
-def told(job_name: str, lines: Callable[[], Iterator[str]], *, hint: str) -> Iterator[str]:
-    """The lines of a job's log.
+def log_of(job_name: str, lines: Callable[[], Iterator[str]], *, hint: str) -> Iterator[str]:
+    """The lines of a job's log, as ``lines`` reads them.
 
     Raises:
-        StorageError: they cannot be had; ``hint`` is what to do then.
+        StorageError: they cannot be read; ``hint`` says what to do then.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 

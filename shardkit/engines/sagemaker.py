@@ -101,7 +101,7 @@ class SageMaker(ServiceSettings):
         return self.session() if self.boto_session or self.profile or self.region else None
 
     def python_version(self) -> str | None:
-        """The minor version of Python in the image, as far as its name says it."""
+        """The minor version of Python in the image, if its name says it."""
         version = re.search(r"(?:py|python)[:-]?3\.?(\d{1,2})\b", self.image)
         return f"3.{version[1]}" if version is not None else None
 
@@ -134,10 +134,10 @@ class SageMaker(ServiceSettings):
 
     def log_lines(self, job_name: str) -> Iterator[str]:
         """The lines of a job so far, from CloudWatch Logs, in order; of several instances, each line names its own."""
-        from shardkit.engines.logs import log_lines, told
+        from shardkit.engines.logs import log_lines, log_of
 
         hint = "It takes logs:DescribeLogStreams and logs:GetLogEvents on /aws/sagemaker/ProcessingJobs."
-        return told(job_name, lambda: log_lines(self._boto_client("logs"), job_name), hint=hint)
+        return log_of(job_name, lambda: log_lines(self._boto_client("logs"), job_name), hint=hint)
 
     def _boto_client(self, service: str, retries: Mapping[str, Any] | None = None, **options: Any) -> Any:
         from botocore.config import Config

@@ -1,6 +1,6 @@
 """How a job ended that Slurm has ended, in the service's words: what Slurm says, as a status and a reason.
 
-The first word of a reason is what the queue of jobs tells the causes by (see ``shardkit.jobs.causes``).
+The queue of jobs recognizes a cause by the first word of a reason (see ``shardkit.jobs.causes``).
 """
 
 from __future__ import annotations

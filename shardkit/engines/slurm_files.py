@@ -3,7 +3,7 @@
     <root>/jobs/<job>/request.json     as the local engine's, and the job's place in its submission
                       claim            the Slurm job that runs it, written once by the first one that starts
                       state.json       how far it is, as its supervisor says
-                      end.json         how it ended, written once: by its supervisor, or by whoever gave it up
+                      end.json         how it ended, written once: by its supervisor, or by the process that gave it up
                       stop, logs/      as the local engine's
     <root>/batches/<batch>/names       the jobs of one submission, a line each, in the order of the array
                            id          the Slurm job, once it is known
@@ -56,7 +56,7 @@ class SlurmFiles(JobFiles):
         return self.end() or super().state()
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Say how far the job is; how it ended is written by whoever is first."""
+        """Write how far the job is; how it ended is written only once, by the first who does."""
         if state["ProcessingJobStatus"] in ENDED:
             write_once(self._end, json.dumps(state))
         else:
@@ -98,7 +98,7 @@ class Batch:
         replace(self._id, slurm_id)
 
     def exceeded_memory(self, number: str) -> bool:
-        """Whether a job's node has noted that it killed it for its memory, which without cgroups nothing else tells."""
+        """Whether a job's node has noted that it killed it for its memory; without cgroups nothing else says so."""
         killed = re.compile(rf"StepId={re.escape(number)}\.\w+ exceeded memory limit")
         with contextlib.suppress(FileNotFoundError), open(self.log, encoding="utf-8", errors="replace") as file:
             return any(killed.search(line) for line in file)

@@ -158,7 +158,7 @@ class Slurm(Settings):
 
     def log_lines(self, job_name: str) -> Iterator[str]:
         """The lines that a job has written so far."""
-        from shardkit.engines.logs import told
+        from shardkit.engines.logs import log_of
 
         hint = f"The jobs are under {self.root}; was something removed there?"
-        return told(job_name, lambda: self.client().log_lines(job_name), hint=hint)
+        return log_of(job_name, lambda: self.client().log_lines(job_name), hint=hint)

@@ -82,7 +82,7 @@ class Supervisor:
     Attributes:
         handed_on: The part of this process's environment that a job gets.
         longest_s: The time limit of a job whose request has none.
-        look_every_s: How often it looks whether something has happened that no signal tells of.
+        look_every_s: How often it looks whether something has happened that causes no signal.
     """
 
     handed_on = HANDED_ON
@@ -144,7 +144,7 @@ class Supervisor:
         return {"ProcessingJobStatus": "Failed", "FailureReason": TERMINATED}
 
     def _look(self) -> None:
-        """Look whether something has happened that no signal tells of."""
+        """Look whether something has happened that causes no signal."""
 
     def _say(self, **changes: Any) -> None:
         self._state |= changes | {"LastModifiedTime": time.time()}

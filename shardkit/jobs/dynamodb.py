@@ -158,12 +158,12 @@ class DynamoDBStore(Submitting):
         return job_of(item)
 
     def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        """The jobs with those ids, as far as they exist."""
+        """The jobs with those ids; those that do not exist are left out."""
         jobs = map(job_of, self._table.items(map(job_key, job_ids), READ))
         return {job.job_id: job for job in jobs}
 
     def requests(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The requests of those jobs, as far as they exist."""
+        """The requests of those jobs; jobs that do not exist are left out."""
         items = self._table.items(map(job_key, job_ids), (KEY, *SHOWN))
         return {id_of(item): json.loads(self._requests.text(item)) for item in items}
 

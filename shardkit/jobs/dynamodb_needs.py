@@ -25,7 +25,7 @@ _IN_VAIN = frozenset({FAILED, STOPPED, GONE})
 
 
 class Needs:
-    """The statuses of jobs that others need, as far as a call of unblock() has read them."""
+    """The statuses of jobs that others need, which a call of unblock() has read."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -101,6 +101,6 @@ class Needs:
 
 
 def statuses(table: Table, job_ids: Iterable[str], *, now: bool = True) -> dict[str, str]:
-    """The statuses of those jobs, as far as they exist."""
+    """The statuses of those of the jobs that exist."""
     items = table.items(map(job_key, job_ids), (KEY, "status"), now=now)
     return {id_of(item): text_of(item, "status") for item in items}

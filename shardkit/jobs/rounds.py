@@ -73,7 +73,7 @@ class Report:
 
     @property
     def ended(self) -> bool:
-        """launch(): whether every job has ended, as far as this round saw."""
+        """launch(): whether this round saw no job that has not ended."""
         return not self.new and not self.live
 
 

@@ -70,7 +70,7 @@ def mark_served(store: Store, now: float, trouble: str) -> None:
 
 
 def trouble_of(store: Store, now: float, *, place: str = "", engine: str = "") -> str:
-    """What keeps a queue from going on, as far as those who serve it have noted; empty if nothing does.
+    """What keeps a queue from going on, according to the notes of those who serve it; empty if nothing does.
 
     Given its ``place``, and the ``engine`` of its jobs, it names the command that would serve it.
     """
@@ -98,7 +98,7 @@ def serve(
     stop: threading.Event | None = None,
     until_ended: bool = False,
 ) -> None:
-    """Serve a queue until told to stop; jobs that are submitted meanwhile are launched too.
+    """Serve a queue until asked to stop; jobs that are submitted meanwhile are launched too.
 
     Args:
         store: The jobs.

@@ -102,7 +102,7 @@ class SQLiteStore(SQLiteFile, Submitting):
             return self._one(db, job_id)
 
     def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        """The jobs with those ids, as far as they exist."""
+        """The jobs with those ids; those that do not exist are left out."""
         jobs: dict[str, Job] = {}
         with self._reading() as db:
             for batch in batches(job_ids, BATCH):
@@ -110,7 +110,7 @@ class SQLiteStore(SQLiteFile, Submitting):
         return jobs
 
     def requests(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The requests of those jobs, as far as they exist."""
+        """The requests of those jobs; jobs that do not exist are left out."""
         requests: dict[str, dict[str, Any]] = {}
         with self._reading() as db:
             for batch in batches(job_ids, BATCH):

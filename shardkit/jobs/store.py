@@ -211,10 +211,10 @@ class Store(Protocol):
         """The job with that id; JobNotFound if there is none."""
 
     def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        """The jobs with those ids, as far as they exist."""
+        """The jobs with those ids; those that do not exist are left out."""
 
     def requests(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The requests of those jobs, as far as they exist."""
+        """The requests of those jobs; jobs that do not exist are left out."""
 
     def jobs(
         self,

@@ -66,7 +66,7 @@ class Undelivered(Exception):
 
 
 def check_target(text: str) -> None:
-    """See that notices can be sent to a target, as far as its name shows.
+    """Check whether notices can be sent to a target, judging by its name only.
 
     Raises:
         JobError: It is not a target, or is a URL, which the table of jobs would show to everybody.

@@ -1,4 +1,4 @@
-"""What earlier runs have done, as far as a plan takes it over: which of it stands, and under which numbers."""
+"""What a plan takes over of the work of earlier runs: what of it is still valid, and under which numbers."""
 
 from __future__ import annotations
 

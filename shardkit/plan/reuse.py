@@ -131,7 +131,7 @@ def _footer(part: File) -> pq.FileMetaData | None:
         with part.open() as file:
             return pq.read_metadata(file)
     except (OSError, pa.ArrowException, Damaged):
-        return None  # whoever reads it will raise the error
+        return None  # reading it raises the error
 
 
 def _cut(part: MarkedPart, footer: pq.FileMetaData | None, lost: dict[int, str]) -> MarkedPart | None:

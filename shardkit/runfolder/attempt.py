@@ -179,11 +179,11 @@ class Attempt:
             beat |= {"message": error.command_text, "in_python": str(error), "reason": error.message}
         if (counts := self._counts) is not None:
             beat |= {"records": counts.records, "bytes": counts.bytes, "quarantined": counts.quarantined}
-            beat["repeated_by_workers"] = dict(counts.repeated)  # which the markers tell too
+            beat["repeated_by_workers"] = dict(counts.repeated)  # also in the markers
         return beat
 
     def _claim(self) -> None:
-        """Take a number that no other attempt has: what it names, no other will write."""
+        """Take a number that no other attempt has, so that no other attempt writes files of that number."""
         while not self._folder.claim_attempt(self._heartbeat("running")):
             self.number += 1
 
@@ -230,7 +230,7 @@ class Attempt:
 
 
 def resume_hint(folder: RunFolder, *, command: str = "resume") -> str:
-    """How to go on with a run."""
+    """A hint that says how to go on with a run."""
     if command == "pass2":
         return "Its inputs are as they were; give the pass2 command again."
     return advice(folder, lambda step: f"What was committed is kept; go on with: {step(command)}")

@@ -1,4 +1,4 @@
-"""Seeing how far a run is: on a terminal, in a notebook, as plain lines when it is neither, or not at all."""
+"""Shows how far a run is: on a terminal, in a notebook, otherwise as plain lines, or not at all."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ PLAIN_EVERY_S = 10.0
 
 
 class Progress(Protocol):
-    """A display of one pass after the other."""
+    """Shows one pass after the other."""
 
     def start(self, total: int) -> None:
-        """A pass begins, with so much to do."""
+        """Begin a pass with so much to do."""
 
     def update(self, done: int, line: str) -> None:
-        """How far it is, as a number and in words."""
+        """Show how far the pass is, as a number and in words."""
 
     def finish(self) -> None:
-        """It has ended, one way or another."""
+        """End the pass, whether it succeeded or not."""
 
     def note(self, text: str) -> None:
-        """Something to tell at once."""
+        """Show a message at once."""
 
 
 class Quiet:
-    """Tells nothing."""
+    """Shows nothing."""
 
     def start(self, total: int) -> None:
-        """A pass begins."""
+        """Do nothing."""
 
     def update(self, done: int, line: str) -> None:
-        """How far it is."""
+        """Do nothing."""
 
     def finish(self) -> None:
-        """It has ended."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Something to tell at once."""
+        """Do nothing."""
 
 
 class PlainLines(Quiet):
@@ -58,19 +58,19 @@ class PlainLines(Quiet):
         self._next = time.monotonic() + self._every_s
 
     def update(self, done: int, line: str) -> None:
-        """Say a line if it is time for one."""
+        """Write a line if it is time for one."""
         self._line = line
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._every_s
             self._say()
 
     def finish(self) -> None:
-        """Say where the pass ended."""
+        """Write how far the pass came."""
         if self._line != self._said:
             self._say()
 
     def note(self, text: str) -> None:
-        """Say it."""
+        """Write the line."""
         print(printable(text), file=sys.stderr, flush=True)  # noqa: T201  this is what it is for
 
     def _say(self) -> None:
@@ -87,7 +87,7 @@ class Terminal(Quiet):
         self._console = Console(stderr=True, highlight=False)
 
     def start(self, total: int) -> None:
-        """Put up the bar."""
+        """Show the bar."""
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
 
@@ -122,7 +122,7 @@ class Notebook(Quiet):
         self._total = 1
 
     def start(self, total: int) -> None:
-        """Put up the bar."""
+        """Show the bar."""
         self._total = max(total, 1)
         self._handle: Any = self._display(self._bar(0, "starting"), display_id=True)
 
@@ -139,7 +139,7 @@ class Notebook(Quiet):
 
 
 def make_progress(*, quiet: bool) -> Progress:
-    """The display that suits where the process runs."""
+    """The display for a terminal, a notebook or a log, depending on where the process runs."""
     if quiet:
         return Quiet()
     if _in_notebook():

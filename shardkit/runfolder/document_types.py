@@ -1,4 +1,4 @@
-"""What the JSON documents of a run and of a dataset hold.
+"""The contents of the JSON documents of a run and of a dataset.
 
 `documents` reads and writes them, and checks that a document has all fields that the types here require. A field that
 an earlier version did not write is either filled in when a document is read (`earlier`), or is in a ``total=False``
@@ -38,7 +38,7 @@ class MarkedPart(_Part, total=False):
 
     run: str
     at: str
-    spans: list[list[int]]  # the rows of it that count, where these are not all
+    spans: list[list[int]]  # the rows of it that count, if these are not all
     sums: list[list[int]]
 
 
@@ -50,7 +50,7 @@ class _Entry(TypedDict):
 
 
 class QuarantineEntry(_Entry, total=False):
-    """A record that failed for good, and how; of ``shard`` and ``chunk`` of ``run``, where it is taken out of these."""
+    """A record that failed for good, and how; outside of its marker with its ``shard``, ``chunk`` and ``run``."""
 
     traceback: str | None
     seconds: float | None
@@ -152,7 +152,7 @@ class PartitionChanges(TypedDict):
 
 
 class Unchanged(TypedDict):
-    """What is left as it is."""
+    """The records and partitions that a run leaves as they are."""
 
     partitions: int
     records: int
@@ -193,7 +193,7 @@ class PlanDocument(_Plan, total=False):
     """``plan.json``. What is optional stands in those that are written: of a plan that is only looked at it does not.
 
     ``pickles`` and ``files`` are in none of the first version; ``merge_of`` are the folders that pass 2 alone has
-    merged, whose plan has nothing else to tell.
+    merged; its plan holds nothing else.
     """
 
     merge: bool
@@ -273,13 +273,13 @@ class Result(_Result, total=False):
 
 
 class Commit(TypedDict):
-    """``commit.json``: the dataset's switch to ``result``, after which the files ``gone`` go."""
+    """``commit.json``: the dataset's switch to ``result``, after which the files ``gone`` are removed."""
 
     result: Result
     gone: list[str]
 
 
-# ---- the others
+# ---- the other documents
 
 
 class _Heartbeat(TypedDict):

@@ -1,4 +1,4 @@
-"""The files of one run: where they lie, and how its JSON documents are read and written."""
+"""The files of one run: where they are, and how its JSON documents are read and written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ D = TypeVar("D")
 
 @dataclass(frozen=True)
 class RunFiles:
-    """One run's files, in the folder of its output; ``kept`` are those that never change, as they were read."""
+    """One run's files, in the folder of its output; ``kept`` holds the contents of those that never change."""
 
     output: Folder
     run_id: str
@@ -46,7 +46,7 @@ class RunFiles:
 
     @property
     def uri(self) -> str:
-        """Names the run's own folder."""
+        """The URI of the run's own folder."""
         return self.files.uri
 
     @property
@@ -128,7 +128,7 @@ class RunFiles:
         return content
 
     def read_if_there(self, name: str, kind: type[D]) -> D | None:
-        """Read one of the JSON files, which is of that kind; None where it is not there.
+        """Read one of the JSON files, which is of that kind; None if it is not there.
 
         Raises:
             Damaged: it is not as it was written.
@@ -139,7 +139,7 @@ class RunFiles:
             return None
 
     def read_all(self, names: list[str], kind: type[D], damaged: list[str]) -> list[D]:
-        """The documents of these names, but for those that are damaged, whose names are added to those."""
+        """The documents with these names, except for damaged ones, whose names are added to ``damaged``."""
         names = [name for name in names if name.endswith(".json")]
         contents = []
         for name, data in zip(names, self.files.read_many(names), strict=True):
@@ -157,9 +157,9 @@ class RunFiles:
             raise self.damaged(name, error.message, hint) from None
 
     def missing(self, name: str, hint: str) -> Damaged:
-        """The error that one of the files is not there."""
+        """The error for a file that is not there."""
         return Damaged(f"Run {self.run_id}: {self.uri}/{name} is not there.", hint=hint)
 
     def damaged(self, name: str, why: str, hint: str) -> Damaged:
-        """The error that one of the files is not as it was written."""
+        """The error for a file that is not as it was written."""
         return Damaged(f"Run {self.run_id}: {self.uri}/{name} is damaged: {why.rstrip('.')}.", hint=hint)

@@ -35,10 +35,10 @@ NO_RECORDS_HINT = "Without it the run cannot go on, and nothing is taken over fr
 
 @dataclass(frozen=True)
 class RunFolder(RunFiles):
-    """Reads and writes one run's files, in the folder of its output; keeps of those what never changes.
+    """Reads and writes one run's files, in the folder of its output; keeps the contents of those that never change.
 
-    With ``days`` the run is looked at as if it had been planned for these of its days alone; with ``on_top`` as if it
-    had been planned upon the dataset as it is now, whatever other runs have made of it.
+    With ``days`` the run is treated as if it had been planned only for these of its days; with ``on_top`` as if it had
+    been planned on top of the present dataset, whatever other runs have made of that.
     """
 
     days: frozenset[str] | None = None
@@ -50,11 +50,11 @@ class RunFolder(RunFiles):
         return replace(self, output=self.output.encrypted(engine.get("output_kms_key")))
 
     def narrowed(self, days: Collection[str]) -> RunFolder:
-        """The same folder, looked at for these of its days alone."""
+        """The same folder, as if the run had been planned only for these of its days."""
         return replace(self, days=frozenset(days))
 
     def plan(self) -> PlanDocument:
-        """The plan, as it was written; of some days alone where the folder is looked at for these.
+        """The plan, as it was written; if the folder is narrowed, only for those days.
 
         Raises:
             Damaged: it is not there, or not as it was written.
@@ -144,7 +144,7 @@ class RunFolder(RunFiles):
         return table
 
     def check_records(self) -> None:
-        """See that the table of records is as the plan notes it, where it has been read and kept.
+        """Check that the table of records is as the plan notes it, if it has been read and kept.
 
         Raises:
             Damaged: it is not.
@@ -169,7 +169,7 @@ class RunFolder(RunFiles):
             self.files.write(f"{name}.pkl", pickled)
 
     def pickled(self, name: str) -> bytes | None:
-        """The function or the combine function, where the plan says that it travels by value.
+        """The function or the combine function, if the plan says that it travels by value.
 
         Raises:
             Damaged: it is not what the plan names.

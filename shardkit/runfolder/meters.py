@@ -22,7 +22,7 @@ TROUBLE_CHARACTERS = 300
 class Counts:
     """How far the work is: records and bytes handled, and how many of the records were quarantined.
 
-    ``repeated`` are the requests that the workers have made again, by the reason, as far as chunks have ended.
+    ``repeated`` are the requests that the workers repeated in chunks that have ended, by reason.
     ``begun`` says whether any worker has come to a record.
     """
 

@@ -279,7 +279,7 @@ def _places(ledger: Ledger, marker: Marker, ids: np.ndarray) -> list[int]:
 
 
 def _footer(part: CommittedPart) -> tuple[int | None, RecordRows | None]:
-    """How many rows a part has, and which records they are of, as far as its file says."""
+    """How many rows a part has, and which records they are of; None for what its file does not say."""
     try:
         with part.file.open() as file:
             footer = pq.read_metadata(file)

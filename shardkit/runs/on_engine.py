@@ -285,7 +285,7 @@ def go_on(
     jobs = RunJobs(folder, pipeline, held)
     jobs.refresh()
     with _queueing():
-        jobs.queue.heed_stop()
+        jobs.queue.stop_if_asked()
     left = [job for job in jobs.current() if not job.ended]
     if left and wait and all(job.stop_asked_at for job in left):
         progress.note(f"Run {folder.run_id}: waiting until its jobs have stopped.")

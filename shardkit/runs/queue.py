@@ -1,4 +1,4 @@
-"""The queue of a run's jobs: its own, driven by whoever watches the run, or one that somebody else serves."""
+"""The queue of a run's jobs: its own, which the process that watches the run drives, or one that another serves."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class RunQueue(Protocol):
     store: Store
 
     def keep(self) -> None:
-        """See to it that another machine can find the jobs as they are now."""
+        """Make sure that another machine finds the jobs as they are now."""
 
     def refresh(self) -> None:
-        """Ask the engine how the jobs are, if nobody else does."""
+        """Ask the engine for the state of the jobs, if nobody else does."""
 
-    def heed_stop(self) -> None:
+    def stop_if_asked(self) -> None:
         """Stop the jobs if somebody has asked for that, perhaps on another machine."""
 
     def drive(self, jobs: int, show: Callable[[str], None]) -> None:
@@ -120,8 +120,8 @@ class OwnQueue:
         """Ask the engine how the jobs are."""
         monitor(self.store, self._engine.client(), policy=self._policy, force=True)
 
-    def heed_stop(self) -> None:
-        """Stop the jobs if somebody has asked for that, now and then."""
+    def stop_if_asked(self) -> None:
+        """Check now and then whether somebody has asked for a stop, and then stop the jobs."""
         if time.monotonic() >= self._stop_due:
             self._stop_due = time.monotonic() + self._engine.look_every_s
             if self._folder.files.exists(STOP):
@@ -132,7 +132,7 @@ class OwnQueue:
 
         def after_round(_: Report, report: Report) -> None:
             show(report.trouble)
-            self.heed_stop()
+            self.stop_if_asked()
             if time.monotonic() >= self._copy_due:
                 self.keep()
 
@@ -150,10 +150,10 @@ class ServedQueue:
         """Nothing to do: the table has everything."""
 
     def refresh(self) -> None:
-        """Nothing to do: whoever serves the queue asks the engine."""
+        """Nothing to do: the server of the queue asks the engine."""
 
-    def heed_stop(self) -> None:
-        """Nothing to do: whoever asked for it has written it in the table."""
+    def stop_if_asked(self) -> None:
+        """Nothing to do: the request to stop is in the table already."""
 
     def drive(self, jobs: int, show: Callable[[str], None]) -> None:
         """Watch."""

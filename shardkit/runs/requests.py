@@ -243,7 +243,7 @@ def _check_places(pipeline: Spec, engine: Settings) -> None:
 
 
 def _check_python(pipeline: Spec, engine: Settings) -> None:
-    """Compare the minor versions of Python, as far as the engine can tell that of the jobs."""
+    """Compare the minor versions of Python, if the engine knows that of the jobs."""
     from shardkit.functions import python_version
 
     there = engine.python_version()

@@ -86,7 +86,7 @@ class Requirements:
                 )
             elif option and option not in OPTIONS:
                 raise PipelineError(
-                    f"{where} holds the option {line!r}, which jobs cannot heed.",
+                    f"{where} holds the option {line!r}, which jobs cannot follow.",
                     hint="Leave it out, or set it in the image.",
                 )
             else:

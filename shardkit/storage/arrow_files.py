@@ -53,7 +53,7 @@ class _Ranges(io.RawIOBase):
 
 
 def file_system(folder: Folder) -> pafs.FileSystem:
-    """A folder as a file system of Arrow's, whose root is the folder; for reading files that one knows the names of."""
+    """A folder as an Arrow file system whose root it is, for reading files whose names are known."""
     return pafs.PyFileSystem(_Handler(folder))
 
 

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-CONNECT_S, READ_S, TRIES = 5, 20, 3  # of the question where a bucket is
+CONNECT_S, READ_S, TRIES = 5, 20, 3  # for the request that asks where a bucket is
 
 
 class Location(NamedTuple):
-    """Where a bucket is: its region, and the URL that is asked; ``virtual`` says that this is the bucket's own."""
+    """Where a bucket is: its region, and the URL for requests; ``virtual`` says that the URL is the bucket's own."""
 
     region: str
     endpoint: str
@@ -37,7 +37,7 @@ class Location(NamedTuple):
 
 @contextlib.contextmanager
 def aws_settings(about: str) -> Iterator[None]:
-    """Turn botocore's complaints about settings that it cannot use into an error of ours, which names their purpose."""
+    """Turn botocore's errors about settings that it cannot use into an error of ours, which names their purpose."""
     try:
         yield
     except LookupError:
@@ -56,7 +56,7 @@ def is_of_boto3(error: BaseException) -> bool:
 
 
 def unusable(about: str, error: Exception) -> PipelineError:
-    """The error of settings that botocore cannot use."""
+    """The error about settings that botocore cannot use."""
     said = masked(str(error)).strip().rstrip(".")
     return PipelineError(
         f"{about} cannot be reached with the AWS settings that there are: {said}.",
@@ -65,7 +65,7 @@ def unusable(about: str, error: Exception) -> PipelineError:
 
 
 def find_bucket(bucket: str, access: Access, surroundings: int) -> Location:
-    """Where a bucket is; ``surroundings`` is another number where the environment is another."""
+    """Where a bucket is; ``surroundings`` is a number that changes with the environment."""
     named = named_endpoint() if access.session is None else None
     if named is not None and not is_amazon(named) and not _has_settings_of_s3():
         return Location(os.environ.get("AWS_DEFAULT_REGION") or _configured_region() or "us-east-1", named)
@@ -141,7 +141,7 @@ def s3_client(session: Any, anonymous: bool, surroundings: int, region: str | No
 
 
 def bucket_region(client: Any, bucket: str) -> str:
-    """The region of a bucket, which need not be the session's own; that one where S3 does not tell."""
+    """The region of a bucket, which need not be the session's; the session's if S3 does not say."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -155,7 +155,7 @@ def bucket_region(client: Any, bucket: str) -> str:
 
 
 def _address(client: Any, bucket: str) -> tuple[str, bool]:
-    """The URL that a client would ask for a bucket, and whether that is the bucket's own; nothing is asked."""
+    """The URL that a client would use for a bucket, and whether it is the bucket's own; makes no request."""
     asked: list[str] = []
 
     def note(params: dict[str, Any], **_: Any) -> tuple[Any, dict[str, Any]]:

@@ -27,7 +27,7 @@ TICK_S = 0.2
 GRACE_S = 3.0  # how long a request may still take after an interruption
 BYTES_A_SECOND = 1e6  # a request with a body may take longer, at this rate
 FORGOTTEN_S = 30.0
-LIST_S = 300.0  # for the next thousand keys: a list that goes in circles may never bring any
+LIST_S = 300.0  # for the next thousand keys, because a list that goes in circles may never end
 
 
 class GivenUp(Unanswered):

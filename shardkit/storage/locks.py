@@ -35,7 +35,7 @@ class Held(ABC):
     @property
     @abstractmethod
     def lost(self) -> LockLost | None:
-        """Why the lock is lost, as far as this process knows without asking anybody."""
+        """Why the lock is lost, if this process knows that without asking anybody."""
 
     @abstractmethod
     def let_go(self) -> None:

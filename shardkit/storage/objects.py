@@ -279,7 +279,7 @@ class ObjectFolder(ObjectContents):
             return request()
 
     def _inside(self, other: Folder | None) -> str:
-        """The path of another folder in this one; empty if it does not lie there."""
+        """The path of another folder within this one; empty if it is not in this one."""
         if isinstance(other, ObjectFolder) and other.root == self.root and other.prefix.startswith(self.prefix):
             return other.prefix[len(self.prefix) :]
         return ""

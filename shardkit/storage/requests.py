@@ -44,7 +44,7 @@ PATIENCE_S = {UNREACHABLE: 30.0, EXPIRED: 20.0, STRANGE: 10.0}
 
 
 class _Repeats:
-    """How many requests this process has made again, by the reason."""
+    """How many requests this process has repeated, by reason."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -63,7 +63,7 @@ REPEATS = _Repeats()
 
 
 def repeats_text(counts: Mapping[str, int]) -> str:
-    """The counts in words: ``12 repeated (9 throttled)``; empty where there are none."""
+    """The counts in words: ``12 repeated (9 throttled)``; empty if there are none."""
     total, throttled = sum(counts.values()), counts.get(THROTTLED, 0)
     return f"{total:,} repeated ({throttled:,} throttled)" if total else ""
 
@@ -112,7 +112,7 @@ def asking(uri: str, renew: Callable[[], None]) -> Iterator[None]:
             renew()
         raise ours from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of a library in Rust, and no Exception to Python
+        if type(error).__name__ != "PanicException":  # a panic of the Rust library, which is not an Exception in Python
             raise
         raise StorageError(f"{uri}: {Answer.of(error).message}", hint=RESUME_HINT) from None
 

@@ -33,7 +33,7 @@ THIS_MACHINE = ("", "file")
 
 
 def is_in_process(scheme: str) -> bool:
-    """Whether a store of that kind is there for the process alone that made it."""
+    """Whether only the process that makes a store of that kind can reach it."""
     return scheme == MEMORY
 
 

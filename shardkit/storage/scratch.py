@@ -17,6 +17,6 @@ def _scratch_of(pid: int) -> tempfile.TemporaryDirectory[str]:  # noqa: ARG001  
 
 
 def scratch() -> Path:
-    """A folder of this process for files on their way; it goes with the process."""
-    with _MAKING_SCRATCH:  # of two threads that come first, each would make one, and one of these would go at once
+    """A folder of this process for files on their way to a store; it is removed when the process ends."""
+    with _MAKING_SCRATCH:  # otherwise two threads could each make one, and one of these would be removed at once
         return Path(_scratch_of(os.getpid()).name)

@@ -20,9 +20,9 @@ NEVER_ONE_OBJECTS = {EXPIRED, THROTTLED, UNREACHABLE}
 
 
 class Witness:
-    """Sees that other objects of an input can be read; ``readable`` is the last one that could be.
+    """Checks that other objects of an input can be read; ``readable`` is the last one that could be.
 
-    ``others`` names some objects of the input, to be tried as long as none has been read.
+    ``others`` returns some objects of the input, which are tried as long as none has been read.
     """
 
     def __init__(self, source: Folder, others: Callable[[], Sequence[str]]) -> None:

@@ -39,7 +39,7 @@ MESSAGE_CHARACTERS = 1000
 INPUT_FOLDER = "processing/input/data"
 FUNCTION = "function"  # a setting of a generation: the function that replaces the plan's
 DAYS = "days"  # a setting of a generation: the only days of the plan that are worked on
-ON_TOP = "on_top"  # a setting of a generation: the run's dataset shall replace that of a later run
+ON_TOP = "on_top"  # a setting of a generation: the run's dataset replaces that of a later run
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
 
     # NumPy's threads for linear algebra, which this process does not use, would spin while the workers start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    with contextlib.suppress(OSError):  # whoever needs it will raise the error
+    with contextlib.suppress(OSError):  # the error is raised when it is needed
         begin_server()  # it gets ready while the plan is read
     from shardkit.pass1_preprocessing import run_pass1
     from shardkit.runfolder.attempt import Attempt
