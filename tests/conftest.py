@@ -16,6 +16,8 @@ from emulators import shared
 from seconds import too_long
 from slurm_cluster import Cluster, cluster
 
+from shardkit.workers import forkserver
+
 if TYPE_CHECKING:
     import subprocess
 
@@ -23,6 +25,10 @@ READER = JSONFileLoader()
 os.environ.setdefault(
     "OPENBLAS_NUM_THREADS", "1"
 )  # otherwise its threads spin while NumPy is imported, in each process
+# Workers of the tests' own processes end at once, with all that Python does at its end but to take modules apart: of
+# what a worker takes that is half, for it copies what was shared until then.
+forkserver.BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.workers.forks import main; import warm; "
+forkserver.BOOTSTRAP += "warm.run_to_the_end(lambda: main({control}))"
 WriteFiles = Callable[..., Path]
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -46,9 +46,16 @@ while True:
 """
 
 _MOTO = """
-import sys, threading
+import functools, gc, sys, threading
+from moto import backends
+from moto.core import serialize
 from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+
+# Half of what a request took: to list the folder of moto's modules anew, and to parse the same times again and again.
+modules = frozenset(backends.list_of_moto_modules())
+backends.list_of_moto_modules = lambda: modules
+serialize.parse_to_aware_datetime = functools.lru_cache(1 << 16)(serialize.parse_to_aware_datetime)
 
 put_object, one_at_a_time = S3Response.put_object, threading.Lock()
 
@@ -59,6 +66,7 @@ def atomic(self):  # or of two that create an object only if there is none, both
 S3Response.put_object = atomic
 server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
 server.start()
+gc.freeze()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()  # until the process that has started it ends
 """

@@ -2,17 +2,20 @@
 
 Imports are nine tenths of a command's time. A fork is a real process all the same: it has its own folder, environment,
 signals, output and exit code, and runs `python -m shardkit ...` or `python -c ...` as Python does. If Python itself
-would start differently (another `PYTHONHASHSEED`), a new interpreter is started instead.
+would start differently (another `PYTHONHASHSEED`), a new interpreter is started instead. A command's first fork server
+is such a fork, too: see `warm_forks.py`.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import gc
 import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -20,16 +23,17 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 READ_AT_START = ("PYTHON", "ARROW_", "JE_", "OMP_", "OPENBLAS_", "MKL_", "LD_", "MALLOC_", "GLIBC_", "LC_")
-LOADED = ("joblib", "pyarrow.compute", "pyarrow.parquet", "shardkit.cli", "shardkit.pass1_preprocessing")
-LOADED += ("shardkit.pass2_combine", "shardkit.runs")
+LOADED = ("joblib", "obstore.store", "pyarrow.compute", "pyarrow.parquet", "sqlite3", "zipfile")
+LEFT_OUT = ("shardkit.__main__", "shardkit.jobs.dynamodb")  # of shardkit: a program, and what few use and is much
 LENGTH, ENDED = struct.Struct("!I"), struct.Struct("!id")
 
 
@@ -250,14 +254,44 @@ def perform(words: Sequence[str]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
-if __name__ == "__main__":
+def run_to_the_end(program: Callable[[], object]) -> None:
+    """Run a program and end as Python does, except that nothing is taken apart: that copies all that was shared."""
+    code: object = None
+    try:
+        program()
+    except SystemExit as error:
+        code = error.code
+    if code is not None and not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit((code or 0) & 0xFF)
+
+
+def load() -> None:
+    """Load what commands do, whichever they are."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as the program has it
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # forks do not inherit its thread
-    for name in LOADED:
-        importlib.import_module(name)
+    import shardkit
+
+    own = (module.name for module in pkgutil.walk_packages(shardkit.__path__, "shardkit."))
+    for name in (*LOADED, *own):
+        if name not in LEFT_OUT:
+            importlib.import_module(name)
+    gc.collect()
     gc.freeze()
-    gc.freeze()
+
+
+if __name__ == "__main__":
+    from warm_forks import Spare
+
+    load()
     with socket.socket(fileno=int(sys.argv[1])) as control:
         asked = serve(control)
     if asked:
-        perform(asked["words"])
+        Spare(run_to_the_end)
+        run_to_the_end(functools.partial(perform, asked["words"]))

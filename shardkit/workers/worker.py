@@ -128,8 +128,10 @@ def set_process_name(name: str) -> None:
 
 def preload(store: str | None) -> None:
     """Import what every chunk needs, and with a ``store`` what fetches from it."""
+    import shardkit.functions
     import shardkit.runfolder.folder
     import shardkit.tables.rows
+    import shardkit.workers.large_record
     import shardkit.workers.parts
 
     if store is not None:
