@@ -74,7 +74,7 @@ def _tell_day(name: str, full: list[Measure], redone: list[Measure]) -> dict[str
 
     The latter is how the script by hand measures itself.
     """
-    told: dict[str, float] = {}
+    report: dict[str, float] = {}
     for how, clock in (("command", _wall), ("run", _own)):
         whole, again = (statistics.median(map(clock, taken)) for taken in (full, redone))
         verdict = "reached" if again / whole < REDO_GOAL else "MISSED"
@@ -82,8 +82,8 @@ def _tell_day(name: str, full: list[Measure], redone: list[Measure]) -> dict[str
             f"  {name:<22} the {how:<7}  full {whole:6.2f} s  redone {again:5.2f} s  "
             f"{again / whole:.1%} of it (goal {REDO_GOAL:.0%}: {verdict})"
         )
-        told |= {f"{how}_full_s": whole, f"{how}_redone_s": again}
-    return told
+        report |= {f"{how}_full_s": whole, f"{how}_redone_s": again}
+    return report
 
 
 def _wall(measured: Measure) -> float:
@@ -91,8 +91,8 @@ def _wall(measured: Measure) -> float:
 
 
 def _own(measured: Measure) -> float:
-    told: dict[str, float] = json.loads(measured.stdout)
-    return told["seconds"]
+    answer: dict[str, float] = json.loads(measured.stdout)
+    return answer["seconds"]
 
 
 def _in_session(where: str, port: int, keys: list[str], workers: int) -> dict[str, float]:
@@ -102,14 +102,14 @@ def _in_session(where: str, port: int, keys: list[str], workers: int) -> dict[st
     script = contestant("day_in_session.py", source, output, workers, *changed)
     measure(["true"], DATA / "scratch")
     done = subprocess.run(script, env=os.environ | servers.environment(port), check=True, capture_output=True)
-    told: dict[str, float] = json.loads(done.stdout)
-    share = told["redone_s"] / told["full_s"]
+    seconds: dict[str, float] = json.loads(done.stdout)
+    share = seconds["redone_s"] / seconds["full_s"]
     verdict = "reached" if share < REDO_GOAL else "MISSED"
     print(
-        f"  {where + ', one session':<22} the run      full {told['full_s']:6.2f} s  "
-        f"redone {told['redone_s']:5.2f} s  {share:.1%} of it (goal {REDO_GOAL:.0%}: {verdict})"
+        f"  {where + ', one session':<22} the run      full {seconds['full_s']:6.2f} s  "
+        f"redone {seconds['redone_s']:5.2f} s  {share:.1%} of it (goal {REDO_GOAL:.0%}: {verdict})"
     )
-    return told
+    return seconds
 
 
 OBJECTS_A_DAY, RECORDS_AN_OBJECT, DAYS, KNOWN_MINUTES = 50_000, 100, 90, 60

@@ -69,10 +69,10 @@ def files(tmp_path: Path) -> WriteFiles:
     """Write files under ``tmp_path / root``: names, or names with their content; returns that folder."""
 
     def write(content: Iterable[str] | Mapping[str, str | bytes], root: str = "data") -> Path:
-        known = content if isinstance(content, Mapping) else dict.fromkeys(content, "x")
+        texts = content if isinstance(content, Mapping) else dict.fromkeys(content, "x")
         folder = tmp_path / root
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in known.items():
+        for name, text in texts.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode() if isinstance(text, str) else text)

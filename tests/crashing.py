@@ -106,8 +106,8 @@ class Project:
 
     def write_records(self, contents: Mapping[str, str] | Iterable[str]) -> None:
         """Write the input: contents by key, or contents that are given keys in order."""
-        known = contents if hasattr(contents, "items") else {f"r{i:03d}.txt": text for i, text in enumerate(contents)}
-        for key, text in known.items():
+        by_key = contents if hasattr(contents, "items") else {f"r{i:03d}.txt": text for i, text in enumerate(contents)}
+        for key, text in by_key.items():
             (self.data / key).write_text(text)
 
     def write_function(self, source: str) -> None:
@@ -159,8 +159,8 @@ class Project:
 
     def data_files(self) -> list[str]:
         """The dataset's folder as any other program sees it: all files except shardkit's own."""
-        found = (p.relative_to(self.out) for p in self.out.rglob("*") if p.is_file())
-        return sorted(str(p) for p in found if p.parts[0] != "_shardkit")
+        paths = (p.relative_to(self.out) for p in self.out.rglob("*") if p.is_file())
+        return sorted(str(p) for p in paths if p.parts[0] != "_shardkit")
 
     def run_folder(self) -> Path:
         """The folder of the only run."""

@@ -69,8 +69,8 @@ def submit(number: int, topic: str) -> dict[str, int]:
         for _ in range(2):
             payload = json.dumps({"jobs": jobs[first : first + 100]})
             answer = function.invoke(FunctionName="shardkit-jobs-submit", Payload=payload)
-            told = json.load(answer["Payload"])
-            assert "FunctionError" not in answer and len(told["jobs"]) == len(jobs[first : first + 100]), told
+            reply = json.load(answer["Payload"])
+            assert "FunctionError" not in answer and len(reply["jobs"]) == len(jobs[first : first + 100]), reply
     return {"submitted": number}
 
 

@@ -56,8 +56,8 @@ def until(condition: Any, *, seconds: float = 30.0) -> Any:
     """Wait until a condition returns something true, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.005)
     raise AssertionError("it did not come to pass")
 
@@ -69,8 +69,8 @@ def ended(engine: Any, name: str) -> dict[str, Any]:
         about = engine.describe_processing_job(ProcessingJobName=name)
         return about if about["ProcessingJobStatus"] in ENDED else None
 
-    found: dict[str, Any] = until(look)
-    return found
+    answer: dict[str, Any] = until(look)
+    return answer
 
 
 def status(engine: Any, name: str) -> str:
@@ -84,7 +84,7 @@ def said(engine: Any, name: str, text: str) -> None:
 
 def processes(marker: str) -> list[int]:
     """The processes with a word in their command line, without zombies."""
-    found = []
+    pids = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             try:
@@ -92,8 +92,8 @@ def processes(marker: str) -> list[int]:
             except OSError:
                 continue
             if any(marker.encode() == word for word in words):
-                found.append(int(name))
-    return found
+                pids.append(int(name))
+    return pids
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -26,23 +26,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not key:
             self._list(query)
             return
-        found = self.server.objects.get((bucket, key))
-        if found is None:
+        stored = self.server.objects.get((bucket, key))
+        if stored is None:
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
             return
-        generation, data = found
+        generation, data = stored
         wanted = self.headers.get("If-Match")
         if wanted is not None and wanted != _etag(data):
             self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
             return
-        told = {"ETag": _etag(data), "Last-Modified": WHEN, "x-goog-generation": str(generation)}
+        sent = {"ETag": _etag(data), "Last-Modified": WHEN, "x-goog-generation": str(generation)}
         if span := self.headers.get("Range"):
             first, _, last = span.removeprefix("bytes=").partition("-")
             start, end = int(first), min(int(last or len(data)), len(data) - 1)
-            told["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
-            self._answer(206, data[start : end + 1], told)
+            sent["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+            self._answer(206, data[start : end + 1], sent)
         else:
-            self._answer(200, data, told)
+            self._answer(200, data, sent)
 
     do_HEAD = do_GET  # noqa: N815  the name that the base class looks for
 
@@ -73,10 +73,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(200, f"<InitiateMultipartUploadResult>{names}</InitiateMultipartUploadResult>".encode())
             return
         parts = self.server.uploads.pop(query["uploadId"][0])
-        told = self._store(bucket, key, b"".join(parts[number] for number in sorted(parts)))
-        etag = escape(told["ETag"])
+        sent = self._store(bucket, key, b"".join(parts[number] for number in sorted(parts)))
+        etag = escape(sent["ETag"])
         body = f"<CompleteMultipartUploadResult><ETag>{etag}</ETag></CompleteMultipartUploadResult>"
-        self._answer(200, body.encode(), told)
+        self._answer(200, body.encode(), sent)
 
     def do_DELETE(self) -> None:
         bucket, key, _ = self._target()

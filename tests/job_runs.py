@@ -120,8 +120,8 @@ class JobProject(Project):
         """The supervisor processes of the running jobs, by the jobs' names."""
         live = self.engine_root / "live"
         names = sorted(path.name for path in live.iterdir()) if live.is_dir() else []
-        found = {name: JobFiles(str(self.engine_root), name).supervisor() for name in names}
-        return {name: pid for name, pid in found.items() if pid}
+        pids = {name: JobFiles(str(self.engine_root), name).supervisor() for name in names}
+        return {name: pid for name, pid in pids.items() if pid}
 
     def end(self) -> None:
         """End all jobs, so that none outlives the test."""
@@ -131,5 +131,5 @@ class JobProject(Project):
 
     def files_with(self, text: str) -> list[Path]:
         """The files of the output and of the engine that hold a text."""
-        found = [path for top in (self.out, self.engine_root) for path in top.rglob("*") if path.is_file()]
-        return [path for path in found if text.encode() in path.read_bytes()]
+        paths = [path for top in (self.out, self.engine_root) for path in top.rglob("*") if path.is_file()]
+        return [path for path in paths if text.encode() in path.read_bytes()]

@@ -177,8 +177,8 @@ class SimulatedService:
         """A state-change event of a job, as it was so many seconds ago."""
         now = self.clock.time() - ago_s
         attempt = self.jobs[name]
-        told = self._line(attempt, now) | self._why(attempt, now)
-        return training_words(told) if attempt.kind == "Training" else told
+        content = self._line(attempt, now) | self._why(attempt, now)
+        return training_words(content) if attempt.kind == "Training" else content
 
     def fail_next(self, method: str, *errors: Exception) -> None:
         self.next_errors.setdefault(method, []).extend(errors)
@@ -353,11 +353,11 @@ def matches(line: Mapping[str, Any], filters: Mapping[str, Any]) -> bool:
 
 
 def training_words(answer: Mapping[str, Any]) -> dict[str, Any]:
-    told = {key.replace("ProcessingJob", "TrainingJob"): value for key, value in answer.items()}
+    renamed = {key.replace("ProcessingJob", "TrainingJob"): value for key, value in answer.items()}
     for ours, theirs in (("ProcessingStartTime", "TrainingStartTime"), ("ProcessingEndTime", "TrainingEndTime")):
-        if ours in told:
-            told[theirs] = told.pop(ours)
-    return told
+        if ours in renamed:
+            renamed[theirs] = renamed.pop(ours)
+    return renamed
 
 
 def without_reason(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -204,8 +204,8 @@ class SlurmEngine(JobFolders):
     def _look(self) -> slurm_commands.Look:
         """What Slurm says of the user's jobs, as of just now."""
         if not 0 <= time.monotonic() - self._seen[0] < FRESH_S:
-            found = slurm_commands.look()
-            self._seen = (time.monotonic(), found)
+            look = slurm_commands.look()
+            self._seen = (time.monotonic(), look)
         return self._seen[1]
 
     def _slurm_id(self, name: str, job: dict[str, Any]) -> str:

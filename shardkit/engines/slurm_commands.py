@@ -96,8 +96,8 @@ def site_limits(_: str = "") -> dict[str, str]:
 def largest_batch() -> int:
     """How many jobs one submission may have at this site."""
     limits = site_limits(os.environ.get("SLURM_CONF", ""))
-    known = [int(limits[name]) for name in ("MaxArraySize", "MaxJobCount") if limits.get(name, "").isdigit()]
-    return max(1, min(known, default=1))
+    limits_set = [int(limits[name]) for name in ("MaxArraySize", "MaxJobCount") if limits.get(name, "").isdigit()]
+    return max(1, min(limits_set, default=1))
 
 
 def remembered(job_ids: Sequence[str]) -> dict[str, Seen]:
@@ -106,11 +106,11 @@ def remembered(job_ids: Sequence[str]) -> dict[str, Seen]:
     if not job_ids or limits.get("AccountingStorageType", "").rpartition("/")[2] in ("", "none", "(null)"):
         return {}
     words = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,Reason"]
-    known: dict[str, Seen] = {}
+    by_id: dict[str, Seen] = {}
     for line in _run([*words, f"--jobs={','.join(job_ids)}"], "ListProcessingJobs").splitlines():
         job_id, state, reason = line.split("|", 2)
-        known[job_id] = Seen(state.partition(" ")[0], "" if reason == "None" else reason)
-    return known
+        by_id[job_id] = Seen(state.partition(" ")[0], "" if reason == "None" else reason)
+    return by_id
 
 
 def _run(words: Sequence[str], operation: str, script: str = "", *, may_fail: bool = False) -> str:

@@ -227,10 +227,10 @@ def test_the_engine_of_the_pipeline(shardkit: RunCommand, project: Project) -> N
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("engine: lokal", "line 9: engine: expected local, sagemaker or none, or a mapping with its kind; did you mean local?"),
-        ("engine: 7", "line 9: engine: expected local, sagemaker or none, or a mapping with its kind."),
-        ("engine: {root: jobs}", "line 9: engine: expected local, sagemaker or none, or a mapping with its kind."),
-        ("engine:\n  kind: sagemakr", "line 9: engine: expected local, sagemaker or none, or a mapping with its kind; did you mean sagemaker?"),
+        ("engine: lokal", "line 9: engine: expected local, sagemaker, slurm or none, or a mapping with its kind; did you mean local?"),
+        ("engine: 7", "line 9: engine: expected local, sagemaker, slurm or none, or a mapping with its kind."),
+        ("engine: {root: jobs}", "line 9: engine: expected local, sagemaker, slurm or none, or a mapping with its kind."),
+        ("engine:\n  kind: sagemakr", "line 9: engine: expected local, sagemaker, slurm or none, or a mapping with its kind; did you mean sagemaker?"),
         ("engine:\n  kind: local\n  max_instance: 2", "line 11: engine.max_instance: unknown field; did you mean max_instances?"),
         ("engine:\n  kind: local\n  max_instances: many", 'line 11: engine.max_instances: should be a valid integer, not "many"'),
         ("engine: sagemaker", "line 9: engine.role: this field is missing"),
@@ -255,7 +255,7 @@ def test_a_wrong_engine_is_named_with_its_line(
 def test_the_option_is_told_without_a_line(project: Project) -> None:
     done = CliRunner().invoke(cli, ["run", str(project.folder / "pipeline.yaml"), "--engine", "sagemake"])
     assert done.exit_code == 2
-    assert done.stderr.startswith("Error: engine: expected local, sagemaker or none")
+    assert done.stderr.startswith("Error: engine: expected local, sagemaker, slurm or none")
 
 
 # ---- what fails ------------------------------------------------------------------------------------------------
