@@ -25,13 +25,13 @@ def named_outputs(outputs: Iterable[str]) -> dict[str, str] | str:
     Raises:
         PipelineError: two have the same name.
     """
-    places = list(outputs)
-    if len(places) == 1 and not NAMED.fullmatch(places[0]):
-        return places[0]
+    given = list(outputs)
+    if len(given) == 1 and not NAMED.fullmatch(given[0]):
+        return given[0]
     uri_of: dict[str, str] = {}
-    for place in places:
-        match = NAMED.fullmatch(place)
-        name, uri = (match[1], match[2]) if match else (Dataset.at(place, None, alone=False).names[0], place)
+    for output in given:
+        match = NAMED.fullmatch(output)
+        name, uri = (match[1], match[2]) if match else (Dataset.at(output, None, alone=False).names[0], output)
         if name in uri_of:
             raise PipelineError(
                 f"Two of the datasets are called {name}: {uri_of[name]} and {uri}.",

@@ -105,10 +105,10 @@ def opened(output: str, run_id: str | None) -> Run:
     return open_run(output_of(output), run_id)
 
 
-def output_of(place: str) -> str:
+def output_of(output: str) -> str:
     """The folder of an output, given as that folder or as a pipeline's YAML file."""
-    if place.endswith((".yaml", ".yml")) and Path(place).is_file():
+    if output.endswith((".yaml", ".yml")) and Path(output).is_file():
         from shardkit.pipeline import Pipeline
 
-        return Pipeline.from_yaml(place).output.uri
-    return place
+        return Pipeline.from_yaml(output).output.uri
+    return output

@@ -87,7 +87,7 @@ shardkit query "SELECT * FROM shown JOIN clicks USING (ad)" --output shown=out/i
 """,
 )
 @click.argument("sql")
-@click.argument("places", nargs=-1, metavar="[PIPELINE.yaml]...")
+@click.argument("pipelines", nargs=-1, metavar="[PIPELINE.yaml]...")
 @click.option("--output", "outputs", multiple=True, metavar="[NAME=]DIR", help="A dataset's folder; may be repeated.")
 @click.option(
     "--format",
@@ -97,7 +97,7 @@ shardkit query "SELECT * FROM shown JOIN clicks USING (ad)" --output shown=out/i
     help="The format of the answer.",
 )
 @click.option("--using", type=click.Choice(["athena", "duckdb"]), help="By default Athena if there is a catalogue.")
-def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: str, *, using: Any) -> None:
+def query(sql: str, pipelines: tuple[str, ...], outputs: tuple[str, ...], format_: str, *, using: Any) -> None:
     """Query datasets with SQL: each is a table with its pipeline's name, or the NAME given; one alone also `dataset`.
 
     Athena answers if a dataset is in a Glue catalogue, else DuckDB on this machine, from the same files. DuckDB
@@ -106,7 +106,7 @@ def query(sql: str, places: tuple[str, ...], outputs: tuple[str, ...], format_: 
     from shardkit.cli.answers import as_lines, named_outputs
     from shardkit.dataset.query import ask
 
-    folders = [output_of(place) for place in (*places, *outputs)]
+    folders = [output_of(output) for output in (*pipelines, *outputs)]
     if not folders:
         raise click.UsageError("Give a PIPELINE.yaml, or --output with a dataset's folder.")
     for line in as_lines(ask(sql, named_outputs(folders), using=using), format_):

@@ -243,7 +243,7 @@ class _Catalogue:
 
     def _sync_partitions(self, columns: dict[str, str]) -> None:
         """Add the missing partitions, and give each one all columns: those that a file lacks read as null."""
-        registered = {tuple(each["Values"]): each for each in self._partitions()}
+        registered = {tuple(partition["Values"]): partition for partition in self._partitions()}
         new = {uri: values for uri, values in self._table.partitions.items() if tuple(values) not in registered}
         if new:
             self._catalog.add_parquet_partitions(

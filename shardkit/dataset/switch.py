@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 
 from shardkit.dataset.checks import check_base, check_form
 from shardkit.dataset.current import current_state, missing_file, parsed, results_of_runs
-from shardkit.dataset.switch_steps import COMMIT, Dataset, Switch, name_of, note, remove, staging
+from shardkit.dataset.switch_steps import COMMIT, LockedDataset, Switch, name_of, note, remove, staging
 from shardkit.errors import Damaged, PlanMismatch, RunBusy, StorageError, WrittenByNewer
 from shardkit.hints import Hint, joined
 from shardkit.runfolder import documents
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[Dataset]:
+def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[LockedDataset]:
     """Keep other processes from switching the same dataset, once any half-done switch is finished.
 
     ``patience_s`` is how long to wait for another process that holds the lock.
@@ -50,12 +50,12 @@ def dataset_lock(output: Folder, *, patience_s: float = 0.0) -> Iterator[Dataset
     with output.lock(
         f"{STATE_DIR}/lock", f"Another run is switching the dataset in {output.uri}.", patience_s=patience_s
     ) as held:
-        dataset = Dataset(output, held)
+        dataset = LockedDataset(output, held)
         _look(dataset)
         yield dataset
 
 
-def _look(dataset: Dataset) -> None:
+def _look(dataset: LockedDataset) -> None:
     """Read the state of a dataset, after finishing any half-done switch."""
     output = dataset.output
     (commit, commit_state), (dataset.result, dataset.state) = together(
@@ -81,7 +81,7 @@ def _read_commit(output: Folder) -> tuple[Commit | None, State]:
 def switch(
     folder: RunFolder,
     result: Result,
-    dataset: Dataset,
+    dataset: LockedDataset,
     kept_files: Collection[str] = (),
     rewritten: Mapping[str, ResultFile] | None = None,
     *,
@@ -120,7 +120,7 @@ def switch(
     under_way.finish(sources, result_state)
 
 
-def _begin(dataset: Dataset, folder: RunFolder, commit: Commit) -> tuple[State, State]:
+def _begin(dataset: LockedDataset, folder: RunFolder, commit: Commit) -> tuple[State, State]:
     """Write ``commit.json``; returns its state, and that of the run's result, which is still the previous one.
 
     Raises:
@@ -157,7 +157,7 @@ def _carry_over(old: Result, result: Result, kept: list[str], rewritten: Mapping
     result["schema"] = schema_to_text(schema)
 
 
-def _finish(dataset: Dataset, left: Switch, result: Result) -> None:
+def _finish(dataset: LockedDataset, left: Switch, result: Result) -> None:
     """Finish a switch that another process left, or give it up if it is outdated or one of its files is lost."""
     output, folder = dataset.output, RunFolder(dataset.output, result["run_id"])
     try:

@@ -49,7 +49,7 @@ def name_of(key: str) -> str:
 
 
 @dataclass
-class Dataset:
+class LockedDataset:
     """A dataset as the holder of its ``lock`` sees it: the ``result`` that describes it, and the state of that file."""
 
     output: Folder
@@ -69,7 +69,9 @@ class Switch:
     ``of_jobs`` are the names of the files that jobs have staged, whether they are used or not.
     """
 
-    def __init__(self, dataset: Dataset, commit: Commit, commit_state: State, *, of_jobs: Collection[str] = ()) -> None:
+    def __init__(
+        self, dataset: LockedDataset, commit: Commit, commit_state: State, *, of_jobs: Collection[str] = ()
+    ) -> None:
         self._dataset, self._output, self._of_jobs = dataset, dataset.output, of_jobs
         self._commit_state = commit_state
         self._result, self._gone = commit["result"], commit["gone"]

@@ -129,7 +129,7 @@ def _rewrite(files: Sequence[_Rewriting], build: Build, schema: pa.Schema) -> Fi
         build.say(f"{counted(len(files), 'file')} of other days get the columns and types that the dataset has now.")
     write = partial(_Rewriting.write, target=build.staging, schema=schema, token=f"{build.token}-w")
     with ThreadPoolExecutor(WRITTEN_AT_ONCE, thread_name_prefix="shardkit-uniform") as pool:
-        return dict(zip([each.file["path"] for each in files], pool.map(write, files), strict=True))
+        return dict(zip([rewriting.file["path"] for rewriting in files], pool.map(write, files), strict=True))
 
 
 def _staying(output: Folder, old: Result, days: set[str]) -> list[_Rewriting] | None:

@@ -256,7 +256,7 @@ class _Result(TypedDict):
     bytes_in: int
     bytes_out: int
     switched: int
-    generation: int  # the number of the build: how often the run has built its dataset
+    generation: int  # the number of the build that has made the dataset: no two builds of a run have the same
 
 
 class Result(_Result, total=False):

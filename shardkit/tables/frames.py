@@ -86,7 +86,7 @@ def _array(column: Any, kind: Any) -> pa.Array:
     if isinstance(kind, np.dtype) and kind.kind != "O":
         return pa.array(column.to_numpy().astype(kind.newbyteorder("=")), from_pandas=True)
     values = [None if isinstance(v, float) and v != v else v for v in column.tolist()]  # noqa: PLR0124  that is NaN
-    return to_array(values, None, together=False)
+    return to_array(values, None, several=False)
 
 
 def _culprit(frame: Any) -> str:

@@ -158,7 +158,7 @@ def _plain(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     except pa.ArrowException as error:
         raise TypeError(f"column {field.name!r} cannot be stored as {field.type}: {error}") from error
     if has_empty_struct(column.type):
-        return pa.chunked_array([to_array(column.to_pylist(), None, together=False)])
+        return pa.chunked_array([to_array(column.to_pylist(), None, several=False)])
     return column
 
 
@@ -185,10 +185,10 @@ def table_of(rows: list[Row], hints: pa.Schema | None = None) -> pa.Table:
     Raises:
         TypeError: a column's values have no common type that Parquet can hold.
     """
-    return _table(_columns(rows), hints, together=False)
+    return _table(_columns(rows), hints, several=False)
 
 
-def _table(columns: dict[str, list[Any]], hints: pa.Schema | None, *, together: bool) -> pa.Table:
+def _table(columns: dict[str, list[Any]], hints: pa.Schema | None, *, several: bool) -> pa.Table:
     arrays = {}
     for name, values in columns.items():
         if not isinstance(name, str):
@@ -197,7 +197,7 @@ def _table(columns: dict[str, list[Any]], hints: pa.Schema | None, *, together: 
         kind = hints.field(index).type if hints is not None and index >= 0 else None
         try:
             name.encode()
-            arrays[name] = to_array(values, kind, together=together)
+            arrays[name] = to_array(values, kind, several=several)
         except Mixed:
             raise
         except Exception as error:  # values of the user's own classes may raise anything
@@ -242,7 +242,7 @@ def to_batches(
 def _joint(results: list[Result], schema: pa.Schema | None) -> Batch:
     rows = [row for result in results for row in result.rows] if len(results) > 1 else results[0].rows
     columns = _columns(rows)
-    table = _table(columns, schema, together=len(results) > 1)
+    table = _table(columns, schema, several=len(results) > 1)
     records = [(result.index, len(result.rows)) for result in results]
     if schema is not None:
         return Batch(fit(table, schema), {}, records)
@@ -288,7 +288,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 def _type_of(values: list[Any]) -> pa.DataType | None:
     try:
-        return to_array(values, None, together=False).type
+        return to_array(values, None, several=False).type
     except Exception:  # noqa: BLE001  values of the user's own classes may raise anything
         return None
 

@@ -48,7 +48,12 @@ FAMILIES: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("list", (list, tuple, set)),
 )
 # Converted together, values of these types get the type that unifying the types of their records would give.
-TOGETHER: tuple[set[type], ...] = ({int, np.int64}, {int, float, np.int64, np.float64}, {str, np.str_}, {list, tuple})
+UNIFIED_ALIKE: tuple[set[type], ...] = (
+    {int, np.int64},
+    {int, float, np.int64, np.float64},
+    {str, np.str_},
+    {list, tuple},
+)
 HOLDING = (*CONTAINERS, np.ndarray)
 ARROW_UNITS = {"s", "ms", "us", "ns"}
 NUMBERS = {"int", "float"}
@@ -69,16 +74,16 @@ def kinds_of(values: Sequence[Any]) -> set[type]:
     return set(map(type, values)) - {type(None)}
 
 
-def to_array(values: list[Any], kind: pa.DataType | None, *, together: bool) -> pa.Array:
+def to_array(values: list[Any], kind: pa.DataType | None, *, several: bool) -> pa.Array:
     """Values as an array of the type ``kind`` or, without it, of the type that they have themselves.
 
-    ``together`` says that they come from several records.
+    ``several`` says that they come from several records.
 
     Raises:
         Mixed: they must be converted record by record.
         Exception: they have no common type, or do not fit ``kind``; whatever pyarrow and the values raise.
     """
-    values, kinds = _without_missing(values, kinds_of(values), together=together)
+    values, kinds = _without_missing(values, kinds_of(values), several=several)
     if any(issubclass(kind, HOLDING) for kind in kinds):
         values = as_arrow_takes(values, kinds)
         kinds = kinds_of(values)
@@ -87,9 +92,9 @@ def to_array(values: list[Any], kind: pa.DataType | None, *, together: bool) -> 
     if kind is not None and any(test(kind) and kinds <= natural for test, natural in NATURAL):
         return pa.array(values, type=kind)
     try:
-        array = _inferred(values, kinds, together=together)
+        array = _inferred(values, kinds, several=several)
     except (pa.ArrowException, OverflowError):
-        if kind is None or together:
+        if kind is None or several:
             raise
         return pa.array(values, type=kind)  # a type that Arrow cannot infer, it may still convert to
     return array
@@ -118,39 +123,39 @@ NATURAL: tuple[tuple[Callable[[pa.DataType], bool], set[type]], ...] = (
 )
 
 
-def _without_missing(values: list[Any], kinds: set[type], *, together: bool) -> tuple[list[Any], set[type]]:
+def _without_missing(values: list[Any], kinds: set[type], *, several: bool) -> tuple[list[Any], set[type]]:
     """Values with None for pandas' own signs of what is missing, and for NaN beside values that are no numbers."""
     pandas = sys.modules.get("pandas")
     missing = {type(pandas.NaT), type(pandas.NA)} & kinds if pandas is not None else set()
     if missing:
         values, kinds = [None if type(v) in missing else v for v in values], kinds - missing
     families = {family(kind) for kind in kinds}
-    if "float" in families and len(families) > 1 and not families <= NUMBERS and not together:
+    if "float" in families and len(families) > 1 and not families <= NUMBERS and not several:
         values = [None if isinstance(v, float | np.floating) and v != v else v for v in values]  # noqa: PLR0124
         kinds = kinds_of(values)
     return values, kinds
 
 
-def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Array:  # noqa: C901, PLR0912  a case a line
+def _inferred(values: list[Any], kinds: set[type], *, several: bool) -> pa.Array:  # noqa: C901, PLR0912  a case a line
     families = {family(kind) for kind in kinds}
-    if together and len(kinds) > 1 and not any(kinds <= group for group in TOGETHER):
+    if several and len(kinds) > 1 and not any(kinds <= group for group in UNIFIED_ALIKE):
         raise Mixed(_mixed(families))
     if len(families) > 1 and families not in (NUMBERS, {"int", "decimal"}, {"list", "array"}):
         raise TypeError(_mixed(families))
     if "dict" in families and not all(v is None or len(v) for v in values):
         values = [v or None for v in values]  # {} alone names no fields, and Parquet has no struct without fields
     if "array" in families and (len(kinds) > 1 or len({v.dtype for v in values if v is not None}) > 1):
-        if together:
+        if several:
             raise Mixed("arrays of several types")
         values = [v.tolist() if isinstance(v, np.ndarray) else v for v in values]
     if kinds and kinds <= _shown_as_text():
         values = [v if v is None else str(v) for v in values]
     if families & {"datetime64", "timedelta64"}:
-        return _numpy_times(values, together=together)
+        return _numpy_times(values, several=several)
     if any(issubclass(kind, np.generic) for kind in kinds) and len(kinds) > 1:
         values = [v.item() if isinstance(v, np.generic) else v for v in values]
     if "datetime" in families or "timedelta" in families:
-        _check_zones(values, together=together)
+        _check_zones(values, several=several)
         exact = {datetime.datetime, datetime.timedelta}
         if kinds - exact and any(getattr(v, "nanosecond", 0) or getattr(v, "nanoseconds", 0) for v in values):
             import pandas as pd
@@ -164,7 +169,7 @@ def _inferred(values: list[Any], kinds: set[type], *, together: bool) -> pa.Arra
         _collect_leaves(values, "", leaves)
         mixed = next((kinds_of_leaf for kinds_of_leaf in leaves.values() if len(kinds_of_leaf) > 1), None)
         if mixed:
-            raise (Mixed if together else TypeError)(_mixed(mixed))
+            raise (Mixed if several else TypeError)(_mixed(mixed))
     return array
 
 
@@ -178,12 +183,12 @@ def _mixed(families: set[str]) -> str:
     return f"it mixes {' and '.join(sorted(families))}"
 
 
-def _numpy_times(values: list[Any], *, together: bool) -> pa.Array:
+def _numpy_times(values: list[Any], *, several: bool) -> pa.Array:
     """NumPy's own times, in the finest of their units; those of whole days are dates."""
     given = [v for v in values if v is not None and not np.isnat(v)]
     if not given:
         return pa.nulls(len(values))
-    if together and len({v.dtype for v in given}) > 1:
+    if several and len({v.dtype for v in given}) > 1:
         raise Mixed("times of several units")
     nat = np.full(1, "NaT", given[0].dtype)[0]
     times = np.array([nat if v is None else v for v in values])
@@ -198,10 +203,10 @@ def _zone(value: datetime.datetime) -> str:
     return "datetime" if value.tzinfo is None else "datetime with time zone"
 
 
-def _check_zones(values: list[Any], *, together: bool) -> None:
+def _check_zones(values: list[Any], *, several: bool) -> None:
     zones = {_zone(v) for v in values if isinstance(v, datetime.datetime)}
     if len(zones) > 1:
-        raise (Mixed if together else TypeError)(_mixed(zones))
+        raise (Mixed if several else TypeError)(_mixed(zones))
 
 
 def has_empty_struct(kind: pa.DataType) -> bool:

@@ -525,9 +525,9 @@ def test_simple_values_become_what_pyarrow_makes_of_them(values: st.SearchStrate
         expected = pa.array(column)
     except (OverflowError, UnicodeEncodeError, pa.ArrowException) as error:
         with pytest.raises(type(error)):
-            to_array(column, None, together=False)
+            to_array(column, None, several=False)
     else:
-        found = to_array(column, None, together=False)
+        found = to_array(column, None, several=False)
         found.validate(full=True)
         assert found.equals(expected)
 
