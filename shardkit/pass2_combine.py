@@ -39,7 +39,14 @@ if TYPE_CHECKING:
 
 
 def run_pass2(
-    ledger: Ledger, merge: Merge, attempt: Attempt, *, name: str, threads: int, fresh: bool = False
+    ledger: Ledger,
+    merge: Merge,
+    attempt: Attempt,
+    *,
+    name: str,
+    threads: int,
+    fresh: bool = False,
+    merged: bool = False,
 ) -> Result:
     """Merge a run's parts and switch the dataset to them; returns the result.
 
@@ -50,6 +57,7 @@ def run_pass2(
         name: the pipeline's; a dataset that another pipeline has made is not replaced.
         threads: how many to read and write with.
         fresh: nobody can have tried this before.
+        merged: jobs, or the nodes of a cluster, may have merged days already.
 
     Raises:
         LedgerError: records or parts are missing.
@@ -61,10 +69,10 @@ def run_pass2(
     # The ledger balances, and each part that it counts on is there.
     ledger.check()
 
-    # A partition is a day, or all of the dataset. Jobs on an engine have merged their days already.
+    # A partition is a day, or all of the dataset. Jobs on an engine, or nodes of a cluster, have merged theirs already.
     folder, parts = ledger.folder, ledger.partitions()
     recipe = Recipe.of(folder, merge)
-    by_jobs = merged_by_jobs(folder, parts, recipe)
+    by_jobs = merged_by_jobs(folder, parts, recipe) if merged else {}
     staged = {file.path for day in by_jobs.values() for file in day.files}
 
     # The switch happens at the end of this block, if nothing is raised in it.
@@ -84,9 +92,7 @@ def run_pass2(
         build.contents = keeper.contents
         for partition in parts:
             _add(build, keeper, partition, written=written, by_jobs=by_jobs)
-        if by_jobs:
-            days = counted(len(by_jobs), "day")
-            attempt.progress.note(f"{days} merged by their own jobs, {len(written):,} by this one.")
+        _tell(attempt, by_jobs, written)
         attempt.check()
         if keeper.contents.columns:
             folder.write(CONTENTS, keeper.contents.dump())
@@ -96,6 +102,12 @@ def run_pass2(
     # The dataset is switched; if its table in the catalogue cannot be, a later run does that.
     keep_registered(merge.glue, folder.output, changed=True)
     return build.result
+
+
+def _tell(attempt: Attempt, by_jobs: Mapping[str, DayMerge], written: Mapping[str, Written]) -> None:
+    if by_jobs:
+        elsewhere = counted(len(by_jobs), "day")
+        attempt.progress.note(f"{elsewhere} merged where they were computed, {len(written):,} here.")
 
 
 def _add(

@@ -6,30 +6,26 @@ calls that follow, and end when none has come for a while.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import functools
-import io
 import os
 import secrets
-import shutil
 import socket
 import sys
-import tempfile
 import threading
 import time
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardkit._version import __version__
+from shardkit.clusters.code import unpacked
 from shardkit.errors import RunFailed, RunInterrupted, ShardkitError
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.meters import Counts
 from shardkit.runfolder.names import node_file
 from shardkit.runfolder.stop import Stop
-from shardkit.storage.base import STATE_DIR, File
+from shardkit.storage.base import File
 from shardkit.storage.open import folder as folder_at
 from shardkit.workers.pool import WorkerPool
 from shardkit.workers.publish import publish_chunk
@@ -213,20 +209,5 @@ def _settings_on_node(work: NodeWork, folder: RunFolder) -> WorkerSettings:
         pickled = folder.sent(node_file(work.call, "function").removesuffix(".json"), work.function_sha256)
         function = dataclasses.replace(function, pickled=pickled)
     elif work.code is not None:
-        function = dataclasses.replace(function, source_dir=_code(folder, work.code))
+        function = dataclasses.replace(function, source_dir=unpacked(folder.output, work.code))
     return dataclasses.replace(work.settings, function=function)
-
-
-_unpacked: dict[str, str] = {}
-
-
-def _code(folder: RunFolder, code: str) -> str:
-    """The folder of this machine in which the user's code now lies; it goes with this process."""
-    if code not in _unpacked:
-        home = tempfile.mkdtemp(prefix="shardkit-code-")
-        atexit.register(shutil.rmtree, home, ignore_errors=True)
-        archive = folder.output.child(f"{STATE_DIR}/code/{code}").read("source.zip")
-        with zipfile.ZipFile(io.BytesIO(archive)) as files:
-            files.extractall(home)
-        _unpacked[code] = home
-    return _unpacked[code]

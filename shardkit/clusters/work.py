@@ -10,8 +10,11 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from joblib import cpu_count
+
 from shardkit._version import __version__
 from shardkit.clusters.backend import NAME, Calls, Lost
+from shardkit.clusters.merging import merge_days_on
 from shardkit.clusters.node import PATIENCE_S, NodeWork, Sent
 from shardkit.errors import RunFailed
 from shardkit.functions import is_library, python_version
@@ -23,9 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from shardkit.clusters.base import Answered, Cluster
+    from shardkit.dataset.merge import Merge
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.document_types import Marker
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.ledger import Ledger
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.board import Slot
     from shardkit.workers.tally import Tally
@@ -47,6 +52,7 @@ class ClusterWorkers:
 
     def __init__(self, cluster: Cluster, settings: WorkerSettings, *, code: str | None) -> None:
         self.size = cluster.size
+        self.threads = int(cpu_count())
         self.fetches = is_remote(settings.input_root)
         self._cluster = cluster
         self._settings = settings
@@ -61,6 +67,11 @@ class ClusterWorkers:
 
     def hang_up(self) -> None:
         """Workers end by themselves."""
+
+    def merge_days(self, ledger: Ledger, merge: Merge, attempt: Attempt) -> bool:
+        """Merge the days of a run on the nodes, side by side."""
+        merge_days_on(self._cluster, ledger, merge, attempt, code=self._code)
+        return True
 
     @contextlib.contextmanager
     def working(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import pyarrow as pa
 
@@ -17,16 +17,31 @@ from shardkit.tracebacks import user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from contextlib import AbstractContextManager
 
     from shardkit.dataset.kept_files import Keeper
     from shardkit.dataset.source import Source
     from shardkit.functions import FunctionRef
-    from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.ledger import CommittedPart
+    from shardkit.runfolder.meters import Meter
     from shardkit.storage.base import Folder
 
 # The new files of a partition, the old files that are kept, and the schema.
 Written: TypeAlias = "tuple[list[DataFile], list[DataFile], pa.Schema]"
+
+
+class Watcher(Protocol):
+    """Whoever watches over a merge, as an `Attempt` does."""
+
+    def pass2(self, meter: Meter) -> AbstractContextManager[None]:
+        """Watch over pass 2."""
+
+    def check(self) -> None:
+        """Check that the merge may go on.
+
+        Raises:
+            LockLost: it may not.
+        """
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ def merge_partitions(
     keeper: Keeper,
     sources: dict[str, tuple[list[CommittedPart], Source]],
     merge: Merge,
-    attempt: Attempt,
+    attempt: Watcher,
     *,
     token: str,
     threads: int,

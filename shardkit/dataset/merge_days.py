@@ -13,13 +13,12 @@ from shardkit.dataset.sources import source_of
 from shardkit.dataset.switch_steps import staging
 
 if TYPE_CHECKING:
-    from shardkit.dataset.merge import Merge
-    from shardkit.runfolder.attempt import Attempt
+    from shardkit.dataset.merge import Merge, Watcher
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import CommittedPart, Ledger
 
 
-def merge_days(ledger: Ledger, merge: Merge, attempt: Attempt, *, threads: int) -> int:
+def merge_days(ledger: Ledger, merge: Merge, attempt: Watcher, *, threads: int) -> int:
     """Merge the days of a job whose records are all settled, so that pass 2 need not; returns how many.
 
     Raises:
@@ -46,9 +45,6 @@ def merge_days(ledger: Ledger, merge: Merge, attempt: Attempt, *, threads: int) 
 
 def merged_by_jobs(folder: RunFolder, parts: dict[str, list[CommittedPart]], recipe: Recipe) -> dict[str, DayMerge]:
     """The days that jobs have merged in the way in which this process would."""
-    plan = folder.plan()
-    if not (plan["by_day"] and plan["pipeline"].get("engine")):
-        return {}
     merged = day_merges(folder)
     current = current_result(folder.output) if merged else None
     of_plan = {day: merged[day] for day in parts if day in merged}

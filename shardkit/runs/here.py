@@ -108,9 +108,10 @@ def both_passes(
     with attempt:
         ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=retry, fresh=fresh)
         pool.hang_up()  # the workers end while the parts are merged
-        if folder.plan()["merge"]:
-            name, threads = pipeline.pipeline_name(), pool.size
-            run_pass2(ledger, merging, attempt, name=name, threads=threads, fresh=fresh)
+        plan = folder.plan()
+        if plan["merge"]:
+            name, merged = pipeline.pipeline_name(), plan["by_day"] and pool.merge_days(ledger, merging, attempt)
+            run_pass2(ledger, merging, attempt, name=name, threads=pool.threads, fresh=fresh, merged=merged)
         else:
             from shardkit.dataset.part_folders import publish_parts
 

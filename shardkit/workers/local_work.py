@@ -15,9 +15,11 @@ from shardkit.workers.tasks import columns_of_records
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardkit.dataset.merge import Merge
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.document_types import Marker
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.ledger import Ledger
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.tally import Tally
     from shardkit.workers.tasks import Chunk, ChunkTask
@@ -46,6 +48,15 @@ class LocalWork:
 
 class LocalWorkers(WorkerPool):
     """Worker processes of this machine."""
+
+    @property
+    def threads(self) -> int:
+        """One for each worker: they have ended when parts are merged."""
+        return self.size
+
+    def merge_days(self, ledger: Ledger, merge: Merge, attempt: Attempt) -> bool:
+        """Leave them to pass 2, whose threads use this machine."""
+        return False
 
     @contextlib.contextmanager
     def working(

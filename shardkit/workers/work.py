@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from shardkit.dataset.merge import Merge
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.ledger import Ledger
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.board import Slot
     from shardkit.workers.tally import Tally
@@ -47,6 +49,10 @@ class Workers(Protocol):
     size: int
     fetches: bool
 
+    @property
+    def threads(self) -> int:
+        """With how many threads this process may merge."""
+
     def begin(self, count: int) -> None:
         """See that so many workers have begun, because there is work for them."""
 
@@ -57,6 +63,9 @@ class Workers(Protocol):
 
     def slots(self) -> Sequence[Slot]:
         """What the workers of this machine are at."""
+
+    def merge_days(self, ledger: Ledger, merge: Merge, attempt: Attempt) -> bool:
+        """Merge a run's days elsewhere, for pass 2 to take; whether there is such a place."""
 
     def hang_up(self) -> None:
         """Let all workers end by themselves; nothing can be asked of them any more."""

@@ -41,3 +41,14 @@ def test_joblibs_own_way_of_choosing_a_backend(files: Callable[..., Path], tmp_p
         run = sk.run(rows, data, tmp_path / "out", quiet=True)
     assert list(tmp_path.glob("out/_shardkit/runs/*/nodes/*/*")), "a cluster's nodes have proved that they are fit"
     assert run.dataset().count_rows() == 10
+
+
+def test_days_are_merged_on_the_nodes(files: Callable[..., Path], tmp_path: Path) -> None:
+    data = files([f"2026/01/0{day}/{n}.txt" for day in range(1, 5) for n in range(3)])
+    days = {"by": "date", "path": "{Y}/{m}/{d}"}
+    here = sk.run(rows, data, tmp_path / "here", shards=days, quiet=True)
+    there = sk.run(rows, data, tmp_path / "there", shards=days, quiet=True, parallel={"backend": "loky", "n_jobs": 2})
+    notes = [path.name for path in tmp_path.glob("*/_shardkit/runs/*/merged/*")]
+    assert sorted(notes) == [f"2026-01-0{day}.json" for day in range(1, 5)], "a node has merged each"
+    table, expected = there.dataset().to_table(), here.dataset().to_table()
+    assert table.drop_columns("parent").equals(expected.drop_columns("parent"))

@@ -94,11 +94,11 @@ def feed(tmp_path: Path) -> Iterator[Feed]:
 @pytest.mark.whole
 def test_each_job_merges_its_day_and_pass_2_takes_all(feed: Feed) -> None:
     run = feed.make()
-    assert "3 days merged by their own jobs, 0 by this one." in feed.said(run)
+    assert "3 days merged where they were computed, 0 here." in feed.said(run)
     feed.check()
     feed.put(DAYS[1], 0, "changed")
     again = feed.make()
-    assert "1 day merged by their own jobs, 0 by this one." in feed.said(again)
+    assert "1 day merged where they were computed, 0 here." in feed.said(again)
     assert again.summary().records == {"listed": 4, "done": 1, "quarantined": 0, "skipped": 3}
     feed.check()
 
@@ -107,7 +107,7 @@ def test_each_job_merges_its_day_and_pass_2_takes_all(feed: Feed) -> None:
 def test_a_job_with_several_days_merges_each(feed: Feed) -> None:
     run = feed.make(shards={"by": "date", "path": "{Y}-{m}-{d}", "max_jobs": 2})
     assert len(run.jobs()) == 3
-    assert "3 days merged by their own jobs, 0 by this one." in feed.said(run)
+    assert "3 days merged where they were computed, 0 here." in feed.said(run)
     feed.check()
 
 
@@ -122,7 +122,7 @@ def test_full_files_of_before_are_kept(feed: Feed, jobs: int) -> None:
     for day in DAYS[:2]:
         feed.put(day, 3, "changed")
     run = feed.make(output=output, shards=shards)
-    assert "2 days merged by their own jobs" in feed.said(run)
+    assert "2 days merged where they were computed" in feed.said(run)
     for day in DAYS:
         kept = before[day] & {path.name for path in feed.out.glob(f"day_partition={day}/*")}
         assert len(kept) == (1 if day in DAYS[:2] else 2)
@@ -139,7 +139,7 @@ def test_days_with_other_columns_are_merged_by_pass_2(feed: Feed) -> None:
     for i in range(4):
         feed.put(DAYS[1], i, "nothing")
     run = feed.make()
-    assert "1 day merged by their own jobs, 2 by this one." in feed.said(run)
+    assert "1 day merged where they were computed, 2 here." in feed.said(run)
     feed.check(more={None, 1})
     schema = run.dataset().schema
     assert [str(schema.field(name).type) for name in ("key", "text", "more")] == ["string", "string", "int64"]
@@ -171,7 +171,7 @@ def test_what_a_combine_does_is_done_by_the_days_jobs_and_its_error_is_told_by_p
     feed.check(n={4})
     feed.put(DAYS[0], 0, "changed")
     again = feed.make(combine="work:total")
-    assert "1 day merged by their own jobs" in feed.said(again)
+    assert "1 day merged where they were computed" in feed.said(again)
     feed.check(n={4})
 
 
@@ -180,7 +180,7 @@ def test_a_job_that_is_killed_while_it_merges_does_so_in_its_next_attempt(feed: 
     (feed.root / "deadly").touch()
     run = feed.make(combine="work:total")
     assert sorted(len(job["attempts"]) for job in run.jobs()) == [1, 1, 1, 2]
-    assert "3 days merged by their own jobs, 0 by this one." in feed.said(run)
+    assert "3 days merged where they were computed, 0 here." in feed.said(run)
     feed.check(n={4})
 
 
@@ -213,7 +213,7 @@ def test_what_is_no_more_as_it_was_is_merged_again(feed: Feed, damage: str) -> N
         note = run.path / "merged" / f"{DAYS[1]}.json"
         note.write_text(json.dumps(json.loads(note.read_text()) | {"basis": "another"}))
     run.resume(quiet=True, max_failures=5)
-    assert "1 day merged by their own jobs, 2 by this one." in feed.said(run)
+    assert "1 day merged where they were computed, 2 here." in feed.said(run)
     feed.check()
 
 

@@ -481,11 +481,11 @@ def test_jobs_merge_their_days_in_s3(project: JobProject, bucket: Bucket) -> Non
     bucket.put_all({f"in/{key}": "go" for key in keys})
     fields = jobs_in(project, bucket, shards={"by": "date", "path": "{Y}-{m}-{d}"})
     run = sk.Pipeline(**fields).run(project.local(), quiet=True)
-    assert "2 days merged by their own jobs, 0 by this one." in "\n".join(run.logs("merge"))
+    assert "2 days merged where they were computed, 0 here." in "\n".join(run.logs("merge"))
     assert keys_of(run) == sorted(keys)
     bucket.put("in/2020-01-02/r1.txt", "gone on")
     run = sk.Pipeline(**fields).run(project.local(), quiet=True)
-    assert "1 day merged by their own jobs, 0 by this one." in "\n".join(run.logs("merge"))
+    assert "1 day merged where they were computed, 0 here." in "\n".join(run.logs("merge"))
     assert keys_of(run) == sorted(keys)
     assert run.summary().records == {"listed": 3, "done": 1, "quarantined": 0, "skipped": 2}
     assert len(bucket.data_files()) == 2

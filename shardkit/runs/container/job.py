@@ -222,12 +222,13 @@ def _pass2(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.runfolder.limits import check_budget
     from shardkit.runs.planning import planned_merge
 
-    folder, _, pipeline, changes = open_planned(given.run, given.settings)
+    folder, plan, pipeline, changes = open_planned(given.run, given.settings)
     merging = planned_merge(folder, pipeline, changes)
     with Attempt(folder, make_progress(quiet=False), begun=begun, number=container.attempt) as attempt:
         ledger = Ledger(folder)
         check_budget(ledger, pipeline.limits())
-        run_pass2(ledger, merging, attempt, name=pipeline.pipeline_name(), threads=pipeline.worker_count())
+        name, threads = pipeline.pipeline_name(), pipeline.worker_count()
+        run_pass2(ledger, merging, attempt, name=name, threads=threads, merged=plan["by_day"])
 
 
 def planned_function(
