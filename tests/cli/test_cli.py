@@ -103,7 +103,7 @@ def test_help_has_an_example_and_says_what_every_option_is(shardkit: RunCommand,
 @pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]], ids=str)
 def test_help_comes_at_once(command: list[str]) -> None:
     def seconds() -> float:
-        """Of CPU: what it takes while nothing else is at work."""
+        """The CPU seconds that a command takes, which do not depend on what else runs."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "shardkit", *command, "--help"], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -396,7 +396,7 @@ def test_init_writes_what_runs(shardkit: RunCommand, tmp_path: Path, kind: str) 
     done = shardkit("init", kind, "new/place")
     assert done.stdout == ""
     assert "Run it: cd new/place && shardkit run pipeline.yaml" in done.stderr
-    if kind == "mimic":  # of many records some will do
+    if kind == "mimic":  # some of the many records will do
         for folder in sorted((tmp_path / "new" / "place" / "data").iterdir())[2:]:
             shutil.rmtree(folder)
     found = json.loads(shardkit("run", "pipeline.yaml", "--json", "-q", cwd=tmp_path / "new" / "place").stdout)
@@ -435,7 +435,7 @@ def test_quiet(project: Path, shardkit: RunCommand) -> None:
     done = shardkit("run", "pipeline.yaml", "--quiet")
     assert "records/s" not in done.stderr
     assert "merging" not in done.stderr
-    assert "Run " in done.stderr  # how it ended is told all the same
+    assert "Run " in done.stderr  # how it ended is printed all the same
 
 
 def test_plain_lines_where_stderr_is_no_terminal(project: Path, shardkit: RunCommand) -> None:

@@ -73,7 +73,7 @@ class Project:
             (self.folder / "data" / key).write_text("7")
 
     def hold(self) -> None:
-        """Let the function wait, from now on."""
+        """Make the function wait from now on."""
         (self.folder / "hold").touch()
 
     def let_go(self) -> None:
@@ -363,7 +363,7 @@ def test_stop_and_go_on(shardkit: RunCommand, project: Project) -> None:
     assert (
         said == f"4 jobs of run {run_id} stopped. Go on: shardkit resume {project.folder / 'out'} --run-id {run_id}\n"
     )
-    project.let_go()  # else it takes the ten seconds that a record has to end
+    project.let_go()  # otherwise it takes the ten seconds that a record has to end
     _, stderr = driver.communicate(timeout=60)
     assert driver.returncode == 130
     assert f"Run {run_id} was stopped." in stderr
@@ -376,7 +376,7 @@ def test_stop_and_go_on(shardkit: RunCommand, project: Project) -> None:
 
 @pytest.mark.slow
 def test_a_stop_that_the_service_does_not_hear(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said again; and if that is in vain, nobody is told that the jobs were stopped."""
+    """The stop is sent again; if that does not help either, the command does not claim that the jobs were stopped."""
     project.hold()
     monkeypatch.chdir(project.folder)
     one_job = sk.Pipeline.from_yaml("pipeline.yaml").replace(shards=None)

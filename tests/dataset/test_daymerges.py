@@ -128,7 +128,7 @@ def test_full_files_of_before_are_kept(feed: Feed, jobs: int) -> None:
         assert len(kept) == (1 if day in DAYS[:2] else 2)
     feed.check()
     for day in DAYS:
-        feed.put(day, 0, "changed too")  # what a day's files hold is known also where a job has written them
+        feed.put(day, 0, "changed too")  # what a day's files hold is known even if a job has written them
     feed.make(output=output, shards=shards)
     feed.check()
 

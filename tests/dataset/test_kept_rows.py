@@ -33,7 +33,7 @@ def small(batches):
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:
-    """Change a document as somebody does by hand."""
+    """Change a document by hand."""
     content = json.loads(path.read_text())
     content.pop("crc32", None)
     change(content)

@@ -790,7 +790,7 @@ def test_combine_by_name(tmp_path: Path, files: WriteFiles) -> None:
             source_dir=code,
             quiet=True,
         )
-    assert not (tmp_path / "out2").exists()  # told before any work was done
+    assert not (tmp_path / "out2").exists()  # it fails before any work is done
 
 
 # ---- memory, and parts that are gone ---------------------------------------------------------------------------

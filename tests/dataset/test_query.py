@@ -175,7 +175,7 @@ def test_pass_1_alone_leaves_parts_that_are_read_as_one(tmp_path: Path, world: W
 def test_files_of_other_days_stay_closed(tmp_path: Path, world: World) -> None:
     world.pipeline("ads", output=tmp_path / "out").run(quiet=True)
     for path in (tmp_path / "out").glob(f"day_partition={DAYS[0]}/*"):
-        path.write_bytes(b"no Parquet")  # the first is what the other columns are told by
+        path.write_bytes(b"no Parquet")  # the first file decides which columns the others have
     for condition in (f"= '{DAYS[1]}'", f"IN ('{DAYS[1]}', '2021-01-01')", f"BETWEEN '{DAYS[1]}' AND '{DAYS[1]}'"):
         query = f"SELECT count(*) AS n FROM dataset WHERE day_partition {condition}"
         assert sk.read_sql(query, tmp_path / "out").n[0] == 3

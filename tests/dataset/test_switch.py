@@ -50,7 +50,7 @@ def make_project(root: Path) -> Project:
 
 
 def run_version(project: Project, version: str, **fields: Any) -> sk.Run:
-    """A run whose rows all tell that version."""
+    """A run whose rows all hold that version."""
     (project.root / "version").write_text(version)
     return project.run(**(FIELDS | {"run_id": version} | fields))
 
@@ -89,7 +89,7 @@ def copy_of(folder: Path, target: Path) -> Project:
 
 
 def check_is(project: Project, version: str) -> None:
-    """See that the dataset is that version, for shardkit's readers and for all others."""
+    """Check that the dataset is that version, for shardkit's readers and for all others."""
     assert rows_of(sk.open_run(project.out, version)) == rows_of_version(version)
     assert Counter(map(str, folder_rows(project.out))) == Counter(map(str, rows_of_version(version)))
     assert set(FOREIGN) < set(project.data_files())
@@ -97,7 +97,7 @@ def check_is(project: Project, version: str) -> None:
 
 
 def readable(project: Project) -> list[dict[str, Any]]:
-    """What a reader finds who does nothing but read: the rows of the latest result's files."""
+    """What a mere reader finds: the rows of the latest result's files."""
     result = current_result(LocalFolder(project.out))
     assert result is not None
     import pyarrow.parquet as pq
@@ -240,7 +240,7 @@ def test_a_reader_never_sees_a_mixture(project: Project) -> None:
 
 
 def read_a_version(project: Project) -> str:
-    """The version that all rows are of; none if the dataset was replaced while it was read, which a reader is told."""
+    """The version of all rows; none if the dataset was replaced while it was read, which raises an error."""
     result = current_result(LocalFolder(project.out))
     assert result is not None
     try:

@@ -53,7 +53,7 @@ SLURM = pytest.param("slurm", marks=pytest.mark.slurm)
 
 @pytest.fixture
 def nap() -> str:
-    """Seconds to sleep, many, and of this test only: its processes are told by it."""
+    """Many seconds to sleep, a number that no other test has, so that this test's processes can be found by it."""
     return f"3600.{os.getpid()}{next(NAPS):04d}"
 
 

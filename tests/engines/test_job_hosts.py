@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine")
-# Each instance listens at its own name, at one port; the first asks the second, and tells all addresses.
+# Each instance listens at its own name, at one port; the first asks the second, and prints all addresses.
 TALK = """
 import json, socket, time
 about = json.load(open("/opt/ml/config/resourceconfig.json"))

@@ -62,13 +62,13 @@ def local(tmp_path: Path) -> Iterator[LocalEngine]:
 
 @pytest.fixture
 def nap() -> str:
-    """Seconds to sleep, many, and of this test only: its processes are told by it."""
+    """Many seconds to sleep, a number that no other test has, so that this test's processes can be found by it."""
     return f"3600.{os.getpid()}{next(NAPS):04d}"
 
 
 @pytest.fixture(params=["here", "wire"])
 def engine(request: pytest.FixtureRequest, local: LocalEngine) -> Iterator[Any]:
-    """The engine itself, and boto3's client of it over the wire: what holds for one holds for the other."""
+    """The engine itself, and boto3's client of it over HTTP: both must behave alike."""
     if request.param == "here":
         yield local
         return
@@ -365,4 +365,4 @@ def test_a_job_costs_little(local: LocalEngine) -> None:
     for i in range(10):
         local.create_processing_job(**request(f"cost-{i}", shell="true"))
         ended(local, f"cost-{i}")
-    assert (time.monotonic() - begun) / 10 < 0.5  # some 0.03 s on a machine with nothing else to do
+    assert (time.monotonic() - begun) / 10 < 0.5  # some 0.03 s on an idle machine

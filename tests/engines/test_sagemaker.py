@@ -36,7 +36,7 @@ def settings(**fields: Any) -> SageMaker:
 
 
 def refused(**fields: Any) -> str:
-    """What the settings say about fields that will not do."""
+    """The error of the settings about fields that they do not accept."""
     with pytest.raises(sk.PipelineError) as caught:
         settings(**fields)
     return str(caught.value)
@@ -47,7 +47,7 @@ def request(engine: SageMaker | Local, **options: Any) -> dict[str, Any]:
 
 
 def complaints(value: Any, shape: Any, at: str = "") -> list[str]:
-    """What a value has against the service's model: names, lengths, ranges, patterns, choices."""
+    """How a value violates the service's model: names, lengths, ranges, patterns, choices."""
     kind, rules = shape.type_name, shape.metadata
     if kind == "structure":
         found = [f"{at}.{name}: unknown" for name in value if name not in shape.members]
@@ -375,7 +375,7 @@ def test_an_unknown_kind() -> None:
 
 
 class Holder(BaseModel):
-    """Stands for a pipeline."""
+    """A stand-in for a pipeline."""
 
     engine: EngineSettings = None
 
@@ -426,7 +426,7 @@ class PipelineVariable:
 
 
 class ScriptProcessor:
-    """What both SDKs' have in common."""
+    """What the ScriptProcessors of both SDKs have in common."""
 
     def __init__(self, **options: Any) -> None:
         self.role = ROLE

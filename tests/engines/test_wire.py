@@ -49,7 +49,7 @@ def client(url: str, *, attempts: int = 1) -> Any:
 
 
 def post(url: str, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
-    """What the server answers to a request that no SDK would make, but for its signature."""
+    """The server's answer to a signed request that no SDK would make."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     return send(url, body, signed(url, body, given) | given)
 

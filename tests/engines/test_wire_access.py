@@ -74,7 +74,7 @@ def test_the_pair_of_the_root_lets_in_and_stays_the_same(url: str, local: LocalE
     ((key, secret),) = Keys.of_root(local.root).pairs.items()
     assert client("sagemaker", url, key, secret).list_processing_jobs()["ProcessingJobSummaries"] == []
     assert os.stat(f"{local.root}/{signing.KEPT}").st_mode & 0o777 == 0o600
-    os.chmod(f"{local.root}/{signing.KEPT}", 0o644)  # others may have read it: it is of no use any more
+    os.chmod(f"{local.root}/{signing.KEPT}", 0o644)  # others may have read it, so it must not be valid any more
     assert key not in Keys.of_root(local.root).pairs
 
 

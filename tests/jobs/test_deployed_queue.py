@@ -34,7 +34,7 @@ pytestmark = [
 HERE = Path(__file__).parents[1]
 PORT = 4577
 FAULTS = ("--throttle", "0.1", "--lose-responses", "0.1", "--capacity-errors", "0.05", "--seed", "7")
-# By hand a thousand, of whom the schedules alone take care, and with a killer that goes on.
+# By hand a thousand, which only the schedules launch and watch, and the killer goes on.
 JOBS = int(os.environ.get("SHARDKIT_TEST_JOBS", "20"))
 HURRY = JOBS < 100
 MORTAL = "launch" if HURRY else ""  # a notice that a dead monitor had in hand is sent minutes later
@@ -44,7 +44,7 @@ SECONDS = 200 + JOBS
 
 @contextlib.contextmanager
 def served(beside: Ministack, folder: Path) -> Iterator[None]:
-    """The local engine over the wire, in ministack's network."""
+    """The local engine over HTTP, in ministack's network."""
     command = [sys.executable, "-m", "shardkit", "engine", "serve", "--port", str(PORT), "--root", str(folder), *FAULTS]
     command.append("--any-credentials")  # the roles' own; nobody else is in this network
     process = subprocess.Popen(

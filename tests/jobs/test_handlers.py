@@ -189,7 +189,7 @@ def test_events_come_in_any_order_and_several_times(store: SQLiteStore, engine: 
 
 
 def events_of(line: dict[str, Any]) -> list[dict[str, Any]]:
-    """What EventBridge says of a job: that it runs, and that it has ended; and something of a job of others."""
+    """EventBridge's events of a job, which runs and then has ended, and one of a job that is not ours."""
     times = {key: int(line[key].timestamp() * 1000) for key in line if key.endswith("Time") and line[key]}
     begun = {"ProcessingJobName": line["ProcessingJobName"], "ProcessingJobStatus": "InProgress"} | times
     begun.pop("ProcessingEndTime", None)

@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def command(name: str, path: Path) -> tuple[int, str]:
-    """A command about the store: its exit code and all that it says."""
+    """Run a command on the store; returns its exit code and its output."""
     request = path.parent.parent / "request.json"
     if name == "submit" and not request.exists():
         request.write_text(json.dumps(REQUEST))
@@ -70,7 +70,7 @@ def check_kept(path: Path) -> None:
 
 @contextmanager
 def held(path: Path, *statements: str) -> Iterator[None]:
-    """The file in the hands of another program."""
+    """The file, locked by another program."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         for statement in statements:
             other.execute(statement)
@@ -104,7 +104,7 @@ def test_a_reader_does_not_mind_a_writer_and_a_second_writer_is_told(path: Path,
 
 @contextmanager
 def without_rights() -> Iterator[None]:
-    """As a user that permissions bind, also where tests run as root."""
+    """Run as a user to whom permissions apply, even if the tests run as root."""
     if os.geteuid():
         yield
         return
@@ -117,7 +117,7 @@ def without_rights() -> Iterator[None]:
 
 @pytest.fixture
 def own_path(path: Path) -> Iterator[Path]:
-    """The store where a user without rights gets to."""
+    """The store in a folder that a user without rights can reach."""
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top) / "store"
         shutil.copytree(path.parent, folder)
@@ -148,7 +148,7 @@ def test_what_may_only_be_read_is_not_written(own_path: Path, what: str, name: s
 
 @pytest.fixture
 def full_disk(path: Path) -> Iterator[Path]:
-    """The store on a disk that something else has filled."""
+    """The store on a full disk."""
     with tempfile.TemporaryDirectory() as top:
         disk = Path(top) / "disk"
         disk.mkdir()

@@ -63,7 +63,7 @@ def clock() -> SimulatedClock:
 
 @pytest.fixture
 def aws(ministack_url: str, servers: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty table ``jobs``, of one test at a time, for clients that know nothing but their environment."""
+    """An empty table ``jobs``, for one test at a time, whose clients find it by their environment."""
     for name in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
         monkeypatch.setenv(f"AWS_{name}", ministack_url if name == "ENDPOINT_URL" else "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
@@ -318,7 +318,7 @@ def test_ended_jobs_by_time(store: Store) -> None:
 
 
 def let_go(store: Store) -> list[str]:
-    """What unblock() finds in vain; its first call may only learn what completed."""
+    """The jobs that unblock() returns because they wait in vain; its first call may only learn what completed."""
     return sorted(f"{job.job_id}:{needs}" for job, needs in store.unblock())
 
 

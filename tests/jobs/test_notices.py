@@ -43,7 +43,7 @@ ATTEMPT = {
 
 
 class Hook:
-    """A server that takes messages as it is told: by ``answers``, and when these are used up with 200."""
+    """A server that receives messages, and answers with ``answers`` and then, when these are used up, with 200."""
 
     def __init__(self) -> None:
         self.got: list[tuple[str, Any]] = []

@@ -301,7 +301,7 @@ def test_moments_for_calls_are_not_wasted_on_jobs_that_others_took(
 
 
 def test_two_launchers_do_not_get_into_each_others_moments(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is throttled, and goes on with the moments that it has; those of the other one come behind."""
+    """One is throttled, and goes on with the moments that it has; those of the other one come later."""
     bench.submit(*(f"a-{i:02d}" for i in range(10)))
     taken: list[float] = []
 
@@ -587,7 +587,7 @@ def test_causes(status: str, reason: str, message: str, cause: str) -> None:
 
 
 def lose(bench: Bench, *, created: bool) -> Report:
-    """Launch with a call that is done or not, and not answered."""
+    """Launch with a call that gets no answer, whether it is carried out or not."""
     call = bench.service._create
 
     def lost(name: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def submit(store: SQLiteStore, jobs: int) -> None:
 
 
 def check(store: SQLiteStore, service: SimulatedService) -> None:
-    """What must be true when all have ended."""
+    """Check what must be true when all jobs have ended."""
     known = {entry["name"]: entry for job in store.jobs() for entry in job.attempts}
     assert not service.twice
     assert not service.alive()
@@ -80,13 +80,13 @@ def check(store: SQLiteStore, service: SimulatedService) -> None:
 
 
 def least_calls(service: SimulatedService, policy: Policy) -> float:
-    """The fewest calls that anybody could get by with, by the dice of this service.
+    """The fewest calls that are possible, with the random numbers of this service.
 
-    Every attempt (how many each job needs is laid down by its name) takes one CreateProcessingJob that gets through; one in
-    five is throttled and one in twenty lost before it is done, whoever makes it. While jobs run, one page of the list every
-    ``poll_s`` tells what ended; no schedule of these attempts on so many instances, or at one create a second, is shorter
-    than ``shortest``. Pages that fail, failures whose reason must be asked for, and what is refused for a quota that nobody
-    knew are all counted against the queue.
+    Each attempt (a job's name decides how many it needs) takes one CreateProcessingJob that gets through; one in five
+    is throttled and one in twenty lost before it is carried out. While jobs run, one page of the list every ``poll_s``
+    shows which have ended; no schedule of these attempts on so many instances, or at one create a second, is shorter
+    than ``shortest``. Pages that fail, requests for the reason of a failure, and calls that are refused for a quota
+    that nobody knew all count against the queue.
     """
     creates = len(service.jobs) / ((1 - service.faults.throttled) * (1 - service.faults.lost / 2))
     work_s = sum(attempt.over_at - attempt.created_at for attempt in service.jobs.values())
@@ -111,11 +111,11 @@ def test_many_jobs_on_a_bad_day(tmp_path: Path, seed: int, jobs: int) -> None:
 
 
 class Dead(BaseException):
-    """A launcher is no more: SIGKILL, a Lambda's time-out."""
+    """A launcher has died, as by SIGKILL or a Lambda's time-out."""
 
 
 class Mortal:
-    """Whatever a launcher uses; before or after any step of it, the launcher may die, or another one go on."""
+    """Wraps what a launcher uses: before or after each call the launcher may die, or another one go on."""
 
     def __init__(self, inner: Any, step: Callable[[], None]) -> None:
         self._inner, self._step = inner, step
@@ -135,7 +135,7 @@ class Mortal:
 
 
 class Stage:
-    """Threads that take turns as the dice want it, so that a run can be repeated; every step may be somebody's last."""
+    """Threads that take turns at random, but reproducibly; each step may be the last of its thread."""
 
     def __init__(self, rng: random.Random, death: float) -> None:
         self.rng, self.death, self.deaths = rng, death, 0
@@ -180,7 +180,7 @@ class Stage:
         def step() -> None:
             nonlocal dead
             if dead or self.rng.random() < self.death:
-                dead = True  # and stays so: nothing is tidied up
+                dead = True  # and stays dead: nothing is cleaned up
                 raise Dead
             if len(self._names) > 1:
                 with self._turn:
@@ -236,7 +236,7 @@ def start(folder: Path, *, lost: float = 0.0) -> subprocess.Popen[bytes]:
 
 
 def spans(folder: Path) -> dict[str, list[tuple[float, float]]]:
-    """When the attempts of every job were alive."""
+    """The times in which the attempts of each job ran."""
     found: dict[str, list[tuple[float, float]]] = {}
     for path in folder.glob("*.job"):
         line = line_of(path)
@@ -246,7 +246,7 @@ def spans(folder: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def check_folder(folder: Path, jobs: int) -> list[str]:
-    """Nothing forgotten, nothing twice at once; the calls that were made."""
+    """Check that no job is forgotten and none runs twice at once; returns the calls that were made."""
     with SQLiteStore(folder / "jobs.sqlite") as store:
         assert store.counts()["Completed"] == jobs
         known = {entry["name"] for job in store.jobs() for entry in job.attempts}
@@ -289,7 +289,7 @@ def test_processes_killed_at_random_moments(tmp_path: Path) -> None:
 
 
 class Stopwatch:
-    """An engine that knows how long it took itself."""
+    """An engine that measures its own time."""
 
     def __init__(self, inner: SimulatedService) -> None:
         self._inner, self.seconds = inner, 0.0

@@ -41,7 +41,7 @@ OWNERS = tuple(f"{name} of {'many ' * 160}" for name in ("ana", "ben", "cem", "d
 
 @pytest.fixture
 def aws(ministack_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For clients that know nothing but their environment."""
+    """An emulator that clients find by their environment."""
     for name in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
         monkeypatch.setenv(f"AWS_{name}", ministack_url if name == "ENDPOINT_URL" else "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
@@ -76,7 +76,7 @@ class Bench:
 
 
 def peak_bytes(ask: Callable[[], Any]) -> int:
-    """How much more memory was in use at once, while that was asked."""
+    """How much more memory was in use at the peak of a call."""
     tracemalloc.start()
     try:
         ask()
@@ -154,9 +154,9 @@ def test_a_monitor_round_over_hundreds_of_live_jobs(aws: None) -> None:
 
 
 class Stage:
-    """Actors that take turns in simulated time, as the dice want it; every step may be the last of a life.
+    """Actors that take turns at random in simulated time; each step may be the last of an invocation.
 
-    One of them acts at a time: one of those that need not wait any more. Only where all of them wait, time moves on.
+    One acts at a time, of those that need not wait any more. Only when all of them wait, time moves on.
     """
 
     def __init__(self, clock: SimulatedClock, dice: random.Random, death: float) -> None:
@@ -209,14 +209,14 @@ class Stage:
 
 
 class Life:
-    """What one invocation lives through; a clock, too."""
+    """One invocation; it is its clock, too."""
 
     def __init__(self, stage: Stage, name: int) -> None:
         self._stage, self._name, self._dead = stage, name, False
 
     def step(self, seconds: float = 0.0) -> None:
         if self._dead or self._stage.dice.random() < self._stage.death:
-            self._dead = True  # and stays so: nothing is tidied up
+            self._dead = True  # and stays dead: nothing is cleaned up
             raise Dead
         self._stage.wait(self._name, seconds)
 
@@ -255,10 +255,10 @@ class Post:
 
     def __init__(self, service: SimulatedService, dice: random.Random) -> None:
         self._service, self._dice, self._known = service, dice, 0
-        self._due: list[tuple[float, float, str]] = []  # when it comes, of when it tells, and of which job
+        self._due: list[tuple[float, float, str]] = []  # when it arrives, when it happened, and the job
 
     def due(self) -> list[dict[str, Any]]:
-        """What comes now."""
+        """The events that arrive now."""
         for attempt in itertools.islice(self._service.jobs.values(), self._known, None):
             for at in (attempt.created_at, attempt.ends_at):
                 for _ in range(self._dice.choice([0, 1, 1, 1, 2])):
@@ -299,7 +299,7 @@ def simulated(clock: SimulatedClock, jobs: int) -> tuple[SimulatedService, list[
 
 
 def simulate(store: Store, mortal: Callable[[Life], Any], service: SimulatedService, stage: Stage) -> None:
-    """Let two launchers, two monitors and what takes in events bring all jobs to their end."""
+    """Let two launchers, two monitors and the receiver of events bring all jobs to their end."""
     begun, post = stage.clock.time(), Post(service, stage.dice)
 
     def engine(life: Life) -> Any:
@@ -336,7 +336,7 @@ def simulate(store: Store, mortal: Callable[[Life], Any], service: SimulatedServ
 
 
 def test_lambdas_that_die_bring_all_jobs_to_their_end(tmp_path: Path) -> None:
-    """Of all that is begun every minute, each may die at any step; what is read of many jobs lags behind.
+    """Every function that is started each minute may die at any step; reads of many jobs lag behind.
 
     All jobs end, none runs twice at once, none is forgotten; an owner with ten jobs does not wait for one with thousands.
     """
@@ -349,7 +349,7 @@ def test_lambdas_that_die_bring_all_jobs_to_their_end(tmp_path: Path) -> None:
 
 
 def test_lambdas_that_die_within_what_the_store_does(aws: None) -> None:
-    """The same with DynamoDB, where a step is one of its calls."""
+    """The same with DynamoDB, where each step is a call of it."""
     clock, lives = SimulatedClock(), threading.local()
     service, submissions = simulated(clock, JOBS // 6)
     session = boto3.Session()

@@ -181,7 +181,7 @@ def makespan(chunk: np.ndarray, seconds: np.ndarray, expected: np.ndarray, speed
 
 
 def compare(sizes: np.ndarray, seconds: np.ndarray, speeds: list[float]) -> dict[str, float]:
-    """The time that each way takes, as a multiple of the best that there could be."""
+    """The time that each rule takes, as a multiple of the best possible."""
     expected = sizes + RECORD_COST_BYTES
     best = max(seconds.sum() / sum(speeds), seconds.max() / max(speeds))
     return {

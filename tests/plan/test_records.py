@@ -427,7 +427,7 @@ def glob_match(pattern: str, text: str) -> bool:
 def plain_records(
     listing: dict[str, int], rule: Callable[[str], str | None], pattern: str, exclude: str | None, depth: int
 ) -> list[dict[str, Any]]:
-    """What build_records has to come to, with Python's own means."""
+    """What build_records must return, computed in plain Python."""
 
     def hit(glob: str, key: str) -> bool:
         return glob_match(glob, key if "/" in glob else key.rpartition("/")[2])

@@ -223,7 +223,7 @@ def test_commands_that_are_not_run_exist() -> None:
 
 
 def test_a_broken_block_fails(tmp_path: Path) -> None:
-    """What all the tests above rest on."""
+    """All tests above rely on this."""
     for language, text, error in (
         ("python", "1 / 0\n", ZeroDivisionError),
         ("console", "$ false\n", AssertionError),

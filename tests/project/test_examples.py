@@ -66,7 +66,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def records_by(key_of: Any, root: Path) -> dict[str, FileRecord]:
-    """The records under ``root``, told apart by a key function."""
+    """The records under ``root``, formed by a key function."""
     paths: dict[str, list[Path]] = {}
     for path in files_under(root):
         key = key_of(path.relative_to(root).as_posix())
@@ -80,7 +80,7 @@ def file_record(root: Path, key: str) -> FileRecord:
 
 
 def plain_loop(function: Any, records: dict[str, FileRecord]) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
-    """What a run should come to: the rows of the records that work, the errors of those that do not."""
+    """What a run should give: the rows of the records that work, the errors of those that do not."""
     rows: list[dict[str, Any]] = []
     errors: dict[str, Exception] = {}
     for key, record in records.items():
@@ -682,7 +682,7 @@ JSONL = SHARED_DATA / "jsonl"
 
 @shared_data
 def test_every_real_json_file_gives_rows_or_names_its_line(ads: ModuleType) -> None:
-    """Whatever the file, no other error than one that says where and why."""
+    """Whatever the file, an error says where and why."""
     records = {
         path.relative_to(JSONL).as_posix(): file_record(JSONL, path.relative_to(JSONL).as_posix())
         for path in files_under(JSONL)
@@ -765,7 +765,7 @@ def make_input(example: Path, *arguments: str) -> None:
 
 
 def run_pipeline(example: Path, *arguments: str) -> dict[str, Any]:
-    """Run an example's pipeline; what the last line of its standard output says."""
+    """Run an example's pipeline; returns the JSON in the last line of its stdout."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = warm.run(
         ["-m", "shardkit", "run", "pipeline.yaml", "--json", *arguments], cwd=example, env=environment, timeout_s=300

@@ -118,7 +118,7 @@ def room_of(module: str) -> str:
 
 
 def circle(needs: dict[str, set[str]]) -> list[str]:
-    """Names that need each other, if there are any."""
+    """Names that need each other in a circle, if there are any."""
     left = {name: others - {name} for name, others in needs.items()}
     while free := [name for name, others in left.items() if not others & set(left)]:
         for name in free:
@@ -204,7 +204,7 @@ def rows_under(heading: str) -> list[list[str]]:
 
 
 def paths_in(text: str) -> set[str]:
-    """What a text names as a file or a folder."""
+    """The files and folders that a text names."""
     return set(re.findall(r"`([\w./-]+(?:\.py|\.md|\.svg|/))`", text))
 
 

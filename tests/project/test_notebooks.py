@@ -203,7 +203,7 @@ def test_the_server_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Processor:
-    """What both SDKs' ScriptProcessors have in common, as far as a pipeline looks at one."""
+    """What a pipeline reads of the ScriptProcessors of both SDKs."""
 
     volume_size_in_gb, max_runtime_in_seconds = 30, None
 
@@ -215,7 +215,7 @@ class Processor:
 
 
 class Opened:
-    """A run that is looked at from elsewhere."""
+    """A run that was opened elsewhere."""
 
     def jobs(self) -> list[Any]:
         return []

@@ -137,7 +137,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def pipeline(tmp_path: Path, files: WriteFiles, **more: Any) -> dict[str, Any]:
-    """What a pipeline says that uses the toy's engine and its format."""
+    """The fields of a pipeline that uses the toy's engine and format."""
     return {
         "input": str(files({f"{name}.txt": name for name in "abcd"})),
         "function": "toy_kinds:rows",

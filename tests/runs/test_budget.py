@@ -142,7 +142,7 @@ def test_the_run_stops_early_and_keeps_the_evidence(project: Project) -> None:
 
 @pytest.mark.parametrize("deadly", ["sleeps", "segfaults"])
 def test_what_failed_in_a_chunk_is_on_record_though_its_worker_dies(project: Project, deadly: str) -> None:
-    """The budget is known to be exceeded while the chunk is under way, and then its worker dies."""
+    """The budget is exceeded while the chunk is in progress, and then its worker dies."""
     project.write_records([content(kind) for kind in ("good", "raises", "raises", deadly, "good", "good", "good")])
     fields: dict[str, Any] = {"function": "zoo:features", "source_dir": TESTS, "chunks": "even", "workers": 1}
     with pytest.raises(sk.BudgetExceeded, match=r"records are quarantined"):

@@ -39,7 +39,7 @@ DAYS = ("2020-01-01", "2020-01-02")
 
 @pytest.fixture(params=["local", "s3"])
 def output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where a dataset is to be: on this machine, and in a bucket."""
+    """A place for a dataset: on this machine, and in a bucket."""
     if request.param == "local":
         return str(tmp_path / "out")
     url, name = request.getfixturevalue("s3_url"), f"cleaning-{next(NUMBERS)}-{os.getpid()}"

@@ -30,7 +30,7 @@ EXCEPTIONS = {
     "yields_then_raises": ("RuntimeError", "the second half is damaged"),
     "runs_out_of_memory": ("MemoryError", ""),
 }
-UNSTORABLE = ("returns_unstorable", "raises_when_converted")  # which is found out together with other records' rows
+UNSTORABLE = ("returns_unstorable", "raises_when_converted")  # found when several records' rows are converted
 DEATHS = {
     "leaves": (None, "exited with code 9"),
     "segfaults": ("SIGSEGV", "SIGSEGV"),

@@ -79,7 +79,7 @@ class Place:
         return sorted(zip(table["n"].to_pylist(), table["i"].to_pylist(), strict=True))
 
     def files(self) -> set[str]:
-        """The names of the dataset's files, as whoever looks at the folder sees them."""
+        """The names of the dataset's files, as anyone sees them who lists the folder."""
         return {path.name for path in self.out.glob("*.parquet")}
 
     def damage(self, name: str, how: str) -> None:
@@ -138,7 +138,7 @@ def place(finished: Place, tmp_path: Path) -> Iterator[Place]:
 
 
 def told(arguments: list[str]) -> tuple[int, str]:
-    """What a command says, which must be no traceback."""
+    """The output of a command, in which there must be no traceback."""
     done = CliRunner().invoke(cli, arguments)
     assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
     return done.exit_code, done.output
@@ -295,7 +295,7 @@ def test_a_flipped_bit_of_a_part_is_found_and_its_chunk_computed_again(place: Pl
 
 @pytest.fixture
 def half_switched(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """A second run, whose switch has failed for the store took no file."""
+    """A second run, whose switch failed because the store accepted no file."""
 
     def refuse(source: Any, target: Any) -> None:
         raise StorageError(f"Cannot write {target}: the store refuses it.", hint="Ask for the permission.")

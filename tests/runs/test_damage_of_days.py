@@ -28,7 +28,7 @@ STATE = "_shardkit"
 
 
 class Case(NamedTuple):
-    """One file, what becomes of it, and the command that comes upon it."""
+    """One file, how it is damaged, and the command that meets it."""
 
     name: str
     how: str
@@ -81,7 +81,7 @@ class Days:
         return made
 
     def rows(self) -> list[tuple[int, int]]:
-        """The rows as any reader of the folder finds them."""
+        """The rows that any reader of the folder finds."""
         tables = [pq.ParquetFile(path).read() for path in self.out.glob("day_partition=*/*.parquet")]
         return sorted((row["n"], row["i"]) for table in tables for row in table.to_pylist())
 
@@ -110,7 +110,7 @@ class Days:
 
 
 def told(arguments: list[str]) -> tuple[int, str]:
-    """What a command says, which must be no traceback."""
+    """The output of a command, in which there must be no traceback."""
     done = CliRunner().invoke(cli, arguments)
     assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
     assert "Traceback" not in done.output
@@ -123,7 +123,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Days:
 
 
 def try_all(finished: Days, tmp_path: Path, commands: tuple[str, ...], count: int, seed: int) -> None:
-    """Try so many cases, drawn at random, and tell of all that are not as they should be."""
+    """Try so many random cases, and report all that go wrong."""
     choice = random.Random(seed)
     state = finished.out / STATE
     kinds: dict[str, list[str]] = {}  # there are more markers than plans, which are to be hit as often

@@ -298,7 +298,7 @@ def test_two_runs_on_one_day_and_on_two_days_at_once(feed: Feed, incremental: An
 
 
 def test_a_late_run_does_not_put_an_older_day_back(feed: Feed) -> None:
-    """As of a job that merges after nobody watched any more, and another run has made the day."""
+    """As by a job that merges late, when nobody watches any more and another run has made the day."""
     feed.put_days(1, 3)
     feed.run()
     feed.put("2020-01-01/00.txt", "bad")
@@ -350,7 +350,7 @@ def test_killed_between_any_two_steps_a_reader_never_sees_a_day_twice_or_half(fe
 
 
 def _as_a_reader(feed: Feed) -> dict[str, str] | None:
-    """What somebody finds who only reads; None if files went while they were read, which a reader is told."""
+    """What a mere reader finds; None if files were removed during the reading, which raises an error."""
     import pyarrow.parquet as pq
 
     result = current_result(LocalFolder(feed.out))
@@ -395,7 +395,7 @@ def listing(records: int, days: int, *, changed: tuple[int, ...] = ()) -> pa.Tab
 
 
 def planned(objects: pa.Table, out: Path, run_id: str, *, workers: int = 2, carry_out: bool = True) -> Any:
-    """A plan for the objects; carried out, as far as later runs can tell."""
+    """A plan for the objects, which looks to later runs as if it had been carried out."""
     rule = {"by": "date", "path": "{Y}-{m}-{d}"}
     output = LocalFolder(out)
     records = build_records(objects, shards=rule)

@@ -81,7 +81,7 @@ class Feed:
         return {key: text for key, text in found.items() if text not in {"bad", "none"}}
 
     def files(self) -> dict[str, tuple[int, int]]:
-        """The dataset's files, with what tells whether one was touched."""
+        """The dataset's files, with what changes if one is touched."""
         found = [path for path in self.out.rglob("*") if path.is_file() and "_shardkit" not in path.parts]
         return {str(p.relative_to(self.out)): (p.stat().st_mtime_ns, p.stat().st_size) for p in found}
 
@@ -129,7 +129,7 @@ def feed(after_three_days: Feed, tmp_path: Path) -> Feed:
 
 
 def _rebase(made: Feed, origin: Feed) -> None:
-    """Have the copy's earlier runs be of the copy's input, which lies elsewhere."""
+    """Make the copy's earlier runs refer to the copy's input, which is elsewhere."""
     digests = [(r, r.pipeline().plan().content["work"]) for r in (origin, made)]
     for path in (made.out / "_shardkit").rglob("*.json"):
         text = path.read_text().replace(digests[0][1], digests[1][1])
@@ -175,7 +175,7 @@ def test_the_plan_tells_how_many_are_computed_again(feed: Feed) -> None:
 
 
 def test_records_of_one_chunk_change_and_vanish_run_after_run(tmp_path: Path) -> None:
-    """Each record has rows of its own number, so that a row cut out of a part at the wrong place is told."""
+    """Each record has rows with its own number, so that a row cut out of a part at the wrong place is noticed."""
     feed = Feed(tmp_path / "rows", chunks="even", function="feed_work:several")
     feed.write_work(WORK + SEVERAL)
     feed.put_days(1, 40)

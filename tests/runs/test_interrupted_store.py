@@ -79,5 +79,5 @@ def test_ctrl_c_ends_what_waits_for_a_store_that_has_vanished(
     assert "Traceback" not in told
     if step not in {"looking", "listing"}:
         for key in (key for key in bucket.keys("out/") if key.endswith("/lock")):
-            bucket.delete(key)  # or it would have to run out: nobody could be told that it is let go
+            bucket.delete(key)  # otherwise it would have to run out, because the store could not be asked to release it
         assert check_ledger(sk.open_run(f"{bucket.uri}/out").resume(quiet=True)).records["done"] == 6

@@ -34,19 +34,19 @@ def project(tmp_path: Path) -> Iterator[JobProject]:
 
 
 def held(project: JobProject) -> None:
-    """Two groups, each with a record that waits between two that do not; all are of one size, else it comes first."""
+    """Two groups, each with a record that waits between two that do not; all have one size, so that it is not first."""
     project.write_groups("go..", "wait", "go..", groups="ab")
 
 
 def once_each(project: JobProject, *, but: tuple[str, ...] = ()) -> None:
-    """See that the function was called once with every record, but for some that were in flight."""
+    """Check that the function was called once with each record, except for some that were in flight."""
     calls = Counter(project.calls())
     assert {key for key, _ in project.expected()} == set(calls)
     assert {key for key, number in calls.items() if number > 1} <= set(but), calls
 
 
 def committed_once(run: sk.Run) -> None:
-    """See that no record is in two markers."""
+    """Check that no record is in two markers."""
     summary = check_ledger(run)
     assert sum(marker["records"]["listed"] for marker in run.folder.markers()) == summary.records["listed"]
 

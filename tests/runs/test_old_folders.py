@@ -25,7 +25,7 @@ VERSIONS = sorted(path.name for path in FOLDERS.iterdir())
 ALL = [(version, kind) for version in VERSIONS for kind in KINDS]
 
 
-# Records that a run on top of a folder need not compute again; the first folders do not tell what they were made with.
+# Records that a run on top of a folder need not compute again; the first folders do not say what they were made with.
 TAKEN_OVER = {("0.1", "days"): 2, ("0.2", "days"): 2, ("0.2", "done"): 6, ("0.2", "quarantine"): 5}
 
 
@@ -159,7 +159,7 @@ def test_an_old_document_is_whole_or_damaged(folder: str, name: str, kind: type[
 
 
 def of_later_version(path: Path) -> None:
-    """Have a document be of the version after this one's."""
+    """Give a document the version after this one's."""
     content = json.loads(path.read_bytes())
     path.write_bytes(documents.dump({**content, "version": documents.FORMAT + 1}))
 
@@ -170,7 +170,7 @@ STATUS, FAILURES, CHECK = ["status", "out"], ["failures", "out"], ["check", "out
 QUERY = ["query", "SELECT * FROM dataset", "--output", "out"]
 RESUME, RETRY = ["resume", "out", "--quiet"], ["retry", "out", "--quiet"]
 ANEW = ["run", "pipeline.yaml", "--quiet", "--set", "incremental=true"]
-# Which commands need what a document says; the others answer as if nothing was.
+# The commands that need a document; the others answer as usual.
 NEEDED_BY = {
     f"{RUN}/plan.json": (STATUS, FAILURES, CHECK, RESUME, RETRY),
     f"{RUN}/markers/00000/000000-0001.json": (STATUS, FAILURES, CHECK, RESUME, RETRY, ANEW),

@@ -64,7 +64,7 @@ STEPS = ["create", "confirm", *["publish"] * FILES, "result", "current", *["remo
 
 
 class Output:
-    """A dataset on the disk or in S3, and what the tests do with it past shardkit."""
+    """A dataset on disk or in S3, with what the tests do to it without shardkit."""
 
     def __init__(self, project: Project, uri: str) -> None:
         self.project, self.uri = project, uri
@@ -87,7 +87,7 @@ class Output:
         return sk.run("work:features", self.project.data, self.uri, name="paused", **self.fields(run_id, **more))
 
     def break_locks(self) -> None:
-        """Have the locks of a paused process end, as leases do by themselves."""
+        """End the locks of a paused process, as leases end by themselves."""
         if isinstance(self.folder, LocalFolder):
             for path in self.folder.root.glob(f"{STATE_DIR}/**/*lock"):
                 path.unlink()
@@ -101,7 +101,7 @@ class Output:
         return Counter((row["key"], row["version"], row["row"]) for row in rows)
 
     def check_is(self, version: str) -> None:
-        """See that the dataset is that version, for shardkit's readers and for all others."""
+        """Check that the dataset is that version, for shardkit's readers and for all others."""
         sk.open_run(self.uri)  # what is half-done is finished by any command
         assert self.rows() == Counter((f"r{i:03d}.txt", version, row) for i in range(RECORDS) for row in range(2))
         result = current_result(self.folder)
@@ -142,7 +142,7 @@ def output(request: pytest.FixtureRequest, made: Path, tmp_path: Path, monkeypat
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases that end soon, and that nothing but their holder's own steps renews: as of one that is paused."""
+    """Leases that end soon and are renewed only by their holder's own steps, as if it were paused."""
     monkeypatch.setattr(lease, "LEASE_S", 0.4)
     monkeypatch.setattr(lease, "LEASE_RENEWAL_S", 1000.0)
 
@@ -195,7 +195,7 @@ class Pause:
 
 
 def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a machine that was stopped as a whole: no clock and no thread tells that time has passed."""
+    """As in a machine that was stopped as a whole: no clock and no thread shows that time has passed."""
     for kind in (lease.Lease, locks.FileLock):
         monkeypatch.setattr(kind, "check", lambda *_, **__: None)
         monkeypatch.setattr(kind, "lost", None)
@@ -212,7 +212,7 @@ def meanwhile_of(output: Output, monkeypatch: pytest.MonkeyPatch, view: str, act
 
 
 def lost_or_done(run: Callable[[], object], *, done_is_fine: bool) -> None:
-    """See that a process that was paused ends with a clear word, unless it had done all that matters."""
+    """Check that a paused process ends with a clear message, unless it had done all that matters."""
     try:
         run()
     except sk.LockLost as lost:
@@ -328,7 +328,7 @@ def test_a_run_that_is_gone_on_with_while_clean_is_paused_keeps_its_folder(
         return write(self, name, content)
 
     monkeypatch.setattr(RunFolder, "write", paused)
-    lost = at == "second" or isinstance(output.folder, LocalFolder)  # else nobody wanted the lock
+    lost = at == "second" or isinstance(output.folder, LocalFolder)  # otherwise nobody wanted the lock
     with pytest.raises(sk.LockLost) if lost else contextlib.nullcontext():
         sk.clean(output.uri, unfinished=True)
     assert not meanwhile

@@ -27,7 +27,7 @@ def ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_end(command: Command, *, may_be_done: bool) -> None:
-    """Let a command go on that was paused; it must say that it has lost what it held, unless it had done its work."""
+    """Let a paused command go on; it must say that it has lost its lock, unless it had done its work."""
     done = go_on(command)
     assert "Traceback" not in done.stderr
     if done.code == 0:

@@ -119,14 +119,14 @@ def test_an_interrupted_run_is_resumed_with_the_printed_command(
     resumed = as_printed(printed_command(done.stderr))
     assert resumed.code == 0, resumed.stderr
     assert project.rows() == project.expected()
-    if number == signal.SIGINT or not to_all:  # else the workers die at once
+    if number == signal.SIGINT or not to_all:  # otherwise the workers die at once
         assert set(Counter(key for key, _ in project.calls()).values()) == {1}  # what was committed is not done again
     check_ledger(sk.open_run(project.out))
     assert sk.open_run(project.out).quarantine() == []
 
 
 def catches_nothing_more(pid: int) -> bool:
-    """Whether a process has taken the signals that were sent to it."""
+    """Whether a process has handled all signals that were sent to it."""
     status = Path(f"/proc/{pid}/status").read_text()
     return all(int(bits, 16) == 0 for bits in re.findall(r"(?:Sig|Shd)Pnd:\s*(\w+)", status))
 
@@ -431,7 +431,7 @@ if __name__ == "__main__":
 
 
 def test_late_and_duplicate_attempts_do_no_harm(project: GatedProject) -> None:
-    """Markers as a worker leaves them that was thought dead, or a job that was started twice."""
+    """Markers as they are left by a worker that was believed dead, or by a job that was started twice."""
     project.write_function(GATED.replace('"row": i', '"row": i // (record.key != "r003.txt")'))
     project.open_gate()
     run = project.run(workers=1, chunks="even", max_failures=1)

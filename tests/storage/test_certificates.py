@@ -102,7 +102,7 @@ def test_a_certificate_that_cannot_be_trusted_is_told_with_its_cure(
     cause, cure = words
     path = certificate(tmp_path, **(options or {}))
     serve(path)
-    if options is not None:  # it is trusted, but for that
+    if options is not None:  # it is trusted otherwise
         monkeypatch.setenv("AWS_CA_BUNDLE", str(path))
     with pytest.raises(sk.ShardkitError) as caught:
         sk.Pipeline(function="os.path:basename", input="s3://bucket/in", output=tmp_path / "out").plan()

@@ -34,7 +34,7 @@ NUMBERS = itertools.count()
 
 @pytest.fixture
 def in_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have all but the smallest pieces go to a file, as those of a listing that is far longer than a test's."""
+    """Put all but the smallest pieces in a file, as those of a much longer listing."""
     monkeypatch.setattr(spill, "BUDGET_BYTES", 0)
     for module in (spill, objectlist):
         monkeypatch.setattr(module, "PIECE_ROWS", 8)
@@ -168,7 +168,7 @@ def test_all_files_of_a_folder_are_listed_in_order(tmp_path: Path) -> None:
 
 
 class Counting:
-    """A store that notes what is asked of it, one after the other."""
+    """A store that notes its requests in order."""
 
     def __init__(self, keys: list[str]) -> None:
         self.store = open_bucket("memory", f"listed-{next(NUMBERS)}", Access()).store

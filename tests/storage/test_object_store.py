@@ -42,7 +42,7 @@ def features(record):
 
 
 class Bucket:
-    """A bucket, and what the tests do with it past shardkit."""
+    """A bucket, with what the tests do to it without shardkit."""
 
     def __init__(self, url: str) -> None:
         self.name = f"bucket-{next(NUMBERS)}-{os.getpid()}"

@@ -38,7 +38,7 @@ REFUSALS: dict[str, tuple[Refusal, str]] = {
 
 @pytest.fixture
 def refusing(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Refuse], FaultProxy]]:
-    """Have objects refused by their keys, when they are read."""
+    """Refuse the reading of objects, by their keys."""
     with FaultProxy(urlsplit(s3_url).port or 0) as proxy, proxy.running() as url:
 
         def begin(refuse: Refuse) -> FaultProxy:

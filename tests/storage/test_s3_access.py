@@ -35,7 +35,7 @@ def put_public(bucket: Bucket, texts: dict[str, str]) -> None:  # noqa: F811
 
 
 class Guard:
-    """Lets in whoever asks for the input as its owner wants it, and asks nothing of the kind elsewhere."""
+    """Refuses requests for the input that are not as its owner wants them, and notes others that are."""
 
     def __init__(self, source: Bucket, wanted: str) -> None:
         self._source = source.name
@@ -123,7 +123,7 @@ def test_without_any_credentials(project: JobProject, bucket: Bucket) -> None:  
 
 
 class Tokens:
-    """Tokens that are good for so many requests each; ``now`` is the one that whoever asks for credentials gets."""
+    """Tokens that are valid for so many requests each; ``now`` is the one that is given out."""
 
     def __init__(self, good_for: int) -> None:
         self._good_for = good_for
@@ -150,7 +150,7 @@ class Tokens:
         return EXPIRED
 
     def renewed(self) -> None:
-        """There is another token now."""
+        """Change the token."""
 
 
 class _Container(http.server.BaseHTTPRequestHandler):
@@ -177,7 +177,7 @@ def _soon() -> str:
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """No credentials but temporary ones."""
+    """Only temporary credentials."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -158,7 +158,7 @@ def test_an_earlier_dataset_outlives_a_full_disk(project: Project, disk: Callabl
 
 
 def limited(project: Project, *arguments: object, expect: int) -> Done:
-    """A command that may write no file of more than LIMIT bytes, which looks much as a full disk does."""
+    """A command that may write no file of more than LIMIT bytes, which looks much like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     return project.command(
         *arguments, expect=expect, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))

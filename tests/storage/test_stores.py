@@ -102,7 +102,7 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(params=["local", "memory", "s3", "gs", "az"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A place of each kind, empty."""
+    """An empty folder of each kind."""
     kind = request.param
     if kind == "local":
         yield str(tmp_path / "place")

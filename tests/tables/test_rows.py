@@ -53,7 +53,7 @@ class Text(str, enum.Enum):
 
 
 class Odd:
-    """Nothing that a column can hold."""
+    """A value that no column can hold."""
 
 
 def frame(column: str, values: Any, **options: Any) -> pd.DataFrame:
@@ -444,7 +444,7 @@ def written(folder: Path, base: str, group: list[tuple[int, Any]]) -> list[File]
 
 
 def outcome(parts: list[File], *, widen_ints: bool = False) -> tuple[str, Any]:
-    """What becomes of the values in some parts: a type and values, or an end."""
+    """The outcome for the values of some parts: a type and values, or an error."""
     try:
         source = read_source(parts, schema=None, widen_ints=widen_ints)
     except SchemaConflict as error:
@@ -511,7 +511,7 @@ def test_many_values_come_to_the_same_however_they_are_cut(tmp_path: Path) -> No
         st.integers(),
         st.floats(allow_nan=False),
         st.text(),
-        st.text(st.characters(exclude_categories=())),  # half a surrogate pair is no text
+        st.text(st.characters(exclude_categories=())),  # half a surrogate pair is not text
         st.integers(-(2**63), 2**63 - 1).map(np.int64),
         st.floats(allow_nan=False).map(np.float64),
         st.nothing(),

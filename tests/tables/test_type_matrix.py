@@ -238,7 +238,7 @@ def _raise(result: Any, error: Exception) -> None:
 
 
 def together(folder: Path, left: pa.Array, right: pa.Array) -> list[Any]:
-    """The values of both records, or nothing where the conflict is named, with a cure that is one."""
+    """The values of both records; nothing if the error names the conflict, with a cure that works."""
     tables = [pa.table({"key": ["a", "b"], "v": left}), pa.table({"key": ["c", "d"], "v": right})]
     outcomes = []
     for chunks in (1, 2):
@@ -252,7 +252,7 @@ def together(folder: Path, left: pa.Array, right: pa.Array) -> list[Any]:
 
 
 def check_conflict(conflict: SchemaConflict, again: Callable[..., pa.Table]) -> None:
-    """The message names the column and the records, and does as it says."""
+    """Check that the message names the column and the records, and that its advice works."""
     assert re.match(r"Column 'v(\[\]|\.\w+)*' is .+ in r0 and .+ in r1\.", conflict.message), conflict.message
     if "widen_ints" in conflict.hint:
         assert again(widen_ints=True).num_rows == 4

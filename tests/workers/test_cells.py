@@ -42,7 +42,7 @@ sk.run(rows, sys.argv[1], sys.argv[2], max_failures=2, workers=1, quiet=True)
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, dict[str, str]]]:
-    """What a run of a cell's function says, and its quarantine."""
+    """The output of a run of a cell's function, and its quarantine."""
     project = Project(tmp_path_factory.mktemp("cells"))
     project.write_records(["bad", "stop", "good"])
     done = project.start(project.data, project.out, code=CODE).wait()

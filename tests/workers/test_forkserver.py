@@ -72,7 +72,7 @@ def test_runs_share_the_process_that_their_workers_are_forked_from(project: Proj
     assert only(first, "server") == only(second, "server") != os.getpid()
     workers = {row["pid"] for row in first + second}
     assert len(workers) == 5
-    assert only(first, "threads") == only(second, "threads") == 1  # what another thread holds a fork would never get
+    assert only(first, "threads") == only(second, "threads") == 1  # a fork keeps another thread's locks locked
     assert not any(map(is_alive, workers))
 
 

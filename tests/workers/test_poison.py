@@ -116,7 +116,7 @@ INNOCENT = [
 
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, Any], list[int]]:
-    """A run over records each of which does something to its worker, good ones between them; and programs begun."""
+    """A run over records that each do something to their worker, good ones between them; and the programs begun."""
     project = Project(tmp_path_factory.mktemp("poison"))
     names = [*GUILTY, *INNOCENT]
     names = [*names[::2], *names[1::2], "good"]

@@ -18,7 +18,7 @@ BOUND = 1 << 20
 
 
 class Watch:
-    """Looks at what lies in a folder, again and again."""
+    """Looks again and again at what is in a folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -52,7 +52,7 @@ class Watch:
     [
         (1_000, 2_000, (inputs.READ_AHEAD_RECORDS * 1_000, inputs.READ_AHEAD_RECORDS)),
         (300_000, 40, (BOUND, 3)),
-        (3 << 20, 6, (3 << 20, 1)),  # each larger than the bound, and held alone
+        (3 << 20, 6, (3 << 20, 1)),  # each larger than the limit, and held alone
     ],
     ids=["small", "middling", "large"],
 )
