@@ -281,7 +281,8 @@ def load() -> None:
     own = (module.name for module in pkgutil.walk_packages(shardkit.__path__, "shardkit."))
     for name in (*LOADED, *own):
         if name not in LEFT_OUT:
-            importlib.import_module(name)
+            with contextlib.suppress(ModuleNotFoundError):  # a module for an optional library that is not installed
+                importlib.import_module(name)
     gc.collect()
     gc.freeze()
 
