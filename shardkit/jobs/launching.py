@@ -1,7 +1,7 @@
 """launch(): from New to the service, one attempt after the other.
 
 Before CreateProcessingJob is called, the store says "Launched, attempt n". That is a conditional write, so no other
-launcher takes the job. The attempt's name is made of the job's id and this number, so whoever repeats the call, the
+launcher takes the job. The attempt's name is made of the job's id and this number: if anybody repeats the call, the
 service recognises it and runs nothing twice. monitor() sees in the service's list whether a call without an answer got
 through; if it did not, the same call is made again. The next number is taken only after the service itself has said
 that the attempt has ended.

@@ -108,6 +108,7 @@ def test_the_passes_alone(project: Project) -> None:
     refused = CliRunner().invoke(cli, both)
     assert (refused.exit_code, json.loads(refused.stdout)["status"]) == (1, "failed")
     assert "gave no row" in json.loads(refused.stdout)["reason"]
+    assert "add --allow-empty" in refused.stderr
     assert CliRunner().invoke(cli, [*both, "--allow-empty"]).exit_code == 0
 
 
