@@ -1,0 +1,44 @@
+"""The clusters that chunks can go to; those whose packages are missing are left out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from loopback_clusters import JOBS, DaskCluster, RayCluster, System, dask_cluster, is_installed, ray_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Each cluster's tests are one group: beside each other, groups have a process each.
+DASK = pytest.param("dask", marks=pytest.mark.xdist_group("dask"))
+RAY = pytest.param("ray", marks=pytest.mark.xdist_group("ray"))
+SYSTEMS = ["shardkit", "loky", *([DASK] if is_installed("distributed") else []), *([RAY] if is_installed("ray") else [])]
+
+
+@pytest.fixture(scope="session")
+def dask(tmp_path_factory: pytest.TempPathFactory, s3_url: str) -> Iterator[DaskCluster]:
+    """A Dask cluster of two workers."""
+    with dask_cluster(tmp_path_factory.mktemp("dask"), s3_url) as cluster:
+        for _ in range(JOBS):
+            cluster.add()
+        cluster.wait_for(JOBS)
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def ray(s3_url: str) -> Iterator[RayCluster]:
+    """A Ray cluster of two nodes."""
+    with ray_cluster(s3_url) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session", params=SYSTEMS)
+def system(request: pytest.FixtureRequest) -> System:
+    """One after the other, each of what chunks can be handed to."""
+    here = {"backend": request.param, "n_jobs": JOBS}
+    if request.param in {"shardkit", "loky"}:
+        return System(here)
+    cluster = request.getfixturevalue(request.param)
+    pids = cluster.workers if request.param == "dask" else cluster.pids
+    return System({**here, "address": cluster.address}, pids)
