@@ -30,7 +30,7 @@ class System:
     """What chunks are handed to: the pipeline's ``parallel``, and the processes of its nodes, if tests know them."""
 
     parallel: dict[str, Any]
-    pids: Callable[[], list[int]] = field(default=lambda: [])
+    pids: Callable[[], list[int]] = field(default=list)
 
     def arguments(self, project: Project, **options: Any) -> list[str]:
         """The command line that runs a project's pipeline there."""
@@ -40,8 +40,9 @@ class System:
 class DaskCluster:
     """A scheduler and worker processes."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, s3_url: str) -> None:
         self._home = home
+        self._environment = environment(**environment_of_nodes(s3_url))
         self._number = 0
         self._processes: list[subprocess.Popen[bytes]] = []
         file = home / "scheduler.json"
@@ -57,7 +58,7 @@ class DaskCluster:
             process = subprocess.Popen(
                 words,
                 cwd=self._home,
-                env=environment(**(env or {})),
+                env=self._environment | (env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -89,6 +90,16 @@ class DaskCluster:
         )
         return pids
 
+    def fill(self, count: int, *, nanny: bool = True) -> list[int]:
+        """See that so many workers live; returns their process ids."""
+        for _ in range(count - len(self.living())):
+            self.add(nanny=nanny)
+        return self.wait_for(count)
+
+    def living(self) -> list[int]:
+        """The process ids of the workers, or their nannies, that have been started and have not ended."""
+        return [process.pid for process in self._processes[1:] if process.poll() is None]
+
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """Kill a worker, with its nanny."""
         with contextlib.suppress(ProcessLookupError):
@@ -104,14 +115,22 @@ class DaskCluster:
 class RayCluster:
     """A head node, to which drivers connect, and another; each has one CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, s3_url: str) -> None:
         from ray.cluster_utils import Cluster
 
-        node = {"num_cpus": 1, "object_store_memory": 80 << 20}
-        self._node = node
-        self._cluster = Cluster(True, head_node_args={**node, "include_dashboard": False})
+        self._environment = environment_of_nodes(s3_url)
+        self._node = {"num_cpus": 1, "object_store_memory": 80 << 20}
+        with self._around():
+            self._cluster = Cluster(initialize_head=True, head_node_args={**self._node, "include_dashboard": False})
+            self._others = [self._cluster.add_node(**self._node)]
         self.address = self._cluster.address
-        self._others = [self._cluster.add_node(**node)]
+
+    @contextlib.contextmanager
+    def _around(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in self._environment.items():
+                patched.setenv(name, value)
+            yield
 
     def pids(self) -> list[int]:
         """The process ids of the nodes."""
@@ -128,7 +147,8 @@ class RayCluster:
     def replace(self) -> None:
         """Have another node in the place of the one that was killed."""
         self._cluster.remove_node(self._others.pop(), allow_graceful=False)
-        self._others = [self._cluster.add_node(**self._node)]
+        with self._around():
+            self._others = [self._cluster.add_node(**self._node)]
 
     def close(self) -> None:
         """Stop all."""
@@ -145,35 +165,9 @@ def _address_in(file: Path) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def environment_of_nodes(s3_url: str) -> Iterator[None]:
-    """The environment of what is started in the block, which reaches S3 at this URL."""
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": s3_url, "RAY_USAGE_STATS_ENABLED": "0"}).items():
-            patched.setenv(name, value)
-        yield
-
-
-@contextlib.contextmanager
-def dask_cluster(home: Path, s3_url: str) -> Iterator[DaskCluster]:
-    """A Dask cluster without workers."""
-    with environment_of_nodes(s3_url):
-        cluster = DaskCluster(home)
-    try:
-        yield cluster
-    finally:
-        cluster.close()
-
-
-@contextlib.contextmanager
-def ray_cluster(s3_url: str) -> Iterator[RayCluster]:
-    """A Ray cluster of two nodes."""
-    with environment_of_nodes(s3_url):
-        cluster = RayCluster()
-    try:
-        yield cluster
-    finally:
-        cluster.close()
+def environment_of_nodes(s3_url: str) -> dict[str, str]:
+    """What nodes need in their environment to reach S3 at this URL."""
+    return CREDENTIALS | {"AWS_ENDPOINT_URL": s3_url, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def is_installed(name: str) -> bool:

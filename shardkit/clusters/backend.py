@@ -5,6 +5,7 @@ With joblib's own backends the first call that is lost with its node ends all ot
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -96,38 +97,45 @@ class Calls:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._out: set[_Pending] = set()
+        self._out: dict[_Pending, Any] = {}  # with the cluster's future, once there is one
+        self.gave_up = False  # on some, which may still run
         self._changing = threading.Lock()
 
     def send(self, call: Callable[[Any], Any], pending: _Pending) -> _Pending:
         """Send one."""
         with self._changing:
-            self._out.add(pending)
+            self._out[pending] = None
         try:
             future = self._cluster.submit(call, pending.argument)
         except Exception as error:  # noqa: BLE001  the cluster may be back when it is sent again
             # Not here: joblib holds its lock, and would hand out the next call within this one.
             threading.Thread(target=self._end, args=(pending, Lost(pending.argument, error))).start()
         else:
+            with self._changing:
+                self._out[pending] = future
             future.add_done_callback(lambda future: self._answered(pending, future))
         return pending
 
     def _answered(self, pending: _Pending, future: Any) -> None:
         with self._changing:
-            self._out.discard(pending)
+            self._out.pop(pending, None)
         pending.answered(future)
 
     def _end(self, pending: _Pending, outcome: Any) -> None:
         with self._changing:
-            self._out.discard(pending)
+            self._out.pop(pending, None)
         pending.tell(outcome)
 
     def give_up(self, outcome: Any) -> None:
         """Wait no longer: all that is out ends with this outcome."""
         with self._changing:
-            waiting, self._out = self._out, set()
-        for pending in waiting:
+            waiting, self._out = self._out, {}
+            self.gave_up = self.gave_up or bool(waiting)
+        for pending, future in waiting.items():
             pending.tell(outcome)
+            if future is not None:
+                with contextlib.suppress(Exception):  # the cluster may be gone
+                    self._cluster.cancel(future)
 
 
 register_parallel_backend(NAME, ClusterBackend)

@@ -36,6 +36,16 @@ class Cluster(abc.ABC):
     def __init__(self, n_jobs: int, address: str | None, backend: Any = None) -> None: ...
 
     size: int
+    most_out: int
+
+    def _sized(self, n_jobs: int, cpus: int | None, *, otherwise: int | None = None) -> None:
+        """Note how many calls run at once, ``n_jobs`` or as many as there are ``cpus``, and how many may be out.
+
+        Calls that wait on the cluster begin as soon as others end; but where it has more CPUs than are to be used, none
+        would wait. ``cpus`` is None if the cluster is as large as it is asked to be, and by default ``otherwise``.
+        """
+        self.size = n_jobs if n_jobs > 0 else max(cpus or otherwise or 1, 1)
+        self.most_out = self.size if cpus is not None and cpus > self.size else 2 * self.size
 
     @abc.abstractmethod
     def submit(self, call: Callable[[Any], Any], argument: Any) -> Answer:
@@ -44,6 +54,10 @@ class Cluster(abc.ABC):
     @abc.abstractmethod
     def on_each_node(self, call: Callable[[], Any]) -> list[Answered]:
         """Make a call on each node that there is now."""
+
+    def cancel(self, answer: Answer) -> None:
+        """Do without an answer: a call that has not begun need not begin."""
+        answer.cancel()
 
     def close(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of what was made for this run; a cluster that was there before stays."""

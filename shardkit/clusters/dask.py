@@ -22,8 +22,20 @@ class Dask(Cluster):
     def __init__(self, n_jobs: int, address: str | None, backend: Any = None) -> None:
         self._own: Client | None = None
         self._client = getattr(backend, "client", None) or self._find(n_jobs, address)
-        self._client.wait_for_workers(1, timeout=CONNECT_S)
-        self.size = n_jobs if n_jobs > 0 else sum(self._client.ncores().values())
+        if self._client.asynchronous:
+            raise PipelineError(
+                "parallel: the present Dask client is asynchronous.", hint="Name its scheduler as parallel.address."
+            )
+        try:
+            self._client.wait_for_workers(1, timeout=CONNECT_S)
+        except (TimeoutError, OSError) as error:
+            where = self._client.scheduler_info(n_workers=0).get("address", "the scheduler")
+            self.close()
+            raise PipelineError(
+                f"parallel: the Dask cluster at {where} has had no worker for {CONNECT_S} s.",
+                hint="Start workers, or let an adaptive cluster keep one: cluster.adapt(minimum=1).",
+            ) from error
+        self._sized(n_jobs, sum(self._client.ncores().values()))
 
     def _find(self, n_jobs: int, address: str | None) -> Client:
         try:

@@ -77,7 +77,8 @@ def merge_days_on(cluster: Cluster, ledger: Ledger, merge: Merge, attempt: Attem
         rows[marker["shard"]] += marker["rows"]
     work = DayMerging(folder.output.uri, folder.run_id, folder.days, folder.on_top, merge, code)
     merged: list[int] = []
-    parallel = Parallel(cluster.size, backend=NAME, calls=Calls(cluster), return_as="generator_unordered", batch_size=1)
+    options = {"backend": NAME, "calls": Calls(cluster), "pre_dispatch": cluster.most_out, "batch_size": 1}
+    parallel = Parallel(cluster.size, return_as="generator_unordered", **options)
     with attempt.pass2(RowMeter(sum(rows.values()), lambda: sum(rows[shard] for shard in merged))):
         for outcome in parallel(delayed(work)(shard) for shard in sorted(rows, key=lambda shard: -rows[shard])):
             if isinstance(outcome, Lost):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit._version import __version__
 from shardkit.clusters.code import unpacked
 from shardkit.errors import RunFailed, RunInterrupted, ShardkitError
+from shardkit.functions import python_version
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.meters import Counts
 from shardkit.runfolder.names import node_file
@@ -35,6 +36,8 @@ from shardkit.workers.tally import Tally
 from shardkit.workers.tasks import columns_of_records
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
 
     from shardkit.runfolder.document_types import Marker
@@ -63,6 +66,9 @@ class NodeWork:
         call: The name of this pass over the run's chunks; files of the nodes are under it.
         timeout_s: How long a record may take.
         function_sha256: Of the function, if it travels by value.
+        probe: The key of an object of the input that the driver can read; None if it can read none.
+        shardkit: The driver's version.
+        python: The driver's minor version of Python.
     """
 
     settings: WorkerSettings
@@ -70,11 +76,15 @@ class NodeWork:
     call: str
     timeout_s: float | None
     function_sha256: str | None
+    probe: str | None
+    shardkit: str
+    python: str
 
     def __call__(self, sent: Sent) -> dict[str, Any]:
         """See a chunk through; returns its ``markers``, or the ``error`` for which no chunk of the run can be done."""
         try:
-            return {"markers": _node_of(self).see_through(sent)}
+            with _node_at(self) as node:
+                return {"markers": node.see_through(sent)}
         except ShardkitError as error:
             return {"error": plain_error(error), "node": here()}
 
@@ -83,13 +93,15 @@ class NodeWork:
         answer = {
             "node": here(),
             "shardkit": __version__,
-            "python": "{}.{}".format(*sys.version_info),
+            "python": python_version(),
             "noted": node_file(self.call, here()),
         }
         try:
             _prove(self)
-        except (ShardkitError, OSError) as error:
-            answer["error"] = str(error)
+        except ShardkitError as error:
+            answer |= {"error": error.message, "hint": error.hint}
+        except Exception as error:  # noqa: BLE001  it may be of another version, too
+            answer["error"] = f"{type(error).__name__}: {error}"
         return answer
 
 
@@ -99,7 +111,22 @@ def here() -> str:
 
 
 def _prove(work: NodeWork) -> None:
+    """See that this node can work on a run.
+
+    Raises:
+        RunFailed: it cannot.
+    """
     settings = work.settings
+    if work.shardkit != __version__:
+        raise RunFailed(
+            f"{here()} has shardkit {__version__}, and the driver has {work.shardkit}.",
+            hint="Install one version everywhere.",
+        )
+    if work.function_sha256 is not None and work.python != python_version():
+        raise RunFailed(
+            f"The function travels by value from Python {work.python}, and {here()} has Python {python_version()}.",
+            hint="Put the function in a module and set source_dir, or use one version of Python.",
+        )
     output = folder_at(settings.output)
     run = RunFolder(output, settings.run_id)
     try:
@@ -109,16 +136,21 @@ def _prove(work: NodeWork) -> None:
             f"{socket.gethostname()} does not see the run folder {run.uri}.",
             hint="Use an output that all nodes share: a bucket, or a folder that each of them has mounted.",
         ) from None
-    for key in run.some_objects(1):
+    if work.probe is not None:
         try:
-            with File(folder_at(settings.input_root, settings.input_access), key).open() as file:
-                file.read(1)
-        except (FileNotFoundError, PermissionError) as error:
+            read_a_byte(settings, work.probe)
+        except (FileNotFoundError, PermissionError):
             raise RunFailed(
-                f"{socket.gethostname()} cannot read {key} of the input {settings.input_root}: {error}.",
+                f"{socket.gethostname()} cannot read {work.probe} of the input {settings.input_root}.",
                 hint="Use an input that all nodes share: a bucket, or a folder that each of them has mounted.",
-            ) from error
+            ) from None
     run.encrypted(run.plan()).files.write(node_file(work.call, here()), b"{}")
+
+
+def read_a_byte(settings: WorkerSettings, key: str) -> None:
+    """See that an object of the input can be read."""
+    with File(folder_at(settings.input_root, settings.input_access), key).open() as file:
+        file.read(1)
 
 
 class _Node:
@@ -130,7 +162,7 @@ class _Node:
         self.work = work
         self._folder = folder.encrypted(folder.plan())
         self._busy = 0
-        self._changed = threading.Condition()
+        self._reading = threading.Lock()
         self._used = time.monotonic()
         self._stop = Stop()
         self._pool = WorkerPool(_settings_on_node(work, self._folder), os.cpu_count() or 1, begun=0)
@@ -146,15 +178,18 @@ class _Node:
 
     def see_through(self, sent: Sent) -> list[Marker]:
         """See a chunk through; its parts have names that no other execution of it has, late or elsewhere."""
-        with self._changed:
-            self._busy += 1
+        with self._reading:
             task = sent.chunk.task(self._records, sent.attempt)
-        try:
-            return self._supervisor.see_through(dataclasses.replace(task, execution=secrets.token_hex(4)))
-        finally:
-            with self._changed:
-                self._busy -= 1
-                self._used = time.monotonic()
+        return self._supervisor.see_through(dataclasses.replace(task, execution=secrets.token_hex(4)))
+
+    def begin(self) -> None:
+        """A call begins; the caller keeps the node from being closed meanwhile."""
+        self._busy += 1
+
+    def end(self) -> None:
+        """A call has ended."""
+        self._busy -= 1
+        self._used = time.monotonic()
 
     def _watch(self) -> None:
         """Look for a request to stop while there is work, and end when there has been none for a while."""
@@ -180,15 +215,21 @@ _nodes: dict[str, _Node] = {}
 _opening = threading.Lock()
 
 
-def _node_of(work: NodeWork) -> _Node:
-    """The state of the run's work in this process; that of runs before ends."""
+@contextlib.contextmanager
+def _node_at(work: NodeWork) -> Iterator[_Node]:
+    """The state of the run's work in this process, which stays while the block lasts; that of runs before ends."""
     with _opening:
         node = _nodes.get(work.call)
         if node is None:
             for other in [each for each in _nodes.values() if each.is_idle()]:
                 _nodes.pop(other.work.call).close()
             node = _nodes[work.call] = _Node(work)
-        return node
+        node.begin()
+    try:
+        yield node
+    finally:
+        with _opening:
+            node.end()
 
 
 def _forget(node: _Node) -> bool:

@@ -18,21 +18,26 @@ def _make(call: Callable[..., Any], *arguments: Any) -> Any:
     return call(*arguments)
 
 
+def _connect(address: str | None) -> None:
+    try:
+        ray.init(address=address, log_to_driver=True, include_dashboard=False if address is None else None)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PipelineError(
+            f"parallel: there is no Ray cluster at {address or 'the default address'}: {error}.",
+            hint="Check parallel.address: auto, or ray://HOST:10001.",
+        ) from error
+
+
 class Ray(Cluster):
     """The cluster that this process is connected to, or that of ``address``; else one on this machine."""
 
     def __init__(self, n_jobs: int, address: str | None, backend: Any = None) -> None:
-        if not ray.is_initialized():
-            try:
-                ray.init(address=address, log_to_driver=True, include_dashboard=False if address is None else None)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise PipelineError(
-                    f"parallel: there is no Ray cluster at {address or 'the default address'}: {error}.",
-                    hint="Check parallel.address: auto, or ray://HOST:10001.",
-                ) from error
+        self._own = not ray.is_initialized()
+        if self._own:
+            _connect(address)
         # A lost call goes out again under the next attempt number, which only the driver can give.
         self._call = ray.remote(max_retries=0, num_cpus=1)(_make)
-        self.size = n_jobs if n_jobs > 0 else int(ray.cluster_resources().get("CPU", 1))
+        self._sized(n_jobs, int(ray.cluster_resources().get("CPU", 1)))
 
     def submit(self, call: Callable[[Any], Any], argument: Any) -> Answer:
         """Have a call made as a task of one CPU."""
@@ -55,6 +60,14 @@ class Ray(Cluster):
             except Exception as error:  # noqa: BLE001  whoever asked says what it means
                 answers.append(Answered(name, error=error))
         return answers
+
+    def cancel(self, answer: Answer) -> None:
+        """Nothing: Ray gives its future the answer all the same; a node that has to stop answers at once."""
+
+    def close(self) -> None:
+        """Let go of the cluster, if it is this run that has connected to it."""
+        if self._own:
+            ray.shutdown()
 
     @property
     def cure(self) -> str:

@@ -29,7 +29,7 @@ class Spark(Cluster):
             session = (builder.master(address) if address else builder).getOrCreate()
         self._context = session.sparkContext
         self._group = f"shardkit-{uuid.uuid4().hex}"
-        self.size = n_jobs if n_jobs > 0 else self._context.defaultParallelism
+        self._sized(n_jobs, self._context.defaultParallelism)
         self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="shardkit-spark")
 
     def submit(self, call: Callable[[Any], Any], argument: Any) -> Answer:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import secrets
 import threading
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +16,20 @@ from joblib import cpu_count
 
 from shardkit._version import __version__
 from shardkit.clusters.backend import NAME, Calls, Lost
+from shardkit.clusters.fitness import check_nodes, line_of, readable_object
 from shardkit.clusters.merging import merge_days_on
 from shardkit.clusters.node import PATIENCE_S, NodeWork, Sent
 from shardkit.errors import RunFailed
 from shardkit.functions import is_library, python_version
 from shardkit.runfolder.names import node_file
 from shardkit.storage.base import is_remote
+from shardkit.units import counted
 from shardkit.workers.replies import error_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from shardkit.clusters.base import Answered, Cluster
+    from shardkit.clusters.base import Cluster
     from shardkit.dataset.merge import Merge
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.document_types import Marker
@@ -95,64 +99,32 @@ class ClusterWorkers:
             call,
             timeout_s,
             sha256,
+            readable_object(folder, self._settings),
+            __version__,
+            python_version(),
         )
         folder.files.write(node_file(call, "driver"), b"{}")
-        self._check_nodes(folder, work)
+        check_nodes(self._cluster, folder, work, stop)
         calls = Calls(self._cluster)
         ended = threading.Event()
         watcher = threading.Thread(target=_pass_on, args=(stop, folder, call, calls, ended), daemon=True)
         watcher.start()
         try:
-            yield ClusterWork(calls, work, tally, stop, attempt)
+            yield ClusterWork(calls, work, tally, stop, attempt, most_out=self._cluster.most_out)
         finally:
             ended.set()
             watcher.join()
-
-    def _check_nodes(self, folder: RunFolder, work: NodeWork) -> None:
-        """See that every node reads the input and writes the output.
-
-        Raises:
-            RunFailed: one does not; the message names it.
-        """
-        for each in self._cluster.on_each_node(work.prove):
-            if each.error is not None:
-                raise self._unfit(each)
-            answer = each.answer
-            where = f"{each.node}: {answer['error']}" if "error" in answer else ""
-            if not where and not folder.files.exists(answer["noted"]):
-                where = f"{each.node}: what {answer['node']} writes to {folder.uri} does not arrive there."
-            if where:
-                raise RunFailed(
-                    f"A node of the cluster cannot work on the run. {where}",
-                    hint="All nodes need the same storage: a bucket, or a folder that each of them has mounted.",
-                )
-            if answer["shardkit"] != __version__:
-                raise RunFailed(
-                    f"{each.node} has shardkit {answer['shardkit']}, and this process has {__version__}.",
-                    hint=self._cluster.cure,
-                )
-            if work.function_sha256 is not None and answer["python"] != python_version():
-                raise RunFailed(
-                    f"The function travels by value from Python {python_version()}, and {each.node} has Python "
-                    f"{answer['python']}.",
-                    hint="Put the function in a module and set source_dir, or use one version of Python.",
-                )
-
-    def _unfit(self, each: Answered) -> RunFailed:
-        error = each.error
-        if isinstance(error, ModuleNotFoundError) or "ModuleNotFoundError" in str(error):
-            return RunFailed(f"{each.node} lacks a package: {_line_of(error)}.", hint=self._cluster.cure)
-        return RunFailed(
-            f"{each.node} does not answer: {type(error).__name__}: {_line_of(error)}.",
-            hint="See that the cluster is well; then run or resume.",
-        )
+            if calls.gave_up:
+                _tell_to_stop(folder, call)
 
 
 class ClusterWork:
     """Each call sees a chunk through on some node, which commits it and returns its markers."""
 
-    def __init__(self, calls: Calls, work: NodeWork, tally: Tally, stop: Stop, attempt: Attempt) -> None:
-        self.joblib: dict[str, Any] = {"backend": NAME, "calls": calls}
+    def __init__(
+        self, calls: Calls, work: NodeWork, tally: Tally, stop: Stop, attempt: Attempt, *, most_out: int
+    ) -> None:
+        self.joblib: dict[str, Any] = {"backend": NAME, "calls": calls, "pre_dispatch": most_out}
         self.do = work
         self._tally = tally
         self._stop = stop
@@ -177,6 +149,7 @@ class ClusterWork:
             return
         if "error" in outcome:
             error = error_from(outcome["error"])
+            error.message = f"On node {outcome['node']}: {error.message}"
             self._stop.ask(error, patience_s=0.0)
             raise error
         markers: list[Marker] = outcome["markers"]
@@ -198,11 +171,11 @@ class ClusterWork:
         for each, chunk in zip(lost, chunks, strict=True):
             if self._losses[chunk.shard, chunk.number] > MOST_LOSSES:
                 raise RunFailed(
-                    f"Chunk {chunk.number} of shard {chunk.shard} was lost {MOST_LOSSES + 1} times with the node that "
-                    f"was at it: {type(each.error).__name__}: {_line_of(each.error)}.",
+                    f"Chunk {chunk.number} of shard {chunk.shard} was lost {MOST_LOSSES + 1} times on the cluster, "
+                    f"lastly by {type(each.error).__name__}: {line_of(each.error)}.",
                     hint="See the cluster's own messages, then resume the run; a node may be short of memory.",
                 )
-        self._attempt.go_on_as_next(f"{len(lost)} chunks were lost with their nodes: {_line_of(lost[0].error)}")
+        self._attempt.go_on_as_next(f"{counted(len(lost), 'chunk')} lost on the cluster: {line_of(lost[0].error)}")
         return chunks
 
 
@@ -210,18 +183,17 @@ def _pass_on(stop: Stop, folder: RunFolder, call: str, calls: Calls, ended: thre
     """Tell the nodes when the work is to stop, and wait for them no longer than they may take."""
     while not ended.wait(LOOK_S):
         if stop.asked:
-            with contextlib.suppress(Exception):  # those that it does not reach are not waited for
-                folder.files.write(node_file(call, "stop"), b"{}")
+            _tell_to_stop(folder, call)
             break
-    waited = 0.0
-    while not ended.wait(LOOK_S):
-        waited += LOOK_S * stop.is_urgent
-        if waited > PATIENCE_S + GRACE_S:
-            calls.give_up(None)
-            return
+    asked, until = time.monotonic(), math.inf
+    while not ended.wait(LOOK_S) and time.monotonic() < until:
+        if stop.out_of_patience and math.isinf(until):
+            is_hurried = time.monotonic() - asked < PATIENCE_S - 1  # Ctrl-C came twice
+            until = time.monotonic() + (LOOK_S if is_hurried else GRACE_S)
+    if not ended.is_set():
+        calls.give_up(None)
 
 
-def _line_of(error: BaseException | None) -> str:
-    """The error's last line, where libraries put what matters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")
+def _tell_to_stop(folder: RunFolder, call: str) -> None:
+    with contextlib.suppress(Exception):  # those that it does not reach are not waited for
+        folder.files.write(node_file(call, "stop"), b"{}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
-from loopback_clusters import JOBS, DaskCluster, RayCluster, System, dask_cluster, is_installed, ray_cluster
+from loopback_clusters import JOBS, DaskCluster, RayCluster, System, is_installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,23 +14,26 @@ if TYPE_CHECKING:
 # Each cluster's tests are one group: beside each other, groups have a process each.
 DASK = pytest.param("dask", marks=pytest.mark.xdist_group("dask"))
 RAY = pytest.param("ray", marks=pytest.mark.xdist_group("ray"))
-SYSTEMS = ["shardkit", "loky", *([DASK] if is_installed("distributed") else []), *([RAY] if is_installed("ray") else [])]
+SYSTEMS = [
+    "shardkit",
+    "loky",
+    *([DASK] if is_installed("distributed") else []),
+    *([RAY] if is_installed("ray") else []),
+]
 
 
 @pytest.fixture(scope="session")
 def dask(tmp_path_factory: pytest.TempPathFactory, s3_url: str) -> Iterator[DaskCluster]:
     """A Dask cluster of two workers."""
-    with dask_cluster(tmp_path_factory.mktemp("dask"), s3_url) as cluster:
-        for _ in range(JOBS):
-            cluster.add()
-        cluster.wait_for(JOBS)
+    with contextlib.closing(DaskCluster(tmp_path_factory.mktemp("dask"), s3_url)) as cluster:
+        cluster.fill(JOBS)
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def ray(s3_url: str) -> Iterator[RayCluster]:
     """A Ray cluster of two nodes."""
-    with ray_cluster(s3_url) as cluster:
+    with contextlib.closing(RayCluster(s3_url)) as cluster:
         yield cluster
 
 
