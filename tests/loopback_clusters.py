@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from crashing import Project
 
 JOBS = 2
+# After a second Ray counts a node as dead, and not after a quarter of a minute.
+SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
 
 
 @dataclass
@@ -121,7 +123,8 @@ class RayCluster:
         self._environment = environment_of_nodes(s3_url)
         self._node = {"num_cpus": 1, "object_store_memory": 80 << 20}
         with self._around():
-            self._cluster = Cluster(initialize_head=True, head_node_args={**self._node, "include_dashboard": False})
+            settings = {"include_dashboard": False, "_system_config": SOON}
+            self._cluster = Cluster(initialize_head=True, head_node_args={**self._node, **settings})
             self._others = [self._cluster.add_node(**self._node)]
         self.address = self._cluster.address
 

@@ -11,9 +11,8 @@ from loopback_clusters import JOBS, DaskCluster, RayCluster, System, is_installe
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Each cluster's tests are one group: beside each other, groups have a process each.
-DASK = pytest.param("dask", marks=pytest.mark.xdist_group("dask"))
-RAY = pytest.param("ray", marks=pytest.mark.xdist_group("ray"))
+DASK = pytest.param("dask", marks=pytest.mark.dask)
+RAY = pytest.param("ray", marks=pytest.mark.ray)
 SYSTEMS = [
     "shardkit",
     "loky",

@@ -102,7 +102,7 @@ def all_rows(records: int) -> list[dict[str, Any]]:
 
 
 @needs_dask
-@pytest.mark.xdist_group("dask")
+@pytest.mark.dask
 @pytest.mark.parametrize("seed", range(5))
 def test_a_dask_worker_that_is_killed_and_started_again(dask: DaskCluster, project: Project, seed: int) -> None:
     rng = random.Random(seed)
@@ -111,7 +111,7 @@ def test_a_dask_worker_that_is_killed_and_started_again(dask: DaskCluster, proje
 
 
 @needs_dask
-@pytest.mark.xdist_group("dask")
+@pytest.mark.dask
 @pytest.mark.parametrize("seed", range(5))
 def test_a_dask_worker_that_is_gone_for_good(bare_dask: DaskCluster, project: Project, seed: int) -> None:
     rng = random.Random(seed)
@@ -120,7 +120,7 @@ def test_a_dask_worker_that_is_gone_for_good(bare_dask: DaskCluster, project: Pr
 
 
 @needs_dask
-@pytest.mark.xdist_group("dask")
+@pytest.mark.dask
 def test_a_cluster_that_loses_all_workers_and_gets_new_ones(bare_dask: DaskCluster, project: Project) -> None:
     old = bare_dask.fill(1, nanny=False)
 
@@ -135,7 +135,7 @@ def test_a_cluster_that_loses_all_workers_and_gets_new_ones(bare_dask: DaskClust
 
 
 @needs_ray
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 @pytest.mark.parametrize("seed", range(5))
 def test_a_ray_node_that_is_killed(ray: RayCluster, project: Project, seed: int) -> None:
     try:
