@@ -27,7 +27,7 @@ from shardkit.dataset.sources import sources_of, undoing_damaged_chunks
 from shardkit.units import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from shardkit.dataset.build import Build
     from shardkit.dataset.day_notes import DayMerge
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from shardkit.dataset.merge import Merge, Written
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.document_types import Result
+    from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
 
 
@@ -89,13 +90,9 @@ def run_pass2(
 
         # The next state of the dataset: the files of all partitions, in order, and which rows each of them holds.
         build.accounts = {name: Account.of(parts[name], combined=merge.combine is not None) for name in parts}
-        build.contents = keeper.contents
-        for partition in parts:
-            _add(build, keeper, partition, written=written, by_jobs=by_jobs)
         _tell(attempt, by_jobs, written)
         attempt.check()
-        if keeper.contents.columns:
-            folder.write(CONTENTS, keeper.contents.dump())
+        _add_all(folder, build, keeper, parts, written=written, by_jobs=by_jobs)
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
         recipe.check_combined(ledger, build.current, rows=build.result["rows"])
 
@@ -110,15 +107,25 @@ def _tell(attempt: Attempt, by_jobs: Mapping[str, DayMerge], written: Mapping[st
         attempt.progress.note(f"{elsewhere} merged where they were computed, {len(written):,} here.")
 
 
-def _add(
-    build: Build, keeper: Keeper, partition: str, *, written: Mapping[str, Written], by_jobs: Mapping[str, DayMerge]
+def _add_all(
+    folder: RunFolder,
+    build: Build,
+    keeper: Keeper,
+    partitions: Iterable[str],
+    *,
+    written: Mapping[str, Written],
+    by_jobs: Mapping[str, DayMerge],
 ) -> None:
-    """Add the files of a partition, which its own job has merged, or this one."""
-    if (day := by_jobs.get(partition)) is not None:
-        keeper.contents.take_in(day.contents)
-        build.add(partition, day.files, day.kept, day.written)
-    else:
-        build.add(partition, *written[partition])
+    """Add the files of all partitions, each of which was merged where it was computed, or here."""
+    build.contents = keeper.contents
+    for partition in partitions:
+        if (day := by_jobs.get(partition)) is not None:
+            keeper.contents.take_in(day.contents)
+            build.add(partition, day.files, day.kept, day.written)
+        else:
+            build.add(partition, *written[partition])
+    if keeper.contents.columns:
+        folder.write(CONTENTS, keeper.contents.dump())
 
 
 if __name__ == "__main__":

@@ -280,6 +280,7 @@ def test_the_command_line_page_is_up_to_date() -> None:
         "scripts/setup",
         "scripts/demo",
         "scripts/test",
+        "scripts/test-clusters",
         "scripts/test-sdk",
         "scripts/test-slurm",
         "scripts/check",
