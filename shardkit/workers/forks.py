@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from shardkit.workers.forkserver import BEGUN, DESCRIPTORS, ENDED, LENGTH, Start
-from shardkit.workers.orphans import adopt_orphans, end_group, end_orphans, ended_child
+from shardkit.workers.orphans import adopt_orphans, end_group, end_group_tidily, end_orphans, ended_child
 from shardkit.workers.worker import preload, set_process_name, work
 
 if TYPE_CHECKING:
@@ -134,8 +134,10 @@ class _Forks:
     def _reap(self) -> None:
         """Report the children that have ended, once what they have started has ended too."""
         ended = []
-        while (pid := ended_child()) is not None:
-            end_group(pid)  # before the system gives its number to another process
+        while (child := ended_child()) is not None:
+            pid, is_well = child
+            end = end_group_tidily if pid in self._children and not is_well else end_group
+            end(pid)  # before the system gives its number to another process
             _, code, usage = os.wait4(pid, 0)
             status = self._children.pop(pid, None)
             if status is not None:
@@ -150,7 +152,7 @@ class _Forks:
     def _end_all(self) -> None:
         """End the children and what they have started, because the program has ended."""
         for pid in self._children:
-            end_group(pid)
+            end_group_tidily(pid)
             os.kill(pid, signal.SIGKILL)  # in case it has no group of its own yet
         end_orphans(())
 

@@ -83,12 +83,12 @@ class Start:
     environment: dict[str, str]
 
     @classmethod
-    def here(cls, number: int, store: str | None) -> Start:
-        """With the folder, the path and the environment of this process as they are now."""
+    def here(cls, number: int, store: str | None, *, workers: int) -> Start:
+        """With the folder, the path and the environment of this process as they are now, for one of ``workers``."""
         folder = None
         with contextlib.suppress(OSError):  # it has been removed
             folder = os.getcwd()
-        return cls(number, store, list(sys.path), folder, _environment())
+        return cls(number, store, list(sys.path), folder, _share_of_cpus(workers) | _environment())
 
 
 @dataclass(frozen=True)
@@ -261,6 +261,13 @@ def _server(*, instead_of: _Server | None = None) -> _Server:
 
 def _environment() -> dict[str, str]:
     return WORKER_ENVIRONMENT | dict(os.environ)
+
+
+def _share_of_cpus(workers: int) -> dict[str, str]:
+    """What tells joblib, of which a function asks ``n_jobs=-1``, how many CPUs a worker has for itself."""
+    from joblib import cpu_count
+
+    return {"LOKY_MAX_CPU_COUNT": str(max(1, cpu_count() // workers))}
 
 
 def _surroundings() -> tuple[object, ...]:

@@ -54,7 +54,8 @@ class WorkerProcess:
         store = urlsplit(settings.input_root).scheme if is_remote(settings.input_root) else None
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            self._child = fork_worker(Start.here(number, store), [theirs.fileno(), board.descriptor])
+            start = Start.here(number, store, workers=len(board.slots))
+            self._child = fork_worker(start, [theirs.fileno(), board.descriptor])
             self._channel = Channel(ours.dup())
         self._settings: WorkerSettings | None = settings
         self.is_fresh = True
