@@ -42,13 +42,13 @@ class System:
 class DaskCluster:
     """A scheduler and worker processes."""
 
-    def __init__(self, home: Path, s3_url: str) -> None:
+    def __init__(self, home: Path, s3_url: str, env: dict[str, str] | None = None) -> None:
         self._home = home
         self._environment = environment(**environment_of_nodes(s3_url))
         self._number = 0
         self._processes: list[subprocess.Popen[bytes]] = []
         file = home / "scheduler.json"
-        self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
+        self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file), env=env)
         self.address = wait_for(lambda: _address_in(file), what="Dask's scheduler")
 
     def _start(
@@ -87,10 +87,8 @@ class DaskCluster:
 
     def wait_for(self, count: int) -> list[int]:
         """Wait until there are so many workers; returns their process ids."""
-        pids: list[int] = wait_for(
-            lambda: found if len(found := self.workers()) == count else None, every_s=0.1, what=f"{count} Dask workers"
-        )
-        return pids
+        wait_for(lambda: len(self.workers()) == count, every_s=0.1, what=f"{count} Dask workers")
+        return self.workers()
 
     def fill(self, count: int, *, nanny: bool = True) -> list[int]:
         """See that so many workers live; returns their process ids."""
@@ -101,6 +99,12 @@ class DaskCluster:
     def living(self) -> list[int]:
         """The process ids of the workers, or their nannies, that have been started and have not ended."""
         return [process.pid for process in self._processes[1:] if process.poll() is None]
+
+    def end_all(self) -> None:
+        """Kill all workers."""
+        for process in self._processes[1:]:
+            self.end(process)
+        self.wait_for(0)
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """Kill a worker, with its nanny."""

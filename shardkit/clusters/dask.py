@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from distributed import Client, get_client
+from joblib import cpu_count
 
 from shardkit.clusters.base import Answer, Answered, Cluster
 from shardkit.errors import PipelineError
@@ -14,6 +16,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONNECT_S = 30
+
+
+class _Made:
+    """A call that is made when its pickle is read, and is its outcome."""
+
+    def __init__(self, call: Callable[[Any], Any], argument: Any) -> None:
+        self._call = call
+        self._argument = argument
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return self._call, (self._argument,)
+
+
+def _client_of_default(n_jobs: int) -> Client:
+    """A client of the scheduler that Dask's configuration names; without one, of threads of this process.
+
+    Threads will do, because the chunks have processes of their own; and processes of Dask would need a script with a
+    ``__main__`` guard.
+    """
+    threads = n_jobs if n_jobs > 0 else int(cpu_count())
+    return Client(
+        set_as_default=False, processes=False, n_workers=1, threads_per_worker=threads, dashboard_address=":0"
+    )
 
 
 class Dask(Cluster):
@@ -43,7 +68,7 @@ class Dask(Cluster):
                 try:
                     return get_client()
                 except ValueError:  # there is none
-                    self._own = Client(set_as_default=False, **({"n_workers": n_jobs} if n_jobs > 0 else {}))
+                    self._own = _client_of_default(n_jobs)
             else:
                 self._own = Client(address, timeout=CONNECT_S, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
@@ -55,7 +80,9 @@ class Dask(Cluster):
 
     def submit(self, call: Callable[[Any], Any], argument: Any) -> Answer:
         """Have a call made; Dask makes it again where a worker dies, and fails it when several have."""
-        return self._client.submit(call, argument, key=f"shardkit-{uuid.uuid4().hex}", pure=False)
+        # The scheduler reads what is submitted, and may know neither this package nor what the call needs.
+        data = pickle.dumps(_Made(call, argument))
+        return self._client.submit(pickle.loads, data, key=f"shardkit-{uuid.uuid4().hex}", pure=False)
 
     def on_each_node(self, call: Callable[[], Any]) -> list[Answered]:
         """Make the call in each worker process."""

@@ -7,10 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from shardkit._version import __version__
 from shardkit.clusters.node import read_a_byte
 from shardkit.errors import RunFailed, ShardkitError
-from shardkit.functions import python_version
 
 if TYPE_CHECKING:
     from shardkit.clusters.base import Answered, Cluster
@@ -94,14 +92,13 @@ def _check(cluster: Cluster, folder: RunFolder, work: NodeWork, each: Answered) 
     if each.error is not None:
         raise _unfit(cluster, each, each.error)
     answer = each.answer
-    if answer["shardkit"] != __version__:
+    if answer["shardkit"] != work.shardkit:
         raise RunFailed(
-            f"{each.node} has shardkit {answer['shardkit']}, and this process has {__version__}.", hint=cluster.cure
+            f"{each.node} has shardkit {answer['shardkit']}, and this process has {work.shardkit}.", hint=cluster.cure
         )
-    if work.function_sha256 is not None and answer["python"] != python_version():
+    if work.function_sha256 is not None and answer["python"] != work.python:
         raise RunFailed(
-            f"The function travels by value from Python {python_version()}, and {each.node} has Python "
-            f"{answer['python']}.",
+            f"The function travels by value from Python {work.python}, and {each.node} has Python {answer['python']}.",
             hint="Put the function in a module and set source_dir, or use one version of Python.",
         )
     where = f"{each.node}: {answer['error']}" if "error" in answer else ""

@@ -45,3 +45,10 @@ def system(request: pytest.FixtureRequest) -> System:
     cluster = request.getfixturevalue(request.param)
     pids = cluster.workers if request.param == "dask" else cluster.pids
     return System({**here, "address": cluster.address}, pids)
+
+
+@pytest.fixture(scope="session")
+def bare_dask(tmp_path_factory: pytest.TempPathFactory, s3_url: str) -> Iterator[DaskCluster]:
+    """A Dask cluster whose workers, none at first, nobody starts again."""
+    with contextlib.closing(DaskCluster(tmp_path_factory.mktemp("bare-dask"), s3_url)) as cluster:
+        yield cluster

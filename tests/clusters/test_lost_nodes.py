@@ -17,7 +17,7 @@ from loopback_clusters import JOBS, DaskCluster, RayCluster, System, is_installe
 import shardkit as sk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = [LINUX, pytest.mark.slow]
@@ -59,13 +59,6 @@ def project(tmp_path: Path) -> Project:
     made = Project(tmp_path)
     made.write_function(WORK)
     return made
-
-
-@pytest.fixture(scope="module")
-def bare_dask(tmp_path_factory: pytest.TempPathFactory, s3_url: str) -> Iterator[DaskCluster]:
-    """A Dask cluster whose workers nobody starts again."""
-    with contextlib.closing(DaskCluster(tmp_path_factory.mktemp("bare-dask"), s3_url)) as cluster:
-        yield cluster
 
 
 def parallel(backend: str, address: str) -> dict[str, Any]:
