@@ -6,10 +6,9 @@ import datetime as dt
 import decimal
 import json
 import math
+import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+import warm
 
 import shardkit as sk
 from shardkit.dataset.merge import Merge
@@ -582,40 +582,17 @@ print(run.summary().files, run.summary().rows, int(peak.split()[1]) // 1024)
 """
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_more_partitions_than_open_files(files: WriteFiles, tmp_path: Path) -> None:
     files([str(n) for n in range(8)])
-    done = subprocess.run(
-        [sys.executable, "-c", MANY_PARTITIONS, "1000", "20000"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm.run(["-c", MANY_PARTITIONS, 1000, 10_000], cwd=tmp_path, env=os.environ, timeout_s=120)
     assert done.returncode == 0, done.stderr
     count, rows, megabytes = map(int, done.stdout.split())
-    assert rows == 160_000
+    assert rows == 80_000
     assert count == 1000  # not one more for every batch
-    assert megabytes < 500
+    assert megabytes < 200
     table = pa.concat_tables([pq.ParquetFile(p).read() for p in (tmp_path / "out" / "part=7").iterdir()])
-    assert table["n"].to_pylist() == [n * 20_000 + i for n in range(8) for i in range(7, 20_000, 1000)]
-
-
-@pytest.mark.slow
-def test_very_many_partitions(files: WriteFiles, tmp_path: Path) -> None:
-    files([str(n) for n in range(4)])
-    done = subprocess.run(
-        [sys.executable, "-c", MANY_PARTITIONS, "4000", "20000"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    count, rows, megabytes = map(int, done.stdout.split())
-    assert (count, rows) == (4000, 80_000)
-    assert megabytes < 500
+    assert table["n"].to_pylist() == [n * 10_000 + i for n in range(8) for i in range(7, 10_000, 1000)]
 
 
 def test_many_partitions_of_which_few_are_open_and_little_is_held(
@@ -795,21 +772,6 @@ def test_combine_by_name(tmp_path: Path, files: WriteFiles) -> None:
 
 # ---- memory, and parts that are gone ---------------------------------------------------------------------------
 
-MANY_BYTES = """
-import sys, numpy as np, pyarrow as pa, pyarrow.parquet as pq
-shape = sys.argv[1]
-for n in range(5 if shape == "numbers" else 10):
-    random = np.random.default_rng(n)
-    if shape == "numbers":
-        table = pa.table({f"c{i}": random.random(1_000_000) for i in range(12)})
-    elif shape == "wide":
-        table = pa.table({"text": [f"{n}-{i}-" + "x" * 40_000 for i in range(2500)], "n": range(2500)})
-    else:
-        part = [i % 100 if shape == "texts" else i // 50 % 100 if i % 50 == 0 else -1 for i in range(300_000)]
-        table = pa.table({"text": [f"{n}-{i}-" + "x" * 300 for i in range(300_000)], "part": part})
-    compression = "none" if shape == "numbers" else "zstd"  # which finds nothing to do in random numbers
-    pq.write_table(table, f"parts/{n:02d}.parquet", row_group_size=len(table) // 3, compression=compression)
-"""
 MERGE = """
 import sys
 from pathlib import Path
@@ -822,29 +784,49 @@ print(next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.
 """
 
 
+def numbers() -> pa.Table:
+    random = np.random.default_rng(1)
+    return pa.table({f"c{i}": random.random(500_000) for i in range(12)})
+
+
+def wide_rows() -> pa.Table:
+    """Its row groups are too small to be copied."""
+    return pa.table({"text": [f"{i}-" + "x" * 40_000 for i in range(1250)], "n": range(1250)})
+
+
+def texts() -> pa.Table:
+    """With partitions that all have rows everywhere, and such that nearly all rows are in one."""
+    count = range(200_000)
+    skewed = [i // 50 % 100 if i % 50 == 0 else -1 for i in count]
+    return pa.table({"text": [f"{i}-" + "x" * 300 for i in count], "even": [i % 100 for i in count], "skewed": skewed})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "ways", "rows"),
+    ("make", "fields", "at_most_mb"),
     [
-        ("numbers", [{"target_bytes": "64MB"}], 5_000_000),
-        ("wide", [{}], 25_000),
-        ("texts", [{"partition_by": "part"}, {"format": "arrow"}], 3_000_000),
-        ("skewed", [{"partition_by": "part"}], 3_000_000),
+        (numbers, {"target_bytes": "64MB"}, 300),
+        (wide_rows, {}, 390),
+        (texts, {"format": "arrow"}, 300),
+        (texts, {"partition_by": "even"}, 420),
+        (texts, {"partition_by": "skewed"}, 430),
     ],
-    ids=["numbers", "wide", "texts", "skewed"],
+    ids=["numbers", "wide rows", "texts", "partitions", "skewed partitions"],
 )
-def test_much_is_merged_in_bounded_memory(tmp_path: Path, shape: str, ways: list[dict[str, Any]], rows: int) -> None:
-    (tmp_path / "parts").mkdir()
-    subprocess.run([sys.executable, "-c", MANY_BYTES, shape], cwd=tmp_path, check=True, timeout=300)
-    for fields in ways:
-        command = [sys.executable, "-c", MERGE, repr(fields)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr
-        megabytes, merged = map(int, done.stdout.split())
-        assert merged == rows
-        assert megabytes < (400 if shape == "numbers" else 600), fields
-        shutil.rmtree(tmp_path / "out")
-    shutil.rmtree(tmp_path / "parts")
+def test_much_is_merged_in_bounded_memory(
+    tmp_path: Path, make: Callable[[], pa.Table], fields: dict[str, Any], at_most_mb: int
+) -> None:
+    table, parts = make(), tmp_path / "parts"
+    parts.mkdir()
+    compression = "none" if make is numbers else "zstd"  # which finds nothing to do in random numbers
+    pq.write_table(table, parts / "0.parquet", row_group_size=len(table) // 3, compression=compression)
+    for n in range(1, 5):
+        os.link(parts / "0.parquet", parts / f"{n}.parquet")
+    done = warm.run(["-c", MERGE, repr(fields)], cwd=tmp_path, env=os.environ, timeout_s=300)
+    assert done.returncode == 0, done.stderr
+    megabytes, merged = map(int, done.stdout.split())
+    assert merged == 5 * len(table)
+    assert megabytes < at_most_mb
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated"])
