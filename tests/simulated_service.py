@@ -9,7 +9,9 @@ is worked out from the clock when somebody asks. Errors are botocore's own.
 
 from __future__ import annotations
 
+import bisect
 import datetime
+import functools
 import random
 import threading
 from collections import Counter
@@ -66,11 +68,11 @@ class Attempt:
     stop_at: float | None = None
     changed_at: float = field(default=0.0)
 
-    @property
+    @functools.cached_property
     def job_id(self) -> str:
         return self.name.rpartition("-")[0]
 
-    @property
+    @functools.cached_property
     def instances(self) -> int:
         cluster = self.request.get("ProcessingResources", {}).get("ClusterConfig", {})
         return int(cluster.get("InstanceCount", 1))
@@ -125,6 +127,7 @@ class SimulatedService:
         self.creates_per_s, self.seconds, self.outcomes = creates_per_s, seconds, dict(outcomes or {})
         self.jobs: dict[str, Attempt] = {}
         self._alive: list[Attempt] = []
+        self._over: list[tuple[float, str]] = []  # when those that are no more alive ended, and their names
         self.calls: Counter[str] = Counter()  # by operation
         self.answers: Counter[tuple[str, str]] = Counter()  # by operation and answer
         self.stops: list[str] = []
@@ -170,7 +173,13 @@ class SimulatedService:
 
     def alive(self) -> list[Attempt]:
         now = self.clock.time()
-        self._alive = [each for each in self._alive if now < each.over_at]
+        alive, over = [], []
+        for each in self._alive:
+            (alive if now < each.over_at else over).append(each)
+        if over:
+            self._alive = alive
+            for each in over:
+                bisect.insort(self._over, (each.over_at, each.name))
         return self._alive
 
     def event(self, name: str, *, ago_s: float = 0.0) -> dict[str, Any]:
@@ -282,7 +291,7 @@ class SimulatedService:
         since = filters["LastModifiedTimeAfter"].timestamp() - 1 if "LastModifiedTimeAfter" in filters else 0.0
         lines = [
             self._line(each, now)
-            for each in self.jobs.values()
+            for each in self._modified(since)
             if each.kind == kind and each.created_at <= now and min(each.over_at, now) >= since
         ]
         lines = [line for line in lines if matches(line, filters)]
@@ -302,6 +311,12 @@ class SimulatedService:
             last = page[-1]
             answer["NextToken"] = f"{last['CreationTime'].timestamp()!r} {last['ProcessingJobName']}"
         return answer
+
+    def _modified(self, since: float) -> list[Attempt]:
+        """Those that were still alive then."""
+        alive = self.alive()
+        ended = self._over[bisect.bisect_left(self._over, (since, "")) :]
+        return [*alive, *(self.jobs[name] for _, name in ended)]
 
     def _line(self, attempt: Attempt, now: float) -> dict[str, Any]:
         status = attempt.status(now)
