@@ -313,10 +313,10 @@ class SimulatedService:
         return answer
 
     def _modified(self, since: float) -> list[Attempt]:
-        """Those that were still alive then."""
-        alive = self.alive()
-        ended = self._over[bisect.bisect_left(self._over, (since, "")) :]
-        return [*alive, *(self.jobs[name] for _, name in ended)]
+        """Those that were still alive then, and that no test has taken away."""
+        alive = [each.name for each in self.alive()]
+        ended = [name for _, name in self._over[bisect.bisect_left(self._over, (since, "")) :]]
+        return [self.jobs[name] for name in (*alive, *ended) if name in self.jobs]
 
     def _line(self, attempt: Attempt, now: float) -> dict[str, Any]:
         status = attempt.status(now)

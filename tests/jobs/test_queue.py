@@ -1103,5 +1103,6 @@ def test_the_queue_needs_the_standard_library_and_botocore_only(tmp_path: Path) 
         "shardkit.masking",
         "shardkit.plugins",
         "shardkit.printable",
+        "shardkit.units",
         "shardkit.user_state",
     }
