@@ -70,6 +70,8 @@ class SlurmEngine(JobFolders):
         super().__init__(os.path.abspath(os.path.expanduser(root)), isolation=isolation, stop_grace=stop_grace)
         self._lag_s, self._gone_s = lag_s, gone_s
         self._seen: tuple[float, slurm_commands.Look] = (0.0, slurm_commands.Look({}, {}))
+        self._listing: tuple[str, list[dict[str, Any]]] | None = None  # what the pages of a list are cut from
+        self._known: dict[str, SlurmFiles] = {}  # of the jobs that have not ended
         self._slurm_ids: dict[str, str] = {}  # of the jobs that Slurm has
         self._over_since: dict[str, float] = {}  # of jobs that Slurm has ended, and whose files do not say how
 
@@ -134,7 +136,7 @@ class SlurmEngine(JobFolders):
         whole = _as_service_knows_it(request)
         validation.check("CreateProcessingJob", whole)
         validation.check_rules(whole, isolated=self.isolation != "none")
-        files = SlurmFiles(self.root, request["ProcessingJobName"])
+        files = self._files(request["ProcessingJobName"])
         if self._exists(files):
             refuse(
                 "CreateProcessingJob",
@@ -199,14 +201,31 @@ class SlurmEngine(JobFolders):
     # ---- looking -----------------------------------------------------------------------------------------------
 
     def _files(self, name: str) -> SlurmFiles:
-        return SlurmFiles(self.root, name)
+        return self._known.get(name) or SlurmFiles(self.root, name)
 
     def _look(self) -> slurm_commands.Look:
         """What Slurm says of the user's jobs, as of just now."""
-        if not 0 <= time.monotonic() - self._seen[0] < FRESH_S:
+        if not time.monotonic() - self._seen[0] < FRESH_S:
             look = slurm_commands.look()
             self._seen = (time.monotonic(), look)
         return self._seen[1]
+
+    def list_processing_jobs(self, **request: Any) -> dict[str, Any]:
+        """List jobs as the service does; all pages of a list are of one look at the queue."""
+        if "NextToken" not in request:
+            self._listing = None
+        return super().list_processing_jobs(**request)
+
+    def _summaries(self, part: str) -> Iterator[dict[str, Any]]:
+        if self._listing is None or self._listing[0] != part:
+            look, looked_at = self._look(), self._seen[0]
+            self._seen = (float("inf"), look)  # one look for all of them, however long they take
+            try:
+                all_of_them = [about for about in super()._summaries(part) if about.pop("submitted", True)]
+            finally:
+                self._seen = (looked_at, look)
+            self._listing = (part, all_of_them)
+        return iter(self._listing[1])
 
     def _slurm_id(self, name: str, job: dict[str, Any]) -> str:
         """The Slurm job of a job; empty where Slurm does not have it, because its submission did not get through."""
@@ -221,25 +240,24 @@ class SlurmEngine(JobFolders):
         if slurm_id:
             slurm_id = slurm_id if job["task"] is None else f"{slurm_id}_{job['task']}"
             self._slurm_ids[name] = slurm_id
+            self._known[name] = SlurmFiles(self.root, name, job)
         return slurm_id
 
     def _find(self, operation: str, name: str) -> tuple[JobFiles, dict[str, Any]]:
         files, job = super()._find(operation, name)
-        if not self._exists(SlurmFiles(self.root, name)):
+        if not self._exists(self._files(name)):
             refuse(operation, "ValidationException", f"Could not find requested job with name: {name}")
         return files, job
-
-    def _summaries(self, part: str) -> Iterator[dict[str, Any]]:
-        return (about for about in super()._summaries(part) if about.pop("submitted", True))
 
     def _state(self, files: JobFiles) -> dict[str, Any]:
         """How far a job is; one that Slurm has ended, and that has not said how it ended, ended as Slurm says."""
         if files.name in self._ended:
             return self._ended[files.name]
-        mine = SlurmFiles(self.root, files.name)
+        mine = self._files(files.name)
         state = mine.end() or self._unended(mine)
         if state["ProcessingJobStatus"] in ENDED:
             self._ended[files.name] = state
+            self._known.pop(files.name, None)
         elif os.path.exists(files.stop_asked):
             state["ProcessingJobStatus"] = "Stopping"
         return state
@@ -269,11 +287,13 @@ class SlurmEngine(JobFolders):
         state = files.state()
         if state["ProcessingJobStatus"] in ENDED:
             return state
+        batch = Batch(self.root, str((files.request() or {}).get("batch")))
+        if seen is None and not claimant and batch.name in self._look().ids:
+            seen = Seen("CANCELLED")  # of an array, tasks that were cancelled before they began are in no list
         if seen is None and time.monotonic() - since >= self._lag_s:
             seen = slurm_commands.remembered([slurm_id]).get(slurm_id)
         patience_s = self._gone_s if seen is None else self._lag_s
         begun, stopped = bool(claimant), os.path.exists(files.stop_asked)
-        batch = Batch(self.root, str((files.request() or {}).get("batch")))
         end, sure = end_of(seen, slurm_id, begun=begun, stopped=stopped, batch=batch)
         if not sure and time.monotonic() - since < patience_s:
             return state
@@ -287,8 +307,8 @@ class SlurmEngine(JobFolders):
     def _stop(self, files: JobFiles) -> None:
         job = files.request()
         if job is not None and (slurm_id := self._slurm_id(files.name, job)):
-            slurm_commands.cancel(slurm_id)
-            self._seen = (0.0, self._seen[1])
+            seen = self._look().jobs.get(slurm_id)
+            slurm_commands.cancel(slurm_id, runs=seen is not None and seen.state not in WAITING)
 
 
 def _as_service_knows_it(request: dict[str, Any]) -> dict[str, Any]:

@@ -80,10 +80,13 @@ def look() -> Look:
     return Look(jobs, ids)
 
 
-def cancel(job_id: str) -> None:
-    """Cancel a job that waits; let the script of one that runs know that it is to end."""
-    for words in (["--state=PENDING"], ["--signal=TERM", "--batch"]):
-        _run(["scancel", *words, job_id], "StopProcessingJob", may_fail=True)
+def cancel(job_id: str, *, runs: bool) -> None:
+    """Cancel a job; if it ``runs``, let its script know that it is to end, and give it time.
+
+    Each job by its id and nothing else: with a filter, such as ``--state``, all that waits of its array would go.
+    """
+    words = ["--signal=TERM", "--batch"] if runs else []
+    _run(["scancel", *words, job_id], "StopProcessingJob", may_fail=True)
 
 
 @functools.lru_cache(maxsize=8)

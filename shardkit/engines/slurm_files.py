@@ -29,10 +29,11 @@ from shardkit.engines.jobfiles import ENDED, JobFiles, read, replace
 
 
 class SlurmFiles(JobFiles):
-    """One job's files."""
+    """One job's files; ``known`` is its request, if that does not change any more."""
 
-    def __init__(self, root: str, name: str) -> None:
+    def __init__(self, root: str, name: str, known: dict[str, Any] | None = None) -> None:
         super().__init__(root, name)
+        self._known = known
         self.claimed = os.path.join(self.folder, "claim")
         self._end = os.path.join(self.folder, "end.json")
         self.scratch = self.folder  # on its node, the supervisor names a folder there
@@ -40,6 +41,10 @@ class SlurmFiles(JobFiles):
     def volume(self, host: str) -> str:
         """The folder of one instance's own files."""
         return os.path.join(self.scratch, host)
+
+    def request(self) -> dict[str, Any] | None:
+        """The request of the job; None if there is no such job."""
+        return self._known or super().request()
 
     def create(self, request: dict[str, Any], instances: int) -> None:
         """Write down a new job."""

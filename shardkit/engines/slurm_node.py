@@ -49,6 +49,14 @@ class NodeSupervisor(Supervisor):
         if self._job["isolation"] == "auto":
             self._job["isolation"] = isolation.probe()
 
+    def _program(self, host: str, volume: str) -> isolation.Program:
+        program = super()._program(host, volume)
+        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or 0)
+        if not cpus:
+            return program
+        told = {"LOKY_MAX_CPU_COUNT": str(max(1, cpus // len(self._hosts)))}  # joblib's count of CPUs
+        return program._replace(environment=told | dict(program.environment))
+
     def _check_stop(self, *, unasked: bool = False) -> None:
         super()._check_stop(unasked=unasked)
         if self._slurm_files.end() is not None:

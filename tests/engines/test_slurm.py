@@ -58,6 +58,23 @@ def test_a_job_that_somebody_cancels(engine: SlurmEngine, slurm_cluster: Cluster
     assert not processes(nap)
 
 
+def test_tasks_of_an_array_that_have_not_begun(engine: SlurmEngine, slurm_cluster: Cluster, nap: str) -> None:
+    """Those that are cancelled or stopped end, and no others do."""
+    shell = f"exec sleep {nap}"
+    made = [request(f"job-{i}", shell=shell) | {"Resources": {"cpus": 16}} for i in range(8)]
+    assert engine.create_processing_jobs(made) == [None] * 8
+    until(lambda: len(processes(nap)) == 2)
+    assert status(engine, "job-6") == "InProgress"
+    slurm_cluster.run("scancel", engine._slurm_ids["job-6"])
+    engine.stop_processing_job(ProcessingJobName="job-7")
+    assert cause(engine, "job-6") == "stopped"
+    assert ended(engine, "job-7")["ProcessingJobStatus"] == "Stopped"
+    assert "FailureReason" not in ended(engine, "job-7")
+    others = [engine.describe_processing_job(ProcessingJobName=f"job-{i}") for i in range(6)]
+    assert {about["ProcessingJobStatus"] for about in others} == {"InProgress"}
+    assert sum("WaitingReason" in about for about in others) == 4
+
+
 def test_a_job_that_others_take_the_node_of(engine: SlurmEngine, slurm_cluster: Cluster, nap: str) -> None:
     running(engine, "one", nap, cpus=16, options=["--nodelist=n1"])
     engine.create_processing_job(
