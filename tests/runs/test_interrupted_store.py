@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from job_runs import JobProject
     from test_object_store import Bucket
 
-SLOW = pytest.mark.slow
 STEPS = {
     "looking": "HEAD /",
     "listing": "list-type=2",
@@ -35,8 +34,8 @@ STEPS = {
 }
 
 
-@pytest.mark.whole
-@pytest.mark.parametrize("step", [pytest.param(step, marks=() if step == "pass 1" else SLOW) for step in STEPS])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
 def test_ctrl_c_ends_what_waits_for_a_store_that_has_vanished(
     project: JobProject,  # noqa: F811
     bucket: Bucket,  # noqa: F811
