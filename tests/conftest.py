@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import subprocess
 
 READER = JSONFileLoader()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell; programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault(
     "OPENBLAS_NUM_THREADS", "1"
 )  # otherwise its threads spin while NumPy is imported, in each process
