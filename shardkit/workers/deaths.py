@@ -5,12 +5,24 @@ from __future__ import annotations
 import contextlib
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 from shardkit.workers.guard import EXIT_CLOSED, EXIT_OUT_OF_MEMORY, HARM
 
 # A process that gets no memory is ended by the kernel, by a library that gives up, or by its function's own exit.
 # A segmentation fault is not among them: a wrong pointer does not depend on what else runs on the machine.
 MEMORY_SIGNALS = {"SIGKILL", "SIGABRT", "SIGBUS"}
+
+
+_STATE, _FLAGS, _EXITING = 0, 6, 0x4  # fields of /proc/PID/stat, counted after the name; a bit of the second
+
+
+def is_dying(pid: int) -> bool:
+    """Whether a process has begun to end; giving back its memory may take it a while."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return fields[_STATE] in "ZX" or bool(int(fields[_FLAGS]) & _EXITING)
+    return False
 
 
 @dataclass(eq=False)

@@ -21,7 +21,7 @@ from shardkit.errors import RunFailed
 from shardkit.storage.base import is_remote
 from shardkit.workers.board import AT_IT, STOP, Board
 from shardkit.workers.channel import Channel, Garbled
-from shardkit.workers.deaths import WorkerDied
+from shardkit.workers.deaths import WorkerDied, is_dying
 from shardkit.workers.forkserver import Start, fork_worker
 from shardkit.workers.memory import resident_bytes
 from shardkit.workers.replies import reply_of
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from shardkit.workers.tasks import ChunkTask, WorkerSettings
 
 GOODBYE_S = 2.0
+DYING_S = 10.0  # for a process that ends by itself, before it counts as one that hangs
 
 
 class Stopped(Exception):
@@ -121,6 +122,8 @@ class WorkerProcess:
                     raise Stopped
             reading, seconds = self._watch.look()
             if timeout_s is not None and reading.state == AT_IT and seconds > timeout_s:
+                if seconds < timeout_s + DYING_S and is_dying(self._child.pid):
+                    continue  # what ended it is the cause, which will be known in a moment
                 self.kill()
                 # It may have gone on to another record in the last moment, which is not to blame then.
                 now = self.slot.read()

@@ -252,6 +252,30 @@ def test_nothing_that_a_record_has_started_outlives_a_program_that_is_killed(tmp
     wait_for(lambda: not is_alive(int(pid.read_text())), what="the end of the record's program")
 
 
+DIES_UNSEEN = """
+import os, signal, time
+def features(record):
+    if record.key == "r001.txt":
+        return {"key": record.key}
+    forks = os.getppid()
+    os.kill(forks, signal.SIGSTOP)  # so that nobody hears of the end
+    if os.fork() == 0:  # keeps the worker's pipe open
+        time.sleep(1.5)
+        os.kill(forks, signal.SIGCONT)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_whose_death_is_seen_only_after_the_timeout_has_died_of_what_it_died_of(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write_records(["x"] * 2)
+    project.write_function(DIES_UNSEEN)
+    project.command(*project.run_arguments(workers=1, timeout=0.5, max_failures="100%"), "--quiet")
+    (entry,) = sk.open_run(project.out).quarantine()
+    assert (entry["error"], entry["signal"]) == ("WorkerDied", "SIGKILL")
+
+
 def test_a_system_that_lets_no_threads_start_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path)
     project.write_records(["x"])
