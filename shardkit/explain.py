@@ -45,20 +45,33 @@ def _field_path(loc: tuple[str | int, ...], kind: type[BaseModel]) -> tuple[str 
     is_key = False
     for step in loc:
         fields = fields_of(model) if model is not None else {}
-        if step in fields:
+        if is_key:
+            path.append(step)
+            is_key = False
+        elif step in fields:
             path.append(step)
             field = fields[str(step)]
             model = next(iter(models_of(field)), None)
-            is_key = any(get_origin(part) is dict for part in get_args(field.annotation))
-        elif is_key:
-            path.append(step)
-            is_key = False
+            is_key = is_collection(field)
         elif model is not None and (not path or _is_model(model)):
             path.append(step)
             model = None
         elif isinstance(step, int):
             path.append(step)
     return tuple(path)
+
+
+def is_collection(field: FieldInfo) -> bool:
+    """Whether a field holds several values, by their numbers or names."""
+    return any(get_origin(part) in {dict, tuple} for part in (field.annotation, *get_args(field.annotation)))
+
+
+def members_of(field: FieldInfo, value: Any) -> list[dict[str, Any]]:
+    """The mappings in the value of a field: those of its collection, else the value itself if it is one."""
+    values: list[Any] = [value]
+    if is_collection(field):
+        values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [each for each in values if isinstance(each, dict)]
 
 
 def _is_model(kind: Any) -> bool:
@@ -89,22 +102,41 @@ def fields_of(model: Any) -> Mapping[str, FieldInfo]:
 
 def _expected(at: tuple[str | int, ...], kind: type[BaseModel]) -> str | None:
     """What the field at a path takes, in words, where it says so."""
-    field, models = None, [kind]
+    field = _field_at(at, kind)
+    trait = trait_of(field, Expected) if field is not None else None
+    return trait.text if trait is not None else None
+
+
+def _field_at(at: tuple[str | int, ...], kind: type[BaseModel]) -> FieldInfo | None:
+    """The field at a path; of a member of a collection, None."""
+    field, models, is_key = None, [kind], False
     for step in at:
+        if is_key:
+            field, is_key = None, False
+            continue
         field = next((fields[str(step)] for model in models if str(step) in (fields := fields_of(model))), None)
         if field is None:
             return None
-        models = models_of(field)
-    trait = trait_of(field, Expected) if field is not None else None
-    return trait.text if trait is not None else None
+        models, is_key = models_of(field), is_collection(field)
+    return field
+
+
+def _models_at(at: tuple[str | int, ...], kind: type[BaseModel]) -> list[Any]:
+    """The models that the value at a path may be of."""
+    models, is_key = [kind], False
+    for step in at:
+        if is_key:
+            is_key = False
+            continue
+        field = next(fields[str(step)] for model in models if str(step) in (fields := fields_of(model)))
+        models, is_key = models_of(field), is_collection(field)
+    return models
 
 
 def _reason(problem: Any, at: tuple[str | int, ...], kind: type[BaseModel]) -> str:
     given = problem.get("input")
     if problem["type"] == "extra_forbidden":
-        models: list[Any] = [kind]
-        for step in at[:-1]:
-            models = models_of(fields_of(models[0])[str(step)])
+        models = _models_at(at[:-1], kind)
         names = list(dict.fromkeys(name for model in models for name in fields_of(model)))
         return "this field is for another kind" if at[-1] in names else unknown_field(str(at[-1]), names)
     if problem["type"] == "missing":

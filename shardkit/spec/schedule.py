@@ -5,12 +5,43 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from shardkit.errors import PipelineError
 from shardkit.times import interval, zone_of
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+
+
+def _is_time(value: str) -> str:
+    if not interval(value):
+        raise ValueError(f"expected a time such as 30m, 3h, 1d or 2w, not {value!r}.")
+    return value
+
+
+def _is_cron(value: str) -> str:
+    from cronsim import CronSim, CronSimError
+
+    try:
+        next(CronSim(value, EPOCH))
+    except CronSimError as error:
+        raise ValueError(f"{value!r} is no cron expression, or one that is never due ({error}).") from None
+    except StopIteration:
+        raise ValueError(f"{value!r} is never due: there is no such date.") from None
+    return value
+
+
+def _is_zone(value: str) -> str:
+    try:
+        zone_of(value)
+    except PipelineError:
+        raise ValueError(f"there is no time zone {value!r}; write a name such as Europe/Paris, or UTC.") from None
+    return value
+
+
+Time = Annotated[str, Field(min_length=1), AfterValidator(_is_time)]
+Cron = Annotated[str, Field(min_length=1), AfterValidator(_is_cron)]
+Zone = Annotated[str, Field(min_length=1), AfterValidator(_is_zone)]
 
 
 class Schedule(BaseModel):
@@ -23,11 +54,11 @@ class Schedule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    every: Annotated[str, Field(min_length=1)] | None = None
-    cron: Annotated[str, Field(min_length=1)] | None = None
-    since: Annotated[str, Field(min_length=1)] | None = None
-    clean: Annotated[str, Field(min_length=1)] | None = None
-    zone: Annotated[str, Field(min_length=1)] | None = None
+    every: Time | None = None
+    cron: Cron | None = None
+    since: Time | None = None
+    clean: Time | None = None
+    zone: Zone | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -35,34 +66,6 @@ class Schedule(BaseModel):
         if isinstance(given, str):
             return {"cron" if " " in given.strip() or given.startswith("@") else "every": given}
         return given
-
-    @field_validator("every", "since", "clean")
-    @classmethod
-    def _is_time(cls, value: str | None) -> str | None:
-        if value is not None and not interval(value):
-            raise ValueError(f"expected a time such as 30m, 3h, 1d or 2w, not {value!r}.")
-        return value
-
-    @field_validator("cron")
-    @classmethod
-    def _is_cron(cls, value: str | None) -> str | None:
-        from cronsim import CronSim, CronSimError
-
-        if value is not None:
-            try:
-                next(CronSim(value, EPOCH))
-            except (CronSimError, StopIteration) as error:
-                raise ValueError(f"{value!r} is no cron expression ({error or 'it is never due'}).") from None
-        return value
-
-    @field_validator("zone")
-    @classmethod
-    def _is_zone(cls, value: str | None) -> str | None:
-        try:
-            zone_of(value)
-        except PipelineError:
-            raise ValueError(f"there is no time zone {value!r}; write a name such as Europe/Paris, or UTC.") from None
-        return value
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Schedule:

@@ -239,25 +239,27 @@ def _place_of_jobs(value: Any) -> Any:
     return path_text(value)
 
 
+def _known_targets(value: tuple[str, ...]) -> tuple[str, ...]:
+    from shardkit.jobs import JobError
+    from shardkit.jobs.targets import check_target
+
+    for target in value:
+        try:
+            check_target(target)
+        except JobError as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+Targets = Annotated[Names, AfterValidator(_known_targets)]
+
+
 class Queue(Section):
     """A queue of jobs that somebody else serves: its place, the jobs' owner, and who is notified when the run ends."""
 
     place: Annotated[str, IsPath(words=(DYNAMODB,)), BeforeValidator(_place_of_jobs), Field(min_length=1)]
     owner: Annotated[str, Field(min_length=1)] | None = None
-    notify: Names = ()
-
-    @field_validator("notify")
-    @classmethod
-    def _known_targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from shardkit.jobs import JobError
-        from shardkit.jobs.targets import check_target
-
-        for target in value:
-            try:
-                check_target(target)
-            except JobError as error:
-                raise ValueError(str(error)) from None
-        return value
+    notify: Targets = ()
 
 
 Engine = EngineSettings

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from shardkit.errors import PipelineError
-from shardkit.explain import ELSEWHERE, explain, fields_of, models_of
+from shardkit.explain import ELSEWHERE, explain, fields_of, members_of, models_of
 from shardkit.traits import IsPath, Short, fields_with, trait_of
 
 if TYPE_CHECKING:
@@ -20,19 +20,22 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="BaseModel")
 
 
-def load_yaml(kind: type[S], path: Path, overrides: dict[str, Any]) -> S:
-    """Read and validate a YAML file.
+Lines = dict[tuple[str | int, ...], int]
+
+
+def read_mapping(path: Path, *, what: str, fields: str, hint: str) -> tuple[dict[str, Any], Lines]:
+    """The fields of a YAML file, not validated, and the line of each by its path.
+
+    ``what`` the file is, the first ``fields`` of one, and a ``hint`` for who has none are words for errors.
 
     Raises:
-        PipelineError: it cannot be read, is not YAML, or a field is unknown, mistyped or missing.
+        PipelineError: it cannot be read, or is not YAML, or no mapping.
     """
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise PipelineError(
-            f"Cannot read the pipeline {path}: {reason}.", hint="shardkit init blank DIR writes one to begin with."
-        ) from None
+        raise PipelineError(f"Cannot read the {what} {path}: {reason}.", hint=hint) from None
     try:
         content = yaml.safe_load(text)
         lines = _lines(yaml.compose(text, yaml.SafeLoader), path)
@@ -41,9 +44,24 @@ def load_yaml(kind: type[S], path: Path, overrides: dict[str, Any]) -> S:
         where = f", line {mark.line + 1}" if mark else ""
         raise PipelineError(f"{path}{where}: this is not YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(content, dict):
-        raise PipelineError(f"{path}: a pipeline is a mapping of fields, such as input:, function:, output:.")
+        raise PipelineError(f"{path}: a {what} is a mapping of fields, such as {fields}.")
+    return content, lines
+
+
+def load_yaml(kind: type[S], path: Path, overrides: dict[str, Any]) -> S:
+    """Read and validate a YAML file.
+
+    Raises:
+        PipelineError: it cannot be read, is not YAML, or a field is unknown, mistyped or missing.
+    """
+    content, lines = read_mapping(
+        path,
+        what="pipeline",
+        fields="input:, function:, output:",
+        hint="shardkit init blank DIR writes one to begin with.",
+    )
     content.setdefault("source_dir", ".")
-    _anchor_paths(content, kind, path.resolve().parent)
+    anchor_paths(content, kind, path.resolve().parent)
     for name, value in overrides.items():
         _override(content, kind, name, value)
         sections = tuple(name.split("."))
@@ -68,15 +86,15 @@ def from_settings(kind: type[S], settings: dict[str, Any]) -> S:
     return kind(**content)
 
 
-def _anchor_paths(content: dict[str, Any], kind: type[BaseModel], folder: Path) -> None:
+def anchor_paths(content: dict[str, Any], kind: type[BaseModel], folder: Path) -> None:
     """Relative paths count from the YAML file's folder; so do modules, unless source_dir says otherwise."""
     for name, field in fields_of(kind).items():
         value = content.get(name)
         if isinstance(value, str) and (short := trait_of(field, Short)) is not None:
             value = content[name] = {short.field: value}
-        if isinstance(value, dict):
-            for model in models_of(field, value):
-                _anchor_paths(value, model, folder)
+        for each in members_of(field, value):
+            for model in models_of(field, each):
+                anchor_paths(each, model, folder)
         path = trait_of(field, IsPath)
         if path is not None and isinstance(value, str) and value and "://" not in value and value not in path.words:
             content[name] = str(folder / os.path.expanduser(value))
@@ -109,13 +127,13 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
-def _lines(node: Any, file: Path, at: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], int]:
+def _lines(node: Any, file: Path, at: tuple[str | int, ...] = ()) -> Lines:
     """The line of each field, by its path.
 
     Raises:
         PipelineError: a field is given twice.
     """
-    lines: dict[tuple[str | int, ...], int] = {}
+    lines: Lines = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*at, key.value)

@@ -30,6 +30,7 @@ ROOMS = (
     "spec",
     "runs",
     "pipeline",
+    "workflows",
     "cli",
     "package",
 )
@@ -193,6 +194,7 @@ CHANGES = (
     "a report",
     "a table catalogue",
     "a schedule",
+    "a field of a workflow",
 )
 
 
