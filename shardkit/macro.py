@@ -46,6 +46,7 @@ def make_plan(
     run_id: str,
     created: str,
     own_instances: bool = False,
+    max_jobs: int | None = None,
     by_day: bool = False,
     comparison: Comparison | None = None,
 ) -> Plan:
@@ -60,6 +61,7 @@ def make_plan(
         run_id: the name of the run.
         created: the time, in ISO 8601.
         own_instances: every shard has an instance of its own; else the same workers do one shard after the other.
+        max_jobs: how many jobs there may be at most, whatever ``shards`` say.
         by_day: every group is a partition of the dataset, so that no chunk may hold records of two.
         comparison: with what earlier runs have done; the plan leaves out partitions in which nothing has changed.
 
@@ -72,7 +74,7 @@ def make_plan(
         return Plan(table, nothing_to_do(pipeline, comparison, run_id=run_id, created=created, workers=workers))
 
     # Groups to shards: the shard of each record.
-    shard = number_shards(table, pipeline.get("shards"))
+    shard = number_shards(table, pipeline.get("shards"), max_jobs=max_jobs)
 
     # Shards to chunks: the chunk of each record. Chunks of earlier runs whose records still stand are taken over.
     taken, chunk = _number_chunks(table, shard, taken, Cut(chunks, workers, own_instances=own_instances), by_day=by_day)

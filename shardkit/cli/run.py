@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ import click
 from shardkit.cli.commands import Command, echo
 from shardkit.cli.given import days_of, opened, read_pipeline, report, settings_of
 from shardkit.cli.options import DAYS, GO_ON, JSON, OUTPUT, PIPELINE, QUIET, RUN_ID
+from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
     from shardkit.pipeline import Pipeline
@@ -71,23 +73,41 @@ def _print_plan(loaded: Pipeline, days: list[str] | None) -> None:
 shardkit plan pipeline.yaml
 shardkit plan pipeline.yaml --sample 20
 shardkit plan pipeline.yaml --json | jq .totals
+shardkit plan pipeline.yaml --run-id nightly-1 --max-jobs 50 --outputs /tmp/outputs
 """,
 )
 @PIPELINE
 @DAYS
 @click.option("--sample", type=int, metavar="N", help="Run N records first, and estimate what all of them will take.")
+@click.option("--run-id", metavar="ID", help="Prepare a run of that name, for `pass1 --run` and `pass2 --run`.")
+@click.option("--max-jobs", type=int, metavar="N", help="With --run-id: how many jobs at most; by default 200.")
+@click.option("--outputs", metavar="DIR", help="With --run-id: write the files run, jobs and output there.")
 @JSON
 def plan(
     pipeline: str | None,
     sample: int | None,
     *,
+    run_id: str | None,
+    max_jobs: int | None,
+    outputs: str | None,
     date: tuple[str, ...],
     since: str | None,
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Say what a run would do, without doing it."""
+    """Say what a run would do, without doing it.
+
+    With --run-id the plan is kept, as a run whose jobs something else starts, such as a workflow on Kubernetes. Printed
+    are its folder and the numbers of its jobs. The same command again leaves a run that exists as it is.
+    """
+    if run_id is None and (max_jobs is not None or outputs is not None):
+        raise click.UsageError("--max-jobs and --outputs are for a run that is prepared: give --run-id too.")
+    if run_id is not None and sample is not None:
+        raise click.UsageError("Give --sample or --run-id.")
     loaded = read_pipeline(pipeline, given, expect_work=sample is not None)
+    if run_id is not None:
+        _prepare(loaded, run_id, days_of(loaded, date, since), max_jobs, outputs)
+        return
     with redirect_stdout(sys.stderr):
         planned = loaded.plan(days=days_of(loaded, date, since))
         estimate = loaded.sample(sample) if sample is not None else None
@@ -99,6 +119,25 @@ def plan(
     echo(planned.text(rows=estimate.rows if estimate else None))
     if estimate:
         echo(f"\n{estimate}")
+
+
+def _prepare(loaded: Pipeline, run_id: str, days: list[str] | None, max_jobs: int | None, outputs: str | None) -> None:
+    """Prepare a run, and print what its jobs need to know, or write it to files."""
+    from shardkit.runs.prepare import USUAL_JOBS, prepare
+
+    with redirect_stdout(sys.stderr):
+        run = prepare(
+            loaded, run_id, days=loaded.chosen_days(days), max_jobs=USUAL_JOBS if max_jobs is None else max_jobs
+        )
+    values = {"run": run.folder.uri, "jobs": json.dumps(run.jobs), "output": run.folder.output.uri}
+    if outputs is not None:
+        try:
+            Path(outputs).mkdir(parents=True, exist_ok=True)
+            for name, value in values.items():
+                Path(outputs, name).write_text(value, "utf-8")
+        except OSError as error:
+            raise PipelineError(f"--outputs: {error.filename} cannot be written: {error.strerror}.") from None
+    echo(json.dumps(values | {"jobs": run.jobs}))
 
 
 @click.command(

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 GROUPS_NAMED = 5  # how many of a shard's groups the plan names; records.parquet has them all
 
 
-def number_shards(table: pa.Table, rule: Mapping[str, Any] | None) -> np.ndarray:
-    """The shard of each record; shards are numbered by their first groups, or by their first records."""
+def number_shards(table: pa.Table, rule: Mapping[str, Any] | None, *, max_jobs: int | None = None) -> np.ndarray:
+    """The shard of each record; shards are numbered by their first groups, or by their first records.
+
+    With ``max_jobs`` there are so many at most, whatever the rule says.
+    """
     count = len(table)
     if rule is None:
         return np.zeros(count, np.int32)
@@ -33,14 +36,15 @@ def number_shards(table: pa.Table, rule: Mapping[str, Any] | None) -> np.ndarray
     sizes = numpy(table["bytes"]) + 1
     if rule["by"] == "size":
         wanted = rule["count"] if "count" in rule else -(-int(sizes.sum() - count) // rule["target"])
-        return evenly(sizes, bins=min(max(wanted, 1), count))
+        return evenly(sizes, bins=min(max(wanted, 1), count, max_jobs or count))
     group: np.ndarray = numpy(one_chunk(table["group"]).indices)
     groups = int(group.max()) + 1
-    if groups <= rule.get("max_jobs", groups):
+    most = min(rule.get("max_jobs", groups), max_jobs or groups)
+    if groups <= most:
         return group
     of_groups = np.zeros(groups, np.int64)
     np.add.at(of_groups, group, sizes)
-    packed: np.ndarray = in_order(longest_first(of_groups, bins=rule["max_jobs"]))[group]
+    packed: np.ndarray = in_order(longest_first(of_groups, bins=most))[group]
     return packed
 
 

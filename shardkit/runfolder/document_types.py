@@ -193,7 +193,8 @@ class PlanDocument(_Plan, total=False):
     """``plan.json``. What is optional stands in those that are written: of a plan that is only looked at it does not.
 
     ``pickles`` and ``files`` are in none of the first version; ``merge_of`` are the folders that pass 2 alone has
-    merged; its plan holds nothing else.
+    merged; its plan holds nothing else. ``prepared`` means that the run's jobs are started by something that shardkit
+    knows nothing of.
     """
 
     merge: bool
@@ -201,6 +202,7 @@ class PlanDocument(_Plan, total=False):
     pickles: dict[str, str]
     files: dict[str, WrittenFile]
     merge_of: list[str]
+    prepared: bool
 
 
 # ---- the result

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.dataset.checks import check_not_replaced
 from shardkit.dataset.day_claims import holding_days
 from shardkit.dataset.switch import finish_switches
-from shardkit.errors import PipelineError, PlanMismatch, RunReplaced
+from shardkit.errors import PipelineError, PlanMismatch, RunBusy, RunReplaced
 from shardkit.functions import FunctionRef, reference
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.find import latest_run
@@ -19,7 +19,7 @@ from shardkit.runs.here import both_passes
 from shardkit.runs.on_cluster import check_room_for, cluster_of, workers_of
 from shardkit.runs.planning import planned_merge, planned_pipeline
 from shardkit.runs.quarantine import own_days
-from shardkit.runs.summary import is_complete
+from shardkit.runs.summary import is_complete, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,6 +77,11 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
             _note_as_latest(folder)
             go_on(folder, pipeline, progress, changes=settings, retry=retry, function=instead, held=held)
         return
+    if plan.get("prepared") and status_of(folder) == "running" and not folder.is_locked():
+        raise RunBusy(
+            f"Run {run.run_id}: jobs are at work that something else has started.",
+            hint="Wait for them, or stop what started them (`argo stop`, on Kubernetes), and give the command again.",
+        )
     merging = planned_merge(folder, pipeline, settings)
     begun = time.monotonic()
     with folder.lock() as held, holding_days(folder, plan):

@@ -60,11 +60,13 @@ def make_run_plan(
     days: tuple[str, ...] | None = None,
     recompute: bool = False,
     workers: int | None = None,
+    max_jobs: int | None = None,
 ) -> Plan:
     """List the input and plan a run; writes nothing.
 
     With ``days`` only these are looked at; ``recompute`` plans all records, whatever earlier runs have done. Chunks are
-    cut for ``workers``, by default as many as the pipeline says.
+    cut for ``workers``, by default as many as the pipeline says. With ``max_jobs`` there are so many jobs at most, each
+    on a machine of its own, as on an engine.
 
     Raises:
         InputError: the input is empty or cannot be read.
@@ -96,7 +98,8 @@ def make_run_plan(
         workers=workers or pipeline.worker_count(),
         run_id=run_id,
         created=now(),
-        own_instances=pipeline.engine is not None and pipeline.worker_count() > 1,
+        own_instances=(pipeline.engine is not None or max_jobs is not None) and pipeline.worker_count() > 1,
+        max_jobs=max_jobs,
         by_day=pipeline.by_day,
         comparison=comparison,
     )

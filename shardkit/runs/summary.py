@@ -235,7 +235,8 @@ def _status(
     """The state of a run, a text about it, and why it failed."""
     if is_locked:
         return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None, None
-    if folder.plan()["pipeline"].get("engine"):
+    plan = folder.plan()
+    if plan["pipeline"].get("engine") or plan.get("prepared"):
         return _job_status(folder, result, beats)
     last = beats[-1] if beats else None
     if last is not None and last["state"] == "failed":
@@ -252,29 +253,41 @@ def _failed(beat: Heartbeat) -> tuple[str, str | None, str | None]:
 
 
 def _job_status(folder: RunFolder, result: Result | None, beats: list[Heartbeat]) -> tuple[str, str | None, str | None]:
-    """The state of a run on an engine that nobody watches now."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    recent, ahead = (now + datetime.timedelta(seconds=seconds) for seconds in (-JOB_SILENCE_S, CLOCKS_APART_S))
+    """The state of a run of several jobs that nobody watches now."""
     latest = {str(beat["shard"]): beat for beat in beats}
-    live = [
-        beat
-        for beat in latest.values()
-        if beat["state"] == "running" and recent < datetime.datetime.fromisoformat(beat["at"]) < ahead
-    ]
-    if live:
-        working = f"{counted(len(live), 'job')} {'is' if len(live) == 1 else 'are'} at work; nobody is watching. Watch:"
-        return "running", advice(folder, lambda step: f"{working} {step('resume')}"), None
+    if live := _live(list(latest.values())):
+        return "running", _at_work(folder, live), None
     failed = [beat for beat in latest.values() if beat["state"] == "failed"]
     merge = latest.get(ALL_SHARDS)
     if result is not None and (merge is None or merge["state"] in {"done", UNKNOWN}) and not failed:
         return "done", None, None
     if failed:
         return _failed(failed[0])
-    queue = folder.plan()["pipeline"].get("queue")
+    plan = folder.plan()
+    queue = plan["pipeline"].get("queue")
     if queue is not None and not folder.files.exists(STOP):
         serving = f"Its jobs are in the queue {queue['place']}, and go on while that is served. Watch:"
         return "running", advice(folder, lambda step: f"{serving} {step('resume')}"), None
-    return "interrupted", resume_hint(folder), None
+    waiting = "No job is at work now. If what started the jobs will start no more of them, do the rest here:"
+    is_prepared = plan.get("prepared")
+    text = advice(folder, lambda step: f"{waiting} {step('resume')}") if is_prepared else resume_hint(folder)
+    return "interrupted", text, None
+
+
+def _live(beats: list[Heartbeat]) -> int:
+    """How many of the attempts are at work now."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    recent, ahead = (now + datetime.timedelta(seconds=seconds) for seconds in (-JOB_SILENCE_S, CLOCKS_APART_S))
+    return sum(
+        beat["state"] == "running" and recent < datetime.datetime.fromisoformat(beat["at"]) < ahead for beat in beats
+    )
+
+
+def _at_work(folder: RunFolder, live: int) -> str:
+    working = f"{counted(live, 'job')} {'is' if live == 1 else 'are'} at work"
+    if folder.plan().get("prepared"):
+        return f"{working}."
+    return advice(folder, lambda step: f"{working}; nobody is watching. Watch: {step('resume')}")
 
 
 def is_complete(folder: RunFolder) -> bool:

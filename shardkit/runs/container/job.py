@@ -2,6 +2,9 @@
 
 Its arguments are the run folder and the job's number; everything else is in the plan. Exit codes: 0 done, 1 failed for
 good, 75 failed but worth another attempt. The reason goes to ``/opt/ml/output/message``.
+
+The same program does the jobs of a prepared run, which something else than an engine of shardkit starts
+(runs/prepare.py); as nobody holds the lock of such a run, pass 2 takes it (``--lock``).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import Damaged, RunFailed, RunInterrupted, ShardkitError, StorageError, WrittenByNewer
+from shardkit.errors import Damaged, RunBusy, RunFailed, RunInterrupted, ShardkitError, StorageError, WrittenByNewer
 from shardkit.masking import masked
 
 if TYPE_CHECKING:
@@ -66,7 +69,9 @@ class Container:
         return int(last) if last.isdigit() else 1
 
     def leave_message(self, message: str) -> None:
-        """Write what went wrong to the file that the service shows."""
+        """Write what went wrong to the file that the service shows, if this is a job of the service's."""
+        if not self.root.is_dir():
+            return
         folder = self.root / "output"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "message").write_text(masked(message)[:MESSAGE_CHARACTERS])
@@ -87,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         given = _parser().parse_args(arguments)
         given.work(given, container, begun)
-    except RunInterrupted as error:
+    except (RunInterrupted, RunBusy) as error:
         return _end(container, str(error), TRY_AGAIN)
     except (Damaged, WrittenByNewer) as error:  # every attempt would fail in the same way
         return _end(container, str(error), 1)
@@ -116,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--job", type=int, required=True)
             one.add_argument("--retry", action="store_true")
             one.add_argument("--download", action="store_true")
+        else:
+            one.add_argument("--lock", action="store_true")
     return parser
 
 
@@ -169,6 +176,8 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.workers.process_limit import check_room
 
     folder, plan, pipeline, changes = open_planned(given.run, given.settings)
+    if given.job >= len(plan["jobs"]):
+        raise RunFailed(f"Run {folder.run_id} has jobs 0 to {len(plan['jobs']) - 1}, and no job {given.job}.")
     shards = plan["jobs"][given.job]["shards"]
     shard = shards[container.instance] if len(shards) > 1 else shards[0]
     source = str(container.root / INPUT_FOLDER) if given.download else None
@@ -215,20 +224,35 @@ def _records_in(folder: RunFolder, source: str) -> np.ndarray:
 
 
 def _pass2(given: argparse.Namespace, container: Container, begun: float) -> None:
+    from shardkit.dataset.day_claims import holding_days
+    from shardkit.dataset.switch import finish_switches
     from shardkit.pass2_combine import run_pass2
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.display import make_progress
     from shardkit.runfolder.ledger import Ledger
     from shardkit.runfolder.limits import check_budget
     from shardkit.runs.planning import planned_merge
+    from shardkit.runs.summary import is_complete, summarize
 
     folder, plan, pipeline, changes = open_planned(given.run, given.settings)
     merging = planned_merge(folder, pipeline, changes)
-    with Attempt(folder, make_progress(quiet=False), begun=begun, number=container.attempt) as attempt:
-        ledger = Ledger(folder)
-        check_budget(ledger, pipeline.limits())
-        name, threads = pipeline.pipeline_name(), pipeline.worker_count()
-        run_pass2(ledger, merging, attempt, name=name, threads=threads, merged=plan["by_day"])
+    with contextlib.ExitStack() as stack:
+        held = None
+        if given.lock:  # otherwise the process that watches the jobs holds it
+            finish_switches(folder.output, must=True)
+            held = stack.enter_context(folder.lock())
+            stack.enter_context(holding_days(folder, plan))
+            if is_complete(folder):
+                sys.stderr.write(f"Run {folder.run_id} is done; there is nothing to do.\n")
+                return
+        attempt = Attempt(folder, make_progress(quiet=False), begun=begun, number=container.attempt)
+        with attempt.holding(held) if held is not None else attempt:
+            ledger = Ledger(folder)
+            check_budget(ledger, pipeline.limits())
+            name, threads = pipeline.pipeline_name(), pipeline.worker_count()
+            run_pass2(ledger, merging, attempt, name=name, threads=threads, merged=plan["by_day"])
+    if given.lock:
+        sys.stderr.write(f"{summarize(folder).command_text}\n")
 
 
 def planned_function(
