@@ -1,4 +1,4 @@
-"""Bytes, numbers, seconds and long texts as people read them."""
+"""Bytes, numbers, shares, money, seconds and long texts as people read them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ def human_seconds(seconds: float) -> str:
         return f"{minutes} min {int(seconds % 60)} s"
     hours = minutes // 60
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def percent(share: float) -> str:
+    """A share as a person reads it: ``97.5%``, ``50%``."""
+    return f"{share:.1%}".replace(".0%", "%")
+
+
+def dollars(usd: float) -> str:
+    """An amount of money, with cents if it is small: ``$12.30``, ``$4,200``."""
+    return f"${usd:,.2f}" if usd < 1000 else f"${usd:,.0f}"
 
 
 def first_line(text: str, *, characters: int = LINE_CHARACTERS) -> str:

@@ -6,12 +6,11 @@ import datetime
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from shardkit.cli.charts import dollars, percent
 from shardkit.jobs.clock import iso
 from shardkit.jobs.job import IN_PROGRESS, NEW
 from shardkit.jobs.wording import CAUSES_IN_WORDS, log_group, log_url, ran_s, seconds_at, waited_s
 from shardkit.masking import masked, masked_data
-from shardkit.units import human_seconds
+from shardkit.units import dollars, human_seconds, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

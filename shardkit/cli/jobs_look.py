@@ -119,7 +119,7 @@ def history(
         raise click.UsageError("--since is not before --until.")
     if html is not None and as_json:
         raise click.UsageError("Give --json or --html, not both.")
-    prices, (store, store_place) = _prices(prices_from), store_of(place)
+    prices, (store, store_place) = prices_of(prices_from), store_of(place)
     ended = store.ended(begin, end)
     if html is not None:
         from shardkit.cli.history_page import history_page, ways_for
@@ -153,7 +153,8 @@ def _moment(option: str, text: str, now: float) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
 
 
-def _prices(place: str | None) -> Prices | None:
+def prices_of(place: str | None) -> Prices | None:
+    """The prices in a file, or those of AWS' price list for ``aws``."""
     from shardkit.jobs.prices import KnownPrices, ListPrices
 
     if place is None:

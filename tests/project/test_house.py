@@ -17,6 +17,7 @@ PACKAGE = Path(sk.__file__).parent
 # A room may import those that stand above it here, and itself; never one that stands below.
 ROOMS = (
     "base",
+    "pages",
     "tables",
     "storage",
     "runfolder",
