@@ -104,6 +104,7 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
             "quarantine": [_moved(entry, new_ids) for entry in ledger.quarantine_of(ids)],
             "taken_over": True,
         }
+        marker.pop("timings", None)  # these are of the earlier run
         yield TakenOver(marker, rows_at, rows)
 
 

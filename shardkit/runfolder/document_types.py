@@ -75,6 +75,24 @@ class _Marker(TypedDict):
     quarantine: list[QuarantineEntry]
 
 
+class Timings(TypedDict):
+    """When a chunk's records were worked on, by which worker, and in which job if the run has jobs.
+
+    ``begin_s`` and ``end_s`` are the chunk's, in seconds since 1970, by the clock of the worker's machine. The other
+    fields have a number for each record, in the chunk's order, packed by `number_text`. A gap is the time from the end
+    of the record before, or from the beginning of the chunk, to the beginning of the record. It is negative for a
+    record that was run by itself before its chunk.
+    """
+
+    worker: str
+    job: str | None
+    begin_s: float
+    end_s: float
+    gaps_us: str
+    durations_us: str
+    rows: str
+
+
 class Marker(_Marker, total=False):
     """Commits a chunk. ``ids`` are the numbers of its records where these are not those of a planned chunk.
 
@@ -90,6 +108,7 @@ class Marker(_Marker, total=False):
     function_digest: str
     taken_over: bool
     gone: list[int]
+    timings: Timings
 
 
 class TakenOver(TypedDict):

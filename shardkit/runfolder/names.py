@@ -6,7 +6,7 @@
         function.pkl, combine.pkl                  the functions, where they travel by value
         taken_over.json                            markers of chunks that earlier runs have done
         parts/<shard>/<chunk>-<attempt>.parquet    rows
-        markers/<shard>/<chunk>-<attempt>.json     commits a chunk: parts, rows, bytes, seconds, records, quarantine
+        markers/<shard>/<chunk>-<attempt>.json     commits a chunk: parts, rows, bytes, timings, records, quarantine
         progress/<shard>-<attempt>.json            heartbeat of an attempt at a shard ("all": of every shard)
         dataset/generation-<number of the build>/  files that are to be the dataset's; those of jobs are beside that
         lock                                       held by the process that works on the run

@@ -25,17 +25,21 @@ def worker_pool(
     *,
     source: str | None = None,
     begun: int | None = None,
+    job: str | None = None,
 ) -> Iterator[Workers]:
-    """The workers of a pipeline; ``source`` is where its input is now, ``begun`` how many workers start at once."""
+    """The workers of a pipeline, in a ``job`` of that name if in any.
+
+    ``source`` is where its input is now, ``begun`` how many workers start at once.
+    """
     from shardkit.workers.local_work import LocalWorkers
 
-    settings = worker_settings(folder, pipeline, ref, source=source)
+    settings = worker_settings(folder, pipeline, ref, source=source, job=job)
     with LocalWorkers(settings, pipeline.worker_count(), begun=begun) as pool:
         yield pool
 
 
 def worker_settings(
-    folder: RunFolder, pipeline: Spec, ref: FunctionRef, *, source: str | None = None
+    folder: RunFolder, pipeline: Spec, ref: FunctionRef, *, source: str | None = None, job: str | None = None
 ) -> WorkerSettings:
     """What stays the same for all chunks of a run; ``source`` is where its input is now."""
     from shardkit.workers.tasks import WorkerSettings
@@ -49,4 +53,5 @@ def worker_settings(
         scratch=None,
         by_stem=pipeline.records == "stem",
         schema=pipeline.output.columns,
+        job=job,
     )

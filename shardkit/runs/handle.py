@@ -81,6 +81,17 @@ class Run:
         frame: pd.DataFrame = pd.DataFrame(self.quarantine(), columns=columns)
         return frame
 
+    def timings(self) -> pd.DataFrame:
+        """When, where and for how long the records were worked on: one row for each time that a record was run.
+
+        Columns: record, shard, chunk, job, attempt, worker, begin (UTC), seconds, bytes, rows, and outcome, which is
+        ``done`` or ``quarantined``. Records that were taken over from an earlier run are not in it.
+        """
+        from shardkit.runfolder.timings import RunTimings
+
+        frame: pd.DataFrame = RunTimings.of(self.folder).records.to_pandas()
+        return frame
+
     def quarantine(self) -> list[dict[str, Any]]:
         """The same as plain data, without pandas."""
         from shardkit.runs.quarantine import entries_of

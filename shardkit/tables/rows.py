@@ -50,6 +50,13 @@ class Result:
     tables: list[pa.Table] = field(default_factory=list)
     parts: list[Any] = field(default_factory=list)
 
+    @property
+    def row_count(self) -> int:
+        """How many rows they are."""
+        if self.rows:  # the other two are empty then; most records are small, and this should take no time
+            return len(self.rows)
+        return sum(len(table) for table in self.tables) + sum(int(part.rows) for part in self.parts)
+
 
 @dataclass
 class Batch:

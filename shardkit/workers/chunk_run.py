@@ -13,6 +13,7 @@ from shardkit.record import Record
 from shardkit.tracebacks import error_message, user_traceback
 from shardkit.workers.inputs import Wanted
 from shardkit.workers.tasks import failure_entry, spool_of
+from shardkit.workers.timing import ChunkTimes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,6 +38,8 @@ class ChunkRun:
         schema: pa.Schema | None,
         folder: RunFolder,
         inputs: LocalInputs | RemoteInputs,
+        *,
+        worker: str,
     ) -> None:
         import pyarrow as pa
 
@@ -58,6 +61,7 @@ class ChunkRun:
         self._objects: list[list[str]] = table["objects"].to_pylist()
         self._etags: list[list[str] | None] = _etags_of(table)
         self._failures: dict[int, QuarantineEntry] = {}
+        self.times = ChunkTimes(worker, settings.job)
         self._end = len(self.keys)
         self.writer = PartsWriter(
             (spool_of(settings) or self._folder.files).child(self._folder.parts_of(task.shard)),
@@ -99,11 +103,13 @@ class ChunkRun:
         for i, (objects, etags, size) in enumerate(rows):
             yield (task.shard, task.chunk, i), Wanted(objects, etags, size)
 
-    def end(self, i: int, *, failure: BaseException | None = None, seconds: float | None = None) -> None:
-        """A record has had its turn."""
+    def end(self, i: int, *, begun: float, rows: int, failure: BaseException | None = None) -> None:
+        """A record that has ``begun`` by the clock of ``times`` has had its turn; if it failed, ``rows`` are 0."""
         self._inputs.release((self.task.shard, self.task.chunk, i))
+        ended = self.times.clock()
+        self.times.add(begun, ended, rows)
         if failure is not None:
-            self.fail(i, failure, seconds=seconds)
+            self.fail(i, failure, seconds=ended - begun)
 
     def positions(self) -> Iterable[int]:
         """The positions of the records whose turn it is."""
@@ -121,6 +127,7 @@ class ChunkRun:
             self._failures[i] = settled.failure
         else:
             self.writer.adopt([Part.of(part) for part in settled.parts])
+        self.times.add_earlier(settled.begin_s, settled.seconds, sum(part["rows"] for part in settled.parts))
 
     def fail(self, i: int, error: BaseException, *, seconds: float | None = None) -> None:
         """Put a record in quarantine."""
@@ -135,8 +142,12 @@ class ChunkRun:
             attempt=self.task.attempt,
         )
 
-    def commit(self, seconds: float, repeats: dict[str, int]) -> Marker:
-        """Finish the parts and write the marker, unless somebody else does; returns the marker."""
+    def commit(self, repeats: dict[str, int]) -> Marker:
+        """Finish the parts and write the marker, unless somebody else does; returns the marker.
+
+        What it returns is without the timings if it is written, because nobody asks the worker for these.
+        """
+        seconds = self.times.seconds
         parts: list[Part] = self.writer.close()
         task = self.task
         first, end = (task.begin, self._end) if task.alone is None else (task.alone, task.alone + 1)
@@ -158,9 +169,11 @@ class ChunkRun:
             "function_digest": self._settings.function.digest,
             "parts": [part.to_dict() for part in parts],
             "quarantine": [self._failures[i] for i in sorted(self._failures)],
+            "timings": self.times.timings(seconds, failed=[i - first for i in self._failures]),
         }
         if task.alone is None and listed and spool_of(self._settings) is None:
             self._folder.write_marker(marker)
+            del marker["timings"]
         return marker
 
 

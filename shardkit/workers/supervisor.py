@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from typing import TYPE_CHECKING
 
 from shardkit.errors import RunFailed
+from shardkit.tables.number_text import numbers_of
 from shardkit.workers.deaths import WorkerDied, describe_death
 from shardkit.workers.gate import Gate, holds_much
 from shardkit.workers.guard import EXIT_OUT_OF_MEMORY
 from shardkit.workers.pool import Stopped
 from shardkit.workers.replies import MEMORY
 from shardkit.workers.tasks import Settled, failure_entry
+from shardkit.workers.timing import US
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +181,7 @@ class Supervisor:
             Stopped: there is no time left to know.
         """
         if death.timed_out:
-            return Settled(failure=self._obituary(task, death))
+            return self._dead(task, death)
         alone = dataclasses.replace(task, alone=position, settled={}, until=None, ahead=None)
         # A worker that has worked before may die of what an earlier record left behind: only a fresh one is proof.
         fresh, quiet, cleared = death.position == position, death.needs_quiet, False
@@ -197,12 +200,16 @@ class Supervisor:
                     cleared = holds_much(self._pool.resident_bytes(), again)
                     last_word = not cleared
                 if last_word:
-                    return Settled(failure=self._obituary(task, dataclasses.replace(again, position=position)))
+                    return self._dead(task, dataclasses.replace(again, position=position))
                 fresh, quiet = True, quiet or again.needs_quiet
                 continue
-            if outcome["quarantine"]:
-                return Settled(failure=outcome["quarantine"][0])
-            return Settled(parts=outcome["parts"])
+            times = outcome["timings"]
+            failure = outcome["quarantine"][0] if outcome["quarantine"] else None
+            seconds = float(numbers_of(times["durations_us"])[0]) / US
+            return Settled(times["begin_s"], seconds, failure, outcome["parts"])
+
+    def _dead(self, task: ChunkTask, death: WorkerDied) -> Settled:
+        return Settled(time.time() - death.seconds, death.seconds, self._obituary(task, death))
 
     def _obituary(self, task: ChunkTask, death: WorkerDied) -> QuarantineEntry:
         import pyarrow as pa

@@ -24,6 +24,7 @@ class WorkerSettings:
 
     ``input_access`` is how a store lets us in; the boto3 session is each worker's own.
     ``scratch`` is a folder for what comes from or goes to another store; None where input and output are both here.
+    ``job`` is the name of the job that the worker belongs to, if it belongs to one.
     """
 
     function: FunctionRef
@@ -34,12 +35,18 @@ class WorkerSettings:
     scratch: str | None
     by_stem: bool
     schema: dict[str, str] | None
+    job: str | None = None
 
 
 @dataclass
 class Settled:
-    """What is known of a record before its chunk is worked on again: it failed for good, or its parts are there."""
+    """What is known of a record before its chunk is worked on again: it failed for good, or its parts are there.
 
+    It began ``begin_s`` seconds after 1970, and took ``seconds``.
+    """
+
+    begin_s: float
+    seconds: float
     failure: QuarantineEntry | None = None
     parts: list[MarkedPart] = field(default_factory=list)
 

@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -59,7 +60,7 @@ def work(descriptor: int, board: int, number: int, store: str | None, parent: in
         if settings is None:
             return  # there was no work for this worker
         try:
-            worker = _Worker(settings, slot, output, guard)
+            worker = _Worker(settings, slot, output, guard, name=f"{socket.gethostname()}-{parent}/{number}")
         except ShardkitError as error:
             channel.send(json.dumps({"error": plain_error(error)}).encode())
             return
@@ -141,16 +142,16 @@ def preload(store: str | None) -> None:
 
 
 class _Worker:
-    _clock = staticmethod(time.perf_counter)  # bound now, because the function may replace it
-    _sleep = staticmethod(time.sleep)
+    _sleep = staticmethod(time.sleep)  # bound now, because the function may replace it
 
-    def __init__(self, settings: WorkerSettings, slot: Slot, output: Output, guard: Guard) -> None:
+    def __init__(self, settings: WorkerSettings, slot: Slot, output: Output, guard: Guard, *, name: str) -> None:
         from shardkit.runfolder.folder import RunFolder
         from shardkit.storage.open import folder
         from shardkit.tables.schema import parse_schema
 
         self._function: Callable[[Record], Any] = settings.function.load()
         self._settings = settings
+        self._name = name
         self._slot = slot
         self._output = output
         self._log = RecordLog()
@@ -173,8 +174,7 @@ class _Worker:
 
         Returns its marker (for a record run alone: its outcome), and why it was cut before its end, if it was.
         """
-        run = ChunkRun(task, self._settings, self._schema, self._folder, self._inputs)
-        started = self._clock()
+        run = ChunkRun(task, self._settings, self._schema, self._folder, self._inputs, worker=self._name)
         self._look_ahead(task, run)
         self._slot.begin_chunk()
         why = ""
@@ -196,7 +196,7 @@ class _Worker:
         self._slot.finish_records()
         if why:
             self._guard.release()
-        return {"marker": run.commit(self._clock() - started, self._repeats()), "cut": why}
+        return {"marker": run.commit(self._repeats()), "cut": why}
 
     def _record(self, run: ChunkRun, i: int, task: ChunkTask) -> str:
         """Work on one record; returns why the chunk should be cut before it, if it should run elsewhere."""
@@ -207,7 +207,8 @@ class _Worker:
             return ""
         slot.begin_record(i)
         failure: BaseException | None = None
-        begun = self._clock()
+        rows = 0
+        begun = run.times.clock()
         try:
             record = run.record(i)
         except (FileNotFoundError, ObjectChanged, ObjectRefused) as error:
@@ -218,14 +219,15 @@ class _Worker:
             raise
         else:
             had_run, self._has_run = self._has_run, True
-            failure = self._call(run, i, record)
+            rows, failure = self._call(run, i, record)
             if failure is not None and task.alone is None and (why := _doubt(failure, had_run=had_run)):
                 return why
-        run.end(i, failure=failure, seconds=self._clock() - begun)
+        run.end(i, begun=begun, rows=rows, failure=failure)
         slot.end_record(run.bytes[i], failed=failure is not None)
         return ""
 
-    def _call(self, run: ChunkRun, i: int, record: Record) -> BaseException | None:
+    def _call(self, run: ChunkRun, i: int, record: Record) -> tuple[int, BaseException | None]:
+        """How many rows the function has given, and what it has raised."""
         failure: BaseException | None = None
         large = run.large_record(i)
         self._log.key = record.key
@@ -238,9 +240,9 @@ class _Worker:
             large.drop()
             if large.storage_error is not None:
                 raise large.storage_error
-        if failure is None:
-            run.writer.add(result)
-        return failure
+            return 0, failure
+        run.writer.add(result)
+        return result.row_count, None
 
     def _repeats(self) -> dict[str, int]:
         """How many requests were repeated since the last chunk, by reason."""

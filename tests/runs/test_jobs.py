@@ -170,6 +170,8 @@ def test_groups_are_packed_into_few_jobs(project: JobProject) -> None:
     run = project.run_jobs(shards={"by": "directory", "max_jobs": 2}, input_mode="download")
     assert len(run.jobs()) == 3
     assert project.keys_and_rows(run) == project.expected()
+    worked = run.timings().groupby("job", observed=True)["record"].count().to_dict()
+    assert worked == {job["name"]: count for job, count in zip(run.jobs(), (4, 3), strict=False)}
     assert Counter(project.calls()) == Counter({key for key, _ in project.expected()})
 
 

@@ -76,6 +76,8 @@ def test_an_old_folder_is_looked_at(version: str, kind: str, here: Path) -> None
     assert [(entry["key"], entry["error"], entry["message"]) for entry in failures] == (
         [(BAD, "ValueError", "bad text")] if kind == "quarantine" else []
     )
+    timings = sk.open_run("out").timings()
+    assert len(timings) == done + len(failures) and timings["begin"].isna().all()  # of which these say nothing
     assert f"{len(failures)} record" in command("failures", "out")
     assert "nothing to remove" in command("clean", "out", "--dry-run")
     if kind != "interrupted":

@@ -184,7 +184,7 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     here = _records_in(folder, source) if source is not None and len(shards) > 1 else None
     function = planned_function(folder, plan, pipeline, given.settings, changes.get(FUNCTION))
     check_room(pipeline.worker_count())
-    with worker_pool(folder, pipeline, function, source=source) as pool:
+    with worker_pool(folder, pipeline, function, source=source, job=container.job_name or None) as pool:
         attempt = Attempt(folder, make_progress(quiet=False), begun=begun, shard=shard, number=container.attempt)
         with attempt:
             share = Share(shards, shard, here)
