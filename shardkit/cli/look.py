@@ -23,7 +23,7 @@ def status(output: str, run_id: str | None, *, as_json: bool) -> None:
 
     handle = opened(output, run_id)
     jobs = handle.jobs() if handle.has_jobs else []
-    summary = handle.summary()
+    summary = handle.summary(jobs=jobs)
     if as_json:
         echo(json.dumps(summary.to_dict() | ({"jobs": jobs} if jobs else {})))
         return

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from shardkit.jobs.transitions import WAITS
+from shardkit.jobs.transitions import AS_ASKED, WAITS
 from shardkit.units import counted, first_line, human_bytes
 
 if TYPE_CHECKING:
@@ -26,14 +26,20 @@ def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
     yield f"jobs     {len(jobs):,}: {', '.join(f'{count:,} {state}' for state, count in states.items())}" + (
         f"; {counted(attempts, 'attempt')}" if attempts > len(jobs) else ""
     )
-    with_reason = [
-        job for job in jobs if job["reason"] and job["status"] != "Completed" and job["cause"] != "dependency"
-    ]
+    waits = Counter(job["reason"].removeprefix(WAITS) for job in jobs if job["reason"].startswith(WAITS))
+    for reason, count in waits.most_common(JOBS_SHOWN):
+        yield f"  {count:,} {'waits' if count == 1 else 'wait'} for: {reason}"
+    with_reason = [job for job in jobs if _says_why(job)]
     for job in with_reason[:JOBS_SHOWN]:
-        state = "" if job["reason"].startswith(WAITS) else f"is {job['status']}: "
-        yield f"  {job['name'] or job['job']} {state}{job['reason'].splitlines()[0][:300]}"
+        yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'].splitlines()[0][:300]}"
     if len(with_reason) > JOBS_SHOWN:
         yield f"  ... and {len(with_reason) - JOBS_SHOWN:,} more"
+
+
+def _says_why(job: dict[str, Any]) -> bool:
+    """Whether its reason is one that nothing else tells."""
+    reason, plain = job["reason"], job["status"] == "Completed" or job["cause"] == "dependency"
+    return bool(reason) and reason != AS_ASKED and not reason.startswith(WAITS) and not plain
 
 
 def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:

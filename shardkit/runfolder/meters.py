@@ -114,8 +114,11 @@ class JobMeter:
         self._repeated: Counter[str] = Counter()
         self._line = ""
 
-    def read(self, counts: Mapping[str, int] | None, trouble: str = "") -> tuple[int, str]:
-        """Records handled, and a line about the run's jobs, by status; without them, as they are at the end."""
+    def read(self, counts: Mapping[str, int] | None, trouble: str = "", waits_for: str = "") -> tuple[int, str]:
+        """Records handled, and a line about the run's jobs, by status; without them, as they are at the end.
+
+        ``waits_for`` is what most of those wait for that the engine has and has not begun.
+        """
         if time.monotonic() >= self._next_look or counts is None:
             self._look()
             self._next_look = time.monotonic() + self._look_every_s
@@ -124,7 +127,7 @@ class JobMeter:
             ended = sum(mine[status] for status in ("Completed", "Failed", "Stopped"))
             self._line = f"jobs: {ended:,}/{sum(mine.values()):,} ended, {mine['InProgress']:,} running"
             if mine["Launched"]:
-                self._line += f", {mine['Launched']:,} waiting"
+                self._line += f", {mine['Launched']:,} waiting" + (f" ({waits_for})" if waits_for else "")
             if mine["Failed"]:
                 self._line += f", {mine['Failed']:,} failed"
         parts = [self._line, f"{self._records:,}/{self.total:,} records", f"{self._quarantined:,} quarantined"]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 JOBS_NAMED = 3
+LIVE = ("Launched", "InProgress")  # the states of jobs that the engine has
 STOP_TRIES = 4  # in vain, with longer and longer waits
 
 
@@ -68,9 +69,12 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.run_id!r}, output={self.output_uri!r})"
 
-    def summary(self) -> Summary:
-        """The run in numbers."""
-        return summarize(self.folder)
+    def summary(self, *, jobs: list[dict[str, Any]] | None = None) -> Summary:
+        """The run in numbers.
+
+        With its ``jobs()``, a run whose jobs wait for their turn is known to be ``running``, though none is at work.
+        """
+        return summarize(self.folder, live=sum(job["status"] in LIVE for job in jobs or ()))
 
     def failures(self) -> pd.DataFrame:
         """The quarantine: one row a record, with its key, error, message, traceback, seconds, bytes, signal and run."""

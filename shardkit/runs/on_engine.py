@@ -18,7 +18,6 @@ from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import python_version
 from shardkit.jobs import JobError, stop
 from shardkit.runfolder.display import make_progress
-from shardkit.runfolder.meters import JobMeter
 from shardkit.runfolder.names import STOP
 from shardkit.runfolder.steps import Steps, advice
 from shardkit.runs.bundle import upload_code
@@ -26,15 +25,17 @@ from shardkit.runs.container.job import DAYS, FUNCTION, ON_TOP
 from shardkit.runs.queue import run_queue
 from shardkit.runs.requests import Requests, check_engine, name_base
 from shardkit.runs.signals import ended_by
+from shardkit.runs.watching import Watch
 from shardkit.storage.interruption import INTERRUPTION
 from shardkit.times import now
 from shardkit.units import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from shardkit.functions import FunctionRef
     from shardkit.jobs import Job
+    from shardkit.jobs.rounds import Change
     from shardkit.runfolder.display import Progress
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.spec import Spec
@@ -133,17 +134,16 @@ class RunJobs:
             RunInterrupted: by Ctrl-C; the jobs that run go on.
         """
         earlier = Counter(job.status for job in self.jobs()) - Counter(job.status for job in self.current())
-        meter = JobMeter(self.folder, earlier, look_every_s=self.engine.look_every_s)
-        progress.start(meter.total)
+        watch = Watch(self.folder, self.engine, self.store, progress, run=self.base, earlier=earlier)
 
-        def show(trouble: str) -> None:
+        def show(trouble: str, changed: Sequence[Change]) -> None:
             self._check()
-            progress.update(*meter.read(self.store.counts(run=self.base), trouble))
+            watch.show(trouble, changed)
 
         try:
             with _queueing(), ended_by(signal.SIGINT, signal.SIGTERM, note=INTERRUPTION.note):
                 self.queue.drive(self._submitted, show)
-            progress.update(*meter.read(None))
+            watch.end()
         except KeyboardInterrupt:
             raise self._interruption() from None
         finally:

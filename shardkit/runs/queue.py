@@ -21,12 +21,15 @@ from shardkit.storage.local_folder import LocalFolder
 from shardkit.user_state import PRIVATE_FOLDER, state_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shardkit.engines.settings import Settings
     from shardkit.jobs import Report, Store
+    from shardkit.jobs.rounds import Change
     from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.sections import Queue
+
+    Show = Callable[[str, Sequence[Change]], None]
 
 SNAPSHOT = "jobs.json"
 SNAPSHOT_EVERY_S = 15.0
@@ -46,10 +49,11 @@ class RunQueue(Protocol):
     def stop_if_asked(self) -> None:
         """Stop the jobs if somebody has asked for that, perhaps on another machine."""
 
-    def drive(self, jobs: int, show: Callable[[str], None]) -> None:
+    def drive(self, jobs: int, show: Show) -> None:
         """Stay until all jobs of the run have ended; ``jobs`` is how many were submitted just now.
 
-        ``show`` is called after every round, with a text about what is wrong with the queue, if anything is.
+        ``show`` is called after every round, with a text about what is wrong with the queue, if anything is, and with
+        the jobs that have changed, as far as this process knows.
         """
 
 
@@ -127,11 +131,11 @@ class OwnQueue:
             if self._folder.files.exists(STOP):
                 stop(self.store, self._engine.client(), run=self._base)
 
-    def drive(self, jobs: int, show: Callable[[str], None]) -> None:
+    def drive(self, jobs: int, show: Show) -> None:
         """Launch and watch."""
 
-        def after_round(_: Report, report: Report) -> None:
-            show(report.trouble)
+        def after_round(seen: Report, report: Report) -> None:
+            show(report.trouble or seen.trouble, [*seen.changed, *report.changed])
             self.stop_if_asked()
             if time.monotonic() >= self._copy_due:
                 self.keep()
@@ -155,13 +159,13 @@ class ServedQueue:
     def stop_if_asked(self) -> None:
         """Nothing to do: the request to stop is in the table already."""
 
-    def drive(self, jobs: int, show: Callable[[str], None]) -> None:
+    def drive(self, jobs: int, show: Show) -> None:
         """Watch."""
         while True:
             counts = self.store.counts(run=self._base)
             left = counts["New"] + counts["Launched"] + counts["InProgress"]
             trouble = trouble_of(self.store, time.time(), place=self._place, engine=self._engine.kind)
-            show(trouble if left else "")
+            show(trouble if left else "", [])
             if not left and sum(counts.values()) >= jobs:  # what was just submitted may not be in the index yet
                 return
             time.sleep(self._engine.look_every_s)

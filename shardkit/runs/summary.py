@@ -110,8 +110,8 @@ class Summary:
         return n["listed"] - n["done"] - n["quarantined"] - n["skipped"]
 
 
-def summarize(folder: RunFolder) -> Summary:
-    """A run in numbers."""
+def summarize(folder: RunFolder, *, live: int = 0) -> Summary:
+    """A run in numbers; ``live`` is how many of its jobs the engine has, as far as the caller knows."""
     folder.plan()  # which is kept for the ledger, and without which nothing can be said
     asked = [
         lambda: _result(folder),
@@ -122,7 +122,7 @@ def summarize(folder: RunFolder) -> Summary:
     ]
     (result, wrong), ledger, beats, is_locked, current = together(asked)
     folder.check_records()
-    status, message, reason = _status(folder, result, beats, is_locked=is_locked)
+    status, message, reason = _status(folder, result, beats, is_locked=is_locked, live=live)
     other = replaced_by(folder, result, current) if status == "done" else None
     if other is not None:
         message = advice(folder, lambda step: f"Make it the current one again: {step('resume', make_current=True)}")
@@ -230,14 +230,14 @@ def _seconds(beats: list[Heartbeat]) -> float:
 
 
 def _status(
-    folder: RunFolder, result: Result | None, beats: list[Heartbeat], *, is_locked: bool
+    folder: RunFolder, result: Result | None, beats: list[Heartbeat], *, is_locked: bool, live: int = 0
 ) -> tuple[str, str | None, str | None]:
     """The state of a run, a text about it, and why it failed."""
     if is_locked:
         return "running", f"An attempt is under way since {beats[-1]['started']}." if beats else None, None
     plan = folder.plan()
     if plan["pipeline"].get("engine") or plan.get("prepared"):
-        return _job_status(folder, result, beats)
+        return _job_status(folder, result, beats, live)
     last = beats[-1] if beats else None
     if last is not None and last["state"] == "failed":
         return _failed(last)
@@ -252,11 +252,16 @@ def _failed(beat: Heartbeat) -> tuple[str, str | None, str | None]:
     return "failed", text, beat.get("reason") or message
 
 
-def _job_status(folder: RunFolder, result: Result | None, beats: list[Heartbeat]) -> tuple[str, str | None, str | None]:
+def _job_status(
+    folder: RunFolder, result: Result | None, beats: list[Heartbeat], with_the_engine: int
+) -> tuple[str, str | None, str | None]:
     """The state of a run of several jobs that nobody watches now."""
     latest = {str(beat["shard"]): beat for beat in beats}
     if live := _live(list(latest.values())):
         return "running", _at_work(folder, live), None
+    if with_the_engine:
+        has = f"The engine has {counted(with_the_engine, 'job')} of it; nobody is watching. Watch:"
+        return "running", advice(folder, lambda step: f"{has} {step('resume')}"), None
     failed = [beat for beat in latest.values() if beat["state"] == "failed"]
     merge = latest.get(ALL_SHARDS)
     if result is not None and (merge is None or merge["state"] in {"done", UNKNOWN}) and not failed:

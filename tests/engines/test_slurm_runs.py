@@ -134,8 +134,12 @@ def test_jobs_that_wait_say_for_what(project: Path, shardkit: RunCommand, slurm_
         shown = pipeline.replace(engine=engine).run(wait=False, quiet=True)
         jobs = shown._run_jobs()
         launch(jobs.store, jobs.engine.client(), policy=jobs.engine.policy())
-        status = until(lambda: (text := shardkit("status", "out/").stdout) and "waits: " in text and text)
+        status = until(lambda: (text := shardkit("status", "out/").stdout) and "2 wait for: " in text and text)
         assert "2 waiting" in status
+        assert ": running." in status
+        assert "The engine has 2 jobs of it; nobody is watching. Watch: shardkit resume" in status
+        listed = shardkit("jobs", "list", "--store", shown.path / "jobs.sqlite").stdout
+        assert sum("waits: Partition" in line for line in listed.splitlines()) == 2
     finally:
         slurm_cluster.run("scontrol", "update", "partition=main", "state=up")
     (project / "go").touch()

@@ -127,8 +127,7 @@ def test_jobs_that_wait_are_told_from_those_that_run(store: SQLiteStore, clock: 
     ]
     assert list(job_lines(jobs)) == [
         "jobs     3: 2 waiting, 1 InProgress",
-        "  run-0000-1 waits: Priority",
-        "  run-0002-1 waits: Priority",
+        "  2 wait for: Priority",
     ]
     versions = [job.version for job in store.jobs()]
     clock.sleep(10)
