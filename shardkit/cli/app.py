@@ -22,6 +22,7 @@ from shardkit.cli.look import check, failures, logs, query, status
 from shardkit.cli.passes import pass1, pass2
 from shardkit.cli.run import plan, resume, retry, run, stop
 from shardkit.cli.schedule import schedule
+from shardkit.cli.workflow import workflow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,7 @@ def cli() -> None:
 # In the order in which users need them.
 for command in (
     *(run, plan, status, logs, stop, failures, query, retry, resume, clean, check),
-    *(pass1, pass2, init, schedule, jobs, engine),
+    *(pass1, pass2, init, schedule, workflow, jobs, engine),
 ):
     cli.add_command(command)
 

@@ -19,7 +19,7 @@ import os
 import signal
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardkit.engines import isolation, pyenv, validation
 from shardkit.engines.job_folders import JobFolders, interpreter_words
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SUPERVISE = "from shardkit.engines.supervisor import main; main()"
 DIED = "InternalServerError: The process that ran the job was killed, or the machine was restarted."
 
 
@@ -65,6 +64,8 @@ class LocalEngine(JobFolders):
     Raises:
         PipelineError: an argument cannot be used, or ``isolation="namespace"`` does not work here.
     """
+
+    supervise: ClassVar[str] = "from shardkit.engines.supervisor import main; main()"  # what runs a job
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class LocalEngine(JobFolders):
             environment |= {"AWS_ENDPOINT_URL_S3": self.endpoint_url}
         with open(os.path.join(files.logs, "supervisor.log"), "ab") as log:
             subprocess.run(  # noqa: S603  # this very interpreter
-                [*interpreter_words(SUPERVISE), self.root, files.name],
+                [*interpreter_words(self.supervise), self.root, files.name],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

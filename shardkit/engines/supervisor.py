@@ -45,8 +45,11 @@ class _Stopped(BaseException):  # a request, not an error: no handler may take i
     """StopProcessingJob was called before the program ran."""
 
 
-def main() -> None:
-    """Become a process of its own, and run the job; the first process ends as soon as the second one is there."""
+def main(kind: type[Supervisor] | None = None) -> None:
+    """Become a process of its own, and run the job; the first process ends as soon as the second one is there.
+
+    ``kind``: the supervisor's class.
+    """
     root, name = sys.argv[1:]
     files = JobFiles(root, name)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the supervisor can handle it
@@ -60,7 +63,7 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.chdir("/")
     try:
-        Supervisor(files).run()
+        (kind or Supervisor)(files).run()
     finally:
         files.remove_volumes()
 

@@ -31,6 +31,9 @@ ATTEMPTS = {
 
 # These say nothing about the job, so that they do not count among all its attempts, nor make it wait ever longer.
 NO_FAULT = frozenset({"preempted"})
+# A job may say itself how often it is tried again after what its own program did: by a tag with that number.
+RETRIES = "own_retries"
+OWN_FAULTS = frozenset({"user", "died", "memory", "timeout", "transient"})
 SLOWEST = 20.0  # calls come at most so many times slower than the policy has it
 
 

@@ -24,7 +24,7 @@ from shardkit.jobs.job import (
     YES,
     Job,
 )
-from shardkit.jobs.policy import NO_FAULT
+from shardkit.jobs.policy import NO_FAULT, OWN_FAULTS, RETRIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -229,9 +229,14 @@ def _failed(
 def tries_left(job: Job, cause: str, policy: Policy) -> bool:
     """Whether another attempt is allowed after one that ended with that cause."""
     budget = [entry for entry in job.attempts if entry["attempt"] > job.base]
-    of_cause = sum(entry.get("cause") == cause for entry in budget)
     faults = sum(entry.get("cause") not in NO_FAULT for entry in budget)
-    return of_cause < policy.tries(cause) and faults < policy.max_attempts and job.attempt < MAX_ATTEMPT
+    retries = job.tags.get(RETRIES, "")
+    if cause in OWN_FAULTS and retries.isdigit():
+        alike, tries = OWN_FAULTS, int(retries) + 1
+    else:
+        alike, tries = frozenset({cause}), policy.tries(cause)
+    of_cause = sum(entry.get("cause") in alike for entry in budget)
+    return of_cause < tries and faults < max(policy.max_attempts, tries) and job.attempt < MAX_ATTEMPT
 
 
 def wait_after(job: Job, cause: str, policy: Policy) -> float:

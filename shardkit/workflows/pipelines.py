@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shardkit.explain import fields_of, models_of
 from shardkit.spec.fields import dotted_names
 from shardkit.spec.spec import Spec
+from shardkit.traits import IsPath, Short, trait_of
 from shardkit.workflows.expressions import PARAMS, VARIABLES, WORKFLOW, Reference, parse
 
 if TYPE_CHECKING:
@@ -16,19 +18,23 @@ if TYPE_CHECKING:
 
 
 def pipeline_of(workflow: Workflow, step: Step, settings: Mapping[str, Any]) -> Spec:
-    """The pipeline of a step, with these fields in place of its own, by their dotted names.
+    """The pipeline of a step, with these fields in place of its own, as `filled_settings` gives them.
 
     Raises:
         PipelineError: it cannot be read, or a field will not do.
     """
+    return Spec.from_yaml(workflow.path(str(step.pipeline)), overrides=settings)
+
+
+def filled_settings(workflow: Workflow, step: Step, value_of: Callable[[Reference], str]) -> dict[str, Any]:
+    """What is set in a step's pipeline, by dotted names: expressions are filled in, and paths absolute."""
     names = dotted_names(Spec)
-    overrides = {names.get(name, name): value for name, value in settings.items()}
-    return Spec.from_yaml(workflow.path(str(step.pipeline)), overrides=overrides)
-
-
-def filled_settings(step: Step, value_of: Callable[[Reference], str]) -> dict[str, Any]:
-    """What is set in a step's pipeline, its expressions filled in."""
-    return {name: filled(value, value_of) for name, value in step.settings.items()}
+    settings = {}
+    for given, value in step.settings.items():
+        name = names.get(given, given)
+        text = filled(value, value_of)
+        settings[name] = workflow.path(text) if isinstance(text, str) and _is_path(name) else text
+    return settings
 
 
 def filled(value: Any, value_of: Callable[[Reference], str]) -> Any:
@@ -40,6 +46,20 @@ def filled(value: Any, value_of: Callable[[Reference], str]) -> Any:
     if isinstance(value, list):
         return [filled(each, value_of) for each in value]
     return value
+
+
+def _is_path(name: str) -> bool:
+    """Whether a field of a pipeline, by its dotted name, is a path."""
+    models: list[Any] = [Spec]
+    field = None
+    for part in name.split("."):
+        field = next((fields[part] for model in models if part in (fields := fields_of(model))), None)
+        if field is None:
+            return False
+        models = models_of(field)
+    if field is not None and (short := trait_of(field, Short)) is not None:
+        return _is_path(f"{name}.{short.field}")
+    return field is not None and trait_of(field, IsPath) is not None
 
 
 class _NotYetKnown(Exception):
@@ -61,10 +81,11 @@ def known_settings(workflow: Workflow, step: Step) -> dict[str, Any]:
             raise _NotYetKnown
         return value
 
-    known = {}
+    known: dict[str, Any] = {}
     for name, value in step.settings.items():
         try:
-            known[name] = filled(value, value_of)
-        except (_NotYetKnown, ValueError):
+            one = step.model_copy(update={"settings": {name: value}})
+            known |= filled_settings(workflow, one, value_of)
+        except _NotYetKnown:
             continue
     return known
