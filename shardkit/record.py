@@ -8,6 +8,8 @@ import sys
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any
 
+from shardkit.notes import Notes
+
 PATHS: Any = PosixPath  # its private methods differ between versions of Python
 
 
@@ -24,7 +26,7 @@ class Record(PosixPath):
         objects: the keys of all its objects, in key order.
     """
 
-    __slots__ = ("_by_stem", "_folder", "_main", "bytes", "key", "objects")
+    __slots__ = ("_by_stem", "_folder", "_main", "_names", "_notes", "bytes", "key", "objects")
 
     def __new__(cls, *_: Any, **__: Any) -> Record:
         """Make one without arguments, which older versions of Python would read as parts of a path."""
@@ -39,6 +41,7 @@ class Record(PosixPath):
         root: str = ".",
         bytes: int = 0,
         by_stem: bool = False,
+        names: set[str] | None = None,
     ) -> None:
         self.key = key
         self.objects = objects
@@ -46,6 +49,8 @@ class Record(PosixPath):
         self._main = main
         self._folder = root
         self._by_stem = by_stem
+        self._names = names
+        self._notes: Notes | None = None
         if sys.version_info >= (3, 12):
             super().__init__(self.__fspath__())
 
@@ -103,6 +108,36 @@ class Record(PosixPath):
     def stem(self) -> str:
         """The path without its last suffix: what ``wfdb.rdrecord`` takes."""
         return f"{self._folder}/{self.key}" if self._by_stem else os.path.splitext(self.__fspath__())[0]
+
+    def count(self, name: str, n: float = 1) -> None:
+        """Add ``n`` to the number of that name, which the run's summary shows summed over all records that are done.
+
+        For few names, at most 100 in a run; what belongs to this record alone is a column of its rows.
+
+        Raises:
+            TypeError, ValueError: the name is no text, is too long or one too many; ``n`` is no finite number.
+        """
+        self._noted().count(name, n)
+
+    def log(self, text: str) -> None:
+        """Add a line to the run's log, of which the summary shows the first ones.
+
+        Of a record 20 lines are kept, of a line 500 characters.
+
+        Raises:
+            TypeError: it is no text.
+        """
+        self._noted().log(text)
+
+    @property
+    def notes(self) -> Notes | None:
+        """What has been counted and logged so far; None if nothing has."""
+        return self._notes
+
+    def _noted(self) -> Notes:
+        if self._notes is None:
+            self._notes = Notes() if self._names is None else Notes(self._names)
+        return self._notes
 
     def __repr__(self) -> str:
         return f"Record({self.key!r}, {len(self.objects)} objects, {self.bytes:,} bytes)"

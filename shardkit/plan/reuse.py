@@ -104,7 +104,8 @@ def take_over(ledger: Ledger, before: pa.Table, position: np.ndarray, same: np.n
             "quarantine": [_moved(entry, new_ids) for entry in ledger.quarantine_of(ids)],
             "taken_over": True,
         }
-        marker.pop("timings", None)  # these are of the earlier run
+        marker.pop("timings", None)  # of the run that has computed it
+        marker.pop("notes", None)
         yield TakenOver(marker, rows_at, rows)
 
 

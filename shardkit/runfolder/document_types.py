@@ -75,6 +75,21 @@ class _Marker(TypedDict):
     quarantine: list[QuarantineEntry]
 
 
+class LoggedLine(TypedDict):
+    """A line that the function has logged about a record."""
+
+    key: str
+    text: str
+
+
+class MarkedNotes(TypedDict):
+    """What the function has noted about records that are done: sums, the first lines, and how many there were."""
+
+    sums: dict[str, float]
+    lines: list[LoggedLine]
+    logged: int
+
+
 class Timings(TypedDict):
     """When a chunk's records were worked on, by which worker, and in which job if the run has jobs.
 
@@ -109,6 +124,7 @@ class Marker(_Marker, total=False):
     taken_over: bool
     gone: list[int]
     timings: Timings
+    notes: MarkedNotes
 
 
 class TakenOver(TypedDict):

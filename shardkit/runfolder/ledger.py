@@ -13,6 +13,7 @@ import numpy as np
 
 from shardkit.checksums import as_sums
 from shardkit.errors import LedgerError
+from shardkit.runfolder.marked_notes import LINES_OF_RUN, merged
 from shardkit.runfolder.names import WHOLE
 from shardkit.runfolder.steps import advice
 from shardkit.storage.base import File
@@ -23,7 +24,7 @@ from shardkit.tables.spans import as_spans
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from shardkit.runfolder.document_types import LedgerCounts, MarkedPart, Marker, QuarantineEntry
+    from shardkit.runfolder.document_types import LedgerCounts, MarkedNotes, MarkedPart, Marker, QuarantineEntry
     from shardkit.runfolder.folder import RunFolder
     from shardkit.tables.spans import Spans
 
@@ -161,6 +162,10 @@ class Ledger:
     def rows(self) -> int:
         """How many rows the committed parts hold."""
         return sum(marker["rows"] for marker in self.markers)
+
+    def notes(self) -> MarkedNotes:
+        """What the function has noted about the records that the run has computed."""
+        return merged((marker["notes"] for marker in self.markers if "notes" in marker), lines=LINES_OF_RUN)
 
     def is_settled(self) -> np.ndarray:
         """Which records are done, skipped or in quarantine, as a mask."""

@@ -24,12 +24,13 @@ from shardkit.storage.side_by_side import together
 from shardkit.units import counted, first_line, human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from shardkit.runfolder.display import Progress
-    from shardkit.runfolder.document_types import Heartbeat, Result
+    from shardkit.runfolder.document_types import Heartbeat, LoggedLine, Result
     from shardkit.runfolder.folder import RunFolder
 
+COUNTS_SHOWN, LINES_SHOWN = 10, 5
 JOB_SILENCE_S = 30.0  # a job notes every few seconds that it is at work
 CLOCKS_APART_S = 900.0  # a job's clock is ahead by so much at most, or was wrong
 
@@ -41,8 +42,11 @@ class Summary:
     ``status`` is ``running``, ``interrupted`` (can be resumed), ``failed`` or ``done``; ``records`` counts listed,
     done, quarantined and skipped. ``seconds`` is the wall time of all attempts together. ``repeated`` counts the
     requests to object stores that were made again, by the reason. ``quarantined_elsewhere`` counts quarantined records
-    in those days of the dataset that other runs have made. ``reason`` says why a run failed, ``replaced_by`` names the
-    run whose dataset has replaced this one's, and ``set_aside`` is about records that a finished run has left out.
+    in those days of the dataset that other runs have made. ``counts`` are the sums of what the function has counted
+    with `Record.count` in the records that this run has done. Of what it has logged with `Record.log`, ``log`` has the
+    first lines, each with the ``key`` of its record, and ``logged`` says how many lines there were. ``reason`` says why
+    a run failed, ``replaced_by`` names the run whose dataset has replaced this one's, and ``set_aside`` is about
+    records that a finished run has left out.
     """
 
     run_id: str
@@ -57,6 +61,9 @@ class Summary:
     run_folder: str
     repeated: dict[str, int] = field(default_factory=dict)
     quarantined_elsewhere: int = 0
+    counts: dict[str, float] = field(default_factory=dict)
+    log: list[LoggedLine] = field(default_factory=list)
+    logged: int = 0
     message: str | None = None
     reason: str | None = None
     replaced_by: str | None = None
@@ -94,6 +101,7 @@ class Summary:
             lines.append(f"  others   {records} of other days {verb} in quarantine: {face(see)}")
         if repeats := repeats_text(self.repeated):
             lines.append(f"  requests {repeats}")
+        lines += self._note_lines()
         lines += [f"  {face(text)}" for text in (self.message, self.set_aside) if text]
         return "\n".join(lines)
 
@@ -104,6 +112,19 @@ class Summary:
         if self.replaced_by:
             return f"  dataset  replaced by run {self.replaced_by}; it had {rows}"
         return f"  dataset  {rows} in {counted(self.files, 'file')}, {size}, in {self.output}"
+
+    def _note_lines(self) -> Iterator[str]:
+        """What the function has counted and logged."""
+        names = list(self.counts)
+        for name in names[:COUNTS_SHOWN]:
+            amount = self.counts[name]
+            yield f"  counted  {name}: {amount:,}" if isinstance(amount, int) else f"  counted  {name}: {amount:,.6g}"
+        if len(names) > COUNTS_SHOWN:
+            yield f"  counted  ... and {counted(len(names) - COUNTS_SHOWN, 'more name')}"
+        for line in self.log[:LINES_SHOWN]:
+            yield f"  logged   {line['key']}: {line['text']}"
+        if self.logged > len(self.log[:LINES_SHOWN]):
+            yield f"  logged   ... and {counted(self.logged - min(len(self.log), LINES_SHOWN), 'more line')}"
 
     def _open(self) -> int:
         n = self.records
@@ -128,6 +149,7 @@ def summarize(folder: RunFolder, *, live: int = 0) -> Summary:
         message = advice(folder, lambda step: f"Make it the current one again: {step('resume', make_current=True)}")
     message = joined(message or "", wrong, _damage(ledger), by="\n  ") or None
     finished = result if status == "done" else None
+    notes = ledger.notes()
     return Summary(
         run_id=folder.run_id,
         status=status,
@@ -141,6 +163,9 @@ def summarize(folder: RunFolder, *, live: int = 0) -> Summary:
         run_folder=folder.uri,
         repeated=_repeated(ledger, beats),
         quarantined_elsewhere=sum(count for _, count in elsewhere(folder, current)),
+        counts=notes["sums"],
+        log=notes["lines"],
+        logged=notes["logged"],
         message=message,
         reason=reason,
         replaced_by=other,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardkit.record import Record
+from shardkit.runfolder.marked_notes import merged, notes_of
 from shardkit.tracebacks import error_message, user_traceback
 from shardkit.workers.inputs import Wanted
 from shardkit.workers.tasks import failure_entry, spool_of
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from shardkit.runfolder.document_types import Marker, QuarantineEntry
+    from shardkit.notes import Notes
+    from shardkit.runfolder.document_types import MarkedNotes, Marker, QuarantineEntry
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.parts import Part
     from shardkit.workers.inputs import LocalInputs, RemoteInputs, Ticket
@@ -40,6 +42,7 @@ class ChunkRun:
         inputs: LocalInputs | RemoteInputs,
         *,
         worker: str,
+        names: set[str],
     ) -> None:
         import pyarrow as pa
 
@@ -62,6 +65,8 @@ class ChunkRun:
         self._etags: list[list[str] | None] = _etags_of(table)
         self._failures: dict[int, QuarantineEntry] = {}
         self.times = ChunkTimes(worker, settings.job)
+        self._names = names
+        self._notes: dict[int, MarkedNotes] = {}
         self._end = len(self.keys)
         self.writer = PartsWriter(
             (spool_of(settings) or self._folder.files).child(self._folder.parts_of(task.shard)),
@@ -84,6 +89,7 @@ class ChunkRun:
             root=root,
             bytes=self.bytes[i],
             by_stem=self._settings.by_stem,
+            names=self._names,
         )
 
     def wanted(self) -> Iterator[tuple[Ticket, Wanted]]:
@@ -102,6 +108,10 @@ class ChunkRun:
         rows = zip(table["objects"].to_pylist(), _etags_of(table), table["bytes"].to_pylist(), strict=True)
         for i, (objects, etags, size) in enumerate(rows):
             yield (task.shard, task.chunk, i), Wanted(objects, etags, size)
+
+    def note(self, i: int, notes: Notes) -> None:
+        """Keep what the function has noted about a record, unless it fails after all."""
+        self._notes[i] = notes_of(self.keys[i], notes)
 
     def end(self, i: int, *, begun: float, rows: int, failure: BaseException | None = None) -> None:
         """A record that has ``begun`` by the clock of ``times`` has had its turn; if it failed, ``rows`` are 0."""
@@ -127,6 +137,8 @@ class ChunkRun:
             self._failures[i] = settled.failure
         else:
             self.writer.adopt([Part.of(part) for part in settled.parts])
+            if settled.notes is not None:
+                self._notes[i] = settled.notes
         self.times.add_earlier(settled.begin_s, settled.seconds, sum(part["rows"] for part in settled.parts))
 
     def fail(self, i: int, error: BaseException, *, seconds: float | None = None) -> None:
@@ -171,6 +183,9 @@ class ChunkRun:
             "quarantine": [self._failures[i] for i in sorted(self._failures)],
             "timings": self.times.timings(seconds, failed=[i - first for i in self._failures]),
         }
+        notes = [self._notes[i] for i in sorted(self._notes) if i not in self._failures]
+        if notes:
+            marker["notes"] = merged(notes)
         if task.alone is None and listed and spool_of(self._settings) is None:
             self._folder.write_marker(marker)
             del marker["timings"]

@@ -206,7 +206,7 @@ class Supervisor:
             times = outcome["timings"]
             failure = outcome["quarantine"][0] if outcome["quarantine"] else None
             seconds = float(numbers_of(times["durations_us"])[0]) / US
-            return Settled(times["begin_s"], seconds, failure, outcome["parts"])
+            return Settled(times["begin_s"], seconds, failure, outcome["parts"], outcome.get("notes"))
 
     def _dead(self, task: ChunkTask, death: WorkerDied) -> Settled:
         return Settled(time.time() - death.seconds, death.seconds, self._obituary(task, death))

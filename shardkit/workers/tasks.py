@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from shardkit.functions import FunctionRef
-    from shardkit.runfolder.document_types import MarkedPart, QuarantineEntry
+    from shardkit.runfolder.document_types import MarkedNotes, MarkedPart, QuarantineEntry
     from shardkit.storage.base import Access
     from shardkit.storage.local_folder import LocalFolder
 
@@ -49,6 +49,7 @@ class Settled:
     seconds: float
     failure: QuarantineEntry | None = None
     parts: list[MarkedPart] = field(default_factory=list)
+    notes: MarkedNotes | None = None
 
 
 @dataclass

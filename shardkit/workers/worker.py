@@ -152,6 +152,7 @@ class _Worker:
         self._function: Callable[[Record], Any] = settings.function.load()
         self._settings = settings
         self._name = name
+        self._names_counted: set[str] = set()
         self._slot = slot
         self._output = output
         self._log = RecordLog()
@@ -174,7 +175,15 @@ class _Worker:
 
         Returns its marker (for a record run alone: its outcome), and why it was cut before its end, if it was.
         """
-        run = ChunkRun(task, self._settings, self._schema, self._folder, self._inputs, worker=self._name)
+        run = ChunkRun(
+            task,
+            self._settings,
+            self._schema,
+            self._folder,
+            self._inputs,
+            worker=self._name,
+            names=self._names_counted,
+        )
         self._look_ahead(task, run)
         self._slot.begin_chunk()
         why = ""
@@ -242,6 +251,8 @@ class _Worker:
                 raise large.storage_error
             return 0, failure
         run.writer.add(result)
+        if record.notes is not None:
+            run.note(i, record.notes)
         return result.row_count, None
 
     def _repeats(self) -> dict[str, int]:

@@ -50,6 +50,7 @@ TOP = {
     "macro": "steps",
     "masking": "base",
     "micro": "steps",
+    "notes": "base",
     "pass1_preprocessing": "steps",
     "pass2_combine": "steps",
     "pipeline": "pipeline",
