@@ -171,6 +171,27 @@ def _in(merged: Workflow) -> str:
 
 
 @workflow.command(
+    "serve",
+    epilog="""
+shardkit workflow serve workflow.yaml --env prd
+HOOK_TOKEN=$(openssl rand -hex 32) shardkit workflow serve workflow.yaml --env dev
+""",
+)
+@WORKFLOW
+@ENVIRONMENT
+@CONTAINERS
+@STATE
+def serve_workflow(workflow: str, environment: str | None, *, containers: str | None, state: str | None) -> None:
+    """Begin runs by the workflow's calendar, or for each call of its webhook, until Ctrl-C or SIGTERM.
+
+    Runs go one after the other. The steps of a run in progress go on when this ends, and the next start takes them up.
+    """
+    from shardkit.workflows.serve import Server
+
+    Server(_read(workflow, environment), state=state, containers=containers, say=_say).serve()
+
+
+@workflow.command(
     "status", epilog="shardkit workflow status workflow.yaml --env dev\nshardkit workflow status workflow.yaml --json"
 )
 @A_RUN

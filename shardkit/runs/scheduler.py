@@ -53,6 +53,64 @@ class WallClock:
             look()
 
 
+class Timetable:
+    """When the next run of a schedule is due, given when the last one began, which is noted in a folder.
+
+    Whoever keeps to the schedule holds the folder's lock (`held`), so that two processes never do.
+    """
+
+    def __init__(self, schedule: Schedule, home: Folder, clock: Clock) -> None:
+        self._schedule, self._home, self._clock = schedule, home, clock
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Held]:
+        """Hold the lock of the schedule.
+
+        Raises:
+            RunBusy: another process keeps to it.
+            LockLost: another process has taken over, because this one was paused.
+        """
+        busy = f"Another schedule is running for {self._home.uri}."
+        with self._home.lock(LOCK, busy) as held, _told_of_the_schedule(self._home.uri):
+            yield held
+
+    def due(self) -> datetime.datetime:
+        """The time of the next run, which may be in the past; if there was no run yet, an interval is due at once.
+
+        One run makes up for all times that were missed.
+        """
+        last, now = _last(self._home), self._clock.now()
+        if last is None and self._schedule.every is not None:
+            return now
+        due = self._schedule.next(last or now)
+        second = self._schedule.next(self._schedule.next(now))
+        return due if due <= second else self._schedule.next(now)  # the clock was ahead when the last one began
+
+    def await_due(self, due: datetime.datetime, held: Held) -> None:
+        """Return when it is that time.
+
+        Raises:
+            RunInterrupted: by Ctrl-C or SIGTERM.
+            LockLost: another process has taken over.
+        """
+
+        def look() -> None:
+            # Only what is known without asking the store, which may be away for a while, long before the next run.
+            if (lost := held.lost) is not None:
+                raise lost
+
+        try:
+            self._clock.wait(due, look)
+        except KeyboardInterrupt:
+            raise RunInterrupted("The schedule has ended; no run was in progress.") from None
+
+    def note(self) -> datetime.datetime:
+        """Note that a run begins now, and return the time."""
+        begun = self._clock.now()
+        self._home.write(NOTE, json.dumps({"last": begun.isoformat()}).encode())
+        return begun
+
+
 class Scheduler:
     """Runs a pipeline when it is due, until it is interrupted."""
 
@@ -62,6 +120,7 @@ class Scheduler:
         self._output = pipeline.output_folder()
         self._say = say
         self._clock = clock or WallClock()
+        self._times = Timetable(self._schedule, self._output, self._clock)
 
     def run(self, *, once: bool = False) -> None:
         """Run whenever the pipeline is due; with ``once``, only if it is due now.
@@ -74,43 +133,21 @@ class Scheduler:
             LockLost: another process has taken over, because this one was paused.
             RunInterrupted: by Ctrl-C or SIGTERM; a run in progress is interrupted like any other, and can be resumed.
         """
-        busy = f"Another schedule is running for {self._output.uri}."
-        with ended_by(signal.SIGTERM), self._output.lock(LOCK, busy) as held, _told_of_the_schedule(self._output.uri):
+        with ended_by(signal.SIGTERM), self._times.held() as held:
             while True:
                 held.check()
-                due = self._due()
+                due = self._times.due()
                 if due > self._clock.now():
                     self._say(f"{self._pipeline.pipeline_name()}: next at {due:%Y-%m-%d %H:%M %Z}.")
                     if once:
                         return
-                    self._wait(due, held)
+                    self._times.await_due(due, held)
                 held.check()
-                begun = self._clock.now()
-                self._output.write(NOTE, json.dumps({"last": begun.isoformat()}).encode())
+                begun = self._times.note()
                 if once:
                     self._run(begun)
                     return
                 self._run_or_report(begun)
-
-    def _wait(self, due: datetime.datetime, held: Held) -> None:
-        def look() -> None:
-            # Only what is known without asking the store, which may be away for a while, long before the next run.
-            if (lost := held.lost) is not None:
-                raise lost
-
-        try:
-            self._clock.wait(due, look)
-        except KeyboardInterrupt:
-            raise RunInterrupted("The schedule has ended; no run was in progress.") from None
-
-    def _due(self) -> datetime.datetime:
-        """The time of the next run, which may be in the past; if there was no run yet, an interval is due at once."""
-        last, now = _last(self._output), self._clock.now()
-        if last is None and self._schedule.every is not None:
-            return now
-        due = self._schedule.next(last or now)
-        second = self._schedule.next(self._schedule.next(now))
-        return due if due <= second else self._schedule.next(now)  # the clock was ahead when the last one began
 
     def _run_or_report(self, begun: datetime.datetime) -> None:
         try:

@@ -56,12 +56,12 @@ class RunFiles:
         """The folder of the outputs that have no place of their own."""
         return self.path / "outputs"
 
-    def create(self, facts: Facts, *, begun: str, by: str, containers: str | None, file: str) -> None:
-        """Write down that there is this run."""
+    def create(self, facts: Facts, *, begun: str, by: str, containers: str | None, file: str) -> bool:
+        """Write down that there is this run; returns whether there was none of its id."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         content = {"format": FORMAT, "begun": begun, "by": by, "containers": containers, "file": file}
         content |= {"date": facts.date, "params": dict(facts.params)}
-        create_bytes(self.path / RUN, json.dumps(content, indent=2).encode())
+        return create_bytes(self.path / RUN, json.dumps(content, indent=2).encode())
 
     def about(self) -> dict[str, Any]:
         """What was written down.

@@ -103,6 +103,11 @@ class WorkflowRun:
         """How the steps are."""
         return states_of([step.name for step in self.workflow.steps], self.jobs(), time.time())
 
+    def is_open(self) -> bool:
+        """Whether a step runs, or waits, or none was submitted yet."""
+        jobs = self.jobs()
+        return not jobs or any(not job.ended for job in latest_jobs(jobs).values())
+
     def submit(self, *, begin_again: str | None = None) -> None:
         """Put all steps into the queue that have not ended well and do not run.
 
@@ -157,25 +162,28 @@ class WorkflowRun:
         job_id = self.place.job_id(step.name, generation)
         return Submission(job_id, {}, [ids[each] for each in step.after], run=self.run_name, tags=tags), beginning
 
-    def drive(self) -> None:
+    def drive(self, *, leave: bool = False) -> None:
         """Launch and watch until all steps have ended.
 
+        Args:
+            leave: Whether the steps go on after Ctrl-C or SIGTERM, even if they run on this machine.
+
         Raises:
-            RunInterrupted: by Ctrl-C or SIGTERM. The steps of this machine are stopped then; others go on.
+            RunInterrupted: by Ctrl-C or SIGTERM.
         """
         teller = Teller(self.say)
         try:
             with queueing(), ended_by(signal.SIGINT, signal.SIGTERM, note=INTERRUPTION.note):
                 self._drive(lambda *_: teller.tell(self.states()))
         except KeyboardInterrupt:
-            raise self._interrupted(teller) from None
+            raise self._interrupted(teller, leave=leave) from None
 
     def _drive(self, on_round: Callable[[Report, Report], bool | None]) -> None:
         drive(self.store, self.place.client(), policy=self.place.policy(), on_round=on_round)
 
-    def _interrupted(self, teller: Teller) -> RunInterrupted:
+    def _interrupted(self, teller: Teller, *, leave: bool) -> RunInterrupted:
         name = f"Run {self.files.run_id} of {self.workflow.name}"
-        if not self.place.stops_with_driver:
+        if leave or not self.place.stops_with_driver:
             return RunInterrupted(
                 f"{name}: no longer watching; its steps go on.",
                 hint=f"\nGo on watching: {self.command('resume')}\nStop them: {self.command('stop')}",
@@ -205,7 +213,7 @@ class WorkflowRun:
 
         Raises:
             RunFailed: a step failed.
-            RunInterrupted: the steps were stopped.
+            RunStopped: the steps were stopped.
         """
         failure_of(self.workflow, self.files, self.states(), self._go_on())
 

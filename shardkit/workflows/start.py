@@ -11,6 +11,7 @@ from shardkit.workflows.notices import send_notice
 from shardkit.workflows.resolve import new_facts, resolve
 from shardkit.workflows.run_files import RunFiles, find_run, state_of
 from shardkit.workflows.running import WorkflowRun
+from shardkit.workflows.telling import RunStopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +29,6 @@ def begin(
     state: str | None = None,
     by: str = BY_HAND,
     containers: str | None = None,
-    run_id: str = "",
     say: Callable[[str], object],
 ) -> WorkflowRun:
     """Write down a new run of a workflow; nothing has begun yet.
@@ -39,20 +39,20 @@ def begin(
         state: The folder of the workflow's runs.
         by: What has begun it: ``hand``, ``calendar`` or ``webhook``.
         containers: The container runtime for the steps with an image: ``docker``, ``podman`` or ``any`` of these.
-        run_id: Its id, if that is not to be a new one.
         say: Gets a line about whatever happens.
 
     Raises:
         PipelineError: a parameter will not do, a step cannot run here, or the container runtime is not there.
     """
-    facts = new_facts(workflow, params, run_id=run_id)
     runtime = runtime_of(containers) if containers is not None else None
-    files = RunFiles(state_of(workflow, state) / facts.run_id)
-    place = Here(files, workflow, containers=runtime)
-    for resolved in resolve(workflow, facts, outputs=str(files.outputs)):
-        place.check(resolved)
-    files.create(facts, begun=now(), by=by, containers=runtime, file=str(workflow.file or ""))
-    return WorkflowRun(workflow, files, place, say=say)
+    while True:
+        facts = new_facts(workflow, params)
+        files = RunFiles(state_of(workflow, state) / facts.run_id)
+        place = Here(files, workflow, containers=runtime)
+        for resolved in resolve(workflow, facts, outputs=str(files.outputs)):
+            place.check(resolved)
+        if files.create(facts, begun=now(), by=by, containers=runtime, file=str(workflow.file or "")):
+            return WorkflowRun(workflow, files, place, say=say)
 
 
 def open_run(
@@ -71,8 +71,13 @@ def opened(workflow: Workflow, files: RunFiles, *, say: Callable[[str], object])
     return WorkflowRun(workflow, files, Here(files, workflow, containers=files.about()["containers"]), say=say)
 
 
-def carry_out(run: WorkflowRun, *, begin_again: str | None = None) -> None:
+def carry_out(run: WorkflowRun, *, begin_again: str | None = None, leave: bool = False) -> None:
     """Run, or go on with, the steps of a run, to their ends; who is to be told of that is told.
+
+    Args:
+        run: The run.
+        begin_again: The step that begins again, with all that come after it.
+        leave: Whether the steps go on after Ctrl-C or SIGTERM.
 
     Raises:
         RunBusy: another process works on the run.
@@ -86,10 +91,11 @@ def carry_out(run: WorkflowRun, *, begin_again: str | None = None) -> None:
         run.submit(begin_again=begin_again)
         failure: ShardkitError | None = None
         try:
-            run.drive()
+            run.drive(leave=leave)
             run.conclude()
         except (RunFailed, RunInterrupted) as error:
             failure = error
-        send_notice(run, failure)
+        if not (leave and isinstance(failure, RunInterrupted) and not isinstance(failure, RunStopped)):
+            send_notice(run, failure)
         if failure is not None:
             raise failure

@@ -30,6 +30,10 @@ LAST_BYTES = 4000
 _EXIT = re.compile(r"AlgorithmError: ?(?P<said>.*), exit code: (?P<code>\d+)$", re.DOTALL)
 
 
+class RunStopped(RunInterrupted):
+    """Somebody has stopped the steps of a run."""
+
+
 class Teller:
     """Says a line whenever a step's state has changed."""
 
@@ -80,12 +84,12 @@ def failure_of(workflow: Workflow, files: RunFiles, states: Sequence[StepState],
 
     Raises:
         RunFailed: a step failed; the error names its log, and how to go on.
-        RunInterrupted: the steps were stopped.
+        RunStopped: the steps were stopped.
     """
     outcome = outcome_of(states)
     name = f"Run {files.run_id} of {workflow.name}"
     if outcome == STOPPED_STEP:
-        raise RunInterrupted(f"{name} was stopped.", hint=go_on)
+        raise RunStopped(f"{name} was stopped.", hint=go_on)
     if outcome == FAILED_STEP:
         _raise_failure(name, files, states, go_on)
 
