@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shardkit.plan.plan import Plan
+    from shardkit.runs.driver_job import DriverJob
     from shardkit.runs.estimate import Estimate
     from shardkit.runs.handle import Run
 
@@ -69,6 +70,51 @@ class Pipeline(Spec):
 
         run_id = run_id or new_run_id()
         return make_run_plan(self, function_ref=self.function_ref(), run_id=run_id, days=self.chosen_days(days))
+
+    def driver_job(
+        self,
+        *,
+        role: str | None = None,
+        run_id: str | None = None,
+        dates: Iterable[str] = (),
+        since: str | None = None,
+        instance_type: str = "ml.t3.medium",
+        max_runtime: int = 432000,
+        schedule: str | None = None,
+        dry_run: bool = False,
+    ) -> DriverJob:
+        """Upload the pipeline with its code, and make the request for a Processing job that runs it.
+
+        Args:
+            role: the ARN of the driver's role; by default one in the account of the jobs' role, named after the
+                pipeline. ``DriverJob.policy`` says what it has to allow.
+            run_id: a name for the run, with which a further job goes on; by default each job is a run of its own.
+            dates: with shards by date, only these days.
+            since: only the days since that long before the start of the job, such as ``3d``; by default as the
+                pipeline's schedule says.
+            instance_type: the driver plans and watches, and needs memory for the list of the input alone.
+            max_runtime: seconds after which the service stops the driver.
+            schedule: when EventBridge Scheduler starts it, as ``rate(...)`` or ``cron(...)``; by default as the
+                pipeline's schedule says, or at two o'clock each night.
+            dry_run: upload nothing.
+
+        Raises:
+            PipelineError: the pipeline cannot run so, or the service would not take the request.
+            StorageError: the code cannot be uploaded.
+        """
+        from shardkit.runs.driver_job import driver_job
+
+        return driver_job(
+            self,
+            role=role,
+            run_id=run_id,
+            dates=dates,
+            since=since,
+            instance_type=instance_type,
+            max_runtime=max_runtime,
+            schedule=schedule,
+            dry_run=dry_run,
+        )
 
     def sample(self, records: int, *, quiet: bool = True) -> Estimate:
         """Run some records and estimate what all of them will take; nothing is left behind."""

@@ -15,6 +15,7 @@ import click
 
 from shardkit._version import __version__
 from shardkit.cli.commands import Group
+from shardkit.cli.deploy_job import deploy
 from shardkit.cli.engine import engine
 from shardkit.cli.jobs import jobs
 from shardkit.cli.keep import clean, init
@@ -40,7 +41,7 @@ def cli() -> None:
 # In the order in which users need them.
 for command in (
     *(run, plan, status, logs, stop, failures, query, retry, resume, clean, check),
-    *(pass1, pass2, init, schedule, workflow, jobs, engine),
+    *(pass1, pass2, init, schedule, workflow, deploy, jobs, engine),
 ):
     cli.add_command(command)
 

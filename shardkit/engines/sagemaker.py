@@ -6,6 +6,7 @@ import contextlib
 import functools
 import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr
 
@@ -95,6 +96,13 @@ class SageMaker(ServiceSettings):
         from shardkit.jobs.policy import Policy
 
         return boto3.client("sagemaker", config=Config(retries=ONCE)), Policy(max_instances=max_instances)
+
+    def policy(self) -> Policy:
+        """As the service wants it; where `shardkit engine serve` stands in for it, calls cost nothing."""
+        from shardkit.jobs.policy import Policy
+
+        own = self.endpoint_url is not None and urlsplit(self.endpoint_url).hostname in ("127.0.0.1", "localhost")
+        return Policy.local() if own else Policy()
 
     def storage_session(self) -> Any:
         """The session for the storage, where the settings name one."""

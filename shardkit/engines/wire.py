@@ -169,9 +169,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("x-amzn-ErrorType", answer["__type"])
         if self.close_connection:
             self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        try:
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+        except ConnectionError:  # whoever has asked is gone
+            self.close_connection = True
 
     def _answer(self) -> tuple[int, dict[str, Any]]:
         if not self._is_for_us():

@@ -22,6 +22,7 @@
         latest.json                                which run was planned, or retried, last
         current.json                               the result of the run that the dataset is of now
         commit.json                                the dataset's switch in progress
+        code/<digest>/, drivers/<digest>/          what jobs are sent: code; the pipeline of a driver that is a job
         days/<run id>.json, days/lock              the days that a run is making; held while one takes its days
 
 Status, report, retry and resume are functions of these files alone.

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardkit.functions import FunctionRef
-    from shardkit.runfolder.folder import RunFolder
     from shardkit.spec.spec import Spec
     from shardkit.storage.base import Folder
 
@@ -56,6 +56,7 @@ def upload_bundle(
     leave_out: tuple[str, ...] = (),
     extras: tuple[str, ...] = (),
     by_value: bool = False,
+    dry_run: bool = False,
 ) -> str:
     """Upload the code, unless it is there already; returns the URI of its folder, with a slash at the end.
 
@@ -67,6 +68,7 @@ def upload_bundle(
         leave_out: folders that are not code although they are in ``source_dir``: the input and the output.
         extras: the extras of this package that the jobs need.
         by_value: whether the function travels by value, and so needs this very Python.
+        dry_run: upload nothing, and only find out where it would be.
 
     Raises:
         PipelineError: the code is too large, or a requirement cannot be fetched.
@@ -94,7 +96,7 @@ def upload_bundle(
     digest = hashlib.sha256(b"".join(name.encode() + hashlib.sha256(files[name]).digest() for name in sorted(files)))
     digest.update(mode.encode())
     home = output.child(f"{STATE_DIR}/code/{digest.hexdigest()}")
-    if not _is_whole(home, files):
+    if not dry_run and not _is_whole(home, files):
         if mode == "bundle":
             _upload_wheels(home, own, needs)
         for name, data in files.items():
@@ -103,7 +105,21 @@ def upload_bundle(
     return f"{home.uri}/"
 
 
-def upload_code(folder: RunFolder, pipeline: Spec, function: FunctionRef, *, mode: str | None = None) -> str:
+@dataclass(frozen=True)
+class Sent:
+    """The code of a driver that is a job itself: it has been uploaded to ``uri``, and is unpacked in ``source_dir``.
+
+    ``origin`` is where it lay on the machine that has sent it.
+    """
+
+    uri: str
+    source_dir: str
+    origin: str | None
+
+
+def upload_code(
+    output: Folder, pipeline: Spec, function: FunctionRef, *, mode: str | None = None, dry_run: bool = False
+) -> str:
     """Upload the code of a pipeline, which lies where its functions do; the arguments are as for `upload_bundle`."""
     refs = [function, pipeline.merge().combine]
     homes = (ref.source_dir for ref in refs if ref is not None and ref.pickled is None)
@@ -111,13 +127,14 @@ def upload_code(folder: RunFolder, pipeline: Spec, function: FunctionRef, *, mod
     data = [f.root for f in (pipeline.input_folder(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
     data += pipeline.engine.own_folders() if pipeline.engine is not None else []
     return upload_bundle(
-        folder.output,
+        output,
         source,
         requirements=pipeline.requirements,
         mode=mode or pipeline.requirements_mode,
         leave_out=tuple(map(str, data)),
         extras=("athena",) if pipeline.catalog is not None else (),
         by_value=function.pickled is not None,
+        dry_run=dry_run,
     )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from shardkit.runfolder.display import Progress
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runs.bundle import Sent
     from shardkit.spec.spec import Spec
 
 LAMBDA = "<lambda>"  # the name of a function that has none
@@ -33,13 +34,17 @@ LAMBDA = "<lambda>"  # the name of a function that has none
 
 @dataclass(frozen=True)
 class GoingOn:
-    """How a run is to go on: ``resume`` or ``retry``, with other settings or another function."""
+    """How a run is to go on: ``resume`` or ``retry``, with other settings or another function.
+
+    ``sent`` is the code, if this process is a job itself.
+    """
 
     command: str
     settings: Mapping[str, Any]
     function: str | Callable[..., Any] | None
     changed_function: bool = False
     make_current: bool = False
+    sent: Sent | None = None
 
 
 def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
@@ -65,7 +70,9 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
             raise
         folder = replace(folder, on_top=True)
         plan = folder.plan()
-    pipeline = planned_pipeline(plan, settings)
+    pipeline, sent = planned_pipeline(plan, settings), going.sent
+    if sent is not None:
+        pipeline = pipeline.replace(source_dir=sent.source_dir)
     if folder.on_top:
         going = replace(going, changed_function=True)  # all its records are settled, so that no function is called
     ref = _function(run, going, pipeline)
@@ -75,7 +82,8 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
         instead = ref if going.function is not None else None
         with folder.lock() as held, holding_days(folder, plan):
             _note_as_latest(folder)
-            go_on(folder, pipeline, progress, changes=settings, retry=retry, function=instead, held=held)
+            code = sent.uri if sent is not None else None
+            go_on(folder, pipeline, progress, changes=settings, retry=retry, function=instead, code=code, held=held)
         return
     if plan.get("prepared") and status_of(folder) == "running" and not folder.is_locked():
         raise RunBusy(

@@ -97,4 +97,4 @@ def _code(folder: RunFolder, pipeline: Spec, ref: FunctionRef, cluster: Cluster)
         return None
     from shardkit.runs.bundle import upload_code
 
-    return PurePosixPath(upload_code(folder, pipeline, ref, mode="none")).name
+    return PurePosixPath(upload_code(folder.output, pipeline, ref, mode="none")).name

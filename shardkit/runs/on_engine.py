@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shardkit.jobs.rounds import Change
     from shardkit.runfolder.display import Progress
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runs.bundle import Sent
     from shardkit.spec.spec import Spec
     from shardkit.storage.locks import Held
 
@@ -103,7 +104,7 @@ class RunJobs:
         """
         self._check()
         plan, generation = self.folder.plan(), self.generation + 1
-        code = code or upload_code(self.folder, pipeline, function or pipeline.function_ref())
+        code = code or upload_code(self.folder.output, pipeline, function or pipeline.function_ref())
         if function is not None:
             sha256 = hashlib.sha256(function.pickled).hexdigest() if function.pickled is not None else None
             sent = {"name": function.name, "digest": function.digest, "python": python_version(), "sha256": sha256}
@@ -222,10 +223,12 @@ def start_jobs(
     may_exist: bool,
     quiet: bool,
     wait: bool,
+    sent: Sent | None = None,
 ) -> RunFolder:
     """Plan a run, submit its jobs and drive them; returns the run that makes the dataset.
 
     If the run exists already, which is possible only with ``may_exist``, and its plan is the same, go on with it.
+    ``sent`` is the code, if this process is a job itself.
 
     Raises:
         PipelineError: the engine cannot do what the pipeline asks for.
@@ -242,13 +245,15 @@ def start_jobs(
     progress = make_progress(quiet=quiet)
     ref = pipeline.function_ref()
     finish_switches(folder.output, must=True)
-    plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days)
+    origin = sent.origin if sent is not None else None
+    plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days, origin=origin)
     if not plan.content["totals"]["records"]:
         return nothing_to_do(pipeline, plan, progress)
-    code = None
+    code = sent.uri if sent is not None else None
     with folder.lock(new=not may_exist) as held, holding_days(folder, plan.content):
         if is_new(folder, plan, may_exist=may_exist):
-            code = upload_code(folder, pipeline, ref)  # so that an error in it is raised before there is a run
+            # An error in the code is raised before there is a run.
+            code = code or upload_code(folder.output, pipeline, ref)
             write_run(folder, plan, ref, pipeline.merge(), merge=True)
         else:
             progress.note(f"Run {folder.run_id} exists; going on where it ended.")

@@ -61,12 +61,14 @@ def make_run_plan(
     recompute: bool = False,
     workers: int | None = None,
     max_jobs: int | None = None,
+    origin: str | None = None,
 ) -> Plan:
     """List the input and plan a run; writes nothing.
 
     With ``days`` only these are looked at; ``recompute`` plans all records, whatever earlier runs have done. Chunks are
     cut for ``workers``, by default as many as the pipeline says. With ``max_jobs`` there are so many jobs at most, each
-    on a machine of its own, as on an engine.
+    on a machine of its own, as on an engine. ``origin`` is the folder of the code on the machine from which a run would
+    be resumed, if it is another than here.
 
     Raises:
         InputError: the input is empty or cannot be read.
@@ -89,7 +91,8 @@ def make_run_plan(
         comparison = compare(
             records.table, output, current, basis, all_days=days is None, recompute=not pipeline.is_incremental
         )
-    content["source_dir"] = content["source_dir"] or function_ref.source_dir  # for a resumption in another directory
+    # For a resumption in another directory, or on the machine that has sent the code.
+    content["source_dir"] = origin or content["source_dir"] or function_ref.source_dir
     plan = make_plan(
         records,
         pipeline=content,

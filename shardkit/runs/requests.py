@@ -41,10 +41,11 @@ ENTRYPOINT = ("/bin/sh", f"{CODE_FOLDER}/bootstrap.sh")
 def name_base(folder: RunFolder, pipeline_name: str) -> str:
     """The beginning of the names of all jobs of a run: the pipeline, the run, and a digest of the output."""
     where = hashlib.sha256(folder.uri.encode()).hexdigest()[:6]
-    return f"{_slug(pipeline_name, 14)}-{_slug(folder.run_id, 22)}-{where}"
+    return f"{slug(pipeline_name, 14)}-{slug(folder.run_id, 22)}-{where}"
 
 
-def _slug(text: str, length: int) -> str:
+def slug(text: str, length: int) -> str:
+    """A text as a part of a job's name, of at most so many characters."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:length].strip("-") or "run"
 
 
@@ -136,7 +137,7 @@ class Requests:
         )
 
     def _code_input(self) -> dict[str, Any]:
-        return _input("code", self.code, CODE_FOLDER)
+        return prefix_input("code", self.code, CODE_FOLDER)
 
     def _data_input(self, job: PlannedJob) -> dict[str, Any]:
         """The input of a job: a directory if the shard is one, else the list of the shard's objects."""
@@ -147,13 +148,13 @@ class Requests:
         shards = [self.plan["shards"][shard] for shard in job["shards"]]
         whole = shards[0]["group"] if rule.get("by") == "directory" else None
         if whole and whole != "." and whole.count("/") + 1 == rule["depth"]:  # else there are other groups below it
-            return _input("data", f"{source}/{whole}/", f"{local}/{whole}")
+            return prefix_input("data", f"{source}/{whole}/", f"{local}/{whole}")
         dealt_out = job["instances"] > 1
         if dealt_out and not (self.plan["totals"]["objects_left_out"] or self.plan["datasets_left_out"]):
-            return _input("data", f"{source}/", local, distribution="ShardedByS3Key")
+            return prefix_input("data", f"{source}/", local, distribution="ShardedByS3Key")
         manifest = self._write_manifest(job, source)
         distribution = "ShardedByS3Key" if dealt_out else "FullyReplicated"
-        return _input("data", manifest, local, distribution=distribution, kind="ManifestFile")
+        return prefix_input("data", manifest, local, distribution=distribution, kind="ManifestFile")
 
     def _write_manifest(self, job: PlannedJob, source: str) -> str:
         name = f"manifests/{job['job']:05d}.json"
@@ -182,9 +183,10 @@ class Requests:
         self._engine.check_volume(job["job"], most)
 
 
-def _input(
+def prefix_input(
     name: str, uri: str, path: str, *, distribution: str = "FullyReplicated", kind: str = "S3Prefix"
 ) -> dict[str, Any]:
+    """A ProcessingInput: the objects whose keys begin with that of ``uri``, in the folder ``path`` of an instance."""
     return {
         "InputName": name,
         "AppManaged": False,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
 COMMANDS = ["run", "plan", "status", "logs", "stop", "failures", "query", "retry", "resume"]
-COMMANDS += ["clean", "check", "pass1", "pass2", "init", "schedule", "jobs", "engine"]
+COMMANDS += ["clean", "check", "pass1", "pass2", "init", "schedule", "workflow", "deploy", "jobs", "engine"]
 MODULE = """
 import sys
 print("module imported")

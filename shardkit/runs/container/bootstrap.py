@@ -38,6 +38,8 @@ UNREACHABLE = re.compile(
 ENVIRONMENTS, SITES, PREPARED = "SHARDKIT_ENVIRONMENTS", "SHARDKIT_SITES", "SHARDKIT_PREPARED"
 BASE = "_shardkit_base.pth"
 UNUSED_S = 30 * 86400.0
+# What is started, by the first argument: a pass of a run, or its driver.
+PASS, PROGRAMS = "shardkit.runs.container.job", {"run": "shardkit.runs.container.driver"}
 
 
 def fail(message: str, code: int) -> None:
@@ -271,9 +273,8 @@ def main() -> None:
         unpack(HERE / "shardkit.zip", room / "package")
         sys.path.insert(0, str(room / "package"))
     os.environ["SHARDKIT_SOURCE_DIR"] = str(room / "source")
-    from shardkit.runs.container.job import main as run_job
-
-    sys.exit(run_job(sys.argv[1:]))
+    program = importlib.import_module(PROGRAMS.get(sys.argv[1], PASS))
+    sys.exit(program.main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

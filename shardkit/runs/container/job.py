@@ -25,7 +25,7 @@ from shardkit.errors import Damaged, RunBusy, RunFailed, RunInterrupted, Shardki
 from shardkit.masking import masked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -85,13 +85,22 @@ def _config(root: Path, name: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run a pass; returns the exit code."""
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    atexit.register(gc.freeze)  # or Python would look through all objects at its end, for 0.2 s
     begun = time.monotonic()
-    container = Container.here()
-    try:
+
+    def work(container: Container) -> None:
         given = _parser().parse_args(arguments)
         given.work(given, container, begun)
+
+    return run_program(work)
+
+
+def run_program(work: Callable[[Container], None]) -> int:
+    """Do the work of a job; returns the exit code, and leaves a message if it failed."""
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    atexit.register(gc.freeze)  # or Python would look through all objects at its end, for 0.2 s
+    container = Container.here()
+    try:
+        work(container)
     except (RunInterrupted, RunBusy) as error:
         return _end(container, str(error), TRY_AGAIN)
     except (Damaged, WrittenByNewer) as error:  # every attempt would fail in the same way
