@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import boto3
 import pytest
 import yaml
-from engine_jobs import ended, until
+from engine_jobs import ENDED, until
 from fault_proxy import FaultProxy
 from job_runs import JobProject
 from moto import mock_aws
@@ -83,6 +83,16 @@ class Cloud:
         lines = self.sagemaker.list_processing_jobs(MaxResults=100)["ProcessingJobSummaries"]
         return [line["ProcessingJobName"] for line in lines]
 
+    def ended(self, name: str) -> dict[str, Any]:
+        """Wait until a job has ended, which takes a driver a while; returns the service's description of it."""
+
+        def look() -> dict[str, Any] | None:
+            about: dict[str, Any] = self.sagemaker.describe_processing_job(ProcessingJobName=name)
+            return about if about["ProcessingJobStatus"] in ENDED else None
+
+        answer: dict[str, Any] = until(look, seconds=150)
+        return answer
+
     def said(self, name: str) -> str:
         return "\n".join(self.engine.log_lines(name))
 
@@ -123,7 +133,7 @@ def test_one_request_runs_the_whole_pipeline(cloud: Cloud, shardkit: RunCommand)
     request = json.loads(done.stdout)
     cloud.sagemaker.create_processing_job(**request)
     name = request["ProcessingJobName"]
-    about = ended(cloud.sagemaker, name)
+    about = cloud.ended(name)
     assert about["ProcessingJobStatus"] == "Completed", cloud.said(name)
     run = sk.open_run(cloud.output)
     assert run.run_id == name
@@ -153,14 +163,14 @@ def test_a_further_job_goes_on_where_a_lost_one_has_ended(cloud: Cloud, monkeypa
     cloud.sagemaker.create_processing_job(**first)
     cloud.project.wait_for_calls("a/r1.txt", "b/r0.txt")
     cloud.sagemaker.stop_processing_job(ProcessingJobName="first")
-    about = ended(cloud.sagemaker, "first")
+    about = cloud.ended("first")
     assert about["ProcessingJobStatus"] == "Stopped"
     assert re.search(r"no longer watching; \d jobs? go(es)? on, and 1 waits", about["ExitMessage"])
     cloud.put({"c/r0.txt": "later"})  # no part of the plan, and no obstacle
     cloud.sagemaker.create_processing_job(**first | {"ProcessingJobName": "second"})
-    until(lambda: "going on where it ended" in cloud.said("second"))
+    until(lambda: "going on where it ended" in cloud.said("second"), seconds=100)
     cloud.project.open_gate()
-    assert ended(cloud.sagemaker, "second")["ProcessingJobStatus"] == "Completed", cloud.said("second")
+    assert cloud.ended("second")["ProcessingJobStatus"] == "Completed", cloud.said("second")
     run = sk.open_run(cloud.output)
     assert run.run_id == "a-night-2026-11-29T02-00-00Z"
     assert run.summary().records == {"listed": 3, "done": 3, "quarantined": 0, "skipped": 0}
@@ -174,7 +184,7 @@ def test_a_run_that_fails_says_so(cloud: Cloud) -> None:
     cloud.put({"a/r0.txt": "bad", "a/r1.txt": "go"})
     driver = sk.Pipeline(**cloud.fields(max_failures=0)).driver_job()
     cloud.sagemaker.create_processing_job(**driver.request | {"ProcessingJobName": "fails"})
-    about = ended(cloud.sagemaker, "fails")
+    about = cloud.ended("fails")
     assert about["ProcessingJobStatus"] == "Failed"
     assert "1 of 2 records" in about["ExitMessage"]
     assert "exit code: 1" in about["FailureReason"]
