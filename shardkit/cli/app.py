@@ -19,7 +19,7 @@ from shardkit.cli.deploy_job import deploy
 from shardkit.cli.engine import engine
 from shardkit.cli.jobs import jobs
 from shardkit.cli.keep import clean, init
-from shardkit.cli.look import check, failures, logs, query, status
+from shardkit.cli.look import check, failures, logs, query, report, status
 from shardkit.cli.passes import pass1, pass2
 from shardkit.cli.run import plan, resume, retry, run, stop
 from shardkit.cli.schedule import schedule
@@ -40,7 +40,7 @@ def cli() -> None:
 
 # In the order in which users need them.
 for command in (
-    *(run, plan, status, logs, stop, failures, query, retry, resume, clean, check),
+    *(run, plan, status, report, logs, stop, failures, query, retry, resume, clean, check),
     *(pass1, pass2, init, schedule, workflow, deploy, jobs, engine),
 ):
     cli.add_command(command)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shardkit.cli.commands import Command, echo
 from shardkit.cli.given import opened, output_of
 from shardkit.cli.options import JSON, OUTPUT, RUN_ID
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command(cls=Command, epilog="shardkit status out/\nshardkit status out/ --run-id 20261121-184259-7f3a --json")
@@ -30,6 +33,40 @@ def status(output: str, run_id: str | None, *, as_json: bool) -> None:
     echo(summary.command_text)
     for line in job_lines(jobs):
         echo(f"  {line}")
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+shardkit report out/ --open
+shardkit report out/ --watch 5 --to run.html
+shardkit report s3://bucket/features/ --run-id 20261121-184259-7f3a --prices aws
+""",
+)
+@OUTPUT
+@RUN_ID
+@click.option("--to", metavar="FILE", help="The file; by default report-<run id>.html in this folder.")
+@click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
+@click.option(
+    "--watch", "watch_s", type=click.FloatRange(1), metavar="SECONDS", help="Write it again until the run ends."
+)
+@click.option("--prices", "prices_from", metavar="FILE|aws", help="Costs, by a JSON file of prices or AWS' price list.")
+def report(
+    output: str, run_id: str | None, to: str | None, *, opens: bool, watch_s: float | None, prices_from: str | None
+) -> None:
+    """Write a page about a run: how it went, what failed, what came out; one file, for any browser.
+
+    Progress, throughput, workers, slow and large records, memory, failures, the columns of the dataset, and what
+    differs from the dataset before. The page needs no network. While a run goes on, --watch keeps it up to date.
+    """
+    from shardkit.cli.jobs_look import prices_of
+
+    def written(file: Path) -> None:
+        echo(f"Wrote {file}.", err=True)
+        if opens:
+            click.launch(str(file.resolve()))
+
+    opened(output, run_id).report(to, prices=prices_of(prices_from), watch_s=watch_s, written=written)
 
 
 @click.command(

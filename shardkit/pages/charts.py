@@ -44,10 +44,11 @@ def rows(values: Sequence[Mapping[str, Any]], colours: Mapping[str, str], *, tip
     most = max(totals.values(), default=0) or 1
     length = axis("n", axis=None, scale={"domain": [0, most * 1.15]})  # the rest is for the longest bar's text
     name = axis("name", "nominal", sort=list(totals), axis={"ticks": False, "domain": False, "labelLimit": 170})
-    bars = {"x": length, "y": name, "color": palette("of", colours), "tooltip": list(tip)}
+    ordered = [{**value, "place": list(colours).index(value["of"])} for value in values]
+    bars = {"x": length, "y": name, "color": palette("of", colours), "order": axis("place"), "tooltip": list(tip)}
     texts = {"x": {**length, "aggregate": "sum"}, "y": name, "text": {"field": "text", "type": "nominal"}}
     return chart(
-        values,
+        ordered,
         {"mark": {"type": "bar"}, "encoding": bars},
         {"mark": {"type": "text", "align": "left", "dx": 5}, "encoding": texts},
         height=ROW_HEIGHT * len(totals),

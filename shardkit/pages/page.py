@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from shardkit.pages.charts import Chart
 
-OPEN_UP_TO = 14  # a table with more rows is folded
+OPEN_UP_TO = 20  # a table with more rows is folded
 
 
 @dataclass(frozen=True)

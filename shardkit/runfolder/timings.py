@@ -47,7 +47,11 @@ class RunTimings:
     @classmethod
     def of(cls, folder: RunFolder) -> RunTimings:
         """The timings of one run."""
-        ledger = Ledger(folder)
+        return cls.of_ledger(Ledger(folder))
+
+    @classmethod
+    def of_ledger(cls, ledger: Ledger) -> RunTimings:
+        """The same, where the ledger has been read."""
         settled = [(marker, ids) for marker, ids in ledger.settled() if not marker.get("taken_over")]
         chunks = _chunks([marker for marker, _ in settled])
         return cls(_records(ledger, settled), chunks.sort_by([("begin", "ascending")]))

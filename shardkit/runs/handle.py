@@ -18,6 +18,7 @@ from shardkit.storage.base import STATE_DIR
 from shardkit.storage.interruption import heeding_interrupts
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
     from shardkit.jobs import Job
+    from shardkit.jobs.history import Prices
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runs.going_on import GoingOn
     from shardkit.runs.on_engine import RunJobs
@@ -179,6 +181,28 @@ class Run:
             }
             for job in jobs.current()
         ]
+
+    def report(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        prices: Prices | None = None,
+        watch_s: float | None = None,
+        written: Callable[[Path], None] = lambda _: None,
+    ) -> Path:
+        """Write a page about the run for a browser, by default ``report-<run id>.html`` in this folder; returns it.
+
+        It shows how the run went, what failed and what came out, and needs no network. ``prices`` give the costs of a
+        run on an engine: ``shardkit.jobs.prices.KnownPrices`` or ``ListPrices``. With ``watch_s`` it is written again
+        after so many seconds, until nobody works on the run any more; ``written`` is called when it is there first.
+
+        Raises:
+            PipelineError: the file cannot be written, or ``shardkit[report]`` is not installed.
+        """
+        from shardkit.runs.report.write import write_report
+
+        jobs = self._run_jobs().current if self.has_jobs else tuple
+        return write_report(self.folder, path, jobs=jobs, prices=prices, watch_s=watch_s, written=written)
 
     def stop(self) -> int:
         """Stop all jobs of a run on an engine that have not ended; returns how many there were.

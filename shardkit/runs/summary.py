@@ -131,12 +131,16 @@ class Summary:
         return n["listed"] - n["done"] - n["quarantined"] - n["skipped"]
 
 
-def summarize(folder: RunFolder, *, live: int = 0) -> Summary:
-    """A run in numbers; ``live`` is how many of its jobs the engine has, as far as the caller knows."""
+def summarize(folder: RunFolder, read: Ledger | None = None, *, live: int = 0) -> Summary:
+    """A run in numbers.
+
+    ``read`` is its ledger, if that has been read already; ``live`` is how many of its jobs the engine has, as far as
+    the caller knows.
+    """
     folder.plan()  # which is kept for the ledger, and without which nothing can be said
     asked = [
         lambda: _result(folder),
-        lambda: Ledger(folder),
+        lambda: read or Ledger(folder),
         folder.heartbeats,
         folder.is_locked,
         lambda: _current(folder),

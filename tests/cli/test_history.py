@@ -6,7 +6,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
 import tracemalloc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from botocore.stub import Stubber
+from pages import LIBRARY, charts_of, headlines_of, opened_in_chromium
 
 from shardkit.cli.history_page import history_page, ways_for
 from shardkit.jobs import JobError
@@ -183,17 +183,6 @@ def test_prices_of_the_price_list_are_asked_for_once() -> None:
 BAD = "</script><script>document.title='taken'</script><b onload=\"x\">&'"
 
 
-# The library that draws the charts, which is not ours.
-LIBRARY = re.compile(r"<script>const n=.*?</script>", re.DOTALL)
-
-
-def charts_of(text: str) -> list[dict[str, Any]]:
-    """The specifications of a page's charts."""
-    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', text)
-    assert found is not None
-    return list(json.loads(found[1]).values())
-
-
 def page(days: float, jobs: list[Job], prices: KnownPrices | None = PRICES) -> str:
     since, until = NOON - days * DAY / 2, NOON + days * DAY / 2 + 1
     found = summaries(jobs, by=ways_for(since, until), prices=prices)
@@ -216,7 +205,7 @@ def many(days: int) -> list[Job]:
 def test_the_page_tells_everything_and_asks_nobody() -> None:
     for days, unit in ((1, "hour"), (6, "day"), (400, "week")):
         text = page(days, JOBS)
-        headlines = re.findall("<h3>(.*?)</h3>", text)
+        headlines = headlines_of(text)
         assert {f"Jobs by {unit}", f"Waiting time by {unit}", f"Cost by {unit}", "Jobs by owner"} <= set(headlines)
         own = LIBRARY.sub("", text)
         assert not re.search(r"https?:|src=|href=|url\(|@import", own) and len(own) < 100_000
@@ -236,7 +225,7 @@ def test_foreign_text_stays_text() -> None:
         text = page(days, many(days))
         own = LIBRARY.sub("", text)
         assert BAD not in own and "<b onload" not in own and own.count("<script") == 2
-        values = [value for spec in charts_of(text) for value in spec["data"]["values"]]
+        values = [value for spec in charts_of(text).values() for value in spec["data"]["values"]]
         assert BAD in {value.get("name") for value in values}
 
 
@@ -246,18 +235,11 @@ def test_the_page_in_a_browser(days: int, tmp_path: Path) -> None:
     file = tmp_path / "history.html"
     click = "document.querySelectorAll('table')[2].querySelectorAll('th')[6].click();"
     file.write_text(page(days, many(days)).replace("</script></body>", f"{click}</script></body>"))
-    quiet = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
-    done = subprocess.run(
-        [
-            "chromium", *(f"--{each}" for each in quiet.split()), "--disable-component-update",
-            "--enable-logging=stderr", "--virtual-time-budget=9000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri(),
-        ],
-        check=True, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr, done.stderr
-    shown = LIBRARY.sub("", done.stdout)
+    dom, console = opened_in_chromium(file, tmp_path)
+    assert console == ""
+    shown = LIBRARY.sub("", dom)
     assert "<title>Jobs of &lt;/script&gt;" in shown and shown.count("<script") == 2
-    assert shown.count('<svg class="marks"') + shown.count('class="marks"') >= len(charts_of(page(days, many(days))))
+    assert len(re.findall(r'<svg[^>]*class="marks"', shown)) == len(charts_of(page(days, many(days))))
     causes = shown.split("Causes of failed attempts</h3>")[1]
     attempts = [float(row.split('data-v="')[7].split('"')[0]) for row in causes.split("<tr>")[2:4]]
     assert attempts == sorted(attempts) and 'data-up="1"' in causes

@@ -20,7 +20,7 @@ document.querySelectorAll("th").forEach(function (head) {
     var text = colour("text"), soft = colour("soft"), line = colour("line");
     var font = getComputedStyle(document.body).fontFamily;
     return {
-      background: "transparent", font: font, padding: 0,
+      background: "transparent", font: font, padding: { left: 0, right: 4, top: 2, bottom: 4 },
       view: { stroke: null },
       axis: { labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 12,
         titleFontSize: 12, titleFontWeight: "normal", labelLimit: 190 },
