@@ -24,6 +24,7 @@ from shardkit.cli.passes import pass1, pass2
 from shardkit.cli.run import plan, resume, retry, run, stop
 from shardkit.cli.schedule import schedule
 from shardkit.cli.workflow import workflow
+from shardkit.cli.workflow_deploy import check_parameters, deploy, notice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +45,8 @@ for command in (
     *(pass1, pass2, init, schedule, workflow, deploy, jobs, engine),
 ):
     cli.add_command(command)
+for command in (deploy, check_parameters, notice):
+    workflow.add_command(command)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -90,7 +90,7 @@ def upload_bundle(
         "masking.py": (PACKAGE / "masking.py").read_bytes(),
         "contents.json": json.dumps(contents, indent=1).encode(),
         "shardkit.zip": _zip(_package_files()),
-        "source.zip": _zip(_source_files(source_dir, leave_out) if source_dir else iter(())),
+        "source.zip": _zip(source_files(source_dir, leave_out) if source_dir else iter(())),
     }
     files |= {f"{FILES}/{name}": path.read_bytes() for name, path in needs.files.items()}
     digest = hashlib.sha256(b"".join(name.encode() + hashlib.sha256(files[name]).digest() for name in sorted(files)))
@@ -176,7 +176,7 @@ def _package_files() -> Iterator[tuple[str, Path]]:
             yield f"shardkit/{name.as_posix()}", path
 
 
-def _source_files(source_dir: str, leave_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+def source_files(source_dir: str, leave_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
     """The user's code: everything in its folder except notebooks, hidden and generated files, and data."""
     root = Path(source_dir)
     others = {os.path.realpath(folder) for folder in leave_out}

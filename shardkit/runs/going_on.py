@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,8 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
     pipeline, sent = planned_pipeline(plan, settings), going.sent
     if sent is not None:
         pipeline = pipeline.replace(source_dir=sent.source_dir)
+    if plan.get("prepared"):
+        _check_source(folder, going, pipeline)
     if folder.on_top:
         going = replace(going, changed_function=True)  # all its records are settled, so that no function is called
     ref = _function(run, going, pipeline)
@@ -90,8 +93,8 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
             f"Run {run.run_id}: jobs are at work that something else has started.",
             hint="Wait for them, or stop what started them (`argo stop`, on Kubernetes), and give the command again.",
         )
-    merging = planned_merge(folder, pipeline, settings)
     begun = time.monotonic()
+    merging = planned_merge(folder, pipeline, settings)
     with folder.lock() as held, holding_days(folder, plan):
         more = settings or folder.on_top or (retry and Ledger(folder).quarantined)
         if not more and is_complete(folder):
@@ -101,6 +104,20 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
         with cluster_of(pipeline) as cluster, workers_of(folder, pipeline, ref, cluster) as pool:
             attempt = Attempt(folder, progress, begun=begun, command=going.command).holding(held)
             both_passes(folder, pipeline, merging, pool, attempt, retry=retry)
+
+
+def _check_source(run: RunFolder, going: GoingOn, pipeline: Spec) -> None:
+    """See that the code is here: a prepared run was planned on another machine, such as in a container.
+
+    Raises:
+        PipelineError: it is not.
+    """
+    source = pipeline.source_dir
+    if source is not None and not os.path.isdir(source):
+        raise PipelineError(
+            f"Run {run.run_id} was planned where its functions are in {source}, and here is no such folder.",
+            hint=advice(run, lambda step: f"Say where they are here: {step(going.command, source_dir='DIR')}"),
+        )
 
 
 def _function(run: RunFolder, going: GoingOn, pipeline: Spec) -> FunctionRef:

@@ -75,7 +75,7 @@ class Spec(Section):
     name: str = ""
     input: Annotated[Input, A_FOLDER, Short("uri"), Flat(), DecidesWork()]
     function: Annotated[str | Callable[..., Any], A_FUNCTION, DecidesWork()]
-    source_dir: Annotated[str | None, IsPath(), BeforeValidator(path_text)] = None
+    source_dir: Annotated[str | None, IsPath(), MayChange(), BeforeValidator(path_text)] = None
     records: Annotated[str | Callable[[str], str | None], RECORDS, DecidesWork()] = "file"
     shards: Annotated[Shards | None, SHARDS, DecidesWork()] = None
     workers: Annotated[int | Literal["auto"], NoTruth, WORKERS, MayChange()] = "auto"

@@ -32,11 +32,11 @@ def send_notice(run: WorkflowRun, failure: ShardkitError | None) -> None:
         return
     notice, sender = notice_of(run, status), Sender()
     for target in targets:
-        if trouble := _sent(sender, target, notice):
+        if trouble := delivery_trouble(sender, target, notice):
             run.say(f"No notice could be sent: {trouble}")
 
 
-def _sent(sender: Sender, target: str, notice: dict[str, Any]) -> str:
+def delivery_trouble(sender: Sender, target: str, notice: dict[str, Any]) -> str:
     """Send it to one target; why that failed, or nothing."""
     trouble = ""
     for wait_s in WAITS_S:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 A_PARAMETER = Expected("a text, or a mapping such as {default: a, pattern: '[a-z]+'}")
 LONGEST_VALUE = 1000  # characters of a parameter
 MOST_RETRIES = 20
+USUAL_JOBS, MOST_JOBS = 200, 1000  # of a pipeline on Kubernetes, as in shardkit.runs.prepare
+USUAL_JOBS_AT_ONCE = 50
 Retries = Annotated[int, NoTruth, Field(ge=0, le=MOST_RETRIES)]
 
 
@@ -163,6 +165,7 @@ class Step(Section):
 
     ``after`` names the steps that must have ended well before it begins. ``set`` has fields of the pipeline, by their
     dotted names. A value ``env:NAME`` of ``env`` is a secret: the variable of that name where the workflow is run.
+    On Kubernetes a pipeline becomes ``max_jobs`` jobs at most, of which ``jobs_at_once`` run at the same time.
     """
 
     name: Name
@@ -181,6 +184,8 @@ class Step(Section):
     machines: Machines = Machines()
     retries: Retries | None = None
     timeout: Annotated[Seconds | None, Expected("seconds, or a time such as 3h")] = None
+    max_jobs: Annotated[int, NoTruth] = Field(USUAL_JOBS, ge=1, le=MOST_JOBS)
+    jobs_at_once: Annotated[int, NoTruth] = Field(USUAL_JOBS_AT_ONCE, ge=1, le=MOST_JOBS)
 
     @field_validator("settings")
     @classmethod

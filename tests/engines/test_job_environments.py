@@ -16,7 +16,7 @@ from job_runs import JobProject
 import shardkit as sk
 from shardkit.engines import pyenv
 from shardkit.engines.local import LocalEngine, available_isolation
-from shardkit.runs.bundle import _source_files
+from shardkit.runs.bundle import source_files
 from shardkit.runs.container import bootstrap
 from shardkit.runs.requirements import Requirements
 
@@ -267,5 +267,5 @@ def test_linked_folders_go_along_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (source / "data").symlink_to("../data")
     (tmp_path / "data" / "large.bin").touch()
-    names = sorted(name for name, _ in _source_files(str(source), (str(tmp_path / "data"),)))
+    names = sorted(name for name, _ in source_files(str(source), (str(tmp_path / "data"),)))
     assert names == ["code.py", "lib/code.py", "lib2/code.py"]

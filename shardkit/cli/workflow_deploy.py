@@ -1,0 +1,146 @@
+"""``shardkit workflow deploy`` and what else belongs to Kubernetes; and the commands that only its pods run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from shardkit.cli.commands import Command, echo
+from shardkit.errors import PipelineError
+
+if TYPE_CHECKING:
+    from shardkit.workflows.document import Workflow
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+shardkit workflow deploy workflow.yaml --output deploy/
+shardkit workflow deploy workflow.yaml --output deploy/ --repository https://example.com/team/flows.git
+shardkit workflow deploy workflow.yaml --output deploy/ --check
+shardkit workflow deploy workflow.yaml --output deploy/ --env dev --apply
+shardkit workflow deploy workflow.yaml --output chart/ --helm
+""",
+)
+@click.argument("workflow", metavar="WORKFLOW.yaml")
+@click.option("--output", required=True, metavar="DIR", help="The folder of the manifests.")
+@click.option("--env", "environments", multiple=True, metavar="NAME", help="Only this environment; may be repeated.")
+@click.option("--repository", metavar="URL", help="Write an Application of Argo CD too, for this repository.")
+@click.option("--helm", is_flag=True, help="Write a chart instead, whose values differ between environments.")
+@click.option("--check", is_flag=True, help="Write nothing; fail if the folder is not as the file says.")
+@click.option("--apply", "and_apply", is_flag=True, help="Then show what would change on the cluster, ask, and apply.")
+@click.option("--context", metavar="NAME", help="With --apply: which cluster of kubectl's configuration.")
+@click.option("--yes", is_flag=True, help="With --apply: do not ask.")
+def deploy(
+    workflow: str,
+    output: str,
+    environments: tuple[str, ...],
+    repository: str | None,
+    *,
+    helm: bool,
+    check: bool,
+    and_apply: bool,
+    context: str | None,
+    yes: bool,
+) -> None:
+    """Write a workflow as manifests for Kubernetes with Argo, a folder for each environment.
+
+    A reviewer can read them, and Argo CD or kubectl bring them to a cluster. With --check the exit code is 1 if a file is
+    missing, differs or is not of the workflow.
+    """
+    from shardkit.workflows.kubernetes.folder import files_of, write
+    from shardkit.workflows.read import read_workflow
+
+    if check and and_apply:
+        raise click.UsageError("Give --check or --apply.")
+    if helm and (and_apply or repository or environments):
+        raise click.UsageError("A chart has all environments, and helm brings it to a cluster: give --helm alone.")
+    read, home = read_workflow(workflow), Path(output)
+    if helm:
+        from shardkit.workflows.kubernetes.helm import chart_files
+
+        files, names = chart_files(read, home), []
+    else:
+        names = _environments(read, environments)
+        files = files_of(read, home, names, repository)
+    if check:
+        _check(files, home)
+        return
+    for path in write(files):
+        echo(f"Removed {path}, which is no longer of the workflow.", err=True)
+    echo(f"Wrote {len(files)} files in {home}.", err=True)
+    for name in names if and_apply else ():
+        _apply(home, name, context=context, yes=yes)
+
+
+def _environments(workflow: Workflow, wanted: tuple[str, ...]) -> list[str | None]:
+    """The environments to write: those that were asked for, or all."""
+    if wanted:
+        return [workflow.of_environment(name).environment for name in wanted]
+    return list(workflow.environments) or [None]
+
+
+def _check(files: dict[Path, str], home: Path) -> None:
+    from shardkit.workflows.kubernetes.folder import drift
+
+    drifts = drift(files)
+    for each in drifts:
+        echo(f"{each.file} {each.how}." + (f"\n{each.diff}" if each.diff else ""))
+    if drifts:
+        echo("Write them: give the command without --check.", err=True)
+        sys.exit(1)
+    echo(f"{home} is as the workflow says, and its {len(files)} manifests fit together.", err=True)
+
+
+def _apply(home: Path, environment: str | None, *, context: str | None, yes: bool) -> None:
+    from shardkit.workflows.kubernetes.apply import apply
+    from shardkit.workflows.kubernetes.folder import NO_ENVIRONMENT
+
+    name = environment or NO_ENVIRONMENT
+
+    def agree() -> bool:
+        return yes or click.confirm(f"Apply this to {context or 'the current cluster'}?", err=True)
+
+    echo(f"{name}:", err=True)
+    apply(home / name, context=context, say=echo, agree=agree)
+
+
+@click.command(
+    "check-parameters",
+    cls=Command,
+    hidden=True,
+    epilog="""shardkit workflow check-parameters '{"date": {"pattern": "[0-9-]+"}}' --param date=2026-01-31""",
+)
+@click.argument("rules")
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A value; may be repeated.")
+def check_parameters(rules: str, params: tuple[str, ...]) -> None:
+    """Check the values of a run's parameters; the first task of a workflow on Kubernetes."""
+    from shardkit.workflows.parts import Parameter
+
+    for text in params:
+        name, _, value = text.partition("=")
+        if why := Parameter(**json.loads(rules)[name]).refusal(value):
+            raise PipelineError(f"Parameter {name}: {why}")
+
+
+@click.command(
+    "notice",
+    cls=Command,
+    hidden=True,
+    epilog="shardkit workflow notice recommender --run-id recommender-x7d2k --status Failed --to slack:env:SLACK_HOOK",
+)
+@click.argument("name")
+@click.option("--run-id", required=True, metavar="ID", help="The run.")
+@click.option("--status", required=True, metavar="STATUS", help="How it has ended, in Argo's word.")
+@click.option("--env", "environment", default="", metavar="NAME", help="Its environment.")
+@click.option("--to", "targets", multiple=True, required=True, metavar="TARGET", help="Who is told; may be repeated.")
+def notice(name: str, run_id: str, status: str, environment: str, targets: tuple[str, ...]) -> None:
+    """Tell people how a run has ended; the exit handler of a workflow on Kubernetes."""
+    from shardkit.workflows.kubernetes.notice import send_notice
+
+    if not send_notice(name, run_id, status, environment=environment, targets=targets, say=lambda t: echo(t, err=True)):
+        sys.exit(1)

@@ -1,0 +1,30 @@
+"""What only a run knows, in Argo's words: its name, its day, its parameters."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from shardkit.workflows.resolve import Facts
+
+if TYPE_CHECKING:
+    from shardkit.workflows.document import Workflow
+
+RUN_NAME = "{{workflow.name}}"
+DAY = "-".join(f"{{{{workflow.creationTimestamp.{letter}}}}}" for letter in "Ymd")  # UTC
+_TAG = re.compile(r"\{\{.*?\}\}")
+
+
+def argo_facts(workflow: Workflow) -> Facts:
+    """The facts of a run, as tags that Argo fills in when the run has begun."""
+    return Facts(RUN_NAME, DAY, {name: f"{{{{workflow.parameters.{name}}}}}" for name in workflow.params})
+
+
+def setting_words(name: str, value: Any) -> list[str]:
+    """The words that set a field of a pipeline on the command line, which reads the value as YAML."""
+    if isinstance(value, str) and not _TAG.search(value) and yaml.safe_load(value) == value:
+        return ["--set", f"{name}={value}"]
+    return ["--set", f"{name}={json.dumps(value, ensure_ascii=False)}"]
