@@ -49,8 +49,8 @@ def deploy(
 ) -> None:
     """Write a workflow as manifests for Kubernetes with Argo, a folder for each environment.
 
-    A reviewer can read them, and Argo CD or kubectl bring them to a cluster. With --check the exit code is 1 if a file is
-    missing, differs or is not of the workflow.
+    A reviewer can read them, and Argo CD or kubectl bring them to a cluster. With --check the exit code is 1 if a file
+    is missing, differs or is not of the workflow.
     """
     from shardkit.workflows.kubernetes.folder import files_of, write
     from shardkit.workflows.read import read_workflow

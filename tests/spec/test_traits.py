@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SETTINGS = [
     *("workers", "timeout", "max_failures", "allow_empty", "combine", "catalog"),
-    *("engine", "parallel", "input_mode", "requirements", "requirements_mode"),
+    *("source_dir", "engine", "parallel", "input_mode", "requirements", "requirements_mode"),
 ]
 
 

@@ -174,7 +174,9 @@ class Run:
     def _container(self, template: Manifest, tags: dict[str, str], folder: Path) -> Ended:
         container = template["container"]
         places = self._mounted(template, folder)
-        words = [placed(filled(word, tags), places) for word in (*container.get("command", ()), *container.get("args", ()))]
+        words = [
+            placed(filled(word, tags), places) for word in (*container.get("command", ()), *container.get("args", ()))
+        ]
         environment = dict(self.cluster.environment)
         for variable in container["env"]:
             environment[variable["name"]] = placed(self._value(variable, tags), places)

@@ -79,7 +79,7 @@ def problems(manifest: dict[str, Any]) -> list[str]:
         f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
         for error in _validator(manifest["kind"]).iter_errors(manifest)
     ]
-    if manifest["kind"] == "Sensor":
+    if manifest["kind"] == "Sensor" and not found:
         for trigger in manifest["spec"]["triggers"]:
             found += problems(trigger["template"]["k8s"]["source"]["resource"])
     return found

@@ -71,7 +71,7 @@ def files_of(
     for environment in environments:
         merged, name = workflow.of_environment(environment), environment or NO_ENVIRONMENT
         leave_out = [str(output), *([merged.output] if merged.output else [])]
-        for file, manifest in _named(manifests_of(merged, leave_out)).items():
+        for file, manifest in named(manifests_of(merged, leave_out)).items():
             files[output / name / file] = as_text(manifest)
         place = output / HOME / f"{name}.yaml"
         known = repository or repository_of(place)
@@ -80,7 +80,7 @@ def files_of(
     return files
 
 
-def _named(manifests: Iterable[Manifest]) -> dict[str, Manifest]:
+def named(manifests: Iterable[Manifest]) -> dict[str, Manifest]:
     """Manifests by the names of their files: the kind, and the rest of the name where there are several."""
     files: dict[str, Manifest] = {}
     for manifest in manifests:
@@ -92,7 +92,7 @@ def _named(manifests: Iterable[Manifest]) -> dict[str, Manifest]:
     return files
 
 
-class _Dumper(yaml.SafeDumper):
+class ManifestDumper(yaml.SafeDumper):
     """Writes every list and mapping in full, without anchors, and texts of several lines as such."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -104,12 +104,12 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
-_Dumper.add_representer(str, _text)
+ManifestDumper.add_representer(str, _text)
 
 
 def as_text(manifest: Mapping[str, Any]) -> str:
     """A manifest as YAML."""
-    return HEAD + yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+    return HEAD + yaml.dump(manifest, Dumper=ManifestDumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def write(files: Mapping[Path, str]) -> list[Path]:

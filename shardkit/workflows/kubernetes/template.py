@@ -145,7 +145,7 @@ def _own_image(workflow: Workflow, steps: list[Resolved], why: str) -> str:
 
 def _check_of_parameters(workflow: Workflow, steps: list[Resolved]) -> Manifest:
     """The template that checks the values of parameters before anything is done with them."""
-    rules = {name: each.model_dump(exclude_none=True) for name, each in workflow.params.items()}
+    rules = {name: each.model_dump(include={"pattern"}) for name, each in workflow.params.items()}
     words = ["workflow", "check-parameters", json.dumps(rules, ensure_ascii=False, sort_keys=True)]
     for name in workflow.params:
         words += ["--param", f"{name}={{{{workflow.parameters.{name}}}}}"]

@@ -25,6 +25,14 @@ def argo_facts(workflow: Workflow) -> Facts:
 
 def setting_words(name: str, value: Any) -> list[str]:
     """The words that set a field of a pipeline on the command line, which reads the value as YAML."""
-    if isinstance(value, str) and not _TAG.search(value) and yaml.safe_load(value) == value:
+    if isinstance(value, str) and not _TAG.search(value) and _is_plain(value):
         return ["--set", f"{name}={value}"]
     return ["--set", f"{name}={json.dumps(value, ensure_ascii=False)}"]
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text is itself when it is read as YAML."""
+    try:
+        return bool(yaml.safe_load(text) == text)
+    except yaml.YAMLError:
+        return False
