@@ -24,7 +24,7 @@ from shardkit.cli.passes import pass1, pass2
 from shardkit.cli.run import plan, resume, retry, run, stop
 from shardkit.cli.schedule import schedule
 from shardkit.cli.workflow import workflow
-from shardkit.cli.workflow_deploy import check_parameters, deploy, notice
+from shardkit.cli.workflow_deploy import ON_KUBERNETES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ for command in (
     *(pass1, pass2, init, schedule, workflow, deploy, jobs, engine),
 ):
     cli.add_command(command)
-for command in (deploy, check_parameters, notice):
+for command in ON_KUBERNETES:
     workflow.add_command(command)
 
 

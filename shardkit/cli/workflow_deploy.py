@@ -144,3 +144,6 @@ def notice(name: str, run_id: str, status: str, environment: str, targets: tuple
 
     if not send_notice(name, run_id, status, environment=environment, targets=targets, say=lambda t: echo(t, err=True)):
         sys.exit(1)
+
+
+ON_KUBERNETES = (deploy, check_parameters, notice)
