@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shardkit.dataset.recipe import Recipe
     from shardkit.dataset.writer import DataFile, Layout
     from shardkit.runfolder.attempt import Attempt
-    from shardkit.runfolder.document_types import LedgerCounts, MadePartition, MadeWith, Result
+    from shardkit.runfolder.document_types import LedgerCounts, MadePartition, MadeWith, Result, ResultFile
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
     from shardkit.storage.base import Folder
@@ -96,10 +96,7 @@ class Build:
             "status": "done",
             "records": records,
             "rows": sum(file.rows for _, file in self._files),
-            "files": [
-                {"path": file.path, "rows": file.rows, "bytes": file.bytes, "partition": partition}
-                for partition, file in self._files
-            ],
+            "files": [_described(file, partition) for partition, file in self._files],
             "partitions": {partition: self._note_of(partition) for partition in self._partitions},
             "by_day": self.by_day,
             "form": self.form,
@@ -149,3 +146,10 @@ class Build:
         check_accounts(self._folder.run_id, files, self.accounts, self.contents)
         kept = set(self.kept)
         check_kept(self._folder.output, [f for _, f in self._files if f.path in kept], self.result["format"])
+
+
+def _described(file: DataFile, partition: str) -> ResultFile:
+    described: ResultFile = {"path": file.path, "rows": file.rows, "bytes": file.bytes, "partition": partition}
+    if file.nulls is not None:
+        described["nulls"] = file.nulls
+    return described

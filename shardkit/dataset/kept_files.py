@@ -211,7 +211,7 @@ class Keeper:
         ]
         sizes = together([partial(self._output.size, f["path"]) for f in usable])
         return [
-            DataFile(f["path"], f["rows"], f["bytes"])
+            DataFile(f["path"], f["rows"], f["bytes"], f.get("nulls"))
             for f, size in zip(usable, sizes, strict=True)
             if size == f["bytes"]
         ]

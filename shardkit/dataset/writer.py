@@ -67,11 +67,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of the dataset; ``path`` is relative to its folder."""
+    """A file of the dataset; ``path`` is relative to its folder.
+
+    ``nulls`` are how many each column has, those without any left out; None if that is not known.
+    """
 
     path: str
     rows: int
     bytes: int
+    nulls: dict[str, int] | None = None
 
 
 class _Building:
@@ -161,21 +165,27 @@ class _Building:
         self.flush()
         if self._writer is not None:
             self._writer.close()
-        self._check_rows()
-        done = DataFile(self.path, self.rows, os.path.getsize(self._file))
+        done = DataFile(self.path, self.rows, os.path.getsize(self._file), self._checked_nulls())
         self._folder.finish(self.path, self._file)
         return done
 
-    def _check_rows(self) -> None:
-        """Check that the file itself says that it has the rows that it was given; text files say no number."""
+    def _checked_nulls(self) -> dict[str, int] | None:
+        """Check that the file itself says that it has the rows that it was given; returns how many nulls it says.
+
+        Text files say no number.
+        """
+        nulls = None
         if self._writer is not None and self._layout.kind.describes_itself:
             with pa.OSFile(str(self._file)) as file:
                 rows_in_file = self._layout.kind.count_rows(file)
+                file.seek(0)
+                nulls = self._layout.kind.count_nulls(file)
             if rows_in_file != self.rows:
                 raise StorageError(
                     f"{self._file} has {rows_in_file:,} rows, and {self.rows:,} were written to it.",
                     hint="The dataset stays as it was; resume the run.",
                 )
+        return nulls
 
 
 def write_dataset(

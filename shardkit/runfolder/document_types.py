@@ -247,12 +247,13 @@ class _ResultFile(TypedDict):
     path: str
     rows: int
     bytes: int
-
-
-class ResultFile(_ResultFile):
-    """A file of the dataset."""
-
     partition: str
+
+
+class ResultFile(_ResultFile, total=False):
+    """A file of the dataset; ``nulls`` are how many its columns have, those without any left out."""
+
+    nulls: dict[str, int]
 
 
 class MadeWith(TypedDict):

@@ -39,6 +39,9 @@ def features(record):
     while text.startswith("wait") and not Path("go").exists():
         time.sleep(0.01)
     n = int(text.split()[1])
+    record.count("odd", n % 2)
+    if n == 5:
+        record.log("five <i>is here</i>")
     day = datetime.date(2026, 1, 1 + n % 28)
     yield {"key": record.key, "n": n, "x": None if n % 4 == 0 else n / 3, "kind": "<b>" if n % 2 else "plain", "day": day}
     if n % 2:
@@ -46,7 +49,7 @@ def features(record):
 
 def wider(record):
     for row in features(record):
-        yield {**row, "new": True}
+        yield {**row, "new": True, "x": row["x"] if row["n"] > 20 else None}
 
 def nothing(record):
     return None
@@ -72,6 +75,10 @@ def run(project: Project) -> sk.Run:
 def page(run: sk.Run, tmp_path_factory: pytest.TempPathFactory) -> str:
     file = run.report(tmp_path_factory.mktemp("page") / "run.html")
     return file.read_text("utf-8")
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}".replace(".0%", "%")
 
 
 def own(page: str) -> str:
@@ -133,12 +140,17 @@ def test_failures_are_grouped_by_error_and_place(page: str) -> None:
     assert second[:2] == ["KeyError: 'lead II'", "1"] and second[3] == "r023.txt"
 
 
+def test_what_the_function_has_counted_and_logged(page: str) -> None:
+    assert table(page, "Counted") == [["odd", "17"]]
+    assert table(page, "Logged") == [["r005.txt", "five <i>is here</i>"]] and "<i>" not in page
+
+
 def test_columns_have_nulls_ranges_and_distributions(page: str, run: sk.Run) -> None:
     frame = run.dataset().to_table().to_pandas()
     rows = {row[0]: row for row in table(page, "Columns")}
     assert list(rows) == ["key", "n", "x", "kind", "day"]
     assert rows["n"][1:5] == ["int64", "0", "0", "40"]
-    assert rows["x"][2] == f"{frame['x'].isna().mean():.1%}"
+    assert rows["x"][2] == percent(frame["x"].isna().mean())
     assert rows["day"][1] == "date32[day]" and rows["day"][3] == "2026-01-01"
     plain = int((frame["kind"] == "plain").sum())
     assert f"plain ({plain})" in rows["kind"][5] and "<b> (" in rows["kind"][5]
@@ -175,12 +187,15 @@ def test_what_differs_from_the_dataset_before(project: Project, tmp_path: Path) 
     out = tmp_path / "out"
     fields: dict[str, Any] = {"quiet": True, "source_dir": project.root, "max_failures": 5, "name": "rows"}
     first = sk.run("work:features", project.data, out, **fields)
+    xs = [first.dataset().to_table()["x"]]
     second = sk.run("work:wider", project.data, out, **fields)
     text = second.report(tmp_path / "second.html").read_text("utf-8")
     assert f"which run {first.run_id} made" in text
     figures = {row[0]: row for row in table(text, "Figures")}
     assert figures["Rows"][1:] == ["55", "55", "0"] and figures["Records done"][1:3] == ["38", "38"]
     assert table(text.split("What differs")[1], "Columns") == [["new", "-", "bool"]]
+    xs.append(second.dataset().to_table()["x"])
+    assert table(text, "Nulls") == [["x", *(percent(x.null_count / len(x)) for x in xs)]]
     replaced = first.report(tmp_path / "first.html").read_text("utf-8")
     assert f"Run {second.run_id} has replaced this dataset." in replaced
 

@@ -76,6 +76,10 @@ class Format(ABC):
             OSError, ValueError, pa.ArrowException: it cannot be read, or is of another format.
         """
 
+    def count_nulls(self, file: Any) -> dict[str, int] | None:
+        """How many nulls each column of an open file has, those without any left out; None if it does not say so."""
+        return None
+
     def read_as(self, schema: pa.Schema) -> pa.Schema:
         """The types in which columns of these types are read back."""
         return schema

@@ -38,6 +38,23 @@ class Parquet(Format):
 
         return int(pq.read_metadata(file).num_rows)
 
+    def count_nulls(self, file: Any) -> dict[str, int] | None:
+        """The nulls of the columns that are not nested, as the statistics in the footer say."""
+        import pyarrow.parquet as pq
+
+        footer = pq.read_metadata(file)
+        nulls: dict[str, int] = {}
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns)):
+                statistics, name = chunk.statistics, chunk.path_in_schema
+                if "." in name:
+                    continue
+                if statistics is None or not statistics.has_null_count:
+                    return None
+                if statistics.null_count:
+                    nulls[name] = nulls.get(name, 0) + statistics.null_count
+        return nulls
+
     def bytes_of_rows(self, path: Path) -> int:
         """The bytes of the columns: the footer does not grow with the rows."""
         import pyarrow.parquet as pq

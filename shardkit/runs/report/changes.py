@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 from shardkit.dataset.current import results_of_runs
 from shardkit.pages.page import Cell
-from shardkit.runs.report.data import rows_of_partitions
+from shardkit.runs.report.data import null_percent, rows_of_partitions
 from shardkit.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def add_changes(page: Page, look: Look) -> None:
         page.add_table("Columns", ["Column", "Before", "Now"], changed, is_wide=False)
     else:
         page.add_text("Columns", ["The columns and their types are the same."], is_wide=False)
+    if nulls := _nulls(before, result):
+        page.add_table("Nulls", ["Column", "Before", "Now"], nulls, is_wide=False)
     if rows := _partitions(before, result):
         note = f"The {PARTITIONS} that have changed most." if len(rows) == PARTITIONS else ""
         page.add_table("Rows by partition", ["Partition", "Before", "Now", "Difference"], rows, note=note)
@@ -72,6 +75,30 @@ def _columns(before: Result, now: Result) -> list[list[Cell]]:
     old, new = before["columns"], now["columns"]
     changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
     return [[Cell(name), *(Cell(each.get(name, "-"), kind="left") for each in (old, new))] for name in changed]
+
+
+def _nulls(before: Result, now: Result) -> list[list[Cell]]:
+    """The columns whose share of nulls has changed, where the files of both datasets say how many they have."""
+    old, new = _null_shares(before), _null_shares(now)
+    if old is None or new is None:
+        return []
+    both = [name for name in now["columns"] if name in before["columns"]]
+    shares = {name: (old.get(name, 0.0), new.get(name, 0.0)) for name in both}
+    return [
+        [Cell(name), *(Cell(null_percent(share), share) for share in pair)]
+        for name, pair in shares.items()
+        if null_percent(pair[0]) != null_percent(pair[1])
+    ]
+
+
+def _null_shares(result: Result) -> dict[str, float] | None:
+    """The share of nulls in each column that has any; None if a file does not say it, or if there is no row."""
+    if not result["rows"] or any("nulls" not in file for file in result["files"] if file["rows"]):
+        return None
+    counts: Counter[str] = Counter()
+    for file in result["files"]:
+        counts.update(file.get("nulls", {}))
+    return {name: count / result["rows"] for name, count in counts.items()}
 
 
 def _partitions(before: Result, now: Result) -> list[list[Cell]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,8 @@ def _progress(look: Look) -> tuple[Chart]:
     ledger = look.ledger
     mine = ledger.state != ELSEWHERE
     shards = np.unique(ledger.shard[mine])
-    groups = np.array_split(shards, min(SHARD_BARS, len(shards))) if len(shards) else []
+    size = -(-len(shards) // SHARD_BARS) or 1
+    groups = [shards[start : start + size] for start in range(0, len(shards), size)]
     values = []
     for group in groups:
         states = ledger.state[mine & (ledger.shard >= group[0]) & (ledger.shard <= group[-1])]
@@ -163,9 +165,16 @@ def _lanes(look: Look) -> tuple[dict[tuple[str, str], str], int]:
     latest = sorted(last, key=lambda lane: -last[lane])[:LANES]
     several_jobs = len({job for job, _ in latest}) > 1
     names: dict[tuple[str, str], str] = {}
-    for lane in sorted(latest):
+    for lane in sorted(
+        latest, key=lambda lane: [(part.isdecimal(), part.zfill(9)) for part in re.split(r"(\d+)", " ".join(lane))]
+    ):
         names[lane] = " ".join([*([lane[0]] if several_jobs else []), lane[1]])
     return names, len(last) - len(latest)
+
+
+def _in_natural_order(lane: tuple[str, str]) -> list[str]:
+    """A key by which worker 10 comes after worker 9."""
+    return [part.zfill(12) if part.isdecimal() else part for part in re.split(r"(\d+)", " ".join(lane))]
 
 
 def _joined(spans: list[dict[str, Any]], gap_s: float) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from shardkit.dataset.profile import profile
 from shardkit.errors import ShardkitError
 from shardkit.pages.charts import axis, chart, rows, tips
 from shardkit.pages.page import Cell
-from shardkit.units import counted, first_line, human_bytes
+from shardkit.units import counted, first_line, human_bytes, percent
 
 if TYPE_CHECKING:
     from shardkit.dataset.profile import Column
@@ -62,7 +62,7 @@ def _column_row(column: Column) -> list[Cell]:
     return [
         Cell(column.name),
         Cell(column.type, kind="left"),
-        Cell("-", -1) if share is None else Cell(_percent(share), share),
+        Cell("-", -1) if share is None else Cell(null_percent(share), share),
         Cell(_short(column.low)),
         Cell(_short(column.high)),
         Cell(top, kind="left", bars=heights(column.bins), tip=_bins_tip(column)),
@@ -79,8 +79,9 @@ def _bins_tip(column: Column) -> str:
     return f"{counted(sum(column.bins), 'value')} in {len(column.bins)} equal ranges" if column.bins else ""
 
 
-def _percent(share: float) -> str:
-    return "0" if not share else f"{share:.1%}" if share >= 0.0005 else "< 0.05%"
+def null_percent(share: float) -> str:
+    """A share of nulls as people read it."""
+    return "0" if not share else percent(share) if share >= 0.0005 else "< 0.05%"
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,7 @@ from shardkit.runs.report.course import add_course
 from shardkit.runs.report.data import add_dataset
 from shardkit.runs.report.failures import add_failures
 from shardkit.runs.report.look import Look
-from shardkit.runs.report.records import add_records
+from shardkit.runs.report.records import add_notes, add_records
 from shardkit.units import counted, human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def report_page(
     if jobs:
         _add_jobs(page, jobs, prices)
     add_records(page, look)
+    add_notes(page, look)
     add_failures(page, look)
     add_dataset(page, look)
     add_changes(page, look)

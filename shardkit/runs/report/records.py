@@ -47,6 +47,23 @@ def add_records(page: Page, look: Look) -> None:
     _add_extremes(page, "The largest records", look, sizes)
 
 
+def add_notes(page: Page, look: Look) -> None:
+    """Add what the function has counted and logged."""
+    summary = look.summary
+    if not summary.counts and not summary.log:
+        return
+    page.add_headline("What the function says")
+    if summary.counts:
+        counts = [
+            [Cell(name), Cell(f"{n:,}" if isinstance(n, int) else f"{n:,.6g}", n)] for name, n in summary.counts.items()
+        ]
+        page.add_table("Counted", ["Name", "Sum"], counts, is_wide=False)
+    if summary.log:
+        more = summary.logged - len(summary.log)
+        lines = [[Cell(line["key"]), Cell(line["text"], kind="left")] for line in summary.log]
+        page.add_table("Logged", ["Record", "Line"], lines, note=f"{more:,} more lines." if more else "")
+
+
 def duration(seconds: float) -> str:
     """Seconds as people read them, also few: ``3.2 ms``."""
     if 0 < seconds < 0.001:
