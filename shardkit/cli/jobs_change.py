@@ -85,10 +85,10 @@ def _request(file: str) -> dict[str, Any]:
         raise click.UsageError(f"--request {file} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise click.UsageError(f"--request {file} is no JSON: {error}.") from None
-    if not isinstance(request, dict) or not ("ProcessingResources" in request or "ResourceConfig" in request):
+    if not isinstance(request, dict) or not {"ProcessingResources", "ResourceConfig", "Resources"} & set(request):
         raise click.UsageError(
             f"--request {file} has neither ProcessingResources nor ResourceConfig; give the arguments of "
-            "CreateProcessingJob or CreateTrainingJob."
+            "CreateProcessingJob or CreateTrainingJob, or of a job of Slurm with its Resources."
         )
     return request
 

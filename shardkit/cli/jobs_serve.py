@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     epilog="""
 shardkit jobs serve
 shardkit jobs serve --engine local --max-instances 4
+shardkit jobs serve --engine slurm --root /shared/team/jobs
 shardkit jobs serve --store dynamodb://shardkit-jobs --until-ended
 """,
 )
-@click.option("--engine", "kind", metavar="KIND", default="sagemaker", help="Where jobs run: sagemaker or local.")
+@click.option(
+    "--engine", "kind", metavar="KIND", default="sagemaker", help="Where jobs run: sagemaker, slurm or local."
+)
 @click.option("--max-instances", type=click.IntRange(1), metavar="N", help="How many instances may run at once.")
+@click.option("--root", metavar="DIR", help="Where a local or Slurm engine keeps its jobs, as `root` of a pipeline.")
 @click.option("--until-ended", is_flag=True, help="End once every job has ended.")
 @STORE
-def serve(*, kind: str, max_instances: int | None, until_ended: bool, place: str | None) -> None:
+def serve(*, kind: str, max_instances: int | None, root: str | None, until_ended: bool, place: str | None) -> None:
     """Launch and watch submitted jobs, and send notices, until Ctrl-C or SIGTERM.
 
     Running jobs go on without it. Any number of these may serve one queue.
@@ -40,7 +44,7 @@ def serve(*, kind: str, max_instances: int | None, until_ended: bool, place: str
 
     settings = engine_kind(kind)
     store, where = store_of(place, make=True)
-    engine, policy = settings.serving(max_instances)
+    engine, policy = settings.serving(max_instances, root)
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())

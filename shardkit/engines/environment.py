@@ -36,7 +36,7 @@ def as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def checked(variables: dict[str, str]) -> dict[str, str]:
+def checked(variables: dict[str, str], *, longest: int = LONGEST) -> dict[str, str]:
     """The variables, if the service takes them and none looks like a secret.
 
     Raises:
@@ -45,10 +45,10 @@ def checked(variables: dict[str, str]) -> dict[str, str]:
     for name, value in variables.items():
         if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name):
             raise ValueError(f"{name!r} is no name of a variable: letters, digits and _ only, no digit first.")
-        if max(len(name), len(value)) > LONGEST:
+        if max(len(name), len(value)) > longest:
             raise ValueError(
-                f"{name[:40]} is too long: SageMaker takes at most {LONGEST} characters. Put it in a file, and pass "
-                "the file's URI."
+                f"{name[:40]} is too long: a job takes at most {longest} characters. Put it in a file, and pass the "
+                "file's URI."
             )
         if is_secret(name, value):
             raise ValueError(f"{name} looks like a secret: {CURE}")

@@ -39,7 +39,6 @@ class Local(ServiceSettings):
     local: ClassVar[bool] = True
     sees_local_paths: ClassVar[bool] = True
     creates_per_s: ClassVar[float | None] = None
-    look_every_s: ClassVar[float] = 0.5
 
     kind: Literal["local"] = "local"
     role: str = f"{NOWHERE}local"
@@ -82,12 +81,12 @@ class Local(ServiceSettings):
         return cls(client=value, root=value.root, max_instances=value.max_instances, isolation=isolation)
 
     @classmethod
-    def serving(cls, max_instances: int | None) -> tuple[Any, Policy]:
+    def serving(cls, max_instances: int | None, root: str | None = None) -> tuple[Any, Policy]:
         """The local engine, for the jobs of a queue."""
         from shardkit.engines.local import LocalEngine
         from shardkit.jobs.policy import Policy
 
-        engine = LocalEngine(max_instances=max_instances)
+        engine = LocalEngine(root, max_instances=max_instances)
         return engine, Policy.local(max_instances=engine.max_instances)
 
     def policy(self) -> Policy:
@@ -95,6 +94,11 @@ class Local(ServiceSettings):
         from shardkit.jobs.policy import Policy
 
         return Policy.local(max_instances=self.max_instances)
+
+    @property
+    def look_every_s(self) -> float:
+        """Looks cost little here."""
+        return 0.5
 
     def check_instances(self, by: str, instances: int = 1) -> None:
         """See also that as many instances may run at once as a job has."""

@@ -88,13 +88,15 @@ class SageMaker(ServiceSettings):
         return self._client
 
     @classmethod
-    def serving(cls, max_instances: int | None) -> tuple[Any, Policy]:
+    def serving(cls, max_instances: int | None, root: str | None = None) -> tuple[Any, Policy]:
         """boto3's SageMaker client, for the jobs of a queue."""
         import boto3
         from botocore.config import Config
 
         from shardkit.jobs.policy import Policy
 
+        if root is not None:
+            raise PipelineError("SageMaker keeps its jobs itself.", hint="Give no --root.")
         return boto3.client("sagemaker", config=Config(retries=ONCE)), Policy(max_instances=max_instances)
 
     def policy(self) -> Policy:

@@ -37,7 +37,9 @@ class Settings(Model):
         stores: The schemes of the object stores that the jobs can use.
         creates_per_s: How many jobs a second the engine takes at most, to tell beforehand how long that will be; None
             where it takes no time to speak of.
-        look_every_s: How often a process that watches a run looks at its jobs.
+        longest_name: How many characters the name of a job may have, at least 40. It is of letters, digits and -.
+        lower_case_names: Whether the letters have to be small.
+        longest_variable: How many characters the value of a variable of the environment may have.
         missing_hint: What to do where a field is missing that has to be there.
         cloudwatch: Whether the jobs' logs are in CloudWatch, so that messages can link to them.
     """
@@ -47,8 +49,10 @@ class Settings(Model):
     sees_local_paths: ClassVar[bool] = False
     stores: ClassVar[tuple[str, ...]] = ("s3",)
     creates_per_s: ClassVar[float | None] = 1.0
-    look_every_s: ClassVar[float] = 10.0
     cloudwatch: ClassVar[bool] = False
+    longest_name: ClassVar[int] = 63
+    lower_case_names: ClassVar[bool] = False
+    longest_variable: ClassVar[int] = variables.LONGEST
     missing_hint: ClassVar[str] = ""
 
     kind: str
@@ -83,7 +87,7 @@ class Settings(Model):
     @field_validator("env")
     @classmethod
     def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
-        return variables.checked(value)
+        return variables.checked(value, longest=cls.longest_variable)
 
     @model_validator(mode="after")
     def _fit_to_merge(self) -> Self:
@@ -104,13 +108,15 @@ class Settings(Model):
         return None
 
     @classmethod
-    def serving(cls, max_instances: int | None) -> tuple[Engine, Policy]:
+    def serving(cls, max_instances: int | None, root: str | None = None) -> tuple[Engine, Policy]:
         """The engine, and the policy for it, for jobs in a queue that this machine serves, from any submitter.
+
+        ``root`` is where the engine keeps its jobs, if that is a folder.
 
         Raises:
             PipelineError: such an engine runs the jobs of its own runs alone.
         """
-        del max_instances
+        del max_instances, root
         raise PipelineError(f"No queue can be served for jobs on {cls.title}.", hint="Run the pipeline without queue:.")
 
     @abstractmethod
@@ -130,6 +136,11 @@ class Settings(Model):
         from shardkit.jobs.policy import Policy
 
         return Policy()
+
+    @property
+    def look_every_s(self) -> float:
+        """How often a process that watches a run looks at what its jobs have done."""
+        return 10.0
 
     def session(self) -> Any:
         """The boto3 session for a table of jobs; None for boto3's own."""
@@ -175,6 +186,13 @@ class Settings(Model):
 
         Raises:
             PipelineError: it cannot, or no job would use them.
+        """
+
+    def check_site(self) -> None:
+        """See that jobs as these settings have them are possible at all there, as far as that can be asked for.
+
+        Raises:
+            PipelineError: they are not; it is raised before anything is started.
         """
 
     def check_volume(self, job: int, size_bytes: int) -> None:
@@ -232,8 +250,8 @@ class Settings(Model):
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         both = self.env | dict(more)
         for name, value in more.items():
-            if max(len(name), len(value)) > variables.LONGEST:
-                raise PipelineError(f"environment.{name}: more than {variables.LONGEST} characters.")
+            if max(len(name), len(value)) > self.longest_variable:
+                raise PipelineError(f"environment.{name}: more than {self.longest_variable} characters.")
         if len(both) > variables.MOST_VARIABLES:
             raise PipelineError(
                 f"env: {len(self.env)} variables and shardkit's own {len(both) - len(self.env)} are more than the "

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from shardkit.engines import pyenv, slurm_commands, validation
+from shardkit.engines.environment import LONGEST
 from shardkit.engines.job_folders import JobFolders, interpreter_words
 from shardkit.engines.jobfiles import ENDED
 from shardkit.engines.local_answers import answer
+from shardkit.engines.slurm_answers import explained
 from shardkit.engines.slurm_commands import RUNNING, WAITING, Seen
 from shardkit.engines.slurm_ends import end_of
 from shardkit.engines.slurm_files import Batch, SlurmFiles
@@ -73,6 +75,8 @@ class SlurmEngine(JobFolders):
         self._listing: tuple[str, list[dict[str, Any]]] | None = None  # what the pages of a list are cut from
         self._known: dict[str, SlurmFiles] = {}  # of the jobs that have not ended
         self._slurm_ids: dict[str, str] = {}  # of the jobs that Slurm has
+        self._waited: set[str] = set()  # the jobs that the last look at them found waiting
+        self._accounts: dict[str, Seen | None] = {}  # what they say of jobs that are not in the queue
         self._over_since: dict[str, float] = {}  # of jobs that Slurm has ended, and whose files do not say how
 
     # ---- creating ----------------------------------------------------------------------------------------------
@@ -89,7 +93,7 @@ class SlurmEngine(JobFolders):
         (error,) = self.create_processing_jobs([request])
         if error is not None:
             raise error
-        return answer({"ProcessingJobArn": self._described(_as_service_knows_it(request), {})["arn"]})
+        return answer({"ProcessingJobArn": self._described(_as_service_knows_it(_filled(request)), {})["arn"]})
 
     def create_processing_jobs(self, requests: Sequence[dict[str, Any]]) -> list[Exception | None]:
         """Submit jobs, with as few calls of Slurm as possible: for each None, or the error that it would raise alone.
@@ -132,7 +136,7 @@ class SlurmEngine(JobFolders):
         self, request: dict[str, Any], python: dict[str, Any]
     ) -> tuple[tuple[str, ...], SlurmFiles, dict[str, Any]]:
         """The options of sbatch for a request, the files of its job, and what they will hold."""
-        resources = request.get("Resources") or {}
+        request = _filled(request)
         whole = _as_service_knows_it(request)
         validation.check("CreateProcessingJob", whole)
         validation.check_rules(whole, isolated=self.isolation != "none")
@@ -146,7 +150,7 @@ class SlurmEngine(JobFolders):
         content = self._described(whole, python)
         content["request"] = {key: value for key, value in request.items() if key != "ProcessingJobName"}
         content["instance_type"] = validation.instances(request)[0]
-        return tuple(sbatch_words(resources, len(content["hosts"]))), files, content
+        return tuple(sbatch_words(request.get("Resources") or {}, len(content["hosts"]))), files, content
 
     def _exists(self, files: SlurmFiles) -> bool:
         """Whether there is such a job: one that Slurm has, or had."""
@@ -175,11 +179,20 @@ class SlurmEngine(JobFolders):
                 return {place: error for place, _, _ in jobs}
             self._forget(batch, jobs)
             if error.response["Error"]["Code"] == "ResourceLimitExceeded" and len(jobs) > 1:
-                half = len(jobs) // 2
-                return self._submit(words, jobs[:half]) | self._submit(words, jobs[half:])
+                return self._submit_fewer(words, jobs)
             return {place: error for place, _, _ in jobs}
         self._seen = (0.0, self._seen[1])
         return {}
+
+    def _submit_fewer(
+        self, words: tuple[str, ...], jobs: list[tuple[int, SlurmFiles, dict[str, Any]]]
+    ) -> dict[int, Exception]:
+        """Submit as many as the site takes, where it does not take all, in a few calls however many there are."""
+        first, rest = jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]
+        errors = self._submit(words, first)
+        if not errors:
+            return self._submit(words, rest)
+        return errors | dict.fromkeys((place for place, _, _ in rest), next(iter(errors.values())))
 
     def _options(self, words: tuple[str, ...], batch: Batch, count: int) -> list[str]:
         log = batch.log.replace("%", "%%")
@@ -207,6 +220,7 @@ class SlurmEngine(JobFolders):
         """What Slurm says of the user's jobs, as of just now."""
         if not time.monotonic() - self._seen[0] < FRESH_S:
             look = slurm_commands.look()
+            self._accounts = {}
             self._seen = (time.monotonic(), look)
         return self._seen[1]
 
@@ -254,6 +268,8 @@ class SlurmEngine(JobFolders):
         if files.name in self._ended:
             return self._ended[files.name]
         mine = self._files(files.name)
+        if files.name in self._waited and (waiting := self._waiting_for(self._slurm_ids[files.name])):
+            return waiting  # no file need be looked at, which are on a filesystem that many share
         state = mine.end() or self._unended(mine)
         if state["ProcessingJobStatus"] in ENDED:
             self._ended[files.name] = state
@@ -268,14 +284,23 @@ class SlurmEngine(JobFolders):
         slurm_id = self._slurm_id(files.name, job)
         if not slurm_id:
             return {"ProcessingJobStatus": "InProgress", "submitted": False}
+        if waiting := self._waiting_for(slurm_id):
+            self._waited.add(files.name)
+            return waiting
+        self._waited.discard(files.name)
         seen = self._look().jobs.get(slurm_id)
-        if seen is not None and seen.state in WAITING:
-            reason = seen.reason or seen.state.capitalize()
-            return {"ProcessingJobStatus": "InProgress", "WaitingReason": reason, "LastModifiedTime": time.time()}
         if seen is not None and seen.state in RUNNING:
             self._over_since.pop(files.name, None)
             return files.state()
         return self._over(files, slurm_id, seen)
+
+    def _waiting_for(self, slurm_id: str) -> dict[str, Any] | None:
+        """How far a job is that Slurm has not begun; None if it has."""
+        seen = self._look().jobs.get(slurm_id)
+        if seen is None or seen.state not in WAITING:
+            return None
+        reason = explained(seen.reason or seen.state.capitalize())
+        return {"ProcessingJobStatus": "InProgress", "WaitingReason": reason, "LastModifiedTime": time.time()}
 
     def _over(self, files: SlurmFiles, slurm_id: str, seen: Seen | None) -> dict[str, Any]:
         """A job that Slurm does not run any more."""
@@ -291,7 +316,7 @@ class SlurmEngine(JobFolders):
         if seen is None and not claimant and batch.name in self._look().ids:
             seen = Seen("CANCELLED")  # of an array, tasks that were cancelled before they began are in no list
         if seen is None and time.monotonic() - since >= self._lag_s:
-            seen = slurm_commands.remembered([slurm_id]).get(slurm_id)
+            seen = self._remembered(slurm_id)
         patience_s = self._gone_s if seen is None else self._lag_s
         begun, stopped = bool(claimant), os.path.exists(files.stop_asked)
         end, sure = end_of(seen, slurm_id, begun=begun, stopped=stopped, batch=batch)
@@ -302,6 +327,13 @@ class SlurmEngine(JobFolders):
         files.write_state(state | end | {"ProcessingEndTime": now, "LastModifiedTime": now})
         return files.state()
 
+    def _remembered(self, slurm_id: str) -> Seen | None:
+        """What the accounts say of a job; one question is about all jobs that Slurm's queue has lost."""
+        if slurm_id not in self._accounts:
+            lost = [self._slurm_ids[name] for name in self._over_since if name in self._slurm_ids]
+            self._accounts = dict.fromkeys(lost) | slurm_commands.remembered(lost)
+        return self._accounts[slurm_id]
+
     # ---- stopping ----------------------------------------------------------------------------------------------
 
     def _stop(self, files: JobFiles) -> None:
@@ -309,13 +341,26 @@ class SlurmEngine(JobFolders):
         if job is not None and (slurm_id := self._slurm_id(files.name, job)):
             seen = self._look().jobs.get(slurm_id)
             slurm_commands.cancel(slurm_id, runs=seen is not None and seen.state not in WAITING)
+            self._seen = (0.0, self._seen[1])
+
+
+def _filled(request: dict[str, Any]) -> dict[str, Any]:
+    """A request by ``Resources`` with what it may leave open; any other as it is."""
+    if "Resources" not in request:
+        return request
+    cluster = (request.get("ProcessingResources") or {}).get("ClusterConfig") or {}
+    cluster = {"InstanceCount": 1, "InstanceType": request["Resources"].get("partition") or "slurm"} | cluster
+    application = {"ImageUri": "none"} | request.get("AppSpecification", {})
+    return request | {"AppSpecification": application, "ProcessingResources": {"ClusterConfig": cluster}}
 
 
 def _as_service_knows_it(request: dict[str, Any]) -> dict[str, Any]:
     """A request with what SageMaker alone needs, so that the rest can be checked by its own rules."""
     if "Resources" not in request:
         return request
-    cluster = (request.get("ProcessingResources") or {}).get("ClusterConfig") or {}
+    cluster = request["ProcessingResources"]["ClusterConfig"]
     cluster = {"VolumeSizeInGB": 1} | cluster | {"InstanceType": "ml.m5.xlarge"}
     whole = {"RoleArn": NOBODY} | request | {"ProcessingResources": {"ClusterConfig": cluster}}
+    if variables := whole.get("Environment"):  # whose values may be longer here
+        whole["Environment"] = {name: value[:LONGEST] for name, value in variables.items()}
     return {name: value for name, value in whole.items() if name != "Resources"}

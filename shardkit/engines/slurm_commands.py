@@ -12,6 +12,9 @@ import re
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from botocore.exceptions import ClientError
+
+from shardkit.engines import slurm_answers
 from shardkit.engines.validation import refuse
 from shardkit.errors import PipelineError
 
@@ -19,30 +22,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 PATIENCE_S = 60.0  # with a command: a controller that is down lets it fail after about 10 s
-# What a command says if the controller cannot be asked now; a submission may have got through all the same.
-_DOWN = re.compile(
-    r"unable to contact|connection (refused|timed out|failure)|timed out on send/recv|zero bytes|not connected"
-    r"|unexpected message|authentication (error|credential)|munge|temporarily unable to accept|try again|backup mode",
-    re.IGNORECASE,
-)
-_NO_CLUSTER = re.compile(r"could not establish a configuration source|unable to process configuration", re.IGNORECASE)
 ELSEWHERE = "Run shardkit where Slurm's commands work, such as on a login node; or use another engine."
-# What it says if the user has as many jobs in the queue as the site allows.
-_FULL = re.compile(r"Max(Array)?Submit|submit limit|MaxJobCount|MaxJobsPer|MaxSubmitJobs", re.IGNORECASE)
 # Of the settings of a job that runs this very program, which would get in the way of those of another one.
 _OWN = re.compile(r"SLURM_(?!CONF$|CLUSTERS$)|SBATCH_(ARRAY|REQUEUE|NO_REQUEUE|JOB_NAME|WAIT|OPEN_MODE|PARSABLE)")
-_FORMAT = "%F|%K|%A|%T|%r|%j"
+_FORMAT = "%F|%K|%A|%T|%r|%N|%j"
 
 WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"})
 
 
 class Seen(NamedTuple):
-    """What Slurm says of a job: its state in capitals, why it is so, and its own number, which its node knows it by."""
+    """What Slurm says of a job.
+
+    Attributes:
+        state: The state, in capitals.
+        reason: Why it is so.
+        number: The job's own number, by which its node knows it.
+        node: Where it runs or ran.
+    """
 
     state: str
     reason: str = ""
     number: str = ""
+    node: str = ""
 
 
 class Look(NamedTuple):
@@ -63,6 +65,22 @@ def submit(words: Iterable[str], script: str) -> str:
     return done.strip().partition(";")[0]
 
 
+def try_out(words: Iterable[str]) -> str:
+    """Ask Slurm whether it would take such a job, without submitting one.
+
+    Returns:
+        Why it never will; empty if it may, or cannot be asked now.
+
+    Raises:
+        PipelineError: this machine belongs to no cluster.
+    """
+    try:
+        _, said = _call(["sbatch", "--test-only", *words], "CreateProcessingJob", "#!/bin/sh\n")
+    except ClientError:
+        return ""
+    return said if slurm_answers.is_for_ever(said) else ""
+
+
 def look() -> Look:
     """Ask for all jobs of this user, those that ended some minutes ago too.
 
@@ -73,9 +91,12 @@ def look() -> Look:
     jobs: dict[str, Seen] = {}
     ids: dict[str, str] = {}
     for line in _run(words, "ListProcessingJobs").splitlines():
-        first, task, number, state, reason, name = line.strip().split("|", 5)
+        fields = line.strip().split("|", 6)
+        if len(fields) < 7:  # the second line of a name that somebody has given another job
+            continue
+        first, task, number, state, reason, node, name = fields
         job_id = f"{first}_{task}" if task.isdigit() else first
-        jobs[job_id] = Seen(state.partition(" ")[0], "" if reason == "None" else reason, number)
+        jobs[job_id] = Seen(state.partition(" ")[0], "" if reason == "None" else reason, number, node)
         ids[name] = first
     return Look(jobs, ids)
 
@@ -104,13 +125,14 @@ def largest_batch() -> int:
 
 
 def remembered(job_ids: Sequence[str]) -> dict[str, Seen]:
-    """What the accounts say of jobs that the controller has forgotten; empty where there are no accounts."""
+    """What the accounts say of jobs that the controller has forgotten; empty where there are none, or they are away."""
     limits = site_limits(os.environ.get("SLURM_CONF", ""))
     if not job_ids or limits.get("AccountingStorageType", "").rpartition("/")[2] in ("", "none", "(null)"):
         return {}
     words = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,Reason"]
     by_id: dict[str, Seen] = {}
-    for line in _run([*words, f"--jobs={','.join(job_ids)}"], "ListProcessingJobs").splitlines():
+    printed, _ = _call([*words, f"--jobs={','.join(job_ids)}"], "ListProcessingJobs")
+    for line in printed.splitlines():
         job_id, state, reason = line.split("|", 2)
         by_id[job_id] = Seen(state.partition(" ")[0], "" if reason == "None" else reason)
     return by_id
@@ -118,30 +140,37 @@ def remembered(job_ids: Sequence[str]) -> dict[str, Seen]:
 
 def _run(words: Sequence[str], operation: str, script: str = "", *, may_fail: bool = False) -> str:
     """Run a command; returns what it prints."""
+    printed, said = _call(words, operation, script)
+    if said and (not may_fail or slurm_answers.meaning_of(said) == slurm_answers.UNAVAILABLE):
+        _refuse(operation, said)
+    return printed
+
+
+def _call(words: Sequence[str], operation: str, script: str = "") -> tuple[str, str]:
+    """Run a command; returns what it prints and, if it fails, its error in a line."""
     around = {name: value for name, value in os.environ.items() if not _OWN.match(name)} | {"LC_ALL": "C"}
     try:
         done = subprocess.run(  # noqa: S603  # Slurm's own programs, without a shell
             words, input=script, capture_output=True, text=True, env=around, check=False, timeout=PATIENCE_S
         )
     except FileNotFoundError:
-        raise PipelineError(
-            f"There is no {words[0]} on this machine.",
-            hint=ELSEWHERE,
-        ) from None
+        raise PipelineError(f"There is no {words[0]} on this machine.", hint=ELSEWHERE) from None
     except subprocess.TimeoutExpired:
         refuse(operation, "ServiceUnavailable", f"{words[0]} got no answer within {PATIENCE_S:.0f} s.", 503)
-    if done.returncode != 0 and not (may_fail and not _DOWN.search(done.stderr)):
-        said = " ".join(line.removeprefix(f"{words[0]}: error: ") for line in done.stderr.splitlines()).strip()
-        _refuse(operation, f"{words[0]}: {said or f'exit code {done.returncode}'}")
-    return done.stdout
+    if done.returncode == 0:
+        return done.stdout, ""
+    lines = [line.removeprefix(f"{words[0]}: ").removeprefix("error: ").strip() for line in done.stderr.splitlines()]
+    said = f"{words[0]}: {'; '.join(line for line in lines if line) or f'exit code {done.returncode}'}"
+    if slurm_answers.meaning_of(said) == slurm_answers.NO_CLUSTER:
+        raise PipelineError(f"This machine belongs to no Slurm cluster: {said.rstrip('.')}.", hint=ELSEWHERE)
+    return done.stdout, said
 
 
 def _refuse(operation: str, said: str) -> NoReturn:
     """Raise the error that says what a command's error means."""
-    if _NO_CLUSTER.search(said):
-        raise PipelineError(f"This machine belongs to no Slurm cluster: {said}.", hint=ELSEWHERE)
-    if _FULL.search(said):
+    meaning = slurm_answers.meaning_of(said)
+    if meaning == slurm_answers.FULL:
         refuse(operation, "ResourceLimitExceeded", said)
-    if _DOWN.search(said) or operation != "CreateProcessingJob":
-        refuse(operation, "ServiceUnavailable", said, 503)
-    refuse(operation, "ValidationException", said)
+    if meaning == slurm_answers.UNAVAILABLE or operation != "CreateProcessingJob":
+        refuse(operation, "ServiceUnavailable", slurm_answers.with_cure(said), 503)
+    refuse(operation, "ValidationException", slurm_answers.with_cure(said))

@@ -82,7 +82,7 @@ class Batch:
     """The files of one submission: of one call of sbatch, for one job or for an array of them."""
 
     def __init__(self, root: str, name: str) -> None:
-        self.name = name
+        self.root, self.name = root, name
         self.folder = os.path.join(root, "batches", name)
         self.log = os.path.join(self.folder, "slurm.log")
         self._names = os.path.join(self.folder, "names")

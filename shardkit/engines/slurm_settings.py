@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from shardkit.engines.settings import Settings
 from shardkit.engines.values import Count, Names, NoTruth
+from shardkit.errors import PipelineError
 from shardkit.traits import IsPath
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Slurm(Settings):
     title: ClassVar[str] = "Slurm"
     sees_local_paths: ClassVar[bool] = True
     creates_per_s: ClassVar[float | None] = None
-    look_every_s: ClassVar[float] = 5.0
+    longest_variable: ClassVar[int] = 100_000  # Linux takes 128 KiB, the name with it
 
     kind: Literal["slurm"] = "slurm"
     partition: Word | None = None
@@ -122,6 +123,28 @@ class Slurm(Settings):
             lost_s=60.0,
         )
 
+    @property
+    def look_every_s(self) -> float:
+        """As often as the queue is looked at."""
+        return self.poll_s
+
+    def check_site(self) -> None:
+        """Ask Slurm whether it would ever take such jobs; a controller that does not answer now is no hindrance."""
+        from shardkit.engines.slurm_answers import cure_of
+        from shardkit.engines.slurm_commands import try_out
+        from shardkit.engines.slurm_words import sbatch_words
+
+        of_jobs, of_merge = (sbatch_words(each.resources(1)["Resources"], 1) for each in (self, self.for_merge()))
+        for name, words in (("engine", of_jobs), *((("engine.merge", of_merge),) if of_merge != of_jobs else ())):
+            if said := try_out(words):
+                raise PipelineError(f"{name}: Slurm takes no such jobs: {said}.", hint=cure_of(said))
+
+    @classmethod
+    def serving(cls, max_instances: int | None, root: str | None = None) -> tuple[Any, Policy]:
+        """The engine, for the jobs of a queue."""
+        settings = cls(max_jobs=max_instances, **({"root": root} if root else {}))
+        return settings.client(), settings.policy()
+
     def own_folders(self) -> list[Path]:
         """Where the engine keeps its jobs."""
         return [Path(self.root)]
@@ -140,7 +163,6 @@ class Slurm(Settings):
         names = ("partition", "account", "qos", "cpus", "memory_gb", "gpus", "time", "options")
         wanted = {name: getattr(self, name) for name in names}
         return {
-            "AppSpecification": {"ImageUri": "none"},
             "ProcessingResources": {
                 "ClusterConfig": {"InstanceCount": instances, "InstanceType": self.partition or "slurm"}
             },

@@ -359,6 +359,8 @@ def kind_of(request: Request) -> str:
 def resources_of(request: Request) -> tuple[tuple[str, ...], int]:
     """The instance types that a request allows, in order of preference, and how many instances it takes at most."""
     cluster = (request.get("ProcessingResources") or {}).get("ClusterConfig") or request.get("ResourceConfig") or {}
+    if not cluster and "Resources" in request:
+        cluster = {"InstanceType": request["Resources"].get("partition")}
     choices, groups = cluster.get("InstancePreferences"), cluster.get("InstanceGroups")
     wanted = choices or groups or [cluster]
     types = tuple(dict.fromkeys(each["InstanceType"] for each in wanted if each.get("InstanceType")))

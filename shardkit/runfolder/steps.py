@@ -37,6 +37,10 @@ class Steps:
             return f"{self(what)} --function {shlex.quote(name)} --changed-function"
         return f"{self(what)[:-1]}function={name.rpartition(':')[2]}, changed_function=True)"
 
+    def other_engine(self) -> str:
+        """Go on with other settings of the engine."""
+        return f"{self('resume')[:-1]}engine=...)" if self.in_python else f"{self('resume')} --set engine.FIELD=VALUE"
+
     def logs(self) -> str:
         """Print what the run's jobs have said."""
         return f"print(*{self('logs')}, sep='\\n')" if self.in_python else self("logs")

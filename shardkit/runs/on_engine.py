@@ -62,7 +62,7 @@ class RunJobs:
         self._held = held
         self.pipeline = pipeline
         self.engine = pipeline.engine
-        self.base = name_base(folder, folder.plan()["pipeline"]["name"])
+        self.base = name_base(folder, folder.plan()["pipeline"]["name"], self.engine)
         with _queueing():
             self.queue = run_queue(folder, self.base, self.engine, pipeline.queue)
         self.store = self.queue.store
@@ -103,6 +103,7 @@ class RunJobs:
         ``function`` and ``code`` are as for `go_on`.
         """
         self._check()
+        self.engine.check_site()
         plan, generation = self.folder.plan(), self.generation + 1
         code = code or upload_code(self.folder.output, pipeline, function or pipeline.function_ref())
         if function is not None:
@@ -193,13 +194,15 @@ class RunJobs:
         raise RunFailed(
             f"Run {self.folder.run_id}: job {first.name or first.job_id} failed after "
             f"{counted(len(first.attempts), 'attempt')}: {first.reason}{more}",
-            hint=advice(self.folder, functools.partial(self._after_failure, first.reason)),
+            hint=advice(self.folder, functools.partial(self._after_failure, first)),
         )
 
-    def _after_failure(self, reason: str, step: Steps) -> str:
-        """The next steps after a job has failed for that reason."""
+    def _after_failure(self, failed: Job, step: Steps) -> str:
+        """The next steps after that job has failed."""
+        if failed.cause == "refused":  # so it has said nothing
+            return f"\nChange what its engine refuses, and go on: {step.other_engine()}"
         text = f"\nSee what it said: {step.logs()}\nThen go on: {step('resume')}"
-        if self.pipeline.input_mode == "download" and reason.startswith("ClientError"):
+        if self.pipeline.input_mode == "download" and failed.reason.startswith("ClientError"):
             stream = step("resume", input_mode="stream")
             text += f"\nOr, so that objects that are not given out cost their own records alone: {stream}"
         return text
@@ -241,7 +244,9 @@ def start_jobs(
 
     check_engine(pipeline)
     if pipeline.engine is not None:
-        pipeline = pipeline.replace(engine=pipeline.engine.resolved())  # another machine may have to go on with it
+        engine = pipeline.engine.resolved()
+        engine.check_site()
+        pipeline = pipeline.replace(engine=engine)  # another machine may have to go on with it
     progress = make_progress(quiet=quiet)
     ref = pipeline.function_ref()
     finish_switches(folder.output, must=True)

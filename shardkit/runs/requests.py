@@ -38,10 +38,16 @@ CODE_FOLDER = f"{OPT_ML}/processing/input/code"
 ENTRYPOINT = ("/bin/sh", f"{CODE_FOLDER}/bootstrap.sh")
 
 
-def name_base(folder: RunFolder, pipeline_name: str) -> str:
+LONGEST_END = len("-g9999-00000-9999")  # what the names of jobs have beside their common beginning
+
+
+def name_base(folder: RunFolder, pipeline_name: str, engine: Settings) -> str:
     """The beginning of the names of all jobs of a run: the pipeline, the run, and a digest of the output."""
     where = hashlib.sha256(folder.uri.encode()).hexdigest()[:6]
-    return f"{slug(pipeline_name, 14)}-{slug(folder.run_id, 22)}-{where}"
+    room = engine.longest_name - LONGEST_END - len(f"--{where}")
+    run = slug(folder.run_id, min(22, room - 4))
+    base = f"{slug(pipeline_name, min(14, room - len(run)))}-{run}-{where}"
+    return base.lower() if engine.lower_case_names else base
 
 
 def slug(text: str, length: int) -> str:
@@ -68,14 +74,14 @@ class Requests:
     @property
     def prefix(self) -> str:
         """The beginning of the ids of the generation's jobs."""
-        return f"{name_base(self.folder, self.plan['pipeline']['name'])}-g{self.generation}-"
+        return f"{name_base(self.folder, self.plan['pipeline']['name'], self._engine)}-g{self.generation}-"
 
     def submissions(self, jobs: list[PlannedJob]) -> list[Submission]:
         """Pass 1 for these jobs of the plan, and after all of them pass 2, with which the run ends."""
         queue = self.pipeline.queue
         owner = (queue.owner or user_name()) if queue is not None else ""
         notify = queue.notify if queue is not None else ()
-        run = name_base(self.folder, self.plan["pipeline"]["name"])
+        run = name_base(self.folder, self.plan["pipeline"]["name"], self._engine)
         tags = {"output": self.folder.output.uri, "run_id": self.folder.run_id}
         first = [Submission(f"{self.prefix}{job['job']:05d}", self._pass1(job), (), owner, run) for job in jobs]
         needs = [job.job_id for job in first]

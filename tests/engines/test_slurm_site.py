@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-from engine_jobs import request
+from engine_jobs import request, until
 
 import shardkit as sk
 from shardkit.engines import slurm_commands
@@ -142,11 +142,119 @@ def test_as_many_jobs_as_the_site_takes(site: Any, tmp_path: Path) -> None:
         ("Batch job submission failed: Requested node configuration is not available", "ValidationException"),
         ("invalid partition specified: nope", "ValidationException"),
         ("Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)", "ResourceLimitExceeded"),
+        ("AssocMaxSubmitJobLimit / Job violates accounting/QOS policy (job submit limit, ...)", "ResourceLimitExceeded"),
+        ("QOSMaxWallDurationPerJobLimit / Job violates accounting/QOS policy (job submit limit, ...)", "ValidationException"),
+        ("Batch job submission failed: Rate limit exceeded, please retry momentarily", "ServiceUnavailable"),
+        ("Batch job submission failed: Slurm backup controller in standby mode", "ServiceUnavailable"),
+        ("Munge encode failed: Failed to access /run/munge/munge.socket.2: No such file", "ServiceUnavailable"),
+        ("Batch job submission failed: I/O error writing script/environment to file", "ServiceUnavailable"),
+        ("Batch job submission failed: Invalid qos specification", "ValidationException"),
     ],
 )  # fmt: skip
 def test_what_errors_mean(site: Any, tmp_path: Path, said: str, code: str) -> None:
     site(sbatch=f"echo 'sbatch: error: {said}' >&2; exit 1")
     assert codes(SlurmEngine(tmp_path / "jobs").create_processing_jobs(jobs(2))) == [code] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        ("invalid partition specified: nope", "sinfo lists the partitions. Give one as engine.partition."),
+        ("Invalid account or account/partition combination specified", "sacctmgr show associations"),
+        ("Invalid generic resource (gres) specification", "Change engine.gpus"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "Lower engine.time"),
+        ("QOSMaxWallDurationPerJobLimit; Job violates accounting/QOS policy (job submit limit)", "Lower engine.time"),
+    ],
+)
+def test_what_slurm_will_never_take_is_refused_before_there_is_a_run(
+    site: Any, tmp_path: Path, said: str, cure: str
+) -> None:
+    site(sbatch=f"echo 'sbatch: error: {said}' >&2; exit 1")
+    with pytest.raises(sk.PipelineError, match="engine: Slurm takes no such jobs") as caught:
+        sk.Slurm(root=tmp_path).check_site()
+    assert said in caught.value.message
+    assert cure in caught.value.hint
+    assert all("--test-only" in line for line in words(tmp_path, "sbatch"))
+
+
+def test_only_the_merge_is_refused(site: Any, tmp_path: Path) -> None:
+    site(sbatch="case $* in *nope*) echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1;; esac")
+    sk.Slurm(root=tmp_path).check_site()
+    assert len(words(tmp_path, "sbatch")) == 1
+    with pytest.raises(sk.PipelineError, match=r"engine\.merge: Slurm takes no such jobs: .*nope"):
+        sk.Slurm(root=tmp_path, merge={"partition": "nope"}).check_site()
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["Requested node configuration is not available", "Unable to contact slurm controller", "QOSMaxSubmitJobPerUserLimit"],
+)  # fmt: skip
+def test_what_may_change_does_not_hinder_a_run(site: Any, tmp_path: Path, said: str) -> None:
+    """All nodes may be down, the controller away, the queue full."""
+    site(sbatch=f"echo 'allocation failure: {said}' >&2; exit 1")
+    sk.Slurm(root=tmp_path).check_site()
+
+
+def test_a_full_site_is_asked_a_few_times(site: Any, tmp_path: Path) -> None:
+    """However many jobs it does not take."""
+    site(sbatch=f"cat >/dev/null; echo '{FULL}' >&2; exit 1")
+    assert codes(SlurmEngine(tmp_path / "jobs").create_processing_jobs(jobs(300))) == ["ResourceLimitExceeded"] * 300
+    assert len(words(tmp_path, "sbatch")) == 9  # 300, 150, 75, 37, 18, 9, 4, 2, 1
+    assert os.listdir(tmp_path / "jobs" / "jobs") == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("Priority", "Priority"),
+        ("PartitionTimeLimit", "PartitionTimeLimit (engine.time is longer than the partition allows)"),
+        ("QOSMaxWallDurationPerJobLimit", "(engine.time is longer than the qos or the account allows)"),
+        ("QOSMaxCpuPerJobLimit", "(the jobs ask for more than the qos or the account allows a job)"),
+        ("QOSMaxJobsPerUserLimit", "QOSMaxJobsPerUserLimit"),
+        ("JobHeldUser", "(somebody holds the jobs back: scontrol release)"),
+        ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", "(nodes that the jobs need are down or reserved)"),
+    ],
+)
+def test_a_reason_to_wait_says_what_to_do_if_time_alone_does_not_help(
+    site: Any, tmp_path: Path, reason: str, said: str
+) -> None:
+    site(sbatch="cat >/dev/null; echo 7", squeue=f"echo '7|N/A|7|PENDING|{reason}||x'")
+    engine = SlurmEngine(tmp_path / "jobs")
+    engine.create_processing_jobs(jobs(1))
+    assert engine.describe_processing_job(ProcessingJobName="job-0")["WaitingReason"].endswith(said)
+
+
+def test_a_job_that_waits_costs_no_look_at_its_files(
+    site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are on a filesystem that many share."""
+    site(sbatch="cat >/dev/null; echo 7", squeue='for i in 0 1 2; do echo "7|$i|7|PENDING|Priority||x"; done')
+    engine = SlurmEngine(tmp_path / "jobs")
+    engine.create_processing_jobs(jobs(3))
+    assert len(engine.list_processing_jobs()["ProcessingJobSummaries"]) == 3
+    opened: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("shardkit.engines.slurm_files.read", lambda path: opened.append(path))
+        patched.setattr("shardkit.engines.jobfiles.read", lambda path: opened.append(path))
+        assert len(engine.list_processing_jobs()["ProcessingJobSummaries"]) == 3
+    assert opened == []
+    assert len(words(tmp_path, "squeue")) <= 2
+
+
+def test_a_request_needs_neither_a_role_nor_an_image(site: Any, tmp_path: Path) -> None:
+    """Nor an instance type; and a variable may be as long as Linux takes it."""
+    site(sbatch="cat >/dev/null; echo 7", squeue="echo '7|N/A|7|PENDING|Priority||x'")
+    engine = SlurmEngine(tmp_path / "jobs")
+    made = sk.Slurm(cpus=2, env={"LONG": "x" * 5000}).request(entrypoint=["true"])
+    assert not {"RoleArn", "ImageUri"} & {*made, *made["AppSpecification"]}
+    engine.create_processing_job(ProcessingJobName="one", **made)
+    assert engine.describe_processing_job(ProcessingJobName="one")["Environment"]["LONG"] == "x" * 5000
+    engine.create_processing_job(
+        ProcessingJobName="two", AppSpecification={"ContainerEntrypoint": ["true"]}, Resources={"memory_gb": 1}
+    )
+    assert "--mem=1024M" in words(tmp_path, "sbatch")[-1]
+    with pytest.raises(sk.PipelineError, match="env: LONG is too long"):
+        sk.Local(env={"LONG": "x" * 5000})
 
 
 def test_a_submission_whose_answer_was_lost_is_found_by_its_name(site: Any, tmp_path: Path) -> None:
@@ -156,7 +264,7 @@ def test_a_submission_whose_answer_was_lost_is_found_by_its_name(site: Any, tmp_
     assert codes(engine.create_processing_jobs(jobs(2))) == ["ServiceUnavailable"] * 2
     assert engine.list_processing_jobs()["ProcessingJobSummaries"] == []  # nobody knows yet
     (batch,) = os.listdir(tmp_path / "jobs" / "batches")
-    site(squeue=f"echo '99|0|99|PENDING|Priority|{batch}'; echo '99|1|100|RUNNING|None|{batch}'", sbatch=down)
+    site(squeue=f"echo '99|0|99|PENDING|Priority||{batch}'; echo '99|1|100|RUNNING|None|n1|{batch}'", sbatch=down)
     engine = SlurmEngine(tmp_path / "jobs")
     assert codes(engine.create_processing_jobs(jobs(2))) == ["ResourceInUse"] * 2
     about = engine.describe_processing_job(ProcessingJobName="job-0")
@@ -179,10 +287,27 @@ def test_jobs_that_the_controller_has_forgotten(site: Any, tmp_path: Path) -> No
         scontrol="echo 'AccountingStorageType = accounting_storage/slurmdbd'; echo 'MaxArraySize = 99'",
         sacct="case \"$*\" in *7_0*) echo '7_0|CANCELLED by 0|None';; esac",
     )
-    engine = SlurmEngine(tmp_path / "jobs", lag_s=0.0, gone_s=0.0)
+    engine = SlurmEngine(tmp_path / "jobs", lag_s=0.1, gone_s=0.1)
     engine.create_processing_jobs(jobs(2))
-    about = [engine.describe_processing_job(ProcessingJobName=f"job-{i}") for i in range(2)]
-    assert [classify(each) for each in about] == ["stopped", "lost"]
+
+    def causes() -> list[str]:
+        about = engine.list_processing_jobs(SortBy="Name", SortOrder="Ascending")["ProcessingJobSummaries"]
+        return [classify(each) for each in about if each["ProcessingJobStatus"] != "InProgress"]
+
+    assert causes() == []
+    assert until(lambda: len(found := causes()) == 2 and found) == ["stopped", "lost"]
+    assert words(tmp_path, "sacct")[0].endswith("--jobs=7_0,7_1")  # one question about all of them
+
+
+def test_accounts_that_are_away_are_no_hindrance(site: Any, tmp_path: Path) -> None:
+    site(
+        sbatch="cat >/dev/null; echo 7",
+        scontrol="echo 'AccountingStorageType = accounting_storage/slurmdbd'; echo 'MaxArraySize = 99'",
+        sacct="echo 'sacct: error: Unable to connect to database' >&2; exit 1",
+    )
+    engine = SlurmEngine(tmp_path / "jobs", lag_s=0.0, gone_s=3600.0)
+    engine.create_processing_jobs(jobs(1))
+    assert engine.describe_processing_job(ProcessingJobName="job-0")["ProcessingJobStatus"] == "InProgress"
 
 
 def test_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +315,9 @@ def test_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm_commands.site_limits.cache_clear()
     with pytest.raises(sk.PipelineError, match="There is no scontrol on this machine"):
         SlurmEngine(tmp_path / "jobs").create_processing_job(**request("one", "true"))
+    with pytest.raises(sk.PipelineError, match="There is no sbatch on this machine") as caught:
+        sk.Slurm(root=tmp_path).check_site()
+    assert "login node" in caught.value.hint
 
 
 def test_what_slurm_sets_for_a_job_does_not_get_into_the_jobs_that_it_submits(
@@ -224,9 +352,10 @@ def test_what_slurm_sets_for_a_job_does_not_get_into_the_jobs_that_it_submits(
     ],
 )
 def test_every_state_has_a_cause(tmp_path: Path, state: str | None, cause: str) -> None:
-    seen = Seen(state) if state is not None else None
+    seen = Seen(state, node="n2") if state is not None else None
     end, _ = end_of(seen, "7", begun=True, stopped=False, batch=Batch(str(tmp_path), "b"))
     assert classify(end) == cause
+    assert ("n2" in end["FailureReason"]) == (state in {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "FAILED", "COMPLETED"})
 
 
 def test_a_job_ends_once(tmp_path: Path) -> None:
