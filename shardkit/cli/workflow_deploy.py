@@ -110,6 +110,61 @@ def _apply(home: Path, environment: str | None, *, context: str | None, yes: boo
 
 
 @click.command(
+    cls=Command,
+    epilog="""
+shardkit workflow cluster workflow.yaml --output cluster/ --region eu-west-1 --bucket my-logs
+shardkit workflow cluster workflow.yaml --output cluster/ --kind
+""",
+)
+@click.argument("workflow", metavar="WORKFLOW.yaml")
+@click.option("--output", required=True, metavar="DIR", help="The folder of the files.")
+@click.option("--kind", is_flag=True, help="A cluster of containers on one machine, instead of one in AWS.")
+@click.option("--region", default="us-east-1", show_default=True, metavar="REGION", help="The region of AWS.")
+@click.option("--bucket", metavar="NAME", help="Where Argo keeps the logs of pods that are gone.")
+def cluster(workflow: str, output: str, *, kind: bool, region: str, bucket: str | None) -> None:
+    """Write what a fresh cluster needs: its configuration for eksctl or kind, and the commands that install Argo."""
+    from shardkit.workflows.kubernetes.cluster import cluster_files
+    from shardkit.workflows.kubernetes.folder import write
+    from shardkit.workflows.read import read_workflow
+
+    home = Path(output)
+    files = cluster_files(read_workflow(workflow), home, kind=kind, region=region, bucket=bucket)
+    write(files)
+    echo(f"Wrote {len(files)} files in {home}; the commands are in {home / 'install.sh'}.", err=True)
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+shardkit workflow notebook workflow.yaml --env dev --output notebook/ --image REGISTRY/shardkit:lab
+kubectl apply -f notebook/
+kubectl --namespace ml-dev port-forward statefulset/recommender-notebook 8888
+""",
+)
+@click.argument("workflow", metavar="WORKFLOW.yaml")
+@click.option("--env", "environment", metavar="NAME", help="Which of the file's environments.")
+@click.option("--output", required=True, metavar="DIR", help="The folder of the manifests.")
+@click.option("--image", metavar="IMAGE", help="An image with shardkit and jupyterlab; by default the workflow's.")
+@click.option("--volume", metavar="SIZE", help="The size of its disk, such as 100Gi; by default 20Gi.")
+def notebook(workflow: str, environment: str | None, output: str, *, image: str | None, volume: str | None) -> None:
+    """Write the manifests of a notebook server, with a disk of its own and the rights of the workflow's steps."""
+    from shardkit.workflows.kubernetes.folder import as_text, named, write
+    from shardkit.workflows.kubernetes.notebook import USUAL_SIZE, notebook_manifests
+    from shardkit.workflows.read import read_workflow
+    from shardkit.workflows.values import quantity_bytes
+
+    merged = read_workflow(workflow).of_environment(environment)
+    chosen = image or merged.image
+    if chosen is None:
+        raise PipelineError("The workflow names no image.", hint="Give --image, one with shardkit and jupyterlab.")
+    if volume is not None and not quantity_bytes(volume):
+        raise PipelineError(f"--volume: expected a size such as 100Gi, not {volume!r}.")
+    manifests = notebook_manifests(merged, chosen, size=volume or USUAL_SIZE)
+    write({Path(output) / file: as_text(manifest) for file, manifest in named(manifests).items()})
+    echo(f"Wrote {len(manifests)} files in {output}.", err=True)
+
+
+@click.command(
     "check-parameters",
     cls=Command,
     hidden=True,
@@ -146,4 +201,4 @@ def notice(name: str, run_id: str, status: str, environment: str, targets: tuple
         sys.exit(1)
 
 
-ON_KUBERNETES = (deploy, check_parameters, notice)
+ON_KUBERNETES = (deploy, cluster, notebook, check_parameters, notice)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shardkit.workflows.document import Workflow
 
 BUS = "default"  # one for all workflows of a namespace
-JETSTREAM = "2.10.10"  # the controller's configuration has to know it: `workflow cluster` writes it there
+JETSTREAM = "2.14.4"  # the controller's configuration has to know it: `workflow cluster` writes it there
 EVENT, CALL, BEGIN = "run", "call", "begin"
 
 
