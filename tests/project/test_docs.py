@@ -5,7 +5,8 @@ A page's blocks share one temporary folder and run from top to bottom:
     python      is executed; all of a page in one namespace
     console     lines that begin with "$ " are run, must exit with 0 and must print what is shown; in it, "..." stands
                 for anything, a run id for any run id, and a time, a rate or a size for any other
-    yaml        is a pipeline; fields that it leaves out and that have no default are filled in
+    yaml        is a pipeline; fields that it leaves out and that have no default are filled in. A file with steps is
+                a workflow
     json        is JSON
     sh          is not run: commands for another machine state (installation, the scripts, which CI runs anyway)
     text        is only shown
@@ -31,6 +32,7 @@ import yaml
 from shardkit import Local, Pipeline, SageMaker, Slurm
 from shardkit.jobs import Policy
 from shardkit.jobs.policy import ATTEMPTS
+from shardkit.workflows.read import read_workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,7 +50,17 @@ VARYING = (
     (re.compile(r"\b(?:\d+ min \d+ s|[\d.]+ s)\b"), "<seconds>"),
 )
 
-SLOW = {"README.md", "days.md", "engines.md", "jobs.md", "pipeline.md", "running.md", "shards.md", "sql.md"}
+SLOW = {
+    "README.md",
+    "days.md",
+    "engines.md",
+    "jobs.md",
+    "kubernetes.md",
+    "pipeline.md",
+    "running.md",
+    "shards.md",
+    "sql.md",
+}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 pages_to_run = pytest.mark.parametrize(
@@ -127,10 +139,11 @@ class PageRun:
             self.folder = Path(note.read_text().strip())
 
     def _yaml(self, block: Block) -> None:
-        if block.file_name:
-            Pipeline.from_yaml(self.folder / block.file_name)
-            return
         content = yaml.safe_load(block.text)
+        if block.file_name:
+            read = read_workflow if "steps" in content else Pipeline.from_yaml
+            read(self.folder / block.file_name)
+            return
         assert isinstance(content, dict), block.place
         whole = {"input": "data/", "function": "function:rows", "output": "out/"} | content
         for section in ("input", "output"):

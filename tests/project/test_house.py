@@ -197,6 +197,7 @@ CHANGES = (
     "a table catalogue",
     "a schedule",
     "a field of a workflow",
+    "a manifest for Kubernetes",
 )
 
 

@@ -47,6 +47,31 @@ def test_the_chart_is_in_order_and_renders_what_deploy_writes(deployment: Deploy
     assert "is as the workflow says" in deployment.deploy("--helm", "--check", output="chart")
 
 
+COMMANDS = """
+name: plain
+image: "{{variables.REGISTRY}}/shardkit:0.2"
+params: {day: {pattern: "[0-9-]{10}"}}
+notify: {completed: "webhook:env:HOOK"}
+steps:
+  - {name: first, image: "registry/first:1", command: [python, first.py, "{{params.day}}", "{{variables.PLACE}}"]}
+  - {name: second, after: first, command: [shardkit, --version], output: "{{variables.PLACE}}/second"}
+namespace: ml
+variables: {REGISTRY: registry, PLACE: "s3://my-bucket/made"}
+"""
+
+
+def test_a_workflow_of_commands_alone_has_a_chart_too(deployment: Deployment) -> None:
+    deployment.write(COMMANDS)
+    shutil.rmtree(deployment.root / "chart")
+    deployment.deploy()
+    deployment.deploy("--helm", output="chart")
+    plain = {(each["kind"], each["metadata"]["name"]): each for each in deployment.of("default")}
+    assert rendered(helm("template", "any", "chart", cwd=deployment.root)) == plain
+    templates = plain["WorkflowTemplate", "plain"]["spec"]["templates"]
+    images = {each["name"]: each["container"]["image"] for each in templates if "container" in each}
+    assert images["parameters"] == images["notice-completed"] == images["second"] == "registry/shardkit:0.2"
+
+
 def test_values_change_what_is_rendered(deployment: Deployment) -> None:
     odd = 'a "b": {c} #d'
     (deployment.root / "mine.yaml").write_text(

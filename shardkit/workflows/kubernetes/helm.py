@@ -115,6 +115,8 @@ def _marked(merged: Workflow, marks: Marks) -> Workflow:
         "variables": {name: marks.mark(value, "variables", name) for name, value in merged.variables.items()},
         "steps": steps,
     }
+    if merged.image is not None and "{{" not in merged.image:
+        own["image"] = marks.mark(merged.image, "image")
     copied = merged.model_copy(update=own)
     copied._environment = merged.environment  # noqa: SLF001  another of the same class
     return copied

@@ -14,7 +14,7 @@ from shardkit.errors import PipelineError
 from shardkit.workflows.kubernetes.code import code_of
 from shardkit.workflows.kubernetes.names import ARGO, Manifest, labels_of, metadata, secret_ref
 from shardkit.workflows.kubernetes.pods import command_template, pipeline_templates, task_template
-from shardkit.workflows.kubernetes.words import RUN_NAME, argo_facts
+from shardkit.workflows.kubernetes.words import RUN_NAME, argo_facts, fixed_text
 from shardkit.workflows.resolve import resolve
 from shardkit.workflows.values import secret_name
 
@@ -133,9 +133,10 @@ def _fan_out(step: Step) -> Manifest:
 
 def _own_image(workflow: Workflow, steps: list[Resolved], why: str) -> str:
     """An image that has shardkit: that of a pipeline, or else of the workflow."""
-    image = next((each.image for each in steps if each.pipeline is not None), "")
-    image = image or next((each.image for each in steps if each.step.image == workflow.image and each.image), "")
-    if not image:
+    image = next((each.image for each in steps if each.pipeline is not None), None)
+    if image is None and workflow.image is not None:
+        image = fixed_text(workflow, workflow.image)
+    if image is None:
         raise PipelineError(
             f"{workflow.file}: {why} needs an image with shardkit, and the workflow names none.",
             hint="Write image: REGISTRY/shardkit:VERSION, of docker/Dockerfile, for the workflow.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from shardkit.workflows.expressions import VARIABLES, Reference, parse
 from shardkit.workflows.resolve import Facts
 
 if TYPE_CHECKING:
@@ -21,6 +22,17 @@ _TAG = re.compile(r"\{\{.*?\}\}")
 def argo_facts(workflow: Workflow) -> Facts:
     """The facts of a run, as tags that Argo fills in when the run has begun."""
     return Facts(RUN_NAME, DAY, {name: f"{{{{workflow.parameters.{name}}}}}" for name in workflow.params})
+
+
+def fixed_text(workflow: Workflow, text: str) -> str:
+    """A text that names nothing but the environment's variables and the workflow, as an image does."""
+
+    def value_of(reference: Reference) -> str:
+        if reference.kind == VARIABLES:
+            return workflow.variables[reference.name]
+        return workflow.name if reference.name == "name" else workflow.environment or ""
+
+    return parse(text).filled(value_of)
 
 
 def setting_words(name: str, value: Any) -> list[str]:
