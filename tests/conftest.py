@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import warm
+import warm_jobs
 from botocore.loaders import JSONFileLoader
 from emulators import shared
 from seconds import too_long
 from slurm_cluster import Cluster, cluster
 
+from shardkit.engines.local import LocalEngine
 from shardkit.workers import forkserver
 
 if TYPE_CHECKING:
@@ -123,6 +125,17 @@ def slurm_cluster() -> Iterator[Cluster]:
     """A Slurm cluster of two nodes."""
     with cluster() as made:
         yield made
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _jobs_as_forks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Local engines start their jobs as forks, but in the tests of engines."""
+    with pytest.MonkeyPatch.context() as patched:
+        if request.path.parent.name != "engines":
+            patched.setattr(warm_jobs, "are_forks", True)
+            patched.setattr(LocalEngine, "_supervise", LocalEngine._supervise)
+            warm_jobs.use(lambda *words, **about: warm_jobs.asked(warm.address(), *words, **about))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

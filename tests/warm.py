@@ -3,7 +3,7 @@
 Imports are nine tenths of a command's time. A fork is a real process all the same: it has its own folder, environment,
 signals, output and exit code, and runs `python -m shardkit ...` or `python -c ...` as Python does. If Python itself
 would start differently (another `PYTHONHASHSEED`), a new interpreter is started instead. A command's first fork server
-is such a fork, too: see `warm_forks.py`.
+is such a fork, too: see `warm_forks.py`; and so are the jobs of the local engine: see `warm_jobs.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import pkgutil
+import secrets
 import select
 import signal
 import socket
@@ -26,6 +27,8 @@ import tempfile
 import threading
 import time
 from typing import IO, TYPE_CHECKING, Any
+
+import warm_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,21 +79,29 @@ class Forked:
 
 
 class Server:
-    """This process's connection to its own server, the process that forks."""
+    """This process's connection to its own server, the process that forks.
+
+    Other processes can ask that one at an ``address``.
+    """
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
         self.read_at_start = read_at_start(os.environ)
-        with theirs:
+        self.address = f"shardkit-tests-{os.getpid()}-{secrets.token_hex(8)}"
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as others:
+            others.bind(f"\0{self.address}")
+            others.listen(64)
+            passed = [theirs.fileno(), others.fileno()]
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                [sys.executable, __file__, *map(str, passed)], pass_fds=passed, stdin=subprocess.DEVNULL
             )
 
     def fork(
         self, words: Sequence[str], *, cwd: str, env: Mapping[str, str], output: Sequence[int], session: bool
     ) -> Forked:
         status, theirs = os.pipe()
-        request = {"words": list(words), "cwd": cwd, "env": dict(env), "session": session}
+        address = {warm_jobs.ADDRESS: self.address} if warm_jobs.are_forks else {}
+        request = {"words": list(words), "cwd": cwd, "env": dict(env) | address, "session": session}
         data = json.dumps(request).encode()
         try:
             socket.send_fds(self._socket, [LENGTH.pack(len(data))], [*output, theirs])
@@ -127,6 +138,11 @@ def start(
     return warm.fork(words, cwd=os.path.abspath(cwd), env=env, output=output, session=start_new_session)
 
 
+def address() -> str:
+    """Where other processes can ask this process's server."""
+    return server(os.getpid()).address
+
+
 def run(words: Sequence[object], *, timeout_s: float, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run it to its end, which must come within ``timeout_s``."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
@@ -160,21 +176,31 @@ def _received(connection: socket.socket, size: int) -> bytes:
 # ---- the server ------------------------------------------------------------------------------------------------------
 
 
-def requests(connection: socket.socket) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """The requests, with their descriptors; while it waits for one, the endings of children are reported."""
+def requests(
+    connection: socket.socket, others: socket.socket
+) -> Iterator[tuple[dict[str, Any], list[int], socket.socket]]:
+    """The requests, with their descriptors and where to answer.
+
+    While it waits for one, the endings of children are reported.
+    """
     wakeup, theirs = os.pipe()
     os.set_blocking(theirs, False)
     signal.set_wakeup_fd(theirs)
     while True:
-        ready, _, _ = select.select([connection, wakeup], [], [])
+        ready, _, _ = select.select([connection, others, wakeup], [], [])
         if wakeup in ready:
             os.read(wakeup, 4096)
             report_endings()
+        if others in ready:
+            with others.accept()[0] as other:
+                data, descriptors, _, _ = socket.recv_fds(other, warm_jobs.SIZE, 3)
+                if data:
+                    yield json.loads(data), descriptors, other
         if connection in ready:
             head, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
             if not head:
                 return
-            yield json.loads(_received(connection, *LENGTH.unpack(head))), descriptors
+            yield json.loads(_received(connection, *LENGTH.unpack(head))), descriptors, connection
 
 
 CHILDREN: dict[int, int] = {}
@@ -189,21 +215,23 @@ def report_endings() -> None:
             os.close(CHILDREN.pop(pid))
 
 
-def serve(connection: socket.socket) -> dict[str, Any] | None:
+def serve(connection: socket.socket, others: socket.socket) -> dict[str, Any] | None:
     """Fork for each request. Returns the request in the fork, and None in the server when it ends."""
     path = list(sys.path[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it for the commands, not for the server
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    for request, descriptors in requests(connection):
+    for request, descriptors, asker in requests(connection, others):
         pid = os.fork()
         if not pid:
+            for each in (connection, others, asker):
+                each.close()
             become(request, descriptors, path)
-            connection.close()
             return request
         CHILDREN[pid] = descriptors.pop()
         for descriptor in descriptors:
             os.close(descriptor)
-        connection.sendall(LENGTH.pack(pid))
+        with contextlib.suppress(BrokenPipeError):
+            asker.sendall(LENGTH.pack(pid))
         report_endings()
     return None
 
@@ -233,6 +261,8 @@ def become(request: dict[str, Any], descriptors: list[int], path: list[str]) -> 
     own = [each for each in request["env"].get("PYTHONPATH", "").split(os.pathsep) if each]
     sys.path[:] = [first, *own, *(each for each in path if each not in own)]
     sys.path_importer_cache.clear()
+    if address := os.environ.get(warm_jobs.ADDRESS):
+        warm_jobs.use_those_of(address)
 
 
 def perform(words: Sequence[str]) -> None:
@@ -278,6 +308,7 @@ def load() -> None:
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # forks do not inherit its thread
     import shardkit
 
+    sys.modules["warm"] = sys.modules["__main__"]  # it is both, and one
     own = (module.name for module in pkgutil.walk_packages(shardkit.__path__, "shardkit."))
     for name in (*LOADED, *own):
         if name not in LEFT_OUT:
@@ -291,8 +322,9 @@ if __name__ == "__main__":
     from warm_forks import Spare
 
     load()
-    with socket.socket(fileno=int(sys.argv[1])) as control:
-        asked = serve(control)
+    with socket.socket(fileno=int(sys.argv[1])) as control, socket.socket(fileno=int(sys.argv[2])) as more:
+        asked = serve(control, more)
     if asked:
-        Spare(run_to_the_end)
+        if asked["words"][:2] != warm_jobs.WORDS:
+            Spare(run_to_the_end)
         run_to_the_end(functools.partial(perform, asked["words"]))

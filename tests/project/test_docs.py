@@ -27,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
+import warm_command
+import warm_jobs
 import yaml
 
 from shardkit import Local, Pipeline, SageMaker, Slurm
@@ -95,6 +98,7 @@ class PageRun:
     """Runs the blocks of one page."""
 
     def __init__(self, folder: Path) -> None:
+        self.commands = warm_command.folder(folder.with_name(f"{folder.name}-commands"))
         self.folder = folder
         self.home = folder
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -121,7 +125,7 @@ class PageRun:
         for command, shown in commands_of(block):
             note = self.home / ".working-folder"
             script = f"cd {self.folder}\n{command}\nstatus=$?\npwd >{note}\nexit $status\n"
-            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            path = f"{self.commands}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             done = subprocess.run(
                 ["bash", "-c", script],
                 check=False,
@@ -130,7 +134,7 @@ class PageRun:
                 stderr=subprocess.STDOUT,
                 text=True,
                 timeout=120,
-                env=os.environ | {"PATH": path, "COLUMNS": "120", "TERM": "dumb"},
+                env=os.environ | {"PATH": path, "COLUMNS": "120", "TERM": "dumb", warm_jobs.ADDRESS: warm.address()},
             )
             said = f"{block.place}: $ {command}\n{done.stdout}"
             assert done.returncode == 0, f"{said}exit code {done.returncode}"

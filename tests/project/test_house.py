@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import runpy
 import subprocess
@@ -98,7 +99,10 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-IMPORTS = {name: imports_of(path) for name, path in MODULES.items()}
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """What each module imports: read when it is first needed, for each process of tests collects all of them."""
+    return {name: imports_of(path) for name, path in MODULES.items()}
 
 
 def module_of(target: str) -> str | None:
@@ -109,10 +113,13 @@ def module_of(target: str) -> str | None:
     return next(name for n in range(len(parts), -1, -1) if (name := ".".join(parts[:n])) in MODULES)
 
 
-NEEDS = {
-    name: {module for target in imported if (module := module_of(target)) is not None} - {name}
-    for name, imported in IMPORTS.items()
-}
+@functools.cache
+def needs() -> dict[str, set[str]]:
+    """The modules of the package that each module imports."""
+    return {
+        name: {module for target in imported if (module := module_of(target)) is not None} - {name}
+        for name, imported in imports().items()
+    }
 
 
 def room_of(module: str) -> str:
@@ -140,7 +147,7 @@ def test_a_room_imports_none_that_stands_over_it(room: str) -> None:
     over = ROOMS[ROOMS.index(room) + 1 :]
     uphill = [
         (name, other)
-        for name, others in NEEDS.items()
+        for name, others in needs().items()
         if room_of(name) == room
         for other in others
         if room_of(other) in over and not (other == "" and name != "")
@@ -151,16 +158,16 @@ def test_a_room_imports_none_that_stands_over_it(room: str) -> None:
 def test_no_module_is_in_a_circle() -> None:
     # A package's own names, such as `shardkit.run` and `shardkit.storage.folder`, are for users alone.
     fronts = {"", "storage", "runfolder", "cli"}
-    assert not circle({name: others for name, others in NEEDS.items() if name not in fronts})
+    assert not circle({name: others for name, others in needs().items() if name not in fronts})
 
 
 def test_the_package_does_not_use_its_own_front() -> None:
-    users = {name: NEEDS[name] & {"", "storage", "runfolder", "cli"} for name in NEEDS}
+    users = {name: needs()[name] & {"", "storage", "runfolder", "cli"} for name in needs()}
     assert {name: fronts for name, fronts in users.items() if fronts and name not in {"__main__"}} == {}
 
 
 def users_of(package: str) -> set[str]:
-    return {name for name, imported in IMPORTS.items() if any(target.split(".")[0] == package for target in imported)}
+    return {name for name, imported in imports().items() if any(target.split(".")[0] == package for target in imported)}
 
 
 def test_only_the_command_line_knows_click() -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
+import warm
+import warm_jobs
 
 import shardkit as sk
 from shardkit.runs.requests import check_engine
@@ -31,6 +33,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LARGEST_BYTES = 15_000
 NOTEBOOKS = sorted(EXAMPLES.glob("*/driver.ipynb"))
 DAYS = EXAMPLES / "talent_jsonl/days.ipynb"
+JOBS_AS_FORKS = f"__import__('runpy').run_path({warm_jobs.__file__!r})['use_those_of']"
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.parent.name)
 
 
@@ -43,6 +46,7 @@ def copied(path: Path, folder: Path) -> Path:
 def executed(folder: Path, book: Any = None) -> Any:
     """The driver notebook in ``folder``, or another, run from top to bottom; a cell that fails fails the test."""
     book = book or nbformat.read(folder / "driver.ipynb", as_version=4)
+    book.cells.insert(0, nbformat.v4.new_code_cell(f"{JOBS_AS_FORKS}({warm.address()!r})", id="forks"))
     nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
     return book
 
