@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import subprocess
 
 READER = JSONFileLoader()
+START_JOB = LocalEngine._supervise
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell; programs would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault(
@@ -136,6 +137,12 @@ def _jobs_as_forks(request: pytest.FixtureRequest) -> Iterator[None]:
             patched.setattr(LocalEngine, "_supervise", LocalEngine._supervise)
             warm_jobs.use(lambda *words, **about: warm_jobs.asked(warm.address(), *words, **about))
         yield
+
+
+@pytest.fixture
+def jobs_as_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local engines start their jobs as they do for users, for a test that measures what a job takes."""
+    monkeypatch.setattr(LocalEngine, "_supervise", START_JOB)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -103,8 +103,9 @@ def _become(
     sys.path[:] = [folder, *own, *(each for each in sys.path[1:] if each not in own)]
     sys.path_importer_cache.clear()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    _name("bootstrap.py")
+    _name("python3")
     Spare(run_to_the_end)
+    _name("bootstrap.py")
     run_to_the_end(lambda: perform([os.path.join(folder, "bootstrap.py"), *words[2:]]))
     return None
 

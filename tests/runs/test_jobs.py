@@ -654,7 +654,7 @@ def test_a_run_without_jobs_has_none(tmp_path: Path) -> None:
 
 @SLOW
 @pytest.mark.alone
-def test_ten_jobs_cost_at_most_a_second_each(project: JobProject) -> None:
+def test_ten_jobs_cost_at_most_a_second_each(project: JobProject, jobs_as_programs: None) -> None:
     project.write_groups(*["go"] * 20, groups="abcdefghij")
     plain = "def features(record):\n    return {'key': record.key}\n"
     project.write_function(plain)
