@@ -26,7 +26,7 @@ SAMPLED_GROUPS = 6
 SAMPLED_ROWS = 20_000
 LARGEST_CHUNK_BYTES = 32 << 20  # of a column in a row group; larger ones are not sampled
 BINS = 16
-TOP = 6
+TOP = 4
 
 
 @dataclass

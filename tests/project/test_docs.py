@@ -291,6 +291,10 @@ def test_the_command_line_page_is_up_to_date() -> None:
     subprocess.run([sys.executable, ROOT / "scripts" / "docs", "--check"], check=True)
 
 
+def test_the_pictures_of_the_readme_are_up_to_date() -> None:
+    subprocess.run([sys.executable, ROOT / "scripts" / "pictures", "--check"], check=True)
+
+
 @pytest.mark.parametrize(
     "script",
     [

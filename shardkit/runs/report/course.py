@@ -10,7 +10,7 @@ import numpy as np
 from shardkit.pages.charts import axis, chart, palette, rows, tips
 from shardkit.runfolder.ledger import DONE, ELSEWHERE, OPEN, QUARANTINED, SKIPPED
 from shardkit.runs.report.look import floats, in_unit, rounded, seconds_since
-from shardkit.units import counted, human_bytes, human_seconds
+from shardkit.units import counted, human_bytes, human_seconds, percent
 
 if TYPE_CHECKING:
     from shardkit.pages.charts import Chart
@@ -59,7 +59,7 @@ def _progress(look: Look) -> tuple[Chart]:
         states = ledger.state[mine & (ledger.shard >= group[0]) & (ledger.shard <= group[-1])]
         name = f"shard {group[0]}" if len(group) == 1 else f"shards {group[0]} to {group[-1]}"
         settled = int((states != OPEN).sum())
-        text = f"{settled:,} of {len(states):,}"
+        text = percent(settled / len(states))
         for state, (of, _) in STATES.items():
             if number := int((states == state).sum()):
                 values.append({"name": name, "of": of, "n": number, "text": text})
