@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardkit.workflows.kubernetes.folder import as_text
-from shardkit.workflows.kubernetes.install import CHARTS, script
+from shardkit.workflows.kubernetes.install import CHARTS, Place, script
 from shardkit.workflows.kubernetes.machines import GPU, INSTANCE_TYPE, SPOT_LABELS, SPOT_TAINT
 from shardkit.workflows.kubernetes.names import Manifest, namespace_of
 from shardkit.workflows.kubernetes.webhook import JETSTREAM
@@ -45,15 +45,6 @@ class NodeGroup:
     def name(self) -> str:
         """A name that a cluster takes."""
         return self.instance_type.replace(".", "-") + ("-spot" if self.spot else "")
-
-
-@dataclass(frozen=True)
-class Place:
-    """What one environment has on the cluster: its namespace, the buckets of its steps, and its secrets."""
-
-    namespace: str
-    buckets: tuple[str, ...]
-    secrets: tuple[str, ...]
 
 
 def node_groups(workflows: list[Workflow]) -> list[NodeGroup]:

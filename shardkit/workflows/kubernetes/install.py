@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-
-    from shardkit.workflows.kubernetes.cluster import Place
 
 REPOSITORY = "https://argoproj.github.io/argo-helm"
 # The official charts, each with its version, the version of what it installs, and its namespace.
@@ -16,6 +15,15 @@ CHARTS = {
     "argo-events": ("2.4.25", "1.9.11", "argo-events"),
     "argo-cd": ("10.3.3", "3.5.1", "argocd"),
 }
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one environment has on the cluster: its namespace, the buckets of its steps, and its secrets."""
+
+    namespace: str
+    buckets: tuple[str, ...]
+    secrets: tuple[str, ...]
 
 
 def script(name: str, places: Sequence[Place], *, kind: bool, with_values: Collection[str]) -> str:
