@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,6 +34,11 @@ CONTAINERS = click.option(
     flag_value="any",
     metavar="[RUNTIME]",
     help="Run steps that have an image in containers: docker or podman, by default whichever is there.",
+)
+
+
+ENGINE = click.option(
+    "--engine", metavar="KIND", help="Where steps are jobs: sagemaker, local ...; none: processes here."
 )
 
 
@@ -75,6 +81,20 @@ def parameters_of(params: tuple[str, ...]) -> dict[str, str]:
     return values
 
 
+@workflow.command("init", epilog="shardkit workflow init salaries")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def init_workflow(folder: Path) -> None:
+    """Write a workflow that runs as it is: features of job ads, a model of salaries, predictions."""
+    from importlib.util import find_spec
+
+    from shardkit.templates import write_template
+
+    for line in write_template("workflow", folder, command="workflow run workflow.yaml --env dev"):
+        _say(line)
+    if find_spec("sklearn") is None:
+        _say("Its second step needs scikit-learn: pip install 'shardkit[workflows]'")
+
+
 @workflow.command(
     "run",
     epilog="""
@@ -87,6 +107,8 @@ shardkit workflow run workflow.yaml --env dev --containers
 @ENVIRONMENT
 @PARAMS
 @CONTAINERS
+@ENGINE
+@click.option("--no-wait", is_flag=True, help="Only put the steps into the file's queue, which others serve.")
 @STATE
 @JSON
 def run_workflow(
@@ -95,6 +117,8 @@ def run_workflow(
     *,
     params: tuple[str, ...],
     containers: str | None,
+    engine: str | None,
+    no_wait: bool,
     state: str | None,
     as_json: bool,
 ) -> None:
@@ -106,9 +130,11 @@ def run_workflow(
     from shardkit.workflows.start import begin
 
     merged = _read(workflow, environment)
-    run = begin(merged, parameters_of(params), containers=containers, state=state, say=_say)
+    if no_wait and merged.queue is None:
+        raise PipelineError("--no-wait: nobody else serves this workflow's steps.", hint="Set queue: in the file.")
+    run = begin(merged, parameters_of(params), containers=containers, engine=engine, state=state, say=_say)
     _say(f"Run {run.files.run_id} of {merged.name}{_in(merged)}, in {run.files.path}")
-    _carry_out(run, as_json=as_json)
+    _carry_out(run, as_json=as_json, wait=not no_wait)
 
 
 @workflow.command(
@@ -141,14 +167,17 @@ def resume_workflow(
     )
 
 
-def _carry_out(run: WorkflowRun, *, as_json: bool, begin_again: str | None = None) -> None:
+def _carry_out(run: WorkflowRun, *, as_json: bool, begin_again: str | None = None, wait: bool = True) -> None:
     from shardkit.workflows.start import carry_out
 
     try:
-        carry_out(run, begin_again=begin_again)
+        carry_out(run, begin_again=begin_again, wait=wait)
     finally:
         if as_json:
             _print_json(run)
+    if not wait:
+        _say(f"Its steps are in the queue. See how they are: {run.command('status')}")
+        return
     _say(f"Run {run.files.run_id} of {run.workflow.name}: done.")
     for state in run.states():
         if state.output:

@@ -33,7 +33,7 @@ ATTEMPTS = {
 NO_FAULT = frozenset({"preempted"})
 # A job may say itself how often it is tried again after what its own program did: by a tag with that number.
 RETRIES = "own_retries"
-OWN_FAULTS = frozenset({"user", "died", "memory", "timeout", "transient"})
+OWN_FAULTS = frozenset({"user", "died", "memory", "timeout"})
 SLOWEST = 20.0  # calls come at most so many times slower than the policy has it
 
 

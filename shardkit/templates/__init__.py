@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 NEEDS = {"mimic": "wfdb"}
 
 
-def write_template(kind: str, folder: Path) -> Iterator[str]:
+def write_template(kind: str, folder: Path, *, command: str = "run pipeline.yaml") -> Iterator[str]:
     """Copy the template ``kind`` to ``folder`` and make its input; yields lines for the user.
+
+    ``command`` is the command of shardkit that runs it.
 
     Raises:
         PipelineError: ``folder`` holds one of the files already, or a package that the template needs is missing.
@@ -40,4 +42,4 @@ def write_template(kind: str, folder: Path) -> Iterator[str]:
             shutil.copyfile(file, folder / file.name)
     runpy.run_path(str(folder / "generate.py"))["generate"](folder / "data")
     yield f"Wrote {', '.join(file.name for file in files)} and made-up input in {folder / 'data'}."
-    yield f"Run it: cd {folder} && shardkit run pipeline.yaml"
+    yield f"Run it: cd {folder} && shardkit {command}"

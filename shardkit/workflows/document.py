@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr
 
 from shardkit.engines.values import NoTruth
 from shardkit.errors import PipelineError
-from shardkit.spec.sections import Engine, Section
+from shardkit.spec.sections import Engine, Queue, Section
 from shardkit.traits import Expected, Short
 from shardkit.workflows.parts import Calendar, Machines, Notify, Parameter, Retries, Step, Webhook
 from shardkit.workflows.problems import near
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CALENDAR, WEBHOOK = "calendar", "webhook"
 A_LENGTH = Expected("seconds, or a time such as 3h")
 DEFAULTS = Expected("a mapping of names to defaults")
+QUEUE = Expected("dynamodb, dynamodb://TABLE, or a mapping with its place")
 TEXTS = Expected("a mapping of names to texts")
 ENVIRONMENTS = Expected("a mapping of names to what differs")
 
@@ -42,6 +43,7 @@ class Shared(Section):
     machines: Machines = Machines()
     notify: Notify = Notify()
     engine: Annotated[Engine, Short("kind")] = None
+    queue: Annotated[Queue | None, QUEUE, Short("place")] = None
     retries: Retries = 0
     timeout: Annotated[Seconds | None, A_LENGTH] = None
     parallelism: Annotated[int | None, NoTruth] = Field(None, ge=1, le=1000)

@@ -17,9 +17,9 @@ from shardkit.workflows.here import step_engine
 from shardkit.workflows.resolve import secret_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from shardkit.jobs import Policy, Store, Submission
+    from shardkit.jobs import Store, Submission
     from shardkit.jobs.calls import Engine
     from shardkit.workflows.document import Workflow
     from shardkit.workflows.resolve import Resolved
@@ -33,16 +33,14 @@ class Here:
     """This machine, for the steps of one run; with ``containers``, the runtime for those that have an image."""
 
     title = "this machine"
+    served = False
+    stops_with_driver = True
 
     def __init__(self, files: RunFiles, workflow: Workflow, *, containers: str | None) -> None:
         self.files, self.workflow, self.containers = files, workflow, containers
+        self.outputs = str(files.outputs)
         self._at_once = min(workflow.parallelism or len(workflow.steps), MOST_AT_ONCE)
         self._hidden = secret_variables(workflow)
-
-    @property
-    def stops_with_driver(self) -> bool:
-        """Whether Ctrl-C stops the steps, too."""
-        return True
 
     def store(self) -> Store:
         """The run's own queue."""
@@ -64,11 +62,12 @@ class Here:
             for line in lines:
                 yield line.rstrip("\n")
 
-    def policy(self) -> Policy:
-        """How the queue is driven."""
-        from shardkit.jobs import Policy
+    def drive(self, store: Store, on_round: Callable[[str], bool | None]) -> None:
+        """Launch and watch the jobs until all have ended, or ``on_round`` says False."""
+        from shardkit.jobs import Policy, drive
 
-        return Policy.local(max_instances=self._at_once)
+        policy = Policy.local(max_instances=self._at_once)
+        drive(store, self.client(), policy=policy, on_round=lambda _, report: on_round(report.trouble))
 
     def check(self, resolved: Resolved) -> None:
         """See that a step can run here.

@@ -112,6 +112,10 @@ class Notify(Section):
     failed: Targets = ()
     stopped: Targets = ()
 
+    def all(self) -> tuple[str, ...]:
+        """Everybody who is told of anything."""
+        return tuple(dict.fromkeys((*self.completed, *self.failed, *self.stopped)))
+
     def over(self, base: Notify | None) -> Notify:
         """These, and what they leave out from others."""
         given = {name: getattr(self, name) for name in self.model_fields_set}

@@ -31,8 +31,9 @@ def read_workflow(path: str | os.PathLike[str]) -> Workflow:
     raise_for(secrets_in(content), file=file, lines=lines)  # before any error could show one
     anchor_paths(content, Workflow, file.resolve().parent)
     for each in (content, *_mappings(content.get("environments"))):
-        if isinstance(each.get("engine"), str):
-            each["engine"] = {"kind": each["engine"]}
+        for field, short in (("engine", "kind"), ("queue", "place")):
+            if isinstance(each.get(field), str):
+                each[field] = {short: each[field]}
     try:
         workflow = Workflow(**{str(name): value for name, value in content.items()})
     except ValidationError as error:

@@ -154,7 +154,7 @@ def _output(workflow: Workflow, step: Step, text: Any, outputs: str) -> str:
 def secret_variables(workflow: Workflow) -> set[str]:
     """The variables that hold the secrets of a workflow, which only the steps that name them may see."""
     notify = workflow.notify
-    texts = [*notify.completed, *notify.failed, *notify.stopped]
+    texts = [*notify.all()]
     texts += [workflow.webhook.token] if workflow.webhook is not None else []
     texts += [value for step in workflow.steps for value in step.env.values()]
     return {match[1] for text in texts if (match := _SECRETS.search(text))}

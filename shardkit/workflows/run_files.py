@@ -56,11 +56,13 @@ class RunFiles:
         """The folder of the outputs that have no place of their own."""
         return self.path / "outputs"
 
-    def create(self, facts: Facts, *, begun: str, by: str, containers: str | None, file: str) -> bool:
+    def create(
+        self, facts: Facts, *, begun: str, by: str, containers: str | None, engine: str | None, file: str
+    ) -> bool:
         """Write down that there is this run; returns whether there was none of its id."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        content = {"format": FORMAT, "begun": begun, "by": by, "containers": containers, "file": file}
-        content |= {"date": facts.date, "params": dict(facts.params)}
+        content = {"format": FORMAT, "begun": begun, "by": by, "containers": containers, "engine": engine}
+        content |= {"file": file, "date": facts.date, "params": dict(facts.params)}
         return create_bytes(self.path / RUN, json.dumps(content, indent=2).encode())
 
     def about(self) -> dict[str, Any]:

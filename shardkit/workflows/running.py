@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardkit.errors import PipelineError, RunBusy, RunFailed, RunInterrupted
-from shardkit.jobs import JobError, Submission, drive, stop
+from shardkit.jobs import JobError, Submission, stop
 from shardkit.jobs.job import COMPLETED, NEW
 from shardkit.jobs.policy import RETRIES
 from shardkit.runs.signals import ended_by
@@ -26,7 +26,7 @@ from shardkit.workflows.telling import Teller, failure_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shardkit.jobs import Job, Policy, Report, Store
+    from shardkit.jobs import Job, Store
     from shardkit.jobs.calls import Engine
     from shardkit.workflows.document import Workflow
     from shardkit.workflows.resolve import Resolved
@@ -38,6 +38,9 @@ class Place(Protocol):
     """Where the steps of a run run: this machine, or an engine."""
 
     title: str
+    outputs: str  # the folder for the outputs of the steps for which the file names none; empty if there is none
+    served: bool  # whether somebody else launches the jobs, and sends the notices
+    stops_with_driver: bool  # whether Ctrl-C stops the steps, too
 
     def store(self) -> Store:
         """The queue of the jobs."""
@@ -45,8 +48,11 @@ class Place(Protocol):
     def client(self) -> Engine:
         """The engine that runs the jobs."""
 
-    def policy(self) -> Policy:
-        """How the queue is driven."""
+    def drive(self, store: Store, on_round: Callable[[str], bool | None]) -> None:
+        """Launch and watch the jobs until all have ended, or ``on_round`` says False.
+
+        It gets what is wrong with the queue, in words.
+        """
 
     def job_id(self, step: str, generation: int) -> str:
         """The id of a step's job."""
@@ -63,10 +69,6 @@ class Place(Protocol):
 
     def log_lines(self, job_name: str) -> Iterator[str]:
         """The lines that an attempt of a job has written."""
-
-    @property
-    def stops_with_driver(self) -> bool:
-        """Whether Ctrl-C stops the steps, too."""
 
 
 @contextlib.contextmanager
@@ -122,7 +124,7 @@ class WorkflowRun:
         anew = self._anew(begin_again, latest)
         kept = {name: job for name, job in latest.items() if name not in anew and _counts(job)}
         made = {name: job.tags.get(OUTPUT, "") for name, job in kept.items()}
-        steps = resolve(self.workflow, self.files.facts(), outputs=str(self.files.outputs), made=made)
+        steps = resolve(self.workflow, self.files.facts(), outputs=self.place.outputs, made=made)
         for resolved in steps:
             if resolved.step.name not in kept:
                 self.place.check(resolved)
@@ -160,7 +162,10 @@ class WorkflowRun:
         tags = {STEP: step.name, GENERATION: str(generation), BEGINNING: str(beginning), OUTPUT: resolved.output}
         tags |= {RETRIES: str(step.retries or 0), "workflow": self.workflow.name}
         job_id = self.place.job_id(step.name, generation)
-        return Submission(job_id, {}, [ids[each] for each in step.after], run=self.run_name, tags=tags), beginning
+        after = [ids[each] for each in step.after]
+        last = not any(step.name in other.after for other in self.workflow.steps)
+        notify = self.workflow.notify.all() if self.place.served and last else ()
+        return Submission(job_id, {}, after, run=self.run_name, notify=notify, tags=tags), beginning
 
     def drive(self, *, leave: bool = False) -> None:
         """Launch and watch until all steps have ended.
@@ -174,12 +179,9 @@ class WorkflowRun:
         teller = Teller(self.say)
         try:
             with queueing(), ended_by(signal.SIGINT, signal.SIGTERM, note=INTERRUPTION.note):
-                self._drive(lambda *_: teller.tell(self.states()))
+                self.place.drive(self.store, lambda trouble: teller.tell(self.states(), trouble))
         except KeyboardInterrupt:
             raise self._interrupted(teller, leave=leave) from None
-
-    def _drive(self, on_round: Callable[[Report, Report], bool | None]) -> None:
-        drive(self.store, self.place.client(), policy=self.place.policy(), on_round=on_round)
 
     def _interrupted(self, teller: Teller, *, leave: bool) -> RunInterrupted:
         name = f"Run {self.files.run_id} of {self.workflow.name}"
@@ -199,7 +201,7 @@ class WorkflowRun:
         """Wait until the jobs have ended that were asked to stop."""
         with queueing():
             if any(job.live and job.stop_asked_at for job in self.jobs()):
-                self._drive(lambda *_: any(job.live and job.stop_asked_at for job in self.jobs()))
+                self.place.drive(self.store, lambda _: any(job.live and job.stop_asked_at for job in self.jobs()))
 
     def stop(self) -> int:
         """Stop all steps that have not ended; returns how many that are."""

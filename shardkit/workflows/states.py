@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from shardkit.jobs import Job
 
-STEP, GENERATION, OUTPUT, BEGINNING = "step", "generation", "output", "beginning"  # tags of a step's job
+STEP, GENERATION, OUTPUT, BEGINNING = "step", "generation", "step_output", "beginning"  # tags of a step's job
 DONE, RUNNING, WAITING, NOT_BEGUN = "done", "running", "waiting", "not begun"
 FAILED_STEP, STOPPED_STEP = "failed", "stopped"
 

@@ -40,9 +40,13 @@ class Teller:
     def __init__(self, say: Callable[[str], object]) -> None:
         self._say = say
         self._told: dict[str, tuple[str, int]] = {}
+        self._trouble = ""
 
-    def tell(self, states: Sequence[StepState]) -> None:
-        """Say what is new."""
+    def tell(self, states: Sequence[StepState], trouble: str = "") -> None:
+        """Say what is new: of the steps, and what is wrong with the queue."""
+        if trouble and trouble != self._trouble:
+            self._say(trouble)
+        self._trouble = trouble
         first = not self._told
         for state in states:
             now = (state.state, state.attempts)

@@ -1,0 +1,1 @@
+../talent_jsonl/ads.py
