@@ -22,4 +22,5 @@ class Predict:
         """The ads of a file: ``id`` (str), ``salary`` as the ad says (float), ``predicted`` (float)."""
         ads = pd.read_parquet(record)
         guesses = self._model.predict(ads)
-        return ads[["id"]].assign(salary=ads["salary_mid"], predicted=guesses.round(0))
+        rows: pd.DataFrame = ads[["id"]].assign(salary=ads["salary_mid"], predicted=guesses.round(0))
+        return rows

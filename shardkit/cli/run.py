@@ -34,6 +34,11 @@ shardkit run --function features:rows --input data/ --output out/ --pattern '*.j
 @DAYS
 @click.option("--dry-run", is_flag=True, help="Only say what would run, and why.")
 @click.option("--run-id", metavar="ID", help="A name for the run; the name of an unfinished run continues that one.")
+@click.option(
+    "--go-on",
+    is_flag=True,
+    help="With --run-id: keep to the files that the run was planned for; with another function, begin as ID.2.",
+)
 @QUIET
 @JSON
 def run(
@@ -43,6 +48,7 @@ def run(
     date: tuple[str, ...],
     since: str | None,
     dry_run: bool,
+    go_on: bool,
     quiet: bool,
     as_json: bool,
     **given: Any,
@@ -58,6 +64,13 @@ def run(
     if dry_run:
         _print_plan(loaded, days)
         return
+    if go_on and run_id is not None:
+        from shardkit.runs.again import start_or_go_on
+
+        report(lambda: start_or_go_on(loaded, run_id, days=loaded.chosen_days(days), quiet=quiet), as_json=as_json)
+        return
+    if go_on:
+        raise click.UsageError("--go-on is about the run of an id: give --run-id, too.")
     report(lambda: loaded.run(days=days, run_id=run_id, quiet=quiet), as_json=as_json)
 
 

@@ -129,7 +129,7 @@ class Here:
             return list(resolved.words)
         run_id = f"{self.files.run_id}-{resolved.step.name}{f'-{beginning}' if beginning > 1 else ''}"
         words = [sys.executable, "-m", "shardkit", "run", self.workflow.path(str(resolved.step.pipeline))]
-        words += ["--run-id", run_id]
+        words += ["--run-id", run_id, "--go-on"]
         for name, value in resolved.settings.items():
             words += ["--set", f"{name}={json.dumps(value, ensure_ascii=False)}"]
         return words

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError
-from shardkit.runfolder.folder import RunFolder
 from shardkit.runs.bundle import upload_code
-from shardkit.runs.requests import CODE_FOLDER, ENTRYPOINT, check_engine, job_input
+from shardkit.runs.driver_job import LONGEST_RUN_S, driver_job
+from shardkit.runs.requests import CODE_FOLDER, ENTRYPOINT, check_engine, prefix_input
 from shardkit.storage.base import STATE_DIR, is_remote
 from shardkit.workflows.values import quantity_bytes
 
@@ -150,26 +150,33 @@ class OnEngine:
         return self.engine.replace(**{name: value for name, value in given.items() if name in known})
 
     def _pipeline(self, resolved: Resolved) -> Spec:
-        """The pipeline of a step, which runs in one job, on all CPUs of its instance."""
+        """The pipeline of a step, with the engine of its jobs."""
         if resolved.pipeline is None:
             raise PipelineError(f"{resolved.step.name} has no pipeline.")
         return resolved.pipeline.replace(engine=self._settings(resolved), parallel=None, queue=None)
 
     def _pipeline_request(self, resolved: Resolved, beginning: int) -> dict[str, Any]:
-        """The request of a pipeline's job; what it reads goes to the pipeline's output."""
+        """The request of a pipeline's job; what it reads goes to the pipeline's output.
+
+        A pipeline with shards takes many jobs: the step's own is then the driver that plans them, makes them and
+        watches them. Any other runs in the step's job itself, on all CPUs of its instance.
+        """
         pipeline = self._pipeline(resolved)
         engine = self._settings(resolved)
         run_id = f"{self.files.run_id}-{resolved.step.name}{f'-{beginning}' if beginning > 1 else ''}"
+        if pipeline.shards is not None and not engine.sees_local_paths:
+            driver = driver_job(pipeline, run_id=run_id, max_runtime=engine.max_runtime or LONGEST_RUN_S)
+            return driver.with_id(driver.run_id)
         output = pipeline.output_folder()
         ref = pipeline.function_ref()
-        code = upload_code(RunFolder(output, run_id), pipeline, ref)
+        code = upload_code(output, pipeline, ref)
         content = pipeline.to_dict()
         if engine.local and pipeline.workers == "auto":
             content["workers"] = engine.vcpus  # its instances share one machine
         data = json.dumps({name: value for name, value in content.items() if name not in LEFT_OUT}).encode()
         name = f"{STEPS}/{run_id}-{hashlib.sha256(data).hexdigest()[:8]}.json"
         output.write(name, data)
-        words = ["run", "--pipeline", f"{output.uri}/{name}", "--run-id", run_id]
-        inputs = [job_input("code", code, CODE_FOLDER)]
+        words = ["whole", "--pipeline", f"{output.uri}/{name}", "--run-id", run_id]
+        inputs = [prefix_input("code", code, CODE_FOLDER)]
         environment = dict(resolved.env) | engine.job_environment()
         return engine.request(entrypoint=ENTRYPOINT, arguments=words, inputs=inputs, environment=environment)

@@ -120,6 +120,21 @@ def test_every_step_is_a_job_that_needs_those_before_it(account: Account) -> Non
     assert jobs["predict"].instance_type == "ml.c5.xlarge"
 
 
+def test_a_pipeline_with_shards_takes_many_jobs(account: Account) -> None:
+    """The step's own job is their driver: the service has one for each shard, and one that merges."""
+    sharded = (
+        (account.home.root / "words.yaml").read_text().replace("workers: 1", "workers: 1, shards: {by: size, count: 2}")
+    )
+    (account.home.root / "words.yaml").write_text(sharded)
+    run = account.begin("dev")
+    carry_out(run)
+    assert {state.state for state in run.states()} == {"done"}
+    made = sk.open_run(f"{account.place}/dev/")
+    assert made.run_id == f"{run.files.run_id}-features"
+    assert [job["status"] for job in made.jobs()] == ["Completed"] * 3
+    assert made.summary().records["done"] == 3
+
+
 def test_a_queue_that_others_serve(account: Account) -> None:
     """What submits the steps may end at once; a step that fails is mended and goes on."""
     text = account.home.file.read_text()

@@ -38,8 +38,11 @@ UNREACHABLE = re.compile(
 ENVIRONMENTS, SITES, PREPARED = "SHARDKIT_ENVIRONMENTS", "SHARDKIT_SITES", "SHARDKIT_PREPARED"
 BASE = "_shardkit_base.pth"
 UNUSED_S = 30 * 86400.0
-# What is started, by the first argument: a pass of a run, or its driver.
-PASS, PROGRAMS = "shardkit.runs.container.job", {"run": "shardkit.runs.container.driver"}
+# What is started, by the first argument: a pass of a run, its driver, or all of a run.
+PASS, PROGRAMS = (
+    "shardkit.runs.container.job",
+    {"run": "shardkit.runs.container.driver", "whole": "shardkit.runs.container.whole"},
+)
 
 
 def fail(message: str, code: int) -> None:

@@ -121,10 +121,6 @@ def _end(container: Container, message: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="shardkit.job")
     passes = parser.add_subparsers(required=True)
-    whole = passes.add_parser("run")
-    whole.set_defaults(work=_run)
-    whole.add_argument("--pipeline", required=True)
-    whole.add_argument("--run-id", required=True)
     for name, work in (("pass1", _pass1), ("pass2", _pass2)):
         one = passes.add_parser(name)
         one.set_defaults(work=work)
@@ -171,24 +167,6 @@ def open_planned(uri: str, settings: str | None) -> tuple[RunFolder, PlanDocumen
     if source:
         pipeline = pipeline.replace(source_dir=source)
     return run, plan, pipeline, changes
-
-
-def _run(given: argparse.Namespace, container: Container, begun: float) -> None:
-    """Both passes of a pipeline in this one job: a run that is planned here, when the job begins.
-
-    A later attempt goes on where the markers of an earlier one end.
-    """
-    from shardkit.runs.start import start
-    from shardkit.spec.spec import Spec
-    from shardkit.storage.open import folder
-
-    del container, begun
-    place, _, name = given.pipeline.rpartition("/")
-    content = json.loads(folder(place).read(name))
-    source = os.environ.get("SHARDKIT_SOURCE_DIR")
-    spec = Spec(**content | ({"source_dir": source} if source else {}))
-    run = start(spec, run_id=given.run_id)
-    sys.stderr.write(f"{run.summary().command_text}\n")
 
 
 def _pass1(given: argparse.Namespace, container: Container, begun: float) -> None:
