@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import days
 import lists
 import servers
+import stealing
 from common import DATA, HERE, PYTHON, SHARDKIT, Measure, contestant, generated, measure, shardkit_ads
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ MEASUREMENTS: dict[str, Callable[[int, float, int], dict[str, object]]] = {
     "ads-day": days.ads_day,
     "list-s3": lists.list_s3,
     "ninety-days": days.ninety_days,
+    "stealing": stealing.stealing,
 }
 
 

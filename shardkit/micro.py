@@ -24,9 +24,12 @@ from shardkit.runfolder.ledger import OPEN
 from shardkit.workers.tasks import Chunk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
+    from shardkit.runfolder.others import Others
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.tally import Tally
     from shardkit.workers.work import Workers
@@ -54,30 +57,52 @@ def open_chunks(
     for shard, ids in ledger.apart(loose, shards):
         number = assign_chunks(ledger.bytes[ids], how="dynamic", workers=workers)
         chunks += [Chunk(shard, ledger.free_chunk(), ids[number == n], is_planned=False) for n in np.unique(number)]
-    return sorted(chunks, key=lambda chunk: -float(record_costs(ledger.bytes[chunk.records]).sum()))
+    return sorted(chunks, key=lambda chunk: -cost_of(ledger, chunk.records))
+
+
+def cost_of(ledger: Ledger, records: np.ndarray) -> float:
+    """What these records are expected to cost together."""
+    return float(record_costs(ledger.bytes[records]).sum())
+
+
+def claimed_last(chunks: list[Chunk], others: Others) -> Iterator[Chunk]:
+    """The same chunks, those that other jobs are at after all that they are not at; of these, what they leave."""
+    left = []
+    for chunk in chunks:
+        if chunk.number in others.claimed(chunk.shard):
+            left.append(chunk)
+        else:
+            yield chunk
+    yield from (chunk for chunk in left if not others.have_done(chunk.records))
 
 
 def run_chunks(
     folder: RunFolder,
     pool: Workers,
-    chunks: list[Chunk],
+    chunks: Iterable[Chunk],
     tally: Tally,
     stop: Stop,
     *,
     attempt: Attempt,
     timeout_s: float | None,
+    others: Others | None = None,
+    ahead: int | None = None,
 ) -> None:
     """Have the workers do all chunks; returns when each has its parts and its marker, or ``stop`` was asked for.
+
+    Chunks that ``others`` have done by the time that it is their turn are left out. ``ahead`` is how many chunks are
+    taken from ``chunks`` before the first has ended.
 
     A worker that dies costs only its chunk, which is begun again; a record that kills its worker twice goes to the
     quarantine. Chunks that were lost with a node of a cluster are handed out again.
     """
     from joblib import Parallel, delayed
 
-    with pool.working(folder, tally, stop, attempt=attempt, timeout_s=timeout_s) as work:
+    with pool.working(folder, tally, stop, attempt=attempt, timeout_s=timeout_s, others=others) as work:
+        options = ({} if ahead is None else {"pre_dispatch": ahead}) | work.joblib
         while chunks:
             tasks = (delayed(work.do)(work.task(chunk)) for chunk in chunks if not stop.asked)
-            parallel = Parallel(pool.size, return_as="generator_unordered", batch_size=1, **work.joblib)
+            parallel = Parallel(pool.size, return_as="generator_unordered", batch_size=1, **options)
             for outcome in parallel(tasks):
                 work.done(outcome)
             chunks = work.lost()

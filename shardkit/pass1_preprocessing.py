@@ -12,23 +12,28 @@ As a program it works alone on a plain directory, as the macro/micro-sharding pa
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardkit.errors import RunInterrupted
-from shardkit.micro import open_chunks, run_chunks
+from shardkit.micro import claimed_last, open_chunks, run_chunks
 from shardkit.runfolder.ledger import QUARANTINED, Ledger
 from shardkit.runfolder.limits import WorkLimits, check_budget
 from shardkit.runfolder.meters import Counts, RecordMeter
+from shardkit.runfolder.others import Others
 from shardkit.runfolder.stop import Stop
 from shardkit.workers.tally import Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.share import Share
+    from shardkit.workers.tasks import Chunk
     from shardkit.workers.work import Workers
 
 
@@ -71,17 +76,46 @@ def run_pass1(
     chunks = open_chunks(ledger, retried, workers=pool.size, all_under_shard=own_shard)
 
     # Do it. Too many failures, a signal or a full disk ask for the end through `stop`; whole chunks are kept.
-    if chunks:
+    while chunks:
         stop, done_before = Stop(), _done_before(ledger, retried)
         tally = Tally(pool.slots(), stop, before=done_before, max_quarantined=limits.max_quarantined(ledger.planned))
-        with attempt.pass1(tally, stop, RecordMeter(ledger.listed, ledger.total_bytes, done_before, tally.counts)):
-            run_chunks(folder, pool, chunks, tally, stop, attempt=attempt, timeout_s=limits.timeout_s)
+        meter = RecordMeter(ledger.listed, ledger.total_bytes, done_before, tally.counts)
+        with attempt.pass1(tally, stop, meter), _claimed(ledger, chunks, tally, attempt, share) as (others, in_order):
+            timeout_s = limits.timeout_s
+            run_chunks(folder, pool, in_order, tally, stop, attempt=attempt, timeout_s=timeout_s, others=others)
         if isinstance(stop.error, RunInterrupted):
             raise stop.error
         ledger = share.ledger(folder) if share else Ledger(folder)
+        chunks = _left_by_others(ledger, stop, attempt, workers=pool.size) if others is not None else []
 
     check_budget(ledger, limits)
     return ledger
+
+
+@contextlib.contextmanager
+def _claimed(
+    ledger: Ledger, chunks: list[Chunk], tally: Tally, attempt: Attempt, share: Share | None
+) -> Iterator[tuple[Others | None, Iterable[Chunk]]]:
+    """Look at what other jobs do of these chunks, if any may; and the chunks, those that are claimed last."""
+    if share is None or not share.may_be_claimed:
+        yield None, chunks
+        return
+    others = Others(ledger, attempt.name)
+    for shard in {chunk.shard for chunk in chunks}:
+        records = [chunk.records for chunk in chunks if chunk.shard == shard]
+        others.watch(shard, np.concatenate(records), ledger.names)
+    if attempt.number > 1:  # before that, nobody can have claimed anything
+        others.look()
+    with others.watching(tally.add):
+        yield others, claimed_last(chunks, others)
+
+
+def _left_by_others(ledger: Ledger, stop: Stop, attempt: Attempt, *, workers: int) -> list[Chunk]:
+    """What is open although all has been done: of a chunk that two jobs have done, neither has all that was counted."""
+    if not ledger.open or stop.asked:
+        return []
+    attempt.go_on_as_next("Chunks that another job seemed to have done are open")  # names of this number are taken
+    return open_chunks(ledger, np.zeros(0, np.int64), workers=workers)
 
 
 def _done_before(ledger: Ledger, retried: np.ndarray) -> Counts:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.document_types import Marker
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
+    from shardkit.runfolder.others import Others
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.board import Slot
     from shardkit.workers.tally import Tally
@@ -79,9 +80,16 @@ class ClusterWorkers:
 
     @contextlib.contextmanager
     def working(
-        self, folder: RunFolder, tally: Tally, stop: Stop, *, attempt: Attempt, timeout_s: float | None
+        self,
+        folder: RunFolder,
+        tally: Tally,
+        stop: Stop,
+        *,
+        attempt: Attempt,
+        timeout_s: float | None,
+        others: Others | None = None,
     ) -> Iterator[ClusterWork]:
-        """See that each node can do its work, and get ready for the chunks of an attempt.
+        """See that each node can do its work, and get ready for the chunks of an attempt; there are no other jobs.
 
         Raises:
             RunFailed: a node cannot.

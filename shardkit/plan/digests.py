@@ -47,6 +47,8 @@ def work_of(pipeline: dict[str, Any]) -> dict[str, Any]:
     work = {name: pipeline.get(name) for name in WORK_FIELDS}
     if isinstance(source := work["input"], dict):  # how a bucket is read does not change what lies in it
         work["input"] = {name: value for name, value in source.items() if name not in ACCESS_FIELDS}
+    if isinstance(rule := work["shards"], dict):  # which job does a chunk does not change what comes of it
+        work["shards"] = {name: value for name, value in rule.items() if name != "steal"}
     return work
 
 

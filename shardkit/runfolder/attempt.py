@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TICK_S = 0.25
 HEARTBEAT_S = 5.0
+STEALING = "stealing"  # the phase of a job that does chunks of other jobs
 INTERRUPT_PATIENCE_S = 10.0
 
 
@@ -72,8 +73,10 @@ class Attempt:
         self._phase = "pass 1"
         self._counts: Counts | None = None
         self._tally: Tally | None = None
+        self._stolen: Tally | None = None
         self._stop: Stop | None = None
         self._meter: Meter | None = None
+        self._left_s: float | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._live, name="shardkit-heartbeat", daemon=True)
         self._handlers: dict[int, Any] = {}
@@ -93,6 +96,11 @@ class Attempt:
             self._held.check()
 
     @property
+    def name(self) -> str:
+        """Its own among all attempts at a run, and that of its heartbeat."""
+        return f"{self._shard}-{self.number:04d}"
+
+    @property
     def seconds(self) -> float:
         """How long the attempt has taken so far."""
         return time.monotonic() - self._begun
@@ -108,7 +116,23 @@ class Attempt:
         finally:
             self._show()
             self._count()
+            self._left_s = 0.0
             self._tally = self._meter = self._stop = None
+            self._display(self.progress.finish)
+
+    @contextlib.contextmanager
+    def stealing(self, tally: Tally, stop: Stop, meter: Meter) -> Iterator[None]:
+        """Watch over work on other jobs' chunks, after pass 1; what is done counts as theirs."""
+        before, self._phase = self._phase, STEALING
+        self._stop, self._stolen = stop, tally
+        self._display(self.progress.start, meter.total)
+        self._meter = meter
+        try:
+            yield
+        finally:
+            self._show()
+            self._meter = self._stop = None
+            self._phase = before
             self._display(self.progress.finish)
 
     @contextlib.contextmanager
@@ -180,6 +204,10 @@ class Attempt:
         if (counts := self._counts) is not None:
             beat |= {"records": counts.records, "bytes": counts.bytes, "quarantined": counts.quarantined}
             beat["repeated_by_workers"] = dict(counts.repeated)  # also in the markers
+        if self._stolen is not None:
+            beat["stolen"] = self._stolen.counts().records
+        if (left_s := meter.left_s() if (meter := self._meter) is not None else self._left_s) is not None:
+            beat["left_s"] = round(left_s, 3)
         return beat
 
     def _claim(self) -> None:

@@ -111,7 +111,9 @@ class Timings(TypedDict):
 class Marker(_Marker, total=False):
     """Commits a chunk. ``ids`` are the numbers of its records where these are not those of a planned chunk.
 
-    ``gone`` are the positions in the chunk, as it was computed, of records that were not taken over with it.
+    ``gone`` are the positions in the chunk, as it was computed, of records that were not taken over with it. ``by`` is
+    the attempt of a job that has done it (the name of its heartbeat), where others might have; ``execution`` is in the
+    name of the marker's file.
     """
 
     version: int
@@ -125,6 +127,14 @@ class Marker(_Marker, total=False):
     gone: list[int]
     timings: Timings
     notes: MarkedNotes
+    by: str
+    execution: str
+
+
+class Claim(TypedDict):
+    """``claims/<shard>/<chunk>.json``: the attempt of another job that is at the chunk; the name of its heartbeat."""
+
+    by: str
 
 
 class TakenOver(TypedDict):
@@ -342,6 +352,8 @@ class Heartbeat(_Heartbeat, total=False):
     quarantined: int
     repeated: dict[str, int]
     repeated_by_workers: dict[str, int]
+    left_s: float  # that the rest will take at the present pace, while there is a rest and a pace
+    stolen: int  # records of other jobs' shards that it has done
     host: str
     pid: int
 

@@ -200,15 +200,17 @@ class RunFolder(RunFiles):
 
     def write_marker(self, marker: Marker) -> None:
         """Commit a chunk: from here on it exists."""
-        self.files.write(self._name_of(marker), documents.dump(marker))
+        self.files.write(self.marker_name(marker), documents.dump(marker))
 
-    def _name_of(self, marker: Marker) -> str:
-        name = part_base(marker["chunk"], marker["attempt"], piece=marker.get("piece", 0)) + ".json"
-        return f"{self.markers_of(marker['shard'])}/{name}"
+    def marker_name(self, marker: Marker) -> str:
+        """The name of a marker's file."""
+        piece, execution = marker.get("piece", 0), marker.get("execution", "")
+        base = part_base(marker["chunk"], marker["attempt"], piece=piece, execution=execution)
+        return f"{self.markers_of(marker['shard'])}/{base}.json"
 
     def remove_marker(self, marker: Marker) -> None:
         """Take a chunk back."""
-        self.files.remove(self._name_of(marker))
+        self.files.remove(self.marker_name(marker))
 
     def markers(self, shards: list[int] | None = None, *, damaged: list[str] | None = None) -> list[Marker]:
         """All markers, of all attempts; or those of some shards only.
@@ -217,6 +219,10 @@ class RunFolder(RunFiles):
         """
         folders = ["markers"] if shards is None else [self.markers_of(shard) for shard in shards]
         names = [entry.key for name in folders for entry in self.files.entries(name)]
+        return self.read_markers(names, damaged)
+
+    def read_markers(self, names: list[str], damaged: list[str] | None = None) -> list[Marker]:
+        """The markers in these files."""
         return self.read_all(names, Marker, [] if damaged is None else damaged)
 
     def taken_over(self, shards: list[int] | None = None) -> list[Marker]:

@@ -23,6 +23,12 @@ def name_of(beat: Heartbeat) -> str:
     return f"{FOLDER}/{beat['shard']}-{beat['attempt']:04d}.json"
 
 
+def attempt_of(name: str) -> tuple[str, int]:
+    """The shard and the number of the attempt whose heartbeat has that name."""
+    shard, _, attempt = name.rpartition("/")[2].removesuffix(".json").rpartition("-")
+    return shard, int(attempt) if attempt.isdecimal() else 0
+
+
 def parsed(run: RunFiles, name: str, data: bytes) -> Heartbeat:
     """A heartbeat; an unreadable one has the state ``unknown``, so that the run can still be looked at."""
     try:
@@ -31,9 +37,8 @@ def parsed(run: RunFiles, name: str, data: bytes) -> Heartbeat:
             return beat
     except (Damaged, ValueError):
         pass
-    shard, _, attempt = name.partition("/")[2].removesuffix(".json").rpartition("-")
+    shard, number = attempt_of(name)
     time = datetime.datetime.fromtimestamp(0, datetime.timezone.utc).isoformat()
-    number = int(attempt) if attempt.isdecimal() else 0
     return {
         "shard": shard,
         "attempt": number,

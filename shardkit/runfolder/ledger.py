@@ -13,6 +13,7 @@ import numpy as np
 
 from shardkit.checksums import as_sums
 from shardkit.errors import LedgerError
+from shardkit.runfolder.heartbeats import attempt_of
 from shardkit.runfolder.marked_notes import LINES_OF_RUN, merged
 from shardkit.runfolder.names import WHOLE
 from shardkit.runfolder.steps import advice
@@ -73,7 +74,9 @@ class Ledger:
         readers = [lambda: folder.taken_over(shards)]
         if not fresh:
             readers.append(lambda: folder.markers(shards, damaged=self.damaged))
-        self._take([marker for markers in together(readers) for marker in markers if self._is_of_records(marker)])
+        markers = [marker for markers in together(readers) for marker in markers if self._is_of_records(marker)]
+        self.names = {folder.marker_name(marker) for marker in markers} if shards is not None else set()
+        self._take(markers)
 
         if folder.days is not None:
             self._keep_days(folder.days)
@@ -106,8 +109,8 @@ class Ledger:
             shard, chunk = marker["shard"], marker["chunk"]
             planned = self._members.get((shard, chunk))
             self._next_chunk = max(self._next_chunk, chunk + 1)
-            ids = planned if marker["ids"] is None else np.array(marker["ids"], np.int64)
-            if ids is None or not len(ids):
+            ids = self.records_of(marker)
+            if not len(ids):
                 continue
             # A retry covers only records that are not done, so a marker with done records is a late duplicate.
             if (covered[ids] if planned is not None else np.isin(self.state[ids], (DONE, SKIPPED))).any():
@@ -116,6 +119,16 @@ class Ledger:
             self._settle(ids, marker)
             self.markers.append(marker)
         self.markers.sort(key=lambda m: (m["shard"], m["chunk"], m["ids"][0] if m["ids"] else -1))
+
+    def records_of(self, marker: Marker) -> np.ndarray:
+        """The ids of a marker's records; none, if it is of a whole chunk that was not planned."""
+        if marker["ids"] is not None:
+            return np.array(marker["ids"], np.int64)
+        return self._members.get((marker["shard"], marker["chunk"]), np.zeros(0, np.int64))
+
+    def planned_chunks(self, shard: int) -> dict[int, np.ndarray]:
+        """The chunks that were planned for a shard, with the ids of their records."""
+        return {chunk: ids for (of, chunk), ids in self._members.items() if of == shard}
 
     def _settle(self, ids: np.ndarray, marker: Marker) -> None:
         self._ids[id(marker)] = ids
@@ -180,6 +193,16 @@ class Ledger:
     def settled(self) -> list[tuple[Marker, np.ndarray]]:
         """The markers that count, each with the ids of its records."""
         return [(marker, self._ids[id(marker)]) for marker in self.markers]
+
+    def stolen(self) -> dict[str, dict[str, int]]:
+        """How many records of a shard were done by jobs of other shards: by the shard, and by that of the job."""
+        stolen: dict[str, dict[str, int]] = {}
+        for marker, ids in self.settled():
+            shard, job = str(marker["shard"]), attempt_of(marker.get("by", ""))[0]
+            if job not in {"", shard}:
+                of_shard = stolen.setdefault(shard, {})
+                of_shard[job] = of_shard.get(job, 0) + len(ids)
+        return stolen
 
     def quarantine_of(self, ids: np.ndarray) -> list[QuarantineEntry]:
         """The entries of those of these records that are in quarantine."""

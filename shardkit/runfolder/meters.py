@@ -41,6 +41,9 @@ class Meter(Protocol):
     def read(self) -> tuple[int, str]:
         """The progress as a number out of ``total``, and in words."""
 
+    def left_s(self) -> float | None:
+        """How long the rest will take at the present pace, if there is a rest and a pace."""
+
 
 class RecordMeter:
     """Pass 1: records, bytes, rates, the time left, the quarantine."""
@@ -67,14 +70,22 @@ class RecordMeter:
         if done and elapsed > 0:
             rate = (counts.bytes - self._before.bytes) / elapsed
             parts.append(f"{done / elapsed:,.0f} records/s, {human_bytes(rate)}/s")
-        left = f"ETA {human_seconds(self._left(counts, elapsed))}" if done and counts.records < self.total else ""
-        parts.append(left or human_seconds(elapsed))
+        left_s = self._left_s(counts)
+        parts.append(f"ETA {human_seconds(left_s)}" if left_s is not None else human_seconds(elapsed))
         if repeats := repeats_text(counts.repeated + (REPEATS.counts() - self._own)):
             parts.append(f"requests: {repeats}")
         return counts.records, " | ".join(parts)
 
-    def _left(self, counts: Counts, elapsed: float) -> float:
+    def left_s(self) -> float | None:
+        """How long the rest will take; 0 if there is none."""
+        counts = self._counts()
+        return self._left_s(counts) if counts.records < self.total else 0.0
+
+    def _left_s(self, counts: Counts) -> float | None:
         """Seconds left, by the mean of what records and what bytes say."""
+        if counts.records <= self._before.records or counts.records >= self.total:
+            return None
+        elapsed = time.monotonic() - self._begun
         shares = [(self.total - counts.records) / max(counts.records - self._before.records, 1)]
         if counts.bytes > self._before.bytes:
             shares.append(max(self._bytes - counts.bytes, 0) / (counts.bytes - self._before.bytes))
@@ -95,6 +106,30 @@ class RowMeter:
         elapsed = time.monotonic() - self._begun
         rate = f" | {rows / elapsed:,.0f} rows/s" if elapsed > 0 and rows else ""
         return rows, f"merging: {rows:,}/{self.total:,} rows{rate} | {human_seconds(elapsed)}"
+
+    def left_s(self) -> float | None:
+        """Not told."""
+        return None
+
+
+class StealMeter:
+    """Records of other jobs' shards that a job does when it has done its own."""
+
+    total = 0
+
+    def __init__(self, counts: Callable[[], Counts]) -> None:
+        self._counts = counts
+        self._begun = time.monotonic()
+
+    def read(self) -> tuple[int, str]:
+        """Records handled, and a line about them."""
+        counts = self._counts()
+        parts = [f"for slower jobs: {counts.records:,} records", human_bytes(counts.bytes)]
+        return counts.records, " | ".join([*parts, human_seconds(time.monotonic() - self._begun)])
+
+    def left_s(self) -> float | None:
+        """Unknown."""
+        return None
 
 
 class JobMeter:

@@ -7,6 +7,7 @@
         taken_over.json                            markers of chunks that earlier runs have done
         parts/<shard>/<chunk>-<attempt>.parquet    rows
         markers/<shard>/<chunk>-<attempt>.json     commits a chunk: parts, rows, bytes, timings, records, quarantine
+        claims/<shard>/<chunk>.json                a chunk that another job is at than that of its shard
         progress/<shard>-<attempt>.json            heartbeat of an attempt at a shard ("all": of every shard)
         dataset/generation-<number of the build>/  files that are to be the dataset's; those of jobs are beside that
         lock                                       held by the process that works on the run
@@ -50,7 +51,8 @@ def part_base(chunk: int, attempt: int, *, piece: int = 0, execution: str = "", 
     """The name, without suffix, of a chunk's parts.
 
     ``piece`` numbers what one attempt has committed of the chunk bit by bit; ``execution`` is a word of its own for
-    each time that a cluster works on the chunk; ``alone`` marks the parts of one record that was run by itself.
+    each time that a cluster works on the chunk, and for each job that does, if it is not the shard's own; ``alone``
+    marks the parts of one record that was run by itself.
     """
     of_piece = f"p{piece}" if piece else ""
     of_execution = f"x{execution}" if execution else ""

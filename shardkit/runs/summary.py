@@ -42,11 +42,12 @@ class Summary:
     ``status`` is ``running``, ``interrupted`` (can be resumed), ``failed`` or ``done``; ``records`` counts listed,
     done, quarantined and skipped. ``seconds`` is the wall time of all attempts together. ``repeated`` counts the
     requests to object stores that were made again, by the reason. ``quarantined_elsewhere`` counts quarantined records
-    in those days of the dataset that other runs have made. ``counts`` are the sums of what the function has counted
-    with `Record.count` in the records that this run has done. Of what it has logged with `Record.log`, ``log`` has the
-    first lines, each with the ``key`` of its record, and ``logged`` says how many lines there were. ``reason`` says why
-    a run failed, ``replaced_by`` names the run whose dataset has replaced this one's, and ``set_aside`` is about
-    records that a finished run has left out.
+    in those days of the dataset that other runs have made. ``stolen`` counts the records of slow jobs that others have
+    done, by the shard and by the shard of the job that has done them. ``counts`` are the sums of what the function has
+    counted with `Record.count` in the records that this run has done. Of what it has logged with `Record.log`, ``log``
+    has the first lines, each with the ``key`` of its record, and ``logged`` says how many lines there were. ``reason``
+    says why a run failed, ``replaced_by`` names the run whose dataset has replaced this one's, and ``set_aside`` is
+    about records that a finished run has left out.
     """
 
     run_id: str
@@ -64,15 +65,16 @@ class Summary:
     counts: dict[str, float] = field(default_factory=dict)
     log: list[LoggedLine] = field(default_factory=list)
     logged: int = 0
+    stolen: dict[str, dict[str, int]] = field(default_factory=dict)
     message: str | None = None
     reason: str | None = None
     replaced_by: str | None = None
     set_aside: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``run --json`` prints it: the last two only where there is one."""
+        """As ``run --json`` prints it: the last three only where there is one."""
         content = asdict(self)
-        empty = [name for name in ("reason", "replaced_by") if content[name] is None]
+        empty = [name for name in ("stolen", "reason", "replaced_by") if not content[name]]
         for name in ("message", "set_aside", *empty):
             del content[name]
         return content
@@ -99,6 +101,8 @@ class Summary:
             verb = "is" if self.quarantined_elsewhere == 1 else "are"
             see = Hint(f"sk.open_run({self.output!r}).failures()", f"shardkit failures {quote(self.output)}")
             lines.append(f"  others   {records} of other days {verb} in quarantine: {face(see)}")
+        if self.stolen:
+            lines.append(f"  stolen   {self._stolen_text()}")
         if repeats := repeats_text(self.repeated):
             lines.append(f"  requests {repeats}")
         lines += self._note_lines()
@@ -125,6 +129,12 @@ class Summary:
             yield f"  logged   {line['key']}: {line['text']}"
         if self.logged > len(self.log[:LINES_SHOWN]):
             yield f"  logged   ... and {counted(self.logged - min(len(self.log), LINES_SHOWN), 'more line')}"
+
+    def _stolen_text(self) -> str:
+        records = sum(sum(by.values()) for by in self.stolen.values())
+        shards = f"of {counted(len(self.stolen), 'slow shard')}"
+        jobs = counted(len({job for by in self.stolen.values() for job in by}), "other job")
+        return f"{counted(records, 'record')} {shards}, done by {jobs}"
 
     def _open(self) -> int:
         n = self.records
@@ -170,6 +180,7 @@ def summarize(folder: RunFolder, read: Ledger | None = None, *, live: int = 0) -
         counts=notes["sums"],
         log=notes["lines"],
         logged=notes["logged"],
+        stolen=ledger.stolen(),
         message=message,
         reason=reason,
         replaced_by=other,

@@ -140,6 +140,7 @@ class Shards(Section):
     target: Bytes | None = None
     instances: Annotated[int, NoTruth, Field(ge=1, le=MAX_INSTANCES)] | None = None
     zone: Annotated[str, Field(min_length=1)] | None = None
+    steal: Annotated[bool, Expected("true or false"), MayChange(), Field(strict=True)] | None = None
 
     @model_validator(mode="before")
     @classmethod

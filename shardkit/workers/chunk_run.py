@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardkit.record import Record
+from shardkit.runfolder.claims import commit
 from shardkit.runfolder.marked_notes import merged, notes_of
 from shardkit.tracebacks import error_message, user_traceback
 from shardkit.workers.inputs import Wanted
@@ -186,8 +187,10 @@ class ChunkRun:
         notes = [self._notes[i] for i in sorted(self._notes) if i not in self._failures]
         if notes:
             marker["notes"] = merged(notes)
+        if task.by:
+            marker["by"] = task.by
         if task.alone is None and listed and spool_of(self._settings) is None:
-            self._folder.write_marker(marker)
+            commit(self._folder, marker)
             del marker["timings"]
         return marker
 

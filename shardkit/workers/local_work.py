@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.document_types import Marker
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
+    from shardkit.runfolder.others import Others
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.tally import Tally
     from shardkit.workers.tasks import Chunk, ChunkTask
@@ -28,15 +29,18 @@ if TYPE_CHECKING:
 class LocalWork:
     """Each call sees a chunk through in a lane of this process; its worker, or the publisher, commits it."""
 
-    def __init__(self, folder: RunFolder, pool: WorkerPool, supervisor: Supervisor, stop: Stop, attempt: int) -> None:
+    def __init__(
+        self, folder: RunFolder, pool: WorkerPool, supervisor: Supervisor, stop: Stop, attempt: Attempt, *, by: str
+    ) -> None:
         self.joblib: dict[str, Any] = {"backend": NAME, "stop": stop, "claims_next": pool.fetches}
         self.do = supervisor.see_through
         self._records = folder.records(columns_of_records(are_fetched=pool.fetches))
         self._attempt = attempt
+        self._by = by
 
     def task(self, chunk: Chunk) -> ChunkTask:
         """The chunk with its records."""
-        return chunk.task(self._records, self._attempt)
+        return chunk.task(self._records, self._attempt.number, self._by)
 
     def done(self, outcome: list[Marker]) -> None:
         """The lane has counted them, in the moment in which the board forgot the chunk."""
@@ -60,7 +64,14 @@ class LocalWorkers(WorkerPool):
 
     @contextlib.contextmanager
     def working(
-        self, folder: RunFolder, tally: Tally, stop: Stop, *, attempt: Attempt, timeout_s: float | None
+        self,
+        folder: RunFolder,
+        tally: Tally,
+        stop: Stop,
+        *,
+        attempt: Attempt,
+        timeout_s: float | None,
+        others: Others | None = None,
     ) -> Iterator[LocalWork]:
         """Get ready for the chunks of an attempt; on leaving, all that workers have finished is committed.
 
@@ -70,9 +81,9 @@ class LocalWorkers(WorkerPool):
         # An output that is far away gets each chunk from the spool while the workers go on with the next.
         publisher = Publisher(functools.partial(publish_chunk, folder, self.spool), stop) if self.spool else None
         publish = publisher.add if publisher is not None else None
-        supervisor = Supervisor(self, stop, tally, timeout_s=timeout_s, publish=publish)
+        supervisor = Supervisor(self, stop, tally, timeout_s=timeout_s, publish=publish, others=others)
         try:
-            yield LocalWork(folder, self, supervisor, stop, attempt.number)
+            yield LocalWork(folder, self, supervisor, stop, attempt, by=others.by if others is not None else "")
         finally:
             if publisher is not None:
                 publisher.close()

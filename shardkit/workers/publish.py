@@ -6,6 +6,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from shardkit.runfolder.claims import commit
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,7 +27,7 @@ def publish_chunk(folder: RunFolder, spool: LocalFolder, marker: Marker) -> None
         folder.files.put_file(spool.root / key, key)
         spool.remove(key)
     if marker["records"]["listed"]:
-        folder.write_marker(marker)
+        commit(folder, marker)
 
 
 class Publisher:

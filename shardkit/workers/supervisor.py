@@ -11,6 +11,8 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from shardkit.errors import RunFailed
 from shardkit.tables.number_text import numbers_of
 from shardkit.workers.deaths import WorkerDied, describe_death
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardkit.runfolder.document_types import Marker, QuarantineEntry
+    from shardkit.runfolder.others import Others
     from shardkit.runfolder.stop import Stop
+    from shardkit.workers.gate import Turn
     from shardkit.workers.pool import WorkerPool
     from shardkit.workers.replies import Reply
     from shardkit.workers.tally import Tally
@@ -54,10 +58,12 @@ class Supervisor:
         *,
         timeout_s: float | None,
         publish: Callable[[Marker], None] | None = None,
+        others: Others | None = None,
     ) -> None:
         self._pool = pool
         self._gate = Gate(pool.size)
         self._publish = publish
+        self._others = others
         self._stop = stop
         self._tally = tally
         self._timeout_s = timeout_s
@@ -81,6 +87,8 @@ class Supervisor:
         """
         deaths = _Deaths()
         while True:
+            if self._is_done_elsewhere(task):
+                return
             last = max((position for position in task.settled if position >= task.begin), default=-1)
             if self._stop.asked:
                 if self._stop.is_urgent or last < 0:
@@ -130,21 +138,51 @@ class Supervisor:
         if loading_alone:
             with self._gate.alone(self._stop), self._pool.worker() as worker:
                 worker.prepare(self._stop)
+        tick = self._tick(task)
         way_in = self._gate.alone(self._stop, cleared=cleared) if quiet else self._gate.turn(self._stop)
         with way_in as turn:
             if cleared:
                 self._pool.discard_idle()
             with self._pool.worker(fresh=fresh) as worker:
                 turn.takes(worker)
-                reply = worker.ask(task, timeout_s=self._timeout_s, stop=self._stop, tick=turn.tick)
-                if task.alone is None:
+                reply = worker.ask(task, timeout_s=self._timeout_s, stop=self._stop, tick=lambda: tick(turn))
+                counts = task.alone is None and not self._is_done_elsewhere(task)
+                if counts:
+                    self._note(task, reply["marker"])
                     self._tally.add(reply["marker"], worker.slot)
                 else:
                     worker.slot.begin_chunk()
-        if task.alone is None and self._publish is not None:
+        if counts and self._publish is not None:
             self._publish(reply["marker"])
         self._tally.check_budget()
         return reply
+
+    def _is_done_elsewhere(self, task: ChunkTask) -> bool:
+        """Whether other jobs have committed what is left of a chunk."""
+        return self._others is not None and self._others.have_done(np.array(task.ids[task.begin :], np.int64))
+
+    def _note(self, task: ChunkTask, marker: Marker) -> None:
+        if self._others is not None:
+            end = task.begin + marker["records"]["listed"]
+            self._others.note(marker, np.array(task.ids[task.begin : end], np.int64))
+
+    def _tick(self, task: ChunkTask) -> Callable[[Turn], None]:
+        """What is to be done now and then while a worker is at a task.
+
+        It raises `Stopped`, which costs the worker, once other jobs have done the chunk: the record that it is at may
+        take it long.
+        """
+        others, turn_seen = self._others, 0
+
+        def tick(turn: Turn) -> None:
+            nonlocal turn_seen
+            turn.tick()
+            if others is not None and others.turn != turn_seen:
+                turn_seen = others.turn
+                if self._is_done_elsewhere(task):
+                    raise Stopped
+
+        return tick
 
     def _suspects(self, task: ChunkTask, death: WorkerDied, deaths: _Deaths) -> list[int]:
         """The records that may have caused a death, the likeliest first.

@@ -62,6 +62,7 @@ class ChunkTask:
     later attempt. Those before ``begin`` have been committed, as an earlier ``piece`` of the chunk. ``alone`` is the
     position of the only record to run, whose outcome is not committed. ``ahead`` is the task that the same worker will
     most likely be given next. ``execution`` is in the names of the parts, where several may be at the chunk at once.
+    ``by`` is the attempt of the job that does the chunk, where other jobs may do it too.
     """
 
     shard: int
@@ -77,25 +78,38 @@ class ChunkTask:
     alone: int | None = None
     ahead: ChunkTask | None = None
     execution: str = ""
+    by: str = ""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Records that go to a worker together, by their row numbers; ``is_planned`` if it is one of the plan's chunks."""
+    """Records that go to a worker together, by their row numbers; ``is_planned`` if it is one of the plan's chunks.
+
+    Of another job's shard, ``attempt`` is that of this job.
+    """
 
     shard: int
     number: int
     records: np.ndarray
     is_planned: bool
+    attempt: int | None = None
 
-    def task(self, records: pa.Table, attempt: int) -> ChunkTask:
+    def task(self, records: pa.Table, attempt: int, by: str = "") -> ChunkTask:
         """The chunk as a worker is sent it; ``records`` is the table of all records."""
         from shardkit.tables.arrays import arrow
 
         rows = records.take(arrow(self.records)).combine_chunks()
         ids = self.records.tolist()
+        is_own = self.attempt is None
         return ChunkTask(
-            self.shard, self.number, attempt, ids, records=records_to_bytes(rows), explicit=not self.is_planned
+            self.shard,
+            self.number,
+            attempt if self.attempt is None else self.attempt,
+            ids,
+            records=records_to_bytes(rows),
+            explicit=not self.is_planned,
+            execution="" if is_own else by,
+            by=by,
         )
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
+    from shardkit.runfolder.others import Others
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.board import Slot
     from shardkit.workers.tally import Tally
@@ -57,9 +58,16 @@ class Workers(Protocol):
         """See that so many workers have begun, because there is work for them."""
 
     def working(
-        self, folder: RunFolder, tally: Tally, stop: Stop, *, attempt: Attempt, timeout_s: float | None
+        self,
+        folder: RunFolder,
+        tally: Tally,
+        stop: Stop,
+        *,
+        attempt: Attempt,
+        timeout_s: float | None,
+        others: Others | None = None,
     ) -> AbstractContextManager[Work]:
-        """Get ready for the chunks of an attempt."""
+        """Get ready for the chunks of an attempt; ``others`` knows which of them other jobs have done."""
 
     def slots(self) -> Sequence[Slot]:
         """What the workers of this machine are at."""

@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import gc
 import json
+import math
 import os
 import sys
 import time
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 TRY_AGAIN = 75
 TRANSIENT = "transient: "
 MESSAGE_CHARACTERS = 1000
+STEALING_SHARE = 0.8  # of a job's time, after which it does no more chunks of other jobs
 INPUT_FOLDER = "processing/input/data"
 FUNCTION = "function"  # a setting of a generation: the function that replaces the plan's
 DAYS = "days"  # a setting of a generation: the only days of the plan that are worked on
@@ -47,11 +49,15 @@ ON_TOP = "on_top"  # a setting of a generation: the run's dataset replaces that 
 
 @dataclass(frozen=True)
 class Container:
-    """What the service says about a job; ``instance`` is the number of this instance among those of the job."""
+    """What the service says about a job.
+
+    ``instance`` is the number of this instance among those of the job, ``longest_s`` the job's time limit.
+    """
 
     root: Path
     job_name: str
     instance: int
+    longest_s: float
 
     @classmethod
     def here(cls) -> Container:
@@ -60,7 +66,8 @@ class Container:
         job, resources = _config(root, "processingjobconfig.json"), _config(root, "resourceconfig.json")
         hosts = sorted(resources.get("hosts", []), key=lambda host: (len(host), host))
         here = resources.get("current_host")
-        return cls(root, job.get("ProcessingJobName", ""), hosts.index(here) if here in hosts else 0)
+        longest_s = (job.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds", math.inf)
+        return cls(root, job.get("ProcessingJobName", ""), hosts.index(here) if here in hosts else 0, longest_s)
 
     @property
     def attempt(self) -> int:
@@ -181,6 +188,7 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.runfolder.display import make_progress
     from shardkit.runfolder.share import Share
     from shardkit.runs.crew import worker_pool
+    from shardkit.runs.stealing import steal
     from shardkit.units import counted
     from shardkit.workers.process_limit import check_room
 
@@ -191,18 +199,27 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     shard = shards[container.instance] if len(shards) > 1 else shards[0]
     source = str(container.root / INPUT_FOLDER) if given.download else None
     here = _records_in(folder, source) if source is not None and len(shards) > 1 else None
+    steals = source is None and _may_steal(folder, plan, pipeline)
     function = planned_function(folder, plan, pipeline, given.settings, changes.get(FUNCTION))
     check_room(pipeline.worker_count())
     with worker_pool(folder, pipeline, function, source=source, job=container.job_name or None) as pool:
         attempt = Attempt(folder, make_progress(quiet=False), begun=begun, shard=shard, number=container.attempt)
         with attempt:
-            share = Share(shards, shard, here)
+            share = Share(shards, shard, here, may_be_claimed=steals)
             ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=given.retry, share=share)
             outcome = f"{counted(ledger.done, 'record')} done, {ledger.quarantined:,} quarantined."
             sys.stderr.write(f"Shard {shard}: {outcome}\n")
+            if steals:
+                steal(ledger, pool, pipeline.limits(), attempt, until=begun + STEALING_SHARE * container.longest_s)
             if plan["by_day"]:
                 pool.hang_up()
                 _merge_days(ledger, pipeline, changes, attempt)
+
+
+def _may_steal(folder: RunFolder, plan: PlanDocument, pipeline: Spec) -> bool:
+    """Whether the jobs do chunks of slower ones; a retry of some days has chunks that no plan has."""
+    wanted = pipeline.shards is not None and pipeline.shards.steal is not False
+    return wanted and len(plan["shards"]) > 1 and folder.days is None
 
 
 def _merge_days(ledger: Ledger, pipeline: Spec, changes: dict[str, Any], attempt: Attempt) -> None:
@@ -211,6 +228,9 @@ def _merge_days(ledger: Ledger, pipeline: Spec, changes: dict[str, Any], attempt
     from shardkit.runs.planning import planned_merge
     from shardkit.units import counted
 
+    if 2 * sum(sum(by.values()) for by in ledger.stolen().values()) > ledger.listed:  # this instance is slow
+        sys.stderr.write("The days are left to pass 2: other jobs have done most of their records.\n")
+        return
     try:
         merging = planned_merge(ledger.folder, pipeline, changes)
         count = merge_days(ledger, merging, attempt, threads=pipeline.worker_count())

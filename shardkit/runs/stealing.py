@@ -1,0 +1,270 @@
+"""Work stealing: a job that has done its own shard does chunks of slower jobs. The rules are in `runfolder/claims.py`.
+
+It claims a chunk only if it will be done with it before the job whose chunk it is, by what that one's heartbeat says;
+so where all jobs are about as fast, nothing is claimed. It ends once there is nothing left to claim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import threading
+import time
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shardkit.errors import RunFailed, RunInterrupted, ShardkitError
+from shardkit.micro import cost_of, run_chunks
+from shardkit.runfolder import claims, heartbeats
+from shardkit.runfolder.meters import Counts, StealMeter
+from shardkit.runfolder.others import CLOSE_LOOK_S, Others
+from shardkit.runfolder.stop import Stop
+from shardkit.units import counted
+from shardkit.workers.tally import Tally
+from shardkit.workers.tasks import Chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.document_types import Heartbeat
+    from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.ledger import Ledger
+    from shardkit.runfolder.limits import WorkLimits
+    from shardkit.workers.work import Workers
+
+WORTH_S = 2.0  # a job that will have ended by then is left alone
+LOOKED_AT = 256  # heartbeats at most, at each look: each costs a request
+SHARDS_AT_ONCE = 4  # that are looked at closely
+LAST_S = 10.0  # for the chunks in progress when its own time is over
+
+
+def steal(ledger: Ledger, pool: Workers, limits: WorkLimits, attempt: Attempt, *, until: float = math.inf) -> int:
+    """Do chunks of slower jobs as long as there are any; returns how many of their records have been done.
+
+    What goes wrong with them does not concern this job, whose own work is done: it ends, and they are left to others.
+
+    Args:
+        ledger: Of this job's own shard.
+        pool: The workers.
+        limits: How long a record may take, and how many may fail.
+        attempt: Of this job.
+        until: When it has to end, on the clock of ``time.monotonic``.
+
+    Raises:
+        RunInterrupted: by SIGTERM.
+    """
+    stop = Stop()
+    tally = Tally(pool.slots(), stop, before=Counts(0, 0, 0), max_quarantined=limits.max_quarantined(ledger.planned))
+    thief = _Thief(ledger, attempt.name)
+    with attempt.stealing(tally, stop, StealMeter(tally.counts)), _ending(stop, until):
+        try:
+            while not stop.asked and (first := thief.patiently(stop)) is not None:
+                chunks, others, timeout_s = chain([first], thief.chunks()), thief.others, limits.timeout_s
+                with others.watching():
+                    run_chunks(
+                        thief.folder,
+                        pool,
+                        chunks,
+                        tally,
+                        stop,
+                        attempt=attempt,
+                        timeout_s=timeout_s,
+                        others=others,
+                        ahead=pool.size,
+                    )
+        except RunInterrupted:
+            raise
+        except ShardkitError as error:
+            sys.stderr.write(f"The rest is left to other jobs: {error}\n")
+        if isinstance(stop.error, RunInterrupted):
+            raise stop.error
+    if records := tally.counts().records:
+        sys.stderr.write(f"{counted(records, 'record')} done for slower jobs.\n")
+    return records
+
+
+@contextlib.contextmanager
+def _ending(stop: Stop, until: float) -> Iterator[None]:
+    """Ask for the end at that time."""
+    if math.isinf(until):
+        yield
+        return
+    end = RunFailed("The time of this job is nearly over.")
+    timer = threading.Timer(max(until - time.monotonic(), 0.0), stop.ask, [end], {"patience_s": LAST_S})
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _Thief:
+    """Finds and claims chunks of other jobs' shards."""
+
+    def __init__(self, ledger: Ledger, by: str) -> None:
+        self.others = Others(ledger, by, closely=True)
+        self._ledger = ledger
+        self.folder: RunFolder = ledger.folder
+        self._by = by
+        self._jobs = _Jobs(self.folder, by)
+        self._chunks: dict[int, list[tuple[int, np.ndarray, float]]] = {}  # of a shard, the last ones first
+        self._taken: set[tuple[int, int]] = set()
+        self._looked = -math.inf
+        self._cost_per_s = _pace(ledger)
+
+    def patiently(self, stop: Stop) -> Chunk | None:
+        """The next chunk; waits for one as long as jobs that have claimed chunks give no sign of life."""
+        while (chunk := self._next()) is None and self._may_be_void() and not stop.asked:
+            time.sleep(CLOSE_LOOK_S)
+        return chunk
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Chunks that are claimed at the moment at which they are asked for; ends if there is none then."""
+        try:
+            while (chunk := self._next()) is not None:
+                yield chunk
+        except ShardkitError as error:  # joblib would lose it
+            sys.stderr.write(f"No more is claimed of other jobs: {error}\n")
+
+    def _next(self) -> Chunk | None:
+        self._look()
+        for shard, number, records in self._candidates():
+            by, key = self._by, (shard, number)
+            if number not in self.others.claimed(shard):
+                is_mine = claims.claim(self.folder, shard, number, by)
+            else:
+                other = claims.holder(self.folder, shard, number)
+                is_mine = self._jobs.is_gone(other) and claims.take_over(
+                    self.folder, shard, number, by, instead_of=other
+                )
+            if is_mine:
+                self._taken.add(key)
+                planned = len(self._ledger.planned_chunks(shard)[number])
+                return Chunk(shard, number, records, len(records) == planned, self._jobs.latest[shard])
+        return None
+
+    def _candidates(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Open chunks that this job would do sooner than their own, with their open records; the claimed ones last."""
+        claimed = []
+        for beat in self._jobs.slow():
+            shard, left_s = int(beat["shard"]), _left_s(beat)
+            for number, records, cost in self._chunks.get(shard, ()):
+                left = self.others.open(records)
+                if not len(left) or (shard, number) in self._taken or cost > left_s * self._cost_per_s:
+                    continue
+                if number in self.others.claimed(shard):
+                    claimed.append((shard, number, left))
+                else:
+                    yield shard, number, left
+        yield from claimed
+
+    def _may_be_void(self) -> bool:
+        """Whether a chunk is claimed by a job of which it is not known yet whether it is still there."""
+        holders = (claims.holder(self.folder, shard, number) for shard, number, _ in self._candidates())
+        return any(self._jobs.may_be_gone(other) for other in holders)
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked < CLOSE_LOOK_S:
+            return
+        self._jobs.look()
+        for beat in self._jobs.slow():
+            shard = int(beat["shard"])
+            if shard not in self._chunks and len(self.others.watched) < SHARDS_AT_ONCE:
+                self._watch(shard)
+        self.others.look(unless_s=CLOSE_LOOK_S / 2)
+        self._looked = time.monotonic()
+
+    def _watch(self, shard: int) -> None:
+        ledger = self._ledger
+        settled = [ledger.records_of(marker) for marker in self.folder.taken_over([shard])]
+        chunks = [
+            (number, np.setdiff1d(records, np.concatenate(settled)) if settled else records)
+            for number, records in ledger.planned_chunks(shard).items()
+        ]
+        costs = [(number, records, cost_of(ledger, records)) for number, records in chunks if len(records)]
+        self._chunks[shard] = sorted(costs, key=lambda chunk: (chunk[2], -chunk[0]))
+        if costs:
+            self.others.watch(shard, np.concatenate([records for _, records, _ in costs]))
+
+
+def _pace(ledger: Ledger) -> float:
+    """What a worker of this job does in a second, in the unit of `cost_of`; infinite if it has done nothing itself."""
+    own = [(marker, ids) for marker, ids in ledger.settled() if not marker.get("taken_over") and len(ids)]
+    seconds = sum(marker.get("seconds", 0.0) for marker, _ in own)
+    return sum(cost_of(ledger, ids) for _, ids in own) / seconds if seconds else math.inf
+
+
+def _left_s(beat: Heartbeat) -> float:
+    """How long a job will be at its own shard; for ever, if it has done no record yet."""
+    return beat.get("left_s", math.inf)
+
+
+class _Jobs:
+    """The latest attempts of a run's jobs, as their heartbeats show them."""
+
+    def __init__(self, folder: RunFolder, by: str) -> None:
+        self.latest: dict[int, int] = {}
+        self._folder = folder
+        self._own = heartbeats.attempt_of(by)[0]
+        self._beats: dict[str, Heartbeat] = {}  # by the attempt's name, as they were read last
+        self._seen: dict[str, tuple[str, float, bool]] = {}  # their states, since when, and whether they have changed
+
+    def look(self) -> None:
+        """Read the heartbeats that have changed.
+
+        Raises:
+            StorageError: they cannot be listed or read.
+        """
+        now, changed = time.monotonic(), []
+        for entry in self._folder.files.entries(heartbeats.FOLDER):
+            name = entry.key.rpartition("/")[2].removesuffix(".json")
+            shard, number = heartbeats.attempt_of(name)
+            if not shard.isdecimal() or shard == self._own:
+                continue
+            self.latest[int(shard)] = max(number, self.latest.get(int(shard), 0))
+            state, _, _ = self._seen.get(name, ("", 0.0, False))
+            if state != entry.etag:
+                self._seen[name] = entry.etag, now, bool(state)
+                changed.append(name)
+        latest = [name for name in changed if self._is_latest(name)]
+        some = np.random.default_rng().permutation(latest)[:LOOKED_AT].tolist()
+        names = [f"{heartbeats.FOLDER}/{name}.json" for name in some]
+        for name, data in zip(some, self._folder.files.read_many(names), strict=True):
+            self._beats[name] = heartbeats.parsed(self._folder, f"{heartbeats.FOLDER}/{name}.json", data)
+        for name in set(latest) - set(some):
+            del self._seen[name]  # so that it is looked at another time
+
+    def _is_latest(self, name: str) -> bool:
+        shard, number = heartbeats.attempt_of(name)
+        return self.latest.get(int(shard)) == number
+
+    def slow(self) -> list[Heartbeat]:
+        """The jobs that will be at their own shards for a while, as they were when they last wrote; the slowest first.
+
+        Those whose attempt has died are among them, until the next one has begun.
+        """
+        beats = [beat for name, beat in self._beats.items() if self._is_latest(name)]
+        slow = [
+            beat
+            for beat in beats
+            if beat["state"] in {"running", "interrupted"} and beat.get("phase") == "pass 1" and _left_s(beat) > WORTH_S
+        ]
+        return sorted(slow, key=_left_s, reverse=True)
+
+    def is_gone(self, attempt: str) -> bool:
+        """Whether an attempt that has claimed something has ended, or has given no sign of life for long."""
+        shard, number = heartbeats.attempt_of(attempt)
+        if not shard.isdecimal() or self.latest.get(int(shard), 0) > number or attempt not in self._seen:
+            return True
+        beat = self._beats.get(attempt)
+        if beat is not None and beat["state"] != "running":
+            return True
+        return time.monotonic() - self._seen[attempt][1] >= claims.CLAIM_S
+
+    def may_be_gone(self, attempt: str) -> bool:
+        """Whether an attempt has not been seen alive yet, so that its claims may become void."""
+        return self.is_gone(attempt) or not self._seen[attempt][2]

@@ -1,0 +1,204 @@
+"""Work stealing: a job that has done its own shard does chunks of slower ones, and whatever happens they count once."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import random
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from crashing import LINUX, check_ledger, dying, wait_for
+from job_runs import JobProject
+from test_jobs_crash import kill, processes_of
+from test_object_store import bucket  # noqa: F401  a fixture
+
+import shardkit as sk
+from shardkit.engines.local import available_isolation
+from shardkit.runfolder import attempt as attempts
+from shardkit.runfolder import claims, others
+from shardkit.runfolder.ledger import Ledger
+from shardkit.runs import stealing
+from shardkit.runs.container import job as program
+from shardkit.storage.local_folder import LocalFolder
+from shardkit.storage.objects import ObjectFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from shardkit.runfolder.document_types import Marker
+    from shardkit.runfolder.folder import RunFolder
+
+pytestmark = [LINUX, pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine")]
+
+# The first call with a record waits for the record's gate; later ones do not: another job is faster.
+FIRST_WAITS = """
+import os, time
+from pathlib import Path
+ROOT = Path({root!r})
+
+def features(record):
+    name = record.key.replace("/", "+")
+    (ROOT / "calls" / f"{{name}} {{os.getpid()}} {{time.monotonic_ns()}}").touch()
+    text = Path(record).read_text()
+    if text.startswith("wait"):
+        try:
+            (ROOT / f"first-{{name}}").touch(exist_ok=False)
+        except FileExistsError:
+            pass
+        else:
+            while not (ROOT / f"gate-{{name}}").exists():
+                time.sleep(0.005)
+    if text.startswith("bad"):
+        raise ValueError(f"cannot make sense of {{record.key}}")
+    return [{{"key": record.key, "row": i, "text": text}} for i in range(2)]
+"""
+
+
+class Jobs:
+    """The jobs of a run that is planned, but not launched: each runs in a thread of this process."""
+
+    def __init__(self, project: JobProject, run: sk.Run) -> None:
+        self.project, self.run = project, run
+        self.codes: dict[str, int] = {}
+        self._threads: dict[str, threading.Thread] = {}
+
+    def start(self, *words: str) -> None:
+        """Begin a job: ``pass1``, with the number of its shard, or ``pass2``."""
+        name = " ".join(words)
+        number = ["--job", words[1]] if len(words) > 1 else []
+
+        def work() -> None:
+            self.codes[name] = program.main([words[0], "--run", self.run.folder.uri, *number])
+
+        self._threads[name] = threading.Thread(target=work)
+        self._threads[name].start()
+
+    def end(self, *words: str) -> None:
+        """Wait for a job's end, which must be a good one."""
+        name = " ".join(words)
+        self._threads[name].join(60)
+        assert self.codes.get(name) == 0, f"{name} has not ended well: {self.codes}"
+
+    def merge(self) -> sk.Run:
+        self.start("pass2")
+        self.end("pass2")
+        return self.run
+
+    def calls_of(self, key: str) -> int:
+        return Counter(self.project.calls())[key]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[JobProject]:
+    made = JobProject(tmp_path / "the user's")
+    made.write_function(FIRST_WAITS.format(root=str(made.root)))
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def jobs(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    """A fast group ``a`` of one record, and ``b`` of four, the first and the last of which may wait."""
+    fast(monkeypatch)
+    project.write_groups("go", groups="a")
+    project.write_groups("wait", "go..", "go..", "wait", groups="b")
+    made = Jobs(project, project.run_jobs(wait=False, workers=1, max_failures=2))
+    yield made
+    for gate in ("b+r0.txt", "b+r3.txt"):
+        open_gate(project, gate)
+    for thread in made._threads.values():
+        thread.join(60)
+
+
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look and write heartbeats often."""
+    monkeypatch.setattr(others, "LOOK_S", 0.1)
+    monkeypatch.setattr(others, "CLOSE_LOOK_S", 0.1)
+    monkeypatch.setattr(stealing, "CLOSE_LOOK_S", 0.1)
+    monkeypatch.setattr(attempts, "HEARTBEAT_S", 0.2)
+
+
+def open_gate(project: JobProject, name: str) -> None:
+    (project.root / f"gate-{name}").touch()
+
+
+def waits(project: JobProject, name: str) -> None:
+    wait_for(lambda: (project.root / f"first-{name}").exists(), what=f"{name} at work")
+
+
+def done_by(run: sk.Run) -> dict[str, str]:
+    """The attempt that has done each chunk that counts, by the keys of its records."""
+    ledger = Ledger(run.folder)
+    keys = run.folder.records(["key"])["key"].to_pylist()
+    return {keys[i]: marker["by"] for marker, ids in ledger.settled() for i in ids.tolist()}
+
+
+def counts_once(project: JobProject, run: sk.Run) -> None:
+    """Check the dataset, the ledger, and that no part is left that does not count."""
+    assert project.keys_and_rows(run) == project.expected()
+    summary = check_ledger(run)
+    assert summary.status == "done"
+    assert sk.check(run.output_uri).ok
+    parts = {part.file.key for part in Ledger(run.folder).parts()}
+    assert {entry.key for entry in run.folder.files.entries("parts")} == parts
+
+
+# ---- whole jobs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.whole
+def test_a_slow_job_ends_as_soon_as_another_has_done_its_chunks(jobs: Jobs, project: JobProject) -> None:
+    open_gate(project, "b+r3.txt")
+    jobs.start("pass1", "1")
+    waits(project, "b+r0.txt")  # and never returns
+    jobs.start("pass1", "0")
+    jobs.end("pass1", "0")
+    jobs.end("pass1", "1")
+    run = jobs.merge()
+    counts_once(project, run)
+    assert set(done_by(run).values()) == {"0-0001"}
+    assert (jobs.calls_of("b/r0.txt"), jobs.calls_of("b/r1.txt")) == (2, 1)
+    assert run.summary().stolen == {"1": {"0": 4}}
+    assert "stolen   4 records of 1 slow shard, done by 1 other job" in str(run.summary())
+
+
+@pytest.mark.whole
+def test_a_job_does_what_another_has_claimed_and_is_slow_with(jobs: Jobs, project: JobProject) -> None:
+    jobs.start("pass1", "1")
+    waits(project, "b+r0.txt")
+    jobs.start("pass1", "0")
+    waits(project, "b+r3.txt")  # the last one, in the job that has claimed it
+    assert claims.holder(jobs.run.folder, 1, 3) == "0-0001"
+    open_gate(project, "b+r0.txt")
+    jobs.end("pass1", "1")
+    jobs.end("pass1", "0")  # gives up what it is at
+    run = jobs.merge()
+    counts_once(project, run)
+    assert {key: by for key, by in done_by(run).items() if key.startswith("b")} == dict.fromkeys(
+        (f"b/r{i}.txt" for i in range(4)), "1-0001"
+    )
+    assert jobs.calls_of("b/r3.txt") == 2
+
+
+@pytest.mark.whole
+def test_without_stealing_each_job_does_its_own(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast(monkeypatch)
+    project.write_groups("go", groups="a")
+    project.write_groups("wait", "go", groups="b")
+    run = project.run_jobs(wait=False, workers=1, shards={"by": "directory", "steal": False})
+    jobs = Jobs(project, run)
+    jobs.start("pass1", "1")
+    waits(project, "b+r0.txt")
+    jobs.start("pass1", "0")
+    jobs.end("pass1", "0")
+    assert project.calls().count("b/r1.txt") == 0
+    open_gate(project, "b+r0.txt")
+    jobs.end("pass1", "1")
+    counts_once(project, jobs.merge())
+    assert run.folder.files.entries(claims.FOLDER) == []
