@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import DATA, HERE, SHARDKIT, Measure, measure
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 JOBS = 8
 RECORDS = 120  # of each job

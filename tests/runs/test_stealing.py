@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
 import random
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from crashing import LINUX, check_ledger, dying, wait_for
@@ -24,14 +21,14 @@ from shardkit.runfolder import claims, others
 from shardkit.runfolder.ledger import Ledger
 from shardkit.runs import stealing
 from shardkit.runs.container import job as program
-from shardkit.storage.local_folder import LocalFolder
-from shardkit.storage.objects import ObjectFolder
+from shardkit.times import now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from shardkit.runfolder.document_types import Marker
+    from test_object_store import Bucket
+
     from shardkit.runfolder.folder import RunFolder
 
 pytestmark = [LINUX, pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine")]
@@ -187,6 +184,142 @@ def test_a_job_does_what_another_has_claimed_and_is_slow_with(jobs: Jobs, projec
 
 
 @pytest.mark.whole
+def test_an_owner_that_begins_again_leaves_to_others_what_they_are_at(jobs: Jobs, project: JobProject) -> None:
+    jobs.start("pass1", "1")
+    waits(project, "b+r0.txt")
+    jobs.start("pass1", "0")
+    waits(project, "b+r3.txt")
+    jobs.start("pass1", "1")  # as if the first attempt were lost, which goes on all the same
+    jobs.end("pass1", "1")
+    open_gate(project, "b+r0.txt")
+    jobs.end("pass1", "0")
+    run = jobs.merge()
+    assert project.keys_and_rows(run) == project.expected()
+    assert check_ledger(run).records["done"] == 5
+    assert set(done_by(run).values()) == {"0-0001", "1-0002"}
+
+
+def beat(folder: RunFolder, name: str, state: str = "running") -> None:
+    """Write the heartbeat of a job that has done its own shard."""
+    shard, attempt = name.rsplit("-")
+    folder.write_heartbeat(
+        {
+            "shard": int(shard),
+            "attempt": int(attempt),
+            "state": state,
+            "message": None,
+            "phase": attempts.STEALING,
+            "started": now(),
+            "at": now(),
+        }
+    )
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("sign", ["none", "one", "many"])
+def test_claims_of_a_job_that_gives_no_sign_of_life_are_void(
+    jobs: Jobs, project: JobProject, sign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "CLAIM_S", 1.0)
+    folder, ended = jobs.run.folder, threading.Event()
+    open_gate(project, "b+r3.txt")
+    jobs.start("pass1", "1")
+    waits(project, "b+r0.txt")
+    for chunk in range(4):
+        assert claims.claim(folder, 1, chunk, "2-0001")
+    if sign != "none":
+        beat(folder, "2-0001")
+
+    def live() -> None:
+        while sign == "many" and not ended.wait(0.1):
+            beat(folder, "2-0001")
+
+    living = threading.Thread(target=live)
+    living.start()
+    begun = time.monotonic()
+    jobs.start("pass1", "0")
+    jobs.end("pass1", "0")
+    took_s = time.monotonic() - begun
+    ended.set()
+    living.join()
+    stolen = Ledger(folder).stolen().get("1", {}).get("0", 0)
+    if sign == "many":
+        assert stolen == 0
+    else:
+        assert stolen == 4
+        assert took_s >= claims.CLAIM_S or sign == "none"
+    open_gate(project, "b+r0.txt")
+    jobs.end("pass1", "1")
+    beat(folder, "2-0001", "done")
+    counts_once(project, jobs.merge())
+
+
+@pytest.mark.whole
+def test_a_record_that_fails_elsewhere_is_in_quarantine_once(jobs: Jobs, project: JobProject) -> None:
+    (project.data / "b" / "r2.txt").write_text("bad.")
+    open_gate(project, "b+r3.txt")
+    jobs.start("pass1", "1")
+    waits(project, "b+r0.txt")
+    jobs.start("pass1", "0")
+    jobs.end("pass1", "0")
+    jobs.end("pass1", "1")
+    run = jobs.merge()
+    assert [entry["key"] for entry in run.quarantine()] == ["b/r2.txt"]
+    assert check_ledger(run).records == {"listed": 5, "done": 4, "quarantined": 1, "skipped": 0}
+
+
+@pytest.mark.whole
+def test_too_many_failures_of_another_job_fail_that_one(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast(monkeypatch)
+    project.write_groups("go", groups="a")
+    project.write_groups("wait", "bad.", "go..", "go..", groups="b")
+    jobs = Jobs(project, project.run_jobs(wait=False, workers=1, max_failures=0))
+    jobs.start("pass1", "1")
+    waits(project, "b+r0.txt")
+    jobs.start("pass1", "0")
+    jobs.end("pass1", "0")
+    open_gate(project, "b+r0.txt")
+    with pytest.raises(AssertionError, match="not ended well"):
+        jobs.end("pass1", "1")
+    assert jobs.codes["pass1 1"] == 1
+
+
+@pytest.mark.whole
+def test_a_job_whose_day_others_have_computed_leaves_it_to_pass_2(
+    project: JobProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    days = ["2024-05-01", "2024-05-02"]
+    project.write_groups("go", groups=days[:1])
+    project.write_groups("wait", "go..", "go..", groups=days[1:])
+    run = project.run_jobs(wait=False, workers=1, shards={"by": "date", "path": "{Y}-{m}-{d}"})
+    jobs = Jobs(project, run)
+    jobs.start("pass1", "1")
+    waits(project, f"{days[1]}+r0.txt")
+    jobs.start("pass1", "0")
+    jobs.end("pass1", "0")
+    jobs.end("pass1", "1")
+    assert [entry.key for entry in run.folder.files.entries("merged")] == [f"merged/{days[0]}.json"]
+    counts_once(project, jobs.merge())
+
+
+@pytest.mark.slow
+def test_in_a_bucket(project: JobProject, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    fast(monkeypatch)
+    project.write_groups("go", groups="a")
+    project.write_groups("wait", "go..", "go..", "go..", groups="b")
+    run = project.run_jobs(wait=False, workers=1, output=f"{bucket.uri}/out")
+    jobs = Jobs(project, run)
+    jobs.start("pass1", "1")
+    waits(project, "b+r0.txt")
+    jobs.start("pass1", "0")
+    jobs.end("pass1", "0")
+    jobs.end("pass1", "1")
+    counts_once(project, jobs.merge())
+    assert run.summary().stolen == {"1": {"0": 4}}
+
+
+@pytest.mark.whole
 def test_without_stealing_each_job_does_its_own(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> None:
     fast(monkeypatch)
     project.write_groups("go", groups="a")
@@ -202,3 +335,56 @@ def test_without_stealing_each_job_does_its_own(project: JobProject, monkeypatch
     jobs.end("pass1", "1")
     counts_once(project, jobs.merge())
     assert run.folder.files.entries(claims.FOLDER) == []
+
+
+# ---- on an engine ------------------------------------------------------------------------------------------------
+
+# In the job or on the instance with that number each record takes a second; elsewhere next to nothing.
+ONE_IS_SLOW = """
+import json, os, time
+from pathlib import Path
+config = Path(os.environ.get("SHARDKIT_OPT_ML", "/opt/ml"), "config")
+job = json.loads((config / "processingjobconfig.json").read_text())["ProcessingJobName"]
+host = json.loads((config / "resourceconfig.json").read_text())["current_host"]
+
+def features(record):
+    time.sleep(1.0 if {slow!r} in f"{{job}}/{{host}}" else 0.02)
+    return [{{"key": record.key, "row": i}} for i in range(2)]
+"""
+
+
+@pytest.mark.slow
+def test_instances_of_one_job(project: JobProject) -> None:
+    project.write_function(ONE_IS_SLOW.format(slow="algo-1"))
+    project.write_records({f"r{i:02}.txt": "go" for i in range(60)})
+    begun = time.monotonic()
+    run = project.run_jobs(shards={"by": "s3key", "instances": 3}, workers=1)
+    assert time.monotonic() - begun < 20  # alone, the slow instance would take that long
+    counts_once(project, run)
+    assert run.summary().stolen["0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_jobs_are_killed_while_they_steal(project: JobProject, seed: int) -> None:
+    moments = random.Random(seed)
+    project.write_function(ONE_IS_SLOW.format(slow="-g1-00002-"))
+    project.write_groups(*["go"] * 24)
+    driver = project.start_driver(workers=2)
+    run = project.wait_for_run()
+    with dying(driver):
+        deadline = time.monotonic() + 8
+        while time.monotonic() < deadline and driver.process.poll() is None:
+            time.sleep(moments.uniform(0.1, 1.5))
+            if victims := processes_of(project, moments.choice(["bootstrap.py", "shardkit-worker"])):
+                kill(moments.choice(victims))
+        driver.process.wait(timeout=60)
+    for _ in range(5):  # attempts may be used up
+        try:
+            run.resume(quiet=True)
+            break
+        except sk.RunFailed:
+            continue
+    assert project.keys_and_rows(run) == project.expected()
+    assert check_ledger(run).status == "done"
+    assert sk.check(run.output_uri).ok
