@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from shardkit.errors import Damaged
+from shardkit.errors import Damaged, StorageError
 from shardkit.runfolder import documents
 from shardkit.runfolder.document_types import Claim
 
@@ -86,7 +86,8 @@ def commit(folder: RunFolder, marker: Marker) -> bool:
         return True
     if _covers(there[0], marker):
         for part in marker["parts"]:
-            folder.files.remove(f"{folder.parts_of(marker['shard'])}/{part['name']}")
+            with contextlib.suppress(StorageError):  # nothing counts on it
+                folder.files.remove(f"{folder.parts_of(marker['shard'])}/{part['name']}")
         return False
     folder.write_marker({**marker, "execution": marker["by"]})
     return True
