@@ -106,7 +106,7 @@ def _claimed(
         others.watch(shard, np.concatenate(records), ledger.names)
     if attempt.number > 1:  # before that, nobody can have claimed anything
         others.look()
-    with others.watching(tally.add):
+    with others.watching(tally.add_of_others):
         yield others, claimed_last(chunks, others)
 
 

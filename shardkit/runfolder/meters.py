@@ -23,7 +23,8 @@ class Counts:
     """How far the work is: records and bytes handled, and how many of the records were quarantined.
 
     ``repeated`` are the requests that the workers repeated in chunks that have ended, by reason.
-    ``begun`` says whether any worker has come to a record.
+    ``begun`` says whether any worker has come to a record. ``of_others`` and ``bytes_of_others`` are of records that
+    other jobs have handled meanwhile, which count too.
     """
 
     records: int
@@ -31,6 +32,8 @@ class Counts:
     quarantined: int
     repeated: Counter[str] = dataclasses.field(default_factory=Counter)
     begun: bool = True
+    of_others: int = 0
+    bytes_of_others: int = 0
 
 
 class Meter(Protocol):
@@ -83,12 +86,14 @@ class RecordMeter:
 
     def _left_s(self, counts: Counts) -> float | None:
         """Seconds left, by the mean of what records and what bytes say."""
-        if counts.records <= self._before.records or counts.records >= self.total:
+        done = counts.records - counts.of_others - self._before.records
+        if done <= 0 or counts.records >= self.total:
             return None
         elapsed = time.monotonic() - self._begun
-        shares = [(self.total - counts.records) / max(counts.records - self._before.records, 1)]
-        if counts.bytes > self._before.bytes:
-            shares.append(max(self._bytes - counts.bytes, 0) / (counts.bytes - self._before.bytes))
+        shares = [(self.total - counts.records) / done]
+        done_bytes = counts.bytes - counts.bytes_of_others - self._before.bytes
+        if done_bytes > 0:
+            shares.append(max(self._bytes - counts.bytes, 0) / done_bytes)
         return elapsed * sum(shares) / len(shares)
 
 

@@ -18,7 +18,9 @@ import numpy as np
 
 from shardkit.errors import RunFailed, RunInterrupted, ShardkitError
 from shardkit.micro import cost_of, run_chunks
+from shardkit.plan.chunks import record_costs
 from shardkit.runfolder import claims, heartbeats
+from shardkit.runfolder.attempt import HEARTBEAT_S
 from shardkit.runfolder.meters import Counts, StealMeter
 from shardkit.runfolder.others import CLOSE_LOOK_S, Others
 from shardkit.runfolder.stop import Stop
@@ -27,7 +29,7 @@ from shardkit.workers.tally import Tally
 from shardkit.workers.tasks import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.document_types import Heartbeat
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from shardkit.runfolder.limits import WorkLimits
     from shardkit.workers.work import Workers
 
-WORTH_S = 2.0  # a job that will have ended by then is left alone
+WORTH_S = HEARTBEAT_S  # what a heartbeat says of the time left may be as old as that
+UNKNOWN_S = 2 * HEARTBEAT_S  # a shard that would take this job so long is worth a look before its job has a pace
 LOOKED_AT = 256  # heartbeats at most, at each look: each costs a request
 SHARDS_AT_ONCE = 4  # that are looked at closely
 LAST_S = 10.0  # for the chunks in progress when its own time is over
@@ -59,7 +62,7 @@ def steal(ledger: Ledger, pool: Workers, limits: WorkLimits, attempt: Attempt, *
     """
     stop = Stop()
     tally = Tally(pool.slots(), stop, before=Counts(0, 0, 0), max_quarantined=limits.max_quarantined(ledger.planned))
-    thief = _Thief(ledger, attempt.name)
+    thief = _Thief(ledger, attempt.name, workers=pool.size)
     with attempt.stealing(tally, stop, StealMeter(tally.counts)), _ending(stop, until):
         try:
             while not stop.asked and (first := thief.patiently(stop)) is not None:
@@ -105,16 +108,18 @@ def _ending(stop: Stop, until: float) -> Iterator[None]:
 class _Thief:
     """Finds and claims chunks of other jobs' shards."""
 
-    def __init__(self, ledger: Ledger, by: str) -> None:
+    def __init__(self, ledger: Ledger, by: str, *, workers: int) -> None:
         self.others = Others(ledger, by, closely=True)
         self._ledger = ledger
         self.folder: RunFolder = ledger.folder
         self._by = by
-        self._jobs = _Jobs(self.folder, by)
+        self._cost_per_s = _pace(ledger)
+        self._costs = np.bincount(ledger.shard, record_costs(ledger.bytes))
+        self._workers = workers
+        self._jobs = _Jobs(self.folder, by, self._expected_s)
         self._chunks: dict[int, list[tuple[int, np.ndarray, float]]] = {}  # of a shard, the last ones first
         self._taken: set[tuple[int, int]] = set()
         self._looked = -math.inf
-        self._cost_per_s = _pace(ledger)
 
     def patiently(self, stop: Stop) -> Chunk | None:
         """The next chunk; waits for one as long as jobs that have claimed chunks give no sign of life."""
@@ -151,7 +156,7 @@ class _Thief:
         """Open chunks that this job would do sooner than their own, with their open records; the claimed ones last."""
         claimed = []
         for beat in self._jobs.slow():
-            shard, left_s = int(beat["shard"]), _left_s(beat)
+            shard, left_s = int(beat["shard"]), self._jobs.left_s(beat)
             for number, records, cost in self._chunks.get(shard, ()):
                 left = self.others.open(records)
                 if not len(left) or (shard, number) in self._taken or cost > left_s * self._cost_per_s:
@@ -161,6 +166,9 @@ class _Thief:
                 else:
                     yield shard, number, left
         yield from claimed
+
+    def _expected_s(self, shard: int) -> float:
+        return float(self._costs[shard]) / (self._cost_per_s * self._workers)
 
     def _may_be_void(self) -> bool:
         """Whether a chunk is claimed by a job of which it is not known yet whether it is still there."""
@@ -198,17 +206,16 @@ def _pace(ledger: Ledger) -> float:
     return sum(cost_of(ledger, ids) for _, ids in own) / seconds if seconds else math.inf
 
 
-def _left_s(beat: Heartbeat) -> float:
-    """How long a job will be at its own shard; for ever, if it has done no record yet."""
-    return beat.get("left_s", math.inf)
-
-
 class _Jobs:
-    """The latest attempts of a run's jobs, as their heartbeats show them."""
+    """The latest attempts of a run's jobs, as their heartbeats show them.
 
-    def __init__(self, folder: RunFolder, by: str) -> None:
+    ``expected_s`` says how long a shard would take the job that looks.
+    """
+
+    def __init__(self, folder: RunFolder, by: str, expected_s: Callable[[int], float]) -> None:
         self.latest: dict[int, int] = {}
         self._folder = folder
+        self._expected_s = expected_s
         self._own = heartbeats.attempt_of(by)[0]
         self._beats: dict[str, Heartbeat] = {}  # by the attempt's name, as they were read last
         self._seen: dict[str, tuple[str, float, bool]] = {}  # their states, since when, and whether they have changed
@@ -251,9 +258,20 @@ class _Jobs:
         slow = [
             beat
             for beat in beats
-            if beat["state"] in {"running", "interrupted"} and beat.get("phase") == "pass 1" and _left_s(beat) > WORTH_S
+            if beat["state"] in {"running", "interrupted"}
+            and beat.get("phase") == "pass 1"
+            and self.left_s(beat) > WORTH_S
         ]
-        return sorted(slow, key=_left_s, reverse=True)
+        return sorted(slow, key=self.left_s, reverse=True)
+
+    def left_s(self, beat: Heartbeat) -> float:
+        """How long a job will be at its own shard, by what it says; before it has done a record, by this job's pace."""
+        if "left_s" in beat:
+            return beat["left_s"]
+        here_s = self._expected_s(int(beat["shard"]))
+        if "records" in beat:
+            return max(here_s, beat.get("seconds", 0.0))
+        return here_s if here_s >= UNKNOWN_S else 0.0  # it has only just begun
 
     def is_gone(self, attempt: str) -> bool:
         """Whether an attempt that has claimed something has ended, or has given no sign of life for long."""

@@ -26,6 +26,7 @@ class Tally:
         self._committed = before
         self._before = before.records
         self._max_quarantined = max_quarantined
+        self._of_others = self._bytes_of_others = 0
         self._lock = threading.Lock()
 
     def add(self, marker: Marker, slot: Slot | None = None) -> None:
@@ -33,18 +34,28 @@ class Tally:
         with self._lock:
             if slot is not None:
                 slot.begin_chunk()
-            committed, records = self._committed, marker["records"]
-            self._committed = Counts(
-                committed.records + records["listed"],
-                committed.bytes + marker["bytes_in"],
-                committed.quarantined + records["quarantined"],
-                committed.repeated + count_of(marker),
-            )
+            self._add(marker)
+
+    def add_of_others(self, marker: Marker) -> None:
+        """Count a marker that another job has written."""
+        with self._lock:
+            self._add(marker)
+            self._of_others += marker["records"]["listed"]
+            self._bytes_of_others += marker.get("bytes_in", 0)
+
+    def _add(self, marker: Marker) -> None:
+        committed, records = self._committed, marker["records"]
+        self._committed = Counts(
+            committed.records + records["listed"],
+            committed.bytes + marker["bytes_in"],
+            committed.quarantined + records["quarantined"],
+            committed.repeated + count_of(marker),
+        )
 
     def counts(self) -> Counts:
         """The counts as of now."""
         with self._lock:
-            committed = self._committed
+            committed, of_others = self._committed, (self._of_others, self._bytes_of_others)
             live = [slot.read() for slot in self._slots]
         return Counts(
             committed.records + sum(r.done for r in live),
@@ -52,6 +63,8 @@ class Tally:
             committed.quarantined + sum(r.failed for r in live),
             committed.repeated,
             begun=any(r.turn for r in live) or committed.records > self._before,
+            of_others=of_others[0],
+            bytes_of_others=of_others[1],
         )
 
     def check_budget(self) -> None:

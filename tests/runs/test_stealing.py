@@ -118,6 +118,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(others, "LOOK_S", 0.1)
     monkeypatch.setattr(others, "CLOSE_LOOK_S", 0.1)
     monkeypatch.setattr(stealing, "CLOSE_LOOK_S", 0.1)
+    monkeypatch.setattr(stealing, "WORTH_S", 0.1)
     monkeypatch.setattr(attempts, "HEARTBEAT_S", 0.2)
 
 
@@ -126,7 +127,11 @@ def open_gate(project: JobProject, name: str) -> None:
 
 
 def waits(project: JobProject, name: str) -> None:
+    """Wait until a record is at work, and its job's heartbeat shows that it has come to records."""
     wait_for(lambda: (project.root / f"first-{name}").exists(), what=f"{name} at work")
+    folder = sk.open_run(project.out).folder
+    beats = lambda: [beat for beat in folder.heartbeats() if "records" in beat and beat.get("seconds", 0) > 0.1]  # noqa: E731
+    wait_for(beats, what="a heartbeat")
 
 
 def done_by(run: sk.Run) -> dict[str, str]:
