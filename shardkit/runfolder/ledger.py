@@ -199,7 +199,7 @@ class Ledger:
         stolen: dict[str, dict[str, int]] = {}
         for marker, ids in self.settled():
             shard, job = str(marker["shard"]), attempt_of(marker.get("by", ""))[0]
-            if job not in {"", shard}:
+            if job not in {"", shard} and not marker.get("taken_over"):
                 of_shard = stolen.setdefault(shard, {})
                 of_shard[job] = of_shard.get(job, 0) + len(ids)
         return stolen
@@ -307,7 +307,8 @@ class Ledger:
         folders = list({part.file.folder: None for part in self.parts()})
         for files, entries in zip(folders, together([partial(f.entries, "parts") for f in folders]), strict=True):
             there |= {File(files, entry.key): entry.bytes for entry in entries}
-        for part in self.parts():
+        by_marker = [(marker, part) for marker in self.markers for part in self.parts_of(marker)]
+        for marker, part in by_marker:
             if there.get(part.file) != part.bytes:
                 if part.file.folder != self.folder.files:
                     raise LedgerError(
@@ -315,12 +316,11 @@ class Ledger:
                         f"{part.bytes:,} bytes.",
                         hint="Start a new run with incremental: false.",
                     )
-                shard, name = part.file.key.split("/")[1:]
+                name = self.folder.marker_name(marker).removeprefix("markers/").removesuffix(".json")
                 raise LedgerError(
                     f"Run {self.folder.run_id}: the committed part {part.file} is missing or not of its "
                     f"{part.bytes:,} bytes.",
-                    hint=f"Delete the marker {shard}/{name.partition('.')[0]} under "
-                    f"{self.folder.uri}/markers, then resume the run.",
+                    hint=f"Delete the marker {name} under {self.folder.uri}/markers, then resume the run.",
                 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import sys
 import threading
 import time
@@ -118,12 +119,20 @@ class _Thief:
         self._workers = workers
         self._jobs = _Jobs(self.folder, by, self._expected_s)
         self._chunks: dict[int, list[tuple[int, np.ndarray, float]]] = {}  # of a shard, the last ones first
+        self._planned: dict[tuple[int, int], int] = {}  # how many records a chunk has
         self._taken: set[tuple[int, int]] = set()
+        self._holders: dict[tuple[int, int], str] = {}
         self._looked = -math.inf
 
     def patiently(self, stop: Stop) -> Chunk | None:
         """The next chunk; waits for one as long as jobs that have claimed chunks give no sign of life."""
-        while (chunk := self._next()) is None and self._may_be_void() and not stop.asked:
+        while (chunk := self._next()) is None:
+            claimed = [chunk for chunk in self._candidates() if self._is_claimed(chunk)]
+            for chunk in claimed:
+                if self._jobs.is_gone(holder := self._holder(chunk)) and self._take_over(chunk, holder):
+                    return chunk
+            if stop.asked or not any(self._jobs.may_be_gone(self._holder(chunk)) for chunk in claimed):
+                return None
             time.sleep(CLOSE_LOOK_S)
         return chunk
 
@@ -136,44 +145,44 @@ class _Thief:
             sys.stderr.write(f"No more is claimed of other jobs: {error}\n")
 
     def _next(self) -> Chunk | None:
+        """The first chunk that nobody has claimed."""
         self._look()
-        for shard, number, records in self._candidates():
-            by, key = self._by, (shard, number)
-            if number not in self.others.claimed(shard):
-                is_mine = claims.claim(self.folder, shard, number, by)
-            else:
-                other = claims.holder(self.folder, shard, number)
-                is_mine = self._jobs.is_gone(other) and claims.take_over(
-                    self.folder, shard, number, by, instead_of=other
-                )
-            if is_mine:
-                self._taken.add(key)
-                planned = len(self._ledger.planned_chunks(shard)[number])
-                return Chunk(shard, number, records, len(records) == planned, self._jobs.latest[shard])
+        for chunk in self._candidates():
+            if not self._is_claimed(chunk) and claims.claim(self.folder, chunk.shard, chunk.number, self._by):
+                self._taken.add((chunk.shard, chunk.number))
+                return chunk
         return None
 
-    def _candidates(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Open chunks that this job would do sooner than their own, with their open records; the claimed ones last."""
-        claimed = []
+    def _candidates(self) -> Iterator[Chunk]:
+        """Open chunks that this job would do sooner than their own, with their open records."""
         for beat in self._jobs.slow():
             shard, left_s = int(beat["shard"]), self._jobs.left_s(beat)
             for number, records, cost in self._chunks.get(shard, ()):
                 left = self.others.open(records)
-                if not len(left) or (shard, number) in self._taken or cost > left_s * self._cost_per_s:
-                    continue
-                if number in self.others.claimed(shard):
-                    claimed.append((shard, number, left))
-                else:
-                    yield shard, number, left
-        yield from claimed
+                if len(left) and (shard, number) not in self._taken and cost <= left_s * self._cost_per_s:
+                    is_whole = len(left) == self._planned[shard, number]
+                    yield Chunk(shard, number, left, is_whole, self._jobs.latest[shard])
+
+    def _is_claimed(self, chunk: Chunk) -> bool:
+        return chunk.number in self.others.claimed(chunk.shard)
+
+    def _holder(self, chunk: Chunk) -> str:
+        """The attempt that has claimed a chunk."""
+        key = chunk.shard, chunk.number
+        if key not in self._holders:
+            self._holders[key] = claims.holder(self.folder, *key)
+        return self._holders[key]
+
+    def _take_over(self, chunk: Chunk, holder: str) -> bool:
+        key = chunk.shard, chunk.number
+        if not claims.take_over(self.folder, *key, self._by, instead_of=holder):
+            del self._holders[key]  # somebody else has
+            return False
+        self._taken.add(key)
+        return True
 
     def _expected_s(self, shard: int) -> float:
         return float(self._costs[shard]) / (self._cost_per_s * self._workers)
-
-    def _may_be_void(self) -> bool:
-        """Whether a chunk is claimed by a job of which it is not known yet whether it is still there."""
-        holders = (claims.holder(self.folder, shard, number) for shard, number, _ in self._candidates())
-        return any(self._jobs.may_be_gone(other) for other in holders)
 
     def _look(self) -> None:
         if time.monotonic() - self._looked < CLOSE_LOOK_S:
@@ -193,6 +202,7 @@ class _Thief:
             (number, np.setdiff1d(records, np.concatenate(settled)) if settled else records)
             for number, records in ledger.planned_chunks(shard).items()
         ]
+        self._planned |= {(shard, number): len(records) for number, records in ledger.planned_chunks(shard).items()}
         costs = [(number, records, cost_of(ledger, records)) for number, records in chunks if len(records)]
         self._chunks[shard] = sorted(costs, key=lambda chunk: (chunk[2], -chunk[0]))
         if costs:
@@ -219,6 +229,7 @@ class _Jobs:
         self._own = heartbeats.attempt_of(by)[0]
         self._beats: dict[str, Heartbeat] = {}  # by the attempt's name, as they were read last
         self._seen: dict[str, tuple[str, float, bool]] = {}  # their states, since when, and whether they have changed
+        self._unread: set[str] = set()
 
     def look(self) -> None:
         """Read the heartbeats that have changed.
@@ -226,7 +237,7 @@ class _Jobs:
         Raises:
             StorageError: they cannot be listed or read.
         """
-        now, changed = time.monotonic(), []
+        now = time.monotonic()
         for entry in self._folder.files.entries(heartbeats.FOLDER):
             name = entry.key.rpartition("/")[2].removesuffix(".json")
             shard, number = heartbeats.attempt_of(name)
@@ -236,14 +247,13 @@ class _Jobs:
             state, _, _ = self._seen.get(name, ("", 0.0, False))
             if state != entry.etag:
                 self._seen[name] = entry.etag, now, bool(state)
-                changed.append(name)
-        latest = [name for name in changed if self._is_latest(name)]
-        some = np.random.default_rng().permutation(latest)[:LOOKED_AT].tolist()
+                self._unread.add(name)
+        self._unread = set(filter(self._is_latest, self._unread))
+        some = random.sample(sorted(self._unread), min(len(self._unread), LOOKED_AT))
         names = [f"{heartbeats.FOLDER}/{name}.json" for name in some]
         for name, data in zip(some, self._folder.files.read_many(names), strict=True):
             self._beats[name] = heartbeats.parsed(self._folder, f"{heartbeats.FOLDER}/{name}.json", data)
-        for name in set(latest) - set(some):
-            del self._seen[name]  # so that it is looked at another time
+        self._unread -= set(some)
 
     def _is_latest(self, name: str) -> bool:
         shard, number = heartbeats.attempt_of(name)

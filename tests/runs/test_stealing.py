@@ -6,10 +6,12 @@ import random
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 from crashing import LINUX, check_ledger, dying, wait_for
+from fault_proxy import FaultProxy
 from job_runs import JobProject
 from test_jobs_crash import kill, processes_of
 from test_object_store import bucket  # noqa: F401  a fixture
@@ -322,6 +324,48 @@ def test_in_a_bucket(project: JobProject, bucket: Bucket, monkeypatch: pytest.Mo
     jobs.end("pass1", "1")
     counts_once(project, jobs.merge())
     assert run.summary().stolen == {"1": {"0": 4}}
+
+
+def requests_of_jobs(project: JobProject, there: Bucket, url: str, *, steal: bool) -> Counter[str]:
+    """The requests to the store that three jobs make which are all fast."""
+    run = project.run_jobs(
+        wait=False, workers=1, output=f"{there.uri}/{steal}", shards={"by": "directory", "steal": steal}
+    )
+    made: Counter[str] = Counter()
+
+    def gate(request: Any) -> None:
+        kind = "LIST" if "list-type=2" in request.path else request.command
+        if kind != "PUT" or "/progress/" not in request.path:  # of heartbeats there are as many as it takes seconds
+            made[kind] += 1
+
+    jobs = Jobs(project, run)
+    with pytest.MonkeyPatch.context() as patched, FaultProxy(urlsplit(url).port or 0, gate=gate).running() as proxy:
+        patched.setenv("AWS_ENDPOINT_URL", proxy)
+        for number in "012":
+            jobs.start("pass1", number)
+        for number in "012":
+            jobs.end("pass1", number)
+    jobs.merge()
+    assert run.summary().stolen == {}
+    return made
+
+
+@pytest.mark.slow
+def test_where_nobody_is_slow_it_costs_few_requests(
+    project: JobProject,
+    bucket: Bucket,  # noqa: F811
+    s3_url: str,
+) -> None:
+    project.write_groups(*["go"] * 6)
+    without = requests_of_jobs(project, bucket, s3_url, steal=False)
+    project.forget_calls()
+    more = requests_of_jobs(project, bucket, s3_url, steal=True) - without
+    assert set(project.calls()) == {key for key, _ in project.expected()}
+    assert len(project.calls()) == 18
+    # Of each job one look at the others' heartbeats, and the heartbeats of those that had not ended by then.
+    assert more["PUT"] == 0
+    assert more["LIST"] <= 3
+    assert more["GET"] <= 6
 
 
 @pytest.mark.whole
