@@ -35,6 +35,8 @@ import yaml
 from shardkit import Local, Pipeline, SageMaker, Slurm
 from shardkit.jobs import Policy
 from shardkit.jobs.policy import ATTEMPTS
+from shardkit.workflows.document import Workflow
+from shardkit.workflows.parts import Calendar, Machines, Notify, Resources, Step, Webhook
 from shardkit.workflows.read import read_workflow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +65,7 @@ SLOW = {
     "running.md",
     "shards.md",
     "sql.md",
+    "workflows.md",
 }
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -271,6 +274,13 @@ def test_every_field_of_an_engine_is_documented() -> None:
     text = (ROOT / "docs" / "slurm.md").read_text("utf-8")
     fields = {field.alias or name for name, field in Slurm.model_fields.items()}
     assert {field for field in fields - {"kind"} if f"`{field}`" not in text} == set()
+
+
+def test_every_field_of_a_workflow_is_documented() -> None:
+    text = (ROOT / "docs" / "workflows.md").read_text("utf-8")
+    kinds = (Workflow, Step, Calendar, Webhook, Machines, Resources, Notify)
+    fields = {field.alias or name for kind in kinds for name, field in kind.model_fields.items()}
+    assert {field for field in fields if f"`{field}`" not in text} == set()
 
 
 def test_the_attempts_that_each_cause_gets_are_documented() -> None:
