@@ -286,3 +286,20 @@ def may_try_again(expression: str | None, ended: Ended) -> bool:
         "status": ended.status,
     }
     return bool(eval(text, {"__builtins__": {}}, names))
+
+
+def begun_by(sensor: Manifest, body: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """What a Sensor begins for the body of a call: the name of the WorkflowTemplate, and the arguments.
+
+    A parameter without a default that the body does not have is a KeyError: Argo begins nothing then.
+    """
+    (trigger,) = sensor["spec"]["triggers"]
+    k8s = trigger["template"]["k8s"]
+    spec = k8s["source"]["resource"]["spec"]
+    arguments = {each["name"]: each["value"] for each in spec.get("arguments", {}).get("parameters", [])}
+    names = list(arguments)
+    for each in k8s.get("parameters", []):
+        number = int(each["dest"].removeprefix("spec.arguments.parameters.").removesuffix(".value"))
+        key = each["src"]["dataKey"].removeprefix("body.")
+        arguments[names[number]] = str(body[key]) if key in body or "value" not in each["src"] else each["src"]["value"]
+    return spec["workflowTemplateRef"]["name"], arguments

@@ -240,6 +240,59 @@ def test_a_parameter_that_will_not_do_stops_the_run_before_its_first_step(
     assert len(notices[1]) == 1
 
 
+SMALL = """
+name: small
+mode: webhook
+webhook: {port: 12000, token: "env:TOKEN"}
+image: tools
+namespace: ml
+params: {day: {pattern: "[0-9-]{10}"}, country: fr}
+steps:
+  - {name: flaky, retries: 2, command: [python, flaky.py], env: {STATE: "STATE_FOLDER"}}
+  - {name: said, after: flaky, command: [python, say.py, "{{params.day}} {{params.country}}"], env: {STATE: "STATE_FOLDER"}}
+  - {name: worse, command: [python, -c, "raise SystemExit(3)"]}
+  - {name: never, after: [said, worse], command: [python, say.py, never]}
+"""
+FLAKY = """
+import os, pathlib
+before = pathlib.Path(os.environ["STATE"], "before")
+if not before.exists():
+    before.touch()
+    raise SystemExit(1)
+"""
+SAY = """
+import os, pathlib, sys
+pathlib.Path(os.environ["STATE"], "said").write_text(sys.argv[1])
+"""
+
+
+def test_a_call_begins_a_run_whose_steps_are_tried_again_as_often_as_the_file_says(
+    tmp_path: Path, shardkit: RunCommand
+) -> None:
+    state, image = tmp_path / "state", tmp_path / "tools"
+    for folder in (state, image, tmp_path / "pods"):
+        folder.mkdir()
+    (image / "flaky.py").write_text(FLAKY)
+    (image / "say.py").write_text(SAY)
+    (tmp_path / "workflow.yaml").write_text(SMALL.replace("STATE_FOLDER", str(state)))
+    shardkit("workflow", "deploy", "workflow.yaml", "--output", "deploy")
+    manifests = [yaml.safe_load(path.read_text()) for path in (tmp_path / "deploy/default").iterdir()]
+    sensor = next(each for each in manifests if each["kind"] == "Sensor")
+    with pytest.raises(KeyError, match="day"):
+        argo_here.begun_by(sensor, {"country": "de"})
+    template, arguments = argo_here.begun_by(sensor, {"day": "2026-01-31", "more": "x"})
+    assert (template, arguments) == ("small", {"day": "2026-01-31", "country": "fr"})
+
+    environment = {"PATH": os.environ["PATH"], **warm.read_at_start(os.environ)}
+    cluster = Cluster(tmp_path / "pods", manifests, {"tools": image}, {}, environment)
+    run = Run(cluster, template, "small-x1", arguments)
+    assert run.carry_out() == argo_here.FAILED
+    assert [pod.status for pod in run.attempts("flaky")] == [argo_here.FAILED, argo_here.SUCCEEDED]
+    assert [pod.exit_code for pod in run.attempts("worse")] == [3]
+    assert (state / "said").read_text() == "2026-01-31 fr"
+    assert not run.attempts("never")
+
+
 @pytest.mark.parametrize(
     ("ended", "again"),
     [

@@ -402,6 +402,7 @@ def test_drift_is_found_and_what_is_no_longer_needed_goes(deployment: Deployment
         ("name: predict,", "name: features-plan,", "two templates would have the name features-plan"),
         ("name: predict,", "name: main,", "two templates would have the name main"),
         ("jobs_at_once: 20", "max_jobs: 1001", "max_jobs"),
+        ("namespace: ml-dev, ", "namespace: ml-dev, engine: local, ", "the steps in dev are jobs of engine: local"),
     ],
 )
 def test_what_cannot_be_had_on_a_cluster_is_refused_with_the_cure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardkit.workflows.kubernetes.machines import CODE_MOUNT, SCRATCH_MOUNT, placement, resources, scratch_volume
@@ -51,7 +52,6 @@ def command_template(workflow: Workflow, resolved: Resolved) -> Manifest:
 
 def pipeline_templates(workflow: Workflow, resolved: Resolved, code: Mapping[str, Any]) -> list[Manifest]:
     """The templates of a pipeline's pods: the plan, a job of pass 1, pass 2. ``code`` is the volume with the code."""
-    name = resolved.step.name
     plan = [
         *("plan", f"{CODE_FOLDER}/pipeline.yaml", "--run-id", RUN_NAME, "--max-jobs", str(resolved.step.max_jobs)),
         *("--outputs", OUTPUTS, "--source-dir", f"{CODE_FOLDER}/source"),
@@ -62,30 +62,35 @@ def pipeline_templates(workflow: Workflow, resolved: Resolved, code: Mapping[str
         plan += setting_words(field, value)
     run, job = "{{inputs.parameters.run}}", "{{inputs.parameters.job}}"
     outputs = [{"name": each, "valueFrom": {"path": f"{OUTPUTS}/{each}"}} for each in ("run", "jobs")]
+    own = _Part(workflow, resolved, code)
     return [
-        _pipeline_template(workflow, resolved, code, f"{name}-plan", plan, gpu=False)
-        | {"outputs": {"parameters": outputs}},
-        _pipeline_template(workflow, resolved, code, f"{name}-pass1", ["pass1", "--run", run, "--job", job])
+        own.template("plan", plan, has_disk=False) | {"outputs": {"parameters": outputs}},
+        own.template("pass1", ["pass1", "--run", run, "--job", job], has_gpu=True)
         | {"inputs": {"parameters": [{"name": "run"}, {"name": "job"}]}},
-        _pipeline_template(workflow, resolved, code, f"{name}-pass2", ["pass2", "--run", run], gpu=False)
-        | {"inputs": {"parameters": [{"name": "run"}]}},
+        own.template("pass2", ["pass2", "--run", run]) | {"inputs": {"parameters": [{"name": "run"}]}},
     ]
 
 
-def _pipeline_template(
-    workflow: Workflow, resolved: Resolved, code: Mapping[str, Any], name: str, words: list[str], *, gpu: bool = True
-) -> Manifest:
-    step = resolved.step
-    container = own_container(resolved.image, words, variables(workflow, resolved))
-    container["volumeMounts"] = [*container["volumeMounts"], dict(CODE_MOUNT)]
-    if needs := resources(step.resources, gpu=gpu):
-        container["resources"] = needs
-    return _template(workflow, step, name) | {
-        **placement(step, gpu=gpu),
-        "securityContext": dict(OWN_POD),
-        "volumes": [scratch_volume(step), dict(code)],
-        "container": container,
-    }
+@dataclass(frozen=True)
+class _Part:
+    """Makes the templates of one pipeline's pods; only those that call the function get its GPUs."""
+
+    workflow: Workflow
+    resolved: Resolved
+    code: Mapping[str, Any]
+
+    def template(self, part: str, words: list[str], *, has_gpu: bool = False, has_disk: bool = True) -> Manifest:
+        step = self.resolved.step
+        container = own_container(self.resolved.image, words, variables(self.workflow, self.resolved))
+        container["volumeMounts"] = [*container["volumeMounts"], dict(CODE_MOUNT)]
+        if needs := resources(step.resources, gpu=has_gpu):
+            container["resources"] = needs
+        return _template(self.workflow, step, f"{step.name}-{part}") | {
+            **placement(step, gpu=has_gpu),
+            "securityContext": dict(OWN_POD),
+            "volumes": [scratch_volume(step if has_disk else None), dict(self.code)],
+            "container": container,
+        }
 
 
 def task_template(

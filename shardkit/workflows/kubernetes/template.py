@@ -35,6 +35,12 @@ def workflow_manifests(workflow: Workflow, leave_out: Iterable[str] = ()) -> lis
     Raises:
         PipelineError: something in the workflow cannot be had on a cluster.
     """
+    if workflow.engine is not None:
+        where = f"in {workflow.environment}" if workflow.environment else "of the workflow"
+        raise PipelineError(
+            f"{workflow.file}: the steps {where} are jobs of engine: {workflow.engine.kind}, not pods.",
+            hint="Take engine: away; or name the environments that are on Kubernetes: --env NAME.",
+        )
     steps = resolve(workflow, argo_facts(workflow))
     codes, templates = [], []
     for resolved in steps:
