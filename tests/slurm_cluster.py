@@ -93,9 +93,12 @@ class Cluster:
         """Start slurmctld."""
         self._start("slurmctld", "-D", *words)
 
-    def start_node(self, node: str) -> None:
-        """Start slurmd for a node."""
-        self._start("slurmd", "-D", "-N", node, name=node)
+    def start_node(self, node: str, *, hidden: str = "") -> None:
+        """Start slurmd for a node, which does not see what is in the folder ``hidden``."""
+        words = ["slurmd", "-D", "-N", node]
+        if hidden:
+            words = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {hidden} && exec {' '.join(words)}"]
+        self._start(*words, name=node)
 
     def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         """End a daemon: ``slurmctld``, or the slurmd of a node by the node's name."""

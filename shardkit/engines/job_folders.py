@@ -142,6 +142,11 @@ class JobFolders(ABC):
         Raises:
             botocore.exceptions.ClientError: ValidationException, there is no such job, or it has ended.
         """
+        self._stop(self._asked_to_stop(**request))
+        return answer({})
+
+    def _asked_to_stop(self, **request: Any) -> JobFiles:
+        """The job of a request to stop it, after its files say that it was asked to."""
         operation = "StopProcessingJob"
         validation.check(operation, request)
         files, _ = self._find(operation, request["ProcessingJobName"])
@@ -151,8 +156,7 @@ class JobFolders(ABC):
                 operation, "ValidationException", f"The request was rejected because the processing job is {status}."
             )
         files.ask_to_stop()
-        self._stop(files)
-        return answer({})
+        return files
 
     # ---- beyond the service ------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class SlurmEngine(JobFolders):
         self._listing: tuple[str, list[dict[str, Any]]] | None = None  # what the pages of a list are cut from
         self._known: dict[str, SlurmFiles] = {}  # of the jobs that have not ended
         self._slurm_ids: dict[str, str] = {}  # of the jobs that Slurm has
-        self._waited: set[str] = set()  # the jobs that the last look at them found waiting
+        self._waited: dict[str, tuple[str, float]] = {}  # jobs that wait, for what, and since when that is known
         self._accounts: dict[str, Seen | None] = {}  # what they say of jobs that are not in the queue
         self._over_since: dict[str, float] = {}  # of jobs that Slurm has ended, and whose files do not say how
 
@@ -268,7 +268,7 @@ class SlurmEngine(JobFolders):
         if files.name in self._ended:
             return self._ended[files.name]
         mine = self._files(files.name)
-        if files.name in self._waited and (waiting := self._waiting_for(self._slurm_ids[files.name])):
+        if files.name in self._waited and (waiting := self._waiting_for(mine.name, self._slurm_ids[mine.name])):
             return waiting  # no file need be looked at, which are on a filesystem that many share
         state = mine.end() or self._unended(mine)
         if state["ProcessingJobStatus"] in ENDED:
@@ -284,23 +284,25 @@ class SlurmEngine(JobFolders):
         slurm_id = self._slurm_id(files.name, job)
         if not slurm_id:
             return {"ProcessingJobStatus": "InProgress", "submitted": False}
-        if waiting := self._waiting_for(slurm_id):
-            self._waited.add(files.name)
+        if waiting := self._waiting_for(files.name, slurm_id):
             return waiting
-        self._waited.discard(files.name)
         seen = self._look().jobs.get(slurm_id)
         if seen is not None and seen.state in RUNNING:
             self._over_since.pop(files.name, None)
             return files.state()
         return self._over(files, slurm_id, seen)
 
-    def _waiting_for(self, slurm_id: str) -> dict[str, Any] | None:
+    def _waiting_for(self, name: str, slurm_id: str) -> dict[str, Any] | None:
         """How far a job is that Slurm has not begun; None if it has."""
         seen = self._look().jobs.get(slurm_id)
         if seen is None or seen.state not in WAITING:
+            self._waited.pop(name, None)
             return None
         reason = explained(seen.reason or seen.state.capitalize())
-        return {"ProcessingJobStatus": "InProgress", "WaitingReason": reason, "LastModifiedTime": time.time()}
+        if self._waited.get(name, ("",))[0] != reason:
+            self._waited[name] = reason, time.time()
+        since = self._waited[name][1]
+        return {"ProcessingJobStatus": "InProgress", "WaitingReason": reason, "LastModifiedTime": since}
 
     def _over(self, files: SlurmFiles, slurm_id: str, seen: Seen | None) -> dict[str, Any]:
         """A job that Slurm does not run any more."""
@@ -334,14 +336,40 @@ class SlurmEngine(JobFolders):
             self._accounts = dict.fromkeys(lost) | slurm_commands.remembered(lost)
         return self._accounts[slurm_id]
 
+    def log_lines(self, job_name: str) -> Iterator[str]:
+        """The lines that a job's instances have written so far; of one that did not begin, what Slurm has written."""
+        files = self._find("DescribeProcessingJob", job_name)[0]
+        job = files.request() or {}
+        if any(os.path.exists(files.log(host)) for host in job["hosts"]):
+            return super().log_lines(job_name)
+        return Batch(self.root, job["batch"]).log_lines()
+
     # ---- stopping ----------------------------------------------------------------------------------------------
 
+    def stop_processing_jobs(self, requests: Sequence[dict[str, Any]]) -> list[Exception | None]:
+        """Stop jobs, with as few calls of Slurm as possible: for each None, or the error that it would raise alone."""
+        errors: list[Exception | None] = []
+        together: list[JobFiles] = []
+        for request in requests:
+            try:
+                together.append(self._asked_to_stop(**request))
+            except (BotoCoreError, ClientError) as error:
+                errors.append(error)
+            else:
+                errors.append(None)
+        self._cancel(together)
+        return errors
+
     def _stop(self, files: JobFiles) -> None:
-        job = files.request()
-        if job is not None and (slurm_id := self._slurm_id(files.name, job)):
-            seen = self._look().jobs.get(slurm_id)
-            slurm_commands.cancel(slurm_id, runs=seen is not None and seen.state not in WAITING)
-            self._seen = (0.0, self._seen[1])
+        self._cancel([files])
+
+    def _cancel(self, jobs: Sequence[JobFiles]) -> None:
+        ids = [self._slurm_id(files.name, files.request() or {}) for files in jobs]
+        look = self._look().jobs
+        waiting = {each for each in ids if each not in look or look[each].state in WAITING}
+        slurm_commands.cancel([each for each in ids if each and each in waiting], runs=False)
+        slurm_commands.cancel([each for each in ids if each and each not in waiting], runs=True)
+        self._seen = (0.0, self._seen[1])
 
 
 def _filled(request: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from shardkit.errors import PipelineError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+CANCELLED_TOGETHER = 100  # jobs and arrays
 PATIENCE_S = 60.0  # with a command: a controller that is down lets it fail after about 10 s
 ELSEWHERE = "Run shardkit where Slurm's commands work, such as on a login node; or use another engine."
 # Of the settings of a job that runs this very program, which would get in the way of those of another one.
@@ -101,13 +102,19 @@ def look() -> Look:
     return Look(jobs, ids)
 
 
-def cancel(job_id: str, *, runs: bool) -> None:
-    """Cancel a job; if it ``runs``, let its script know that it is to end, and give it time.
+def cancel(job_ids: Iterable[str], *, runs: bool) -> None:
+    """Cancel jobs; if they ``run``, let their scripts know that they are to end, and give them time.
 
-    Each job by its id and nothing else: with a filter, such as ``--state``, all that waits of its array would go.
+    Jobs by their ids and nothing else: with a filter, such as ``--state``, all that waits of their arrays would go.
     """
+    tasks: dict[str, list[str]] = {}
+    for job_id in job_ids:
+        first, _, task = job_id.partition("_")
+        tasks.setdefault(first, []).append(task)
     words = ["--signal=TERM", "--batch"] if runs else []
-    _run(["scancel", *words, job_id], "StopProcessingJob", may_fail=True)
+    named = [f"{first}_[{','.join(numbers)}]" if numbers[0] else first for first, numbers in tasks.items()]
+    for i in range(0, len(named), CANCELLED_TOGETHER):
+        _run(["scancel", *words, *named[i : i + CANCELLED_TOGETHER]], "StopProcessingJob", may_fail=True)
 
 
 @functools.lru_cache(maxsize=8)

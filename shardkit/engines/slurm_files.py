@@ -23,9 +23,12 @@ import json
 import os
 import re
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardkit.engines.jobfiles import ENDED, JobFiles, read, replace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class SlurmFiles(JobFiles):
@@ -108,6 +111,12 @@ class Batch:
         with contextlib.suppress(FileNotFoundError), open(self.log, encoding="utf-8", errors="replace") as file:
             return any(killed.search(line) for line in file)
         return False
+
+    def log_lines(self) -> Iterator[str]:
+        """What Slurm and the jobs' scripts have written."""
+        with contextlib.suppress(FileNotFoundError), open(self.log, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                yield line.rstrip("\n")
 
     def slurm_id(self) -> str:
         """The Slurm job, or the array; empty where the submission may not have got through."""

@@ -65,8 +65,8 @@ class Engine(Protocol):
 
     If training jobs are submitted too, it also has these four methods for them (``create_training_job`` and so on).
     If it is better at many jobs than at one, it has ``create_processing_jobs(requests=[...])``, which returns None for
-    each that was created, and the error for each that was not. A job that the engine has and has not begun, it gives as
-    ``InProgress`` with a ``WaitingReason``.
+    each that was created, and the error for each that was not; and likewise ``stop_processing_jobs(requests=[...])``. A
+    job that the engine has and has not begun, it gives as ``InProgress`` with a ``WaitingReason``.
     """
 
     def create_processing_job(self, **kwargs: Any) -> Any:
@@ -131,6 +131,16 @@ class Service:
     def stop(self, kind: str, name: str) -> None:
         """Stop a job."""
         self._call("stop_{}_job", kind, **{KINDS[kind].name: name})
+
+    @property
+    def stops_batches(self) -> bool:
+        """Whether the engine stops many jobs in one call."""
+        return hasattr(self._engine, "stop_processing_jobs")
+
+    def stop_many(self, names: Sequence[str]) -> list[Exception | None]:
+        """Stop Processing jobs in one call: for each name None, or the error that its call ends with."""
+        requests = [{KINDS[PROCESSING].name: name} for name in names]
+        return list(self._call("stop_{}_jobs", PROCESSING, requests=requests))
 
     def list_pages(self, kind: str, **filters: Any) -> Iterator[list[dict[str, Any]]]:
         """The lines of the service's list, page by page, the oldest job first; empty filters are left out."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from shardkit.jobs import calls, transitions
 from shardkit.jobs.clock import Clock, RealClock
 from shardkit.jobs.errors import JobConflict
-from shardkit.jobs.job import COMPLETED, FAILED, LIVE, NEW, STOPPED, YES, Job
-from shardkit.jobs.monitoring import send_stop
+from shardkit.jobs.job import COMPLETED, FAILED, LIVE, NEW, PROCESSING, STOPPED, YES, Job
+from shardkit.jobs.monitoring import send_stop, send_stops
 from shardkit.jobs.rounds import settle
 
 if TYPE_CHECKING:
@@ -60,8 +60,12 @@ def stop(
 
 def _send_stops(store: Store, service: calls.Service, jobs: list[Job], time: Clock) -> None:
     """Send the stops that the service has not got yet, until one fails."""
-    for job in jobs:
-        if job.live and job.exists == YES and not job.stop_sent_at and not send_stop(store, service, job, time.time()):
+    due = [job for job in jobs if job.live and job.exists == YES and not job.stop_sent_at]
+    kinds = {PROCESSING} if service.stops_batches else set()
+    if together := [job for job in due if job.kind in kinds]:
+        send_stops(store, service, together, time.time())
+    for job in due:
+        if job.kind not in kinds and not send_stop(store, service, job, time.time()):
             return
 
 

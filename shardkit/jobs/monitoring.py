@@ -20,7 +20,7 @@ from shardkit.jobs.policy import Policy
 from shardkit.jobs.rounds import MONITORING, Change, Report, fail_dependents, is_settled, monitor_due, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from shardkit.jobs.calls import Engine
     from shardkit.jobs.store import Store
@@ -338,6 +338,19 @@ def send_stop(store: Store, service: calls.Service, job: Job, now: float) -> boo
             return False
     settle(store, job, lambda current: transitions.stop_sent(current, now) if current.live else None)
     return True
+
+
+def send_stops(store: Store, service: calls.Service, jobs: Sequence[Job], now: float) -> None:
+    """The same for several Processing jobs, in one call; those for which it does not work are left to monitor()."""
+    try:
+        answers = service.stop_many([job.name for job in jobs])
+    except calls.EXPECTED as error:
+        if calls.kind_of(error) == "caller":
+            raise calls.turned_away(error) from error
+        return
+    for job, answer in zip(jobs, answers, strict=True):
+        if answer is None or calls.kind_of(answer) in {"missing", "refused"}:
+            settle(store, job, lambda current: transitions.stop_sent(current, now) if current.live else None)
 
 
 def _open(job: Job) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from shardkit.runfolder.folder import RunFolder
 TROUBLE_CHARACTERS = 300
+SHORT_CHARACTERS = 12  # a longer reason to wait would push the records out of a narrow terminal
 
 
 @dataclass(frozen=True)
@@ -167,13 +168,16 @@ class JobMeter:
             ended = sum(mine[status] for status in ("Completed", "Failed", "Stopped"))
             self._line = f"jobs: {ended:,}/{sum(mine.values()):,} ended, {mine['InProgress']:,} running"
             if mine["Launched"]:
-                self._line += f", {mine['Launched']:,} waiting" + (f" ({waits_for})" if waits_for else "")
+                short = f" ({waits_for})" if 0 < len(waits_for) <= SHORT_CHARACTERS else ""
+                self._line += f", {mine['Launched']:,} waiting{short}"
             if mine["Failed"]:
                 self._line += f", {mine['Failed']:,} failed"
         parts = [self._line, f"{self._records:,}/{self.total:,} records", f"{self._quarantined:,} quarantined"]
         parts.append(human_seconds(time.monotonic() - self._begun))
         if repeats := repeats_text(self._repeated):
             parts.append(f"requests: {repeats}")
+        if len(waits_for) > SHORT_CHARACTERS:
+            parts.append(f"waiting for: {waits_for}")
         if trouble:
             parts.append(trouble[:TROUBLE_CHARACTERS])
         return self._records, " | ".join(parts)

@@ -9,7 +9,7 @@ from shardkit.jobs.job import LAUNCHED, NEW
 from shardkit.jobs.transitions import WAITS
 from shardkit.jobs.wording import CAUSES_IN_WORDS
 from shardkit.masking import masked
-from shardkit.runfolder.meters import JobMeter
+from shardkit.runfolder.meters import SHORT_CHARACTERS, JobMeter
 from shardkit.units import counted
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Watch:
         self._note_trouble(trouble)
         self._note_retries(changed)
         for reason, count in reasons.items():
-            if " (" in reason:  # the engine does not only name it, but has something to say about it
+            if len(reason) > SHORT_CHARACTERS:  # for which a narrow terminal's line has no room
                 self._note(f"{counted(count, 'job')} {'waits' if count == 1 else 'wait'}: {reason}", reason)
         foremost = reasons.most_common(1)[0][0].partition(" (")[0] if reasons else ""
         self._progress.update(*self._meter.read(counts, trouble, foremost))

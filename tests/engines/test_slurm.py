@@ -11,6 +11,7 @@ import pytest
 from engine_jobs import ended, processes, request, said, status, until
 from slurm_cluster import slurm_engine
 
+from shardkit.engines.local import available_isolation
 from shardkit.jobs.causes import classify
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ def test_tasks_of_an_array_that_have_not_begun(engine: SlurmEngine, slurm_cluste
     others = [engine.describe_processing_job(ProcessingJobName=f"job-{i}") for i in range(6)]
     assert {about["ProcessingJobStatus"] for about in others} == {"InProgress"}
     assert sum("WaitingReason" in about for about in others) == 4
+    asked = [{"ProcessingJobName": name} for name in ("job-0", "job-3", "job-7", "job-9", "job-5")]
+    errors = engine.stop_processing_jobs(asked)  # one that runs, and two that wait
+    assert ["" if error is None else str(error)[-30:] for error in errors] == [
+        "", "", "the processing job is Stopped.", "requested job with name: job-9", "",
+    ]  # fmt: skip
+    assert {ended(engine, f"job-{i}")["ProcessingJobStatus"] for i in (0, 3, 5)} == {"Stopped"}
+    left = [engine.describe_processing_job(ProcessingJobName=f"job-{i}") for i in (1, 2, 4)]
+    assert {about["ProcessingJobStatus"] for about in left} == {"InProgress"}
 
 
 def test_a_job_that_others_take_the_node_of(engine: SlurmEngine, slurm_cluster: Cluster, nap: str) -> None:
@@ -106,6 +115,32 @@ def test_a_node_that_is_given_up_while_its_processes_live_on(
     finally:
         slurm_cluster.start_node("n2")
         slurm_cluster.run("scontrol", "update", "nodename=n2", "state=resume")
+
+
+@pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine")
+def test_a_node_that_does_not_see_the_root(engine: SlurmEngine, slurm_cluster: Cluster) -> None:
+    slurm_cluster.end("n2")
+    try:
+        slurm_cluster.start_node("n2", hidden=os.path.dirname(engine.root))
+        engine.create_processing_job(
+            **request("one", shell="true"), Resources={"partition": "main", "options": ["--nodelist=n2"]}
+        )
+        reason = ended(engine, "one")["FailureReason"]
+        assert " on n2 before its program began" in reason
+        assert f"Do the nodes see engine.root, {engine.root}, and the Python that submitted the job" in reason
+    finally:
+        slurm_cluster.end("n2")
+        slurm_cluster.start_node("n2")
+
+
+def test_what_slurm_wrote_is_the_log_of_a_job_that_has_none(
+    engine: SlurmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that there is no such Python on the node."""
+    monkeypatch.setattr("shardkit.engines.slurm.interpreter_words", lambda code: ["/no/such/python", code])
+    engine.create_processing_job(**request("one", shell="true"))
+    assert "before its program began" in ended(engine, "one")["FailureReason"]
+    assert "/no/such/python" in "".join(engine.log_lines("one"))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from simulated_service import client_error
 
 from shardkit.cli.run_lines import job_lines
-from shardkit.jobs import Policy, SimulatedClock, SQLiteStore, Submission, launch, monitor
+from shardkit.jobs import Policy, SimulatedClock, SQLiteStore, Submission, launch, monitor, stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +54,16 @@ class Queueing:
                 "ServiceUnavailable", "the controller does not answer", "CreateProcessingJob", status=503
             )
         return {"ProcessingJobSummaries": list(self.answers.values())}
+
+    def stop_processing_jobs(self, requests: list[dict[str, Any]]) -> list[Exception | None]:
+        self.calls += 1
+        return [self._stop(request["ProcessingJobName"]) for request in requests]
+
+    def _stop(self, name: str) -> Exception | None:
+        if self.answers[name]["ProcessingJobStatus"] != "InProgress":
+            return client_error("ValidationException", "it has ended", "StopProcessingJob")
+        self.say(name, "Stopped")
+        return None
 
     def describe_processing_job(self, ProcessingJobName: str) -> dict[str, Any]:  # noqa: N803
         return self.answers[ProcessingJobName]
@@ -137,6 +147,20 @@ def test_jobs_that_wait_are_told_from_those_that_run(store: SQLiteStore, clock: 
     clock.sleep(10)
     monitor(store, engine, policy=POLICY, clock=clock, force=True)
     assert next((job.status, job.reason) for job in store.jobs()) == ("InProgress", "")
+
+
+def test_many_jobs_are_stopped_in_one_call(store: SQLiteStore, clock: SimulatedClock) -> None:
+    submitted(store, 300)
+    engine = Queueing(clock)
+    launch(store, engine, policy=POLICY, clock=clock)
+    engine.say("run-0007-1", "Completed")  # which nobody has seen yet
+    engine.calls = 0
+    assert len(stop(store, engine, clock=clock)) == 300
+    assert engine.calls == 1
+    assert {job.stop_sent_at > 0 for job in store.jobs()} == {True}
+    clock.sleep(10)
+    monitor(store, engine, policy=POLICY, clock=clock, force=True)
+    assert {status: count for status, count in store.counts().items() if count} == {"Completed": 1, "Stopped": 299}
 
 
 def test_giving_way_to_others_counts_for_nothing(store: SQLiteStore, clock: SimulatedClock) -> None:
