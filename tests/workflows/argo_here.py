@@ -185,7 +185,7 @@ class Run:
         with log.open("w") as out, self._lock:  # the server of warm processes takes one request after the other
             process = warm.start(
                 [*program, *words[1:]],
-                cwd=self.cluster.images[container["image"]],
+                cwd=placed(container.get("workingDir", ""), places) or self.cluster.images[container["image"]],
                 env=environment,
                 stdout=out,
                 stderr=out,

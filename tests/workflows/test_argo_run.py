@@ -269,14 +269,14 @@ pathlib.Path(os.environ["STATE"], "said").write_text(sys.argv[1])
 def test_a_call_begins_a_run_whose_steps_are_tried_again_as_often_as_the_file_says(
     tmp_path: Path, shardkit: RunCommand
 ) -> None:
-    state, image = tmp_path / "state", tmp_path / "tools"
-    for folder in (state, image, tmp_path / "pods"):
+    state, image, files = tmp_path / "state", tmp_path / "tools", tmp_path / "files"
+    for folder in (state, image, files, tmp_path / "pods"):
         folder.mkdir()
     (image / "flaky.py").write_text(FLAKY)
-    (image / "say.py").write_text(SAY)
-    (tmp_path / "workflow.yaml").write_text(SMALL.replace("STATE_FOLDER", str(state)))
-    shardkit("workflow", "deploy", "workflow.yaml", "--output", "deploy")
-    manifests = [yaml.safe_load(path.read_text()) for path in (tmp_path / "deploy/default").iterdir()]
+    (files / "say.py").write_text(SAY)  # not in the image: it travels
+    (files / "workflow.yaml").write_text(SMALL.replace("STATE_FOLDER", str(state)))
+    shardkit("workflow", "deploy", "workflow.yaml", "--output", "deploy", cwd=files)
+    manifests = [yaml.safe_load(path.read_text()) for path in (files / "deploy/default").iterdir()]
     sensor = next(each for each in manifests if each["kind"] == "Sensor")
     with pytest.raises(KeyError, match="day"):
         argo_here.begun_by(sensor, {"country": "de"})
@@ -289,6 +289,7 @@ def test_a_call_begins_a_run_whose_steps_are_tried_again_as_often_as_the_file_sa
     assert run.carry_out() == argo_here.FAILED
     assert [pod.status for pod in run.attempts("flaky")] == [argo_here.FAILED, argo_here.SUCCEEDED]
     assert [pod.exit_code for pod in run.attempts("worse")] == [3]
+    assert [each["data"] for each in manifests if each["kind"] == "ConfigMap"] == [{"source__say.py": SAY}]
     assert (state / "said").read_text() == "2026-01-31 fr"
     assert not run.attempts("never")
 

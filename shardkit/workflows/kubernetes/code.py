@@ -1,7 +1,7 @@
-"""The code of a pipeline as a ConfigMap: its YAML file, and the folder in which its functions are.
+"""The code of a step as a ConfigMap.
 
-    /code/pipeline.yaml
-    /code/source/...        what source_dir holds
+    /code/pipeline.yaml     of a pipeline: its file
+    /code/source/...        what its source_dir holds; of a command: what is in the workflow's folder
 
 The name has a digest of the content, so that a run that is in progress keeps the code that it began with. An image that
 has all the libraries will do then; only code that is too large for a ConfigMap has to be in the image too.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from shardkit.workflows.resolve import Resolved
 
 PIPELINE, SOURCE = "pipeline.yaml", "source"
+COMMANDS = "commands"  # the part of the names of code that several steps share
 MOST_BYTES = 700_000  # of all files; a ConfigMap may have 1 MiB, in which some of them take more room
 _NOT_IN_KEYS = re.compile(r"[^-._a-zA-Z0-9]")
 KEEP = {"argocd.argoproj.io/sync-options": "Prune=false"}  # runs that are in progress need it
@@ -61,16 +63,43 @@ def code_of(workflow: Workflow, resolved: Resolved, leave_out: Iterable[str] = (
         for name, path in sorted(source_files(source, no_code)):
             if path.resolve() not in about:
                 files[f"{SOURCE}/{name}"] = _read(path)
+    return _code(workflow, resolved, resolved.step.name, files)
+
+
+def code_of_command(workflow: Workflow, resolved: Resolved, leave_out: Iterable[str] = ()) -> Code | None:
+    """The code of a step with a command that names a file or module of the workflow's folder; None if it names none.
+
+    Raises:
+        PipelineError: the folder holds too much, or a file cannot be read.
+    """
+    if not _names_a_file(workflow.folder, resolved.step.command):
+        return None
+    pipelines = [Path(workflow.path(step.pipeline)) for step in workflow.steps if step.pipeline is not None]
+    data = [folder for file in pipelines for folder in _data_folders(file, None)]
+    own = workflow.file.resolve() if workflow.file is not None else None
+    found = sorted(source_files(str(workflow.folder), (*leave_out, *data)))
+    files = {f"{SOURCE}/{name}": _read(path) for name, path in found if path.resolve() != own}
+    return _code(workflow, resolved, COMMANDS, files)
+
+
+def _names_a_file(folder: Path, words: Iterable[str]) -> bool:
+    """Whether a command has a file of the folder among its words, or a module of it after ``-m``."""
+    before = ""
+    for word in words:
+        path = f"{word.replace('.', '/')}.py" if before == "-m" else word
+        if "{{" not in word and not os.path.isabs(path) and (folder / path).is_file():
+            return True
+        before = word
+    return False
+
+
+def _code(workflow: Workflow, resolved: Resolved, part: str, files: dict[str, bytes]) -> Code:
     _check_size(resolved, files)
     _check_secrets(resolved, files)
     digest = hashlib.sha256()
-    for name, data in files.items():
-        digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
-    named = f"{workflow.name[:20].rstrip('-')}-{resolved.step.name[:20].rstrip('-')}-code-{digest.hexdigest()[:10]}"
-    return _code(workflow, named, files)
-
-
-def _code(workflow: Workflow, name: str, files: dict[str, bytes]) -> Code:
+    for path, data in files.items():
+        digest.update(path.encode() + b"\0" + hashlib.sha256(data).digest())
+    name = f"{workflow.name[:20].rstrip('-')}-{part[:20].rstrip('-')}-code-{digest.hexdigest()[:10]}"
     texts: dict[str, str] = {}
     binary: dict[str, str] = {}
     items = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shardkit.workflows.kubernetes.code import SOURCE
 from shardkit.workflows.kubernetes.machines import CODE_MOUNT, SCRATCH_MOUNT, placement, resources, scratch_volume
 from shardkit.workflows.kubernetes.names import CODE_FOLDER, OUTPUTS, SCRATCH, USER, Manifest, labels_of, secret_ref
 from shardkit.workflows.kubernetes.retries import retry_strategy
@@ -29,8 +30,8 @@ OWN_POD = {
 }
 
 
-def command_template(workflow: Workflow, resolved: Resolved) -> Manifest:
-    """The template of a step with a command, in an image of the user's."""
+def command_template(workflow: Workflow, resolved: Resolved, code: Mapping[str, Any] | None) -> Manifest:
+    """The template of a step with a command, in an image of the user's; with ``code``, it runs in its folder."""
     step = resolved.step
     container: Manifest = {"image": resolved.image}
     if resolved.words:  # without words the image says what it runs
@@ -43,18 +44,19 @@ def command_template(workflow: Workflow, resolved: Resolved) -> Manifest:
     }
     if needs := resources(step.resources):
         container["resources"] = needs
-    return _template(workflow, step, step.name) | {
-        **placement(step),
-        "volumes": [scratch_volume(step)],
-        "container": container,
-    }
+    volumes = [scratch_volume(step)]
+    if code is not None:
+        container["workingDir"] = f"{CODE_FOLDER}/{SOURCE}"
+        container["volumeMounts"] = [*container["volumeMounts"], dict(CODE_MOUNT)]
+        volumes.append(dict(code))
+    return _template(workflow, step, step.name) | {**placement(step), "volumes": volumes, "container": container}
 
 
 def pipeline_templates(workflow: Workflow, resolved: Resolved, code: Mapping[str, Any]) -> list[Manifest]:
     """The templates of a pipeline's pods: the plan, a job of pass 1, pass 2. ``code`` is the volume with the code."""
     plan = [
         *("plan", f"{CODE_FOLDER}/pipeline.yaml", "--run-id", RUN_NAME, "--max-jobs", str(resolved.step.max_jobs)),
-        *("--outputs", OUTPUTS, "--source-dir", f"{CODE_FOLDER}/source"),
+        *("--outputs", OUTPUTS, "--source-dir", f"{CODE_FOLDER}/{SOURCE}"),
     ]
     if resolved.step.resources.cpu:
         plan += ["--workers", str(max(int(resolved.step.resources.cpu), 1))]

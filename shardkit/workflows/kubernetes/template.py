@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError
-from shardkit.workflows.kubernetes.code import code_of
+from shardkit.workflows.kubernetes.code import code_of, code_of_command
 from shardkit.workflows.kubernetes.names import ARGO, Manifest, labels_of, metadata, secret_ref
 from shardkit.workflows.kubernetes.pods import command_template, pipeline_templates, task_template
 from shardkit.workflows.kubernetes.words import RUN_NAME, argo_facts, fixed_text
@@ -42,11 +42,14 @@ def workflow_manifests(workflow: Workflow, leave_out: Iterable[str] = ()) -> lis
             hint="Take engine: away; or name the environments that are on Kubernetes: --env NAME.",
         )
     steps = resolve(workflow, argo_facts(workflow))
-    codes, templates = [], []
+    codes: list[Manifest] = []
+    templates: list[Manifest] = []
     for resolved in steps:
         _check(workflow, resolved)
         if resolved.pipeline is None:
-            templates.append(command_template(workflow, resolved))
+            own = code_of_command(workflow, resolved, leave_out)
+            codes += [own.manifest] if own is not None and own.manifest not in codes else []
+            templates.append(command_template(workflow, resolved, own.volume if own is not None else None))
             continue
         code = code_of(workflow, resolved, leave_out)
         codes.append(code.manifest)
