@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 class Pipeline(Spec):
     """One job: an input, a function and an output, and all settings for them.
 
-    >>> pipeline = Pipeline.from_yaml("pipeline.yaml")                              # doctest: +SKIP
-    >>> pipeline = Pipeline(function=features, input="data/", output="out/")        # doctest: +SKIP
-    >>> run = pipeline.run()                                                        # doctest: +SKIP
+    Examples:
+        >>> pipeline = Pipeline.from_yaml("pipeline.yaml")                              # doctest: +SKIP
+        >>> pipeline = Pipeline(function=features, input="data/", output="out/")        # doctest: +SKIP
+        >>> run = pipeline.run()                                                        # doctest: +SKIP
 
     ``input`` and ``output`` are folders, or mappings with a ``uri``. See docs/pipeline.md for every field.
 

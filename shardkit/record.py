@@ -16,9 +16,10 @@ PATHS: Any = PosixPath  # its private methods differ between versions of Python
 class Record(PosixPath):
     """The files of one call of the function: it is the path of the main one, and knows the others.
 
-    >>> def features(record):
-    ...     with open(record) as file:                # the main object
-    ...         return {"key": record.key, "lines": sum(1 for _ in file), "bytes": record.bytes}
+    Examples:
+        >>> def features(record):
+        ...     with open(record) as file:                # the main object
+        ...         return {"key": record.key, "lines": sum(1 for _ in file), "bytes": record.bytes}
 
     Attributes:
         key: the record's name in the input, for instance ``p000020/3000003_0001``.

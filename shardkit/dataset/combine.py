@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 class Batches:
     """The argument of ``combine``: all rows as record batches, which may be iterated more than once.
 
-    >>> def combine(batches):
-    ...     total = sum(batch.num_rows for batch in batches)    # a first time, for what must be known first
-    ...     for batch in batches:                               # and again, for the rows
-    ...         yield batch.append_column("share", pa.array([1 / total] * batch.num_rows))
+    Examples:
+        >>> def combine(batches):
+        ...     total = sum(batch.num_rows for batch in batches)    # a first time, for what must be known first
+        ...     for batch in batches:                               # and again, for the rows
+        ...         yield batch.append_column("share", pa.array([1 / total] * batch.num_rows))
     """
 
     def __init__(self, source: Source) -> None:

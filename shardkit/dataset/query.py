@@ -81,9 +81,10 @@ def read_sql(
 ) -> pd.DataFrame:
     """Query a dataset, or several, with SQL.
 
-    >>> sk.read_sql("SELECT day_partition, count(*) FROM ads GROUP BY 1", "out/")           # doctest: +SKIP
-    >>> sk.read_sql("SELECT * FROM shown JOIN clicks USING (ad)",                           # doctest: +SKIP
-    ...             {"shown": "out/impressions", "clicks": "out/clicks"})
+    Examples:
+        >>> sk.read_sql("SELECT day_partition, count(*) FROM ads GROUP BY 1", "out/")           # doctest: +SKIP
+        >>> sk.read_sql("SELECT * FROM shown JOIN clicks USING (ad)",                           # doctest: +SKIP
+        ...             {"shown": "out/impressions", "clicks": "out/clicks"})
 
     Each dataset is a table with the name of its pipeline or, in a mapping, its key; if it is the only one, also with
     the name ``dataset``. A query sees each dataset as it is at one moment, even while runs change it.

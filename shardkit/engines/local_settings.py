@@ -26,7 +26,8 @@ NOWHERE = "arn:aws:iam::000000000000:role/"  # of no account: the local engine a
 class Local(ServiceSettings):
     """The same jobs on this machine, without Docker and without an account.
 
-    >>> engine = Local(max_instances=2)                                             # doctest: +SKIP
+    Examples:
+        >>> engine = Local(max_instances=2)                                             # doctest: +SKIP
 
     ``root`` is the folder where the engine keeps its jobs; ``max_instances`` is how many instances run at once, over
     all jobs; ``endpoint_url`` is where S3 is, if not at AWS. What SageMaker's settings say is taken as well.

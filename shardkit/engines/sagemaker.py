@@ -28,9 +28,10 @@ ONCE = {"mode": "standard", "total_max_attempts": 1}
 class SageMaker(ServiceSettings):
     """Jobs on SageMaker Processing.
 
-    >>> engine = SageMaker(processor)                                               # doctest: +SKIP
-    >>> engine = SageMaker(role="arn:aws:iam::123456789012:role/Data",              # doctest: +SKIP
-    ...                    image="sklearn:1.4-2-py312", instance_type="ml.m5.4xlarge")
+    Examples:
+        >>> engine = SageMaker(processor)                                               # doctest: +SKIP
+        >>> engine = SageMaker(role="arn:aws:iam::123456789012:role/Data",              # doctest: +SKIP
+        ...                    image="sklearn:1.4-2-py312", instance_type="ml.m5.4xlarge")
 
     ``processor`` is a Processor of the SageMaker SDK, 2.x or 3.x; fields given beside it override its own.
     ``volume_gb`` is in GB, ``max_runtime`` in seconds (the service's default is a day). ``instance_preferences`` are

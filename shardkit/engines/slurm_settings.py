@@ -33,7 +33,8 @@ TAKEN = re.compile(
 class Slurm(Settings):
     """Jobs on a Slurm cluster.
 
-    >>> engine = Slurm(partition="short", cpus=8, memory_gb=32, time="4:00:00")           # doctest: +SKIP
+    Examples:
+        >>> engine = Slurm(partition="short", cpus=8, memory_gb=32, time="4:00:00")           # doctest: +SKIP
 
     ``root`` is the folder where the engine keeps its jobs, on a filesystem that the nodes share with this machine;
     ``options`` are further options of sbatch. The rest is what each job asks Slurm for; what is not given, Slurm's own

@@ -59,7 +59,8 @@ def submit(
 ) -> Job:
     """Put a job into a queue.
 
-    >>> sk.jobs.submit({"ProcessingResources": ..., ...}, job_id="talent-0001")        # doctest: +SKIP
+    Examples:
+        >>> sk.jobs.submit({"ProcessingResources": ..., ...}, job_id="talent-0001")        # doctest: +SKIP
 
     Args:
         request: The arguments of CreateProcessingJob or CreateTrainingJob, without the job's name.

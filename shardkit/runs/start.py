@@ -69,7 +69,8 @@ def run(
 ) -> Run:
     """Run a function over a folder of files into a dataset, and return the finished run.
 
-    >>> run = shardkit.run(features, "data/", "out/", records="stem", pattern="*.dat")     # doctest: +SKIP
+    Examples:
+        >>> run = shardkit.run(features, "data/", "out/", records="stem", pattern="*.dat")     # doctest: +SKIP
 
     Args:
         function: takes a Record; returns a DataFrame, a pyarrow Table, a dict, an iterable of dicts, or None.

@@ -32,6 +32,8 @@ import warm_command
 import warm_jobs
 import yaml
 
+import shardkit as sk
+import shardkit.errors
 from shardkit import Local, Pipeline, SageMaker, Slurm
 from shardkit.jobs import Policy
 from shardkit.jobs.policy import ATTEMPTS
@@ -298,7 +300,18 @@ def section_of(name: str) -> Any:
 
 @pytest.mark.whole
 def test_the_command_line_page_is_up_to_date() -> None:
-    subprocess.run([sys.executable, ROOT / "scripts" / "docs", "--check"], check=True)
+    subprocess.run([sys.executable, ROOT / "scripts" / "cli-page", "--check"], check=True)
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = set(sk.__all__) - {"__version__", "jobs"}
+    reference = (tmp_path / "site" / "api.html").read_text()
+    assert {name for name in names if f'id="shardkit.{name}"' not in reference} <= set(dir(sk.errors))
+    assert {name for name in names & set(dir(sk.errors)) if f'id="shardkit.errors.{name}"' not in reference} == set()
 
 
 def test_the_pictures_of_the_readme_are_up_to_date() -> None:
