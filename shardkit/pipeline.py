@@ -32,6 +32,11 @@ class Pipeline(Spec):
     def __init__(self, **fields: Any) -> None:  # for type checkers, which else ask for every field by its exact type
         super().__init__(**fields)
 
+    def _repr_html_(self) -> str:
+        from shardkit.spec.view import pipeline_view
+
+        return pipeline_view(self)
+
     def run(
         self,
         engine: Any = None,

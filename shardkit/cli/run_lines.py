@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.transitions import AS_ASKED, WAITS
+from shardkit.runs.quarantine import by_kind
 from shardkit.units import counted, first_line, human_bytes
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 JOBS_SHOWN = 5
 FEW_FAILURES = 20  # up to so many are listed one by one
-VARIES = r"'[^']*'|\"[^\"]*\"|0x[0-9a-fA-F]+|\d+|\S*/\S*"
 
 
 def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
@@ -51,12 +50,7 @@ def failure_lines(entry: dict[str, Any], *, traceback: bool) -> Iterator[str]:
 
 def grouped_failure_lines(entries: list[dict[str, Any]], *, traceback: bool) -> Iterator[str]:
     """A line for each kind of failure, the most frequent first, and perhaps the traceback of its first record."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in entries:
-        # Parts that differ from record to record, such as names and numbers, do not make it another kind.
-        kind = re.sub(VARIES, "*", first_line(entry["message"]).replace(entry["key"], "*"))
-        groups.setdefault((entry["error"], kind), []).append(entry)
-    for group in sorted(groups.values(), key=len, reverse=True):
+    for group in by_kind(entries):
         first, size = group[0], counted(len(group), "record")
         yield f"{size}{', such as' if len(group) > 1 else ':'} {first['key']}: {_what_failed(first)}"
         yield from _traceback_lines(first, traceback=traceback)

@@ -31,7 +31,7 @@ NO_TOTALS: PlanTotals = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What a run will do.
 
@@ -56,6 +56,18 @@ class Plan:
 
     def __str__(self) -> str:
         return self.text()
+
+    def __repr__(self) -> str:
+        totals = self.content["totals"]
+        return f"Plan({self.content['pipeline'].get('name')!r}, {totals['records']:,} records, {totals['jobs']:,} jobs)"
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:  # noqa: FBT001  IPython passes it so
+        printer.text(self.text())
+
+    def _repr_html_(self) -> str:
+        from shardkit.plan.view import plan_view
+
+        return plan_view(self.content, self.records, self.text())
 
 
 def totals(records: Records, table: pa.Table, shards: list[PlannedShard], jobs: list[PlannedJob]) -> PlanTotals:

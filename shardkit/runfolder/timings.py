@@ -53,8 +53,12 @@ class RunTimings:
     def of_ledger(cls, ledger: Ledger) -> RunTimings:
         """The same, where the ledger has been read."""
         settled = [(marker, ids) for marker, ids in ledger.settled() if not marker.get("taken_over")]
-        chunks = _chunks([marker for marker, _ in settled])
-        return cls(_records(ledger, settled), chunks.sort_by([("begin", "ascending")]))
+        return cls(_records(ledger, settled), _chunks([marker for marker, _ in settled]))
+
+
+def chunk_timings(folder: RunFolder) -> pa.Table:
+    """The timings of a run's chunks alone."""
+    return _chunks([marker for marker in Ledger(folder).markers if not marker.get("taken_over")])
 
 
 def _chunks(markers: list[Marker]) -> pa.Table:
@@ -63,7 +67,7 @@ def _chunks(markers: list[Marker]) -> pa.Table:
     timings = [marker.get("timings") for marker in markers]
     begins = [UNKNOWN if each is None else round(each["begin_s"] * US) for each in timings]
     ends = [UNKNOWN if each is None else round(each["end_s"] * US) for each in timings]
-    return pa.table(
+    chunks = pa.table(
         {
             **_origin(markers, np.arange(len(markers))),
             "begin": _times(np.array(begins, np.int64)),
@@ -77,6 +81,7 @@ def _chunks(markers: list[Marker]) -> pa.Table:
             },
         }
     )
+    return chunks.sort_by([("begin", "ascending")])
 
 
 def _records(ledger: Ledger, settled: list[tuple[Marker, np.ndarray]]) -> pa.Table:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     import pyarrow.dataset as pads
+    from matplotlib.axes import Axes
 
     from shardkit.jobs import Job
     from shardkit.jobs.history import Prices
@@ -71,6 +72,11 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.run_id!r}, output={self.output_uri!r})"
 
+    def _repr_html_(self) -> str:
+        from shardkit.runs.views import run_view
+
+        return run_view(self)
+
     def summary(self, *, jobs: list[dict[str, Any]] | None = None) -> Summary:
         """The run in numbers.
 
@@ -79,13 +85,13 @@ class Run:
         return summarize(self.folder, live=sum(job["status"] in LIVE for job in jobs or ()))
 
     def failures(self) -> pd.DataFrame:
-        """The quarantine: one row a record, with its key, error, message, traceback, seconds, bytes, signal and run."""
-        import pandas as pd
+        """The quarantine: one row a record, with its key, error, message, traceback, seconds, bytes, signal and run.
 
-        columns = ["key", "error", "message", "traceback", "seconds", "bytes", "signal", "peak_memory_bytes"]
-        columns += ["shard", "chunk", "attempt", "record", "run"]
-        frame: pd.DataFrame = pd.DataFrame(self.quarantine(), columns=columns)
-        return frame
+        A notebook shows it in short, with a traceback for each kind of failure.
+        """
+        from shardkit.runs.frames import Failures
+
+        return Failures.of(self.quarantine())
 
     def timings(self) -> pd.DataFrame:
         """When, where and for how long the records were worked on: one row for each time that a record was run.
@@ -97,6 +103,19 @@ class Run:
 
         frame: pd.DataFrame = RunTimings.of(self.folder).records.to_pandas()
         return frame
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the run's timeline with matplotlib: its chunks over time, a line for each worker, a colour for each job.
+
+        Returns the axes; ``ax`` are those to draw in, by default new ones.
+
+        Raises:
+            PipelineError: matplotlib is not installed.
+            RunNotFound: the run has committed nothing yet, or is of a version that noted no times.
+        """
+        from shardkit.runs.plot import plot_timeline
+
+        return plot_timeline(self.folder, ax)
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The same as plain data, without pandas."""
@@ -167,10 +186,12 @@ class Run:
         Raises:
             PipelineError: the run has no jobs.
         """
+        from shardkit.runs.views import JobList
+
         jobs = self._run_jobs()
         if refresh:
             jobs.refresh()
-        return [
+        return JobList(
             {
                 "job": job.job_id,
                 "name": job.name,
@@ -180,7 +201,7 @@ class Run:
                 "reason": job.reason,
             }
             for job in jobs.current()
-        ]
+        )
 
     def report(
         self,

@@ -5,22 +5,38 @@ A later run of other days leaves such a day as it is, so its own ledger does not
 
 from __future__ import annotations
 
+import re
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.current import current_result
 from shardkit.errors import Damaged
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import Ledger
 from shardkit.storage.side_by_side import together
+from shardkit.units import first_line
 
 if TYPE_CHECKING:
     from shardkit.runfolder.document_types import QuarantineEntry, Result
+
+VARIES = r"'[^']*'|\"[^\"]*\"|0x[0-9a-fA-F]+|\d+|\S*/\S*"
 
 
 def entries_of(folder: RunFolder) -> list[QuarantineEntry]:
     """The quarantine of a run, each entry with the run's id."""
     return [{**entry, "run": folder.run_id} for entry in Ledger(folder).quarantine()]
+
+
+def by_kind(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The entries of records that failed alike, group by group, the largest group first.
+
+    Parts of a message that differ from record to record, such as names and numbers, do not make it another kind.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        kind = re.sub(VARIES, "*", first_line(entry["message"]).replace(entry["key"], "*"))
+        groups.setdefault((entry["error"], kind), []).append(entry)
+    return sorted(groups.values(), key=len, reverse=True)
 
 
 def own_days(folder: RunFolder) -> RunFolder:

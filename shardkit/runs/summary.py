@@ -88,47 +88,64 @@ class Summary:
         return self._text(as_command)
 
     def _text(self, face: Callable[[str], str]) -> str:
-        n = self.records
-        lines = [
-            f"Run {self.run_id}: {self.status}.",
-            f"  records  {n['listed']:,} listed = {n['done']:,} done + {n['quarantined']:,} quarantined "
-            f"+ {n['skipped']:,} skipped" + (f" + {rest:,} open" if (rest := self._open()) else ""),
-            self._output_line(),
-            f"  input    {human_bytes(self.bytes_in)} in {human_seconds(self.seconds)}",
+        facts = (f"  {name:<8} {text}" for name, text in self.facts(face))
+        return "\n".join([f"Run {self.run_id}: {self.status}.", *facts, *(f"  {text}" for text in self.messages(face))])
+
+    def facts(self, face: Callable[[str], str] = str) -> list[tuple[str, str]]:
+        """The numbers as texts, each with its name; ``face`` chooses the language of advice."""
+        facts = [
+            ("records", self._records_text()),
+            self._output_fact(),
+            ("input", f"{human_bytes(self.bytes_in)} in {human_seconds(self.seconds)}"),
         ]
         if self.quarantined_elsewhere:
             records = counted(self.quarantined_elsewhere, "record")
             verb = "is" if self.quarantined_elsewhere == 1 else "are"
             see = Hint(f"sk.open_run({self.output!r}).failures()", f"shardkit failures {quote(self.output)}")
-            lines.append(f"  others   {records} of other days {verb} in quarantine: {face(see)}")
+            facts.append(("others", f"{records} of other days {verb} in quarantine: {face(see)}"))
         if self.stolen:
-            lines.append(f"  stolen   {self._stolen_text()}")
+            facts.append(("stolen", self._stolen_text()))
         if repeats := repeats_text(self.repeated):
-            lines.append(f"  requests {repeats}")
-        lines += self._note_lines()
-        lines += [f"  {face(text)}" for text in (self.message, self.set_aside) if text]
-        return "\n".join(lines)
+            facts.append(("requests", repeats))
+        return [*facts, *self._note_facts()]
 
-    def _output_line(self) -> str:
+    def messages(self, face: Callable[[str], str] = str) -> list[str]:
+        """What there is to say about the run beside its numbers."""
+        return [face(text) for text in (self.message, self.set_aside) if text]
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:  # noqa: FBT001  IPython passes it so
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        from shardkit.runs.views import summary_view
+
+        return summary_view(self)
+
+    def _records_text(self) -> str:
+        n, rest = self.records, self._open()
+        text = f"{n['listed']:,} listed = {n['done']:,} done + {n['quarantined']:,} quarantined"
+        return f"{text} + {n['skipped']:,} skipped" + (f" + {rest:,} open" if rest else "")
+
+    def _output_fact(self) -> tuple[str, str]:
         rows, size = counted(self.rows, "row"), human_bytes(self.bytes_out)
         if self.status != "done":
-            return f"  so far   {rows}, {size}"
+            return "so far", f"{rows}, {size}"
         if self.replaced_by:
-            return f"  dataset  replaced by run {self.replaced_by}; it had {rows}"
-        return f"  dataset  {rows} in {counted(self.files, 'file')}, {size}, in {self.output}"
+            return "dataset", f"replaced by run {self.replaced_by}; it had {rows}"
+        return "dataset", f"{rows} in {counted(self.files, 'file')}, {size}, in {self.output}"
 
-    def _note_lines(self) -> Iterator[str]:
+    def _note_facts(self) -> Iterator[tuple[str, str]]:
         """What the function has counted and logged."""
         names = list(self.counts)
         for name in names[:COUNTS_SHOWN]:
             amount = self.counts[name]
-            yield f"  counted  {name}: {amount:,}" if isinstance(amount, int) else f"  counted  {name}: {amount:,.6g}"
+            yield "counted", f"{name}: {amount:,}" if isinstance(amount, int) else f"{name}: {amount:,.6g}"
         if len(names) > COUNTS_SHOWN:
-            yield f"  counted  ... and {counted(len(names) - COUNTS_SHOWN, 'more name')}"
+            yield "counted", f"... and {counted(len(names) - COUNTS_SHOWN, 'more name')}"
         for line in self.log[:LINES_SHOWN]:
-            yield f"  logged   {line['key']}: {line['text']}"
+            yield "logged", f"{line['key']}: {line['text']}"
         if self.logged > len(self.log[:LINES_SHOWN]):
-            yield f"  logged   ... and {counted(self.logged - min(len(self.log), LINES_SHOWN), 'more line')}"
+            yield "logged", f"... and {counted(self.logged - min(len(self.log), LINES_SHOWN), 'more line')}"
 
     def _stolen_text(self) -> str:
         records = sum(sum(by.values()) for by in self.stolen.values())
