@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from shardkit.runs.driver_job import DriverJob
     from shardkit.runs.estimate import Estimate
     from shardkit.runs.handle import Run
+    from shardkit.runs.tried import Tried
 
 
 class Pipeline(Spec):
@@ -121,6 +122,37 @@ class Pipeline(Spec):
             schedule=schedule,
             dry_run=dry_run,
         )
+
+    def try_records(self, records: int | Iterable[str] = 5) -> Tried:
+        """Run some records in this process, so that prints, breakpoints and debuggers work; nothing is written.
+
+        Args:
+            records: how many, spread over all sizes and with the largest among them; or the keys of those to try.
+
+        Returns:
+            Their rows as a frame, with types, seconds and memory, the errors of those that failed, and what all
+            records would take. A notebook shows it as a table.
+
+        Raises:
+            InputError: there is no record of that key.
+            PipelineError: the function cannot be loaded.
+        """
+        from shardkit.runs.trying import try_records
+
+        keys = [records] if isinstance(records, str) else records
+        return try_records(self, keys if isinstance(keys, int) else list(keys))
+
+    def try_record(self, key: str) -> Tried:
+        """Run one record in this process; what the function raises is raised, so that ``%debug`` works after it.
+
+        Raises:
+            InputError: there is no record of that key.
+            Exception: what the function raises; TypeError if it returns what cannot become rows.
+        """
+        __tracebackhide__ = True  # IPython then leaves this frame out
+        from shardkit.runs.trying import try_records
+
+        return try_records(self, [key], only=True)
 
     def sample(self, records: int, *, quiet: bool = True) -> Estimate:
         """Run some records and estimate what all of them will take; nothing is left behind."""

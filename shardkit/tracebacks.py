@@ -12,13 +12,14 @@ from shardkit.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import TracebackType
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 _CALLED_BY_US = ("pyarrow", "pandas", "numpy", "obstore", "polars", "cloudpickle")
 DEBUGGER = (
-    "a worker process has no terminal for a debugger. Call the function on one record where there is one, for a file "
-    "a.txt in data/: function(shardkit.Record('a.txt', ('a.txt',), root='data'))"
+    "a worker process has no terminal for a debugger. Run the record where there is one: `shardkit try pipeline.yaml "
+    "KEY`, or in Python `pipeline.try_record(KEY)`"
 )
 
 
@@ -35,6 +36,17 @@ def user_traceback(error: BaseException, *, limit_chars: int = 8000) -> str:
         link = link.__cause__ or link.__context__
     text = printable(masked("".join(_cut(piece, limit_chars) for piece in whole.format())))
     return text if len(text) <= limit_chars else "[...]\n" + text[-limit_chars:]
+
+
+def users_part(error: BaseException | None) -> TracebackType | None:
+    """The traceback of an error from the user's first frame on, for a debugger; None if it has no frame of theirs."""
+    trace = error.__traceback__ if error is not None else None
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        if not _is_ours(filename) and not _is_called_by_us(filename):
+            return trace
+        trace = trace.tb_next
+    return None
 
 
 def error_message(error: BaseException, *, limit_chars: int = 1000) -> str:

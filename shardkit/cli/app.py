@@ -23,6 +23,7 @@ from shardkit.cli.look import check, failures, logs, query, report, status
 from shardkit.cli.passes import pass1, pass2
 from shardkit.cli.run import plan, resume, retry, run, stop
 from shardkit.cli.schedule import schedule
+from shardkit.cli.trying import replay, try_
 from shardkit.cli.workflow import workflow
 from shardkit.cli.workflow_deploy import ON_KUBERNETES
 
@@ -41,7 +42,7 @@ def cli() -> None:
 
 # In the order in which users need them.
 for command in (
-    *(run, plan, status, report, logs, stop, failures, query, retry, resume, clean, check),
+    *(try_, run, plan, status, report, logs, stop, failures, replay, query, retry, resume, clean, check),
     *(pass1, pass2, init, schedule, workflow, deploy, jobs, engine),
 ):
     cli.add_command(command)

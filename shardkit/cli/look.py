@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -113,6 +114,10 @@ def failures(output: str, run_id: str | None, *, traceback: bool, every: bool, a
     of = f"run {handle.run_id}" + (f" and {counted(others, 'other')} that made days of the dataset" if others else "")
     more = " --all lists each of them." if grouped else ""
     echo(f"{counted(len(entries), 'record')} of {of} {verb} in quarantine.{more}", err=True)
+    if entries:
+        first = entries[0]
+        where = f"{quote(handle.output_uri)} {quote(first['key'])} --run-id {first['run']}"
+        echo(f"Run the first again, here: shardkit replay {where}", err=True)
 
 
 @click.command(

@@ -39,8 +39,7 @@ DAYS = options(
     click.option("--date", multiple=True, metavar="DAY", help="Only this day, or A..B; may be repeated."),
     click.option("--since", metavar="TIME", help="Only the days since that long ago: 3d, 12h, 2w."),
 )
-PIPELINE = options(
-    click.argument("pipeline", required=False, metavar="[PIPELINE.yaml]"),
+PIPELINE_FIELDS = options(
     click.option("--input", "input_", metavar="DIR", help="The folder with the files, if there is no YAML file."),
     click.option("--output", metavar="DIR", help="The folder of the dataset."),
     click.option("--name", metavar="NAME", help="The pipeline's name."),
@@ -49,6 +48,7 @@ PIPELINE = options(
     click.option("--engine", metavar="KIND", help="Where the passes run as jobs: local or sagemaker; none: here."),
     SET,
 )
+PIPELINE = options(click.argument("pipeline", required=False, metavar="[PIPELINE.yaml]"), PIPELINE_FIELDS)
 GO_ON = options(
     OUTPUT,
     RUN_ID,

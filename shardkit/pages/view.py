@@ -58,7 +58,8 @@ class View:
     def add_facts(self, facts: Iterable[tuple[str, str]]) -> None:
         """A table of names and values; values that are empty are left out."""
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts if value)
-        self._pieces.append(f'<div class="scroll"><table>{rows}</table></div>')
+        if rows:
+            self._pieces.append(f'<div class="scroll"><table>{rows}</table></div>')
 
     def add_table(self, columns: Sequence[str], rows: Sequence[Sequence[str | float]], *, more: int = 0) -> None:
         """A table, its first rows if it is long; ``more`` rows are not even given."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runs.going_on import GoingOn
     from shardkit.runs.on_engine import RunJobs
+    from shardkit.runs.tried import Tried
 
 
 JOBS_NAMED = 3
@@ -116,6 +117,22 @@ class Run:
         from shardkit.runs.plot import plot_timeline
 
         return plot_timeline(self.folder, ax)
+
+    def replay(self, key: str, *, current: bool = False) -> Tried:
+        """Run one record again as the run had it, in this process; nothing is written.
+
+        It gets the same files (those that have changed since are named in ``notes``), the same settings, and the
+        function as it was sent, or with ``current`` as it is now. What it raises is raised, so that ``%debug`` works.
+
+        Raises:
+            InputError: the run has no such record.
+            PlanMismatch: the run kept no copy of the function, and that has changed since.
+            Exception: what the function raises.
+        """
+        __tracebackhide__ = True  # IPython then leaves this frame out
+        from shardkit.runs.replay import replayed
+
+        return replayed(self, key, current=current, only=True)
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The same as plain data, without pandas."""

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from shardkit.runs.handle import Run
     from shardkit.runs.summary import Summary
+    from shardkit.runs.tried import Tried
 
 LANES, SPANS, FOLDED = 16, 300, 5
+ROWS_SHOWN, VALUE_CHARACTERS = 5, 60
 COLOURS = (BLUE, TEAL, VIOLET, AMBER, GREY)
 JOB_COLOURS = {"Completed": BLUE, "Failed": RED, "Stopped": AMBER, "InProgress": TEAL}
 
@@ -117,4 +119,27 @@ def failures_view(entries: list[dict[str, Any]]) -> str:
     for group in groups[:FOLDED]:
         if group[0]["traceback"]:
             view.add_folded(f"traceback of {group[0]['key']}", group[0]["traceback"])
+    return view.to_html()
+
+
+def tried_view(tried: Tried) -> str:
+    """Records that were tried: what each took and gave, a bar for its seconds, the types and the first rows."""
+    from shardkit.runs.tried import HEAD
+
+    failed = len(tried.failed)
+    view = View(f"{counted(len(tried.records), 'record')} tried" + (f", {failed:,} failed" if failed else ""))
+    view.add_bars([(f"{record.key}: {record.seconds:.3g} s", record.seconds) for record in tried.records])
+    view.add_table(HEAD, tried.lines())
+    for record in tried.failed[:FOLDED]:
+        if record.traceback:
+            view.add_folded(f"traceback of {record.key}", record.traceback)
+    types, rows = tried.types, tried.rows
+    if types:
+        first = rows.head(ROWS_SHOWN).astype(str).itertuples(index=False, name=None)
+        shown = [tuple(value[:VALUE_CHARACTERS] for value in row) for row in first]
+        view.add_table(list(types), [tuple(types.values()), *shown], more=max(len(rows) - ROWS_SHOWN, 0))
+    view.add_facts([("counted", f"{name}: {amount:,}") for name, amount in tried.counts.items()])
+    view.add_facts([("logged", f"{key}: {line}") for key, line in tried.log])
+    for text in (tried.estimate, *tried.notes):
+        view.add_text(text)
     return view.to_html()

@@ -96,7 +96,7 @@ class LocalFolder(Folder):
                     path = os.path.join(top, name)
                     with contextlib.suppress(FileNotFoundError):  # it was removed while the folder was read
                         status = os.stat(path)
-                        etag = f"{status.st_mtime_ns}-{status.st_size}"
+                        etag = _etag_of(status)
                         key = os.path.relpath(path, self.root)
                         entries.append(Entry(key, status.st_size, etag, status.st_mtime))
         return sorted(entries, key=lambda entry: entry.key)
@@ -200,3 +200,19 @@ class LocalFolder(Folder):
     def is_locked(self, key: str) -> bool:
         """Whether a process of this machine holds the lock."""
         return is_file_locked(self.root / key)
+
+
+def _etag_of(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def changes_since(root: str, keys: Sequence[str], etags: Sequence[str] | None) -> list[str]:
+    """A sentence for each file that is not as it was when it was listed with its etag."""
+    changes = []
+    for key, etag in zip(keys, etags or (), strict=False):
+        try:
+            if _etag_of(os.stat(os.path.join(root, key))) != etag:
+                changes.append(f"{key} has changed since it was listed.")
+        except OSError:
+            changes.append(f"{key} is gone.")
+    return changes

@@ -28,7 +28,7 @@ from shardkit.runfolder.display import Quiet
 if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
-COMMANDS = ["run", "plan", "status", "report", "logs", "stop", "failures", "query", "retry", "resume"]
+COMMANDS = ["try", "run", "plan", "status", "report", "logs", "stop", "failures", "replay", "query", "retry", "resume"]
 COMMANDS += ["clean", "check", "pass1", "pass2", "init", "schedule", "workflow", "deploy", "jobs", "engine"]
 MODULE = """
 import sys

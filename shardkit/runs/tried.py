@@ -1,0 +1,158 @@
+"""What became of records that were tried, as text and as notebooks show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shardkit.plan.chunks import record_costs
+from shardkit.units import counted, human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+
+    from shardkit.notes import Notes
+
+ROWS_SHOWN = 10
+WIDTH = 120
+LINES_SHOWN = 10
+HEAD = ("record", "size", "seconds", "memory", "outcome")
+
+
+@dataclass
+class TriedRecord:
+    """A record that was tried: its rows, or the error that it raised; and what it took.
+
+    ``peak_memory_bytes`` is how much more memory the process has had for it than before it.
+    """
+
+    key: str
+    bytes: int
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    rows: int = 0
+    table: pa.Table | None = None
+    error: BaseException | None = None
+    message: str = ""
+    traceback: str = ""
+    notes: Notes | None = None
+
+
+@dataclass(frozen=True)
+class Everything:
+    """All records of the input: their sizes, and how many workers there would be for them."""
+
+    sizes: np.ndarray
+    workers: int
+
+
+@dataclass
+class Tried:
+    """Records that were tried. Of each record's rows at most the first 1,000 are kept.
+
+    ``notes`` are about what is otherwise than it was, or will be.
+    """
+
+    records: list[TriedRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    everything: Everything | None = None
+
+    @property
+    def failed(self) -> list[TriedRecord]:
+        """Those that raised an error."""
+        return [record for record in self.records if record.error is not None]
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The rows of all of them together."""
+        frame: pd.DataFrame = self._table().to_pandas()
+        return frame
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The type of each column."""
+        return {column.name: str(column.type) for column in self._table().schema}
+
+    def _table(self) -> pa.Table:
+        import pyarrow as pa
+
+        tables = [record.table for record in self.records if record.table is not None and record.table.num_columns]
+        try:
+            return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+        except pa.ArrowException:  # types that contradict each other; pass 2 names both records
+            return tables[0]
+
+    @property
+    def estimate(self) -> str:
+        """What all records would take; empty if nothing is known of them, or nothing has succeeded."""
+        good = [record for record in self.records if record.error is None]
+        if self.everything is None or not good:
+            return ""
+        import numpy as np
+
+        sizes, workers = self.everything.sizes, self.everything.workers
+        mine = np.array([record.bytes for record in good], np.int64)
+        scale = float(record_costs(sizes).sum() / record_costs(mine).sum())
+        seconds = sum(record.seconds for record in good) * scale / workers
+        rows = int(sum(record.rows for record in good) * scale)
+        return (
+            f"All {counted(len(sizes), 'record')} of {human_bytes(float(sizes.sum()))} would take about "
+            f"{human_seconds(seconds)} with {counted(workers, 'worker')}, and give about {counted(rows, 'row')}."
+        )
+
+    def lines(self) -> list[tuple[str, str, str, str, str]]:
+        """The records as texts: key, size, seconds, memory, and rows or the error."""
+        return [
+            (
+                record.key,
+                human_bytes(record.bytes),
+                f"{record.seconds:.3g} s",
+                human_bytes(record.peak_memory_bytes),
+                record.message or counted(record.rows, "row"),
+            )
+            for record in self.records
+        ]
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """The sums of what the function has counted in those that have not failed."""
+        sums = dict[str, float]()
+        for record in self.records:
+            if record.error is None and record.notes is not None:
+                for name, amount in record.notes.sums.items():
+                    sums[name] = sums.get(name, 0) + amount
+        return sums
+
+    @property
+    def log(self) -> list[tuple[str, str]]:
+        """The first lines that the function has logged, each with its record's key."""
+        lines = [(r.key, line) for r in self.records if r.notes is not None for line in r.notes.lines]
+        return lines[:LINES_SHOWN]
+
+    def __str__(self) -> str:
+        lines = [HEAD, *self.lines()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        blocks = [
+            "\n".join(
+                "  ".join([key.ljust(widths[0]), *map(str.rjust, numbers, widths[1:4]), outcome])
+                for key, *numbers, outcome in lines
+            )
+        ]
+        blocks += [record.traceback.rstrip() for record in self.failed if record.traceback]
+        noted = [f"counted {name}: {amount:,}" for name, amount in self.counts.items()]
+        noted += [f"{key} logged: {line}" for key, line in self.log]
+        if types := self.types:
+            blocks.append("\n".join(f"{name}: {kind}" for name, kind in types.items()))
+            blocks.append(self.rows.to_string(max_rows=ROWS_SHOWN, line_width=WIDTH, max_colwidth=40))
+        blocks += ["\n".join(noted), self.estimate, "\n".join(self.notes)]
+        return "\n\n".join(filter(None, blocks))
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:  # noqa: FBT001  IPython passes it so
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        from shardkit.runs.views import tried_view
+
+        return tried_view(self)

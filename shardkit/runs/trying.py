@@ -1,0 +1,224 @@
+"""Records run in this very process, so that prints, breakpoints and debuggers work; nothing is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from bdb import BdbQuit
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardkit.errors import InputError, ObjectChanged, PipelineError
+from shardkit.record import Record
+from shardkit.runs.tried import Everything, Tried, TriedRecord
+from shardkit.storage.base import absolute_uri, is_remote
+from shardkit.storage.local_folder import changes_since
+from shardkit.tables.arrays import numpy
+from shardkit.tables.rows import FIRST_LOOK, Result, collect, fit, to_batches
+from shardkit.tables.schema import parse_schema
+from shardkit.tracebacks import error_message, user_traceback, users_part
+from shardkit.workers.chunk_run import peak_memory_bytes
+from shardkit.workers.inputs import Wanted, open_inputs
+from shardkit.workers.memory import forget_peak, resident_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pyarrow as pa
+
+    from shardkit.spec.spec import Spec
+
+PIECE_ROWS = 8192
+ROWS_KEPT = 1000  # of each record
+
+
+def try_records(pipeline: Spec, wanted: int | list[str], *, only: bool = False) -> Tried:
+    """Run some records of a pipeline's input: those with these keys, or a number of them, spread over all sizes.
+
+    With ``only`` what the function raises is raised.
+
+    Raises:
+        InputError: there is no record of that key, or the input cannot be read.
+        PipelineError: the function cannot be loaded, or the number is not at least 1.
+    """
+    __tracebackhide__ = True
+    from shardkit.runs.planning import make_run_plan
+    from shardkit.times import new_run_id
+
+    if isinstance(wanted, int) and wanted < 1:
+        raise PipelineError(f"{wanted} records cannot be tried: expected 1 or more.")
+    plan = make_run_plan(pipeline, function_ref=pipeline.function_ref(), run_id=new_run_id(), recompute=True)
+    sizes = numpy(plan.records["bytes"])
+    chosen = spread(sizes, wanted) if isinstance(wanted, int) else [row_of(plan.records, key) for key in wanted]
+    given = pipeline.function
+    function = _made(given) if callable(given) else pipeline.function_ref().load()
+    trial = Trial(pipeline, function)
+    tried = trial.run(plan.records.take(chosen), only=only)
+    tried.everything = Everything(sizes, pipeline.worker_count())
+    return tried
+
+
+def _made(given: Callable[..., Any]) -> Callable[..., Any]:
+    """The callable that takes records: an object of a class, or the function itself, which a debugger then finds."""
+    function: Callable[..., Any] = given() if isinstance(given, type) else given
+    return function
+
+
+def spread(sizes: np.ndarray, count: int) -> list[int]:
+    """Row numbers of ``count`` records of all sizes, the smallest first, and the largest of all among them."""
+    order = np.argsort(sizes, kind="stable")
+    places = np.linspace(len(order) - 1, 0, min(count, len(order))).round().astype(np.int64)
+    chosen: list[int] = order[places[::-1]].tolist()
+    return chosen
+
+
+def row_of(records: pa.Table, key: str) -> int:
+    """The row number of a record.
+
+    Raises:
+        InputError: there is none of that key.
+    """
+    import difflib
+
+    import pyarrow.compute as pc
+
+    row = pc.index(records["key"], key).as_py()
+    if row < 0:
+        name = key.rpartition("/")[2]
+        like = records["key"].filter(pc.match_substring(records["key"], name)) if name else records["key"]
+        some = (like if len(like) else records["key"])[:10_000].to_pylist()
+        near = difflib.get_close_matches(key, some, n=1, cutoff=0.3)
+        raise InputError(f"There is no record {key!r}.", hint=f"Did you mean {near[0]}?" if near else "")
+    return int(row)
+
+
+class Trial:
+    """Runs records with one function, in the way in which a worker does."""
+
+    def __init__(self, pipeline: Spec, function: Callable[[Record], Any]) -> None:
+        self._pipeline = pipeline
+        self._function = function
+        self._schema = parse_schema(pipeline.output.columns) if pipeline.output.columns else None
+        self._root = absolute_uri(pipeline.input.uri)
+
+    def run(self, records: pa.Table, *, only: bool = False, told: list[str] | None = None) -> Tried:
+        """Run the records of a table; ``only`` as for `try_records`, and ``told`` what is known to be different."""
+        __tracebackhide__ = True
+        tried = Tried(notes=list(told or ()))
+        with tempfile.TemporaryDirectory(prefix="shardkit-try-") as scratch:
+            inputs = open_inputs(self._root, scratch if is_remote(self._root) else None, self._pipeline.input.access())
+            for number, row in enumerate(records.to_pylist()):
+                ticket = (0, 0, number)
+                with self._fetched(inputs, ticket, row, tried) as folder:
+                    record = Record(
+                        row["key"],
+                        tuple(row["objects"]),
+                        main=row["main"],
+                        root=folder,
+                        bytes=row["bytes"],
+                        by_stem=self._pipeline.records == "stem",
+                    )
+                    one = self._one(record)
+                tried.records.append(one)
+                if one.error is not None and only:
+                    raise one.error
+        return tried
+
+    @contextlib.contextmanager
+    def _fetched(self, inputs: Any, ticket: Any, row: dict[str, Any], tried: Tried) -> Iterator[str]:
+        """The folder with the objects of a record; if one has changed since it was listed, ``tried`` notes that.
+
+        Raises:
+            InputError: one is gone.
+            ObjectRefused, StorageError: the store does not give one.
+        """
+        etags = row.get("etags")
+        if not is_remote(self._root):
+            tried.notes += changes_since(self._root, row["objects"], etags)
+            yield self._root
+            return
+        inputs.expect([(ticket, Wanted(row["objects"], etags, row["bytes"]))])
+        try:
+            folder = inputs.fetch(ticket)
+        except ObjectChanged as error:
+            tried.notes.append(error.message)
+            inputs.release(ticket)
+            inputs.expect([(ticket, Wanted(row["objects"], None, row["bytes"]))])
+            folder = inputs.fetch(ticket)
+        try:
+            yield folder
+        finally:
+            inputs.release(ticket)
+
+    def _one(self, record: Record) -> TriedRecord:
+        __tracebackhide__ = True
+        one = TriedRecord(record.key, record.bytes)
+        rows = _Rows(record.key, self._schema)
+        before = resident_bytes(os.getpid())
+        forget_peak()
+        begun = time.perf_counter()
+        try:
+            rows.finish(collect(self._function(record), 0, record.key, rows))
+        except (KeyboardInterrupt, BdbQuit):
+            raise
+        except BaseException as error:  # noqa: BLE001  as in a run, where even SystemExit costs only its record
+            one.error = error
+            one.message = f"{type(error).__name__}: {error_message(error)}"
+            one.traceback = user_traceback(error) if users_part(error) is not None else ""
+        one.seconds = time.perf_counter() - begun
+        one.peak_memory_bytes = max(peak_memory_bytes() - before, 0)
+        one.notes = record.notes
+        if one.error is None:
+            one.rows, one.table = rows.count, rows.table()
+        return one
+
+
+class _Rows:
+    """Takes the rows of one record as a run does, so that it refuses what a run refuses, and keeps the first ones."""
+
+    def __init__(self, key: str, schema: pa.Schema | None) -> None:
+        self._key = key
+        self._schema = schema
+        self._kept: list[pa.Table] = []
+        self.count = 0
+
+    def look(self, rows: list[dict[str, Any]]) -> int:
+        """Take the rows, and empty the list, if they are many."""
+        if len(rows) < PIECE_ROWS:
+            return PIECE_ROWS
+        self._take(Result(0, self._key, rows=rows[:]))
+        rows.clear()
+        return FIRST_LOOK
+
+    def look_at(self, tables: list[pa.Table]) -> None:
+        """Take the tables, and empty the list."""
+        self._take(Result(0, self._key, tables=tables[:]))
+        tables.clear()
+
+    def finish(self, rest: Result) -> Result:
+        """Take the last rows."""
+        self._take(rest)
+        return Result(0, self._key)
+
+    def _take(self, result: Result) -> None:
+        tables = [fit(table, self._schema) if self._schema is not None else table for table in result.tables]
+        if result.rows:
+            tables += [batch.table for batch in to_batches([result], self._schema, _raise)]
+        for table in tables:
+            self.count += len(table)
+            room = ROWS_KEPT - sum(map(len, self._kept))
+            if room > 0:
+                self._kept.append(table.slice(0, room))
+
+    def table(self) -> pa.Table:
+        """The rows that are kept."""
+        import pyarrow as pa
+
+        return pa.concat_tables(self._kept, promote_options="permissive") if self._kept else pa.table({})
+
+
+def _raise(_: Result, error: Exception) -> None:
+    raise error
