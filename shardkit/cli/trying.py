@@ -74,7 +74,7 @@ def replay(output: str, key: str, run_id: str | None, *, current: bool, pdb: boo
     from shardkit.runs.replay import replayed
 
     run = opened(output, run_id)
-    _show(lambda: replayed(run, key, current=current), pdb=pdb)
+    _show(lambda: replayed(run.folder, key, run.quarantine(), current=current), pdb=pdb)
 
 
 def _show(work: Callable[[], Tried], *, pdb: bool) -> None:

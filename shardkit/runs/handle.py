@@ -76,7 +76,7 @@ class Run:
     def _repr_html_(self) -> str:
         from shardkit.runs.views import run_view
 
-        return run_view(self)
+        return run_view(self.folder, self.summary)
 
     def summary(self, *, jobs: list[dict[str, Any]] | None = None) -> Summary:
         """The run in numbers.
@@ -132,7 +132,7 @@ class Run:
         __tracebackhide__ = True  # IPython then leaves this frame out
         from shardkit.runs.replay import replayed
 
-        return replayed(self, key, current=current, only=True)
+        return replayed(self.folder, key, self.quarantine(), current=current, only=True)
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The same as plain data, without pandas."""

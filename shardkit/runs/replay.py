@@ -24,21 +24,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardkit.runfolder.folder import RunFolder
-    from shardkit.runs.handle import Run
     from shardkit.runs.tried import Tried
 
 
-def replayed(run: Run, key: str, *, current: bool = False, only: bool = False) -> Tried:
+def replayed(
+    folder: RunFolder, key: str, quarantine: list[dict[str, Any]], *, current: bool = False, only: bool = False
+) -> Tried:
     """Run a record of a run again, in this process; with ``current`` by the function as it is now.
 
-    With ``only`` what the function raises is raised.
+    ``quarantine`` says which records are those of other runs. With ``only`` what the function raises is raised.
 
     Raises:
         InputError: the run has no such record.
         PlanMismatch: the run kept no copy of the function, and that has changed since.
     """
     __tracebackhide__ = True
-    folder = _folder_with(run, key)
+    folder = _folder_with(folder, key, quarantine)
     records = folder.records()
     row = row_of(records, key)
     plan = folder.plan()
@@ -52,16 +53,10 @@ def replayed(run: Run, key: str, *, current: bool = False, only: bool = False) -
         return Trial(pipeline, ref.load()).run(records.take([row]), only=only, told=notes)
 
 
-def _folder_with(run: Run, key: str) -> RunFolder:
+def _folder_with(folder: RunFolder, key: str, quarantine: list[dict[str, Any]]) -> RunFolder:
     """The folder of the run that has the record: of a dataset of days, perhaps another run's."""
-    import pyarrow.compute as pc
-
-    entry = next((entry for entry in run.quarantine() if entry["key"] == key), None)
-    if entry is not None and entry["run"] != run.run_id:
-        other = replace(run.folder, run_id=entry["run"], days=None)
-        if pc.index(other.records(["key"])["key"], key).as_py() >= 0:
-            return other
-    return run.folder
+    owner = next((entry["run"] for entry in quarantine if entry["key"] == key), folder.run_id)
+    return folder if owner == folder.run_id else replace(folder, run_id=owner, days=None)
 
 
 def _digest_of(folder: RunFolder, row: int) -> str:

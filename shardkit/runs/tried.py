@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shardkit.notes import Notes
 
 ROWS_SHOWN = 10
+VIEW_ROWS, FOLDED, VALUE_CHARACTERS = 5, 5, 60
 WIDTH = 120
 LINES_SHOWN = 10
 HEAD = ("record", "size", "seconds", "memory", "outcome")
@@ -153,6 +154,22 @@ class Tried:
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        from shardkit.runs.views import tried_view
+        from shardkit.pages.view import View
 
-        return tried_view(self)
+        failed = len(self.failed)
+        view = View(f"{counted(len(self.records), 'record')} tried" + (f", {failed:,} failed" if failed else ""))
+        view.add_bars([(f"{record.key}: {record.seconds:.3g} s", record.seconds) for record in self.records])
+        view.add_table(HEAD, self.lines())
+        for record in self.failed[:FOLDED]:
+            if record.traceback:
+                view.add_folded(f"traceback of {record.key}", record.traceback)
+        types, rows = self.types, self.rows
+        if types:
+            first = rows.head(VIEW_ROWS).astype(str).itertuples(index=False, name=None)
+            shown = [tuple(value[:VALUE_CHARACTERS] for value in row) for row in first]
+            view.add_table(list(types), [tuple(types.values()), *shown], more=max(len(rows) - VIEW_ROWS, 0))
+        view.add_facts([("counted", f"{name}: {amount:,}") for name, amount in self.counts.items()])
+        view.add_facts([("logged", f"{key}: {line}") for key, line in self.log])
+        for text in (self.estimate, *self.notes):
+            view.add_text(text)
+        return view.to_html()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shardkit.errors import ShardkitError
 from shardkit.pages.view import AMBER, BLUE, GREY, RED, TEAL, VIOLET, View
@@ -12,26 +12,45 @@ from shardkit.runs.quarantine import by_kind
 from shardkit.units import counted, first_line, human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pyarrow as pa
 
-    from shardkit.runs.handle import Run
-    from shardkit.runs.summary import Summary
-    from shardkit.runs.tried import Tried
+    from shardkit.runfolder.folder import RunFolder
 
 LANES, SPANS, FOLDED = 16, 300, 5
-ROWS_SHOWN, VALUE_CHARACTERS = 5, 60
 COLOURS = (BLUE, TEAL, VIOLET, AMBER, GREY)
 JOB_COLOURS = {"Completed": BLUE, "Failed": RED, "Stopped": AMBER, "InProgress": TEAL}
 
 
-def summary_view(summary: Summary) -> str:
+class Numbers(Protocol):
+    """A run in numbers."""
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+
+    @property
+    def status(self) -> str:
+        """How it is."""
+
+    @property
+    def records(self) -> dict[str, int]:
+        """How many records it has listed, done, quarantined and skipped."""
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The numbers as texts, each with its name."""
+
+    def messages(self) -> list[str]:
+        """What there is to say beside them."""
+
+
+def summary_view(summary: Numbers) -> str:
     """The numbers of a run."""
     return _with_numbers(View(f"Run {summary.run_id}: {summary.status}"), summary).to_html()
 
 
-def _with_numbers(view: View, summary: Summary) -> View:
+def _with_numbers(view: View, summary: Numbers) -> View:
     n = summary.records
     rest = n["listed"] - n["done"] - n["quarantined"] - n["skipped"]
     shares = [("done", n["done"], BLUE), ("skipped", n["skipped"], TEAL), ("quarantined", n["quarantined"], RED)]
@@ -41,16 +60,16 @@ def _with_numbers(view: View, summary: Summary) -> View:
     return view
 
 
-def run_view(run: Run) -> str:
+def run_view(folder: RunFolder, summarize: Callable[[], Numbers]) -> str:
     """A run: its numbers, and what its workers did when."""
     from shardkit.runfolder.timings import chunk_timings
 
     try:
-        summary = run.summary()
-        view = _with_numbers(View(f"Run {run.run_id}: {summary.status}"), summary)
-        _add_lanes(view, chunk_timings(run.folder))
+        summary = summarize()
+        view = _with_numbers(View(f"Run {summary.run_id}: {summary.status}"), summary)
+        _add_lanes(view, chunk_timings(folder))
     except ShardkitError as error:
-        view = View(f"Run {run.run_id}", str(error))
+        view = View(f"Run {folder.run_id}", str(error))
     return view.to_html()
 
 
@@ -119,27 +138,4 @@ def failures_view(entries: list[dict[str, Any]]) -> str:
     for group in groups[:FOLDED]:
         if group[0]["traceback"]:
             view.add_folded(f"traceback of {group[0]['key']}", group[0]["traceback"])
-    return view.to_html()
-
-
-def tried_view(tried: Tried) -> str:
-    """Records that were tried: what each took and gave, a bar for its seconds, the types and the first rows."""
-    from shardkit.runs.tried import HEAD
-
-    failed = len(tried.failed)
-    view = View(f"{counted(len(tried.records), 'record')} tried" + (f", {failed:,} failed" if failed else ""))
-    view.add_bars([(f"{record.key}: {record.seconds:.3g} s", record.seconds) for record in tried.records])
-    view.add_table(HEAD, tried.lines())
-    for record in tried.failed[:FOLDED]:
-        if record.traceback:
-            view.add_folded(f"traceback of {record.key}", record.traceback)
-    types, rows = tried.types, tried.rows
-    if types:
-        first = rows.head(ROWS_SHOWN).astype(str).itertuples(index=False, name=None)
-        shown = [tuple(value[:VALUE_CHARACTERS] for value in row) for row in first]
-        view.add_table(list(types), [tuple(types.values()), *shown], more=max(len(rows) - ROWS_SHOWN, 0))
-    view.add_facts([("counted", f"{name}: {amount:,}") for name, amount in tried.counts.items()])
-    view.add_facts([("logged", f"{key}: {line}") for key, line in tried.log])
-    for text in (tried.estimate, *tried.notes):
-        view.add_text(text)
     return view.to_html()

@@ -67,7 +67,7 @@ output: {uri: out/}
 """
 KEYS = {
     *("run_id", "status", "records", "rows", "files", "bytes_in", "bytes_out", "seconds", "output", "run_folder"),
-    *("repeated", "quarantined_elsewhere"),
+    *("repeated", "quarantined_elsewhere", "counts", "log", "logged"),
 }
 
 

@@ -63,6 +63,7 @@ SLOW = {
     "engines.md",
     "jobs.md",
     "kubernetes.md",
+    "looking.md",
     "pipeline.md",
     "running.md",
     "shards.md",
