@@ -38,6 +38,9 @@ def use(start: Callable[..., bool]) -> None:
     as_always = LocalEngine._supervise
 
     def supervise(engine: LocalEngine, files: Any) -> None:
+        if engine.supervise != LocalEngine.supervise:  # the steps of a workflow have a supervisor of their own
+            as_always(engine, files)
+            return
         environment = dict(os.environ) | ({"AWS_ENDPOINT_URL_S3": engine.endpoint_url} if engine.endpoint_url else {})
         with open(os.path.join(files.logs, "supervisor.log"), "ab") as log:
             begun = start([*WORDS, engine.root, files.name], env=environment, output=log.fileno())

@@ -168,10 +168,11 @@ def resume_workflow(
 
 
 def _carry_out(run: WorkflowRun, *, as_json: bool, begin_again: str | None = None, wait: bool = True) -> None:
+    from shardkit.runfolder.display import make_progress
     from shardkit.workflows.start import carry_out
 
     try:
-        carry_out(run, begin_again=begin_again, wait=wait)
+        carry_out(run, begin_again=begin_again, wait=wait, progress=make_progress(quiet=False))
     finally:
         if as_json:
             _print_json(run)

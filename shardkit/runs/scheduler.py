@@ -104,11 +104,17 @@ class Timetable:
         except KeyboardInterrupt:
             raise RunInterrupted("The schedule has ended; no run was in progress.") from None
 
-    def note(self) -> datetime.datetime:
-        """Note that a run begins now, and return the time."""
-        begun = self._clock.now()
+    def note(self, begun: datetime.datetime | None = None) -> datetime.datetime:
+        """Note that a run has begun at that time, by default now, and return the time."""
+        begun = begun or self._clock.now()
         self._home.write(NOTE, json.dumps({"last": begun.isoformat()}).encode())
         return begun
+
+    def note_at_least(self, begun: datetime.datetime | None) -> None:
+        """Note that a run has begun at that time, if no later one is noted: who began it may have died before."""
+        last = _last(self._home)
+        if begun is not None and (last is None or last < begun):
+            self.note(begun)
 
 
 class Scheduler:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from shardkit.jobs import Job, Store
     from shardkit.jobs.calls import Engine
+    from shardkit.runfolder.display import Progress
     from shardkit.workflows.document import Workflow
     from shardkit.workflows.resolve import Resolved
     from shardkit.workflows.run_files import RunFiles
@@ -167,21 +168,28 @@ class WorkflowRun:
         notify = self.workflow.notify.all() if self.place.served and last else ()
         return Submission(job_id, {}, after, run=self.run_name, notify=notify, tags=tags), beginning
 
-    def drive(self, *, leave: bool = False) -> None:
+    def drive(self, *, leave: bool = False, progress: Progress | None = None) -> None:
         """Launch and watch until all steps have ended.
 
         Args:
             leave: Whether the steps go on after Ctrl-C or SIGTERM, even if they run on this machine.
+            progress: Shows how far the run is.
 
         Raises:
             RunInterrupted: by Ctrl-C or SIGTERM.
         """
-        teller = Teller(self.say)
+        teller = Teller(self.say, self.files, progress)
+        if progress is not None:
+            progress.start(len(self.workflow.steps))
         try:
             with queueing(), ended_by(signal.SIGINT, signal.SIGTERM, note=INTERRUPTION.note):
                 self.place.drive(self.store, lambda trouble: teller.tell(self.states(), trouble))
+            teller.tell(self.states())
         except KeyboardInterrupt:
             raise self._interrupted(teller, leave=leave) from None
+        finally:
+            if progress is not None:
+                progress.finish()
 
     def _interrupted(self, teller: Teller, *, leave: bool) -> RunInterrupted:
         name = f"Run {self.files.run_id} of {self.workflow.name}"
@@ -190,7 +198,7 @@ class WorkflowRun:
                 f"{name}: no longer watching; its steps go on.",
                 hint=f"\nGo on watching: {self.command('resume')}\nStop them: {self.command('stop')}",
             )
-        self.say("Stopping the steps; Ctrl-C again leaves them to end by themselves.")
+        teller.say("Stopping the steps; Ctrl-C again leaves them to end by themselves.")
         with queueing(), ended_by(signal.SIGINT, signal.SIGTERM):
             self.stop()
             self.await_stopped()

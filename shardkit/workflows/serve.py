@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import datetime
 import signal
 import threading
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from shardkit.workflows.running import WorkflowRun
 
 MOST_WAITING = 100
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 class Server:
@@ -88,15 +90,17 @@ class Server:
         times = Timetable(calendar.when(), self._home, self._clock)
         with times.held() as held:
             self._take_up()
+            times.note_at_least(self._last_begun())
             while True:
                 self._carry_out_all(held)
                 if (due := times.due()) > self._clock.now():
                     self._say(f"{self.workflow.name}: next at {due:%Y-%m-%d %H:%M %Z}.")
                     times.await_due(due, held)
                 held.check()
-                times.note()
+                begun = self._clock.now()
                 with self._reported("a run could not begin"):
                     self._waiting.append(self._begun({}, BY_CALENDAR))
+                times.note(begun)
 
     def _by_webhook(self) -> None:
         webhook = self.workflow.webhook
@@ -108,6 +112,8 @@ class Server:
             self._take_up()
             with listening(webhook, token, self._called, say=self._say) as address:
                 self._say(f"{self.workflow.name}: POST to http://{address}{webhook.path} begins a run.")
+                if webhook.host not in LOOPBACK:
+                    self._say("Other machines may reach it, and it speaks plain HTTP: put a server with TLS before it.")
                 while True:
                     self._carry_out_all(held)
                     with self._changed:
@@ -137,7 +143,15 @@ class Server:
         return run.files.run_id
 
     def _begun(self, params: Mapping[str, str], by: str) -> WorkflowRun:
-        return begin(self.workflow, params, state=self._state, by=by, containers=self._containers, say=self._say)
+        return begin(
+            self.workflow,
+            params,
+            state=self._state,
+            by=by,
+            begun=self._clock.now().isoformat(timespec="milliseconds"),
+            containers=self._containers,
+            say=self._say,
+        )
 
     def _take_up(self) -> None:
         """Take up the runs that an earlier server has begun, and that have not ended."""
@@ -146,6 +160,12 @@ class Server:
         self._waiting.extend(sorted(left, key=lambda run: str(run.files.about()["begun"])))
         if left:
             self._say(f"Going on with {', '.join(run.files.run_id for run in self._waiting)}.")
+
+    def _last_begun(self) -> datetime.datetime | None:
+        """When the calendar's last run was written down, which is before that is noted."""
+        runs = [files.about() for files in runs_in(self._home.root)]
+        begun = [about["begun"] for about in runs if about["by"] == BY_CALENDAR]
+        return datetime.datetime.fromisoformat(max(begun)) if begun else None
 
     def _carry_out_all(self, held: Held) -> None:
         """Carry out the runs that wait."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from shardkit.engines.settings import Settings
     from shardkit.errors import ShardkitError
+    from shardkit.runfolder.display import Progress
     from shardkit.workflows.document import Workflow
     from shardkit.workflows.running import Place
 
@@ -31,6 +32,7 @@ def begin(
     *,
     state: str | None = None,
     by: str = BY_HAND,
+    begun: str | None = None,
     containers: str | None = None,
     engine: str | None = None,
     say: Callable[[str], object],
@@ -42,6 +44,7 @@ def begin(
         params: The parameters that are given.
         state: The folder of the workflow's runs.
         by: What has begun it: ``hand``, ``calendar`` or ``webhook``.
+        begun: When that was, in ISO 8601; by default now.
         containers: The container runtime for the steps with an image: ``docker``, ``podman`` or ``any`` of these.
         engine: The kind of the engine that its steps run on; ``none`` for this machine, by default what the file says.
         say: Gets a line about whatever happens.
@@ -58,7 +61,9 @@ def begin(
         for resolved in resolve(workflow, facts, outputs=place.outputs):
             place.check(resolved)
         kind = settings.kind if settings is not None else None
-        if files.create(facts, begun=now(), by=by, containers=runtime, engine=kind, file=str(workflow.file or "")):
+        if files.create(
+            facts, begun=begun or now(), by=by, containers=runtime, engine=kind, file=str(workflow.file or "")
+        ):
             return WorkflowRun(workflow, files, place, say=say)
 
 
@@ -110,14 +115,22 @@ def place_of(workflow: Workflow, files: RunFiles, *, engine: Settings | None, co
     return OnEngine(files, workflow, engine)
 
 
-def carry_out(run: WorkflowRun, *, begin_again: str | None = None, leave: bool = False, wait: bool = True) -> None:
+def carry_out(
+    run: WorkflowRun,
+    *,
+    begin_again: str | None = None,
+    leave: bool = False,
+    wait: bool = True,
+    progress: Progress | None = None,
+) -> None:
     """Run, or go on with, the steps of a run, to their ends; who is to be told of that is told.
 
     Args:
         run: The run.
         begin_again: The step that begins again, with all that come after it.
         leave: Whether the steps go on after Ctrl-C or SIGTERM.
-        wait: Whether to stay until the steps have ended; else they are only put into the queue, which others serve.
+        wait: Whether to stay until the steps have ended; else they are only put into the queue that others serve.
+        progress: Shows how far the run is.
 
     Raises:
         RunBusy: another process works on the run.
@@ -131,7 +144,7 @@ def carry_out(run: WorkflowRun, *, begin_again: str | None = None, leave: bool =
             return
         failure: ShardkitError | None = None
         try:
-            run.drive(leave=leave)
+            run.drive(leave=leave, progress=progress)
             run.conclude()
         except (RunFailed, RunInterrupted) as error:
             failure = error

@@ -1,6 +1,6 @@
 """The webhook of a workflow: an HTTP server that begins a run for each POST with the right token.
 
-    curl -X POST -H "Authorization: Bearer $HOOK_TOKEN" -d '{"date": "2026-01-31"}' http://127.0.0.1:12000/
+    printf 'Authorization: Bearer %s' "$HOOK_TOKEN" | curl -H @- -d '{"date": "2026-01-31"}' http://127.0.0.1:12000/
 
     202  the run begins, or waits: {"run_id": ...}
     400  the body is no JSON object of parameters, or one of these will not do

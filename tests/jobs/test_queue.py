@@ -529,6 +529,19 @@ def test_attempts_are_limited_for_every_cause(bench: Bench, outcome: str, tries:
     assert [attempt["cause"] for attempt in job.attempts] == [outcome] * tries
 
 
+@pytest.mark.parametrize(("retries", "tries"), [("0", 1), ("2", 3)])
+def test_a_job_says_how_often_its_own_faults_are_tried_again(bench: Bench, retries: str, tries: int) -> None:
+    """Those of its program count together; the service's own are tried again by the policy, beside them."""
+    bench.service.outcomes = {f"a-{i}": ("capacity", "user", "died")[i % 3] for i in range(1, 100)}
+    bench.store.submit("a", request_of(), tags={"own_retries": retries})
+    bench.finish()
+    job = bench["a"]
+    causes = [attempt["cause"] for attempt in job.attempts]
+    assert job.status == "Failed"
+    assert sum(cause in {"user", "died"} for cause in causes) == tries
+    assert causes[:3] == ["user", "died", "capacity"][: len(causes)]
+
+
 def test_attempts_are_limited_in_all(bench: Bench) -> None:
     bench.service.outcomes = {f"a-{i}": ("died", "stopped", "internal", "capacity")[i % 4] for i in range(1, 100)}
     bench.policy = Policy(max_attempts=6, attempts={"died": 50})

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crashing import Command, Project, descendants, dying, is_alive, wait_for
+from crashing import Command, Project, descendants, dying, wait_for
 
+from shardkit.engines.jobfiles import JobFiles
 from shardkit.workflows.read import read_workflow
 from shardkit.workflows.run_files import runs_in, state_of
 from shardkit.workflows.start import open_run
@@ -157,18 +158,12 @@ def test_killed_at_each_step_and_resumed(tmp_path: Path, how: str, step: str) ->
 
 
 def step_processes(folder: Path) -> list[int]:
-    """The processes of steps and their supervisors: those that name the run's folder, or work in the workflow's."""
+    """The supervisors of the steps that run, each with all that it has started."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            words, where = (entry / "cmdline").read_bytes(), os.readlink(entry / "cwd")
-        except OSError:
-            continue
-        pid = int(entry.name)
-        if is_alive(pid) and (f"{folder}/_shardkit".encode() in words or where == str(folder)):
-            found += [pid, *descendants(pid)]
+    for run in runs_in(folder / "_shardkit/workflows/three/default"):
+        for job in (run.path / "jobs").iterdir():
+            supervisor = JobFiles(str(run.path), job.name).supervisor()
+            found += [supervisor, *descendants(supervisor)] if supervisor else []
     return found
 
 
