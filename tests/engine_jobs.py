@@ -106,9 +106,9 @@ def local_engine(folder: Path) -> Iterator[LocalEngine]:
     """A local engine, whose jobs end with it."""
     engine = LocalEngine(folder, max_instances=8, stop_grace=20)
     yield engine
-    for job in engine.list_processing_jobs(StatusEquals="InProgress", MaxResults=100)["ProcessingJobSummaries"]:
-        engine.stop_grace = 0
-        os.kill(JobFiles(engine.root, job["ProcessingJobName"]).supervisor() or 0, signal.SIGKILL)
+    for jobs in (engine, engine.training):
+        for job in jobs.list_processing_jobs(StatusEquals="InProgress", MaxResults=100)["ProcessingJobSummaries"]:
+            os.kill(JobFiles(jobs.root, job["ProcessingJobName"]).supervisor() or 0, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -122,6 +122,10 @@ def wired(engine: LocalEngine) -> Iterator[Any]:
 FIND = f"cd {DATA} && find . -type f | sort | cut -c3- | tr '\\n' ' '"
 
 
+CALLS = ("create_", "describe_", "list_", "stop_")
+TRAINING = ("_training_job", "_training_jobs")
+
+
 class Wired:
     """A boto3 client of the engine, with the engine's own extras."""
 
@@ -130,7 +134,8 @@ class Wired:
         self.engine = engine
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.client if name.endswith(("_processing_job", "_processing_jobs")) else self.engine, name)
+        called = name.startswith(CALLS) and name.endswith(("_processing_job", "_processing_jobs", *TRAINING))
+        return getattr(self.client if called else self.engine, name)
 
 
 def refusal(call: Any, **arguments: Any) -> tuple[str, str]:

@@ -118,9 +118,11 @@ class JobProject(Project):
 
     def supervisors(self) -> dict[str, int]:
         """The supervisor processes of the running jobs, by the jobs' names."""
-        live = self.engine_root / "live"
-        names = sorted(path.name for path in live.iterdir()) if live.is_dir() else []
-        pids = {name: JobFiles(str(self.engine_root), name).supervisor() for name in names}
+        pids = {}
+        for root in (self.engine_root, self.engine_root / "training"):
+            live = root / "live"
+            names = sorted(path.name for path in live.iterdir()) if live.is_dir() else []
+            pids |= {name: JobFiles(str(root), name).supervisor() for name in names}
         return {name: pid for name, pid in pids.items() if pid}
 
     def end(self) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ConnectionClosedError
 
@@ -18,7 +19,7 @@ from shardkit.engines.validation import refuse
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from shardkit.engines.local import LocalEngine
 
 CAPACITY = (
     "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance type "
@@ -26,23 +27,7 @@ CAPACITY = (
 )
 
 
-class Engine(Protocol):
-    """The calls of a local engine that faults can be put before."""
-
-    def create_processing_job(self, **request: Any) -> dict[str, Any]:
-        """Start a job."""
-
-    def create_failed_job(self, reason: str, **request: Any) -> dict[str, Any]:
-        """Take a request, and let its job fail at once."""
-
-    def describe_processing_job(self, **request: Any) -> dict[str, Any]:
-        """Describe a job."""
-
-    def list_processing_jobs(self, **request: Any) -> dict[str, Any]:
-        """List jobs."""
-
-    def stop_processing_job(self, **request: Any) -> dict[str, Any]:
-        """Stop a job."""
+Call = Callable[..., dict[str, Any]]
 
 
 class FaultyEngine:
@@ -63,7 +48,7 @@ class FaultyEngine:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: LocalEngine,
         *,
         create_rate: float | None = None,
         throttle: float = 0.0,
@@ -88,37 +73,56 @@ class FaultyEngine:
 
     def create_processing_job(self, **request: Any) -> dict[str, Any]:
         """Start a job, or have it fail for want of machines."""
+        engine = self._engine
+        return self._create("CreateProcessingJob", engine.create_processing_job, engine.create_failed_job, request)
 
-        def create(**request: Any) -> dict[str, Any]:
-            if self._happens("capacity_errors"):
-                return self._engine.create_failed_job(CAPACITY, **request)
-            return self._engine.create_processing_job(**request)
+    def create_training_job(self, **request: Any) -> dict[str, Any]:
+        """Start a training job, or have it fail for want of machines."""
+        engine = self._engine
+        create, fail = engine.create_training_job, engine.create_failed_training_job
+        return self._create("CreateTrainingJob", create, fail, request)
+
+    def _create(self, operation: str, create: Call, fail: Call, request: dict[str, Any]) -> dict[str, Any]:
+        def create_or_fail(**request: Any) -> dict[str, Any]:
+            return fail(CAPACITY, **request) if self._happens("capacity_errors") else create(**request)
 
         with self._lock:
             early = self._create_rate is not None and self._clock() < self._next_create
             if self._create_rate is not None and not early:
                 self._next_create = self._clock() + 1 / self._create_rate
         if early:
-            _throttled("CreateProcessingJob")
-        return self._call("CreateProcessingJob", create, request)
+            _throttled(operation)
+        return self._call(operation, create_or_fail, request)
 
     def describe_processing_job(self, **request: Any) -> dict[str, Any]:
         """Describe a job."""
         return self._call("DescribeProcessingJob", self._engine.describe_processing_job, request)
 
+    def describe_training_job(self, **request: Any) -> dict[str, Any]:
+        """Describe a training job."""
+        return self._call("DescribeTrainingJob", self._engine.describe_training_job, request)
+
     def list_processing_jobs(self, **request: Any) -> dict[str, Any]:
         """List jobs."""
         return self._call("ListProcessingJobs", self._engine.list_processing_jobs, request)
+
+    def list_training_jobs(self, **request: Any) -> dict[str, Any]:
+        """List training jobs."""
+        return self._call("ListTrainingJobs", self._engine.list_training_jobs, request)
 
     def stop_processing_job(self, **request: Any) -> dict[str, Any]:
         """Stop a job."""
         return self._call("StopProcessingJob", self._engine.stop_processing_job, request)
 
+    def stop_training_job(self, **request: Any) -> dict[str, Any]:
+        """Stop a training job."""
+        return self._call("StopTrainingJob", self._engine.stop_training_job, request)
+
     def __getattr__(self, name: str) -> Any:
         """All other attributes of the engine, unchanged."""
         return getattr(self._engine, name)
 
-    def _call(self, operation: str, call: Callable[..., dict[str, Any]], request: dict[str, Any]) -> dict[str, Any]:
+    def _call(self, operation: str, call: Call, request: dict[str, Any]) -> dict[str, Any]:
         if self._happens("throttle"):
             _throttled(operation)
         lost = self._happens("lose_responses")

@@ -60,10 +60,6 @@ class JobFolders(ABC):
     # ---- what a subclass says ----------------------------------------------------------------------------------
 
     @abstractmethod
-    def create_processing_job(self, **request: Any) -> dict[str, Any]:
-        """Start a job."""
-
-    @abstractmethod
     def _state(self, files: JobFiles) -> dict[str, Any]:
         """How far a job is, according to its files and to the process that runs it."""
 

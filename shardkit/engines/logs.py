@@ -1,4 +1,4 @@
-"""Reads the logs of Processing jobs from CloudWatch Logs."""
+"""Reads the logs of jobs from CloudWatch Logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardkit.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-GROUP = "/aws/sagemaker/ProcessingJobs"
+GROUP, TRAINING_GROUP = "/aws/sagemaker/ProcessingJobs", "/aws/sagemaker/TrainingJobs"
 
 
 def log_of(job_name: str, lines: Callable[[], Iterator[str]], *, hint: str) -> Iterator[str]:
@@ -27,22 +27,22 @@ def log_of(job_name: str, lines: Callable[[], Iterator[str]], *, hint: str) -> I
         raise StorageError(f"The log of job {job_name} cannot be read: {str(error).rstrip('.')}.", hint=hint) from error
 
 
-def log_lines(client: Any, job_name: str) -> Iterator[str]:
+def log_lines(client: Any, job_name: str, *, group: str = GROUP) -> Iterator[str]:
     """All lines that a job has written so far, in order; it may still be running, or not have begun.
 
     If a job has several instances, each line begins with its instance's name.
     """
-    streams = _streams(client, job_name)
-    events = [_events(client, stream) for stream in streams]
+    streams = _streams(client, group, job_name)
+    events = [_events(client, group, stream) for stream in streams]
     several = len(streams) > 1
     for _, place, text in heapq.merge(*(_placed(stream, place) for place, stream in enumerate(events))):
         yield f"{_instance(streams[place])}: {text}" if several else text
 
 
-def _streams(client: Any, job_name: str) -> list[str]:
+def _streams(client: Any, group: str, job_name: str) -> list[str]:
     """The log streams of a job: one an instance, ``JOB/algo-1-1700000000``."""
     names: list[str] = []
-    options = {"logGroupName": GROUP, "logStreamNamePrefix": f"{job_name}/"}
+    options = {"logGroupName": group, "logStreamNamePrefix": f"{job_name}/"}
     while True:
         try:
             page = client.describe_log_streams(**options)
@@ -54,8 +54,8 @@ def _streams(client: Any, job_name: str) -> list[str]:
         options["nextToken"] = page["nextToken"]
 
 
-def _events(client: Any, stream: str) -> Iterator[tuple[int, str]]:
-    options: dict[str, Any] = {"logGroupName": GROUP, "logStreamName": stream, "startFromHead": True}
+def _events(client: Any, group: str, stream: str) -> Iterator[tuple[int, str]]:
+    options: dict[str, Any] = {"logGroupName": group, "logStreamName": stream, "startFromHead": True}
     while True:
         page = client.get_log_events(**options)
         for event in page["events"]:

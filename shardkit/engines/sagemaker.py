@@ -145,10 +145,12 @@ class SageMaker(ServiceSettings):
 
     def log_lines(self, job_name: str) -> Iterator[str]:
         """The lines of a job so far, from CloudWatch Logs, in order; of several instances, each line names its own."""
-        from shardkit.engines.logs import log_lines, log_of
+        from shardkit.engines.logs import GROUP, TRAINING_GROUP, log_lines, log_of
 
-        hint = "It takes logs:DescribeLogStreams and logs:GetLogEvents on /aws/sagemaker/ProcessingJobs."
-        return log_of(job_name, lambda: log_lines(self._boto_client("logs"), job_name), hint=hint)
+        merge = job_name.rpartition("-")[0].endswith("-merge")
+        group = TRAINING_GROUP if (self.for_merge() if merge else self).jobs == "training" else GROUP
+        hint = f"It takes logs:DescribeLogStreams and logs:GetLogEvents on {group}."
+        return log_of(job_name, lambda: log_lines(self._boto_client("logs"), job_name, group=group), hint=hint)
 
     def _boto_client(self, service: str, retries: Mapping[str, Any] | None = None, **options: Any) -> Any:
         from botocore.config import Config
@@ -174,15 +176,16 @@ class SageMaker(ServiceSettings):
 
     def _check_types(self) -> None:
         for name in self.instance_preferences or (self.instance_type,):
-            near = nearest(name, _known_types())
+            near = nearest(name, _known_types(self.jobs))
             if near is not None:
-                raise PipelineError(f"engine.instance_type: Processing has no {name}; did you mean {near}?")
+                kind = self.jobs.capitalize()
+                raise PipelineError(f"engine.instance_type: {kind} has no {name}; did you mean {near}?")
 
 
-@functools.lru_cache(maxsize=1)
-def _known_types() -> frozenset[str]:
+@functools.cache
+def _known_types(jobs: str) -> frozenset[str]:
     """The instance types that the installed botocore knows; the service may know more."""
     import botocore.session
 
     model = botocore.session.get_session().get_service_model("sagemaker")
-    return frozenset(getattr(model.shape_for("ProcessingInstanceType"), "enum", ()))
+    return frozenset(getattr(model.shape_for(f"{jobs.capitalize()}InstanceType"), "enum", ()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from shardkit.engines import limits
 from shardkit.engines.instances import TYPE, instance_vcpus, not_a_type
 from shardkit.engines.processors import network_of, read_processor
 from shardkit.engines.settings import Settings
+from shardkit.engines.training import Terms, as_training
 from shardkit.engines.values import Count, Key, Names, Network  # noqa: TC001  pydantic reads them
 from shardkit.errors import PipelineError
 from shardkit.units import human_bytes
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 GIB = 1 << 30
+MOST_KEPT_S = 21600
 VOLUME_SLACK = 1.1  # code, scratch and parts on their way lie on the same volume
 
 
@@ -60,6 +62,10 @@ class ServiceSettings(Settings):
     network: Network | None = None
     region: str | None = None
     profile: str | None = None
+    jobs: Literal["processing", "training"] = "processing"
+    spot: Annotated[bool, Field(strict=True)] = False
+    max_wait: Count | None = Field(None, ge=1)
+    keep_alive: Count | None = Field(None, ge=1, le=MOST_KEPT_S)
 
     def __init__(self, processor: Any = None, /, **fields: Any) -> None:
         if processor is None:
@@ -114,6 +120,33 @@ class ServiceSettings(Settings):
     @classmethod
     def _network(cls, value: Any) -> Any:
         return network_of(value)
+
+    @model_validator(mode="after")
+    def _terms_of_training(self) -> Self:
+        if self.jobs != "training":
+            named = next((name for name in ("spot", "max_wait", "keep_alive") if getattr(self, name)), None)
+            if named is not None:
+                raise ValueError(f"{named}: Processing jobs have no such instances; set jobs: training too.")
+        if self.max_wait is not None and not self.spot:
+            raise ValueError("max_wait: only jobs on spot instances wait for them; set spot: true too.")
+        if self.max_wait is not None and self.max_wait < (self.max_runtime or 0):
+            raise ValueError(
+                f"max_wait: {self.max_wait} s are less than max_runtime, {self.max_runtime} s; it has both in it."
+            )
+        return self
+
+    @property
+    def places_inputs(self) -> bool:
+        """Whether an input can be at any path; a training job's channels have each a path of their own."""
+        return self.jobs == "processing"
+
+    def request(self, *, leftovers: str = "", **options: Any) -> dict[str, Any]:
+        """The arguments of CreateProcessingJob or, for training jobs, of CreateTrainingJob, without the job's name."""
+        request = super().request(**options)
+        if self.jobs == "processing":
+            return request
+        terms = Terms(self.spot, self.max_wait, self.keep_alive)
+        return as_training(request, terms, leftovers=leftovers, key=self.output_key)
 
     @property
     def isolated(self) -> bool:
@@ -188,6 +221,10 @@ class ServiceSettings(Settings):
     def replace(self, **fields: Any) -> Self:
         """A copy with other values; an ``instance_type`` alone goes over ``instance_preferences``."""
         fields = _both_keys(fields)
+        if fields.get("jobs") == "processing":
+            fields = {"spot": False, "keep_alive": None} | fields
+        if fields.get("spot") is False:
+            fields = {"max_wait": None} | fields
         if "instance_type" in fields:
             fields = {"instance_preferences": ()} | fields
         return super().replace(**fields)

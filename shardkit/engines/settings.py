@@ -173,6 +173,11 @@ class Settings(Model):
         """The fewest CPUs that an instance of a job may have."""
 
     @property
+    def places_inputs(self) -> bool:
+        """Whether an input can be at any path in a job, and not only at one that the service chooses."""
+        return True
+
+    @property
     def output_key(self) -> str | None:
         """The id of the key that what is written to S3 is encrypted with; None leaves it to the bucket."""
         return None
@@ -219,15 +224,17 @@ class Settings(Model):
         outputs: Iterable[Mapping[str, Any]] = (),
         environment: Mapping[str, str] | None = None,
         instances: int = 1,
+        leftovers: str = "",
     ) -> dict[str, Any]:
         """The arguments of CreateProcessingJob, without ProcessingJobName.
 
         ``inputs`` are ProcessingInputs, ``outputs`` the Outputs of ProcessingOutputConfig; ``environment`` goes over
-        the user's own.
+        the user's own. ``leftovers`` is the URI of a folder for what the service uploads by itself, if it does.
 
         Raises:
             PipelineError: the service would not take it; the message names the field.
         """
+        del leftovers
         application: dict[str, Any] = {}
         application["ContainerEntrypoint"] = limits.check_words("entrypoint", entrypoint)
         if words := limits.check_words("arguments", arguments):

@@ -86,11 +86,13 @@ class Supervisor:
         handed_on: The part of this process's environment that a job gets.
         longest_s: The time limit of a job whose request has none.
         look_every_s: How often it looks whether something has happened that causes no signal.
+        message_file: What a program's last words are called, in ``/opt/ml/output``.
     """
 
     handed_on = HANDED_ON
     longest_s = 86400.0
     look_every_s = 3600.0
+    message_file = "message"
 
     def __init__(self, files: JobFiles) -> None:
         self._files = files
@@ -160,8 +162,7 @@ class Supervisor:
                 os.makedirs(os.path.join(volume, name), exist_ok=True)
             self._write_configuration(host, os.path.join(volume, "ml", "config"))
             self._write_hosts(os.path.join(volume, "hosts"))
-        if self._request.get("ProcessingInputs"):
-            self._porter.bring(self._request, self._volumes)
+        self._bring()
         self._outputs.make_folders()
         self._preparing = False
         self._check_stop()
@@ -176,6 +177,11 @@ class Supervisor:
         return self._finish()
 
     # ---- before ----------------------------------------------------------------------------------------------
+
+    def _bring(self) -> None:
+        """Bring the input."""
+        if self._request.get("ProcessingInputs"):
+            self._porter.bring(self._request, self._volumes)
 
     def _write_configuration(self, host: str, folder: str) -> None:
         """The files that the service puts into ``/opt/ml/config``."""
@@ -273,10 +279,14 @@ class Supervisor:
         """Send SIGTERM now; SIGKILL follows after the grace period."""
         self._stop_reason = reason
         self._deadline = time.monotonic() + self._job["stop_grace"]
-        self._say(ProcessingJobStatus="Stopping")
+        self._note_stopping()
         for keeper in self._keepers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(keeper, signal.SIGTERM)
+
+    def _note_stopping(self) -> None:
+        """Say that the job is about to stop."""
+        self._say(ProcessingJobStatus="Stopping")
 
     def _out_of_time(self, limit: float) -> None:
         if self._stop_reason is None:
@@ -340,9 +350,9 @@ class Supervisor:
         return end | {"ProcessingJobStatus": "Completed"}
 
     def _message(self, first: str | None) -> str:
-        """The content of ``/opt/ml/output/message``: of the instance that failed, or the first one with a message."""
+        """The content of the message file: of the instance that failed, or the first one with a message."""
         for host in [first] if first else self._hosts:
-            path = os.path.join(self._volumes[host], "ml", "output", "message")
+            path = os.path.join(self._volumes[host], "ml", "output", self.message_file)
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 text = file.read(4 * MESSAGE_LIMIT).decode("utf-8", errors="replace")
                 text = masked(text)[:MESSAGE_LIMIT]

@@ -140,21 +140,22 @@ def check_rules(request: dict[str, Any], *, isolated: bool) -> None:
 def _broken(request: dict[str, Any], *, isolated: bool) -> Iterator[str]:
     """Every rule that a request breaks, in the words of the refusal."""
     yield from _broken_by_cluster(request["ProcessingResources"]["ClusterConfig"])
-    yield from _broken_by_application(request["AppSpecification"], isolated=isolated)
+    yield from broken_by_entrypoint(request["AppSpecification"], BOOTSTRAP, "AppSpecification", isolated=isolated)
     inputs = request.get("ProcessingInputs") or []
     outputs = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
     for given in inputs:
         yield from _broken_by_input(given)
     for given in outputs:
         yield from _broken_by_output(given)
-    yield from _twice("InputName", [given["InputName"] for given in inputs])
-    yield from _twice("OutputName", [given["OutputName"] for given in outputs])
+    yield from twice("InputName", [given["InputName"] for given in inputs])
+    yield from twice("OutputName", [given["OutputName"] for given in outputs])
     paths = [given["S3Input"].get("LocalPath") for given in inputs if "S3Input" in given]
-    yield from _twice("LocalPath of an input", [path.rstrip("/") for path in paths if path])
-    yield from _twice("Tag key", [tag["Key"] for tag in request.get("Tags") or []])
+    yield from twice("LocalPath of an input", [path.rstrip("/") for path in paths if path])
+    yield from twice("Tag key", [tag["Key"] for tag in request.get("Tags") or []])
 
 
-def _twice(what: str, values: list[str]) -> Iterator[str]:
+def twice(what: str, values: list[str]) -> Iterator[str]:
+    """The refusals of values that are given more than once."""
     for value in sorted({value for value in values if values.count(value) > 1}):
         yield f"{what} must be unique; {value!r} is given more than once."
 
@@ -166,23 +167,24 @@ def _broken_by_cluster(cluster: dict[str, Any]) -> Iterator[str]:
             yield f"{field} is read-only and is not accepted in CreateProcessingJob requests."
     if bool(preferences) == ("InstanceType" in cluster):
         yield "ClusterConfig must have exactly one of InstanceType and InstancePreferences."
-    yield from _twice("InstanceType in InstancePreferences", [given["InstanceType"] for given in preferences])
+    yield from twice("InstanceType in InstancePreferences", [given["InstanceType"] for given in preferences])
     counted = sum("InstanceCount" in given for given in preferences)
     if counted and (counted < len(preferences) or "InstanceCount" in cluster):
         yield "InstanceCount must be given once for the job, or with every one of the InstancePreferences."
 
 
-def _broken_by_application(application: dict[str, Any], *, isolated: bool) -> Iterator[str]:
+def broken_by_entrypoint(application: dict[str, Any], bootstrap: str, field: str, *, isolated: bool) -> Iterator[str]:
+    """The refusals of a program that the local engine cannot start; ``field`` is where the request names it."""
     entrypoint = application.get("ContainerEntrypoint")
-    for field in ("ContainerEntrypoint", "ContainerArguments"):
-        if "" in application.get(field, ()):
-            yield f"{field} must not hold an empty string."
+    for name in ("ContainerEntrypoint", "ContainerArguments"):
+        if "" in application.get(name, ()):
+            yield f"{name} must not hold an empty string."
     if not entrypoint:
-        yield "The local engine has no image to take an entrypoint from: give AppSpecification.ContainerEntrypoint."
-    elif not isolated and BOOTSTRAP not in entrypoint:
+        yield f"The local engine has no image to take an entrypoint from: give {field}.ContainerEntrypoint."
+    elif not isolated and bootstrap not in entrypoint:
         yield (
             "This machine does not let a job have an /opt/ml of its own (no user namespaces, or the engine was "
-            f"made with isolation='none'), so that only shardkit's own jobs run here, which start with {BOOTSTRAP}."
+            f"made with isolation='none'), so that only shardkit's own jobs run here, which start with {bootstrap}."
         )
 
 

@@ -5,7 +5,7 @@
 
 Anyone with access can run programs as the user who started the server. So it listens on the loopback interface only,
 takes only signed requests (see ``shardkit.engines.signing``), and none that a web page may have sent. It serves the
-calls of Processing jobs, and those of CloudWatch Logs with which SDKs follow a job.
+calls of Processing and training jobs, and those of CloudWatch Logs with which SDKs follow a job.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ CALLS = {
     "DescribeProcessingJob": "describe_processing_job",
     "ListProcessingJobs": "list_processing_jobs",
     "StopProcessingJob": "stop_processing_job",
+    "CreateTrainingJob": "create_training_job",
+    "DescribeTrainingJob": "describe_training_job",
+    "ListTrainingJobs": "list_training_jobs",
+    "StopTrainingJob": "stop_training_job",
 }
 LOG_CALLS = {
     "DescribeLogGroups": "describe_log_groups",
@@ -262,7 +266,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tags(self, ResourceArn: str = "", **_: Any) -> dict[str, Any]:  # noqa: N803  # the service's name
         """Tags of a job: some SDKs ask for them when they look at one."""
-        return {"Tags": self.server.engine.tags(ResourceArn.rpartition("/")[2])}
+        engine = self.server.engine
+        jobs = engine.training if ":training-job/" in ResourceArn else engine
+        return {"Tags": jobs.tags(ResourceArn.rpartition("/")[2])}
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: the answers say it all."""

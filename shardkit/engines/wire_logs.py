@@ -1,4 +1,4 @@
-"""CloudWatch Logs for the Processing jobs of a local engine: the calls with which SDKs follow a job's log.
+"""CloudWatch Logs for the jobs of a local engine: the calls with which SDKs follow a job's log.
 
 A stream is the log of one instance, ``JOB/algo-1-SECONDS``; its events are the lines, in order. The engine does not
 record when a line was written, so each has the time at which its job was made.
@@ -11,13 +11,14 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shardkit.engines.logs import GROUP
+from shardkit.engines.logs import GROUP, TRAINING_GROUP
 from shardkit.engines.validation import refuse
 from shardkit.masking import masked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+GROUPS = (GROUP, TRAINING_GROUP)
 MOST_EVENTS = 10_000
 MOST_STREAMS = 50
 LARGEST_ANSWER = 1 << 20  # bytes of messages
@@ -47,16 +48,16 @@ class Logs:
         self._engine = engine
 
     def describe_log_groups(self, **request: Any) -> dict[str, Any]:
-        """List the only log group."""
+        """List the log groups: one for each kind of job."""
         prefix, pattern = request.get("logGroupNamePrefix", ""), request.get("logGroupNamePattern", "")
-        matches = GROUP.startswith(prefix) and pattern.lower() in GROUP.lower()
-        return {"logGroups": [{"logGroupName": GROUP, "storedBytes": 0}] if matches else []}
+        groups = [name for name in GROUPS if name.startswith(prefix) and pattern.lower() in name.lower()]
+        return {"logGroups": [{"logGroupName": name, "storedBytes": 0} for name in groups]}
 
     def describe_log_streams(self, **request: Any) -> dict[str, Any]:
         """List the streams of all instances that have written something."""
         operation = "DescribeLogStreams"
-        _check_group(operation, request)
-        streams = sorted(self._streams(request.get("logStreamNamePrefix", "")), key=lambda stream: stream.name)
+        group = _group_of(operation, request)
+        streams = sorted(self._streams(group, request.get("logStreamNamePrefix", "")), key=lambda stream: stream.name)
         if request.get("orderBy") == "LastEventTime":
             if request.get("logStreamNamePrefix"):
                 refuse(
@@ -67,15 +68,15 @@ class Logs:
             streams.reverse()
         begin = _offset(operation, request, "f")[1] if request.get("nextToken") else 0
         end = begin + request.get("limit", MOST_STREAMS)
-        answer: dict[str, Any] = {"logStreams": [_described(stream) for stream in streams[begin:end]]}
+        answer: dict[str, Any] = {"logStreams": [_described(stream, group) for stream in streams[begin:end]]}
         return answer | ({"nextToken": f"f/{end}"} if end < len(streams) else {})
 
     def get_log_events(self, **request: Any) -> dict[str, Any]:
         """Some lines of an instance: after a token, or the first, or the last."""
         operation = "GetLogEvents"
-        _check_group(operation, request)
+        group = _group_of(operation, request)
         name = request.get("logStreamName", "")
-        stream = next((stream for stream in self._streams(name) if stream.name == name), None)
+        stream = next((stream for stream in self._streams(group, name) if stream.name == name), None)
         if stream is None:
             refuse(operation, "ResourceNotFoundException", "The specified log stream does not exist.")
         way, offset = "f" if request.get("startFromHead") else "b", None
@@ -97,10 +98,10 @@ class Logs:
     def filter_log_events(self, **request: Any) -> dict[str, Any]:
         """The lines of several instances that hold all words of a pattern."""
         operation = "FilterLogEvents"
-        _check_group(operation, request)
+        group = _group_of(operation, request)
         words = _words(operation, request.get("filterPattern", ""))
         named, prefix = request.get("logStreamNames"), request.get("logStreamNamePrefix", "")
-        streams = [stream for stream in self._streams(prefix) if named is None or stream.name in named]
+        streams = [stream for stream in self._streams(group, prefix) if named is None or stream.name in named]
         chosen = [stream for stream in sorted(streams, key=lambda stream: stream.name) if _within(request, stream)]
         skip = _offset(operation, request, "f")[1] if request.get("nextToken") else 0
         limit = request.get("limit", MOST_EVENTS)
@@ -117,20 +118,24 @@ class Logs:
                 events.append(_event(stream, line) | about)
         return {"events": events}
 
-    def _streams(self, prefix: str) -> Iterator[Stream]:
-        """The streams whose names begin with ``prefix``."""
+    def _streams(self, group: str, prefix: str) -> Iterator[Stream]:
+        """The streams of a group whose names begin with ``prefix``."""
         name = prefix.partition("/")[0]
-        for job in self._engine.told_jobs(name, exact="/" in prefix):
+        jobs = self._engine.training if group == TRAINING_GROUP else self._engine
+        for job in jobs.told_jobs(name, exact="/" in prefix):
             for host, path in job.logs.items():
                 stream = f"{job.name}/{host}-{int(job.created)}"
                 if stream.startswith(prefix) and os.path.exists(path) and os.path.getsize(path):
                     yield Stream(stream, path, int(job.created * 1000), job.arn, job.ended)
 
 
-def _check_group(operation: str, request: dict[str, Any]) -> None:
+def _group_of(operation: str, request: dict[str, Any]) -> str:
+    """The log group that a request names."""
     named = request.get("logGroupName") or str(request.get("logGroupIdentifier", "")).partition("log-group:")[2]
-    if (named.rstrip(":*") or request.get("logGroupIdentifier")) != GROUP:
+    group = named.rstrip(":*") or str(request.get("logGroupIdentifier"))
+    if group not in GROUPS:
         refuse(operation, "ResourceNotFoundException", "The specified log group does not exist.")
+    return group
 
 
 def _offset(operation: str, request: dict[str, Any], ways: str) -> tuple[str, int]:
@@ -185,8 +190,9 @@ def _event(stream: Stream, line: _Line) -> dict[str, Any]:
     return {"timestamp": stream.time_ms, "message": masked(line.text), "ingestionTime": stream.time_ms}
 
 
-def _described(stream: Stream) -> dict[str, Any]:
-    arn = f"{stream.arn.replace(':sagemaker:', ':logs:').partition(':processing-job/')[0]}:log-group:{GROUP}"
+def _described(stream: Stream, group: str) -> dict[str, Any]:
+    account = ":".join(stream.arn.replace(":sagemaker:", ":logs:").split(":")[:5])
+    arn = f"{account}:log-group:{group}"
     changed = int(os.path.getmtime(stream.path) * 1000)
     return {
         "logStreamName": stream.name,

@@ -33,6 +33,7 @@ THROTTLED = frozenset(
         "SlowDown",
     }
 )
+MISSING = ("could not find", "requested resource not found")  # of Processing, and of training jobs
 # The caller's fault, not the job's: every call would get this answer.
 CALLER = frozenset(
     {
@@ -100,7 +101,7 @@ class Kind:
 
 
 KINDS = {PROCESSING: Kind("processing", "Processing"), TRAINING: Kind("training", "Training")}
-RAN_OUT = {"MaxRuntimeExceeded", "MaxWaitTimeExceeded"}  # secondary statuses
+RAN_OUT = "MaxRuntimeExceeded"  # a secondary status
 
 
 class Service:
@@ -172,7 +173,7 @@ def processing_words(answer: Mapping[str, Any]) -> dict[str, Any]:
     for ours, theirs in (("ProcessingStartTime", "TrainingStartTime"), ("ProcessingEndTime", "TrainingEndTime")):
         if theirs in answer:
             translated[ours] = answer[theirs]
-    if answer.get("SecondaryStatus") in RAN_OUT and not answer.get("FailureReason"):
+    if answer.get("SecondaryStatus") == RAN_OUT and not answer.get("FailureReason"):
         translated["FailureReason"] = f"{answer['SecondaryStatus']}: it ran longer than its StoppingCondition allows."
     return translated
 
@@ -203,7 +204,7 @@ def _kind_of_answer(error: botocore.exceptions.ClientError) -> str:
         return "quota"
     if code == "ResourceInUse" or "already exist" in text.lower():
         return "exists"
-    if code in {"ResourceNotFound", "ResourceNotFoundException"} or "could not find" in text.lower():
+    if code in {"ResourceNotFound", "ResourceNotFoundException"} or any(words in text.lower() for words in MISSING):
         return "missing"
     if code in CALLER:
         return "caller"

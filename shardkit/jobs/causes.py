@@ -1,6 +1,7 @@
 """Why an attempt failed, from what the service says about it.
 
     preempted    it had to give way to other jobs: Preempted
+    interrupted  its spot instances were taken back
     node         the machine that it ran on was lost: NodeFailure
     memory       it was ended because it took more memory than it had asked for: OutOfMemory
     capacity     the service had no such instance: CapacityError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 EXIT_TRY_AGAIN = 75
+SPOT_ENDS = {"Interrupted", "MaxWaitTimeExceeded"}  # secondary statuses of training jobs
 _EXIT_CODE = re.compile(r"exit ?code:? *(-?[0-9]+)", re.IGNORECASE)
 _TIMEOUT = re.compile(r"max\w*[ _-]?run[ _-]?time|time[ -]?out|timed out", re.IGNORECASE)
 _KINDS = (
@@ -53,6 +55,9 @@ def classify(answer: Mapping[str, Any]) -> str:  # noqa: PLR0911  a line for eac
         One of the causes above.
     """
     reason, message = answer.get("FailureReason") or "", answer.get("ExitMessage") or ""
+    if answer.get("ProcessingJobStatus") == "Stopped" and answer.get("SecondaryStatus") in SPOT_ENDS:
+        # With no start its spot instances were never there; with one they were, until they were taken back.
+        return "interrupted" if answer.get("ProcessingStartTime") else "capacity"
     if answer.get("ProcessingJobStatus") == "Stopped":
         return "timeout" if _TIMEOUT.search(reason) or _ran_out(answer) else "stopped"
     fault = next((cause for word, cause in _KINDS if reason.startswith(word)), "")
@@ -80,6 +85,8 @@ def reason_of(answer: Mapping[str, Any], cause: str) -> str:
     """The reason in words: the program's own message if there is one, else the service's reason."""
     reason = (answer.get("FailureReason") or "").strip()
     message = (answer.get("ExitMessage") or "").strip()
+    if answer.get("SecondaryStatus") in SPOT_ENDS:
+        return reason or _SPOT_ENDS_IN_WORDS[cause]
     if cause == "stopped":
         return reason or "It was stopped, and this queue was not asked to."
     if cause == "timeout":
@@ -87,6 +94,12 @@ def reason_of(answer: Mapping[str, Any], cause: str) -> str:
     if message and cause in {"user", "transient", "died"}:
         return message
     return reason or message or "The service gave no reason."
+
+
+_SPOT_ENDS_IN_WORDS = {
+    "interrupted": "Its spot instances were taken back.",
+    "capacity": "There were no spot instances within MaxWaitTimeInSeconds.",
+}
 
 
 def needs_describe(answer: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # How many attempts may end with each cause. If it is 1, the first such failure is final.
 ATTEMPTS = {
     "preempted": 1000,
+    "interrupted": 1000,
     "node": 5,
     "memory": 3,
     "capacity": 10,
@@ -30,7 +31,7 @@ ATTEMPTS = {
 }
 
 # These say nothing about the job, so that they do not count among all its attempts, nor make it wait ever longer.
-NO_FAULT = frozenset({"preempted"})
+NO_FAULT = frozenset({"preempted", "interrupted"})
 # A job may say itself how often it is tried again after what its own program did: by a tag with that number.
 RETRIES = "own_retries"
 OWN_FAULTS = frozenset({"user", "died", "memory", "timeout"})

@@ -371,10 +371,12 @@ def resources_of(request: Request) -> tuple[tuple[str, ...], int]:
 def turned(request: dict[str, Any], first: str) -> dict[str, Any]:
     """The request with its instance preferences rotated so that the one of type ``first`` comes first."""
     resources = request.get("ProcessingResources") or {}
-    cluster = resources.get("ClusterConfig") or {}
+    cluster = resources.get("ClusterConfig") or request.get("ResourceConfig") or {}
     wanted = cluster.get("InstancePreferences") or []
     at = next((i for i, each in enumerate(wanted) if each.get("InstanceType") == first), 0)
     if not at:
         return request
     turned_cluster = cluster | {"InstancePreferences": [*wanted[at:], *wanted[:at]]}
+    if not resources:
+        return request | {"ResourceConfig": turned_cluster}
     return request | {"ProcessingResources": resources | {"ClusterConfig": turned_cluster}}

@@ -197,7 +197,7 @@ def _over(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) -> Jo
         done = replace(seen, status=COMPLETED, cause="", reason="", changed_at=now)
         return done.with_entry(status=COMPLETED, **facts)
     cause = classify(answer)
-    if job.stop_asked_at and cause == "stopped":
+    if job.stop_asked_at and cause in ("stopped", "interrupted"):
         stopped = replace(seen, status=STOPPED, reason=AS_ASKED, changed_at=now)
         return stopped.with_entry(status=STOPPED, reason=stopped.reason, **facts)
     wait_s = wait_after(seen, cause, policy)

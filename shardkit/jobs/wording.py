@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CAUSES_IN_WORDS = {
     "preempted": "it had to give way to other jobs",
+    "interrupted": "its spot instances were taken back",
     "node": "the machine that it ran on was lost",
     "memory": "it took more memory than it had asked for",
     "capacity": "the service had no such instance",

@@ -103,7 +103,7 @@ def driver_job(
     jobs_engine = engine.resolved().replace(profile=None)  # a profile of this machine means nothing there
     name = f"{slug(pipeline.pipeline_name(), NAME_CHARACTERS - len('-driver'))}-driver"
     own = {"role": role or _own_role(jobs_engine.role, name), "instance_type": instance_type, "volume_gb": VOLUME_GB}
-    driver_engine = jobs_engine.replace(**own, max_runtime=max_runtime, merge=None)
+    driver_engine = jobs_engine.replace(**own, jobs="processing", max_runtime=max_runtime, merge=None)
     if not limits.ROLE_ARN.fullmatch(driver_engine.role):
         raise PipelineError(f"role: {driver_engine.role} is no ARN of a role.", hint="arn:aws:iam::ACCOUNT:role/NAME")
     sent = pipeline.replace(engine=jobs_engine)

@@ -101,13 +101,15 @@ def _both_cases(name: str) -> list[str]:
 def _jobs(pipeline: Spec, here: _Place) -> list[Document]:
     """The calls for the jobs, whose names begin with the pipeline's."""
     engine: Any = pipeline.engine
-    calls = ["CreateProcessingJob", "DescribeProcessingJob", "StopProcessingJob"] + ["AddTags"] * bool(engine.tags)
+    kinds = dict.fromkeys([engine.jobs.capitalize(), engine.for_merge().jobs.capitalize()])
+    calls = [f"{verb}{kind}Job" for kind in kinds for verb in ("Create", "Describe", "Stop")]
+    calls += ["AddTags"] * bool(engine.tags)
     prefixes = _both_cases(slug(pipeline.pipeline_name(), 14))
-    jobs = [here.arn("sagemaker", f"processing-job/{prefix}-*") for prefix in prefixes]
+    jobs = [here.arn("sagemaker", f"{kind.lower()}-job/{prefix}-*") for kind in kinds for prefix in prefixes]
     roles = list(dict.fromkeys([engine.role, engine.for_merge().role]))
     return [
         _allow("Jobs", [f"sagemaker:{call}" for call in calls], jobs),
-        _allow("JobList", ["sagemaker:ListProcessingJobs"], "*"),
+        _allow("JobList", [f"sagemaker:List{kind}Jobs" for kind in kinds], "*"),
         _allow("RoleOfTheJobs", ["iam:PassRole"], roles, Condition=PASSED_TO),
     ]
 

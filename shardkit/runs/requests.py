@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 OPT_ML = "/opt/ml"
 CODE_FOLDER = f"{OPT_ML}/processing/input/code"
+LEFTOVERS = "leftovers"  # in a run folder: what a service uploads by itself
 ENTRYPOINT = ("/bin/sh", f"{CODE_FOLDER}/bootstrap.sh")
 
 
@@ -140,6 +141,7 @@ class Requests:
             inputs=inputs,
             environment=engine.job_environment(),
             instances=instances,
+            leftovers=f"{self.folder.uri}/{LEFTOVERS}",
         )
 
     def _code_input(self) -> dict[str, Any]:
@@ -152,7 +154,7 @@ class Requests:
         source = self.plan["pipeline"]["input"]["uri"].rstrip("/")
         rule = self.plan["pipeline"]["shards"] or {}
         shards = [self.plan["shards"][shard] for shard in job["shards"]]
-        whole = shards[0]["group"] if rule.get("by") == "directory" else None
+        whole = shards[0]["group"] if rule.get("by") == "directory" and self._engine.places_inputs else None
         if whole and whole != "." and whole.count("/") + 1 == rule["depth"]:  # else there are other groups below it
             return prefix_input("data", f"{source}/{whole}/", f"{local}/{whole}")
         dealt_out = job["instances"] > 1

@@ -53,7 +53,8 @@ def fail(message: str, code: int) -> None:
     message = masked(message)
     folder = OPT_ML / "output"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "message").write_text(message[:1000])
+    for name in ("message", "failure"):  # of Processing, and of training jobs
+        (folder / name).write_text(message[:1000])
     sys.stderr.write(f"{message}\n")
     sys.exit(code)
 

@@ -8,5 +8,5 @@ for python in ${SHARDKIT_PYTHON:-} python3 python python3.13 python3.12 python3.
 done
 message="The image has no Python of 3.10 or newer on its PATH. Use another image, or name one in the variable SHARDKIT_PYTHON."
 mkdir -p /opt/ml/output
-echo "$message" | tee /opt/ml/output/message >&2
+echo "$message" | tee /opt/ml/output/message /opt/ml/output/failure >&2
 exit 1

@@ -42,6 +42,8 @@ TRANSIENT = "transient: "
 MESSAGE_CHARACTERS = 1000
 STEALING_SHARE = 0.8  # of a job's time, after which it does no more chunks of other jobs
 INPUT_FOLDER = "processing/input/data"
+CHANNEL = "input/data/data"  # the same of a training job
+TIME_LIMIT = "SHARDKIT_MAX_RUNTIME"  # a training job has no file that says it
 FUNCTION = "function"  # a setting of a generation: the function that replaces the plan's
 DAYS = "days"  # a setting of a generation: the only days of the plan that are worked on
 ON_TOP = "on_top"  # a setting of a generation: the run's dataset replaces that of a later run
@@ -51,23 +53,30 @@ ON_TOP = "on_top"  # a setting of a generation: the run's dataset replaces that 
 class Container:
     """What the service says about a job.
 
-    ``instance`` is the number of this instance among those of the job, ``longest_s`` the job's time limit.
+    ``instance`` is the number of this instance among those of the job, ``longest_s`` the job's time limit, ``data`` is
+    where downloaded input is.
     """
 
     root: Path
     job_name: str
     instance: int
     longest_s: float
+    data: Path
 
     @classmethod
     def here(cls) -> Container:
         """Read it from the files under ``/opt/ml``, or under ``SHARDKIT_OPT_ML`` if there can be no such folder."""
         root = Path(os.environ.get("SHARDKIT_OPT_ML", "/opt/ml"))
-        job, resources = _config(root, "processingjobconfig.json"), _config(root, "resourceconfig.json")
+        training = os.environ.get("TRAINING_JOB_NAME")
+        config = root / ("input/config" if training else "config")
+        job, resources = _config(config / "processingjobconfig.json"), _config(config / "resourceconfig.json")
+        name = training or job.get("ProcessingJobName", "")
         hosts = sorted(resources.get("hosts", []), key=lambda host: (len(host), host))
         here = resources.get("current_host")
-        longest_s = (job.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds", math.inf)
-        return cls(root, job.get("ProcessingJobName", ""), hosts.index(here) if here in hosts else 0, longest_s)
+        limit = (job.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds") or os.environ.get(TIME_LIMIT)
+        data = root / (CHANNEL if training else INPUT_FOLDER)
+        instance = hosts.index(here) if here in hosts else 0
+        return cls(root, name, instance, float(limit or math.inf), data)
 
     @property
     def attempt(self) -> int:
@@ -75,17 +84,17 @@ class Container:
         last = self.job_name.rpartition("-")[2]
         return int(last) if last.isdigit() else 1
 
-    def leave_message(self, message: str) -> None:
-        """Write what went wrong to the file that the service shows, if this is a job of the service's."""
+    def leave_message(self, message: str, *, failed: bool = False) -> None:
+        """Write how the job ended to the file that the service shows, if this is a job of the service's."""
         if not self.root.is_dir():
             return
         folder = self.root / "output"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "message").write_text(masked(message)[:MESSAGE_CHARACTERS])
+        for name in ("message", "failure") if failed else ("message",):  # of Processing, and of training jobs
+            (folder / name).write_text(masked(message)[:MESSAGE_CHARACTERS])
 
 
-def _config(root: Path, name: str) -> dict[str, Any]:
-    path = root / "config" / name
+def _config(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return content
 
@@ -121,7 +130,7 @@ def run_program(work: Callable[[Container], None]) -> int:
 
 def _end(container: Container, message: str, code: int) -> int:
     sys.stderr.write(f"Error: {message}\n")
-    container.leave_message(message)
+    container.leave_message(message, failed=True)
     return code
 
 
@@ -197,7 +206,7 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
         raise RunFailed(f"Run {folder.run_id} has jobs 0 to {len(plan['jobs']) - 1}, and no job {given.job}.")
     shards = plan["jobs"][given.job]["shards"]
     shard = shards[container.instance] if len(shards) > 1 else shards[0]
-    source = str(container.root / INPUT_FOLDER) if given.download else None
+    source = str(container.data) if given.download else None
     here = _records_in(folder, source) if source is not None and len(shards) > 1 else None
     steals = source is None and _may_steal(folder, plan, pipeline)
     function = planned_function(folder, plan, pipeline, given.settings, changes.get(FUNCTION))

@@ -1,0 +1,157 @@
+"""Runs whose jobs are training jobs: the same dataset; spot instances that are taken back cost no attempt."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from engine_jobs import until
+from job_runs import JobProject
+
+import shardkit as sk
+from shardkit.engines import training_rules, validation
+from shardkit.engines.local import LocalEngine, available_isolation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine")
+ROLE = "arn:aws:iam::123456789012:role/Jobs"
+RUN = "import json, sys; import shardkit as sk; sk.Pipeline(**json.loads(sys.argv[1])).run(quiet=True)"
+IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/science:1"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[JobProject]:
+    made = JobProject(tmp_path / "the user's")
+    yield made
+    made.open_gate()
+    made.end()
+
+
+def trainers(project: JobProject) -> LocalEngine:
+    return LocalEngine(project.engine_root, max_instances=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("input_mode", ["stream", "download"])
+def test_the_same_dataset(project: JobProject, input_mode: str) -> None:
+    project.write_groups("go", "go")
+    run = project.run_jobs(engine=project.local(jobs="training"), input_mode=input_mode)
+    assert project.keys_and_rows(run) == project.expected()
+    jobs = run.jobs()
+    assert {job["status"] for job in jobs} == {"Completed"}
+    lines = trainers(project).list_training_jobs(MaxResults=100)["TrainingJobSummaries"]
+    assert {line["TrainingJobName"] for line in lines} == {job["name"] for job in jobs}
+    assert not trainers(project).list_processing_jobs()["ProcessingJobSummaries"]
+    assert any("2 records done" in line for line in run.logs("00000"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restart", [True, False], ids=["the service starts it again", "the job ends"])
+def test_an_interruption_costs_no_attempt_and_goes_on_at_the_markers(project: JobProject, restart: bool) -> None:  # noqa: FBT001
+    project.write_groups("go", "wait", groups="a")
+    engine = project.local(jobs="training", spot=True, max_wait=600, merge={"spot": False})
+    driver = project.start(json.dumps(project.fields(engine=engine.to_dict(), workers=2)), code=RUN)
+    project.wait_for_calls("a/r0.txt", "a/r1.txt")
+    run = project.wait_for_run()
+    until(lambda: list(run.path.glob("markers/*/*.json")), seconds=60)  # the first record is committed
+    name = run.jobs()[0]["name"]
+    made = trainers(project)
+    made.interrupt_training_job(name, restart=restart)
+    until(lambda: project.calls().count("a/r1.txt") == 2, seconds=60)
+    project.open_gate()
+    done = driver.wait()
+    assert done.code == 0, done.stderr
+    assert project.keys_and_rows() == project.expected()
+    assert sorted(project.calls()) == ["a/r0.txt", "a/r1.txt", "a/r1.txt"]
+    first, merge = sk.open_run(project.out).jobs()
+    assert [entry.get("cause", "") for entry in first["attempts"]] == ([""] if restart else ["interrupted", ""])
+    assert not made.describe_training_job(TrainingJobName=merge["name"]).get("EnableManagedSpotTraining")
+
+
+@pytest.mark.slow
+def test_a_program_that_fails_says_why(project: JobProject) -> None:
+    project.write_groups("bad", groups="a")
+    with pytest.raises(sk.RunFailed, match=r"1 of 1 record"):
+        project.run_jobs(engine=project.local(jobs="training"), max_failures=0)
+    (job,) = [job for job in sk.open_run(project.out).jobs() if job["cause"] == "user"]
+    assert "1 of 1 record" in job["reason"]
+
+
+def request_of(**fields: Any) -> dict[str, Any]:
+    engine = sk.SageMaker(role=ROLE, image=IMAGE, region="eu-west-1", jobs="training", **fields)
+    source = {"S3Uri": "s3://b/code/", "S3DataType": "S3Prefix", "LocalPath": "/opt/ml/processing/input/code"}
+    request = engine.request(
+        entrypoint=["/bin/sh", "/opt/ml/processing/input/code/bootstrap.sh"],
+        arguments=["pass1"],
+        inputs=[{"InputName": "code", "S3Input": source}],
+        environment={"AWS_DEFAULT_REGION": "eu-west-1"},
+        leftovers="s3://b/run/leftovers",
+    )
+    validation.check("CreateTrainingJob", request | {"TrainingJobName": "one"})
+    training_rules.check_rules(request, isolated=True)
+    return request
+
+
+def test_requests_are_as_the_service_takes_them() -> None:
+    network = {"subnets": ["subnet-1"], "security_group_ids": ["sg-1"], "encrypt_inter_container_traffic": True}
+    request = request_of(
+        spot=True,
+        max_wait=7200,
+        keep_alive=600,
+        network=network,
+        kms_key="alias/all",
+        tags={"team": "a"},
+        instance_preferences=["ml.m5.xlarge", "ml.m5.2xlarge"],
+    )
+    assert request["AlgorithmSpecification"] == {
+        "TrainingImage": IMAGE,
+        "TrainingInputMode": "File",
+        "ContainerEntrypoint": ["/bin/sh", "/opt/ml/input/data/code/bootstrap.sh"],
+        "ContainerArguments": ["pass1"],
+    }
+    assert request["EnableManagedSpotTraining"] is True
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 7200}
+    assert "KeepAlivePeriodInSeconds" not in request["ResourceConfig"]  # the service keeps no spot instances
+    assert request["OutputDataConfig"] == {"S3OutputPath": "s3://b/run/leftovers", "KmsKeyId": "alias/all"}
+    assert request["VpcConfig"] == {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]}
+    assert request["EnableInterContainerTrafficEncryption"] is True
+    (code,) = request["InputDataConfig"]
+    assert (code["ChannelName"], code["DataSource"]["S3DataSource"]["S3Uri"]) == ("code", "s3://b/code/")
+
+    warm = request_of(keep_alive=600, max_runtime=3600)
+    assert warm["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 600
+    assert warm["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
+    assert request_of(spot=True, max_runtime=60)["StoppingCondition"]["MaxWaitTimeInSeconds"] == 60
+
+
+def test_settings_that_make_no_sense() -> None:
+    for fields, words in (
+        ({"jobs": "processing", "spot": True}, "spot: Processing jobs have no such instances; set jobs: training"),
+        ({"jobs": "processing", "keep_alive": 60}, "keep_alive: Processing jobs"),
+        ({"max_wait": 60}, "max_wait: only jobs on spot instances"),
+        ({"spot": True, "max_wait": 60, "max_runtime": 600}, "less than max_runtime"),
+        ({"keep_alive": 21601}, "keep_alive"),
+        ({"jobs": "batch"}, "jobs"),
+    ):
+        with pytest.raises(sk.PipelineError, match=words):
+            sk.SageMaker(role=ROLE, image=IMAGE, **{"jobs": "training"} | fields)  # type: ignore[arg-type,unused-ignore]
+
+
+def test_all_jobs_of_a_run_match_one_warm_pool(project: JobProject) -> None:
+    """What has to be the same so that a job gets the instances of an earlier one."""
+    from shardkit.engines.local_training import _match_key
+
+    project.write_groups("go")
+    run = project.run_jobs(engine=project.local(jobs="training", keep_alive=600), wait=False)
+    from shardkit.runs.on_engine import RunJobs
+    from shardkit.runs.planning import planned_pipeline
+
+    jobs = RunJobs(run.folder, planned_pipeline(run.folder.plan(), {}))
+    requests = list(jobs.store.requests([job.job_id for job in jobs.current()]).values())
+    assert len(requests) == 4
+    assert len({json.dumps(_match_key(request)) for request in requests}) == 1
+    assert {request["ResourceConfig"]["KeepAlivePeriodInSeconds"] for request in requests} == {600}
