@@ -74,6 +74,18 @@ def run(
     report(lambda: loaded.run(days=days, run_id=run_id, quiet=quiet), as_json=as_json)
 
 
+def _prices(place: str | None) -> Any:
+    """The prices in a file, or AWS' own; None if nobody has asked for any."""
+    from shardkit.cli.jobs_look import prices_of
+    from shardkit.errors import RunFailed
+    from shardkit.jobs import JobError
+
+    try:
+        return prices_of(place)
+    except JobError as error:
+        raise RunFailed(error.message, hint=error.hint) from None
+
+
 def _print_plan(loaded: Pipeline, days: list[str] | None) -> None:
     with redirect_stdout(sys.stderr):
         planned = loaded.plan(days=days)
@@ -85,6 +97,7 @@ def _print_plan(loaded: Pipeline, days: list[str] | None) -> None:
     epilog="""
 shardkit plan pipeline.yaml
 shardkit plan pipeline.yaml --sample 20
+shardkit plan pipeline.yaml --sample 20 --prices aws
 shardkit plan pipeline.yaml --json | jq .totals
 shardkit plan pipeline.yaml --run-id nightly-1 --max-jobs 50 --outputs /tmp/outputs
 """,
@@ -92,6 +105,7 @@ shardkit plan pipeline.yaml --run-id nightly-1 --max-jobs 50 --outputs /tmp/outp
 @PIPELINE
 @DAYS
 @click.option("--sample", type=int, metavar="N", help="Run N records first, and estimate what all of them will take.")
+@click.option("--prices", metavar="FILE", help="On SageMaker: prices of instances, in a JSON file; or aws: its own.")
 @click.option("--run-id", metavar="ID", help="Prepare a run of that name, for `pass1 --run` and `pass2 --run`.")
 @click.option("--max-jobs", type=int, metavar="N", help="With --run-id: how many jobs at most; by default 200.")
 @click.option("--outputs", metavar="DIR", help="With --run-id: write the files run, jobs and output there.")
@@ -100,6 +114,7 @@ def plan(
     pipeline: str | None,
     sample: int | None,
     *,
+    prices: str | None,
     run_id: str | None,
     max_jobs: int | None,
     outputs: str | None,
@@ -124,12 +139,21 @@ def plan(
     with redirect_stdout(sys.stderr):
         planned = loaded.plan(days=days_of(loaded, date, since))
         estimate = loaded.sample(sample) if sample is not None else None
+    from shardkit.runs.carriers import carriers_of, carriers_text
+
+    known = _prices(prices)
     if as_json:
         from dataclasses import asdict
 
-        echo(json.dumps(planned.content | ({"estimate": asdict(estimate)} if estimate else {})))
+        more: dict[str, Any] = {"estimate": asdict(estimate)} if estimate else {}
+        if carriers := carriers_of(loaded, known):
+            more["carriers"] = [each._asdict() for each in carriers]
+        echo(json.dumps(planned.content | more))
         return
     echo(planned.text(rows=estimate.rows if estimate else None))
+    seconds = estimate.seconds * estimate.workers / loaded.worker_count() if estimate else None
+    if text := carriers_text(loaded, known, seconds=seconds):
+        echo(text)
     if estimate:
         echo(f"\n{estimate}")
 

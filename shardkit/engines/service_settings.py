@@ -136,6 +136,11 @@ class ServiceSettings(Settings):
         return self
 
     @property
+    def create_call(self) -> str:
+        """The call that makes a job."""
+        return f"Create{self.jobs.capitalize()}Job"
+
+    @property
     def places_inputs(self) -> bool:
         """Whether an input can be at any path; a training job's channels have each a path of their own."""
         return self.jobs == "processing"

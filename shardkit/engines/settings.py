@@ -173,6 +173,11 @@ class Settings(Model):
         """The fewest CPUs that an instance of a job may have."""
 
     @property
+    def create_call(self) -> str:
+        """The call that makes a job, by its name in messages."""
+        return "CreateProcessingJob"
+
+    @property
     def places_inputs(self) -> bool:
         """Whether an input can be at any path in a job, and not only at one that the service chooses."""
         return True

@@ -19,10 +19,11 @@ LONG_LAUNCH_S = 600
 
 @dataclass(frozen=True)
 class Launching:
-    """Where jobs are launched, and how many a second at most; None where that takes no time."""
+    """Where jobs are launched, by which call, and how many a second at most; None where that takes no time."""
 
     where: str
     creates_per_s: float | None
+    call: str = "CreateProcessingJob"
 
 
 SERVICE = Launching("SageMaker", 1.0)  # what it takes from an account, whatever its quotas
@@ -134,7 +135,7 @@ def _job_lines(content: PlanDocument, launching: Launching) -> Iterator[str]:
     launched = f", on {launching.where}"
     if rate is not None:
         each = "one" if rate == 1 else f"{rate:g}"
-        launched = f": {calls:,} calls of CreateProcessingJob, at {each} a second at least {least}"
+        launched = f": {calls:,} calls of {launching.call}, at {each} a second at least {least}"
     yield f"  jobs     {totals['jobs']:,}{spread} and 1 for pass 2{launched}"
     wanted = rule.get("count", rule.get("instances", 0)) if rule else 0
     if wanted > totals["shards"]:

@@ -107,7 +107,8 @@ def make_run_plan(
         comparison=comparison,
     )
     if pipeline.engine is not None:
-        plan = replace(plan, launching=Launching(pipeline.engine.title, pipeline.engine.creates_per_s))
+        engine = pipeline.engine
+        plan = replace(plan, launching=Launching(engine.title, engine.creates_per_s, engine.create_call))
     plan.content.update({"work": basis.work, "form": basis.form, "merge_digest": basis.merge})
     if comparison is not None and plan.content["totals"]["records"]:
         check_form(plan.content, current, basis.form, output)

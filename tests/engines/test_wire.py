@@ -60,7 +60,7 @@ def post(url: str, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
 def test_requests_that_are_none(url: str) -> None:
     describe = "SageMaker.DescribeProcessingJob"
     for body, target, code in (
-        (b"{}", "SageMaker.CreateTrainingJob", "UnknownOperationException"),
+        (b"{}", "SageMaker.CreateTransformJob", "UnknownOperationException"),
         (b"{}", "", "UnknownOperationException"),
         (b"no json", describe, "SerializationException"),
         (b"[]", describe, "SerializationException"),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from conftest import RunCommand
+
 pytestmark = pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine")
 ROLE = "arn:aws:iam::123456789012:role/Jobs"
 RUN = "import json, sys; import shardkit as sk; sk.Pipeline(**json.loads(sys.argv[1])).run(quiet=True)"
@@ -155,3 +157,20 @@ def test_all_jobs_of_a_run_match_one_warm_pool(project: JobProject) -> None:
     assert len(requests) == 4
     assert len({json.dumps(_match_key(request)) for request in requests}) == 1
     assert {request["ResourceConfig"]["KeepAlivePeriodInSeconds"] for request in requests} == {600}
+
+
+def test_the_plan_says_what_carriers_cost_and_how_they_start(project: JobProject, shardkit: RunCommand) -> None:
+    project.write_groups("go", groups="a")
+    engine = {"kind": "sagemaker", "role": ROLE, "image": IMAGE, "region": "eu-west-1", "jobs": "training"}
+    fields = project.fields(engine=engine | {"keep_alive": 600})
+    (project.root / "p.yaml").write_text(json.dumps(fields))
+    (project.root / "prices.json").write_text('{"ml.m5.xlarge": 0.25}')
+    text = shardkit("plan", project.root / "p.yaml", "--prices", project.root / "prices.json").stdout
+    assert "2 calls of CreateTrainingJob" in text
+    assert "-> training, warm, kept for 10 min 0 s: the next job starts in seconds" in text
+    assert text.count("$0.250 an hour") == 4
+    shown = json.loads(shardkit("plan", project.root / "p.yaml", "--json").stdout)["carriers"]
+    assert [each["chosen"] for each in shown] == [False, False, True, False]
+    assert {each["usd_per_hour"] for each in shown} == {None}
+    done = shardkit("plan", project.root / "p.yaml", "--prices", project.root / "p.yaml", code=1)
+    assert "has no prices by instance type" in done.stderr
