@@ -223,6 +223,12 @@ class ServiceSettings(Settings):
             cluster["VolumeKmsKeyId"] = self.volume_kms_key
         return cluster
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data, without what only training jobs have where there are none."""
+        content = super().to_dict()
+        unused = {"jobs", "spot"} if self.jobs == "processing" else {"spot"} if not self.spot else set()
+        return {name: value for name, value in content.items() if name not in unused}
+
     def replace(self, **fields: Any) -> Self:
         """A copy with other values; an ``instance_type`` alone goes over ``instance_preferences``."""
         fields = _both_keys(fields)

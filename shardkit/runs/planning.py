@@ -76,7 +76,6 @@ def make_run_plan(
     """
     from shardkit.macro import make_plan
     from shardkit.plan.compare import compare
-    from shardkit.plan.describe import Launching
 
     source, output = pipeline.input_folder(), pipeline.output_folder()
     _check_apart(source, output)
@@ -106,13 +105,21 @@ def make_run_plan(
         by_day=pipeline.by_day,
         comparison=comparison,
     )
-    if pipeline.engine is not None:
-        engine = pipeline.engine
-        plan = replace(plan, launching=Launching(engine.title, engine.creates_per_s, engine.create_call))
+    plan = _with_launching(plan, pipeline)
     plan.content.update({"work": basis.work, "form": basis.form, "merge_digest": basis.merge})
     if comparison is not None and plan.content["totals"]["records"]:
         check_form(plan.content, current, basis.form, output)
     return plan
+
+
+def _with_launching(plan: Plan, pipeline: Spec) -> Plan:
+    """The plan, which says where the jobs of its engine are launched, and how fast."""
+    from shardkit.plan.describe import Launching
+
+    engine = pipeline.engine
+    if engine is None:
+        return plan
+    return replace(plan, launching=Launching(engine.title, engine.creates_per_s, engine.create_call))
 
 
 def _records(pipeline: Spec, source: Folder, output: Folder, content: dict[str, Any]) -> Records:
