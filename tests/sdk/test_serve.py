@@ -65,7 +65,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         said = server.stdout.readline()
         match = re.search(r"http://127\.0\.0\.1:\d+", said)
         assert match, said
-        yield known | {"AWS_ENDPOINT_URL_S3": endpoint, "AWS_ENDPOINT_URL_SAGEMAKER": match[0]}
+        logs = {"AWS_ENDPOINT_URL_CLOUDWATCH_LOGS": match[0]}
+        yield known | logs | {"AWS_ENDPOINT_URL_S3": endpoint, "AWS_ENDPOINT_URL_SAGEMAKER": match[0]}
         server.terminate()
     s3.stop()
 
@@ -109,6 +110,15 @@ def test_a_script(session: Any, code: Path) -> None:
     processor = sdk.ScriptProcessor(command=["python3"], sagemaker_session=session, env={"MODE": "fast"}, **JOB)
     processor.run(code=str(code / "alone.py"), wait=True, logs=False, **channels())
     assert counted(session) == "['--mode', 'a b'] fast 13"
+
+
+def test_the_log_is_followed_by_default(session: Any, code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code / "talks.py").write_text("for i in range(3):\n    print('line', i, flush=True)\n")
+    processor = sdk.ScriptProcessor(command=["python3"], sagemaker_session=session, **JOB)
+    processor.run(code=str(code / "talks.py"), job_name="talks")
+    said = capsys.readouterr()
+    text = re.sub(r"\x1b\[[\d;]*m", "", said.out + said.err)
+    assert [f"line {i}" for i in range(3)] == re.findall(r"line \d", text)
 
 
 def test_a_folder_of_code(session: Any, code: Path) -> None:
