@@ -17,6 +17,7 @@ from pages import LIBRARY, charts_of, headlines_of, opened_in_chromium
 
 import shardkit as sk
 from shardkit.cli.app import cli
+from shardkit.jobs.prices import KnownPrices
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -198,6 +199,21 @@ def test_what_differs_from_the_dataset_before(project: Project, tmp_path: Path) 
     assert table(text, "Nulls") == [["x", *(percent(x.null_count / len(x)) for x in xs)]]
     replaced = first.report(tmp_path / "first.html").read_text("utf-8")
     assert f"Run {second.run_id} has replaced this dataset." in replaced
+
+
+@pytest.mark.slow
+def test_jobs_on_an_engine_and_what_they_cost(project: Project, tmp_path: Path) -> None:
+    shards = {"by": "size", "count": 2}
+    fields: dict[str, Any] = {"source_dir": project.root, "max_failures": 5, "workers": 1}
+    run = sk.Pipeline(
+        function="work:features", input=project.data, output=tmp_path / "out", shards=shards, **fields
+    ).run(sk.Local(root=tmp_path / "jobs"), quiet=True)
+    prices = KnownPrices({"ml.m5.xlarge": 360.0})
+    text = run.report(tmp_path / "jobs.html", prices=prices).read_text("utf-8")
+    ((kind, attempts, failed, _, _, _, cost),) = table(text, "Instances")
+    assert (kind, attempts, failed) == ("ml.m5.xlarge", "3", "0") and cost.startswith("$")
+    lanes = {span["lane"] for span in chart(text, "Chunks by worker")["data"]["values"]}
+    assert lanes == {"00000-1 0", "00001-1 0"} and "<b>2</b><span>workers" in text
 
 
 def test_a_failed_run_and_one_without_rows(project: Project, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -163,13 +164,23 @@ def _lanes(look: Look) -> tuple[dict[tuple[str, str], str], int]:
             lane = (job or "", worker)
             last[lane] = max(last.get(lane, 0.0), float(end))
     latest = sorted(last, key=lambda lane: -last[lane])[:LANES]
-    several_jobs = len({job for job, _ in latest}) > 1
-    names: dict[tuple[str, str], str] = {}
-    for lane in sorted(
-        latest, key=lambda lane: [(part.isdecimal(), part.zfill(9)) for part in re.split(r"(\d+)", " ".join(lane))]
-    ):
-        names[lane] = " ".join([*([lane[0]] if several_jobs else []), lane[1]])
-    return names, len(last) - len(latest)
+    return _lane_names(sorted(latest, key=_in_natural_order)), len(last) - len(latest)
+
+
+def _lane_names(lanes: list[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Short names of lanes: jobs without the words that all begin with, workers as their number if that will do."""
+    jobs = sorted({job for job, _ in lanes})
+    words = zip(*(job.split("-") for job in jobs), strict=False)
+    begin = "-".join(same[0] for same in itertools.takewhile(lambda same: len(set(same)) == 1, words))
+    begin = begin if len(jobs) > 1 else ""
+    short = {lane: " ".join(filter(None, (_without(lane[0], begin), lane[1].rpartition("/")[2]))) for lane in lanes}
+    if len(jobs) > 1 and len(set(short.values())) == len(lanes):
+        return short
+    return {lane: " ".join(filter(None, (_without(lane[0], begin), lane[1]))) for lane in lanes}
+
+
+def _without(name: str, begin: str) -> str:
+    return name.removeprefix(begin).lstrip("-")
 
 
 def _in_natural_order(lane: tuple[str, str]) -> list[str]:

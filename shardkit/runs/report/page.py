@@ -88,7 +88,10 @@ def _add_tiles(page: Page, look: Look) -> None:
         page.add_tile(f"{len(look.timings.records) / took:,.1f}/s", "records, in pass 1")
         if (left := _left_s(look, took)) is not None:
             page.add_tile(human_seconds(left), "left of pass 1, about")
-    workers = len(set(look.timings.chunks["worker"].to_pylist()) - {None})
+    chunks = look.timings.chunks
+    workers = len(
+        {pair for pair in zip(chunks["job"].to_pylist(), chunks["worker"].to_pylist(), strict=True) if pair[1]}
+    )
     if workers:
         page.add_tile(f"{workers:,}", "workers")
     if look.result is not None:
