@@ -603,3 +603,26 @@ def test_what_is_written_is_encrypted_with_the_key_that_the_engine_names(bucket:
     for name in bucket.keys("out/"):
         told = bucket.client.head_object(Bucket=bucket.name, Key=name)
         assert told.get("SSEKMSKeyId") == key, name
+
+
+def test_objects_are_fetched_to_be_tried_and_replayed_and_a_change_is_named(
+    project: JobProject, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    bucket.put_all({"in/a/1.txt": "go", "in/a/2.txt": "further"})
+    fields = {"source_dir": str(project.code), "name": "work", "workers": 1}
+    pipeline = sk.Pipeline(function="work:features", input=f"{bucket.uri}/in/", output=f"{bucket.uri}/out", **fields)
+    assert [record.rows for record in pipeline.try_records(2).records] == [2, 2]
+    assert pipeline.try_record("a/2.txt").rows["text"].tolist() == ["further"] * 2
+    assert bucket.keys("out/") == []
+
+    run = pipeline.run(quiet=True)
+    assert run.replay("a/1.txt").notes == ["With work:features as the run had it."]
+    bucket.put("in/a/1.txt", "another text")
+    tried = run.replay("a/1.txt")
+    assert "in/a/1.txt has changed since it was listed" in tried.notes[-1]
+    assert tried.rows["text"].tolist() == ["another te"] * 2
+    bucket.delete("in/a/1.txt")
+    with pytest.raises(FileNotFoundError, match=r"a/1\.txt"):
+        run.replay("a/1.txt")
+    assert not list(tmp_path.glob("shardkit-try-*"))  # nothing is left of what was fetched
