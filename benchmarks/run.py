@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import clusters
 import days
 import lists
 import servers
@@ -35,12 +36,16 @@ RESULTS = HERE / "results"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Commands by name, the first of which is shardkit's; the ratios to reach; and how many files they handle."""
+    """Commands by name, the first of which is shardkit's; the ratios to reach; and how many files they handle.
+
+    ``goals`` says what shardkit may take of each, ``between`` what the first of two others may take of the second.
+    """
 
     commands: dict[str, list[str]]
     goals: dict[str, float]
     files: int = 0
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    between: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 def run_benchmark(name: str, benchmark: Benchmark, *, runs: int) -> dict[str, object]:
@@ -52,24 +57,33 @@ def run_benchmark(name: str, benchmark: Benchmark, *, runs: int) -> dict[str, ob
             if turn:  # the first turn only warms the file cache
                 measures[who].append(taken)
     print(f"\n{name}")
-    first = statistics.median(m.wall_s for m in next(iter(measures.values())))
+    medians = {who: statistics.median(m.wall_s for m in taken_by) for who, taken_by in measures.items()}
+    first = next(iter(medians.values()))
     report: dict[str, object] = {}
     for who, taken_by in measures.items():
         walls = sorted(m.wall_s for m in taken_by)
-        wall = statistics.median(walls)
+        wall = medians[who]
         peak = max(m.peak_bytes for m in taken_by) / 1e6
         goal = benchmark.goals.get(who)
         ratio = f"shardkit takes {first / wall:.2f} of it" if who != "shardkit" else ""
-        verdict = f" (goal {goal}: {'reached' if first / wall <= goal else 'MISSED'})" if goal else ""
+        verdict = f" ({_verdict(first / wall, goal)})" if goal else ""
         cpu = statistics.median(m.cpu_s for m in taken_by)
         print(
             f"  {who:<12} {wall:7.2f} s [{walls[0]:.2f} .. {walls[-1]:.2f}]  cpu {cpu:6.2f} s  "
             f"peak {peak:5.0f} MB  {ratio}{verdict}"
         )
         report[who] = {"wall_s": walls, "cpu_s": cpu, "peak_mb": peak, "ratio": first / wall, "goal": goal}
+    for (who, other), goal in benchmark.between.items():
+        ratio_of_two = medians[who] / medians[other]
+        print(f"  {who} takes {ratio_of_two:.2f} of {other} ({_verdict(ratio_of_two, goal)})")
+        report[f"{who} / {other}"] = {"ratio": ratio_of_two, "goal": goal}
     if benchmark.files:
         print(f"  {first / benchmark.files * 1000:.3f} ms of wall time a file")
     return report
+
+
+def _verdict(ratio: float, goal: float) -> str:
+    return f"goal {goal}: {'reached' if ratio <= goal else 'MISSED'}"
 
 
 def tiny_files(count: int) -> Path:
@@ -128,6 +142,12 @@ def ads_s3(workers: int, scale: float, stack: contextlib.ExitStack) -> Benchmark
         {"by hand": 0.2, "shardkit near": 1.15},
         environments={"shardkit": far_away, "by hand": far_away, "shardkit near": near, "by hand near": near},
     )
+
+
+def ads_clusters(workers: int, scale: float, stack: contextlib.ExitStack) -> Benchmark:
+    """The same on clusters of as many workers, and by the clusters' own means."""
+    between = {("over dask", "shardkit"): 1.15, ("over dask", "dask"): 1.0, ("over ray", "ray data"): 1.0}
+    return Benchmark(clusters.commands(workers, scale, stack), {}, between=between)
 
 
 def jobs(workers: int, scale: float) -> Benchmark:
@@ -240,6 +260,7 @@ BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
 
 
 WITH_SERVERS: dict[str, Callable[[int, float, contextlib.ExitStack], Benchmark]] = {
+    "ads-clusters": ads_clusters,
     "ads-s3": ads_s3,
     "tiny-s3": tiny_s3,
 }

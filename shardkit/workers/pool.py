@@ -229,10 +229,10 @@ class WorkerPool:
         self.spool = spool_of(settings)
         self._settings = settings
         self._board = Board(size)
-        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._idle: queue.LifoQueue[int] = queue.LifoQueue()  # who has just worked comes first: few begin for few calls
         self._workers: list[WorkerProcess | None] = [None] * size
         self._closed = False
-        for number in range(size):
+        for number in reversed(range(size)):
             self._idle.put(number)
         try:
             self.begin(size if begun is None else begun)

@@ -43,6 +43,17 @@ def test_joblibs_own_way_of_choosing_a_backend(files: Callable[..., Path], tmp_p
     assert run.dataset().count_rows() == 10
 
 
+def processes(record: sk.Record) -> dict[str, int]:
+    return {"worker": os.getpid(), "node": os.getppid()}
+
+
+def test_a_node_has_as_many_workers_as_chunks_at_once(files: Callable[..., Path], tmp_path: Path) -> None:
+    data = files([f"{i}.txt" for i in range(12)])
+    run = sk.run(processes, data, tmp_path / "out", quiet=True, parallel={"backend": "loky", "n_jobs": 2})
+    workers = {(row["node"], row["worker"]) for row in run.dataset().to_table().to_pylist()}
+    assert len(workers) == len({node for node, _ in workers}), "each process of joblib's has one chunk at a time"
+
+
 def test_days_are_merged_on_the_nodes(files: Callable[..., Path], tmp_path: Path) -> None:
     data = files([f"2026/01/0{day}/{n}.txt" for day in range(1, 5) for n in range(3)])
     days = {"by": "date", "path": "{Y}/{m}/{d}"}
