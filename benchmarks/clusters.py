@@ -39,7 +39,7 @@ def commands(workers: int, scale: float, stack: contextlib.ExitStack) -> dict[st
 
 
 def _over(backend: str, address: str, data: Path, workers: int) -> list[str]:
-    command = shardkit_ads(data, workers)
+    command: list[str] = shardkit_ads(data, workers)
     at = command.index("--workers")
     command[at : at + 2] = [
         "--set",
@@ -86,8 +86,9 @@ def ray_cluster(workers: int) -> Iterator[str]:
 
 def _port_below_those_of_rays_workers() -> int:
     """A free port; Ray keeps those from 10002 to 19999 to itself, and refuses one of them here."""
-    while 10_000 < (port := free_port()) < 20_000:
-        pass
+    port: int = free_port()
+    while 10_000 < port < 20_000:
+        port = free_port()
     return port
 
 

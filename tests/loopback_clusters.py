@@ -119,9 +119,13 @@ class DaskCluster:
 
 
 class RayCluster:
-    """A head node, to which drivers connect, and another; each has one CPU."""
+    """A head node and another, with one CPU each.
+
+    This process stays connected, so that all runs in it have the same worker processes; commands connect by the address.
+    """
 
     def __init__(self, s3_url: str) -> None:
+        import ray
         from ray.cluster_utils import Cluster
 
         self._environment = environment_of_nodes(s3_url)
@@ -130,6 +134,7 @@ class RayCluster:
             settings = {"include_dashboard": False, "_system_config": SOON}
             self._cluster = Cluster(initialize_head=True, head_node_args={**self._node, **settings})
             self._others = [self._cluster.add_node(**self._node)]
+            ray.init(self._cluster.address, log_to_driver=False)
         self.address = self._cluster.address
 
     @contextlib.contextmanager

@@ -6,10 +6,11 @@ import pickle
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from distributed import Client, get_client
+from distributed import Client, get_client, get_worker, secede
 from joblib import cpu_count
 
 from shardkit.clusters.base import Answer, Answered, Cluster
+from shardkit.clusters.lanes import ROOM, Room
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -25,8 +26,17 @@ class _Made:
         self._call = call
         self._argument = argument
 
-    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
-        return self._call, (self._argument,)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _make, (self._call, self._argument)
+
+
+def _make(call: Callable[[Any], Any], argument: Any) -> Any:
+    """Make a call on a node; a call that secedes leaves its thread's place to the next."""
+    before = ROOM.set(Room(get_worker().state.nthreads, secede))
+    try:
+        return call(argument)
+    finally:
+        ROOM.reset(before)
 
 
 def _client_of_default(n_jobs: int) -> Client:

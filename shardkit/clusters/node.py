@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit._version import __version__
 from shardkit.clusters.code import unpacked
+from shardkit.clusters.lanes import ROOM, Lanes
 from shardkit.errors import RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import python_version
 from shardkit.runfolder.folder import RunFolder
@@ -29,7 +30,7 @@ from shardkit.runfolder.stop import Stop
 from shardkit.storage.base import File
 from shardkit.storage.open import folder as folder_at
 from shardkit.workers.pool import WorkerPool
-from shardkit.workers.publish import publish_chunk
+from shardkit.workers.publish import Publisher, publish_chunk
 from shardkit.workers.replies import plain_error
 from shardkit.workers.supervisor import Supervisor
 from shardkit.workers.tally import Tally
@@ -37,11 +38,12 @@ from shardkit.workers.tasks import columns_of_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
     import pyarrow as pa
 
     from shardkit.runfolder.document_types import Marker
-    from shardkit.workers.tasks import Chunk, WorkerSettings
+    from shardkit.workers.tasks import Chunk, ChunkTask, WorkerSettings
 
 LOOK_S = 1.0  # between two looks for a request to stop
 IDLE_S = 60.0  # until workers end that nobody has asked for anything
@@ -110,12 +112,17 @@ def here() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
+_proven: set[str] = set()  # calls that this process is fit for: each proof takes some requests to the storage
+
+
 def _prove(work: NodeWork) -> None:
     """See that this node can work on a run.
 
     Raises:
         RunFailed: it cannot.
     """
+    if work.call in _proven:
+        return
     settings = work.settings
     if work.shardkit != __version__:
         raise RunFailed(
@@ -145,6 +152,7 @@ def _prove(work: NodeWork) -> None:
                 hint="Use an input that all nodes share: a bucket, or a folder that each of them has mounted.",
             ) from None
     run.encrypted(run.plan()).files.write(node_file(work.call, here()), b"{}")
+    _proven.add(work.call)
 
 
 def read_a_byte(settings: WorkerSettings, key: str) -> None:
@@ -162,13 +170,19 @@ class _Node:
         self.work = work
         self._folder = folder.encrypted(folder.plan())
         self._busy = 0
+        self._lanes: Lanes | None = None
         self._reading = threading.Lock()
         self._used = time.monotonic()
         self._stop = Stop()
         self._pool = WorkerPool(_settings_on_node(work, self._folder), os.cpu_count() or 1, begun=0)
         tally = Tally(self._pool.slots(), self._stop, before=Counts(0, 0, 0), max_quarantined=sys.maxsize)
         spool = self._pool.spool
-        publish = functools.partial(publish_chunk, self._folder, spool) if spool is not None else None
+        self._uploads: dict[tuple[int, int], list[Future[None]]] = {}
+        self._publisher: Publisher | None = None
+        publish = None
+        if spool is not None:
+            self._publisher = Publisher(functools.partial(publish_chunk, self._folder, spool), self._stop)
+            publish = functools.partial(self._upload, self._publisher)
         self._supervisor = Supervisor(self._pool, self._stop, tally, timeout_s=work.timeout_s, publish=publish)
         threading.Thread(target=self._watch, name="shardkit-node", daemon=True).start()
 
@@ -180,7 +194,31 @@ class _Node:
         """See a chunk through; its parts have names that no other execution of it has, late or elsewhere."""
         with self._reading:
             task = sent.chunk.task(self._records, sent.attempt)
-        return self._supervisor.see_through(dataclasses.replace(task, execution=secrets.token_hex(4)))
+        task = dataclasses.replace(task, execution=secrets.token_hex(4))
+        room = ROOM.get()
+        # Where all is on this node, there is nothing to wait for while another chunk could be worked on.
+        if room is None or not (self._pool.fetches or self._publisher):
+            markers = self._supervisor.see_through(task)
+        else:
+            with self._reading:
+                self._lanes = self._lanes or Lanes(self._supervisor.see_through, room.calls)
+            markers = self._lanes.see_through(task, room)
+        self._uploaded(task)
+        return markers
+
+    def _upload(self, publisher: Publisher, marker: Marker) -> None:
+        self._uploads.setdefault((marker["shard"], marker["chunk"]), []).append(publisher.add(marker))
+
+    def _uploaded(self, task: ChunkTask) -> None:
+        """Wait until a chunk is committed.
+
+        Raises:
+            StorageError: something could not be uploaded.
+        """
+        for upload in self._uploads.pop((task.shard, task.chunk), []):
+            upload.result()
+        if self._publisher is not None:
+            self._publisher.check()
 
     def begin(self) -> None:
         """A call begins; the caller keeps the node from being closed meanwhile."""
@@ -208,6 +246,10 @@ class _Node:
 
     def close(self) -> None:
         """End the workers."""
+        if self._lanes is not None:
+            self._lanes.close()
+        if self._publisher is not None:
+            self._publisher.close()
         self._pool.close()
 
 

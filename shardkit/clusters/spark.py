@@ -11,9 +11,22 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import SparkSession
 
 from shardkit.clusters.base import Answer, Answered, Cluster
+from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyspark import SparkContext
+
+
+def _context_of(session: SparkSession) -> SparkContext:
+    try:
+        return session.sparkContext
+    except (AttributeError, NotImplementedError) as error:
+        raise PipelineError(
+            "parallel: the Spark session is one of Spark Connect, which has no SparkContext to run chunks by.",
+            hint="Use a classic session; on Databricks, compute whose access mode is dedicated, and not serverless.",
+        ) from error
 
 
 class Spark(Cluster):
@@ -27,7 +40,7 @@ class Spark(Cluster):
                 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else it is whichever python3 comes first
             builder = SparkSession.builder.appName("shardkit")
             session = (builder.master(address) if address else builder).getOrCreate()
-        self._context = session.sparkContext
+        self._context = _context_of(session)
         self._group = f"shardkit-{uuid.uuid4().hex}"
         self._sized(n_jobs, self._context.defaultParallelism)
         self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="shardkit-spark")

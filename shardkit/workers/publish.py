@@ -10,6 +10,7 @@ from shardkit.runfolder.claims import commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from shardkit.runfolder.document_types import Marker
     from shardkit.runfolder.folder import RunFolder
@@ -40,10 +41,10 @@ class Publisher:
         self._threads = ThreadPoolExecutor(PUBLISHED_AT_ONCE, thread_name_prefix="shardkit-publish")
         self._error: BaseException | None = None
 
-    def add(self, marker: Marker) -> None:
-        """Have a chunk committed; waits while too many are on their way."""
+    def add(self, marker: Marker) -> Future[None]:
+        """Have a chunk committed, after which the future ends; waits while too many are on their way."""
         self._room.acquire()
-        self._threads.submit(self._one, marker)
+        return self._threads.submit(self._one, marker)
 
     def _one(self, marker: Marker) -> None:
         try:

@@ -57,7 +57,7 @@ class Supervisor:
         tally: Tally,
         *,
         timeout_s: float | None,
-        publish: Callable[[Marker], None] | None = None,
+        publish: Callable[[Marker], object] | None = None,
         others: Others | None = None,
     ) -> None:
         self._pool = pool
