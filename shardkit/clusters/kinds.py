@@ -43,10 +43,10 @@ def connect(backend: str, n_jobs: int, address: str | None, chosen: object = Non
     Raises:
         PipelineError: its library is missing, or it cannot be reached.
     """
-    kind = CLUSTERS.find(backend)
-    if kind is None:
-        raise PipelineError(f"parallel: there is no backend {backend!r}.")
     try:
+        kind = CLUSTERS.find(backend)
+        if kind is None:
+            raise PipelineError(f"parallel: there is no backend {backend!r}.")
         return kind(n_jobs, address, chosen)
     except ImportError as error:
         raise PipelineError(
