@@ -66,6 +66,7 @@ def deploy(
         files, names = chart_files(read, home), []
     else:
         names = _environments(read, environments)
+        _say_if_shared(read, names)
         files = files_of(read, home, names, repository)
     if check:
         _check(files, home)
@@ -82,6 +83,17 @@ def _environments(workflow: Workflow, wanted: tuple[str, ...]) -> list[str | Non
     if wanted:
         return [workflow.of_environment(name).environment for name in wanted]
     return list(workflow.environments) or [None]
+
+
+def _say_if_shared(workflow: Workflow, names: list[str | None]) -> None:
+    """Say which environments have one namespace, as is right only where they are on different clusters."""
+    by_namespace: dict[str, list[str]] = {}
+    for name in names:
+        by_namespace.setdefault(workflow.of_environment(name).namespace or "", []).append(name or "")
+    for namespace, several in by_namespace.items():
+        if len(several) > 1:
+            which = f"{' and '.join(several)} have the same namespace, {namespace}"
+            echo(f"{which}: on one cluster they replace each other.", err=True)
 
 
 def _check(files: dict[Path, str], home: Path) -> None:

@@ -107,8 +107,9 @@ def test_the_commands_are_those_of_the_official_charts_at_pinned_versions(
         for value in [words[i + 1] for i, word in enumerate(words) if word == "--values"]:
             assert value in files
     assert lines[-2:] == ["kubectl create namespace ml-dev", "kubectl create namespace ml"]
-    for secret in ("SLACK_HOOK", "HOOK_TOKEN", "KEY_OF_MODEL"):
-        assert f'--from-literal={secret}="${secret}"' in files["install.sh"]
+    assert "# ml.env has a line NAME=value for each of HOOK_TOKEN, KEY_OF_MODEL, SLACK_HOOK" in files["install.sh"]
+    assert "create secret generic recommender --from-env-file ml.env" in files["install.sh"]
+    assert "from-literal" not in files["install.sh"]
 
 
 def test_a_cluster_of_containers_has_a_node_for_each_kind(deployment: Deployment, shardkit: RunCommand) -> None:

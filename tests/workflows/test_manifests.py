@@ -387,6 +387,18 @@ def test_drift_is_found_and_what_is_no_longer_needed_goes(deployment: Deployment
     assert "extra.yaml is not of this workflow" in deployment.deploy("--check", code=1)
 
 
+def test_a_parameter_that_is_to_be_a_number_is_refused(deployment: Deployment) -> None:
+    text = WORKFLOW.replace("params:\n", "params:\n  seconds: 60\n")
+    deployment.write(text.replace("set: {input", 'set: {timeout: "{{params.seconds}}", input'))
+    assert "they can be texts only, and no numbers" in " ".join(deployment.deploy(code=2).split())
+
+
+def test_environments_that_would_replace_each_other_are_said(deployment: Deployment) -> None:
+    assert "replace each other" not in deployment.deploy()
+    deployment.write(WORKFLOW.replace("namespace: ml-dev", "namespace: ml"))
+    assert "dev and prd have the same namespace, ml: on one cluster they replace each other." in deployment.deploy()
+
+
 @pytest.mark.parametrize(
     ("before", "after", "complaint"),
     [

@@ -27,7 +27,10 @@ class Place:
 
 
 def script(name: str, places: Sequence[Place], *, kind: bool, with_values: Collection[str]) -> str:
-    """The script: the cluster, the charts, namespaces and, as comments, the Secrets, whose values only you have."""
+    """The script: the cluster, the charts, namespaces and, as comments, the Secrets, whose values only you have.
+
+    These come from a file, because everybody on the machine can read the words of a command that runs.
+    """
     make = (
         f"kind create cluster --name {name} --config cluster.yaml" if kind else "eksctl create cluster -f cluster.yaml"
     )
@@ -51,6 +54,9 @@ def script(name: str, places: Sequence[Place], *, kind: bool, with_values: Colle
     for place in dict.fromkeys(places):
         lines.append(f"kubectl create namespace {place.namespace}")
         if place.secrets:
-            values = " ".join(f'--from-literal={variable}="${variable}"' for variable in place.secrets)
-            lines.append(f"# kubectl --namespace {place.namespace} create secret generic {name} {values}")
+            file = f"{place.namespace}.env"
+            lines += [
+                f"# {file} has a line NAME=value for each of {', '.join(place.secrets)}; delete it afterwards.",
+                f"# kubectl --namespace {place.namespace} create secret generic {name} --from-env-file {file}",
+            ]
     return "\n".join(lines) + "\n"

@@ -41,7 +41,7 @@ def workflow_manifests(workflow: Workflow, leave_out: Iterable[str] = ()) -> lis
             f"{workflow.file}: the steps {where} are jobs of engine: {workflow.engine.kind}, not pods.",
             hint="Take engine: away; or name the environments that are on Kubernetes: --env NAME.",
         )
-    steps = resolve(workflow, argo_facts(workflow))
+    steps = _resolved(workflow)
     codes: list[Manifest] = []
     templates: list[Manifest] = []
     for resolved in steps:
@@ -76,6 +76,17 @@ def workflow_manifests(workflow: Workflow, leave_out: Iterable[str] = ()) -> lis
         spec["templates"] += ending
     template = {"apiVersion": ARGO, "kind": "WorkflowTemplate", "metadata": metadata(workflow), "spec": spec}
     return [*codes, template]
+
+
+def _resolved(workflow: Workflow) -> list[Resolved]:
+    try:
+        return resolve(workflow, argo_facts(workflow))
+    except PipelineError as error:
+        if "{{workflow." not in error.message:
+            raise
+        raise PipelineError(
+            error.message, hint="Argo fills in parameters when a run begins: they can be texts only, and no numbers."
+        ) from None
 
 
 def _check(workflow: Workflow, resolved: Resolved) -> None:
