@@ -52,13 +52,13 @@ def outputs(*given: dict[str, Any]) -> dict[str, Any]:
     return {"ProcessingOutputConfig": {"Outputs": list(given)}}
 
 
-def until(condition: Any, *, seconds: float = 30.0) -> Any:
+def until(condition: Any, *, seconds: float = 30.0, every_s: float = 0.005) -> Any:
     """Wait until a condition returns something true, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if result := condition():
             return result
-        time.sleep(0.005)
+        time.sleep(every_s)
     raise AssertionError("it did not come to pass")
 
 

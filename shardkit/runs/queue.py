@@ -69,6 +69,7 @@ class OwnQueue:
         self._folder, self._base, self._engine = folder, base, engine
         self._policy = engine.policy()
         self._copy_due = self._stop_due = 0.0
+        self._copy_is_old = True
         path, beside = _store_path(folder), isinstance(folder.output, LocalFolder)
         with writing(path.parent):
             path.parent.mkdir(mode=0o755 if beside else PRIVATE_FOLDER, parents=True, exist_ok=True)
@@ -117,6 +118,7 @@ class OwnQueue:
 
     def keep(self) -> None:
         """Keep a copy of the queue in the run folder."""
+        self._copy_is_old = False
         self._copy_due = time.monotonic() + SNAPSHOT_EVERY_S
         self._folder.files.write(SNAPSHOT, dump(export_jobs(self.store)))
 
@@ -137,7 +139,8 @@ class OwnQueue:
         def after_round(seen: Report, report: Report) -> None:
             show(report.trouble or seen.trouble, [*seen.changed, *report.changed])
             self.stop_if_asked()
-            if time.monotonic() >= self._copy_due:
+            self._copy_is_old |= bool(seen.changed or report.changed or report.calls)
+            if self._copy_is_old and time.monotonic() >= self._copy_due:
                 self.keep()
 
         drive(self.store, self._engine.client(), policy=self._policy, on_round=after_round)
