@@ -100,7 +100,7 @@ def test_a_run_whose_job_is_cancelled_and_that_is_stopped_goes_on_where_it_was(
     assert "stopped" in shardkit("stop", "out/").stdout.lower()
     said, _ = watched.communicate(timeout=120)
     assert watched.returncode != 0, said
-    assert "1 job to be tried again (it was stopped, although nobody had asked the queue to), such as pipeline" in said
+    assert "1 job to be tried again (it was stopped, although nobody had asked the queue to), such as rows-" in said
     assert {job["status"] for job in jobs_of(run).values()} <= {"Stopped", "Completed"}
     (project / "go").touch()
     assert "4 listed = 4 done" in shardkit("resume", "out/").stderr
