@@ -414,6 +414,13 @@ def test_the_role_is_of_the_pipelines_own_things(project: JobProject) -> None:
     assert statements["Key"]["Condition"] == {"ForAnyValue:StringEquals": {"kms:ResourceAliases": "alias/out"}}
     assert "ec2:CreateNetworkInterface" in statements["Vpc"]["Action"]
     assert driver.request["NetworkConfig"]["VpcConfig"]["Subnets"] == ["subnet-1"]
+    trained = planned(
+        project, fields={"engine": engine | {"jobs": "training", "spot": True, "merge": {"jobs": "processing"}}}
+    )
+    assert "AppSpecification" in trained.request  # the driver itself is no training job, and on no spot instance
+    calls = {statement["Sid"]: statement for statement in trained.policy["Statement"]}["Jobs"]
+    assert {"sagemaker:CreateTrainingJob", "sagemaker:CreateProcessingJob"} <= set(calls["Action"])
+    assert f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:training-job/work-*" in calls["Resource"]
     queued = planned(project, fields={"queue": "dynamodb://night"}).policy["Statement"]
     tables = [f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/night{more}" for more in ("", "/index/*")]
     assert next(each for each in queued if each["Sid"] == "Queue")["Resource"] == tables
