@@ -199,7 +199,9 @@ name: secrets
 webhook: {port: 0, token: env:THE_TOKEN}
 notify: {failed: "slack:env:THE_HOOK"}
 steps:
-  - {name: own, command: [sh, -c, 'echo "${#PASSWORD} ${THE_PLACE-no} ${THE_TOKEN-no} ${THE_HOOK-no}"'], env: {PASSWORD: env:THE_PLACE}}
+  - name: own
+    command: [sh, -c, 'echo "${#PASSWORD} ${THE_PLACE-no} ${THE_TOKEN-no} ${THE_HOOK-no}"; exec sh step.sh own']
+    env: {PASSWORD: env:THE_PLACE}
   - {name: other, command: [sh, -c, 'echo "${PASSWORD-no} ${THE_PLACE-no} ${THE_TOKEN-no} ${OPEN}"']}
 """
     home = Home(tmp_path, text)
@@ -209,12 +211,27 @@ steps:
     monkeypatch.setenv("OPEN", "open")
     plan = home.done("plan").stdout
     assert "secrets   PASSWORD from THE_PLACE" in plan
-    done = home.done("run")
+    held = home.hold("own")
+    with dying(home.workflow("run")) as command:
+        wait_for(lambda: home.ran == ["own begins"])
+        assert not [words for words in command_lines() if b"hunter2" in words]
+        held.unlink()
+        done = command.wait()
+    assert done.code == 0
     assert home.done("logs", "--step", "own").stdout == "7 no no no\n"
     assert home.done("logs", "--step", "other").stdout == "no no no open\n"
     written = [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
     assert not written
     assert "hunter2" not in done.stderr + plan
+
+
+def command_lines() -> list[bytes]:
+    """The words of all processes of this machine, as anybody sees them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            found += [(entry / "cmdline").read_bytes()] if entry.name.isdigit() else []
+    return found
 
 
 def test_the_environments_differ_as_the_file_says(tmp_path: Path) -> None:
