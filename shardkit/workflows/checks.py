@@ -119,6 +119,10 @@ def _of_environment(merged: Workflow, where: Place) -> Iterator[Problem]:
 ALL = (PARAMS, VARIABLES, STEPS, WORKFLOW, RUN)
 OUTPUT = (PARAMS, VARIABLES, WORKFLOW, RUN)
 FIXED = (VARIABLES, WORKFLOW)
+# Nor which code is run: a program, a function, where these are looked for.
+CODE = (VARIABLES, STEPS, WORKFLOW, RUN)
+CODE_FIELDS = {"function", "combine", "records", "source_dir", "requirements", "engine", "parallel", "queue"}
+SEARCHED = re.compile(r"PATH|PYTHON\w+|LD_\w+|BASH_ENV|ENV|PERL5\w+|NODE_\w+")
 
 
 def _texts(merged: Workflow) -> Iterator[tuple[Place, str, tuple[str, ...]]]:
@@ -134,12 +138,12 @@ def _texts(merged: Workflow) -> Iterator[tuple[Place, str, tuple[str, ...]]]:
         if step.output is not None:
             yield (*at, "output"), step.output, OUTPUT
         for number, word in enumerate(step.command):
-            yield (*at, "command", number), word, ALL
+            yield (*at, "command", number), word, ALL if number else CODE
         for name, text in step.plain_env.items():
-            yield (*at, "env", name), text, ALL
+            yield (*at, "env", name), text, CODE if SEARCHED.fullmatch(name) else ALL
         for name, value in step.settings.items():
             for text in texts_in(value):
-                yield (*at, "set", name), text, ALL
+                yield (*at, "set", name), text, CODE if name.partition(".")[0] in CODE_FIELDS else ALL
 
 
 def _of_text(merged: Workflow, at: Place, template: Template, kinds: tuple[str, ...]) -> Iterator[Problem]:

@@ -159,9 +159,16 @@ class Parameter(Section):
             return "it has an expression, and values are not looked into."
         if self.pattern is not None:
             return "" if re.fullmatch(self.pattern, value) else f"{value!r} does not match {self.pattern}."
-        if value.startswith("-") and not re.fullmatch(r"-\d+(\.\d+)?", value):
-            return f"{value!r} begins with -, so that a command would take it for an option; allow it by a pattern."
-        return ""
+        return _risk(value)
+
+
+def _risk(value: str) -> str:
+    """What a value could do to a command that does not expect it; nothing of what is known."""
+    if value.startswith("-") and not re.fullmatch(r"-\d+(\.\d+)?", value):
+        return f"{value!r} begins with -, so that a command would take it for an option; allow it by a pattern."
+    if re.search(r"(?:^|/)\.\.(?:/|$)", value):
+        return f"{value!r} leads out of a folder; allow it by a pattern."
+    return ""
 
 
 class Step(Section):

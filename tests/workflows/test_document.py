@@ -125,6 +125,9 @@ MISTAKES = {
     "a variable of one environment": ("BUCKET: dev-data", "X: y", 14, "there is no variable BUCKET in environment dev"),
     "a parameter that chooses an image": ("{{variables.TAG}}", "{{params.date}}", 12, "{{params.date}} has no place here"),
     "a program from outside": ("[python, train.py,", "[sh, -c, 'ls {{params.date}}',", 13, "sh would run what is in {{params.date}}"),
+    "a parameter that chooses a program": ("[python, train.py", "['{{params.date}}', train.py", 13, "{{params.date}} has no place here"),
+    "a parameter that chooses a function": ("set: {output:", "set: {function: '{{params.date}}', output:", 9, "{{params.date}} has no place here"),
+    "a parameter that chooses a library": ("env: {PASSWORD", "env: {LD_PRELOAD: '{{params.date}}', PASSWORD", 14, "{{params.date}} has no place here"),
     "no pipeline": ("pipeline: ads.yaml", "pipeline: adz.yaml", 9, "there is no file"),
     "a pipeline's field": ("set: {output:", "set: {wokers: 2, output:", 9, "wokers: unknown field; did you mean workers?"),
     "a default outside its pattern": ("default: 10", "default: ten", 5, "'ten' does not match [0-9]+."),
@@ -183,6 +186,8 @@ def test_an_environment_has_to_be_named(tmp_path: Path) -> None:
         ("a\nb", "control a terminal"),
         ("{{params.a}}", "it has an expression"),
         ("--rm", "take it for an option"),
+        ("../../etc", "leads out of a folder"),
+        ("a/..", "leads out of a folder"),
     ],
 )
 def test_values_that_no_parameter_may_have(tmp_path: Path, value: str, why: str) -> None:
