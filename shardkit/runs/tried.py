@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shardkit.errors import SchemaConflict
 from shardkit.plan.chunks import record_costs
+from shardkit.tables.schema import conform
+from shardkit.tables.unify import Unifier
 from shardkit.units import counted, human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from shardkit.notes import Notes
 
 ROWS_SHOWN = 10
-VIEW_ROWS, FOLDED, VALUE_CHARACTERS = 5, 5, 60
+VIEW_ROWS, VIEW_COLUMNS, FOLDED, VALUE_CHARACTERS = 5, 10, 5, 60
 WIDTH = 120
 LINES_SHOWN = 10
 HEAD = ("record", "size", "seconds", "memory", "outcome")
@@ -53,12 +57,14 @@ class Everything:
 class Tried:
     """Records that were tried. Of each record's rows at most the first 1,000 are kept.
 
-    ``notes`` are about what is otherwise than it was, or will be.
+    ``notes`` say what is different from a run, or from the run that is replayed. With ``widen_ints`` integers and
+    floats of one column become floats, as in the pipeline.
     """
 
     records: list[TriedRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     everything: Everything | None = None
+    widen_ints: bool = False
 
     @property
     def failed(self) -> list[TriedRecord]:
@@ -68,22 +74,59 @@ class Tried:
     @property
     def rows(self) -> pd.DataFrame:
         """The rows of all of them together."""
-        frame: pd.DataFrame = self._table().to_pandas()
+        import pandas as pd
+
+        schema, tables = self._unified[0], self._tables
+        frame: pd.DataFrame
+        if schema is not None:
+            frame = concatenated([conform(table, schema) for table in tables]).to_pandas()
+        else:
+            frame = pd.concat([table.to_pandas() for table in tables], ignore_index=True)
         return frame
 
     @property
     def types(self) -> dict[str, str]:
-        """The type of each column."""
-        return {column.name: str(column.type) for column in self._table().schema}
+        """The type of each column; of one whose types contradict each other, all of them."""
+        schema = self._unified[0]
+        if schema is not None:
+            return {column.name: str(column.type) for column in schema}
+        kinds: dict[str, dict[str, None]] = {}
+        for table in self._tables:
+            for column in table.schema:
+                kinds.setdefault(column.name, {})[str(column.type)] = None
+        return {name: " or ".join(each) for name, each in kinds.items()}
 
-    def _table(self) -> pa.Table:
+    @property
+    def conflict(self) -> str:
+        """Why a run could not merge the rows of all of them; empty if it could."""
+        return self._unified[1]
+
+    @functools.cached_property
+    def _unified(self) -> tuple[pa.Schema | None, str]:
+        """The schema of all rows, as pass 2 finds it, or why there is none."""
+        unifier = Unifier()
+        for record in self.records:
+            for column in record.table.schema if record.table is not None else ():
+                unifier.add(column.name, column.type, record.key)
+        try:
+            return unifier.schema(self._fits, widen_ints=self.widen_ints), ""
+        except SchemaConflict as error:
+            return None, error.message
+
+    def _fits(self, name: str, kind: pa.DataType) -> bool:
         import pyarrow as pa
 
-        tables = [record.table for record in self.records if record.table is not None and record.table.num_columns]
         try:
-            return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
-        except pa.ArrowException:  # types that contradict each other; pass 2 names both records
-            return tables[0]
+            for table in self._tables:
+                if name in table.column_names:
+                    table[name].cast(kind)
+        except pa.ArrowException:
+            return False
+        return True
+
+    @property
+    def _tables(self) -> list[pa.Table]:
+        return [record.table for record in self.records if record.table is not None]
 
     @property
     def estimate(self) -> str:
@@ -109,7 +152,7 @@ class Tried:
             (
                 record.key,
                 human_bytes(record.bytes),
-                f"{record.seconds:.3g} s",
+                _short(record.seconds),
                 human_bytes(record.peak_memory_bytes),
                 record.message or counted(record.rows, "row"),
             )
@@ -147,7 +190,7 @@ class Tried:
         if types := self.types:
             blocks.append("\n".join(f"{name}: {kind}" for name, kind in types.items()))
             blocks.append(self.rows.to_string(max_rows=ROWS_SHOWN, line_width=WIDTH, max_colwidth=40))
-        blocks += ["\n".join(noted), self.estimate, "\n".join(self.notes)]
+        blocks += ["\n".join(noted), self.conflict, self.estimate, "\n".join(self.notes)]
         return "\n\n".join(filter(None, blocks))
 
     def _repr_pretty_(self, printer: Any, _: bool) -> None:  # noqa: FBT001  IPython passes it so
@@ -158,18 +201,34 @@ class Tried:
 
         failed = len(self.failed)
         view = View(f"{counted(len(self.records), 'record')} tried" + (f", {failed:,} failed" if failed else ""))
-        view.add_bars([(f"{record.key}: {record.seconds:.3g} s", record.seconds) for record in self.records])
+        if len(self.records) > 1:
+            view.add_text("Seconds by record:")
+            view.add_bars([(f"{record.key}: {_short(record.seconds)}", record.seconds) for record in self.records])
         view.add_table(HEAD, self.lines())
         for record in self.failed[:FOLDED]:
             if record.traceback:
                 view.add_folded(f"traceback of {record.key}", record.traceback)
         types, rows = self.types, self.rows
         if types:
-            first = rows.head(VIEW_ROWS).astype(str).itertuples(index=False, name=None)
+            names = list(types)[:VIEW_COLUMNS]
+            first = rows[names].head(VIEW_ROWS).astype(str).itertuples(index=False, name=None)
             shown = [tuple(value[:VALUE_CHARACTERS] for value in row) for row in first]
-            view.add_table(list(types), [tuple(types.values()), *shown], more=max(len(rows) - VIEW_ROWS, 0))
+            view.add_table(names, [[types[name] for name in names], *shown], more=max(len(rows) - VIEW_ROWS, 0))
+            view.add_text(", ".join(f"{name}: {kind}" for name, kind in list(types.items())[VIEW_COLUMNS:]))
         view.add_facts([("counted", f"{name}: {amount:,}") for name, amount in self.counts.items()])
         view.add_facts([("logged", f"{key}: {line}") for key, line in self.log])
-        for text in (self.estimate, *self.notes):
+        for text in (self.conflict, self.estimate, *self.notes):
             view.add_text(text)
         return view.to_html()
+
+
+def concatenated(tables: list[pa.Table]) -> pa.Table:
+    """The tables one below the other."""
+    import pyarrow as pa
+
+    return pa.concat_tables(tables) if tables else pa.table({})
+
+
+def _short(seconds: float) -> str:
+    """Seconds, with milliseconds where these are few: most records take little."""
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else human_seconds(seconds)

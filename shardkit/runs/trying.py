@@ -107,7 +107,7 @@ class Trial:
     def run(self, records: pa.Table, *, only: bool = False, told: list[str] | None = None) -> Tried:
         """Run the records of a table; ``only`` as for `try_records`, and ``told`` what is known to be different."""
         __tracebackhide__ = True
-        tried = Tried(notes=list(told or ()))
+        tried = Tried(notes=list(told or ()), widen_ints=self._pipeline.output.widen_ints)
         with tempfile.TemporaryDirectory(prefix="shardkit-try-") as scratch:
             inputs = open_inputs(self._root, scratch if is_remote(self._root) else None, self._pipeline.input.access())
             for number, row in enumerate(records.to_pylist()):

@@ -129,6 +129,20 @@ def test_several_records_show_their_errors_beside_the_rows(here: Path) -> None:
     assert "counted letters: 5\n" in text and "runs/" not in text
 
 
+def test_types_that_contradict_each_other_are_named_as_the_merge_names_them(here: Path) -> None:
+    (here / "work.py").write_text(
+        "def rows(record):\n    return {'v': 1 if record.bytes < 9 else 1.5, 'k': record.key}\n"
+    )
+    tried = pipeline().try_records(["05.txt", "10.txt"])
+    assert tried.conflict == "Column 'v' is int64 in 05.txt and double in 10.txt."
+    assert tried.types == {"v": "int64 or double", "k": "string"} and len(tried.rows) == 2
+    assert tried.conflict in str(tried) and "int64 or double" in tried._repr_html_()
+    with pytest.raises(sk.SchemaConflict, match="Column 'v' is int64 in"):
+        pipeline().run(quiet=True)
+    widened = pipeline().replace(output={"widen_ints": True}).try_records(["05.txt", "10.txt"])
+    assert widened.conflict == "" and widened.types["v"] == "double"
+
+
 def test_the_command_takes_a_number_or_a_function_without_a_file(here: Path) -> None:
     assert command("try", "pipeline.yaml", "-n", "2").count("1 row\n") == 2
     words = ["--function", "work:rows", "--input", "data/", "--output", "out/"]
