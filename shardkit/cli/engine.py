@@ -30,7 +30,7 @@ shardkit engine serve --max-instances 20 --create-rate 1 --throttle 0.2 --capaci
 @click.option(
     "--any-credentials", is_flag=True, help="Let in anybody who reaches the port: they can run programs as you."
 )
-@click.option("--create-rate", type=float, metavar="N", help="Throttle more than N CreateProcessingJob calls a second.")
+@click.option("--create-rate", type=float, metavar="N", help="Throttle more than N calls a second that create jobs.")
 @click.option("--throttle", type=float, default=0.0, metavar="SHARE", help="Throttle this share of all calls.")
 @click.option(
     "--lose-responses",
@@ -40,6 +40,13 @@ shardkit engine serve --max-instances 20 --create-rate 1 --throttle 0.2 --capaci
     help="Carry out this share of calls without an answer.",
 )
 @click.option("--capacity-errors", type=float, default=0.0, metavar="SHARE", help="Jobs that fail with CapacityError.")
+@click.option(
+    "--spot-interruptions",
+    type=float,
+    default=0.0,
+    metavar="SHARE",
+    help="Training jobs that lose spot instances once.",
+)
 @click.option("--seed", type=int, metavar="N", help="The same seed chooses the same calls.")
 def serve(
     *,

@@ -21,6 +21,7 @@ from shardkit.errors import PipelineError
 if TYPE_CHECKING:
     from shardkit.engines.local import LocalEngine
 
+INTERRUPTED_AFTER_S = 1.0
 CAPACITY = (
     "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance type "
     "or after some time."
@@ -39,6 +40,8 @@ class FaultyEngine:
         throttle: the share of calls, 0 to 1, that are throttled whatever the rate.
         lose_responses: the share of calls that are carried out while their answer never arrives.
         capacity_errors: the share of jobs that fail with a CapacityError.
+        spot_interruptions: the share of training jobs on spot instances that lose them once, a second after their
+            creation.
         seed: what the choices are made from.
         clock: seconds, for the rate.
 
@@ -54,10 +57,12 @@ class FaultyEngine:
         throttle: float = 0.0,
         lose_responses: float = 0.0,
         capacity_errors: float = 0.0,
+        spot_interruptions: float = 0.0,
         seed: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         shares = {"throttle": throttle, "lose_responses": lose_responses, "capacity_errors": capacity_errors}
+        shares["spot_interruptions"] = spot_interruptions
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise PipelineError(f"{name} is {share}; it is a share of the calls, from 0 to 1.")
@@ -80,7 +85,12 @@ class FaultyEngine:
         """Start a training job, or have it fail for want of machines."""
         engine = self._engine
         create, fail = engine.create_training_job, engine.create_failed_training_job
-        return self._create("CreateTrainingJob", create, fail, request)
+        answer = self._create("CreateTrainingJob", create, fail, request)
+        if request.get("EnableManagedSpotTraining") and self._happens("spot_interruptions"):
+            timer = threading.Timer(INTERRUPTED_AFTER_S, engine.interrupt_training_job, [request["TrainingJobName"]])
+            timer.daemon = True
+            timer.start()
+        return answer
 
     def _create(self, operation: str, create: Call, fail: Call, request: dict[str, Any]) -> dict[str, Any]:
         def create_or_fail(**request: Any) -> dict[str, Any]:

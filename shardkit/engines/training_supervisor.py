@@ -46,6 +46,7 @@ class TrainingSupervisor(Supervisor):
         super().__init__(files)
         self._training: dict[str, Any] = self._job["training"]
         self._changes: list[dict[str, Any]] = []
+        self._interruption = os.path.join(files.folder, INTERRUPTION)
         self._restarts = False
         self._ran_s = 0.0
         wait_s = (self._training.get("StoppingCondition") or {}).get("MaxWaitTimeInSeconds")
@@ -150,15 +151,20 @@ class TrainingSupervisor(Supervisor):
         begun = time.monotonic()
         left_s = max(0.0, min(limit - self._ran_s, self._last_moment - time.time()))
         self._deadline = begun + left_s
+        if os.path.exists(self._interruption):
+            self._begin_to_stop(TERMINATED)
         super()._wait(limit)
         self._ran_s += time.monotonic() - begun
 
+    def _check_stop(self, *, unasked: bool = False) -> None:
+        """Let an interruption wait until there is a program to interrupt."""
+        super()._check_stop(unasked=unasked and not os.path.exists(self._interruption))
+
     def _begin_to_stop(self, reason: str) -> None:
-        path = os.path.join(self._files.folder, INTERRUPTION)
-        if reason == TERMINATED and os.path.exists(path):
-            with open(path, encoding="ascii") as file:
+        if reason == TERMINATED and os.path.exists(self._interruption):
+            with open(self._interruption, encoding="ascii") as file:
                 self._restarts = file.read() == "restart"
-            os.remove(path)
+            os.remove(self._interruption)
             reason = INTERRUPTED
         elif reason.startswith("MaxRuntimeExceeded") and time.time() >= self._last_moment:
             reason = "MaxWaitTimeExceeded: the job took longer than MaxWaitTimeInSeconds."

@@ -230,6 +230,16 @@ def test_the_wait_for_spot_instances_ends(engine: Any) -> None:
     assert "no spot instances" in causes.reason_of(processing_words(never), "capacity")
 
 
+def test_instances_that_are_taken_back_at_once(local: LocalEngine) -> None:
+    """Whether or not the program has begun by then, it begins on others."""
+    local.create_training_job(**spot("spot", "echo at work; exec sleep 2"))
+    local.interrupt_training_job("spot")
+    about = over(local, "spot")
+    assert about["TrainingJobStatus"] == "Completed", about
+    phases = [each["Status"] for each in about["SecondaryStatusTransitions"]]
+    assert (phases.count("Interrupted"), phases.count("Training")) == (1, 2)
+
+
 def test_only_spot_instances_are_taken_back(local: LocalEngine) -> None:
     local.create_training_job(**training("sure", "exec sleep 1000"))
     assert refusal(local.training.interrupt_training_job, name="sure")[1] == "sure has no spot instances."
@@ -295,6 +305,16 @@ def test_faults_are_for_training_jobs_too(local: LocalEngine) -> None:
     assert faulty.describe_training_job(TrainingJobName="one")["FailureReason"] == CAPACITY
     code, _ = refusal(FaultyEngine(local, throttle=1.0).list_training_jobs)
     assert code == "ThrottlingException"
+
+
+def test_spot_instances_may_be_taken_back_at_random(local: LocalEngine, tmp_path: Path) -> None:
+    faulty = FaultyEngine(local, spot_interruptions=1.0)
+    kept = {"S3Uri": str(tmp_path / "kept")}
+    faulty.create_training_job(**spot("spot", f"{COUNT} [ $n = 1 ] || exec sleep 1000", CheckpointConfig=kept))
+    assert over(faulty, "spot")["TrainingJobStatus"] == "Completed"
+    assert said(local, "spot") == ["begun after 0", "begun after 1"]
+    faulty.create_training_job(**training("sure", "sleep 1.5"))  # it is on no spot instance
+    assert over(faulty, "sure")["TrainingJobStatus"] == "Completed"
 
 
 def test_a_supervisor_that_is_killed_is_the_services_fault(local: LocalEngine) -> None:
