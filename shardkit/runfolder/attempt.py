@@ -125,6 +125,8 @@ class Attempt:
         """Watch over work on other jobs' chunks, after pass 1; what is done counts as theirs."""
         before, self._phase = self._phase, STEALING
         self._stop, self._stolen = stop, tally
+        with contextlib.suppress(ShardkitError):
+            self._write("running")  # so that no other job takes it for one at its own shard
         self._display(self.progress.start, meter.total)
         self._meter = meter
         try:

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from shardkit.runfolder.limits import WorkLimits
     from shardkit.workers.work import Workers
 
-WORTH_S = HEARTBEAT_S  # what a heartbeat says of the time left may be as old as that
+WORTH_S = 2.0  # a job that will have ended by then is left alone
+SOONER_SHARE = 0.75  # of the time that a job will still need: a chunk of it has to take less here
 UNKNOWN_S = 2 * HEARTBEAT_S  # a shard that would take this job so long is worth a look before its job has a pace
 LOOKED_AT = 256  # heartbeats at most, at each look: each costs a request
 SHARDS_AT_ONCE = 4  # that are looked at closely
@@ -156,10 +157,10 @@ class _Thief:
     def _candidates(self) -> Iterator[Chunk]:
         """Open chunks that this job would do sooner than their own, with their open records."""
         for beat in self._jobs.slow():
-            shard, left_s = int(beat["shard"]), self._jobs.left_s(beat)
+            shard, sooner_s = int(beat["shard"]), SOONER_SHARE * self._jobs.left_s(beat)
             for number, records, cost in self._chunks.get(shard, ()):
                 left = self.others.open(records)
-                if len(left) and (shard, number) not in self._taken and cost <= left_s * self._cost_per_s:
+                if len(left) and (shard, number) not in self._taken and cost <= sooner_s * self._cost_per_s:
                     is_whole = len(left) == self._planned[shard, number]
                     yield Chunk(shard, number, left, is_whole, self._jobs.latest[shard])
 
@@ -230,6 +231,7 @@ class _Jobs:
         self._beats: dict[str, Heartbeat] = {}  # by the attempt's name, as they were read last
         self._seen: dict[str, tuple[str, float, bool]] = {}  # their states, since when, and whether they have changed
         self._unread: set[str] = set()
+        self._ages_s: dict[str, float] = {}
 
     def look(self) -> None:
         """Read the heartbeats that have changed.
@@ -237,13 +239,15 @@ class _Jobs:
         Raises:
             StorageError: they cannot be listed or read.
         """
-        now = time.monotonic()
-        for entry in self._folder.files.entries(heartbeats.FOLDER):
+        now, entries = time.monotonic(), self._folder.files.entries(heartbeats.FOLDER)
+        newest = max((entry.modified for entry in entries), default=0.0)  # all by one clock, that of the store
+        for entry in entries:
             name = entry.key.rpartition("/")[2].removesuffix(".json")
             shard, number = heartbeats.attempt_of(name)
             if not shard.isdecimal() or shard == self._own:
                 continue
             self.latest[int(shard)] = max(number, self.latest.get(int(shard), 0))
+            self._ages_s[name] = newest - entry.modified
             state, _, _ = self._seen.get(name, ("", 0.0, False))
             if state != entry.etag:
                 self._seen[name] = entry.etag, now, bool(state)
@@ -277,7 +281,8 @@ class _Jobs:
     def left_s(self, beat: Heartbeat) -> float:
         """How long a job will be at its own shard, by what it says; before it has done a record, by this job's pace."""
         if "left_s" in beat:
-            return beat["left_s"]
+            age_s = self._ages_s.get(f"{beat['shard']}-{beat['attempt']:04d}", 0.0)
+            return beat["left_s"] - min(age_s, HEARTBEAT_S)  # one that is older is of a job that has died
         here_s = self._expected_s(int(beat["shard"]))
         if "records" in beat:
             return max(here_s, beat.get("seconds", 0.0))
