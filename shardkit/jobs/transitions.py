@@ -190,7 +190,7 @@ def _over(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) -> Jo
         "ended_at": _time(answer, "ProcessingEndTime", now),
         "exit_message": answer.get("ExitMessage") or "",
     }
-    cluster = (answer.get("ProcessingResources") or {}).get("ClusterConfig") or {}
+    cluster = (answer.get("ProcessingResources") or {}).get("ClusterConfig") or answer.get("ResourceConfig") or {}
     if cluster.get("SelectedInstanceType"):
         facts["instance_type"] = cluster["SelectedInstanceType"]
     if answer["ProcessingJobStatus"] == COMPLETED:

@@ -12,6 +12,7 @@ from job_runs import JobProject
 import shardkit as sk
 from shardkit.engines import training_rules, validation
 from shardkit.engines.local import LocalEngine, available_isolation
+from shardkit.jobs.store import resources_of, turned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,6 +124,10 @@ def test_requests_are_as_the_service_takes_them() -> None:
     assert request["EnableInterContainerTrafficEncryption"] is True
     (code,) = request["InputDataConfig"]
     assert (code["ChannelName"], code["DataSource"]["S3DataSource"]["S3Uri"]) == ("code", "s3://b/code/")
+
+    first = turned(request, "ml.m5.2xlarge")["ResourceConfig"]["InstancePreferences"][0]  # after a CapacityError
+    assert first == {"InstanceType": "ml.m5.2xlarge"}
+    assert resources_of(request) == (("ml.m5.xlarge", "ml.m5.2xlarge"), 1)
 
     warm = request_of(keep_alive=600, max_runtime=3600)
     assert warm["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 600
