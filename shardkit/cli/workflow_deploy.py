@@ -68,10 +68,11 @@ def deploy(
         names = _environments(read, environments)
         _say_if_shared(read, names)
         files = files_of(read, home, names, repository)
+    everything = None if environments else home
     if check:
-        _check(files, home)
+        _check(files, read.name, home, everything)
         return
-    for path in write(files):
+    for path in write(files, read.name, everything):
         echo(f"Removed {path}, which is no longer of the workflow.", err=True)
     echo(f"Wrote {len(files)} files in {home}.", err=True)
     for name in names if and_apply else ():
@@ -96,10 +97,10 @@ def _say_if_shared(workflow: Workflow, names: list[str | None]) -> None:
             echo(f"{which}: on one cluster they replace each other.", err=True)
 
 
-def _check(files: dict[Path, str], home: Path) -> None:
+def _check(files: dict[Path, str], name: str, home: Path, everything: Path | None) -> None:
     from shardkit.workflows.kubernetes.folder import drift
 
-    drifts = drift(files)
+    drifts = drift(files, name, everything)
     for each in drifts:
         echo(f"{each.file} {each.how}." + (f"\n{each.diff}" if each.diff else ""))
     if drifts:
@@ -140,8 +141,9 @@ def cluster(workflow: str, output: str, *, kind: bool, region: str, bucket: str 
     from shardkit.workflows.read import read_workflow
 
     home = Path(output)
-    files = cluster_files(read_workflow(workflow), home, kind=kind, region=region, bucket=bucket)
-    write(files)
+    read = read_workflow(workflow)
+    files = cluster_files(read, home, kind=kind, region=region, bucket=bucket)
+    write(files, read.name)
     echo(f"Wrote {len(files)} files in {home}; the commands are in {home / 'install.sh'}.", err=True)
 
 
@@ -172,7 +174,8 @@ def notebook(workflow: str, environment: str | None, output: str, *, image: str 
     if volume is not None and not quantity_bytes(volume):
         raise PipelineError(f"--volume: expected a size such as 100Gi, not {volume!r}.")
     manifests = notebook_manifests(merged, chosen, size=volume or USUAL_SIZE)
-    write({Path(output) / file: as_text(manifest) for file, manifest in named(manifests).items()})
+    files = {Path(output) / file: as_text(manifest, merged.name) for file, manifest in named(manifests).items()}
+    write(files, merged.name)
     echo(f"Wrote {len(manifests)} files in {output}.", err=True)
 
 

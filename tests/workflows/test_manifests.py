@@ -384,6 +384,20 @@ def test_drift_is_found_and_what_is_no_longer_needed_goes(deployment: Deployment
     deployment.write(WORKFLOW.replace("mode: calendar", "mode: workflow"))
     assert "Removed deploy/dev/cron-workflow.yaml" in deployment.deploy()
     assert (deployment.root / "deploy/prd/extra.yaml").exists()
+    lines = WORKFLOW.replace("mode: calendar", "mode: workflow").splitlines(keepends=True)
+    deployment.write("".join(line for line in lines if not line.startswith("  dev:")))
+    other = deployment.root / "deploy/dev/other.yaml"
+    other.write_text((deployment.root / "deploy/dev/role.yaml").read_text().replace("recommender", "another"))
+    assert "dev/workflow-template.yaml is not of this workflow" in deployment.deploy("--check", code=1)
+    assert "is not of this workflow" not in deployment.deploy("--env", "prd", "--check", code=1).replace(
+        "extra.yaml is", ""
+    )
+    deployment.deploy()
+    left = sorted(path.parent.name for path in (deployment.root / "deploy").rglob("*.yaml"))
+    assert other.exists()  # which is another workflow's
+    assert set(left) == {"argocd", "dev", "prd"}
+    assert left.count("dev") == 1
+    assert left.count("argocd") == 1
     assert "extra.yaml is not of this workflow" in deployment.deploy("--check", code=1)
 
 

@@ -92,9 +92,9 @@ def cluster_files(workflow: Workflow, home: Path, *, kind: bool, region: str, bu
     places, groups = [place_of(each) for each in merged], node_groups(merged)
     config = kind_config(workflow, groups) if kind else eks_config(workflow, groups, places, region, bucket)
     values = chart_values(None if kind else bucket, region)
-    files = {home / f"{chart}.yaml": as_text(content) for chart, content in values.items()}
+    files = {home / f"{chart}.yaml": as_text(content, workflow.name) for chart, content in values.items()}
     return {
-        home / "cluster.yaml": as_text(config),
+        home / "cluster.yaml": as_text(config, workflow.name),
         **files,
         home / "install.sh": script(workflow.name, places, kind=kind, with_values=set(values)),
     }

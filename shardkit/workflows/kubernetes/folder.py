@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from shardkit.workflows.kubernetes.names import Manifest
 
 NO_ENVIRONMENT = "default"  # the folder of a workflow without environments
-HEAD = "# Written by `shardkit workflow deploy`: change the workflow's file, and write it again.\n"
 DIFF_LINES = 40
 
 
@@ -72,11 +71,11 @@ def files_of(
         merged, name = workflow.of_environment(environment), environment or NO_ENVIRONMENT
         leave_out = [str(output), *([merged.output] if merged.output else [])]
         for file, manifest in named(manifests_of(merged, leave_out)).items():
-            files[output / name / file] = as_text(manifest)
+            files[output / name / file] = as_text(manifest, workflow.name)
         place = output / HOME / f"{name}.yaml"
         known = repository or repository_of(place)
         if known:
-            files[place] = as_text(application(merged, name, output / name, known))
+            files[place] = as_text(application(merged, name, output / name, known), workflow.name)
     return files
 
 
@@ -107,13 +106,22 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 ManifestDumper.add_representer(str, _text)
 
 
-def as_text(manifest: Mapping[str, Any]) -> str:
-    """A manifest as YAML."""
-    return HEAD + yaml.dump(manifest, Dumper=ManifestDumper, sort_keys=False, width=120, allow_unicode=True)
+def head_of(workflow: str) -> str:
+    """The first line of all files that are written for a workflow of that name."""
+    return f"# Written by shardkit for the workflow {workflow}: change the workflow's file, and write it again.\n"
 
 
-def write(files: Mapping[Path, str]) -> list[Path]:
-    """Write the files, and remove those beside them that an earlier workflow's file has made; returns these.
+def as_text(manifest: Mapping[str, Any], workflow: str) -> str:
+    """A manifest as YAML, for a workflow of that name."""
+    return head_of(workflow) + yaml.dump(
+        manifest, Dumper=ManifestDumper, sort_keys=False, width=120, allow_unicode=True
+    )
+
+
+def write(files: Mapping[Path, str], workflow: str, home: Path | None = None) -> list[Path]:
+    """Write the files, and remove others that were written for the ``workflow`` of that name; returns these.
+
+    They are looked for beside the files and, with ``home``, in all folders in that: an environment may be gone.
 
     Raises:
         PipelineError: one cannot be written.
@@ -123,16 +131,16 @@ def write(files: Mapping[Path, str]) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file() or path.read_text("utf-8") != text:
                 path.write_text(text, "utf-8")
-        stale = [path for path in _others(files) if path.read_text("utf-8").startswith(HEAD)]
+        stale = [path for path in _others(files, workflow, home) if _is_of(path, workflow)]
         for path in stale:
             path.unlink()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise PipelineError(f"The manifests cannot be written: {error}.") from error
     return stale
 
 
-def drift(files: Mapping[Path, str]) -> list[Drift]:
-    """How the folder differs from the files that it should hold."""
+def drift(files: Mapping[Path, str], workflow: str, home: Path | None = None) -> list[Drift]:
+    """How the folder differs from the files that it should hold; the arguments are as for `write`."""
     drifts = []
     for path, text in files.items():
         if not path.is_file():
@@ -142,10 +150,17 @@ def drift(files: Mapping[Path, str]) -> list[Drift]:
         if there != text:
             lines = difflib.unified_diff(there.splitlines(), text.splitlines(), "there", "should be", lineterm="", n=1)
             drifts.append(Drift(path, "differs", "\n".join(list(lines)[:DIFF_LINES])))
-    return drifts + [Drift(path, "is not of this workflow") for path in _others(files)]
+    return drifts + [Drift(path, "is not of this workflow") for path in _others(files, workflow, home)]
 
 
-def _others(files: Mapping[Path, str]) -> list[Path]:
-    """The other YAML files in the folders of the environments."""
+def _others(files: Mapping[Path, str], workflow: str, home: Path | None) -> list[Path]:
+    """Other YAML files: all in the folders of the environments, and in the rest of ``home`` those of the workflow."""
     folders = {path.parent for path in files if path.parent.name != HOME}
-    return sorted(path for folder in folders for path in folder.glob("*.yaml") if path not in files)
+    others = {path for folder in folders for path in folder.glob("*.yaml")}
+    others |= {path for path in home.glob("*/*.yaml") if _is_of(path, workflow)} if home is not None else set()
+    return sorted(others - set(files))
+
+
+def _is_of(path: Path, workflow: str) -> bool:
+    """Whether a file was written for the workflow of that name."""
+    return path.read_text("utf-8", errors="replace").startswith(head_of(workflow))

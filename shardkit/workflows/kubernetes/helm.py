@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from shardkit._version import __version__
-from shardkit.workflows.kubernetes.folder import HEAD, NO_ENVIRONMENT, ManifestDumper, manifests_of, named
+from shardkit.workflows.kubernetes.folder import NO_ENVIRONMENT, ManifestDumper, as_text, head_of, manifests_of, named
 from shardkit.workflows.kubernetes.names import namespace_of
 
 if TYPE_CHECKING:
@@ -87,10 +87,10 @@ def chart_files(workflow: Workflow, home: Path) -> dict[Path, str]:
         for manifest in manifests:
             _mark_times(manifest, marks)
         for file, manifest in named(manifests).items():
-            files[home / "templates" / f"{name}-{file}"] = _template(manifest, name, marks)
+            files[home / "templates" / f"{name}-{file}"] = _template(manifest, name, marks, head_of(workflow.name))
         environments[name] = marks.values
     first = next(iter(environments))
-    values = HEAD + _dump({"environment": first, "environments": environments})
+    values = as_text({"environment": first, "environments": environments}, workflow.name)
     chart = {
         "apiVersion": "v2",
         "name": workflow.name,
@@ -99,7 +99,7 @@ def chart_files(workflow: Workflow, home: Path) -> dict[Path, str]:
         "version": CHART_VERSION,
         "appVersion": __version__,
     }
-    return {home / "Chart.yaml": HEAD + _dump(chart), home / "values.yaml": values, **files}
+    return {home / "Chart.yaml": as_text(chart, workflow.name), home / "values.yaml": values, **files}
 
 
 def _marked(merged: Workflow, marks: Marks) -> Workflow:
@@ -130,14 +130,10 @@ def _mark_times(manifest: Manifest, marks: Marks) -> None:
         spec["timezone"] = marks.mark(spec["timezone"], "zone")
 
 
-def _template(manifest: Manifest, environment: str, marks: Marks) -> str:
+def _template(manifest: Manifest, environment: str, marks: Marks, head: str) -> str:
     text = marks.filled(yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=ONE_LINE, allow_unicode=True))
     chosen = json.dumps(environment)
     return (
-        f"{HEAD}{{{{- $env := index .Values.environments {chosen} }}}}\n"
+        f"{head}{{{{- $env := index .Values.environments {chosen} }}}}\n"
         f"{{{{- if eq .Values.environment {chosen} }}}}\n{text}{{{{- end }}}}\n"
     )
-
-
-def _dump(content: Manifest) -> str:
-    return yaml.dump(content, Dumper=ManifestDumper, sort_keys=False, width=120, allow_unicode=True)
