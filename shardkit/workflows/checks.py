@@ -107,6 +107,8 @@ def _of_environment(merged: Workflow, where: Place) -> Iterator[Problem]:
         yield Problem((*where, "mode"), "mode: calendar needs calendar: {schedule: '0 5 * * *'}, or {interval: 3h}.")
     if merged.mode == WEBHOOK and merged.webhook is None:
         yield Problem((*where, "mode"), "mode: webhook needs webhook: {port: 12000, token: env:NAME}.")
+    if merged.queue is not None and merged.engine is None:
+        yield Problem(("queue",), "only jobs of an engine go into a queue: set engine, too, or leave queue out.")
     for name, parameter in merged.params.items():
         if merged.mode == CALENDAR and parameter.default is None:
             yield Problem(("params", name), "a calendar gives no parameters, so that this one needs a default.")

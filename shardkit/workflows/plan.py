@@ -39,6 +39,8 @@ def plan_lines(workflow: Workflow, params: Mapping[str, str], *, containers: str
     yield f"Workflow {workflow.name}{environment}: {_when(workflow)}"
     if facts.params:
         yield f"  parameters  {', '.join(f'{name}={value}' for name, value in facts.params.items())}"
+    if workflow.engine is not None:
+        yield f"  engine      {workflow.engine.kind}: each step is a job on {workflow.engine.title}"
     for number, level in enumerate(levels(workflow.steps), 1):
         for step in level:
             yield from _step_lines(number, resolved[step.name], here)

@@ -132,6 +132,7 @@ MISTAKES = {
     "a pipeline's field": ("set: {output:", "set: {wokers: 2, output:", 9, "wokers: unknown field; did you mean workers?"),
     "a default outside its pattern": ("default: 10", "default: ten", 5, "'ten' does not match [0-9]+."),
     "no default on a calendar": ("default: 10, ", "", 5, "params.limit: a calendar gives no parameters"),
+    "a queue without an engine": ("retries: 1", "queue: jobs.sqlite", 7, "queue: only jobs of an engine go into a queue"),
     "no calendar": ("calendar: {schedule", "# {schedule", 2, "mode: calendar needs calendar:"),
     "two steps of a name": ("name: predict", "name: train", 17, "there are two steps train."),
     "a name": ("name: recommender", "name: Recommender 1", 1, "expected a name of small letters"),
