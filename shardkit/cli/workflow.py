@@ -262,6 +262,32 @@ def stop_workflow(**which: Any) -> None:
 
 
 @workflow.command(
+    "clean",
+    epilog="""
+shardkit workflow clean workflow.yaml --env dev --older-than 30d --dry-run
+shardkit workflow clean workflow.yaml --env dev --older-than 30d
+""",
+)
+@WORKFLOW
+@ENVIRONMENT
+@STATE
+@click.option("--older-than", required=True, metavar="TIME", help="Only runs that ended so long ago: 12h, 30d, 8w.")
+@click.option("--dry-run", is_flag=True, help="Only say which would go.")
+def clean_workflow(
+    workflow: str, environment: str | None, *, state: str | None, older_than: str, dry_run: bool
+) -> None:
+    """Remove the folders of old runs, with their logs and the outputs that lie in them; the latest run stays."""
+    from shardkit.units import counted
+    from shardkit.workflows.clean import clean
+    from shardkit.workflows.run_files import state_of
+
+    gone = clean(state_of(_read(workflow, environment), state), older_than, dry_run=dry_run)
+    for run_id in gone:
+        echo(run_id)
+    _say(f"{counted(len(gone), 'run')} {'would be ' if dry_run else ''}removed.")
+
+
+@workflow.command(
     "logs", epilog="shardkit workflow logs workflow.yaml --env dev\nshardkit workflow logs workflow.yaml --step train"
 )
 @A_RUN

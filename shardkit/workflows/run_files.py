@@ -5,6 +5,7 @@
                      steps/<job>.json    what a job of this machine runs; it has no secrets
                      jobs/<job>-<attempt>/logs/algo-1.log    what an attempt wrote
                      outputs/<step>/ what a step has made for which the file names no other place
+                     ended.json      when and how it ended; gone while it goes on
                      run.lock        held by the process that works on the run
 
 By default <state> is ``_shardkit/workflows/<name>/<environment>/`` beside the workflow's file.
@@ -12,6 +13,7 @@ By default <state> is ``_shardkit/workflows/<name>/<environment>/`` beside the w
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from shardkit.errors import Damaged, RunNotFound
 from shardkit.storage.base import STATE_DIR
 from shardkit.storage.local import create_bytes, write_bytes
 from shardkit.storage.local_folder import LocalFolder
+from shardkit.times import now
 from shardkit.workflows.problems import near
 from shardkit.workflows.resolve import Facts
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from shardkit.storage.locks import Held
     from shardkit.workflows.document import Workflow
 
-RUN, LOCK, QUEUE = "run.json", "run.lock", "jobs.sqlite"
+RUN, LOCK, QUEUE, END = "run.json", "run.lock", "jobs.sqlite", "ended.json"
 FORMAT = 1
 
 
@@ -78,6 +81,20 @@ class RunFiles:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Damaged(f"{self.path / RUN} is damaged: {error}.", hint="Begin a new run.") from None
         return dict(content)
+
+    def note_end(self, outcome: str | None) -> None:
+        """Write down that the run has ended, and how; None: that it goes on."""
+        if outcome is None:
+            (self.path / END).unlink(missing_ok=True)
+        else:
+            write_bytes(self.path / END, json.dumps({"ended": now(), "outcome": outcome}).encode())
+
+    def ended(self) -> datetime.datetime | None:
+        """When the run ended; None if it goes on, or nobody has seen it end."""
+        try:
+            return datetime.datetime.fromisoformat(json.loads((self.path / END).read_text("utf-8"))["ended"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def facts(self) -> Facts:
         """The facts of the run."""

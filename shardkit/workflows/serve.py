@@ -155,8 +155,9 @@ class Server:
 
     def _take_up(self) -> None:
         """Take up the runs that an earlier server has begun, and that have not ended."""
-        runs = [opened(self.workflow, files, say=self._say) for files in runs_in(self._home.root)]
-        left = [run for run in runs if run.files.about()["by"] != BY_HAND and run.is_open()]
+        found = [files for files in runs_in(self._home.root) if files.ended() is None]
+        runs = [opened(self.workflow, files, say=self._say) for files in found if files.about()["by"] != BY_HAND]
+        left = [run for run in runs if run.is_open()]
         self._waiting.extend(sorted(left, key=lambda run: str(run.files.about()["begun"])))
         if left:
             self._say(f"Going on with {', '.join(run.files.run_id for run in self._waiting)}.")

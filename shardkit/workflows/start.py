@@ -13,6 +13,7 @@ from shardkit.workflows.notices import send_notice
 from shardkit.workflows.resolve import new_facts, resolve
 from shardkit.workflows.run_files import RunFiles, find_run, state_of
 from shardkit.workflows.running import WorkflowRun
+from shardkit.workflows.states import outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -138,6 +139,7 @@ def carry_out(
         RunInterrupted: by Ctrl-C, SIGTERM or a stop.
     """
     with run.files.lock():
+        run.files.note_end(None)
         run.await_stopped()
         run.submit(begin_again=begin_again)
         if not wait:
@@ -148,6 +150,8 @@ def carry_out(
             run.conclude()
         except (RunFailed, RunInterrupted) as error:
             failure = error
+        if not run.is_open():
+            run.files.note_end(outcome_of(run.states()))
         if not run.place.served and not (run.is_open() and isinstance(failure, RunInterrupted)):
             send_notice(run, failure)
         if failure is not None:

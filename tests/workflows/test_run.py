@@ -321,6 +321,26 @@ def test_a_run_that_died_before_its_steps_were_submitted(tmp_path: Path, monkeyp
     assert run.files.path.parent == state_of(workflow)
 
 
+def test_old_runs_are_cleaned_away(tmp_path: Path) -> None:
+    home = Home(tmp_path, "name: small\nsteps: [{name: one, command: [sh, step.sh, one]}]\n")
+    for _ in range(2):
+        home.done("run")
+    home.file.write_text(home.file.read_text().replace("one]}", "one], env: {CODE: 3}}"))
+    home.done("run", expect=1)
+    state = tmp_path / "_shardkit/workflows/small/default"
+    runs = [run.path for run in runs_in(state)]
+    for path in runs:
+        ended = json.loads((path / "ended.json").read_text())
+        (path / "ended.json").write_text(json.dumps(ended | {"ended": "2020-01-01T00:00:00.000+00:00"}))
+    (runs[1] / "ended.json").unlink()  # as while it goes on
+    dry = home.done("clean", "--older-than", "30d", "--dry-run")
+    assert dry.stdout.split() == [runs[0].name]
+    assert runs[0].is_dir()
+    assert "1 run removed." in home.done("clean", "--older-than", "30d").stderr
+    assert [path.is_dir() for path in runs] == [False, True, True]
+    assert "expected a time such as" in home.done("clean", "--older-than", "soon", expect=2).stderr
+
+
 def test_who_is_to_be_told_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hooks import hook_server
 
