@@ -67,6 +67,17 @@ def test_status_and_failures_tell_of_them(feed: Feed) -> None:
     assert "2 records of run third and 2 others that made days of the dataset are in quarantine." in shown
 
 
+def test_one_of_another_run_is_replayed_as_that_run_had_it(feed: Feed) -> None:
+    run = sk.open_run(feed.out)
+    with pytest.raises(ValueError, match="^bad$"):
+        run.replay("2020-01-01/00.txt")
+    mend(feed)
+    tried = run.replay("2020-01-01/00.txt")
+    assert [record.rows for record in tried.records] == [1]
+    with pytest.raises(sk.InputError, match="There is no record"):  # as it is done, it is not among this run's
+        run.replay("2020-01-01/01.txt")
+
+
 def test_a_retry_is_of_all_of_them_and_of_nothing_else(feed: Feed) -> None:
     mend(feed)
     run = sk.open_run(feed.out).retry(quiet=True)
