@@ -192,6 +192,8 @@ CHANGES = (
     "a pipeline field",
     "an output format",
     "an engine",
+    "training jobs",
+    "what starts a driver",
     "a cluster",
     "a store",
     "a chunk rule",
