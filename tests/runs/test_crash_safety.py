@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,55 @@ def test_nothing_is_left_in_shared_memory(project: Project) -> None:
     before = {path.name for path in Path("/dev/shm").glob("shardkit-*")}
     run_zoo(project, [content("segfaults"), content()])
     assert {path.name for path in Path("/dev/shm").glob("shardkit-*")} <= before
+
+
+# What is flushed to the disk, and what appears in a folder, in their order: in a worker, or in the program.
+NOTED = """
+import os
+from pathlib import Path
+LOG = Path(__file__).with_name("log")
+
+def noted(what, call):
+    def call_and_note(first, *more, **options):
+        path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fspath(first)
+        call(first, *more, **options)
+        with LOG.open("a") as log:
+            log.write(" ".join([what, path, *map(os.fspath, more)]) + "\\n")
+    return call_and_note
+
+CALLS = {what: noted(what, getattr(os, what)) for what in ("fsync", "replace", "link")}
+
+def features(record):
+    vars(os).update(CALLS)
+    return {"key": record.key}
+"""
+
+
+def test_what_appears_is_on_the_disk_and_so_is_all_that_it_names(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure there is no marker, result or dataset that is empty or whose files are."""
+    project.write_records(["x"] * 6)
+    project.write_function(NOTED)
+    namespace = {"__file__": str(project.root / "work.py")}
+    exec(NOTED, namespace)
+    for what, call in namespace["CALLS"].items():
+        monkeypatch.setattr(os, what, call)
+    project.run(workers=1, rows_per_file=3)
+    monkeypatch.undo()
+
+    appeared, flushed = [], set()
+    for line in (project.root / "log").read_text().splitlines():
+        what, source, *target = line.split()
+        if what == "fsync":
+            flushed.add(source)
+        else:
+            assert source in flushed, line
+            flushed |= set(target)
+            appeared.append(target[0])
+        if "/markers/" in line and target:
+            parts = json.loads(Path(target[0]).read_text())["parts"]
+            assert parts and all(any(path.endswith(part["name"]) for path in flushed) for part in parts)
+    (first, *_), files = project.markers(), project.data_files()
+    assert str(first) in appeared and len(files) == 2 and {str(project.out / name) for name in files} <= flushed
+    assert {Path(path).name for path in appeared} >= {"plan.json", "result.json", "current.json"}
