@@ -32,16 +32,40 @@ os.environ.setdefault(
     "OPENBLAS_NUM_THREADS", "1"
 )  # otherwise its threads spin while NumPy is imported, in each process
 # Workers of the tests' own processes end at once, with all that Python does at its end but to take modules apart: of
-# what a worker takes that is half, for it copies what was shared until then.
-forkserver.BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.workers.forks import main; import warm; "
-forkserver.BOOTSTRAP += "warm.run_to_the_end(lambda: main({control}))"
+# what a worker takes that is half, for it copies what was shared until then. And they find loaded what modules of tests
+# import, which is most of what a run with a function of such a module takes.
+BOOTSTRAP = "import sys; sys.path[:] = {{path}}; import {}; from shardkit.workers.forks import main; "
+BOOTSTRAP += "warm.run_to_the_end(lambda: main({{control}}))"
+forkserver.BOOTSTRAP = BOOTSTRAP.format("pandas, pytest, warm")
 WriteFiles = Callable[..., Path]
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 # The files whose tests take longest begin first, so that the end need not wait for one of them.
-LONGEST = ("deployed_queue", "jobs", "notebooks", "storm", "docs", "merging", "paused", "object_store", "cli", "days")
-LONGEST += ("resume", "row_groups", "switch", "queue_scale", "rows", "planning", "examples", "job_stores", "cli_jobs")
+LONGEST = (
+    "deployed_queue",
+    "jobs",
+    "notebooks",
+    "storm",
+    "jobs_crash",
+    "merging",
+    "paused",
+    "docs",
+    "object_store",
+    "cli",
+)
+LONGEST += (
+    "days",
+    "resume",
+    "row_groups",
+    "switch",
+    "queue_scale",
+    "rows",
+    "planning",
+    "examples",
+    "job_stores",
+    "cli_jobs",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -143,6 +167,15 @@ def _jobs_as_forks(request: pytest.FixtureRequest) -> Iterator[None]:
 def jobs_as_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Local engines start their jobs as they do for users, for a test that measures what a job takes."""
     monkeypatch.setattr(LocalEngine, "_supervise", START_JOB)
+
+
+@pytest.fixture
+def bare_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Workers find loaded what the program loads for them, and nothing else."""
+    monkeypatch.setattr(forkserver, "BOOTSTRAP", BOOTSTRAP.format("warm"))
+    forkserver.end_server()
+    yield
+    forkserver.end_server()
 
 
 @pytest.fixture(autouse=True, scope="session")

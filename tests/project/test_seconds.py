@@ -11,7 +11,8 @@ from seconds import too_long
     [
         (1.0, 9.0, 0.5, ""),
         (5.1, 5.1, 0.5, "It took 5.1 s of CPU"),
-        (5.1, 90.0, 9.0, "mark it with @pytest.mark.slow"),
+        (7.9, 89.0, 9.0, ""),
+        (8.1, 89.0, 9.0, "mark it with @pytest.mark.slow"),
         (0.1, 11.0, 0.5, "and 11.0 s by the clock"),
         (0.1, 11.0, 3.5, ""),
         (0.1, 36.0, 3.5, "and 36.0 s by the clock"),

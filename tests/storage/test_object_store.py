@@ -133,7 +133,7 @@ def test_names_of_all_kinds(project: JobProject, bucket: Bucket) -> None:
     assert {row["key"]: row["bytes"] for row in rows_of(run)} == sizes
 
 
-def test_workers_need_not_find_out_where_the_bucket_is(project: JobProject, bucket: Bucket) -> None:
+def test_workers_need_not_find_out_where_the_bucket_is(project: JobProject, bucket: Bucket, bare_workers: None) -> None:
     bucket.put_all({f"in/r{i}.txt": "go" for i in range(20)})
     clients = (
         "import sys\ndef features(record):\n    return {'clients': {'boto3', 'pandas'} & set(sys.modules) != set()}\n"

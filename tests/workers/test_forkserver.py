@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from crashing import LINUX, Project, descendants, dying, is_alive, wait_for
 
-from shardkit.workers.forkserver import end_server
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = LINUX
@@ -47,12 +44,11 @@ def features(record):
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
+def project(tmp_path: Path, bare_workers: None) -> Project:
     made = Project(tmp_path)
     made.write_records(["x"] * 6)
     made.write_function(FEATURES)
-    yield made
-    end_server()
+    return made
 
 
 def rows(project: Project, name: str, **fields: Any) -> list[dict[str, Any]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from crashing import LINUX, Project, is_alive, wait_for
 
 import shardkit as sk
+from shardkit.workers import watch
+from shardkit.workers.board import Board
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -274,6 +277,20 @@ def test_a_worker_whose_death_is_seen_only_after_the_timeout_has_died_of_what_it
     project.command(*project.run_arguments(workers=1, timeout=0.5, max_failures="100%"), "--quiet")
     (entry,) = sk.open_run(project.out).quarantine()
     assert (entry["error"], entry["signal"]) == ("WorkerDied", "SIGKILL")
+
+
+def test_a_pause_of_the_program_does_not_count_as_time_that_the_record_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a laptop sleeps: worker and program stand still, and the clock goes on."""
+    now = 1000.0
+    monkeypatch.setattr(watch, "time", types.SimpleNamespace(monotonic=lambda: now))
+    slot = Board(1).slots[0]
+    watcher = watch.Watch(slot)
+    slot.begin_record(0)
+    seconds = []
+    for later in (0.0, 0.1, 0.1, 3600.0, 0.1):
+        now += later
+        seconds.append(watcher.look()[1])
+    assert seconds == pytest.approx([0.0, 0.1, 0.2, 0.2 + watch.LONGEST_GAP_S, 0.3 + watch.LONGEST_GAP_S])
 
 
 def test_a_system_that_lets_no_threads_start_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
