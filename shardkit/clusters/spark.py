@@ -41,13 +41,17 @@ class Spark(Cluster):
             builder = SparkSession.builder.appName("shardkit")
             session = (builder.master(address) if address else builder).getOrCreate()
         self._context = _context_of(session)
+        self._out: set[Answer] = set()
         self._group = f"shardkit-{uuid.uuid4().hex}"
         self._sized(n_jobs, self._context.defaultParallelism)
         self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="shardkit-spark")
 
     def submit(self, call: Callable[[Any], Any], argument: Any) -> Answer:
         """Have a call made; Spark makes it again where an executor dies, and fails it when several have."""
-        return self._threads.submit(self._one, call, argument)
+        answer = self._threads.submit(self._one, call, argument)
+        self._out.add(answer)
+        answer.add_done_callback(self._out.discard)
+        return answer
 
     def _one(self, call: Callable[[Any], Any], argument: Any) -> Any:
         self._context.setJobGroup(self._group, "shardkit", interruptOnCancel=False)
@@ -69,7 +73,8 @@ class Spark(Cluster):
 
     def close(self) -> None:
         """Cancel what still runs, and stop the session if it is this run's own."""
-        self._context.cancelJobGroup(self._group)
+        if self._out:  # Spark warns of a group without jobs
+            self._context.cancelJobGroup(self._group)
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._own:
             self._context.stop()
