@@ -61,7 +61,7 @@ def test_a_traceback_shows_the_lines_of_each_cell(told: tuple[str, dict[str, dic
 
 
 def test_a_breakpoint_says_how_to_debug(told: tuple[str, dict[str, dict[str, str]]]) -> None:
-    assert "Call the function on one record" in told[1]["r001.txt"]["message"]
+    assert "shardkit try pipeline.yaml KEY" in told[1]["r001.txt"]["message"]
 
 
 def test_what_is_logged_is_shown_with_its_record(told: tuple[str, dict[str, dict[str, str]]]) -> None:
