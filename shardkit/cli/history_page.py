@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.wording import CAUSES_IN_WORDS
-from shardkit.pages.charts import axis, chart, palette, rows, tips
+from shardkit.pages.charts import axis, chart, in_unit, palette, rows, tips
 from shardkit.pages.page import Cell, Page
 from shardkit.units import dollars, human_seconds, percent
 
@@ -168,7 +168,7 @@ def _lines(
             most = max(most, n or 0)
             values.append({"at": key, "of": name, "n": n, "text": "-" if n is None else text_of(n)})
     is_share = text_of is percent
-    unit_s, unit = (1.0, "") if is_share else _unit(most)
+    unit_s, unit = (1.0, "") if is_share else in_unit(most, at_least=2)
     for value in values:
         value["n"] = None if value["n"] is None else value["n"] / unit_s
     y = axis("n", axis={"format": "%"}, scale={"domain": [0, 1]}) if is_share else axis("n", title=unit)
@@ -180,11 +180,6 @@ def _lines(
         "tooltip": tips(at="When", of="", text=""),
     }
     return chart(values, {"mark": {"type": "line", "point": {"size": 18}}, "encoding": encoding})
-
-
-def _unit(most_s: float) -> tuple[float, str]:
-    units = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
-    return next(((size, name) for size, name in units if most_s >= 2 * size), (1.0, "seconds"))
 
 
 def _add_by_group(page: Page, groups: Mapping[str, Sequence[Row]], total: Row) -> None:

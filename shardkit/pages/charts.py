@@ -24,6 +24,12 @@ def axis(field: str, kind: str = "quantitative", *, title: str | None = None, **
     return {"field": field, "type": kind, "title": title, **more}
 
 
+def in_unit(most_s: float, *, at_least: float = 3) -> tuple[float, str]:
+    """The unit for an axis up to so many seconds, which has ``at_least`` so many of it: its seconds, and its name."""
+    units = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
+    return next(((size, name) for size, name in units if most_s >= at_least * size), (1.0, "seconds"))
+
+
 def palette(field: str, colours: Mapping[str, str]) -> Chart:
     """Colours by the values of a field, with a legend if there are several."""
     scale = {"domain": list(colours), "range": list(colours.values())}

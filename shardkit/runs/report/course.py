@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardkit.pages.charts import axis, chart, palette, rows, tips
+from shardkit.pages.charts import axis, chart, in_unit, palette, rows, tips
 from shardkit.runfolder.ledger import DONE, ELSEWHERE, OPEN, QUARANTINED, SKIPPED
-from shardkit.runs.report.look import floats, in_unit, rounded, seconds_since
+from shardkit.runs.report.look import floats, rounded, seconds_since
 from shardkit.units import counted, human_bytes, human_seconds, percent
 
 if TYPE_CHECKING:

@@ -80,12 +80,6 @@ def seconds_since(times: pa.ChunkedArray, begin_s: float) -> np.ndarray:
     return _seconds_since_1970(times) - begin_s
 
 
-def in_unit(most_s: float) -> tuple[float, str]:
-    """The unit in which an axis up to so many seconds is read best: its seconds, and its name."""
-    units = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
-    return next(((size, name) for size, name in units if most_s >= 3 * size), (1.0, "seconds"))
-
-
 def rounded(value: float, digits: int = 4) -> float | None:
     """A number with so many significant digits, which makes the page smaller; None if it is none."""
     return None if np.isnan(value) else float(f"{value:.{digits}g}")
