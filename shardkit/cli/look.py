@@ -11,7 +11,7 @@ import click
 
 from shardkit.cli.commands import Command, echo
 from shardkit.cli.given import opened, output_of
-from shardkit.cli.options import JSON, OUTPUT, RUN_ID
+from shardkit.cli.options import FOLLOW, JSON, OUTPUT, RUN_ID
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,15 +70,14 @@ def report(
     opened(output, run_id).report(to, prices=prices_of(prices_from), watch_s=watch_s, written=written)
 
 
-@click.command(
-    cls=Command, epilog="shardkit logs out/\nshardkit logs out/ --job merge\nshardkit logs out/ --job 00012-2"
-)
+@click.command(cls=Command, epilog="shardkit logs out/\nshardkit logs out/ --job merge\nshardkit logs out/ --follow")
 @OUTPUT
 @RUN_ID
 @click.option("--job", metavar="NAME", help="A job, by its name or a part of it; by default those that failed.")
-def logs(output: str, run_id: str | None, job: str | None) -> None:
+@FOLLOW
+def logs(output: str, run_id: str | None, job: str | None, *, follow: bool) -> None:
     """Print the logs of a run's jobs: of those that failed or, if none did, of all."""
-    for line in opened(output, run_id).logs(job):
+    for line in opened(output, run_id).logs(job, follow=follow):
         echo(line)
 
 

@@ -12,6 +12,7 @@ SET = click.option(
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end.")
 RUN_ID = click.option("--run-id", metavar="ID", help="Which run; by default the latest.")
+FOLLOW = click.option("--follow", "-f", is_flag=True, help="Print lines of all as they come, until the end.")
 OUTPUT = click.argument("output", metavar="OUTPUT")
 ALLOW_EMPTY = click.option(
     "--allow-empty", is_flag=True, default=None, help="Make a dataset without rows if no record gives any."

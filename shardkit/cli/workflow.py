@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardkit.cli.commands import Group, echo, options
-from shardkit.cli.options import JSON
+from shardkit.cli.options import FOLLOW, JSON
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -288,15 +288,17 @@ def clean_workflow(
 
 
 @workflow.command(
-    "logs", epilog="shardkit workflow logs workflow.yaml --env dev\nshardkit workflow logs workflow.yaml --step train"
+    "logs", epilog="shardkit workflow logs workflow.yaml --step train\nshardkit workflow logs workflow.yaml --follow"
 )
 @A_RUN
 @click.option("--step", metavar="STEP", help="Which step; by default those that failed or run, else all.")
-def workflow_logs(*, step: str | None, **which: Any) -> None:
+@FOLLOW
+def workflow_logs(*, step: str | None, follow: bool, **which: Any) -> None:
     """Print what the steps of a run have written."""
-    from shardkit.workflows.logs import log_lines
+    from shardkit.workflows.logs import followed_lines, log_lines
 
-    for line in log_lines(_opened(**which), step):
+    run = _opened(**which)
+    for line in followed_lines(run, step) if follow else log_lines(run, step):
         echo(line)
 
 

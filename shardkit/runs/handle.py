@@ -10,7 +10,6 @@ from shardkit.dataset.checks import check_not_replaced
 from shardkit.dataset.current import current_result
 from shardkit.errors import PipelineError, RunFailed, RunNotFound, RunReplaced, ShardkitError
 from shardkit.hints import joined
-from shardkit.masking import masked
 from shardkit.runfolder.steps import advice
 from shardkit.runs.planning import planned_pipeline
 from shardkit.runs.summary import Summary, is_complete, summarize, tell_set_aside
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from shardkit.runs.tried import Tried
 
 
-JOBS_NAMED = 3
 LIVE = ("Launched", "InProgress")  # the states of jobs that the engine has
 STOP_TRIES = 4  # in vain, with longer and longer waits
 
@@ -269,36 +267,19 @@ class Run:
             raise error
         return count
 
-    def logs(self, job: str | None = None) -> Iterator[str]:
+    def logs(self, job: str | None = None, *, follow: bool = False) -> Iterator[str]:
         """The lines that the jobs of a run on an engine have printed; ``job`` is a job's name or id, or a part of it.
 
-        By default these are the jobs that failed or, if none did, all jobs.
+        By default these are the jobs that failed or, if none did, all jobs. With ``follow`` they are all jobs, and the
+        lines come as they are written, until all jobs have ended.
+
+        Raises:
+            PipelineError: the run has no such job.
         """
+        from shardkit.runs.logs import followed_logs, logs_of
+
         jobs = self._run_jobs()
-        launched = [each for each in jobs.current() if each.name]
-        if job is not None:
-            chosen = [each for each in launched if job in each.name]
-            if not chosen:
-                raise self._no_such_job(job, jobs.current())
-        else:
-            chosen = [each for each in launched if each.status == "Failed"] or launched
-        for each in chosen:
-            if len(chosen) > 1:
-                yield f"== {each.name} ({each.status})"
-            yield from map(masked, jobs.engine.log_lines(each.name))
-
-    def _no_such_job(self, name: str, jobs: list[Job]) -> PipelineError:
-        import difflib
-
-        waiting = next((job for job in jobs if name in job.job_id and not job.name), None)
-        if waiting is not None:
-            return PipelineError(
-                f"Job {waiting.job_id} of run {self.run_id} has not been launched, and has said nothing."
-            )
-        names = [job.name for job in jobs if job.name]
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-        hint = f"Did you mean {near[0]}?" if near else f"Its jobs are {', '.join(names[:JOBS_NAMED])}." if names else ""
-        return PipelineError(f"Run {self.run_id} has no job {name!r}.", hint=hint)
+        return followed_logs(jobs, job) if follow else logs_of(jobs, job)
 
     def _run_jobs(self) -> RunJobs:
         if not self.has_jobs:

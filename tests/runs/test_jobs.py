@@ -269,6 +269,8 @@ def test_one_job_with_too_many_failures_fails_for_good(project: JobProject) -> N
     assert jobs["merge"]["cause"] == "dependency"
     assert "cannot make sense of a/r" in jobs["00000"]["reason"]
     assert any("quarantined" in line for line in run.logs())
+    name = next(job["name"] for job in run.jobs() if job["job"].endswith("00000"))
+    assert list(run.logs(name)) == list(run.logs(name, follow=True))
 
 
 @pytest.mark.whole

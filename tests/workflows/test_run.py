@@ -118,6 +118,25 @@ def test_a_failure_names_log_and_cure_and_the_mended_step_goes_on(tmp_path: Path
     assert "has no step 'd'" in home.done("resume", "--from", "d", expect=2).stderr
 
 
+def test_logs_are_followed_until_the_steps_have_ended(tmp_path: Path) -> None:
+    steps = [
+        f'  - {{name: {name}, command: [sh, -c, "echo {name} 1; sh step.sh {name}; echo {name} 2"]}}' for name in "ab"
+    ]
+    home = Home(tmp_path, "\n".join(["name: two", "steps:", steps[0], steps[1].replace("b,", "b, after: a,", 1)]))
+    held = home.hold("a")
+    run = home.workflow("run")
+    with dying(run):
+        wait_for(lambda: "a begins" in home.ran, what="the beginning of a")
+        follow, one = home.workflow("logs", "--follow"), home.workflow("logs", "-f", "--step", "a")
+        with dying(follow), dying(one):
+            wait_for(lambda: follow.stdout.read_text() == one.stdout.read_text() == "a 1\n", what="the first line")
+            held.unlink()
+            assert follow.wait().stdout.splitlines() == ["a 1", "a 2", "== b", "b 1", "b 2"]
+            assert one.wait().stdout.splitlines() == ["a 1", "a 2"]
+        assert run.wait().code == 0
+    assert "has no step 'd'" in home.done("logs", "--follow", "--step", "d", expect=2).stderr
+
+
 @pytest.mark.parametrize(
     ("how", "step"),
     [*(("driver", step) for step in "abc"), *(("everything", step) for step in "abc"), ("Ctrl-C", "b")],
