@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
+from resource import RLIM_INFINITY, RLIMIT_FSIZE, RLIMIT_NOFILE, getrlimit, setrlimit
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ HARM = {
 }
 RESERVED = 16  # descriptors that are kept back, so that a worker that has no other left can store what it has
 SLACK = 64  # with so few left, a worker stops
+STDERR = 2
 USED_UP = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}
-_WATCHED = (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
 
 
 class Guard:
@@ -34,32 +34,46 @@ class Guard:
         self._identity = _identity(pipe)
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._limits = [resource.getrlimit(limit) for limit in _WATCHED]
+        self._limits = getrlimit(RLIMIT_FSIZE), getrlimit(RLIMIT_NOFILE)
         self._reserve: list[int] = []
         with contextlib.suppress(OSError):
             for _ in range(RESERVED):
                 self._reserve.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         soft = self._limits[1][0]
         self._last = soft - min(SLACK, soft // 4) if soft > 0 else 1 << 30
+        self._lowest = 0  # free descriptor, at the last look
 
     def harm(self) -> int:
         """The exit code for what keeps the worker from going on; 0 if nothing does. Repairs what it can."""
         os.umask(self._umask)
+        self._lowest = self._lowest_free()
         if self._identity is None or _identity(self._pipe) != self._identity:
             return EXIT_CLOSED
-        for limit, before in zip(_WATCHED, self._limits, strict=True):
-            if resource.getrlimit(limit) != before and not _restored(limit, before):
-                return EXIT_LIMITED
+        # This is done after each record, and a loop would take longer than the calls of the system.
+        size, files = self._limits
+        if getrlimit(RLIMIT_FSIZE) != size and not _restored(RLIMIT_FSIZE, size):
+            return EXIT_LIMITED
+        if getrlimit(RLIMIT_NOFILE) != files and not _restored(RLIMIT_NOFILE, files):
+            return EXIT_LIMITED
         return 0
 
-    def is_crowded(self) -> bool:
-        """Whether there are hardly any descriptors left."""
+    def _lowest_free(self) -> int:
         try:
             lowest = os.dup(self._pipe)
         except OSError:
-            return True
+            return self._last
         os.close(lowest)
-        return lowest >= self._last
+        return lowest
+
+    @property
+    def lacks_output(self) -> bool:
+        """Whether at the last look for harm a descriptor of stdin, stdout or stderr was closed."""
+        return self._lowest <= STDERR
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether at the last look for harm there were hardly any descriptors left."""
+        return self._lowest >= self._last
 
     def release(self) -> None:
         """Close the reserved descriptors: the worker ends soon."""
@@ -72,7 +86,7 @@ class Guard:
         """The exit code for an error of the worker that the function has caused; 0 if it has not."""
         if harm := self.harm():
             return harm
-        return EXIT_CROWDED if self.is_crowded() or (is_used_up(error) and not self._reserve) else 0
+        return EXIT_CROWDED if self.is_crowded or (is_used_up(error) and not self._reserve) else 0
 
 
 def is_used_up(error: BaseException) -> bool:
@@ -103,7 +117,7 @@ def _identity(descriptor: int) -> tuple[int, int] | None:
 def _restored(limit: int, pair: tuple[int, int]) -> bool:
     """Set a limit back, and say whether it is now at least as high as it was."""
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(limit, pair)
+        setrlimit(limit, pair)
         return True
-    soft, before = resource.getrlimit(limit)[0], pair[0]
-    return soft in {before, resource.RLIM_INFINITY} or (before != resource.RLIM_INFINITY and soft >= before)
+    soft, before = getrlimit(limit)[0], pair[0]
+    return soft in {before, RLIM_INFINITY} or (before != RLIM_INFINITY and soft >= before)

@@ -55,9 +55,9 @@ class Output:
         self.mend()
         sys.stdout, sys.stderr = _text_log(1), _text_log(2)
 
-    def mend(self) -> None:
-        """Reopen what the function has closed."""
-        for number in (1, 2):
+    def mend(self, *, descriptors: bool = True) -> None:
+        """Reopen what the function has closed; without ``descriptors`` these are known to be open."""
+        for number in (1, 2) if descriptors else ():
             try:
                 fcntl.fcntl(number, fcntl.F_GETFD)
             except OSError:

@@ -197,7 +197,7 @@ class _Worker:
             if why:
                 run.cut(i)
                 break
-            if self._guard.is_crowded():
+            if self._guard.is_crowded:
                 why = WORN
                 if task.alone is None:
                     run.cut(i + 1)
@@ -277,8 +277,9 @@ class _Worker:
         """Undo what the function may have done to the process."""
         if os.getpid() != self._pid:  # the function has forked, and this is the child that has returned from it
             os._exit(0)
-        self._output.mend()
-        if harm := self._guard.harm():
+        harm = self._guard.harm()
+        self._output.mend(descriptors=self._guard.lacks_output)
+        if harm:
             os._exit(harm)
 
     def _has_to_stop(self, task: ChunkTask) -> bool:
