@@ -50,13 +50,17 @@ class _Entry(TypedDict):
 
 
 class QuarantineEntry(_Entry, total=False):
-    """A record that failed for good, and how; outside of its marker with its ``shard``, ``chunk`` and ``run``."""
+    """A record that failed for good, and how; outside of its marker with its ``shard``, ``chunk`` and ``run``.
+
+    ``of_memory`` stands where it needs more memory than the machine has, and is true.
+    """
 
     traceback: str | None
     seconds: float | None
     bytes: int | None
     signal: str | None
     peak_memory_bytes: int | None
+    of_memory: bool
     attempt: int | None
     shard: int
     chunk: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING
 
 from shardkit.storage.base import absolute_uri
@@ -26,14 +27,16 @@ def worker_pool(
     source: str | None = None,
     begun: int | None = None,
     job: str | None = None,
+    leaves: bool = False,
 ) -> Iterator[Workers]:
     """The workers of a pipeline, in a ``job`` of that name if in any.
 
-    ``source`` is where its input is now, ``begun`` how many workers start at once.
+    ``source`` is where its input is now, ``begun`` how many workers start at once; with ``leaves`` they leave records
+    that need more memory than there is to a larger machine.
     """
     from shardkit.workers.local_work import LocalWorkers
 
-    settings = worker_settings(folder, pipeline, ref, source=source, job=job)
+    settings = dataclasses.replace(worker_settings(folder, pipeline, ref, source=source, job=job), leaves=leaves)
     with LocalWorkers(settings, pipeline.worker_count(), begun=begun) as pool:
         yield pool
 
@@ -54,4 +57,5 @@ def worker_settings(
         by_stem=pipeline.records == "stem",
         schema=pipeline.output.columns,
         job=job,
+        memory_bytes=None if pipeline.memory == "auto" else pipeline.memory,
     )

@@ -27,6 +27,7 @@ from shardkit.functions import FunctionRef, reference
 from shardkit.spec.fields import flat_fields, name_of_function, plain_data
 from shardkit.spec.sections import (
     MOST_ROWS,
+    Bytes,
     Catalog,
     Engine,
     Input,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 A_FOLDER = Expected("a folder, or a mapping with its uri")
 RECORDS = Expected("file, stem, directory, or module:callable")
 WORKERS = Expected("'auto' or a number of 1 or more")
+MEMORY = Expected("'auto', or the most that all workers of a machine may hold together, such as 12GB")
 FAILURES = Expected("a count such as 10, or a share such as 1%")
 QUEUE = Expected("dynamodb, dynamodb://TABLE, or a mapping with its place")
 A_FUNCTION = Expected("module:callable, or a function")
@@ -79,6 +81,7 @@ class Spec(Section):
     records: Annotated[str | Callable[[str], str | None], RECORDS, DecidesWork()] = "file"
     shards: Annotated[Shards | None, SHARDS, DecidesWork()] = None
     workers: Annotated[int | Literal["auto"], NoTruth, WORKERS, MayChange()] = "auto"
+    memory: Annotated[Bytes | Literal["auto"], MEMORY, MayChange()] = "auto"
     chunks: Annotated[Literal["dynamic", "balanced", "even"], DecidesWork()] = "dynamic"
     timeout: Annotated[float | None, NoTruth, MayChange()] = Field(3600.0, gt=0, allow_inf_nan=False)
     max_failures: Annotated[int | str, NoTruth, FAILURES, MayChange()] = "1%"

@@ -97,7 +97,7 @@ class ChunkRun:
         """The objects of the records that are to be run, in their order."""
         task = self.task
         for i in self.positions():
-            if i not in task.settled:
+            if i not in task.settled and i not in task.left:
                 yield (task.shard, task.chunk, i), Wanted(self._objects[i], self._etags[i], self.bytes[i])
 
     @staticmethod

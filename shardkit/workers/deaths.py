@@ -32,7 +32,8 @@ class WorkerDied(Exception):
     ``position`` is the record that it was working on (-1: none), ``reached`` the one that had begun last, ``seconds``
     how long it had worked on it; ``loading`` says that it had not even loaded the function, ``garbled`` that it was
     killed because of what came out of its pipe. If ``exit_code`` is None, the process that workers are forked from has
-    ended.
+    ended. ``made_room`` says that it was ended to leave its memory to others, ``is_too_large`` that it took all the
+    memory there was. ``memory_bytes`` is how much there is, where it is certain that this was too little.
     """
 
     position: int
@@ -43,6 +44,14 @@ class WorkerDied(Exception):
     timed_out: bool
     garbled: bool
     peak_memory_bytes: int | None
+    made_room: bool = False
+    is_too_large: bool = False
+    memory_bytes: int = 0
+
+    @property
+    def is_python(self) -> bool:
+        """Whether Python itself said that there was no memory."""
+        return self.exit_code == EXIT_OUT_OF_MEMORY
 
     @property
     def signal_name(self) -> str | None:
@@ -75,14 +84,30 @@ def describe_death(death: WorkerDied, timeout_s: float | None) -> tuple[str, str
     """The kind and the description of a worker's death, for the quarantine."""
     if death.timed_out:
         return "TimeoutError", f"took longer than {timeout_s:g} s (the pipeline's timeout) and was killed"
-    peak = "" if death.peak_memory_bytes is None else f"; its peak memory was {death.peak_memory_bytes / 1e6:,.0f} MB"
     if death.is_spoilt:
         return "WorkerDied", HARM[EXIT_CLOSED if death.garbled else death.exit_code or 0]
-    if death.exit_code == EXIT_OUT_OF_MEMORY:
-        return "MemoryError", f"there was not enough memory to store the rows{peak}"
+    kind, end = _end(death)
+    if death.memory_bytes:
+        return kind, f"{end}: {too_little(death.peak_memory_bytes, death.memory_bytes)}"
+    peak = "" if death.peak_memory_bytes is None else f"; its peak memory was {death.peak_memory_bytes / 1e6:,.0f} MB"
+    guess = " (usually: out of memory)" if death.exit_code is None or death.signal_name == "SIGKILL" else ""
+    return kind, f"{end}{guess}{peak}"
+
+
+def _end(death: WorkerDied) -> tuple[str, str]:
+    if death.is_python:
+        return "MemoryError", "there was not enough memory to store the rows"
     if death.exit_code is None:
-        return "WorkerDied", f"the process that workers are forked from was killed (usually: out of memory){peak}"
+        return "WorkerDied", "the process that workers are forked from was killed"
     if death.signal_name is None:
-        return "WorkerDied", f"the worker process exited with code {death.exit_code}{peak}"
-    guess = " (usually: out of memory)" if death.signal_name == "SIGKILL" else ""
-    return "WorkerDied", f"the worker process was ended by {death.signal_name}{guess}{peak}"
+        return "WorkerDied", f"the worker process exited with code {death.exit_code}"
+    return "WorkerDied", f"the worker process was ended by {death.signal_name}"
+
+
+def too_little(peak_bytes: int | None, memory_bytes: int) -> str:
+    """Why a record does not fit into the memory that there is, and what to do about it."""
+    peak = f" (its peak was {peak_bytes / 1e6:,.0f} MB)" if peak_bytes else ""
+    return (
+        f"it needs more memory than the {memory_bytes / 1e6:,.0f} MB that there are{peak}, with no other worker at "
+        "work. Let the function hold less at a time, or retry with more memory"
+    )

@@ -1,4 +1,4 @@
-"""How many workers are at work at once: fewer when memory is short, one while a record has to prove itself."""
+"""How many workers are at work at once: as many as fit into memory, and one while a record has to prove itself."""
 
 from __future__ import annotations
 
@@ -8,25 +8,34 @@ import time
 from typing import TYPE_CHECKING
 
 from shardkit.workers.board import GIVE_WAY, GO_ON, REST
-from shardkit.workers.memory import available_bytes
+from shardkit.workers.memory import Memory
+from shardkit.workers.needs import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.deaths import WorkerDied
-    from shardkit.workers.pool import WorkerProcess
+    from shardkit.workers.memory import Room
+    from shardkit.workers.pool import WorkerPool, WorkerProcess
 
 LOOK_S = 0.02
 FIRST_PAUSE_S = 5.0  # after a death for want of memory, until one more worker is let in
 LONGEST_PAUSE_S = 600.0
+MARGIN = 0.05  # of the memory that there is, kept free
+FASTEST_GROWTH = 4e9  # bytes a second that one worker may come to hold
+SHORTEST_S, LONGEST_S = 0.05, 1.0  # between two looks at the memory
+MORE = 1.5  # times of what it had is expected of a chunk that was ended on the way
+RELIEF_S = 0.3  # for memory to be given back after something was done for it
+PLENTY = 2.0  # times of what all workers are expected to hold
 
 
 class Turn:
-    """One worker at work, or about to be."""
+    """One worker at work, or about to be, on a chunk that is expected to make it hold so many bytes."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, expected: int) -> None:
         self._gate = gate
+        self._expected = expected
         self.worker: WorkerProcess | None = None
         self._wish = GO_ON
 
@@ -41,40 +50,60 @@ class Turn:
         if self.worker is not None:
             self.worker.slot.wish(wish)
 
+    @property
+    def need(self) -> int:
+        """The most bytes that its worker has held, or is expected to hold."""
+        return max(self._expected, (self.worker.peak or 0) if self.worker is not None else 0)
+
     def is_idle(self) -> bool:
         """Whether no record is at work here, and none will begin before it is wished."""
         return self.worker is None or self.worker.slot.rests
 
     def tick(self) -> None:
-        """Let more workers in, if it is time."""
+        """Look after the memory, and let more workers in, if it is time."""
         self._gate.look()
 
 
 class Gate:
-    """Lets workers take turns: at most ``limit`` at once, and for a record that has to prove itself none beside it.
+    """Lets workers take turns: as many at once as fit into memory, and for a record that has to prove itself one.
 
-    The limit falls when a worker dies for want of memory, as far as what the workers have had by then says, and rises
-    by one after a pause, which is longer after each such death.
+    How much a chunk will need is learnt from those before it. Where that was too little, the last that was let in makes
+    room for the others before the system kills any of them. Where a worker dies for want of memory all the same,
+    at most ``limit`` work from then on, as far as what they have had by then says; it rises by one after a pause, which
+    is longer after each such death.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = self.limit = size
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+        self._size = self.limit = pool.size
+        self._memory = Memory(pool.memory_limit)
+        self._needs = Needs()
         self._changed = threading.Condition()
         self._running: list[Turn] = []
         self._alone: Turn | None = None
         self._asking = 0  # for being alone
         self._clearing = False
+        self._fitting = self._size
         self._pause_s = FIRST_PAUSE_S
         self._next_rise = 0.0
+        self._next_look = self._next_try = 0.0
+        self._plenty_until, self._plenty = 0.0, 0.0
+
+    # ---- turns ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def turn(self, stop: Stop) -> Iterator[Turn]:
-        """A turn beside others; waits until there is room, or the work is to stop."""
-        turn = Turn(self)
+    def turn(self, stop: Stop, *, record_bytes: int = 0) -> Iterator[Turn]:
+        """A turn beside others, for a chunk whose largest record has so many bytes; waits until there is room.
+
+        It does not wait once the work is to stop.
+        """
+        expected = self._needs.expected(record_bytes)
+        turn = Turn(self, expected)
         with self._changed:
-            while not stop.asked and (self._alone or self._asking or len(self._running) >= self.limit):
+            while not stop.asked and not self._may_enter(expected):
                 self._changed.wait(LOOK_S)
                 self._rise()
+                expected = turn._expected = self._needs.expected(record_bytes)  # noqa: SLF001
             self._running.append(turn)
             self._update()
         try:
@@ -84,6 +113,7 @@ class Gate:
                 self._running.remove(turn)
                 if turn.worker is not None:
                     turn.worker.slot.wish(GO_ON)
+                self._next_try = 0.0
                 self._update()
 
     @contextlib.contextmanager
@@ -95,7 +125,7 @@ class Gate:
         """
         from shardkit.workers.pool import Stopped
 
-        turn = Turn(self)
+        turn = Turn(self, 0)
         with self._changed:
             self._asking += 1
             try:
@@ -118,11 +148,66 @@ class Gate:
                 self._alone = None
                 self._update()
 
+    def _may_enter(self, expected: int) -> bool:
+        if self._alone or self._asking or len(self._running) >= self.limit:
+            return False
+        now = time.monotonic()
+        if not expected or not self._running or (now < self._plenty_until and expected <= self._plenty):
+            return True
+        if now < self._next_try:
+            return False
+        fits = self._has_room(expected)
+        self._next_try = 0.0 if fits else now + SHORTEST_S
+        return fits
+
+    def _is_quiet(self, *, cleared: bool) -> bool:
+        return not self._running if cleared else all(turn.is_idle() for turn in self._running)
+
+    def _update(self) -> None:
+        """Tell each worker what it may do; the caller holds the lock."""
+        at_once = min(self.limit, self._fitting)
+        for number, turn in enumerate(self._running):
+            if self._clearing:
+                turn.wish(GIVE_WAY)
+            else:
+                turn.wish(REST if self._alone or self._asking or number >= at_once else GO_ON)
+        self._changed.notify_all()
+
+    # ---- memory --------------------------------------------------------------------------------------------------
+
+    def learn(self, record_bytes: int, peak_bytes: int) -> None:
+        """A chunk whose largest record has so many bytes has made its worker hold so many."""
+        with self._changed:
+            self._needs.learn(record_bytes, peak_bytes)
+
+    def learn_of_unfinished(self, record_bytes: int, death: WorkerDied) -> None:
+        """The same of a chunk whose worker had to make room: it needs more than it had by then."""
+        self.learn(record_bytes, int(MORE * (death.peak_memory_bytes or 0)))
+
     def look(self) -> None:
-        """Let more workers in, if it is time."""
-        if self.limit < self._size:
-            with self._changed:
+        """Look after the memory and let more workers in, if it is time."""
+        if time.monotonic() < self._next_look:
+            return
+        with self._changed:
+            now = time.monotonic()
+            if now < self._next_look:
+                return
+            room = self._room()
+            self._next_look = now + _until_next(room, self._size)
+            if room is None:
                 self._rise()
+                return
+            self._plenty_until, self._plenty = now + LONGEST_S, room.left / (PLENTY * self._size)
+            if room.left + room.swap < MARGIN * room.most and self._relieve(room):
+                self._next_look = now + RELIEF_S
+            self._rise()
+            needs = [turn.need for turn in self._running]
+            all_fit = max(needs, default=0) <= self._plenty
+            many = len(needs) if all_fit else self._how_many_fit(room, needs)
+            fitting = many if many < len(needs) else self._size
+            if fitting != self._fitting:
+                self._fitting = fitting
+                self._update()
 
     def lower(self, death: WorkerDied) -> int:
         """Let fewer in, for a worker died for want of memory, it seems; returns how many could be in before."""
@@ -130,13 +215,14 @@ class Gate:
             before = self.limit
             workers = [turn.worker for turn in self._running if turn.worker is not None]
             peaks = [peak for peak in (death.peak_memory_bytes, *(worker.peak for worker in workers)) if peak]
-            room = available_bytes()
+            room = self._room()
             fitting = self._size
             if room is not None and peaks:
-                fitting = (room + sum(worker.resident_bytes() for worker in workers)) // max(peaks)
+                fitting = (room.left + sum(worker.resident_bytes() for worker in workers)) // max(peaks)
             self.limit = max(1, min(fitting, len(workers), self.limit))
             self._next_rise = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            self._next_look = self._plenty_until = 0.0
             self._update()
             return before
 
@@ -147,31 +233,77 @@ class Gate:
             self._pause_s = max(self._pause_s / 2, FIRST_PAUSE_S)
             self._update()
 
-    def _is_quiet(self, *, cleared: bool) -> bool:
-        return not self._running if cleared else all(turn.is_idle() for turn in self._running)
+    @property
+    def memory_bytes(self) -> int:
+        """How much memory there is, where it is the least; 0 if the system does not say."""
+        room = self._room()
+        return room.most if room is not None else 0
+
+    def was_memory(self, death: WorkerDied) -> int:
+        """How much memory there is, if that a worker died is surely for want of it; else 0."""
+        room = self._room()
+        if room is None or not death.may_be_memory:
+            return 0
+        sure = death.is_too_large or death.is_python or (death.peak_memory_bytes or 0) >= room.most / 2
+        return room.most if sure or self._memory.kernel_has_killed() else 0
+
+    def _room(self) -> Room | None:
+        return self._memory.room(self._pool.resident_bytes() if self._memory.limit is not None else 0)
 
     def _rise(self) -> None:
-        if self.limit < self._size and time.monotonic() >= self._next_rise and self._has_room():
+        if self.limit < self._size and time.monotonic() >= self._next_rise and self._has_room(0):
             self.limit += 1
             self._next_rise = time.monotonic() + self._pause_s
             self._update()
 
-    def _has_room(self) -> bool:
-        """Whether one more worker fits, if it and those at work come to have as much as the largest of them has had."""
-        workers = [turn.worker for turn in self._running if turn.worker is not None]
-        peak, room = max((worker.peak or 0 for worker in workers), default=0), available_bytes()
-        if room is None or not peak:
-            return True
-        return room + sum(worker.resident_bytes() for worker in workers) >= peak * (len(workers) + 1)
+    def _has_room(self, expected: int) -> bool:
+        """Whether one more worker fits that comes to hold so many bytes, or as many as the largest of those at work."""
+        room, needs = self._room(), [turn.need for turn in self._running]
+        needs.append(expected or max(needs, default=0))
+        return room is None or not needs[-1] or self._how_many_fit(room, needs) == len(needs)
 
-    def _update(self) -> None:
-        """Tell each worker what it may do; the caller holds the lock."""
-        for number, turn in enumerate(self._running):
-            if self._clearing:
-                turn.wish(GIVE_WAY)
-            else:
-                turn.wish(REST if self._alone or self._asking or number >= self.limit else GO_ON)
-        self._changed.notify_all()
+    def _how_many_fit(self, room: Room, needs: list[int]) -> int:
+        """How many of those who need so many bytes fit at once, the first one in any case."""
+        held = sum(turn.worker.resident_bytes() for turn in self._running if turn.worker is not None)
+        left = room.left + held + self._pool.idle_bytes() - MARGIN * room.most
+        for number, need in enumerate(needs):
+            left -= need
+            if left < 0 and number:
+                return number
+        return len(needs)
+
+    def _relieve(self, room: Room) -> bool:
+        """Do something for more memory before the system does; whether there was something to do.
+
+        First go workers that are idle, then those that rest commit what they have; then the last that was let in ends,
+        and begins again later. One that is at work by itself does not fit, if most of the memory is its own.
+        """
+        if self._pool.idle_bytes(all_of_them=True) > MARGIN * room.most / 2:
+            self._pool.discard_idle()
+            return True
+        resting = [turn for turn in self._running if turn.worker is not None and turn.is_idle()]
+        for turn in resting:
+            turn.wish(GIVE_WAY)
+        if resting:
+            return True
+        at_work = [turn for turn in (self._alone, *self._running) if turn is not None and turn.worker is not None]
+        if not at_work or (worker := at_work[-1].worker) is None:
+            return False
+        if len(at_work) > 1:
+            worker.make_room()
+        elif worker.resident_bytes() < room.most / 2:
+            return False  # the memory is somebody else's
+        else:
+            worker.end_as_too_large()
+        return True
+
+
+def _until_next(room: Room | None, workers: int) -> float:
+    """Seconds in which the workers cannot have filled the memory, within limits."""
+    if room is None:
+        return LONGEST_S
+    free = room.left - MARGIN * room.most
+    return min(max(free / (FASTEST_GROWTH * workers), SHORTEST_S), LONGEST_S)
 
 
 def holds_much(others: int, death: WorkerDied) -> bool:

@@ -1,9 +1,11 @@
-"""How much memory is left: to the machine, and to the control groups that the process is in; and how much one holds."""
+"""How much memory is left: to the machine, to the control groups that the process is in, and to the run's own limit."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,59 +14,119 @@ if TYPE_CHECKING:
 
 GROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60  # version 1 of control groups says it by a number near 2**63
+JUST_NOW_S = 5.0
 
 
-def available_bytes() -> int | None:
-    """How much can still be taken before the system kills a process; None if the system does not say."""
-    return min((left for left in (_of_machine(), *_of_groups()) if left is not None), default=None)
+@dataclass(frozen=True)
+class Room:
+    """Bytes that are left of the ``most`` that there are, and in swap; the caches of files count as left."""
+
+    left: int
+    most: int
+    swap: int = 0
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A control group with a limit, and the names of its files: version 1 and version 2 have others."""
+
+    folder: Path
+    limit: str
+    usage: str
+    caches: tuple[str, str]
+    kills: tuple[str, str]
+
+    def room(self) -> Room | None:
+        with contextlib.suppress(OSError, ValueError):
+            most = int((self.folder / self.limit).read_text())  # "max" is no number
+            if most < UNLIMITED:
+                stat = _fields(self.folder / "memory.stat")
+                cached = sum(stat.get(name, 0) for name in self.caches)
+                return Room(most - int((self.folder / self.usage).read_text()) + cached, most)
+        return None
+
+    def kill_count(self) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return _fields(self.folder / self.kills[0]).get(self.kills[1], 0)
+        return 0
+
+
+class Memory:
+    """The memory of this machine as far as a run may use it; ``limit`` is its own, for all its workers together."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        groups = list(_groups())
+        self._groups = [group for group in groups if group.room() is not None]
+        self._own_group = groups[0] if groups else None
+        self._kills = self._kill_count()
+        self._killed_at = float("-inf")
+
+    def room(self, held: int) -> Room | None:
+        """Where the least is left, if the workers hold so many bytes; None if the system does not say."""
+        rooms = [_of_machine(), *(group.room() for group in self._groups)]
+        if self.limit is not None:
+            rooms.append(Room(self.limit - held, self.limit))
+        return min((room for room in rooms if room is not None), key=lambda room: room.left + room.swap, default=None)
+
+    def kernel_has_killed(self) -> bool:
+        """Whether the kernel has killed some process for want of memory just now."""
+        count = self._kill_count()
+        if count > self._kills:
+            self._kills, self._killed_at = count, time.monotonic()
+        return time.monotonic() - self._killed_at < JUST_NOW_S
+
+    def _kill_count(self) -> int:
+        if self._own_group is not None:  # the machine counts those of all containers
+            return self._own_group.kill_count()
+        with contextlib.suppress(OSError, ValueError):
+            return _fields(Path("/proc/vmstat")).get("oom_kill", 0)
+        return 0
 
 
 def resident_bytes(pid: int) -> int:
     """How much a process holds now; 0 if it has ended."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
-def forget_peak() -> None:
-    """Begin anew with the largest size that this process has had, where the system can (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+def forget_peak(pid: int | str = "self") -> None:
+    """Begin again with the largest size that a process has had, where the system can (Linux)."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/clear_refs", "wb", 0) as file:
+        file.write(b"5")
 
 
-def _of_machine() -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+def _of_machine() -> Room | None:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        with open("/proc/meminfo", "rb") as file:
+            lines = file.read(2000).decode().splitlines()
+        fields = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines) if rest}
+        return Room(fields["MemAvailable"], fields["MemTotal"], fields.get("SwapFree", 0))
     return None
 
 
-def _of_groups() -> Iterator[int | None]:
-    """What is left to each control group that the process is in, and to those around them."""
+def _groups() -> Iterator[_Group]:
+    """The control groups that the process is in, the innermost first, and those around them."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers == "":
-                names, root = ("memory.max", "memory.current", "inactive_file"), GROUPS
+                root, limit, usage = GROUPS, "memory.max", "memory.current"
+                caches, kills = ("inactive_file", "active_file"), ("memory.events", "oom_kill")
             elif "memory" in controllers.split(","):
-                names, root = (
-                    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-                    GROUPS / "memory",
-                )
+                root, limit, usage = GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+                caches, kills = ("total_inactive_file", "total_active_file"), ("memory.oom_control", "oom_kill")
             else:
                 continue
             here = root / path.strip("/")
             for folder in (here, *here.parents):
-                yield _left(folder, *names)
+                if (folder / usage).exists():
+                    yield _Group(folder, limit, usage, caches, kills)
                 if folder == root:
                     break
 
 
-def _left(folder: Path, limit: str, usage: str, cache: str) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        most = int((folder / limit).read_text())  # "max" is no number
-        if most < UNLIMITED:
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            return most - int((folder / usage).read_text()) + int(stat.get(cache, 0))
-    return None
+def _fields(path: Path) -> dict[str, int]:
+    """A file of names and numbers."""
+    return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines()) if len(words) == 2}

@@ -23,7 +23,7 @@ from shardkit.workers.board import AT_IT, STOP, Board
 from shardkit.workers.channel import Channel, Garbled
 from shardkit.workers.deaths import WorkerDied, is_dying
 from shardkit.workers.forkserver import Start, fork_worker
-from shardkit.workers.memory import resident_bytes
+from shardkit.workers.memory import forget_peak, resident_bytes
 from shardkit.workers.replies import reply_of
 from shardkit.workers.tasks import spool_of
 from shardkit.workers.watch import Watch
@@ -61,6 +61,7 @@ class WorkerProcess:
         self._settings: WorkerSettings | None = settings
         self.is_fresh = True
         self.is_worn = False
+        self._made_room = self._is_too_large = False
         self.peak: int | None = None
         self._watch = Watch(self.slot)
 
@@ -76,6 +77,8 @@ class WorkerProcess:
         """
         self._introduce(stop)
         self.is_fresh = False
+        with contextlib.suppress(OSError, EOFError):
+            forget_peak(self._child.pid)
         self._note_peak()
         reply = self._exchange(task, timeout_s, stop, tick)
         self.is_worn = bool(reply["cut"])
@@ -143,6 +146,8 @@ class WorkerProcess:
             timed_out=timed_out,
             garbled=garbled,
             peak_memory_bytes=ending.peak_bytes or self.peak,
+            made_room=self._made_room,
+            is_too_large=self._is_too_large,
         )
 
     def _note_peak(self) -> None:
@@ -152,6 +157,16 @@ class WorkerProcess:
                 if line.startswith("VmHWM:"):
                     self.peak = int(line.split()[1]) * 1024
                     return
+
+    def make_room(self) -> None:
+        """End the process, whose memory others need; for any thread."""
+        self._made_room = True
+        self._child.kill()
+
+    def end_as_too_large(self) -> None:
+        """End the process, which takes nearly all the memory there is; for any thread."""
+        self._is_too_large = True
+        self._child.kill()
 
     def kill(self) -> None:
         """End the process at once."""
@@ -227,6 +242,9 @@ class WorkerPool:
         if self.fetches or is_remote(settings.output):
             settings = dataclasses.replace(settings, scratch=tempfile.mkdtemp(prefix="shardkit-"))
         self.spool = spool_of(settings)
+        self.memory_limit = settings.memory_bytes
+        self.leaves = settings.leaves
+        self.left: list[int] = []  # records for which there is too little memory here
         self._settings = settings
         self._board = Board(size)
         self._idle: queue.LifoQueue[int] = queue.LifoQueue()  # who has just worked comes first: few begin for few calls
@@ -297,6 +315,12 @@ class WorkerPool:
     def resident_bytes(self) -> int:
         """The memory that all workers have now."""
         return sum(worker.resident_bytes() for worker in self._workers if worker is not None)
+
+    def idle_bytes(self, *, all_of_them: bool = False) -> int:
+        """The memory that the largest idle worker has now, or ``all_of_them`` together."""
+        idle = [self._workers[number] for number in list(self._idle.queue)]
+        held = [worker.resident_bytes() for worker in idle if worker is not None]
+        return sum(held) if all_of_them else max(held, default=0)
 
     def slots(self) -> Sequence[Slot]:
         """All workers' lines on the board."""

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from shardkit.runfolder.document_types import Marker
 
 # Why a worker has cut a chunk: the record at the cut ran out of memory or descriptors, which it may have elsewhere; it
-# was asked to make room for another; the worker itself has nearly no descriptors left.
-MEMORY, DESCRIPTORS, OTHERS, WORN = "memory", "descriptors", "others", "worn"
+# was asked to make room for another; the worker itself has nearly no descriptors left; the record is not to be run.
+MEMORY, DESCRIPTORS, OTHERS, WORN, LEFT = "memory", "descriptors", "others", "worn", "left"
 PLAIN = (str, int, float, bool, type(None))
 
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from shardkit.errors import RunFailed
 from shardkit.tables.number_text import numbers_of
-from shardkit.workers.deaths import WorkerDied, describe_death
+from shardkit.workers.deaths import WorkerDied, describe_death, too_little
 from shardkit.workers.gate import Gate, holds_much
 from shardkit.workers.guard import EXIT_OUT_OF_MEMORY
 from shardkit.workers.pool import Stopped
-from shardkit.workers.replies import MEMORY
+from shardkit.workers.replies import LEFT, MEMORY
 from shardkit.workers.tasks import Settled, failure_entry
 from shardkit.workers.timing import US
 
@@ -61,7 +61,7 @@ class Supervisor:
         others: Others | None = None,
     ) -> None:
         self._pool = pool
-        self._gate = Gate(pool.size)
+        self._gate = Gate(pool)
         self._publish = publish
         self._others = others
         self._stop = stop
@@ -101,7 +101,7 @@ class Supervisor:
                 task = self._after_death(task, death, deaths)
                 continue
             markers.append(reply["marker"])
-            end = task.begin + reply["marker"]["records"]["listed"]
+            end = task.begin + reply["marker"]["records"]["listed"] + (reply["cut"] == LEFT)
             if not reply["cut"] or end == len(task.ids):
                 return
             task = dataclasses.replace(task, begin=end, piece=task.piece + 1)
@@ -115,10 +115,17 @@ class Supervisor:
             Stopped: there is no time left to know.
             RunFailed: there is no record that it died of, and the deaths do not end.
         """
+        if death.made_room:  # which says nothing of its record
+            self._gate.learn_of_unfinished(task.largest_bytes, death)
+            return task
         limit = self._gate.lower(death) if death.may_be_memory else 0
         for position in self._suspects(task, death, deaths):
             settled = self._settle(task, position, death)
-            task = dataclasses.replace(task, settled=task.settled | {position: settled})
+            if self._pool.leaves and settled.failure is not None and settled.failure.get("of_memory"):
+                self._pool.left.append(task.ids[position])
+                task = dataclasses.replace(task, left=task.left | {position})
+            else:
+                task = dataclasses.replace(task, settled=task.settled | {position: settled})
             if settled.failure is not None:
                 self._gate.restore(limit)
             if self._stop.asked or (death.is_spoilt and settled.failure is not None):
@@ -139,7 +146,10 @@ class Supervisor:
             with self._gate.alone(self._stop), self._pool.worker() as worker:
                 worker.prepare(self._stop)
         tick = self._tick(task)
-        way_in = self._gate.alone(self._stop, cleared=cleared) if quiet else self._gate.turn(self._stop)
+        largest = task.largest_bytes
+        way_in = self._gate.turn(self._stop, record_bytes=largest)
+        if quiet:
+            way_in = self._gate.alone(self._stop, cleared=cleared)
         with way_in as turn:
             if cleared:
                 self._pool.discard_idle()
@@ -152,6 +162,7 @@ class Supervisor:
                     self._tally.add(reply["marker"], worker.slot)
                 else:
                     worker.slot.begin_chunk()
+                self._gate.learn(largest, reply["marker"]["peak_memory_bytes"])
         if counts and self._publish is not None:
             self._publish(reply["marker"])
         self._tally.check_budget()
@@ -228,6 +239,9 @@ class Supervisor:
             try:
                 outcome = self._ask(alone, fresh=fresh, quiet=quiet, cleared=cleared)["marker"]
             except WorkerDied as again:
+                if again.made_room:
+                    quiet = True
+                    continue
                 others += again.loading or again.exit_code is None
                 if again.loading and others >= DEATHS_OUTSIDE_RECORDS:
                     raise self._hopeless(task, again, others) from None
@@ -238,13 +252,22 @@ class Supervisor:
                     cleared = holds_much(self._pool.resident_bytes(), again)
                     last_word = not cleared
                 if last_word:
-                    return self._dead(task, dataclasses.replace(again, position=position))
+                    memory = self._gate.was_memory(again)
+                    return self._dead(task, dataclasses.replace(again, position=position, memory_bytes=memory))
                 fresh, quiet = True, quiet or again.needs_quiet
                 continue
             times = outcome["timings"]
             failure = outcome["quarantine"][0] if outcome["quarantine"] else None
+            if failure is not None and failure["error"] == MemoryError.__name__:
+                failure = self._of_memory(failure, outcome["peak_memory_bytes"])
             seconds = float(numbers_of(times["durations_us"])[0]) / US
             return Settled(times["begin_s"], seconds, failure, outcome["parts"], outcome.get("notes"))
+
+    def _of_memory(self, failure: QuarantineEntry, peak_bytes: int) -> QuarantineEntry:
+        """The failure of a record whose function got too little memory though it ran alone."""
+        cure = too_little(peak_bytes, self._gate.memory_bytes)
+        message = f"{failure['message']} ({cure})" if failure["message"] else cure
+        return {**failure, "message": message, "peak_memory_bytes": peak_bytes, "of_memory": True}
 
     def _dead(self, task: ChunkTask, death: WorkerDied) -> Settled:
         return Settled(time.time() - death.seconds, death.seconds, self._obituary(task, death))
@@ -264,6 +287,7 @@ class Supervisor:
             signal=death.signal_name,
             peak_memory_bytes=death.peak_memory_bytes,
             attempt=task.attempt,
+            of_memory=bool(death.memory_bytes),
         )
 
     def _hopeless(self, task: ChunkTask, death: WorkerDied, times: int) -> RunFailed:

@@ -25,6 +25,8 @@ class WorkerSettings:
     ``input_access`` is how a store lets us in; the boto3 session is each worker's own.
     ``scratch`` is a folder for what comes from or goes to another store; None where input and output are both here.
     ``job`` is the name of the job that the worker belongs to, if it belongs to one.
+    ``memory_bytes`` is the most that all workers of a machine may hold together; None for what the machine has.
+    ``leaves`` says that records for which this machine has too little memory are left open, for a larger one.
     """
 
     function: FunctionRef
@@ -36,6 +38,8 @@ class WorkerSettings:
     by_stem: bool
     schema: dict[str, str] | None
     job: str | None = None
+    memory_bytes: int | None = None
+    leaves: bool = False
 
 
 @dataclass
@@ -62,7 +66,8 @@ class ChunkTask:
     later attempt. Those before ``begin`` have been committed, as an earlier ``piece`` of the chunk. ``alone`` is the
     position of the only record to run, whose outcome is not committed. ``ahead`` is the task that the same worker will
     most likely be given next. ``execution`` is in the names of the parts, where several may be at the chunk at once.
-    ``by`` is the attempt of the job that does the chunk, where other jobs may do it too.
+    ``by`` is the attempt of the job that does the chunk, where other jobs may do it too. ``largest_bytes`` is the size
+    of the largest record; those at the positions ``left`` are not run, because there is too little memory here.
     """
 
     shard: int
@@ -79,6 +84,8 @@ class ChunkTask:
     ahead: ChunkTask | None = None
     execution: str = ""
     by: str = ""
+    largest_bytes: int = 0
+    left: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class Chunk:
             explicit=not self.is_planned,
             execution="" if is_own else by,
             by=by,
+            largest_bytes=max(rows["bytes"].to_pylist(), default=0),
         )
 
 
@@ -159,9 +167,10 @@ def failure_entry(
     seconds: float | None = None,
     signal: str | None = None,
     peak_memory_bytes: int | None = None,
+    of_memory: bool = False,
 ) -> QuarantineEntry:
-    """One record's entry in the quarantine."""
-    return {
+    """One record's entry in the quarantine; ``of_memory`` if it failed for want of memory, though it ran alone."""
+    entry: QuarantineEntry = {
         "record": record,
         "key": key,
         "error": error,
@@ -173,3 +182,6 @@ def failure_entry(
         "peak_memory_bytes": peak_memory_bytes,
         "attempt": attempt,
     }
+    if of_memory:
+        entry["of_memory"] = True
+    return entry

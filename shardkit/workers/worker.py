@@ -31,7 +31,7 @@ from shardkit.workers.chunk_run import ChunkRun
 from shardkit.workers.guard import EXIT_CLOSED, EXIT_OUT_OF_MEMORY, Guard, is_used_up
 from shardkit.workers.inputs import READ_AHEAD_RECORDS, LocalInputs, open_inputs
 from shardkit.workers.output import Output, RecordLog
-from shardkit.workers.replies import DESCRIPTORS, MEMORY, OTHERS, WORN, plain_error
+from shardkit.workers.replies import DESCRIPTORS, LEFT, MEMORY, OTHERS, WORN, plain_error
 from shardkit.workers.tasks import arrivals_of
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from shardkit.workers.tasks import ChunkTask, WorkerSettings
 
 REST_S = 0.02
+MUCH_BYTES = 256 << 20  # a chunk that has had so much may leave some of it behind
 
 
 def work(descriptor: int, board: int, number: int, store: str | None, parent: int) -> None:
@@ -193,6 +194,8 @@ class _Worker:
                 break
             if task.alone is None and self._slot.wished == GIVE_WAY:
                 why = OTHERS
+            if i in task.left:
+                why = LEFT
             why = why or self._record(run, i, task)
             if why:
                 run.cut(i)
@@ -205,7 +208,10 @@ class _Worker:
         self._slot.finish_records()
         if why:
             self._guard.release()
-        return {"marker": run.commit(self._repeats()), "cut": why}
+        marker = run.commit(self._repeats())
+        if marker["peak_memory_bytes"] > MUCH_BYTES:
+            trim_memory()
+        return {"marker": marker, "cut": why}
 
     def _record(self, run: ChunkRun, i: int, task: ChunkTask) -> str:
         """Work on one record; returns why the chunk should be cut before it, if it should run elsewhere."""
@@ -307,5 +313,10 @@ def _doubt(failure: BaseException, *, had_run: bool) -> str:
 def give_back_memory() -> None:
     """Give free memory back to the system, because another process may need it."""
     gc.collect()
+    trim_memory()
+
+
+def trim_memory() -> None:
+    """Give back what nothing uses any more, without looking for more of it."""
     with contextlib.suppress(AttributeError, OSError):  # libraries other than glibc do not have it
         ctypes.CDLL(None).malloc_trim(0)
