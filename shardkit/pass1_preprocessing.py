@@ -86,7 +86,9 @@ def run_pass1(
         if isinstance(stop.error, RunInterrupted):
             raise stop.error
         ledger = share.ledger(folder) if share else Ledger(folder)
-        chunks = _left_by_others(ledger, stop, attempt, workers=pool.size) if others is not None else []
+        chunks = (
+            _left_by_others(ledger, stop, attempt, workers=pool.size) if others is not None and not pool.left else []
+        )
 
     check_budget(ledger, limits)
     return ledger

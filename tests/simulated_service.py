@@ -94,6 +94,7 @@ REASONS = {
     "internal": "InternalServerError: We encountered an internal error. Please try again.",
     "died": "AlgorithmError: See job logs for more information, exit code: 137",
     "user": "AlgorithmError: See job logs for more information, exit code: 1",
+    "memory": "AlgorithmError: See job logs for more information, exit code: 75",
 }
 
 
@@ -336,7 +337,8 @@ class SimulatedService:
     def _why(self, attempt: Attempt, now: float) -> dict[str, Any]:
         if attempt.status(now) != "Failed":
             return {}
-        message = {"user": "ValueError: no such column"}.get(attempt.outcome)
+        messages = {"user": "ValueError: no such column", "memory": "memory: 1 record needs more."}
+        message = messages.get(attempt.outcome)
         return {"FailureReason": REASONS[attempt.outcome]} | ({"ExitMessage": message} if message else {})
 
     def _stop(self, name: str) -> dict[str, Any]:

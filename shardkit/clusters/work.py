@@ -59,6 +59,7 @@ class ClusterWorkers:
         self.size = cluster.size
         self.threads = int(cpu_count())
         self.fetches = is_remote(settings.input_root)
+        self.left: list[int] = []
         self._cluster = cluster
         self._settings = settings
         self._code = code

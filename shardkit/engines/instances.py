@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 
 TYPE = r"ml\.[a-z][a-z0-9-]*\.(?:medium|large|\d*xlarge|metal(?:-\d+xl)?)"
@@ -41,3 +42,19 @@ def nearest(name: str, types: frozenset[str]) -> str | None:
     if name in types or not relatives:
         return None
     return (difflib.get_close_matches(name, relatives, n=1) or relatives)[0]
+
+
+def larger_than(name: str, types: frozenset[str], *, most: int) -> tuple[str, ...]:
+    """The next larger types of the same family, the next first, at most so many; a size larger has twice the memory."""
+    family, vcpus = name.rpartition(".")[0], instance_vcpus(name)
+    relatives = [other for other in types if other.rpartition(".")[0] == family and "metal" not in other]
+    return tuple(sorted((each for each in relatives if instance_vcpus(each) > vcpus), key=instance_vcpus)[:most])
+
+
+@functools.cache
+def known_types(jobs: str) -> frozenset[str]:
+    """The instance types for ``processing`` or ``training`` jobs that botocore knows; the service may know more."""
+    import botocore.session
+
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    return frozenset(getattr(model.shape_for(f"{jobs.capitalize()}InstanceType"), "enum", ()))

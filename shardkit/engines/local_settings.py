@@ -47,6 +47,7 @@ class Local(ServiceSettings):
     root: Annotated[str, IsPath()] = Field(default_factory=lambda: state_path("engine"), min_length=1)
     max_instances: Count = Field(4, ge=1, le=1000)
     isolation: Literal["auto", "namespace", "none"] = "auto"
+    larger: Count = Field(0, ge=0, le=2)
     own_client: Any = Field(None, alias="client", exclude=True, repr=False)
     _client: Any = PrivateAttr(None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PrivateAttr
 
 from shardkit.engines import images, limits
-from shardkit.engines.instances import nearest
+from shardkit.engines.instances import known_types, nearest
 from shardkit.engines.service_settings import ServiceSettings
 from shardkit.errors import PipelineError
 from shardkit.storage.aws_locations import aws_settings
@@ -176,16 +175,7 @@ class SageMaker(ServiceSettings):
 
     def _check_types(self) -> None:
         for name in self.instance_preferences or (self.instance_type,):
-            near = nearest(name, _known_types(self.jobs))
+            near = nearest(name, known_types(self.jobs))
             if near is not None:
                 kind = self.jobs.capitalize()
                 raise PipelineError(f"engine.instance_type: {kind} has no {name}; did you mean {near}?")
-
-
-@functools.cache
-def _known_types(jobs: str) -> frozenset[str]:
-    """The instance types that the installed botocore knows; the service may know more."""
-    import botocore.session
-
-    model = botocore.session.get_session().get_service_model("sagemaker")
-    return frozenset(getattr(model.shape_for(f"{jobs.capitalize()}InstanceType"), "enum", ()))

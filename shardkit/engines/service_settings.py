@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from shardkit.engines import limits
-from shardkit.engines.instances import TYPE, instance_vcpus, not_a_type
+from shardkit.engines.instances import TYPE, instance_vcpus, known_types, larger_than, not_a_type
 from shardkit.engines.processors import network_of, read_processor
 from shardkit.engines.settings import Settings
 from shardkit.engines.training import Terms, as_training
@@ -52,6 +52,7 @@ class ServiceSettings(Settings):
     image: Annotated[str, Field(min_length=1, max_length=255)]
     instance_type: str = "ml.m5.xlarge"
     instance_preferences: Names = ()
+    larger: Count = Field(2, ge=0, le=2)
     instance_count: Count = Field(1, ge=1, le=100)
     volume_gb: Count = Field(30, ge=1, le=16384)
     volume_kms_key: Key | None = None
@@ -162,6 +163,15 @@ class ServiceSettings(Settings):
     def vcpus(self) -> int:
         """The fewest vCPUs that an instance of a job may have."""
         return min(map(instance_vcpus, self.instance_preferences or (self.instance_type,)))
+
+    @property
+    def larger_types(self) -> tuple[str, ...]:
+        """The instance types on which records go out again that need more memory, the next larger one first."""
+        if not self.larger:
+            return ()
+        return larger_than(
+            (*self.instance_preferences, self.instance_type)[0], known_types(self.jobs), most=self.larger
+        )
 
     @property
     def output_key(self) -> str | None:

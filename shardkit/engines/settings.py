@@ -173,6 +173,11 @@ class Settings(Model):
         """The fewest CPUs that an instance of a job may have."""
 
     @property
+    def larger_types(self) -> tuple[str, ...]:
+        """The kinds of instances on which records go out again that need more memory than the first kind has."""
+        return ()
+
+    @property
     def create_call(self) -> str:
         """The call that makes a job, by its name in messages."""
         return "CreateProcessingJob"

@@ -6,7 +6,9 @@ training job is put into the words of a Processing job.
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +21,7 @@ from shardkit.jobs.job import PROCESSING, TRAINING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+_QUOTA = re.compile(r"service limit .* is (\d+) Instances")
 PAGE = 100  # the most that ListProcessingJobs gives at a time
 
 THROTTLED = frozenset(
@@ -192,6 +195,12 @@ def kind_of(error: Exception) -> str:
     if isinstance(error, NETWORK):
         return "unclear"
     return "caller" if isinstance(error, botocore.exceptions.BotoCoreError) else "unclear"
+
+
+def quota_of(reason: str) -> float:
+    """How many instances the account may have, by the service's words for a quota that is used up; else infinite."""
+    allowed = _QUOTA.search(reason)
+    return int(allowed[1]) if allowed is not None else math.inf
 
 
 def _kind_of_answer(error: botocore.exceptions.ClientError) -> str:

@@ -3,7 +3,9 @@
     preempted    it had to give way to other jobs: Preempted
     interrupted  its spot instances were taken back
     node         the machine that it ran on was lost: NodeFailure
-    memory       it was ended because it took more memory than it had asked for: OutOfMemory
+    memory       it was ended because it took more memory than it had asked for: OutOfMemory; or it needs more for some
+                 records, as a message says that begins with "memory:"
+    quota        the account may have no instance of the larger type that it needs
     capacity     the service had no such instance: CapacityError
     internal     the service failed: InternalServerError
     stopped      it was stopped, although nobody had asked this queue to
@@ -63,8 +65,9 @@ def classify(answer: Mapping[str, Any]) -> str:  # noqa: PLR0911  a line for eac
     fault = next((cause for word, cause in _KINDS if reason.startswith(word)), "")
     if fault:
         return fault
-    if message.lstrip().lower().startswith("transient:"):
-        return "transient"
+    said = next((cause for cause in ("transient", "memory") if message.lstrip().lower().startswith(f"{cause}:")), "")
+    if said:
+        return said
     code = _EXIT_CODE.search(reason)
     if code:
         return _cause_of_exit(int(code[1]))

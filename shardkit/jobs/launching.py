@@ -24,7 +24,7 @@ from shardkit.jobs.outcome import Outcome
 from shardkit.jobs.pace import Pace
 from shardkit.jobs.policy import Policy
 from shardkit.jobs.rounds import MONITORING, Change, Report, fail_dependents, monitor_due, repeat_due
-from shardkit.jobs.store import turned
+from shardkit.jobs.store import prepared_for
 
 if TYPE_CHECKING:
     import random
@@ -229,7 +229,7 @@ class _Launch:
         """One call for all Processing jobs whose lease has not run out."""
         now = self._clock.time()
         jobs = [job for job in claimed if now < job.lease_until and job.kind == PROCESSING]
-        asked = [(job.name, turned(requests[job.job_id], job.instance_type)) for job in jobs]
+        asked = [(job.name, prepared_for(job, requests[job.job_id])) for job in jobs]
         answers: list[Exception | None]
         try:
             answers = self._service.create_many(asked)
@@ -270,7 +270,7 @@ class _Launch:
     def _create(self, job: Job, request: dict[str, Any], outcome: Outcome) -> None:
         """One CreateProcessingJob call."""
         try:
-            self._service.create(job.kind, job.name, turned(request, job.instance_type))
+            self._service.create(job.kind, job.name, prepared_for(job, request))
         except Exception as error:  # noqa: BLE001  whatever it is, the job's state must stay true
             self._answered(job, error, outcome)
         except BaseException:
@@ -300,6 +300,9 @@ class _Launch:
             self._refused(job, reason, outcome, surely_not=surely_not)
             return
         outcome.failed(job, reason, surely_not=surely_not)
+        if kind == "quota" and surely_not and transitions.larger_type(job) and calls.quota_of(reason) < job.instances:
+            outcome.no_quota(job, reason, self._policy)
+            return
         if kind == "quota":
             if job.instance_type not in self._used_up:  # or of many jobs in one call, each would make the wait longer
                 self._pace.quota_used_up(job, self._flight.of_type(job.instance_type, surely=True), reason)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardkit.jobs.clock import Clock
+    from shardkit.jobs.policy import Policy
     from shardkit.jobs.store import Store
 
 
@@ -56,6 +57,11 @@ class Outcome:
         """The service will never take it."""
         now = self._clock.time()
         self._changes[job.job_id] = lambda job: transitions.refused(job, now, reason)
+
+    def no_quota(self, job: Job, reason: str, policy: Policy) -> None:
+        """The account may have none of the larger instances that it has come to."""
+        now = self._clock.time()
+        self._changes[job.job_id] = lambda job: transitions.no_quota(job, now, reason, policy)
 
     def write(self, claimed: list[Job]) -> list[Job]:
         """Write it, unless somebody else knows more about an attempt by now; returns the jobs as they are then."""

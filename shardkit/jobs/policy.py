@@ -16,6 +16,7 @@ ATTEMPTS = {
     "interrupted": 1000,
     "node": 5,
     "memory": 3,
+    "quota": 2,
     "capacity": 10,
     "internal": 5,
     "stopped": 3,
@@ -34,6 +35,9 @@ ATTEMPTS = {
 NO_FAULT = frozenset({"preempted", "interrupted"})
 # A job may say itself how often it is tried again after what its own program did: by a tag with that number.
 RETRIES = "own_retries"
+# It may name larger instance types, the next one first: each attempt after one with too little memory has the next.
+LARGER = "larger"
+MAY_GROW = "SHARDKIT_MAY_GROW"  # in the environment of an attempt after which a larger one would come
 OWN_FAULTS = frozenset({"user", "died", "memory", "timeout"})
 SLOWEST = 20.0  # calls come at most so many times slower than the policy has it
 

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from shardkit.jobs.errors import JobConflict, JobError
 from shardkit.jobs.job import LAUNCHED, MAYBE, PROCESSING, STATUSES, TRAINING, Job, check_job_id
+from shardkit.jobs.policy import MAY_GROW
+from shardkit.jobs.transitions import may_grow
 from shardkit.masking import secret_places
 
 Request = Mapping[str, Any]
@@ -368,15 +370,26 @@ def resources_of(request: Request) -> tuple[tuple[str, ...], int]:
     return types, sum(counts) if groups else max(counts)
 
 
+def prepared_for(job: Job, request: dict[str, Any]) -> dict[str, Any]:
+    """The request for a job's next attempt; a variable tells it that it may have a larger instance after that."""
+    if may_grow(job):
+        request = request | {"Environment": {**(request.get("Environment") or {}), MAY_GROW: "1"}}
+    return turned(request, job.instance_type) if job.instance_type else request
+
+
 def turned(request: dict[str, Any], first: str) -> dict[str, Any]:
-    """The request with its instance preferences rotated so that the one of type ``first`` comes first."""
+    """The request with its instance preferences rotated so that type ``first`` comes first, or alone if it is none."""
     resources = request.get("ProcessingResources") or {}
     cluster = resources.get("ClusterConfig") or request.get("ResourceConfig") or {}
     wanted = cluster.get("InstancePreferences") or []
     at = next((i for i, each in enumerate(wanted) if each.get("InstanceType") == first), 0)
-    if not at:
+    if at:
+        cluster = cluster | {"InstancePreferences": [*wanted[at:], *wanted[:at]]}
+    elif cluster and first not in resources_of(request)[0]:
+        cluster = {name: value for name, value in cluster.items() if name != "InstancePreferences"}
+        cluster |= {"InstanceType": first, "InstanceCount": resources_of(request)[1]}
+    else:
         return request
-    turned_cluster = cluster | {"InstancePreferences": [*wanted[at:], *wanted[:at]]}
     if not resources:
-        return request | {"ResourceConfig": turned_cluster}
-    return request | {"ProcessingResources": resources | {"ClusterConfig": turned_cluster}}
+        return request | {"ResourceConfig": cluster}
+    return request | {"ProcessingResources": resources | {"ClusterConfig": cluster}}

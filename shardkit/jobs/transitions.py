@@ -24,7 +24,7 @@ from shardkit.jobs.job import (
     YES,
     Job,
 )
-from shardkit.jobs.policy import NO_FAULT, OWN_FAULTS, RETRIES
+from shardkit.jobs.policy import LARGER, NO_FAULT, OWN_FAULTS, RETRIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,9 +131,11 @@ def lost(job: Job, now: float, policy: Policy) -> Job:
 
 
 def fresh(job: Job, now: float) -> Job:
-    """It gets a new budget of attempts."""
+    """It gets a new budget of attempts, and its usual instances."""
+    usual = not job.instance_types or job.instance_type in job.instance_types
     return replace(
         job,
+        instance_type=job.instance_type if usual else job.instance_types[0],
         status=NEW,
         base=next_attempt(job) - 1,
         cause="",
@@ -212,7 +214,7 @@ def _failed(
     entry = job.entry()
     failed = job.with_entry(status=FAILED, cause=cause, reason=reason, ended_at=entry.get("ended_at") or iso(now))
     if failed.instance_types:
-        failed = replace(failed, instance_type=failed.instance_types[rotation(failed)])
+        failed = replace(failed, instance_type=_next_type(failed))
     left = not final and not job.stop_asked_at and policy is not None and tries_left(failed, cause, policy)
     return replace(
         failed,
@@ -224,6 +226,31 @@ def _failed(
         not_before=now + wait_s if left else 0.0,
         exists=YES,
     )
+
+
+def _next_type(job: Job) -> str:
+    """The instance type that the next attempt asks for first."""
+    return larger_type(job) or job.instance_types[rotation(job)]
+
+
+def larger_type(job: Job) -> str:
+    """The larger type that a job has come to because it needs more memory; empty if it has its usual types."""
+    causes = [entry.get("cause") for entry in job.attempts if entry["attempt"] > job.base]
+    larger = job.tags.get(LARGER, "").split()
+    steps = 0 if "quota" in causes else min(causes.count("memory"), len(larger))
+    return larger[steps - 1] if steps else ""
+
+
+def may_grow(job: Job) -> bool:
+    """Whether a larger type may be had for the job, should it need more memory than its next attempt has."""
+    larger = job.tags.get(LARGER, "").split()
+    refused = any(entry.get("cause") == "quota" for entry in job.attempts if entry["attempt"] > job.base)
+    return bool(larger) and not refused and larger_type(job) != larger[-1]
+
+
+def no_quota(job: Job, now: float, reason: str, policy: Policy) -> Job:
+    """The account may have none of the larger instances, so the job goes on with those that it had."""
+    return _failed(replace(job, exists=NO), now, "quota", reason, wait_s=0.0, policy=policy)
 
 
 def tries_left(job: Job, cause: str, policy: Policy) -> bool:

@@ -19,11 +19,15 @@ LONG_LAUNCH_S = 600
 
 @dataclass(frozen=True)
 class Launching:
-    """Where jobs are launched, by which call, and how many a second at most; None where that takes no time."""
+    """Where jobs are launched, by which call, and how many a second at most; None where that takes no time.
+
+    ``larger`` are instance types for records that need more memory.
+    """
 
     where: str
     creates_per_s: float | None
     call: str = "CreateProcessingJob"
+    larger: tuple[str, ...] = ()
 
 
 SERVICE = Launching("SageMaker", 1.0)  # what it takes from an account, whatever its quotas
@@ -140,6 +144,8 @@ def _job_lines(content: PlanDocument, launching: Launching) -> Iterator[str]:
     wanted = rule.get("count", rule.get("instances", 0)) if rule else 0
     if wanted > totals["shards"]:
         yield f"           ({wanted:,} were asked for; there are no more records to share out)"
+    if launching.larger:
+        yield f"           (records that need more memory go on with {', then '.join(launching.larger)})"
     if seconds > LONG_LAUNCH_S:
         yield f"           (to launch so many takes long: {_fewer(rule)})"
 

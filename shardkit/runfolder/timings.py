@@ -35,7 +35,7 @@ class RunTimings:
 
     ``chunks`` has a row for each committed chunk, in order of time: ``shard``, ``chunk``, ``job``, ``attempt``,
     ``worker``, ``begin``, ``end``, ``records``, ``quarantined``, ``rows``, ``bytes_in``, ``bytes_out`` and
-    ``peak_memory_bytes``, the most that the worker's process had had by then.
+    ``peak_memory_bytes``, the most that the worker's process has had meanwhile.
 
     What is taken over from earlier runs is in neither. Earlier versions did not note the worker and the times; these
     are null.

@@ -119,7 +119,8 @@ def _with_launching(plan: Plan, pipeline: Spec) -> Plan:
     engine = pipeline.engine
     if engine is None:
         return plan
-    return replace(plan, launching=Launching(engine.title, engine.creates_per_s, engine.create_call))
+    launching = Launching(engine.title, engine.creates_per_s, engine.create_call, engine.larger_types)
+    return replace(plan, launching=launching)
 
 
 def _records(pipeline: Spec, source: Folder, output: Folder, content: dict[str, Any]) -> Records:

@@ -18,6 +18,7 @@ import numpy as np
 
 from shardkit.errors import PipelineError
 from shardkit.jobs import Submission
+from shardkit.jobs.policy import LARGER
 from shardkit.jobs.submitting import user_name
 from shardkit.runs.container.job import INPUT_FOLDER
 from shardkit.storage.base import is_remote, scheme_of
@@ -84,7 +85,10 @@ class Requests:
         notify = queue.notify if queue is not None else ()
         run = name_base(self.folder, self.plan["pipeline"]["name"], self._engine)
         tags = {"output": self.folder.output.uri, "run_id": self.folder.run_id}
-        first = [Submission(f"{self.prefix}{job['job']:05d}", self._pass1(job), (), owner, run) for job in jobs]
+        larger = {LARGER: " ".join(self._engine.larger_types)} if self._engine.larger_types else {}
+        first = [
+            Submission(f"{self.prefix}{job['job']:05d}", self._pass1(job), (), owner, run, tags=larger) for job in jobs
+        ]
         needs = [job.job_id for job in first]
         last = Submission(f"{self.prefix}merge", self._pass2(), needs, owner, run, notify, tags)
         return [*first, last]

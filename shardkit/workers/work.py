@@ -45,10 +45,15 @@ class Work(Protocol):
 
 
 class Workers(Protocol):
-    """Workers of a run. ``fetches`` says whether they get their objects from a store."""
+    """Workers of a run.
+
+    ``fetches`` says whether they get their objects from a store; ``left`` are the numbers of records that need more
+    memory than there is, and that are left open for a larger machine.
+    """
 
     size: int
     fetches: bool
+    left: list[int]
 
     @property
     def threads(self) -> int:

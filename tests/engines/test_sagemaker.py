@@ -462,6 +462,7 @@ def test_a_processor() -> None:
         "role": ROLE,
         "image": IMAGE,
         "instance_type": "ml.m5.4xlarge",
+        "larger": 2,
         "instance_count": 1,
         "volume_gb": 60,
         "volume_kms_key": "vk",

@@ -53,6 +53,7 @@ FULL = """
     records: stem
     shards: {by: directory, depth: 2}
     workers: 3
+    memory: 12GB
     chunks: balanced
     timeout: 300
     max_failures: 2.5%
@@ -87,6 +88,7 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
         "records": "stem",
         "shards": {"by": "directory", "depth": 2},
         "workers": 3,
+        "memory": 12_000_000_000,
         "chunks": "balanced",
         "timeout": 300.0,
         "max_failures": "2.5%",
@@ -110,6 +112,7 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
             "root": f"{here}/engine",
             "max_instances": 3,
             "isolation": "auto",
+            "larger": 0,
         },
         "allow_empty": False,
         "incremental": True,
@@ -134,6 +137,7 @@ def test_python_says_the_same(yaml_file: Callable[..., Path]) -> None:
         records="stem",
         shards={"by": "directory", "depth": 2},
         workers=3,
+        memory="12GB",
         chunks="balanced",
         timeout=300,
         max_failures="2.5%",

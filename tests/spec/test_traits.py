@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SETTINGS = [
-    *("workers", "timeout", "max_failures", "allow_empty", "combine", "catalog"),
+    *("workers", "memory", "timeout", "max_failures", "allow_empty", "combine", "catalog"),
     *("source_dir", "engine", "parallel", "input_mode", "requirements", "requirements_mode"),
 ]
 

@@ -64,7 +64,7 @@ def test_records_that_need_most_of_a_limit_run_one_at_a_time_and_only_what_does_
     run = project.run(workers=2, memory="300MB", max_failures=1)
     (entry,) = run.quarantine()
     assert (entry["key"], entry["of_memory"], entry["signal"]) == ("r011.txt", True, "SIGKILL")
-    assert 150 * MB < entry["peak_memory_bytes"]
+    assert entry["peak_memory_bytes"] > 150 * MB
     assert "needs more memory than the 300 MB that there are (its peak was" in entry["message"]
     assert "retry with more memory" in entry["message"]
     assert sorted(row["key"] for row in project.rows()) == [f"r{i:03d}.txt" for i in range(14) if i != 11]
@@ -123,7 +123,7 @@ def kills(group: Path) -> int:
 def run_in(group: Path, project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
     words: list[Any] = [sys.executable, "-m", "shardkit", *project.run_arguments(max_failures="100%"), *arguments]
     enter = f'echo $$ > {group}/cgroup.procs && exec "$@"'
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(
         ["/bin/sh", "-c", enter, "sh", *words], cwd=project.root, capture_output=True, text=True, check=False
     )
 

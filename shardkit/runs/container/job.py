@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import Damaged, RunBusy, RunFailed, RunInterrupted, ShardkitError, StorageError, WrittenByNewer
+from shardkit.jobs.policy import MAY_GROW
 from shardkit.masking import masked
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 TRY_AGAIN = 75
 TRANSIENT = "transient: "
+MEMORY = "memory: "  # the queue tries again on a larger instance
 MESSAGE_CHARACTERS = 1000
 STEALING_SHARE = 0.8  # of a job's time, after which it does no more chunks of other jobs
 INPUT_FOLDER = "processing/input/data"
@@ -47,6 +49,10 @@ TIME_LIMIT = "SHARDKIT_MAX_RUNTIME"  # a training job has no file that says it
 FUNCTION = "function"  # a setting of a generation: the function that replaces the plan's
 DAYS = "days"  # a setting of a generation: the only days of the plan that are worked on
 ON_TOP = "on_top"  # a setting of a generation: the run's dataset replaces that of a later run
+
+
+class MoreMemoryNeeded(RunFailed):
+    """Records are open because this instance has too little memory for them, and a larger one may be had."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ def run_program(work: Callable[[Container], None]) -> int:
         return _end(container, str(error), TRY_AGAIN)
     except (Damaged, WrittenByNewer) as error:  # every attempt would fail in the same way
         return _end(container, str(error), 1)
+    except MoreMemoryNeeded as error:
+        return _end(container, f"{MEMORY}{error}", TRY_AGAIN)
     except StorageError as error:
         return _end(container, f"{TRANSIENT}{error}", TRY_AGAIN)
     except ShardkitError as error:
@@ -211,11 +219,17 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     steals = source is None and _may_steal(folder, plan, pipeline)
     function = planned_function(folder, plan, pipeline, given.settings, changes.get(FUNCTION))
     check_room(pipeline.worker_count())
-    with worker_pool(folder, pipeline, function, source=source, job=container.job_name or None) as pool:
+    named, leaves = container.job_name or None, MAY_GROW in os.environ
+    with worker_pool(folder, pipeline, function, source=source, job=named, leaves=leaves) as pool:
         attempt = Attempt(folder, make_progress(quiet=False), begun=begun, shard=shard, number=container.attempt)
         with attempt:
             share = Share(shards, shard, here, may_be_claimed=steals)
             ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=given.retry, share=share)
+            if pool.left:
+                raise MoreMemoryNeeded(
+                    f"For {counted(len(pool.left), 'record')} of shard {shard} this instance has too little memory, so "
+                    "they go on with a larger one."
+                )
             outcome = f"{counted(ledger.done, 'record')} done, {ledger.quarantined:,} quarantined."
             sys.stderr.write(f"Shard {shard}: {outcome}\n")
             if steals:

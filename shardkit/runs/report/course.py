@@ -45,7 +45,7 @@ def add_course(page: Page, look: Look) -> None:
     page.add_chart("Chunks by worker", spec, note=note, is_wide=True)
 
 
-MEMORY_NOTE = "Each point is a chunk: the most memory that its worker's process has had until the chunk's end."
+MEMORY_NOTE = "Each point is a chunk: the most memory that its worker's process has had meanwhile."
 
 
 def _progress(look: Look) -> tuple[Chart]:
