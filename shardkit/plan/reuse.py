@@ -122,6 +122,9 @@ def _parts_kept(
         if candidate.kept.all():
             kept.append(candidate.parts)
             continue
+        if candidate.marker.get("piece") and "gone" not in candidate.marker:
+            kept.append(None)  # earlier versions did not note where in the chunk such a piece begins
+            continue
         lost = candidate.left_out(keys)
         parts = [_cut(part, footers[_location(part)], lost) for part in candidate.parts]
         kept.append(None if None in parts else [part for part in parts if part and part["rows"]])

@@ -115,7 +115,8 @@ class Timings(TypedDict):
 class Marker(_Marker, total=False):
     """Commits a chunk. ``ids`` are the numbers of its records where these are not those of a planned chunk.
 
-    ``gone`` are the positions in the chunk, as it was computed, of records that were not taken over with it. ``by`` is
+    ``gone`` are the positions in the chunk, as it was computed, of records that were not taken over with it, or that an
+    earlier ``piece`` of it has. ``by`` is
     the attempt of a job that has done it (the name of its heartbeat), where others might have; ``execution`` is in the
     name of the marker's file.
     """

@@ -187,6 +187,8 @@ class ChunkRun:
         notes = [self._notes[i] for i in sorted(self._notes) if i not in self._failures]
         if notes:
             marker["notes"] = merged(notes)
+        if first and task.alone is None:
+            marker["gone"] = [*range(first)]  # parts number their records from the beginning of the whole chunk
         if task.by:
             marker["by"] = task.by
         if task.alone is None and listed and spool_of(self._settings) is None:

@@ -13,6 +13,7 @@ import pytest
 
 import shardkit as sk
 from shardkit.dataset.current import current_result
+from shardkit.runs.check import check
 from shardkit.storage.local_folder import LocalFolder
 
 SLOW = pytest.mark.slow
@@ -464,3 +465,29 @@ def test_dry_run_says_per_day_what_would_run_and_why(feed: Feed, tmp_path: Path)
 def _plain(feed: Feed) -> dict[str, Any]:
     given = {"function": "feed_work:rows", "source_dir": feed.root, "input": feed.data, "output": feed.out}
     return {name: str(v) if isinstance(v, Path) else v for name, v in (given | feed.fields).items()}
+
+
+ONCE_WITHOUT_MEMORY = """
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+def rows(record):
+    if record.key.endswith("2") and not (HERE / "tried").exists():
+        (HERE / "tried").touch()
+        raise MemoryError("once")
+    return {"key": record.key, "text": Path(record).read_text()}
+"""
+
+
+def test_of_a_chunk_that_was_committed_in_pieces_only_what_has_changed_is_left_out(tmp_path: Path) -> None:
+    feed = Feed(tmp_path / "pieces", shards=None, incremental=True, chunks="even")
+    feed.write_work(ONCE_WITHOUT_MEMORY)
+    for i in range(7):
+        feed.put(f"d/{i}", f"old {i}")
+    feed.run()
+    for changed in ("4", "6"):
+        feed.put(f"d/{changed}", f"new {changed}")
+        feed.run()
+        feed.check()
+        assert check(feed.out).faults == []
