@@ -21,6 +21,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with a page of keys, or with the folders."""
+        if "list-type" not in urlsplit(self.path).query:  # an object that nobody has made, which shows a store
+            self._send(404, "<?xml version='1.0' encoding='UTF-8'?><Error><Code>NoSuchKey</Code></Error>")
+            return
         asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         prefix = asked.get("prefix", "")
         if "delimiter" in asked and prefix == ROOT:
@@ -46,12 +49,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: str, count: int, following: int | None) -> None:
         more = f"<NextContinuationToken>{following}</NextContinuationToken>" if following is not None else ""
-        text = (
+        self._send(
+            200,
             f"<?xml version='1.0' encoding='UTF-8'?><ListBucketResult><Name>b</Name><KeyCount>{count}</KeyCount>"
             f"<MaxKeys>{PAGE}</MaxKeys><IsTruncated>{'true' if more else 'false'}</IsTruncated>{more}{body}"
-            "</ListBucketResult>"
-        ).encode()
-        self.send_response(200)
+            "</ListBucketResult>",
+        )
+
+    def _send(self, status: int, body: str) -> None:
+        text = body.encode()
+        self.send_response(status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()

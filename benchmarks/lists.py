@@ -49,7 +49,7 @@ def _memory(count: int) -> dict[str, float]:
     """The peak memory for some objects and for ten times as many, which a stub lists without having them."""
     peaks = {}
     for many in (count, 10 * count):
-        with _stub(many) as port:
+        with stub(many) as port:
             (taken,) = _measured("list_by_shardkit.py", port, 1)
         peaks[many] = taken.peak_bytes
         print(f"  stub   {many:>9,} objects  {taken.wall_s:6.2f} s  peak {taken.peak_bytes / 1e6:5.0f} MB")
@@ -59,7 +59,8 @@ def _memory(count: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _stub(count: int) -> Iterator[int]:
+def stub(count: int) -> Iterator[int]:
+    """A server that lists so many objects; its port."""
     port = servers.free_port()
     script = str(DATA.parent / "list_server.py")
     process = subprocess.Popen([PYTHON, script, str(port), str(count), str(FOLDER)], stderr=subprocess.DEVNULL)

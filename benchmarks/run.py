@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import clusters
 import days
+import inventories
 import lists
 import servers
 import stealing
@@ -269,6 +270,7 @@ WITH_SERVERS: dict[str, Callable[[int, float, contextlib.ExitStack], Benchmark]]
 MEASUREMENTS: dict[str, Callable[[int, float, int], dict[str, object]]] = {
     "ads-day": days.ads_day,
     "list-s3": lists.list_s3,
+    "inventory": inventories.inventory,
     "ninety-days": days.ninety_days,
     "stealing": stealing.stealing,
 }

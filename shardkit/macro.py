@@ -148,4 +148,5 @@ def _document(
         "left": comparison.left if comparison else [],
         "unchanged": unchanged(comparison),
         "datasets_left_out": list(records.datasets_left_out[:DATASETS_NAMED]),
+        "lists": [],
     }

@@ -25,9 +25,10 @@ class Record(PosixPath):
         key: the record's name in the input, for instance ``p000020/3000003_0001``.
         bytes: the size of all its objects together.
         objects: the keys of all its objects, in key order.
+        meta: what the manifest says of its main object besides the name, size, etag and time; else empty.
     """
 
-    __slots__ = ("_by_stem", "_folder", "_main", "_names", "_notes", "bytes", "key", "objects")
+    __slots__ = ("_by_stem", "_folder", "_main", "_names", "_notes", "bytes", "key", "meta", "objects")
 
     def __new__(cls, *_: Any, **__: Any) -> Record:
         """Make one without arguments, which older versions of Python would read as parts of a path."""
@@ -43,10 +44,12 @@ class Record(PosixPath):
         bytes: int = 0,
         by_stem: bool = False,
         names: set[str] | None = None,
+        meta: dict[str, Any] | None = None,
     ) -> None:
         self.key = key
         self.objects = objects
         self.bytes = bytes
+        self.meta = meta or {}
         self._main = main
         self._folder = root
         self._by_stem = by_stem
@@ -92,7 +95,7 @@ class Record(PosixPath):
         return f"{self._folder}/{self.objects[self._main]}"
 
     def __reduce__(self) -> Any:
-        fields: dict[str, Any] = {"main": self._main, "root": self._folder, "bytes": self.bytes}
+        fields: dict[str, Any] = {"main": self._main, "root": self._folder, "bytes": self.bytes, "meta": self.meta}
         return functools.partial(Record, self.key, self.objects, by_stem=self._by_stem, **fields), ()
 
     @property

@@ -6,6 +6,7 @@ Code that needs the fields with a certain trait asks the models for them, so tha
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,9 +30,21 @@ class Expected:
 
 @dataclass(frozen=True)
 class Short:
-    """The field holds a section that may be given as one word, which is the value of this field in it."""
+    """The field holds a section that may be given as one word, which is the value of this field in it.
+
+    Where ``several`` names a field, it may be given as a list as well, which is the value of that one.
+    """
 
     field: str
+    several: str = ""
+
+    def section(self, value: Any) -> Any:
+        """The section as a mapping, whichever of these ways it was given in; anything else as it is."""
+        if isinstance(value, str | os.PathLike):
+            return {self.field: value}
+        if self.several and isinstance(value, list | tuple):
+            return {self.several: [self.section(each) for each in value]}
+        return value
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,8 @@ def _made_of(pipeline: str | None, fields: dict[str, Any]) -> Pipeline:
 
     if pipeline is not None:
         return Pipeline.from_yaml(pipeline, overrides=fields)
-    missing = [
-        f"--{name}" for name in ("function", "input", "output") if name not in fields and f"{name}.uri" not in fields
-    ]
+    sections = {name.partition(".")[0] for name in fields if name in {"input.uri", "input.manifest", "output.uri"}}
+    missing = [f"--{name}" for name in ("function", "input", "output") if name not in fields and name not in sections]
     if missing:
         raise click.UsageError(f"Give a PIPELINE.yaml, or {', '.join(missing)}.")
     return from_settings(Pipeline, fields)

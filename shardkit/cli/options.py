@@ -42,6 +42,9 @@ DAYS = options(
 )
 PIPELINE_FIELDS = options(
     click.option("--input", "input_", metavar="DIR", help="The folder with the files, if there is no YAML file."),
+    click.option("--manifest", metavar="FILE", help="A list of files, or an S3 Inventory's manifest.json, as input."),
+    click.option("--include-list", metavar="FILE", help="Keys that alone are input."),
+    click.option("--exclude-list", metavar="FILE", help="Keys that are not input."),
     click.option("--output", metavar="DIR", help="The folder of the dataset."),
     click.option("--name", metavar="NAME", help="The pipeline's name."),
     WORK,

@@ -28,6 +28,7 @@ shardkit run pipeline.yaml --engine sagemaker
 shardkit run pipeline.yaml --date 2020-01-01 --date 2020-01-05..2020-01-09
 shardkit run pipeline.yaml --since 3d --dry-run
 shardkit run --function features:rows --input data/ --output out/ --pattern '*.jsonl'
+shardkit run --function features:rows --manifest list.csv --output out/
 """,
 )
 @PIPELINE

@@ -27,14 +27,13 @@ from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.meters import Counts
 from shardkit.runfolder.names import node_file
 from shardkit.runfolder.stop import Stop
-from shardkit.storage.base import File
 from shardkit.storage.open import folder as folder_at
 from shardkit.workers.pool import WorkerPool
 from shardkit.workers.publish import Publisher, publish_chunk
 from shardkit.workers.replies import plain_error
 from shardkit.workers.supervisor import Supervisor
 from shardkit.workers.tally import Tally
-from shardkit.workers.tasks import columns_of_records
+from shardkit.workers.tasks import OPTIONAL, columns_of_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,7 +147,7 @@ def _prove(work: NodeWork) -> None:
             read_a_byte(settings, work.probe)
         except (FileNotFoundError, PermissionError):
             raise RunFailed(
-                f"{socket.gethostname()} cannot read {work.probe} of the input {settings.input_root}.",
+                f"{socket.gethostname()} cannot read {work.probe} of the input {settings.places.text}.",
                 hint="Use an input that all nodes share: a bucket, or a folder that each of them has mounted.",
             ) from None
     run.encrypted(run.plan()).files.write(node_file(work.call, here()), b"{}")
@@ -157,7 +156,7 @@ def _prove(work: NodeWork) -> None:
 
 def read_a_byte(settings: WorkerSettings, key: str) -> None:
     """See that an object of the input can be read."""
-    with File(folder_at(settings.input_root, settings.input_access), key).open() as file:
+    with settings.places.file(key).open() as file:
         file.read(1)
 
 
@@ -188,7 +187,7 @@ class _Node:
 
     @functools.cached_property
     def _records(self) -> pa.Table:
-        return self._folder.records(columns_of_records(are_fetched=self._pool.fetches))
+        return self._folder.records(columns_of_records(are_fetched=self._pool.fetches), if_there=OPTIONAL)
 
     def see_through(self, sent: Sent) -> list[Marker]:
         """See a chunk through; its parts have names that no other execution of it has, late or elsewhere."""

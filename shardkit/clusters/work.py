@@ -22,7 +22,6 @@ from shardkit.clusters.node import PATIENCE_S, NodeWork, Sent
 from shardkit.errors import RunFailed
 from shardkit.functions import is_library, python_version
 from shardkit.runfolder.names import node_file
-from shardkit.storage.base import is_remote
 from shardkit.units import counted
 from shardkit.workers.replies import error_from
 
@@ -58,7 +57,7 @@ class ClusterWorkers:
     def __init__(self, cluster: Cluster, settings: WorkerSettings, *, code: str | None) -> None:
         self.size = cluster.size
         self.threads = int(cpu_count())
-        self.fetches = is_remote(settings.input_root)
+        self.fetches = settings.places.are_fetched
         self.left: list[int] = []
         self._cluster = cluster
         self._settings = settings

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.errors import Damaged
+from shardkit.plan.meta import META, same_meta
 from shardkit.plan.reuse import TakenOver, take_over
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import Ledger
@@ -223,7 +224,7 @@ def _read_records(output: Folder, run_ids: list[str]) -> Iterator[tuple[RunFolde
 
     def read(folder: RunFolder) -> pa.Table | None:
         try:
-            return folder.records(COLUMNS)
+            return folder.records(COLUMNS, if_there=[META])
         except Damaged:
             return None
 
@@ -234,10 +235,11 @@ def _read_records(output: Folder, run_ids: list[str]) -> Iterator[tuple[RunFolde
 
 
 def _same_objects(before: pa.Table, now: pa.Table) -> np.ndarray:
-    """For each row, whether both records consist of the same objects, unchanged."""
+    """For each row, whether both records are of the same objects, unchanged, and a manifest says the same of them."""
     same = (numpy(before["main"]) == numpy(now["main"])) & (numpy(before["bytes"]) == numpy(now["bytes"]))
     for name in ("objects", "etags"):
         then, here = (pc.binary_join(one_chunk(table[name]), scalar("\n")) for table in (before, now))
         same &= numpy(pc.fill_null(pc.equal(then, here), scalar(value=False)))
+    same &= same_meta(before, now)
     result: np.ndarray = same
     return result

@@ -42,10 +42,11 @@ def plan_text(content: PlanDocument, *, rows: int | None = None, launching: Laun
         nothing = f"Pipeline {pipeline['name']}: nothing has changed in {same}; nothing to do."
         return "\n".join([nothing, *_left_lines(content)])
     source, output = pipeline["input"], pipeline["output"]
-    patterns, workers = " ".join(source["pattern"]), counted(content["workers"], "worker")
+    workers = counted(content["workers"], "worker")
     chunks = counted(totals["chunks"], f"{pipeline['chunks']} chunk")
     lines = [
-        f"Pipeline {pipeline['name']}: {pipeline['function']} over {source['uri']} ({patterns}), {_rule(pipeline)}",
+        f"Pipeline {pipeline['name']}: {pipeline['function']} over {_source(source)}, {_rule(pipeline)}",
+        *_list_lines(content),
         f"  objects  {totals['objects_listed']:,} listed, {totals['objects_left_out']:,} in no record"
         + (f", such as {totals['left_out_sample'][0]}" if totals["left_out_sample"] else ""),
         *_passed_over(content),
@@ -58,6 +59,29 @@ def plan_text(content: PlanDocument, *, rows: int | None = None, launching: Laun
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
     return "\n".join(lines)
+
+
+def _source(source: dict[str, Any]) -> str:
+    """Where the input is, and which of its files are looked for."""
+    parts = source.get("parts")
+    if parts:
+        return ", ".join(f"{part['name']}: {part['uri']} ({' '.join(part['pattern'])})" for part in parts)
+    return f"{source['uri']} ({' '.join(source['pattern'])})"
+
+
+def _list_lines(content: PlanDocument) -> Iterator[str]:
+    """How manifests compare with what is there."""
+    for each in content["lists"]:
+        counts = [f"{each['rows']:,} rows in {each['manifest']}"]
+        if each["outside"]:
+            counts.append(f"{each['outside']:,} of files elsewhere, which are no input")
+        if each["asked"]:
+            counts.append(f"{each['asked']:,} without a size or etag, for which the store was asked")
+        yield f"  list     {', '.join(counts)}"
+        if each["missing"]:
+            more = ", ..." if each["missing"] > len(each["missing_sample"]) else ""
+            named = f"{', '.join(each['missing_sample'])}{more}"
+            yield f"  missing  {counted(each['missing'], 'file')} of the list: {named}; reading will fail for each"
 
 
 def _passed_over(content: PlanDocument) -> Iterator[str]:

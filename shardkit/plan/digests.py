@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from shardkit.plan.meta import META, meta_texts
 from shardkit.storage.base import ACCESS_FIELDS
 from shardkit.tables.arrays import numpy
 from shardkit.tables.spill import batches_of
@@ -30,11 +31,17 @@ def work_digest(pipeline: dict[str, Any], function_digest: str, *, named: bool =
         {
             "function": function_digest,
             "records": pipeline.get("records"),
-            "input": pipeline.get("input", {}).get("uri"),
+            "input": _where(pipeline.get("input", {})),
             "schema": pipeline.get("output", {}).get("schema"),
         }
         | ({"name": pipeline.get("function")} if named else {})
     )
+
+
+def _where(source: dict[str, Any]) -> Any:
+    """Where an input lies: its URI, or those of several inputs by their names."""
+    parts = source.get("parts")
+    return {part["name"]: part.get("uri") for part in parts} if parts else source.get("uri")
 
 
 # The fields that decide which records there are and what is computed from each. The others may change between a run
@@ -46,10 +53,17 @@ def work_of(pipeline: dict[str, Any]) -> dict[str, Any]:
     """The fields that a run and its resumption must have in common."""
     work = {name: pipeline.get(name) for name in WORK_FIELDS}
     if isinstance(source := work["input"], dict):  # how a bucket is read does not change what lies in it
-        work["input"] = {name: value for name, value in source.items() if name not in ACCESS_FIELDS}
+        work["input"] = _without_access(source)
     if isinstance(rule := work["shards"], dict):  # which job does a chunk does not change what comes of it
         work["shards"] = {name: value for name, value in rule.items() if name != "steal"}
     return work
+
+
+def _without_access(source: dict[str, Any]) -> dict[str, Any]:
+    content = {name: value for name, value in source.items() if name not in ACCESS_FIELDS}
+    if "parts" in content:
+        content["parts"] = [_without_access(part) for part in content["parts"]]
+    return content
 
 
 def digest_of(value: Any) -> str:
@@ -60,6 +74,8 @@ def digest_of(value: Any) -> str:
 def digest_of_records(table: pa.Table) -> str:
     """The sha256 of the records: which objects each of them has, and in which state these are."""
     digest = hashlib.sha256()
+    if META in table.column_names:
+        _add_column(digest.update, pa.string(), lambda: (some for some in meta_texts(table) if len(some)))
     for name in ("key", "bytes", "objects", "etags"):
         _add_column(digest.update, table.schema.field(name).type, functools.partial(_chunks, table.select([name])))
     return digest.hexdigest()

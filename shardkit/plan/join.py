@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from shardkit.plan.meta import META
 from shardkit.tables.arrays import arrow, numpy, one_chunk
 from shardkit.tables.spill import BATCH_ROWS, Spill, batches_of, filtered, forget_pages, values_of
 
@@ -30,7 +31,7 @@ def single(objects: pa.Table, used: np.ndarray, numbers: Sequence[str]) -> pa.Ta
     table = table.append_column("main", arrow(np.zeros(len(objects), np.int32)))
     for name in numbers:
         table = table.append_column(name, arrow(_integers(objects, name)))
-    return table
+    return table.append_column(META, objects[META]) if META in objects.column_names else table
 
 
 def join(objects: pa.Table, main: np.ndarray, names: pa.Array, code: np.ndarray, numbers: Sequence[str]) -> pa.Table:
@@ -46,6 +47,8 @@ def join(objects: pa.Table, main: np.ndarray, names: pa.Array, code: np.ndarray,
     for name in numbers:
         of_all = np.add if name == "bytes" else np.maximum
         table = table.append_column(name, arrow(of_all.reduceat(_integers(objects, name)[order], starts)))
+    if META in objects.column_names:
+        table = table.append_column(META, objects[META].take(arrow(mains[starts])))
     return table
 
 

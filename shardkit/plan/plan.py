@@ -112,4 +112,5 @@ def nothing_to_do(
         "left": comparison.left if comparison else [],
         "unchanged": unchanged(comparison),
         "datasets_left_out": [],
+        "lists": [],
     }

@@ -9,6 +9,7 @@ records, in the order of their main objects' keys:
     bytes     int64          the size of all its objects
     objects   list<string>   the keys of all its objects, in key order
     etags     list<string>   the etags of all its objects
+    meta      struct         what a manifest says of its main object besides; only if there is any
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import pyarrow.compute as pc
 from shardkit.errors import InputError, PipelineError
 from shardkit.plan.groups import folder_of, group_records, with_dense_groups
 from shardkit.plan.join import join, main_keys, single
+from shardkit.plan.meta import META
 from shardkit.storage.list_files import datasets_in
 from shardkit.tables.arrays import arrow, numpy, one_chunk, positions
 from shardkit.tables.spill import batches_of, filtered, values_of
@@ -181,7 +183,8 @@ def build_records(
     newest = numpy(table["modified"]) if "modified" in numbers else None
     table = table.append_column("group", group_records(main_keys(table), table["key"], newest, shards))
     sample = tuple(objects["key"][row].as_py() for row in np.flatnonzero(~used)[:5].tolist())
-    return Records(table.select(COLUMNS), listed, listed - int(used.sum()), sample, datasets)
+    columns = [*COLUMNS, META] if META in table.column_names else COLUMNS
+    return Records(table.select(columns), listed, listed - int(used.sum()), sample, datasets)
 
 
 def _passed_over(datasets: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from shardkit.runfolder.list_types import PlannedList  # noqa: TC001  documents are checked by their types
+
 
 class RecordCounts(TypedDict):
     """How many records a chunk has."""
@@ -237,6 +239,7 @@ class _Plan(TypedDict):
     left: list[str]
     unchanged: Unchanged
     datasets_left_out: list[str]
+    lists: list[PlannedList]
 
 
 class PlanDocument(_Plan, total=False):

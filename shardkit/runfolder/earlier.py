@@ -45,7 +45,7 @@ def _fill_in_plan(plan: dict[str, Any]) -> None:
     nothing = {"partitions": 0, "records": 0}
     later = {"by_day": False, "work": "", "form": {"days": None}, "merge_digest": ""}
     changes: dict[str, Any] = {"partitions": None, "based_on": {}, "dropped": [], "left": [], "unchanged": nothing}
-    _add(plan, later | changes | {"merge": True, "datasets_left_out": []})
+    _add(plan, later | changes | {"merge": True, "datasets_left_out": [], "lists": []})
     if "jobs" not in plan:
         plan["jobs"] = _jobs_of(_objects(shards))
 

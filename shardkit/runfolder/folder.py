@@ -21,7 +21,7 @@ from shardkit.storage.base import File
 from shardkit.storage.side_by_side import together
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -119,8 +119,8 @@ class RunFolder(RunFiles):
         """Make this the output's latest run, which commands use if no run is named."""
         self.output.write(LATEST, documents.dump({"run_id": self.run_id}))
 
-    def records(self, columns: list[str] | None = None) -> pa.Table:
-        """The table of records.
+    def records(self, columns: list[str] | None = None, *, if_there: Sequence[str] = ()) -> pa.Table:
+        """The table of records; of ``columns``, and of those named ``if_there`` which it has.
 
         Raises:
             Damaged: there is none, or it is not as it was written.
@@ -134,7 +134,8 @@ class RunFolder(RunFiles):
                 if kept is None and file.size() <= KEPT_BYTES:
                     self.kept[RECORDS] = file.read()
                     file.seek(0)
-                table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
+                wanted = [*columns, *if_there] if columns is not None else None
+                table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=wanted)
         except FileNotFoundError:
             raise self.missing(RECORDS, NO_RECORDS_HINT) from None
         except (pa.ArrowException, OSError) as error:

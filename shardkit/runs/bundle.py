@@ -124,7 +124,7 @@ def upload_code(
     refs = [function, pipeline.merge().combine]
     homes = (ref.source_dir for ref in refs if ref is not None and ref.pickled is None)
     source = pipeline.source_dir or next((home for home in homes if home and not is_library(home)), None)
-    data = [f.root for f in (pipeline.input_folder(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
+    data = [f.root for f in (*pipeline.input_folders(), pipeline.output_folder()) if isinstance(f, LocalFolder)]
     data += pipeline.engine.own_folders() if pipeline.engine is not None else []
     return upload_bundle(
         output,

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
-from shardkit.storage.base import absolute_uri
+from shardkit.storage.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +49,7 @@ def worker_settings(
 
     return WorkerSettings(
         function=ref,
-        input_root=source or absolute_uri(pipeline.input.uri),
-        input_access=pipeline.input.access(),
+        places=Places.one(source) if source is not None else pipeline.places(),
         output=folder.output.uri,
         run_id=folder.run_id,
         scratch=None,

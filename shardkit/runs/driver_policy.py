@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shardkit.errors import PipelineError
 from shardkit.runs.requests import slug
+from shardkit.spec.input import LISTS
 
 if TYPE_CHECKING:
     from shardkit.spec.spec import Spec
@@ -122,22 +124,57 @@ def _table(place: str, here: _Place) -> Document:
 
 
 def _storage(pipeline: Spec, here: _Place) -> list[Document]:
-    """The input is listed, and not read; the run folder and the dataset are read and written."""
-    source, output = _bucket_and_key(pipeline.input.uri), _bucket_and_key(pipeline.output.uri)
+    """The input is listed, or its lists are read; the run folder and the dataset are read and written.
+
+    Of files in a list that does not say how large they are, the size and etag are asked for.
+    """
+    output = _bucket_and_key(pipeline.output.uri)
+    listed, read = _inputs(pipeline)
     statements = []
     prefixes: dict[str, list[str]] = {}
-    for bucket, key in (source, output):
+    for bucket, key in (*listed, output):
         prefixes.setdefault(bucket, []).append(f"{key}*")
     for number, (bucket, keys) in enumerate(prefixes.items()):
-        listed = sorted(set(keys))
-        condition = {} if "*" in listed else {"Condition": {"StringLike": {"s3:prefix": listed}}}
+        names = sorted(set(keys))
+        condition = {} if "*" in names else {"Condition": {"StringLike": {"s3:prefix": names}}}
         statements.append(
             _allow(f"Listing{number or ''}", ["s3:ListBucket"], f"arn:{here.partition}:s3:::{bucket}", **condition)
         )
+    if read:
+        statements.append(_allow("Lists", ["s3:GetObject"], [f"arn:{here.partition}:s3:::{each}" for each in read]))
     calls = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
     bucket, key = output
     statements.append(_allow("Output", calls, f"arn:{here.partition}:s3:::{bucket}/{key}*"))
     return statements
+
+
+def _inputs(pipeline: Spec) -> tuple[list[tuple[str, str]], list[str]]:
+    """The buckets and prefixes that are listed, and the objects that are read to plan a run.
+
+    Raises:
+        PipelineError: a list lies on this machine, where a driver elsewhere does not see it.
+    """
+    listed: list[tuple[str, str]] = []
+    read: list[str] = []
+    for part in pipeline.input.places():
+        if part.uri is not None:
+            listed.append(_bucket_and_key(part.uri))
+        for name in ("manifest", *LISTS):
+            if (uri := getattr(part, name)) is None:
+                continue
+            if not uri.startswith("s3://"):
+                raise PipelineError(
+                    f"input.{name}: {uri} is on this machine, where a driver that is a job does not see it.",
+                    hint="Put it into S3.",
+                )
+            bucket, _, key = uri.partition("://")[2].partition("/")
+            # The data files of an inventory lie beside the folders of its manifests.
+            is_report = name == "manifest" and key.endswith("/manifest.json")
+            read.append(f"{bucket}/{'/'.join(key.split('/')[:-2])}/*" if is_report else f"{bucket}/{key}")
+        if part.manifest is not None and not part.manifest.endswith("/manifest.json"):
+            bucket, key = _bucket_and_key(part.uri) if part.uri is not None else ("*", "")
+            read.append(f"{bucket}/{key}*")
+    return listed, read
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:

@@ -80,8 +80,10 @@ def estimate(pipeline: Spec, records: int, *, quiet: bool) -> Estimate:
     if records < 1:
         raise PipelineError(f"The sample is to have {records} records: expected 1 or more.")
     from shardkit.runs.crew import worker_pool
+    from shardkit.runs.listing import with_roots
     from shardkit.runs.planning import make_run_plan
 
+    pipeline = with_roots(pipeline)
     scratch = Path(tempfile.mkdtemp(prefix="shardkit-sample-"))
     folder = run_folder(LocalFolder(scratch), new_run_id())
     ref = pipeline.function_ref()

@@ -51,6 +51,10 @@ def start_run(
 
         check_installed()
     progress = make_progress(quiet=quiet)
+    if any(part.uri is None for part in pipeline.input.places()):
+        from shardkit.runs.listing import with_roots
+
+        pipeline = with_roots(pipeline)
     ref, merging = pipeline.function_ref(), pipeline.merge()
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(cluster_of(pipeline))

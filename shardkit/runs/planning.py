@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from shardkit.dataset.checks import check_form, check_not_replaced, check_owner
 from shardkit.errors import PipelineError, PlanMismatch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shardkit.plan.records import Records
     from shardkit.runfolder.document_types import PlanDocument
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runfolder.list_types import PlannedList
     from shardkit.spec.spec import Spec
     from shardkit.storage.base import Folder
 
@@ -76,13 +77,14 @@ def make_run_plan(
     """
     from shardkit.macro import make_plan
     from shardkit.plan.compare import compare
+    from shardkit.runs.listing import with_roots
 
-    source, output = pipeline.input_folder(), pipeline.output_folder()
-    _check_apart(source, output)
+    pipeline, output = with_roots(pipeline), pipeline.output_folder()
+    _check_apart(pipeline.input_folders(), output)
     _check_partitions(pipeline.output.partition_by)
     current = check_owner(output, pipeline.pipeline_name())
     content = pipeline.to_dict()
-    records = _records(pipeline, source, output, content)
+    records, lists = _records(pipeline, output, content)
     if days is not None:
         records = records.of_days(days)
     comparison, basis = None, _basis(pipeline, content, function_ref)
@@ -106,7 +108,8 @@ def make_run_plan(
         comparison=comparison,
     )
     plan = _with_launching(plan, pipeline)
-    plan.content.update({"work": basis.work, "form": basis.form, "merge_digest": basis.merge})
+    made_with: Any = {"work": basis.work, "form": basis.form, "merge_digest": basis.merge, "lists": lists}
+    plan.content.update(made_with)
     if comparison is not None and plan.content["totals"]["records"]:
         check_form(plan.content, current, basis.form, output)
     return plan
@@ -123,17 +126,20 @@ def _with_launching(plan: Plan, pipeline: Spec) -> Plan:
     return replace(plan, launching=launching)
 
 
-def _records(pipeline: Spec, source: Folder, output: Folder, content: dict[str, Any]) -> Records:
-    """The records of the whole input."""
+def _records(pipeline: Spec, output: Folder, content: dict[str, Any]) -> tuple[Records, list[PlannedList]]:
+    """The records of the whole input, and what the plan notes of its manifests."""
     from shardkit.plan.records import build_records
+    from shardkit.runs.listing import list_input
 
-    return build_records(
-        source.objects(leave_out=output),
+    objects, facts = list_input(pipeline, output)
+    records = build_records(
+        objects,
         records=_records_rule(pipeline),
-        pattern=pipeline.input.pattern,
-        exclude=pipeline.input.exclude,
+        pattern=pipeline.input.globs("pattern"),
+        exclude=pipeline.input.globs("exclude"),
         shards=content["shards"],
     )
+    return records, [cast("PlannedList", asdict(each)) for each in facts]
 
 
 def _basis(pipeline: Spec, content: dict[str, Any], function_ref: FunctionRef) -> Basis:
@@ -161,8 +167,20 @@ def _check_partitions(columns: Collection[str]) -> None:
         )
 
 
-def _check_apart(source: Folder, output: Folder) -> None:
+def _check_apart(sources: list[Folder], output: Folder) -> None:
     """See that the output is a folder, and that it does not hold the input."""
+    for source in sources:
+        _check_not_around(source, output)
+    if isinstance(output, LocalFolder):
+        root = output.root
+        below_a_file = next((path for path in (root, *root.parents) if path.exists() and not path.is_dir()), None)
+        if below_a_file is not None:
+            raise PipelineError(
+                f"The output {root}: {below_a_file} is a file, not a folder.", hint="Choose another output."
+            )
+
+
+def _check_not_around(source: Folder, output: Folder) -> None:
     if isinstance(source, LocalFolder) and isinstance(output, LocalFolder):
         around = output.root.resolve() in {source.root.resolve(), *source.root.resolve().parents}
     else:
@@ -172,13 +190,6 @@ def _check_apart(source: Folder, output: Folder) -> None:
             f"The output {output.uri} holds the input {source.uri}.",
             hint="Choose an output beside the input.",
         )
-    if isinstance(output, LocalFolder):
-        root = output.root
-        below_a_file = next((path for path in (root, *root.parents) if path.exists() and not path.is_dir()), None)
-        if below_a_file is not None:
-            raise PipelineError(
-                f"The output {root}: {below_a_file} is a file, not a folder.", hint="Choose another output."
-            )
 
 
 def _records_rule(pipeline: Spec) -> str | Callable[[str], str | None]:

@@ -162,7 +162,8 @@ class Requests:
         if whole and whole != "." and whole.count("/") + 1 == rule["depth"]:  # else there are other groups below it
             return prefix_input("data", f"{source}/{whole}/", f"{local}/{whole}")
         dealt_out = job["instances"] > 1
-        if dealt_out and not (self.plan["totals"]["objects_left_out"] or self.plan["datasets_left_out"]):
+        picked = {"manifest", "include_list", "exclude_list"} & self.plan["pipeline"]["input"].keys()
+        if dealt_out and not (picked or self.plan["totals"]["objects_left_out"] or self.plan["datasets_left_out"]):
             return prefix_input("data", f"{source}/", local, distribution="ShardedByS3Key")
         manifest = self._write_manifest(job, source)
         distribution = "ShardedByS3Key" if dealt_out else "FullyReplicated"
@@ -236,7 +237,8 @@ def check_engine(pipeline: Spec) -> None:
 
 def _check_places(pipeline: Spec, engine: Settings) -> None:
     """See that the jobs can reach the input and the output."""
-    for name, uri in (("input", pipeline.input.uri), ("output", pipeline.output.uri)):
+    inputs = [("input", part.uri) for part in pipeline.input.places() if part.uri is not None]
+    for name, uri in (*inputs, ("output", pipeline.output.uri)):
         if is_remote(uri) and scheme_of(uri) not in engine.stores:
             raise PipelineError(
                 f"{name}.uri: {uri} is in a store that jobs of an engine cannot use.",
@@ -248,6 +250,11 @@ def _check_places(pipeline: Spec, engine: Settings) -> None:
                 hint="Give s3://bucket/prefix; or try the jobs here first, with engine: local.",
             )
     source = pipeline.input
+    if pipeline.input_mode == "download" and source.parts:
+        raise PipelineError(
+            "input_mode: download brings one input to a job, and this pipeline has several.",
+            hint="Use input_mode: stream.",
+        )
     if pipeline.input_mode == "download" and (source.requester_pays or source.anonymous):
         named = "requester_pays" if source.requester_pays else "anonymous"
         raise PipelineError(

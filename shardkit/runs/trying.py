@@ -14,8 +14,6 @@ import numpy as np
 from shardkit.errors import InputError, ObjectChanged, PipelineError
 from shardkit.record import Record
 from shardkit.runs.tried import Everything, Tried, TriedRecord
-from shardkit.storage.base import absolute_uri, is_remote
-from shardkit.storage.local_folder import changes_since
 from shardkit.tables.arrays import numpy
 from shardkit.tables.rows import FIRST_LOOK, Result, collect, fit, to_batches
 from shardkit.tables.schema import parse_schema
@@ -45,11 +43,13 @@ def try_records(pipeline: Spec, wanted: int | list[str], *, only: bool = False) 
         PipelineError: the function cannot be loaded, or the number is not at least 1.
     """
     __tracebackhide__ = True
+    from shardkit.runs.listing import with_roots
     from shardkit.runs.planning import make_run_plan
     from shardkit.times import new_run_id
 
     if isinstance(wanted, int) and wanted < 1:
         raise PipelineError(f"{wanted} records cannot be tried: expected 1 or more.")
+    pipeline = with_roots(pipeline)
     plan = make_run_plan(pipeline, function_ref=pipeline.function_ref(), run_id=new_run_id(), recompute=True)
     sizes = numpy(plan.records["bytes"])
     chosen = spread(sizes, wanted) if isinstance(wanted, int) else [row_of(plan.records, key) for key in wanted]
@@ -102,14 +102,14 @@ class Trial:
         self._pipeline = pipeline
         self._function = function
         self._schema = parse_schema(pipeline.output.columns) if pipeline.output.columns else None
-        self._root = absolute_uri(pipeline.input.uri)
+        self._places = pipeline.places()
 
     def run(self, records: pa.Table, *, only: bool = False, told: list[str] | None = None) -> Tried:
         """Run the records of a table; ``only`` as for `try_records`, and ``told`` what is known to be different."""
         __tracebackhide__ = True
         tried = Tried(notes=list(told or ()), widen_ints=self._pipeline.output.widen_ints)
         with tempfile.TemporaryDirectory(prefix="shardkit-try-") as scratch:
-            inputs = open_inputs(self._root, scratch if is_remote(self._root) else None, self._pipeline.input.access())
+            inputs = open_inputs(self._places, scratch if self._places.are_fetched else None)
             for number, row in enumerate(records.to_pylist()):
                 ticket = (0, 0, number)
                 with self._fetched(inputs, ticket, row, tried) as folder:
@@ -120,6 +120,7 @@ class Trial:
                         root=folder,
                         bytes=row["bytes"],
                         by_stem=self._pipeline.records == "stem",
+                        meta=row.get("meta"),
                     )
                     one = self._one(record)
                 tried.records.append(one)
@@ -136,9 +137,9 @@ class Trial:
             ObjectRefused, StorageError: the store does not give one.
         """
         etags = row.get("etags")
-        if not is_remote(self._root):
-            tried.notes += changes_since(self._root, row["objects"], etags)
-            yield self._root
+        tried.notes += self._places.changes_since(row["objects"], etags)
+        if not self._places.are_fetched:
+            yield self._places.root
             return
         inputs.expect([(ticket, Wanted(row["objects"], etags, row["bytes"]))])
         try:

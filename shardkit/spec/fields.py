@@ -24,7 +24,7 @@ def flat_fields(spec: type[BaseModel]) -> dict[str, str]:
         for section in fields_with(spec, Flat)
         for model in models_of(fields[section])
         for name in fields_of(model)
-        if name != shorts[section].field
+        if name not in {shorts[section].field, shorts[section].several}
     }
 
 
@@ -42,8 +42,9 @@ def plain_data(content: Mapping[str, Any], model: type[BaseModel]) -> dict[str, 
 
 
 def _plain(value: Any, field: FieldInfo) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
+    if isinstance(value, tuple | list):
+        model = next(iter(models_of(field)), None)
+        return [plain_data(each, model) if model is not None and isinstance(each, dict) else each for each in value]
     if isinstance(value, dict):
         model = next(iter(models_of(field, value)), None)
         return plain_data(value, model) if model is not None else value

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -25,8 +22,8 @@ from shardkit.engines.kinds import EngineSettings
 from shardkit.engines.values import Names, NoTruth
 from shardkit.errors import PipelineError
 from shardkit.spec.schedule import Schedule
-from shardkit.storage.base import ACCESS_FIELDS, Access, scheme_of
-from shardkit.storage.schemes import access_fields, is_in_process
+from shardkit.spec.section import Section, Uri, path_text
+from shardkit.storage.base import scheme_of
 from shardkit.traits import Expected, IsPath, MayChange
 
 UNITS = {"": 1, "b": 1} | {
@@ -55,62 +52,7 @@ def parse_bytes(value: Any) -> Any:
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
-def path_text(value: Any) -> Any:
-    """A path as text; anything else stays as it is."""
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
 Bytes = Annotated[int, NoTruth, BeforeValidator(parse_bytes), Field(ge=1)]
-
-
-def _shared(value: str) -> str:
-    """See that worker processes can reach the place, too."""
-    if is_in_process(scheme_of(value)):
-        raise ValueError(
-            f"{scheme_of(value)}:// is the memory of one process, and a pipeline's workers are others; use a folder."
-        )
-    return value
-
-
-Uri = Annotated[str, BeforeValidator(path_text), Field(min_length=1), AfterValidator(_shared)]
-
-
-class Section(BaseModel):
-    """Fields that belong together; unknown fields are refused."""
-
-    # A traceback in a notebook must not print the values of the environment.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True, hide_input_in_errors=True
-    )
-
-
-class Input(Section):
-    """Where the files are, and which of them are input."""
-
-    uri: Annotated[Uri, IsPath()]
-    pattern: Annotated[Names, Expected("a glob or a list of globs"), Field(min_length=1)] = ("*",)
-    exclude: Annotated[Names, Expected("a glob or a list of globs")] = ()
-    requester_pays: Annotated[bool, Expected("true or false"), MayChange(), Field(strict=True)] = False
-    anonymous: Annotated[bool, Expected("true or false"), MayChange(), Field(strict=True)] = False
-
-    @field_validator("requester_pays", "anonymous")
-    @classmethod
-    def _of_a_store(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001  a validator's argument
-        uri, name = info.data.get("uri"), info.field_name
-        if value and uri is not None and name not in access_fields(scheme_of(uri)):
-            raise ValueError(f"this is for buckets of S3; input.uri is {uri}.")
-        if value and info.data.get("requester_pays"):
-            raise ValueError("who pays must sign: requester_pays and anonymous exclude each other.")
-        return value
-
-    @model_serializer(mode="wrap")
-    def _given(self, serialize: Any) -> dict[str, Any]:
-        content: dict[str, Any] = serialize(self)
-        return {name: value for name, value in content.items() if name not in ACCESS_FIELDS or value}
-
-    def access(self) -> Access:
-        """How the store is entered, except for the session."""
-        return Access(requester_pays=self.requester_pays, anonymous=self.anonymous)
 
 
 class Parallel(Section):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import os  # noqa: TC003  pydantic reads it
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,22 +25,22 @@ from shardkit.errors import PipelineError
 from shardkit.explain import explain, unknown_field
 from shardkit.functions import FunctionRef, reference
 from shardkit.spec.fields import flat_fields, name_of_function, plain_data
+from shardkit.spec.input import Input, InputPart  # noqa: TC001  pydantic reads it
+from shardkit.spec.section import Section, path_text
 from shardkit.spec.sections import (
     MOST_ROWS,
     Bytes,
     Catalog,
     Engine,
-    Input,
     Output,
     Parallel,
     Queue,
-    Section,
     Shards,
     WhenDue,
-    path_text,
 )
-from shardkit.storage.base import Access
+from shardkit.storage.base import Access, absolute_uri
 from shardkit.storage.open import folder
+from shardkit.storage.places import Place, Places
 from shardkit.times import DAY_COLUMN, parse_days
 from shardkit.traits import DecidesWork, Expected, Flat, IsPath, MayChange, Short, fields_with
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from shardkit.storage.base import Folder
 
 A_FOLDER = Expected("a folder, or a mapping with its uri")
+AN_INPUT = Expected("a folder, a mapping with its uri or a manifest, or a list of these")
 RECORDS = Expected("file, stem, directory, or module:callable")
 WORKERS = Expected("'auto' or a number of 1 or more")
 MEMORY = Expected("'auto', or the most that all workers of a machine may hold together, such as 12GB")
@@ -75,7 +76,7 @@ class Spec(Section):
     """
 
     name: str = ""
-    input: Annotated[Input, A_FOLDER, Short("uri"), Flat(), DecidesWork()]
+    input: Annotated[Input, AN_INPUT, Short("uri", several="parts"), Flat(), DecidesWork()]
     function: Annotated[str | Callable[..., Any], A_FUNCTION, DecidesWork()]
     source_dir: Annotated[str | None, IsPath(), MayChange(), BeforeValidator(path_text)] = None
     records: Annotated[str | Callable[[str], str | None], RECORDS, DecidesWork()] = "file"
@@ -100,8 +101,8 @@ class Spec(Section):
 
     def __init__(self, **fields: Any) -> None:
         for section, short in fields_with(type(self), Short).items():
-            if isinstance(fields.get(section), str | os.PathLike):
-                fields[section] = {short.field: fields[section]}
+            if section in fields:
+                fields[section] = short.section(fields[section])
         refuse_secrets(fields)
         try:
             super().__init__(**fields)
@@ -175,7 +176,7 @@ class Spec(Section):
     def flat(
         cls,
         function: str | Callable[..., Any],
-        input: str | os.PathLike[str],
+        input: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any],
         output: str | os.PathLike[str],
         **fields: Any,
     ) -> Self:
@@ -184,7 +185,8 @@ class Spec(Section):
         for name in fields:
             if name not in cls.model_fields and name not in homes:
                 raise PipelineError(f"{name}: {unknown_field(name, [*cls.model_fields, *homes])}")
-        sections: dict[str, dict[str, Any]] = {"input": {"uri": input}, "output": {"uri": output}}
+        given = fields_with(cls, Short)["input"].section(input)
+        sections: dict[str, dict[str, Any]] = {"input": dict(given), "output": {"uri": output}}
         for name in homes.keys() & fields.keys():
             sections[homes[name]][name] = fields.pop(name)
         return cls(function=function, **sections, **fields)
@@ -228,9 +230,30 @@ class Spec(Section):
         """The pipeline's name; by default the function's."""
         return self.name or name_of_function(self.function).rpartition(":")[2]
 
-    def input_folder(self) -> Folder:
-        """The input's folder."""
-        return folder(self.input.uri, dataclasses.replace(self.input.access(), session=self._session()))
+    def places(self) -> Places:
+        """Where the input is, without a session, as workers are told it.
+
+        Raises:
+            PipelineError: only a manifest says so; `shardkit.runs.listing.with_roots` reads it.
+        """
+        places = []
+        for part in self.input.places():
+            if part.uri is None:
+                raise PipelineError(
+                    f"Only the manifest {part.manifest} says where its files lie.",
+                    hint="Give input.uri, the folder or bucket that holds them.",
+                )
+            places.append(Place(str(getattr(part, "name", "")), absolute_uri(part.uri), part.access()))
+        return Places(tuple(places))
+
+    def input_folders(self) -> list[Folder]:
+        """The folders of the input, but for those that only a manifest names."""
+        parts = [(part.uri, part) for part in self.input.places()]
+        return [folder(uri, self.input_access(part)) for uri, part in parts if uri is not None]
+
+    def input_access(self, part: Input | InputPart) -> Access:
+        """How one of the input's places is entered, with the session of the engine's settings."""
+        return dataclasses.replace(part.access(), session=self._session())
 
     def output_folder(self) -> Folder:
         """The output's folder."""

@@ -21,9 +21,13 @@ def pipeline_view(pipeline: Spec) -> str:
     content = pipeline.to_dict()
     view = View(f"Pipeline {content['name']}")
     where = content["engine"]["kind"] if content["engine"] else "this machine"
+    places = ", ".join(part.text for part in pipeline.input.places())
     view.add_flow(
         [
-            (f"input, one record a {content['records']}", masked(str(content["input"]["uri"]))),
+            (
+                f"input, one record a {content['records']}",
+                masked(places),
+            ),
             (f"function, on {where}", content["function"]),
             (f"output, {content['output']['format']}", masked(str(content["output"]["uri"]))),
         ]

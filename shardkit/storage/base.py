@@ -194,6 +194,15 @@ class Folder(ABC):
     def size(self, key: str) -> int | None:
         """A file's size in bytes; None if it is not there."""
 
+    def look(self, key: str) -> Entry | None:
+        """A file as a listing has it; None if it is not there.
+
+        Raises:
+            StorageError: the store cannot be asked.
+        """
+        size = self.size(key)
+        return None if size is None else Entry(key, size, "-".join(self.state(key).values()), 0.0)
+
     def exists(self, key: str) -> bool:
         """Whether the file is there."""
         return self.size(key) is not None

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shutil
 from dataclasses import dataclass
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import StorageError
@@ -86,6 +87,16 @@ class LocalFolder(Folder):
         """A file's size in bytes; None if it is not there."""
         path = self.root / key
         return path.stat().st_size if path.is_file() else None
+
+    def look(self, key: str) -> Entry | None:
+        """A file as a listing has it; None if it is not there."""
+        try:
+            status = os.stat(self.root / key)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StorageError(f"Cannot look at {self.root / key}: {error.strerror}.") from error
+        return Entry(key, status.st_size, _etag_of(status), status.st_mtime) if S_ISREG(status.st_mode) else None
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """The files in the folder ``prefix`` and below, in key order."""

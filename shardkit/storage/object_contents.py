@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError, StorageError
-from shardkit.storage.base import Access, Folder, State
+from shardkit.storage.base import Access, Entry, Folder, State
 from shardkit.storage.buckets import Bucket, open_bucket
 from shardkit.storage.lease import state_of
 from shardkit.storage.refusals import EXPIRED, Denied, Unanswered, strange
@@ -176,6 +176,15 @@ class ObjectContents(Folder):
             return int(self._head(key)["size"])
         except FileNotFoundError:
             return None
+
+    @repeated
+    def look(self, key: str) -> Entry | None:
+        """An object as a listing has it; None if it is not there."""
+        try:
+            meta = self._head(key)
+        except FileNotFoundError:
+            return None
+        return Entry(key, int(meta["size"]), (meta["e_tag"] or "").strip('"'), meta["last_modified"].timestamp())
 
     def _head(self, key: str) -> Any:
         """The metadata of an object, without its bytes."""

@@ -14,7 +14,7 @@ from shardkit.storage.refusals import EXPIRED, ODD, OWNER, THROTTLED, UNREACHABL
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shardkit.storage.base import Folder
+    from shardkit.storage.places import Places
 
 NEVER_ONE_OBJECTS = {EXPIRED, THROTTLED, UNREACHABLE}
 
@@ -25,7 +25,7 @@ class Witness:
     ``others`` returns some objects of the input, which are tried as long as none has been read.
     """
 
-    def __init__(self, source: Folder, others: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, source: Places, others: Callable[[], Sequence[str]]) -> None:
         self._source = source
         self._others = others
         self.readable: str | None = None

@@ -64,6 +64,7 @@ class ChunkRun:
         self._mains: list[int] = table["main"].to_pylist()
         self._objects: list[list[str]] = table["objects"].to_pylist()
         self._etags: list[list[str] | None] = _etags_of(table)
+        self._meta = table["meta"].to_pylist() if "meta" in table.column_names else None
         self._failures: dict[int, QuarantineEntry] = {}
         self.times = ChunkTimes(worker, settings.job)
         self._names = names
@@ -91,6 +92,7 @@ class ChunkRun:
             bytes=self.bytes[i],
             by_stem=self._settings.by_stem,
             names=self._names,
+            meta=self._meta[i] if self._meta is not None else None,
         )
 
     def wanted(self) -> Iterator[tuple[Ticket, Wanted]]:

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardkit.errors import StorageError
-from shardkit.storage.open import folder
 from shardkit.storage.witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from shardkit.storage.base import Access, Folder
+    from shardkit.storage.places import Places
 
 READ_AHEAD_BYTES = 64 << 20
 READ_AHEAD_RECORDS = 64
@@ -44,13 +43,13 @@ class Wanted:
 
 
 def open_inputs(
-    uri: str, scratch: str | None, access: Access, *, others: Callable[[], Sequence[str]] = list
+    places: Places, scratch: str | None, *, others: Callable[[], Sequence[str]] = list
 ) -> LocalInputs | RemoteInputs:
-    """Access to the objects under ``uri``; those of a store are fetched into the folder ``scratch``.
+    """Access to the objects in some places; what is not a file where it lies is brought to the folder ``scratch``.
 
     ``others`` returns the keys of some objects of the whole input, to find out whether the store refuses one or all.
     """
-    return LocalInputs(uri) if scratch is None else RemoteInputs(folder(uri, access), Path(scratch), others)
+    return LocalInputs(places.root) if scratch is None else RemoteInputs(places, Path(scratch), others)
 
 
 class LocalInputs:
@@ -76,7 +75,7 @@ class LocalInputs:
 class RemoteInputs:
     """Objects of a store, fetched before their records' turns. Only the worker's main thread may use it."""
 
-    def __init__(self, source: Folder, scratch: Path, others: Callable[[], Sequence[str]] = list) -> None:
+    def __init__(self, source: Places, scratch: Path, others: Callable[[], Sequence[str]] = list) -> None:
         self._source = source
         self._witness = Witness(source, others)
         self._root = scratch

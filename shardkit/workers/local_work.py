@@ -10,7 +10,7 @@ from shardkit.workers.backend import NAME
 from shardkit.workers.pool import WorkerPool
 from shardkit.workers.publish import Publisher, publish_chunk
 from shardkit.workers.supervisor import Supervisor
-from shardkit.workers.tasks import columns_of_records
+from shardkit.workers.tasks import OPTIONAL, columns_of_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ class LocalWork:
     ) -> None:
         self.joblib: dict[str, Any] = {"backend": NAME, "stop": stop, "claims_next": pool.fetches}
         self.do = supervisor.see_through
-        self._records = folder.records(columns_of_records(are_fetched=pool.fetches))
+        self._records = folder.records(columns_of_records(are_fetched=pool.fetches), if_there=OPTIONAL)
         self._attempt = attempt
         self._by = by
 

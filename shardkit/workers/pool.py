@@ -15,7 +15,6 @@ import socket
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from shardkit.errors import RunFailed
 from shardkit.storage.base import is_remote
@@ -52,7 +51,7 @@ class WorkerProcess:
     def __init__(self, settings: WorkerSettings, board: Board, number: int) -> None:
         self.slot = board.slots[number]
         self.slot.begin_chunk()
-        store = urlsplit(settings.input_root).scheme if is_remote(settings.input_root) else None
+        store = settings.places.store
         ours, theirs = socket.socketpair()
         with ours, theirs:
             start = Start.here(number, store, workers=len(board.slots))
@@ -223,11 +222,11 @@ def _cannot_start(error: OSError) -> RunFailed:
 
 def _located(settings: WorkerSettings) -> WorkerSettings:
     """The settings with where the input is, which need not be found out by every worker."""
-    if not is_remote(settings.input_root):
+    if settings.places.store is None:
         return settings
     from shardkit.storage.buckets import located
 
-    return dataclasses.replace(settings, input_access=located(settings.input_root, settings.input_access))
+    return dataclasses.replace(settings, places=settings.places.changed(located))
 
 
 class WorkerPool:
@@ -238,7 +237,7 @@ class WorkerPool:
 
     def __init__(self, settings: WorkerSettings, size: int, *, begun: int | None = None) -> None:
         self.size = size
-        self.fetches = is_remote(settings.input_root)
+        self.fetches = settings.places.are_fetched
         if self.fetches or is_remote(settings.output):
             settings = dataclasses.replace(settings, scratch=tempfile.mkdtemp(prefix="shardkit-"))
         self.spool = spool_of(settings)

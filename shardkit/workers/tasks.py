@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
     from shardkit.functions import FunctionRef
     from shardkit.runfolder.document_types import MarkedNotes, MarkedPart, QuarantineEntry
-    from shardkit.storage.base import Access
     from shardkit.storage.local_folder import LocalFolder
+    from shardkit.storage.places import Places
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
     """What stays the same for all chunks of a worker.
 
-    ``input_access`` is how a store lets us in; the boto3 session is each worker's own.
+    ``places`` are where the input is, and how a store lets us in; the boto3 session is each worker's own.
     ``scratch`` is a folder for what comes from or goes to another store; None where input and output are both here.
     ``job`` is the name of the job that the worker belongs to, if it belongs to one.
     ``memory_bytes`` is the most that all workers of a machine may hold together; None for what the machine has.
@@ -30,8 +30,7 @@ class WorkerSettings:
     """
 
     function: FunctionRef
-    input_root: str
-    input_access: Access
+    places: Places
     output: str
     run_id: str
     scratch: str | None
@@ -60,14 +59,15 @@ class Settled:
 class ChunkTask:
     """One chunk's records, or one of them alone.
 
-    ``records`` is an Arrow IPC stream with ``key``, ``main``, ``bytes`` and ``objects``; ``ids`` are the records'
-    row numbers in records.parquet, which the marker repeats where they are not a whole planned chunk (``explicit``).
-    ``settled`` tells, by position, what need not be run again. The records from position ``until`` on are left to a
-    later attempt. Those before ``begin`` have been committed, as an earlier ``piece`` of the chunk. ``alone`` is the
-    position of the only record to run, whose outcome is not committed. ``ahead`` is the task that the same worker will
-    most likely be given next. ``execution`` is in the names of the parts, where several may be at the chunk at once.
-    ``by`` is the attempt of the job that does the chunk, where other jobs may do it too. ``largest_bytes`` is the size
-    of the largest record; those at the positions ``left`` are not run, because there is too little memory here.
+    ``records`` is an Arrow IPC stream with ``key``, ``main``, ``bytes`` and ``objects``, and perhaps ``meta``; ``ids``
+    are the records' row numbers in records.parquet, which the marker repeats where they are not a whole planned chunk
+    (``explicit``). ``settled`` tells, by position, what need not be run again. The records from position ``until`` on
+    are left to a later attempt. Those before ``begin`` have been committed, as an earlier ``piece`` of the chunk.
+    ``alone`` is the position of the only record to run, whose outcome is not committed. ``ahead`` is the task that the
+    same worker will most likely be given next. ``execution`` is in the names of the parts, where several may be at the
+    chunk at once. ``by`` is the attempt of the job that does the chunk, where other jobs may do it too.
+    ``largest_bytes`` is the size of the largest record; those at the positions ``left`` are not run, because there is
+    too little memory here.
     """
 
     shard: int
@@ -121,6 +121,9 @@ class Chunk:
         )
 
 
+OPTIONAL = ("meta",)  # columns of the table of records that only some runs have
+
+
 def columns_of_records(*, are_fetched: bool) -> list[str]:
     """The columns of the table of records that `Chunk.task` takes; ``are_fetched`` if objects come from a store."""
     return ["key", "main", "bytes", "objects", *(["etags"] if are_fetched else [])]
@@ -138,9 +141,7 @@ def records_to_bytes(records: pa.Table) -> bytes:
 
 def arrivals_of(settings: WorkerSettings) -> str | None:
     """Where this worker's objects arrive; None where they are files already."""
-    from shardkit.storage.base import is_remote
-
-    if settings.scratch is None or not is_remote(settings.input_root):
+    if settings.scratch is None or not settings.places.are_fetched:
         return None
     return f"{settings.scratch}/input-{os.getpid()}"
 

@@ -162,9 +162,8 @@ class _Worker:
         self._schema = parse_schema(settings.schema) if settings.schema else None
         self._folder = RunFolder(folder(settings.output), settings.run_id)
         self._inputs = open_inputs(
-            settings.input_root,
+            settings.places,
             arrivals_of(settings),
-            settings.input_access,
             others=self._folder.some_objects,
         )
         self._expected: tuple[int, int] | None = None

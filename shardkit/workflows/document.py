@@ -10,7 +10,8 @@ from pydantic import Field, PrivateAttr
 
 from shardkit.engines.values import NoTruth
 from shardkit.errors import PipelineError
-from shardkit.spec.sections import Engine, Queue, Section
+from shardkit.spec.section import Section
+from shardkit.spec.sections import Engine, Queue  # noqa: TC001  pydantic reads it
 from shardkit.traits import Expected, Short
 from shardkit.workflows.parts import Calendar, Machines, Notify, Parameter, Retries, Step, Webhook
 from shardkit.workflows.problems import near

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from shardkit.engines.values import Names, NoTruth
 from shardkit.spec.schedule import Cron, Schedule, Time, Zone
-from shardkit.spec.sections import Bytes, Section, Targets
+from shardkit.spec.section import Section
+from shardkit.spec.sections import Bytes, Targets  # noqa: TC001  pydantic reads it
 from shardkit.traits import Expected
 from shardkit.workflows.expressions import parse
 from shardkit.workflows.values import (

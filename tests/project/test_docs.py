@@ -294,7 +294,8 @@ def test_the_attempts_that_each_cause_gets_are_documented() -> None:
 
 
 def section_of(name: str) -> Any:
-    from shardkit.spec.sections import Input, Output, Shards
+    from shardkit.spec.input import Input
+    from shardkit.spec.sections import Output, Shards
 
     return {"input": Input, "shards": Shards, "output": Output}[name]
 

@@ -196,6 +196,7 @@ CHANGES = (
     "what starts a driver",
     "a cluster",
     "a store",
+    "a format of lists",
     "a chunk rule",
     "a retry rule",
     "a number in `status`",

@@ -275,7 +275,7 @@ NESTED = [
     ("input:\n  uri: data\n  pattern: []", r"line 4: input\.pattern: must not be empty"),
     ("input:\n  pattern: '*'", r"line 2: input\.uri: this field is missing"),
     ("input: {uri: ''}", r"line 2: input\.uri: must not be empty"),
-    ("input: 5", r"line 2: input: expected a folder, or a mapping with its uri, not 5"),
+    ("input: 5", r"line 2: input: expected a folder, a mapping with its uri or a manifest, or a list of these, not 5"),
 ]
 
 
@@ -388,7 +388,7 @@ def test_relative_paths_count_from_the_file(
     monkeypatch.chdir(tmp_path / "cwd")
     for name in (path, os.path.relpath(path)):
         pipeline = sk.Pipeline.from_yaml(name)
-        assert pipeline.input_folder().path == tmp_path / "p" / "data"
+        assert pipeline.input_folders()[0].path == tmp_path / "p" / "data"
         assert pipeline.output_folder().path == tmp_path / "elsewhere" / "out"
         assert pipeline.plan().content["totals"]["records"] == 1
 
@@ -399,7 +399,7 @@ def test_absolute_paths_home_and_file_uris(
     monkeypatch.setenv("HOME", "/home/somebody")
     path = yaml_file("input: ~/data\nfunction: module_of_pipeline:rows\noutput: file:///abs/o%20ut\n")
     pipeline = sk.Pipeline.from_yaml(path)
-    assert str(pipeline.input_folder().path) == "/home/somebody/data"
+    assert str(pipeline.input_folders()[0].path) == "/home/somebody/data"
     assert str(pipeline.output_folder().path) == "/abs/o ut"
 
 
@@ -412,10 +412,10 @@ def test_overrides_count_from_the_current_directory(
     pipeline = sk.Pipeline.from_yaml(
         path, overrides={"input.uri": "other", "timeout": 5, "output.format": "csv", "output.schema.key": "string"}
     )
-    assert pipeline.input_folder().path == tmp_path / "other"
+    assert pipeline.input_folders()[0].path == tmp_path / "other"
     assert (pipeline.timeout, pipeline.output.format) == (5, "csv")
     assert pipeline.to_dict()["output"]["schema"] == {"key": "string"}
-    assert sk.Pipeline.from_yaml(path, overrides={"input": "other"}).input_folder().path == tmp_path / "other"
+    assert sk.Pipeline.from_yaml(path, overrides={"input": "other"}).input_folders()[0].path == tmp_path / "other"
 
 
 def test_settings_are_yaml(yaml_file: Callable[..., Path], shardkit: RunCommand) -> None:

@@ -15,7 +15,8 @@ from shardkit.plan.digests import WORK_FIELDS
 from shardkit.runs.planning import planned_pipeline
 from shardkit.spec.changes import changeable, may_change
 from shardkit.spec.fields import dotted_names, flat_fields
-from shardkit.spec.sections import Input, Output, Queue
+from shardkit.spec.input import Input
+from shardkit.spec.sections import Output, Queue
 from shardkit.spec.spec import Spec
 from shardkit.storage.base import ACCESS_FIELDS
 from shardkit.traits import DecidesWork, Expected, Flat, IsPath, MayChange, Short, fields_with
@@ -49,7 +50,7 @@ def test_fields_that_need_no_section() -> None:
     for name, section in flat_fields(Spec).items():
         by_section.setdefault(section, []).append(name)
     assert by_section == {
-        "input": ["pattern", "exclude", "requester_pays", "anonymous"],
+        "input": ["manifest", "pattern", "exclude", "include_list", "exclude_list", "requester_pays", "anonymous"],
         "output": ["format", "rows_per_file", "target_bytes", "partition_by", "schema", "widen_ints"],
     }
     assert not set(flat_fields(Spec)) & set(Spec.model_fields), "a field would have two meanings"

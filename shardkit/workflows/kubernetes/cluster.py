@@ -69,7 +69,7 @@ def place_of(workflow: Workflow) -> Place:
     """What an environment has on the cluster."""
     buckets = set()
     for step in resolve(workflow, argo_facts(workflow)):
-        uris = [step.output, *([step.pipeline.input.uri] if step.pipeline is not None else [])]
+        uris = [step.output, *(step.pipeline.input.uris() if step.pipeline is not None else [])]
         buckets |= {uri.removeprefix("s3://").partition("/")[0] for uri in uris if uri.startswith("s3://")}
     return Place(namespace_of(workflow), tuple(sorted(buckets)), tuple(sorted(secret_variables(workflow))))
 

@@ -137,7 +137,7 @@ def _read(path: Path) -> bytes:
 def _data_folders(file: Path, pipeline: Spec | None) -> list[str]:
     """The input and output of the pipeline, as its file has them and as the workflow sets them, if they are folders."""
     pipelines = [Spec.from_yaml(file), *([pipeline] if pipeline is not None else [])]
-    uris = [uri for each in pipelines for uri in (each.input.uri, each.output.uri)]
+    uris = [uri for each in pipelines for uri in (*each.input.uris(), each.output.uri)]
     return [uri for uri in uris if not is_remote(uri)]
 
 

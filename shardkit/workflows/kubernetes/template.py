@@ -99,7 +99,8 @@ def _check(workflow: Workflow, resolved: Resolved) -> None:
         )
     places = {"output": resolved.output}
     if resolved.pipeline is not None:
-        places["input.uri"] = resolved.pipeline.input.uri
+        uris = resolved.pipeline.input.uris()
+        places["input.uri"] = next((uri for uri in uris if "://" not in uri), uris[0])
         if resolved.pipeline.engine is not None or resolved.pipeline.parallel is not None:
             field = "engine" if resolved.pipeline.engine is not None else "parallel"
             raise PipelineError(
