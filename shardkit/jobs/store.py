@@ -174,12 +174,15 @@ class Flying:
     @classmethod
     def of(cls, job: Job) -> Flying:
         """A live job, in short."""
-        return cls(**{each.name: getattr(job, each.name) for each in fields(cls)})
+        return cls(*(getattr(job, name) for name in _FLYING))
 
     @property
     def uncertain(self) -> bool:
         """Whether nobody knows if the service has it."""
         return self.status == LAUNCHED and self.exists == MAYBE
+
+
+_FLYING = tuple(each.name for each in fields(Flying))
 
 
 class Store(Protocol):

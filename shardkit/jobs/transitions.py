@@ -6,7 +6,6 @@ job as it is now.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardkit.jobs.causes import classify, reason_of
@@ -44,8 +43,7 @@ def next_attempt(job: Job) -> int:
 def claim(job: Job, now: float, lease_s: float) -> Job:
     """It is claimed: written before CreateProcessingJob is called, for the first time or again."""
     again = job.status == LAUNCHED
-    claimed = replace(
-        job,
+    claimed = job.changed(
         status=LAUNCHED,
         attempt=next_attempt(job),
         exists=MAYBE,
@@ -65,39 +63,39 @@ def claim(job: Job, now: float, lease_s: float) -> Job:
 
 def created(job: Job, now: float) -> Job:
     """The service has the attempt."""
-    done = replace(job, exists=YES, changed_at=now, lease_until=0.0, reason="")
+    done = job.changed(exists=YES, changed_at=now, lease_until=0.0, reason="")
     return done.with_entry(created_at=iso(now))
 
 
 def doubtful(job: Job, now: float, reason: str) -> Job:
     """Nobody knows whether the call got through: a look at the list, or the same call again, will show it."""
-    return replace(job, exists=MAYBE, changed_at=now, lease_until=0.0, reason=reason)
+    return job.changed(exists=MAYBE, changed_at=now, lease_until=0.0, reason=reason)
 
 
 def put_back(job: Job, now: float, reason: str, *, wait_s: float = 0.0) -> Job:
     """The service surely does not have the attempt: its name is free for the next launch."""
     status, reason = (STOPPED, AS_ASKED) if job.stop_asked_at else (NEW, reason)
-    back = replace(
-        job, status=status, exists=NO, reason=reason, changed_at=now, lease_until=0.0, not_before=now + wait_s
+    back = job.changed(
+        status=status, exists=NO, reason=reason, changed_at=now, lease_until=0.0, not_before=now + wait_s
     )
     return back.with_entry(status=status, reason=reason)
 
 
 def refused(job: Job, now: float, reason: str) -> Job:
     """CreateProcessingJob was answered with an error that will not go away."""
-    return _failed(replace(job, exists=NO), now, "refused", reason, wait_s=0.0, final=True)
+    return _failed(job.changed(exists=NO), now, "refused", reason, wait_s=0.0, final=True)
 
 
 def given_up(job: Job, now: float, cause: str, reason: str) -> Job:
     """It is not launched at all: a job that it needs will not complete, or it is too large."""
-    return replace(job, status=FAILED, cause=cause, reason=reason, changed_at=now)
+    return job.changed(status=FAILED, cause=cause, reason=reason, changed_at=now)
 
 
 def stop_asked(job: Job, now: float) -> Job:
     """Somebody wants it to be stopped: at once if the service does not have it."""
     if job.status == NEW:
-        return replace(job, status=STOPPED, reason=AS_ASKED, stop_asked_at=now, changed_at=now)
-    return replace(job, stop_asked_at=now, stop_sent_at=0.0, changed_at=now)
+        return job.changed(status=STOPPED, reason=AS_ASKED, stop_asked_at=now, changed_at=now)
+    return job.changed(stop_asked_at=now, stop_sent_at=0.0, changed_at=now)
 
 
 def never_created(job: Job, now: float) -> Job:
@@ -107,17 +105,17 @@ def never_created(job: Job, now: float) -> Job:
 
 def stop_sent(job: Job, now: float) -> Job:
     """The service was told to stop it."""
-    return replace(job, stop_sent_at=now)
+    return job.changed(stop_sent_at=now)
 
 
 def missing(job: Job, now: float) -> Job:
     """The service says for the first time that it does not know it."""
-    return replace(job, missing_since=now)
+    return job.changed(missing_since=now)
 
 
 def ahead(job: Job, attempt: int, now: float) -> Job:
     """The service has a later attempt than the store knows of: the store was restored from an earlier state."""
-    reached = replace(job, attempt=attempt, status=LAUNCHED, exists=YES, launched_at=now, changed_at=now)
+    reached = job.changed(attempt=attempt, status=LAUNCHED, exists=YES, launched_at=now, changed_at=now)
     return reached.with_entry(instance_type=job.instance_type, instances=job.instances)
 
 
@@ -133,8 +131,7 @@ def lost(job: Job, now: float, policy: Policy) -> Job:
 def fresh(job: Job, now: float) -> Job:
     """It gets a new budget of attempts, and its usual instances."""
     usual = not job.instance_types or job.instance_type in job.instance_types
-    return replace(
-        job,
+    return job.changed(
         instance_type=job.instance_type if usual else job.instance_types[0],
         status=NEW,
         base=next_attempt(job) - 1,
@@ -163,7 +160,7 @@ def observed(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) ->
         return job
     if "WaitingReason" in answer:
         return waiting(job, str(answer["WaitingReason"]), now)
-    seen = replace(job, status=IN_PROGRESS, exists=YES, changed_at=now, lease_until=0.0, missing_since=0.0, reason="")
+    seen = job.changed(status=IN_PROGRESS, exists=YES, changed_at=now, lease_until=0.0, missing_since=0.0, reason="")
     entry = job.entry()
     return seen.with_entry(
         launched_at=entry.get("launched_at") or _time(answer, "CreationTime", now),
@@ -179,14 +176,14 @@ def waiting(job: Job, reason: str, now: float) -> Job:
     text = f"{WAITS}{reason}"
     if job.status == LAUNCHED and job.exists == YES and job.reason == text and not job.missing_since:
         return job
-    return replace(
-        job, status=LAUNCHED, exists=YES, changed_at=now, lease_until=0.0, missing_since=0.0, reason=text
+    return job.changed(
+        status=LAUNCHED, exists=YES, changed_at=now, lease_until=0.0, missing_since=0.0, reason=text
     ).with_entry(status=LAUNCHED)
 
 
 def _over(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) -> Job:
     """The attempt has ended."""
-    seen = replace(job, exists=YES, lease_until=0.0, missing_since=0.0)
+    seen = job.changed(exists=YES, lease_until=0.0, missing_since=0.0)
     facts: dict[str, Any] = {
         "created_at": _time(answer, "CreationTime", now),
         "ended_at": _time(answer, "ProcessingEndTime", now),
@@ -196,11 +193,11 @@ def _over(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) -> Jo
     if cluster.get("SelectedInstanceType"):
         facts["instance_type"] = cluster["SelectedInstanceType"]
     if answer["ProcessingJobStatus"] == COMPLETED:
-        done = replace(seen, status=COMPLETED, cause="", reason="", changed_at=now)
+        done = seen.changed(status=COMPLETED, cause="", reason="", changed_at=now)
         return done.with_entry(status=COMPLETED, **facts)
     cause = classify(answer)
     if job.stop_asked_at and cause in ("stopped", "interrupted"):
-        stopped = replace(seen, status=STOPPED, reason=AS_ASKED, changed_at=now)
+        stopped = seen.changed(status=STOPPED, reason=AS_ASKED, changed_at=now)
         return stopped.with_entry(status=STOPPED, reason=stopped.reason, **facts)
     wait_s = wait_after(seen, cause, policy)
     reason = reason_of(answer, cause)
@@ -214,10 +211,9 @@ def _failed(
     entry = job.entry()
     failed = job.with_entry(status=FAILED, cause=cause, reason=reason, ended_at=entry.get("ended_at") or iso(now))
     if failed.instance_types:
-        failed = replace(failed, instance_type=_next_type(failed))
+        failed = failed.changed(instance_type=_next_type(failed))
     left = not final and not job.stop_asked_at and policy is not None and tries_left(failed, cause, policy)
-    return replace(
-        failed,
+    return failed.changed(
         status=NEW if left else FAILED,
         cause=cause,
         reason=reason,
@@ -250,7 +246,7 @@ def may_grow(job: Job) -> bool:
 
 def no_quota(job: Job, now: float, reason: str, policy: Policy) -> Job:
     """The account may have none of the larger instances, so the job goes on with those that it had."""
-    return _failed(replace(job, exists=NO), now, "quota", reason, wait_s=0.0, policy=policy)
+    return _failed(job.changed(exists=NO), now, "quota", reason, wait_s=0.0, policy=policy)
 
 
 def tries_left(job: Job, cause: str, policy: Policy) -> bool:
