@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shardkit.cli.commands import echo
+from shardkit.cli.forecast import PRICES
 from shardkit.cli.jobs_given import JOB, JSON_LINES, STORE, JobsCommand, did_you_mean, job_of, store_of
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ shardkit jobs history --since 2026-01-01 --until 2026-02-01 --html january.html 
 @click.option("--since", default="30d", metavar="TIME", help="How long ago, such as 12h, 30d or 8w, or a date.")
 @click.option("--until", metavar="TIME", help="The end, written the same way; by default now.")
 @click.option("--by", type=click.Choice(WAYS), default="day", help="A row for each of these (default day).")
-@click.option("--prices", "prices_from", metavar="FILE|aws", help="Costs, by a JSON file of prices or AWS' price list.")
+@PRICES
 @JSON_LINES
 @click.option("--html", metavar="FILE", help="Write one page with charts, for any browser; no network needed.")
 @STORE
@@ -98,7 +99,7 @@ def history(
     since: str,
     until: str | None,
     by: str,
-    prices_from: str | None,
+    prices: str | None,
     as_json: bool,
     html: str | None,
     place: str | None,
@@ -119,12 +120,12 @@ def history(
         raise click.UsageError("--since is not before --until.")
     if html is not None and as_json:
         raise click.UsageError("Give --json or --html, not both.")
-    prices, (store, store_place) = prices_of(prices_from), store_of(place)
+    known, (store, store_place) = prices_of(prices), store_of(place)
     ended = store.ended(begin, end)
     if html is not None:
         from shardkit.cli.history_page import history_page, ways_for
 
-        groups = summaries(ended, by=ways_for(begin, end), prices=prices)
+        groups = summaries(ended, by=ways_for(begin, end), prices=known)
         page = history_page(groups, title=f"Jobs of {store_place}", since=begin, until=end)
         try:
             Path(html).write_text(page, "utf-8")
@@ -132,7 +133,7 @@ def history(
             raise click.UsageError(f"--html {html} cannot be written: {error.strerror}.") from None
         echo(f"Wrote {html}.", err=True)
         return
-    rows = summarize(ended, by=by, prices=prices)
+    rows = summarize(ended, by=by, prices=known)
     for line in (json.dumps(asdict(row)) for row in rows) if as_json else history_lines(rows, by):
         echo(line)
 
@@ -154,13 +155,7 @@ def _moment(option: str, text: str, now: float) -> float:
 
 
 def prices_of(place: str | None) -> Prices | None:
-    """The prices in a file, or those of AWS' price list for ``aws``."""
-    from shardkit.jobs.prices import KnownPrices, ListPrices
+    """The prices in a file, those of AWS' price list for ``aws``, the shipped ones for ``shipped``."""
+    from shardkit.jobs.prices import prices_at
 
-    if place is None:
-        return None
-    if place != "aws":
-        return KnownPrices.from_file(place)
-    import boto3
-
-    return ListPrices.of_session(boto3.Session())
+    return None if place is None else prices_at(place)

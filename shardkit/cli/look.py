@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardkit.cli.commands import Command, echo
+from shardkit.cli.forecast import PRICES
 from shardkit.cli.given import opened, output_of
 from shardkit.cli.options import FOLLOW, JSON, OUTPUT, RUN_ID
 
@@ -51,9 +52,9 @@ shardkit report s3://bucket/features/ --run-id 20261121-184259-7f3a --prices aws
 @click.option(
     "--watch", "watch_s", type=click.FloatRange(1), metavar="SECONDS", help="Write it again until the run ends."
 )
-@click.option("--prices", "prices_from", metavar="FILE|aws", help="Costs, by a JSON file of prices or AWS' price list.")
+@PRICES
 def report(
-    output: str, run_id: str | None, to: str | None, *, opens: bool, watch_s: float | None, prices_from: str | None
+    output: str, run_id: str | None, to: str | None, *, opens: bool, watch_s: float | None, prices: str | None
 ) -> None:
     """Write a page about a run: how it went, what failed, what came out; one file, for any browser.
 
@@ -67,7 +68,7 @@ def report(
         if opens:
             click.launch(str(file.resolve()))
 
-    opened(output, run_id).report(to, prices=prices_of(prices_from), watch_s=watch_s, written=written)
+    opened(output, run_id).report(to, prices=prices_of(prices), watch_s=watch_s, written=written)
 
 
 @click.command(cls=Command, epilog="shardkit logs out/\nshardkit logs out/ --job merge\nshardkit logs out/ --follow")

@@ -26,7 +26,9 @@ GROWTH = 1.01  # from one class of a histogram to the next: figures read from it
 
 
 class Prices(Protocol):
-    """The price of an instance hour."""
+    """The price of an instance hour; ``about`` says in words where it is from, and of when."""
+
+    about: str
 
     def usd_per_hour(self, instance_type: str, kind: str) -> float | None:
         """In US dollars, for a ``processing`` or ``training`` job; None if that is not known."""

@@ -1,7 +1,8 @@
-"""The price of an instance hour, from a file or from AWS' Price List."""
+"""The price of an instance hour: from a file, from AWS' Price List, or from the table that is shipped with shardkit."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import botocore.exceptions
 
 from shardkit.jobs.errors import JobError
+from shardkit.jobs.shipped_prices import DATED, REGION, USD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,10 +24,20 @@ class KnownPrices:
 
     Args:
         usd: US dollars an hour, such as ``{"ml.m5.xlarge": 0.25}``.
+        about: Where they are from, in words.
     """
 
-    def __init__(self, usd: Mapping[str, float]) -> None:
+    def __init__(self, usd: Mapping[str, float], *, about: str = "as given") -> None:
         self._usd = dict(usd)
+        self.about = about
+
+    @classmethod
+    def shipped(cls, *, today: datetime.date | None = None) -> KnownPrices:
+        """The table that is shipped: common types on demand, in one region, on one day; ``about`` tells its age."""
+        months = ((today or datetime.datetime.now(datetime.timezone.utc).date()) - DATED).days // 30
+        age = f"{months // 12} years and {months % 12} months" if months >= 24 else f"{max(months, 0)} months"
+        about = f"on demand in {REGION} as of {DATED:%B %Y}, from a table that is {age} old; `aws` asks for today's"
+        return cls(USD, about=about)
 
     @classmethod
     def from_file(cls, path: str) -> KnownPrices:
@@ -37,11 +49,11 @@ class KnownPrices:
         try:
             usd = json.loads(Path(path).read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise JobError(f"{path} cannot be read as a file of prices: {error}.", hint=_HINT) from None
+            raise JobError(f"{path} cannot be read as a file of prices: {error}.", hint=_hint(path)) from None
         numbers = list(usd.values()) if isinstance(usd, dict) else [None]
         if any(isinstance(n, bool) or not isinstance(n, int | float) or not 0 <= n < math.inf for n in numbers):
             raise JobError(f"{path} has no prices by instance type.", hint=_HINT)
-        return cls(usd)
+        return cls(usd, about=f"from {path}")
 
     def usd_per_hour(self, instance_type: str, kind: str) -> float | None:
         """The price of that type; None if it is not among them."""
@@ -49,6 +61,11 @@ class KnownPrices:
 
 
 _HINT = 'Write JSON such as {"ml.m5.xlarge": 0.25}, in US dollars an hour.'
+
+
+def _hint(path: str) -> str:
+    """What to do; ``--prices pipeline.yaml`` takes the pipeline for the prices."""
+    return f"{_HINT} If {path} is a pipeline, give it first." if path.endswith((".yaml", ".yml")) else _HINT
 
 
 class ListPrices:
@@ -61,6 +78,7 @@ class ListPrices:
 
     def __init__(self, client: Any, region: str) -> None:
         self._client, self._region = client, region
+        self.about = f"on demand in {region}, from AWS' Price List as of today"
         self._prices: dict[tuple[str, str], float | None] = {}
 
     @classmethod
@@ -114,3 +132,18 @@ def _hourly(product: str) -> set[float]:
     hourly = [each for each in dimensions if each.get("unit", "").lower() in {"hrs", "hours", "hour"}]
     prices = {float(each.get("pricePerUnit", {}).get("USD", 0)) for each in hourly}
     return {price for price in prices if price > 0}
+
+
+def prices_at(place: str, *, region: str = "") -> KnownPrices | ListPrices:
+    """Prices from a place: a JSON file, ``aws`` for AWS' Price List, or ``shipped`` for the table of common types.
+
+    Raises:
+        JobError: They cannot be had from there.
+    """
+    if place == "shipped":
+        return KnownPrices.shipped()
+    if place != "aws":
+        return KnownPrices.from_file(place)
+    import boto3
+
+    return ListPrices.of_session(boto3.Session(), region)
