@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from shardkit.spec.spec import Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from shardkit.jobs.history import Prices
     from shardkit.plan.plan import Plan
     from shardkit.runs.driver_job import DriverJob
     from shardkit.runs.estimate import Estimate
+    from shardkit.runs.forecast.result import Forecast
     from shardkit.runs.handle import Run
     from shardkit.runs.tried import Tried
 
@@ -159,3 +161,57 @@ class Pipeline(Spec):
         from shardkit.runs.estimate import estimate
 
         return estimate(self, records, quiet=quiet)
+
+    def forecast(
+        self,
+        records: int = 20,
+        *,
+        prices: Prices | Mapping[str, float] | str | None = None,
+        deadline: float | str | None = None,
+        budget: float | None = None,
+        quotas: Mapping[str, int] | int | None = None,
+        startup_s: float | None = None,
+        capacity_errors: float = 0.0,
+        days: Iterable[str] | None = None,
+        trials: int = 50,
+        seed: int = 0,
+        quiet: bool = True,
+    ) -> Forecast:
+        """Run some records, and say what the run will take on its engine: time and money, as p50 and p95.
+
+        The queue itself runs, on a simulated clock and service, over what the records of the sample have taken.
+
+        Args:
+            records: how many to run here, spread over all sizes.
+            prices: US dollars an hour by instance type; or ``shipped``, ``aws`` or a file, as for the command line.
+                Without them there is no money in the forecast.
+            deadline: when the run is to have ended: seconds, or a time such as ``2h``. A budget or a deadline asks for
+                a recommendation.
+            budget: what it may cost, in US dollars; the prices are then the shipped ones, unless given.
+            quotas: how many instances of each type the account may have at once, or of any.
+            startup_s: seconds from a job's creation to its work; by default 240 on SageMaker.
+            capacity_errors: the share of attempts for which there is no instance.
+            days: with shards by date, only these.
+            trials: how many runs to simulate.
+            seed: of all that is random in them.
+            quiet: show no progress.
+
+        Raises:
+            PipelineError: the pipeline has no engine with instances of SageMaker.
+        """
+        from shardkit.runs.forecast.ask import forecast_of
+
+        return forecast_of(
+            self,
+            records,
+            prices=prices,
+            deadline=deadline,
+            budget=budget,
+            quotas=quotas,
+            startup_s=startup_s,
+            capacity_errors=capacity_errors,
+            days=days,
+            trials=trials,
+            seed=seed,
+            quiet=quiet,
+        )

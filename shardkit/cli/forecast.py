@@ -19,7 +19,7 @@ PRICES = click.option(
     "--prices",
     is_flag=False,
     flag_value="shipped",
-    metavar="[FILE|aws|shipped]",
+    metavar="[FILE|aws]",
     help="Prices: a JSON file, AWS' price list, or by default a shipped table of common types.",
 )
 FORECAST = options(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardkit.cli.commands import Command, echo
+from shardkit.cli.forecast import FORECAST, PRICES, taken_from, wants_forecast
 from shardkit.cli.given import days_of, opened, read_pipeline, report, settings_of
 from shardkit.cli.options import DAYS, GO_ON, JSON, OUTPUT, PIPELINE, QUIET, RUN_ID
 from shardkit.errors import PipelineError
@@ -98,7 +99,8 @@ def _print_plan(loaded: Pipeline, days: list[str] | None) -> None:
     epilog="""
 shardkit plan pipeline.yaml
 shardkit plan pipeline.yaml --sample 20
-shardkit plan pipeline.yaml --sample 20 --prices aws
+shardkit plan pipeline.yaml --sample 20 --prices
+shardkit plan pipeline.yaml --sample 20 --deadline 2h --budget 50 --quota ml.m5.xlarge=20
 shardkit plan pipeline.yaml --json | jq .totals
 shardkit plan pipeline.yaml --run-id nightly-1 --max-jobs 50 --outputs /tmp/outputs
 """,
@@ -106,7 +108,8 @@ shardkit plan pipeline.yaml --run-id nightly-1 --max-jobs 50 --outputs /tmp/outp
 @PIPELINE
 @DAYS
 @click.option("--sample", type=int, metavar="N", help="Run N records first, and estimate what all of them will take.")
-@click.option("--prices", metavar="FILE", help="On SageMaker: prices of instances, in a JSON file; or aws: its own.")
+@PRICES
+@FORECAST
 @click.option("--run-id", metavar="ID", help="Prepare a run of that name, for `pass1 --run` and `pass2 --run`.")
 @click.option("--max-jobs", type=int, metavar="N", help="With --run-id: how many jobs at most; by default 200.")
 @click.option("--outputs", metavar="DIR", help="With --run-id: write the files run, jobs and output there.")
@@ -126,9 +129,13 @@ def plan(
 ) -> None:
     """Say what a run would do, without doing it.
 
+    With --sample and jobs on instances also what it will take: the queue runs on a simulated clock and service, over
+    what the records of the sample have taken. What half of the simulated runs did not exceed is p50; 95% of them, p95.
+
     With --run-id the plan is kept, as a run whose jobs something else starts, such as a workflow on Kubernetes. Printed
     are its folder and the numbers of its jobs. The same command again leaves a run that exists as it is.
     """
+    asked = taken_from(given)
     if run_id is None and (max_jobs is not None or outputs is not None):
         raise click.UsageError("--max-jobs and --outputs are for a run that is prepared: give --run-id too.")
     if run_id is not None and sample is not None:
@@ -137,26 +144,43 @@ def plan(
     if run_id is not None:
         _prepare(loaded, run_id, days_of(loaded, date, since), max_jobs, outputs)
         return
-    with redirect_stdout(sys.stderr):
-        planned = loaded.plan(days=days_of(loaded, date, since))
-        estimate = loaded.sample(sample) if sample is not None else None
-    from shardkit.runs.carriers import carriers_of, carriers_text
-
     known = _prices(prices)
+    _say_plan(loaded, days_of(loaded, date, since), sample, known, asked, as_json=as_json)
+
+
+def _say_plan(
+    loaded: Pipeline, days: list[str] | None, sample: int | None, prices: Any, asked: dict[str, Any], *, as_json: bool
+) -> None:
+    """Plan, run a sample if one is asked for, and say what there is to say."""
+    from shardkit.cli.forecast import check, forecast
+    from shardkit.runs.carriers import carriers_of, carriers_text
+    from shardkit.runs.estimate import take_sample
+
+    wanted = wants_forecast(loaded, asked, sampled=sample is not None)
+    if wanted:
+        check(loaded, prices, asked)
+    with redirect_stdout(sys.stderr):
+        planned = loaded.plan(days=days)
+        taken = take_sample(loaded, sample, quiet=True) if sample is not None else None
+    ahead = forecast(loaded, planned, taken, prices, asked) if wanted and taken is not None else None
+    estimate = taken.estimate if taken is not None else None
     if as_json:
         from dataclasses import asdict
 
         more: dict[str, Any] = {"estimate": asdict(estimate)} if estimate else {}
-        if carriers := carriers_of(loaded, known):
+        if carriers := carriers_of(loaded, prices):
             more["carriers"] = [each._asdict() for each in carriers]
+        if ahead is not None:
+            more["forecast"] = ahead.to_dict()
         echo(json.dumps(planned.content | more))
         return
     echo(planned.text(rows=estimate.rows if estimate else None))
     seconds = estimate.seconds * estimate.workers / loaded.worker_count() if estimate else None
-    if text := carriers_text(loaded, known, seconds=seconds):
+    if text := carriers_text(loaded, prices, seconds=seconds):
         echo(text)
-    if estimate:
-        echo(f"\n{estimate}")
+    for part in (estimate, ahead):
+        if part is not None:
+            echo(f"\n{part}")
 
 
 def _prepare(loaded: Pipeline, run_id: str, days: list[str] | None, max_jobs: int | None, outputs: str | None) -> None:

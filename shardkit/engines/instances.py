@@ -1,4 +1,4 @@
-"""Instance types: how many CPUs each has, and whether there is one of that name."""
+"""Instance types: how many CPUs and how much memory each has, and whether there is one of that name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ TYPE = r"ml\.[a-z][a-z0-9-]*\.(?:medium|large|\d*xlarge|metal(?:-\d+xl)?)"
 SMALL = {"medium": 2, "large": 2}  # Processing's only medium is of the t3 family, which has two
 ODD = {"ml.c4.8xlarge": 36}
 METAL = 96  # what most whole machines have at least
+GIB_PER_VCPU = {"t": 4, "m": 4, "c": 2, "r": 8, "x": 16}  # by the first letter of the family
+ODD_GIB = {"ml.t3.medium": 4}
 
 
 def instance_vcpus(instance_type: str) -> int:
@@ -24,6 +26,15 @@ def instance_vcpus(instance_type: str) -> int:
     times = re.fullmatch(r"(?:metal-)?(\d*)xl(?:arge)?", size)
     usual = 4 * int(times[1] or 1) if times else SMALL.get(size, METAL)
     return ODD.get(instance_type, usual)
+
+
+def instance_memory_bytes(instance_type: str) -> int | None:
+    """The memory of an instance type, from its name; None if the name does not say it."""
+    family = re.match(r"ml\.([a-z]+)", instance_type)
+    per_vcpu = GIB_PER_VCPU.get(family[1]) if family else None
+    if per_vcpu is None:
+        return None
+    return ODD_GIB.get(instance_type, per_vcpu * instance_vcpus(instance_type)) << 30
 
 
 def not_a_type(name: str) -> str:

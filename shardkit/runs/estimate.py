@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import joblib
 import numpy as np
 import pyarrow as pa
 
@@ -22,6 +23,7 @@ from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.find import run_folder
 from shardkit.runfolder.ledger import Ledger
 from shardkit.runfolder.limits import WorkLimits
+from shardkit.runfolder.timings import RunTimings
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.tables.arrays import numpy
 from shardkit.times import new_run_id
@@ -71,8 +73,29 @@ class Estimate:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Records that were run, one a chunk: the estimate that follows from them, and what each of them took.
+
+    ``seconds`` and ``bytes`` are those of the records; ``chunk_s`` is what a chunk takes beside its records.
+    """
+
+    estimate: Estimate
+    seconds: np.ndarray
+    bytes: np.ndarray
+    chunk_s: float
+
+
 def estimate(pipeline: Spec, records: int, *, quiet: bool) -> Estimate:
-    """Run some records, spread over all sizes, and estimate what all will take; nothing is left behind.
+    """Run some records and estimate what all will take; as `take_sample`."""
+    return take_sample(pipeline, records, quiet=quiet).estimate
+
+
+def take_sample(pipeline: Spec, records: int, *, quiet: bool) -> Sample:
+    """Run some records, spread over all sizes; nothing is left behind.
+
+    Where the pipeline has more workers than this machine has CPUs, because they are those of an engine's instance, only
+    as many work: more would keep each other from working.
 
     Raises:
         PipelineError: ``records`` is not at least 1, or the function cannot be loaded.
@@ -87,8 +110,9 @@ def estimate(pipeline: Spec, records: int, *, quiet: bool) -> Estimate:
     scratch = Path(tempfile.mkdtemp(prefix="shardkit-sample-"))
     folder = run_folder(LocalFolder(scratch), new_run_id())
     ref = pipeline.function_ref()
+    here = pipeline.replace(workers=min(pipeline.worker_count(), joblib.cpu_count())) if pipeline.engine else pipeline
     try:
-        with worker_pool(folder, pipeline, ref) as pool:
+        with worker_pool(folder, here, ref) as pool:
             plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, recompute=True)
             chosen = _spread(numpy(plan.records["bytes"]), records)
             folder.write_plan(plan.content, _each_a_chunk(plan, chosen), {"function": ref.pickled})
@@ -99,7 +123,8 @@ def estimate(pipeline: Spec, records: int, *, quiet: bool) -> Estimate:
                 except BudgetExceeded:
                     ledger = Ledger(folder)
             output_bytes = _merged_bytes(pipeline, ledger, scratch)
-        return _extrapolate(plan, ledger, output_bytes, workers=pool.size)
+        estimated = _extrapolate(plan, ledger, output_bytes, workers=pool.size)
+        return _sample(estimated, ledger)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -124,6 +149,15 @@ def _merged_bytes(pipeline: Spec, ledger: Ledger, scratch: Path) -> int:
     source = read_source((p.file for p in ledger.parts()), schema=merge.schema, widen_ints=merge.widen_ints)
     files, _ = write_merged(LocalFolder(scratch / "dataset"), source, merge, token=SCRATCH_TOKEN, threads=1)
     return sum(merge.layout.kind.bytes_of_rows(scratch / "dataset" / file.path) for file in files)
+
+
+def _sample(estimated: Estimate, ledger: Ledger) -> Sample:
+    """The estimate with the times that it is made from."""
+    took = RunTimings.of_ledger(ledger).records
+    seconds = took["seconds"].to_numpy()
+    beside = max(sum(marker["seconds"] for marker in ledger.markers) - float(np.nansum(seconds)), 0.0)
+    known = ~np.isnan(seconds)
+    return Sample(estimated, seconds[known], took["bytes"].to_numpy()[known], beside / max(len(ledger.markers), 1))
 
 
 def _extrapolate(plan: Plan, ledger: Ledger, output_bytes: int, *, workers: int) -> Estimate:
