@@ -78,6 +78,10 @@ class ObjectChanged(InputError):
     """An object of the input is not what it was when the run was planned."""
 
 
+class ObjectDamaged(InputError):
+    """An object of the input cannot be read as what it is said to be: it is damaged, cut short, or something else."""
+
+
 class PlanMismatch(PipelineError):
     """A run is to be resumed with another plan than its own."""
 

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.notes import Notes
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
 PATHS: Any = PosixPath  # its private methods differ between versions of Python
 
 
@@ -26,9 +31,25 @@ class Record(PosixPath):
         bytes: the size of all its objects together.
         objects: the keys of all its objects, in key order.
         meta: what the manifest says of its main object besides the name, size, etag and time; else empty.
+        range: for a record inside a file, the bytes of the file that it was cut at, or the row groups of a Parquet
+            file; None for a whole file, and for members of an archive.
+        members: the names of its members, if it is inside an archive.
     """
 
-    __slots__ = ("_by_stem", "_folder", "_main", "_names", "_notes", "bytes", "key", "meta", "objects")
+    __slots__ = (
+        "_by_stem",
+        "_files",
+        "_folder",
+        "_main",
+        "_names",
+        "_notes",
+        "bytes",
+        "key",
+        "members",
+        "meta",
+        "objects",
+        "range",
+    )
 
     def __new__(cls, *_: Any, **__: Any) -> Record:
         """Make one without arguments, which older versions of Python would read as parts of a path."""
@@ -45,11 +66,17 @@ class Record(PosixPath):
         by_stem: bool = False,
         names: set[str] | None = None,
         meta: dict[str, Any] | None = None,
+        files: tuple[str, ...] | None = None,
+        range: tuple[int, int] | None = None,
+        members: tuple[str, ...] = (),
     ) -> None:
         self.key = key
         self.objects = objects
         self.bytes = bytes
         self.meta = meta or {}
+        self.range = range
+        self.members = members
+        self._files = objects if files is None else files
         self._main = main
         self._folder = root
         self._by_stem = by_stem
@@ -92,26 +119,46 @@ class Record(PosixPath):
         return self.path.with_suffix(suffix)
 
     def __fspath__(self) -> str:
-        return f"{self._folder}/{self.objects[self._main]}"
+        return f"{self._folder}/{self._files[self._main]}"
 
     def __reduce__(self) -> Any:
         fields: dict[str, Any] = {"main": self._main, "root": self._folder, "bytes": self.bytes, "meta": self.meta}
+        fields |= {"files": self._files, "range": self.range, "members": self.members}
         return functools.partial(Record, self.key, self.objects, by_stem=self._by_stem, **fields), ()
 
     @property
     def path(self) -> Path:
-        """The main object as a local file."""
+        """The main object, or what the record is of it, as a local file."""
         return Path(self.__fspath__())
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All objects as local files, in key order."""
-        return tuple(Path(self._folder, name) for name in self.objects)
+        """All objects, or all members of the archive that the record is of, as local files, in key order."""
+        return tuple(Path(self._folder, name) for name in self._files)
+
+    @property
+    def member(self) -> str | None:
+        """The name of the main member, if the record is inside an archive."""
+        return self.members[self._main] if self.members else None
 
     @property
     def stem(self) -> str:
         """The path without its last suffix: what ``wfdb.rdrecord`` takes."""
-        return f"{self._folder}/{self.key}" if self._by_stem else os.path.splitext(self.__fspath__())[0]
+        if self._by_stem:
+            name = self.key.removeprefix(f"{self.objects[0]}/") if self.members else self.key
+            return f"{self._folder}/{name}"
+        return os.path.splitext(self.__fspath__())[0]
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a Parquet file, or of the row groups that the record is of it; of some ``columns``, if given.
+
+        Raises:
+            pyarrow.ArrowInvalid: it is no Parquet file.
+        """
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.__fspath__()) as file:
+            return file.read(columns=None if columns is None else list(columns))
 
     def count(self, name: str, n: float = 1) -> None:
         """Add ``n`` to the number of that name, which the run's summary shows summed over all records that are done.

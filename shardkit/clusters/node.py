@@ -187,7 +187,8 @@ class _Node:
 
     @functools.cached_property
     def _records(self) -> pa.Table:
-        return self._folder.records(columns_of_records(are_fetched=self._pool.fetches), if_there=OPTIONAL)
+        columns = columns_of_records(self._pool.inside, are_fetched=self._pool.fetches)
+        return self._folder.records(columns, if_there=OPTIONAL)
 
     def see_through(self, sent: Sent) -> list[Marker]:
         """See a chunk through; its parts have names that no other execution of it has, late or elsewhere."""

@@ -24,6 +24,7 @@ from shardkit.functions import is_library, python_version
 from shardkit.runfolder.names import node_file
 from shardkit.units import counted
 from shardkit.workers.replies import error_from
+from shardkit.workers.tasks import fetches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,7 +58,7 @@ class ClusterWorkers:
     def __init__(self, cluster: Cluster, settings: WorkerSettings, *, code: str | None) -> None:
         self.size = cluster.size
         self.threads = int(cpu_count())
-        self.fetches = settings.places.are_fetched
+        self.fetches = fetches(settings)
         self.left: list[int] = []
         self._cluster = cluster
         self._settings = settings

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SHARDS_SHOWN = 10
 LONG_LAUNCH_S = 600
+INSIDE = {"lines": "lines", "csv": "rows of CSV", "tar": "members", "zip": "members", "parquet": "row groups"}
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,9 @@ def _left_lines(content: PlanDocument) -> Iterator[str]:
 
 def _rule(pipeline: dict[str, Any]) -> str:
     rule = pipeline["records"]
+    if isinstance(rule, dict):
+        size = f", about {human_bytes(rule['target_bytes'])} each" if "target_bytes" in rule else ""
+        return f"records inside files: {INSIDE[rule['inside']]}{size}"
     return f"records by {rule}" if ":" in rule else f"one record a {rule}"
 
 

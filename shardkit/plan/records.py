@@ -10,6 +10,8 @@ records, in the order of their main objects' keys:
     objects   list<string>   the keys of all its objects, in key order
     etags     list<string>   the etags of all its objects
     meta      struct         what a manifest says of its main object besides; only if there is any
+
+Records inside of objects have further columns, `shardkit.inside.piece.columns_of`, that say where in there they are.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.errors import InputError, PipelineError
+from shardkit.plan.globs import matches
 from shardkit.plan.groups import folder_of, group_records, with_dense_groups
 from shardkit.plan.join import join, main_keys, single
 from shardkit.plan.meta import META
@@ -37,6 +39,8 @@ from shardkit.tracebacks import user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from shardkit.plan.inside import Cutter
 
 RECORD_KINDS = ("file", "stem", "directory")
 COLUMNS = ["key", "main", "group", "bytes", "objects", "etags"]
@@ -69,44 +73,6 @@ class Records:
                 hint="Choose among these.",
             )
         return dataclasses.replace(self, table=with_dense_groups(self.table.take(arrow(rows))))
-
-
-def glob_to_re2(pattern: str) -> str:
-    """A glob as an RE2 expression over whole keys.
-
-    ``*`` and ``?`` stop at a ``/``, ``**`` does not; a pattern without a ``/`` is matched against the file's name.
-    """
-    deep = "/" in pattern
-    anywhere = "" if deep else "(?:.*/)?"
-    return f"(?s)^{anywhere}{''.join(_token_to_re2(token, deep=deep) for token in GLOB.findall(pattern))}$"
-
-
-# The last but one is [...], which as in a shell holds no slash, and a bracket only as its first character.
-GLOB = re.compile(r"\*\*/|\*\*|\*|\?|\[(?:[!^]|(?![!^]))(?:\][^]/]*|[^]/]+)\]|.", re.DOTALL)
-
-
-def _token_to_re2(token: str, *, deep: bool) -> str:
-    wild = {"**/": "(?:.*/)?", "**": ".*" if deep else "[^/]*", "*": "[^/]*", "?": "[^/]"}
-    if token in wild:
-        return wild[token]
-    if len(token) == 1:
-        return re.escape(token)
-    excluded = token[1] in "!^"
-    inside = re.sub(r"[\\\[\]]", r"\\\g<0>", token[1 + excluded : -1])
-    return f"[^/{inside}]" if excluded else f"[{inside}]"
-
-
-def matches(keys: pa.Array, patterns: Sequence[str]) -> pa.Array:
-    """Which of ``keys`` match any of the globs, as a boolean array."""
-    matching = arrow(np.zeros(len(keys), bool))
-    for pattern in patterns:
-        if pattern in {"*", "**"}:
-            return arrow(np.ones(len(keys), bool))
-        try:
-            matching = pc.or_(matching, pc.match_substring_regex(keys, glob_to_re2(pattern)))
-        except pa.ArrowInvalid as error:
-            raise PipelineError(f"{pattern!r} is no pattern for files: {error}.") from error
-    return matching
 
 
 def record_keys(keys: pa.Array, records: str | Callable[[str], str | None]) -> pa.Array:
@@ -149,7 +115,7 @@ def _named_by(function: Callable[[str], str | None], keys: pa.Array) -> pa.Array
 def build_records(
     objects: pa.Table,
     *,
-    records: str | Callable[[str], str | None] = "file",
+    records: str | Callable[[str], str | None] | Cutter = "file",
     pattern: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     shards: Mapping[str, Any] | None = None,
@@ -157,8 +123,9 @@ def build_records(
     """Turn a listing, in key order, into records.
 
     Objects that match ``exclude`` are not input. Other objects with the same record key make one record, if one of
-    them matches ``pattern``; the first that does, in the order of the keys, is the main object. ``shards`` is the
-    pipeline's section of that name, as plain data; it says what the groups are.
+    them matches ``pattern``; the first that does, in the order of the keys, is the main object. A `Cutter` makes
+    records of what is inside each object that matches. ``shards`` is the pipeline's section of that name, as plain
+    data; it says what the groups are.
 
     Raises:
         InputError: no object matches ``pattern``, or a record has no date where groups are dates.
@@ -169,7 +136,10 @@ def build_records(
         objects = filtered(objects, ~values_of(objects, lambda batch: matches(batch["key"], exclude)))
     numbers = ["bytes", *(["modified"] if _by_time(objects, shards) else [])]
     used, named = values_of(objects, lambda batch: matches(batch["key"], pattern)), True
-    if records == "file":
+    columns = COLUMNS
+    if not isinstance(records, str) and not callable(records):
+        build, columns = functools.partial(records.records, objects, used, numbers), COLUMNS + records.columns
+    elif records == "file":
         build = functools.partial(single, objects, used, numbers)
     else:
         names, code = _named(objects, records)
@@ -180,10 +150,16 @@ def build_records(
         said = _nothing_matches(listed, objects["key"], pattern, exclude, named=named)
         raise InputError(said, hint=_passed_over(datasets))
     table = build()
+    if not len(table):
+        raise InputError(
+            f"None of the {int(used.sum()):,} files holds a member that can be a record's main one.",
+            hint="See records.pattern.",
+        )
     newest = numpy(table["modified"]) if "modified" in numbers else None
     table = table.append_column("group", group_records(main_keys(table), table["key"], newest, shards))
     sample = tuple(objects["key"][row].as_py() for row in np.flatnonzero(~used)[:5].tolist())
-    columns = [*COLUMNS, META] if META in table.column_names else COLUMNS
+    if META in table.column_names:
+        columns = [*columns, META]
     return Records(table.select(columns), listed, listed - int(used.sum()), sample, datasets)
 
 

@@ -53,8 +53,9 @@ def worker_settings(
         output=folder.output.uri,
         run_id=folder.run_id,
         scratch=None,
-        by_stem=pipeline.records == "stem",
+        by_stem=pipeline.by_stem,
         schema=pipeline.output.columns,
+        inside=pipeline.inside,
         job=job,
         memory_bytes=None if pipeline.memory == "auto" else pipeline.memory,
     )

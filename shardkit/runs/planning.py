@@ -9,6 +9,7 @@ from shardkit.dataset.checks import check_form, check_not_replaced, check_owner
 from shardkit.errors import PipelineError, PlanMismatch
 from shardkit.functions import FunctionRef, python_version, reference
 from shardkit.hints import Hint
+from shardkit.spec.sections import InsideFiles
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.times import now
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from shardkit.dataset.merge import Merge
     from shardkit.plan.compare import Basis
+    from shardkit.plan.inside import Cutter
     from shardkit.plan.plan import Plan
     from shardkit.plan.records import Records
     from shardkit.runfolder.document_types import PlanDocument
@@ -192,12 +194,14 @@ def _check_not_around(source: Folder, output: Folder) -> None:
         )
 
 
-def _records_rule(pipeline: Spec) -> str | Callable[[str], str | None]:
+def _records_rule(pipeline: Spec) -> str | Callable[[str], str | None] | Cutter:
+    from shardkit.plan.inside import Cutter
+
     rule = pipeline.records
     if isinstance(rule, str) and ":" in rule:
         named: Callable[[str], str | None] = reference(rule, source_dir=pipeline.source_dir).load()
         return named
-    return rule
+    return Cutter(rule.rule, pipeline.places(as_user=True)) if isinstance(rule, InsideFiles) else rule
 
 
 def check_same_plan(folder: RunFolder, plan: Plan) -> None:

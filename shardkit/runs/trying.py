@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardkit.errors import InputError, ObjectChanged, PipelineError
-from shardkit.record import Record
+from shardkit.inside.piece import pieces_of
 from shardkit.runs.tried import Everything, Tried, TriedRecord
 from shardkit.tables.arrays import numpy
 from shardkit.tables.rows import FIRST_LOOK, Result, collect, fit, to_batches
 from shardkit.tables.schema import parse_schema
 from shardkit.tracebacks import error_message, user_traceback, users_part
 from shardkit.workers.chunk_run import peak_memory_bytes
-from shardkit.workers.inputs import Wanted, open_inputs
+from shardkit.workers.inputs import Wanted, open_inputs, record_at
 from shardkit.workers.memory import forget_peak, resident_bytes
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from shardkit.inside.piece import Piece
+    from shardkit.record import Record
     from shardkit.spec.spec import Spec
 
 PIECE_ROWS = 8192
@@ -103,51 +105,58 @@ class Trial:
         self._function = function
         self._schema = parse_schema(pipeline.output.columns) if pipeline.output.columns else None
         self._places = pipeline.places()
+        self._fetches = self._places.are_fetched or pipeline.inside is not None
 
     def run(self, records: pa.Table, *, only: bool = False, told: list[str] | None = None) -> Tried:
         """Run the records of a table; ``only`` as for `try_records`, and ``told`` what is known to be different."""
         __tracebackhide__ = True
         tried = Tried(notes=list(told or ()), widen_ints=self._pipeline.output.widen_ints)
         with tempfile.TemporaryDirectory(prefix="shardkit-try-") as scratch:
-            inputs = open_inputs(self._places, scratch if self._places.are_fetched else None)
-            for number, row in enumerate(records.to_pylist()):
+            inputs = open_inputs(self._places, scratch if self._fetches else None)
+            pieces = pieces_of(records, self._pipeline.inside)
+            for number, (row, piece) in enumerate(zip(records.to_pylist(), pieces, strict=True)):
                 ticket = (0, 0, number)
-                with self._fetched(inputs, ticket, row, tried) as folder:
-                    record = Record(
-                        row["key"],
-                        tuple(row["objects"]),
+                with self._fetched(inputs, ticket, row, piece, tried) as folder:
+                    record = record_at(
+                        folder,
+                        piece,
+                        key=row["key"],
+                        objects=tuple(row["objects"]),
                         main=row["main"],
-                        root=folder,
                         bytes=row["bytes"],
-                        by_stem=self._pipeline.records == "stem",
+                        by_stem=self._pipeline.by_stem,
                         meta=row.get("meta"),
                     )
-                    one = self._one(record)
+                    one = self._one(record) if record is not None else TriedRecord(row["key"], row["bytes"])
                 tried.records.append(one)
                 if one.error is not None and only:
                     raise one.error
         return tried
 
     @contextlib.contextmanager
-    def _fetched(self, inputs: Any, ticket: Any, row: dict[str, Any], tried: Tried) -> Iterator[str]:
+    def _fetched(
+        self, inputs: Any, ticket: Any, row: dict[str, Any], piece: Piece | None, tried: Tried
+    ) -> Iterator[str]:
         """The folder with the objects of a record; if one has changed since it was listed, ``tried`` notes that.
 
         Raises:
             InputError: one is gone.
+            ObjectDamaged: the record cannot be read out of it.
             ObjectRefused, StorageError: the store does not give one.
         """
         etags = row.get("etags")
-        tried.notes += self._places.changes_since(row["objects"], etags)
-        if not self._places.are_fetched:
+        if piece is None:  # a piece is checked when it is read
+            tried.notes += self._places.changes_since(row["objects"], etags)
+        if not self._fetches:
             yield self._places.root
             return
-        inputs.expect([(ticket, Wanted(row["objects"], etags, row["bytes"]))])
+        inputs.expect([(ticket, Wanted(row["objects"], etags, row["bytes"], piece))])
         try:
             folder = inputs.fetch(ticket)
         except ObjectChanged as error:
             tried.notes.append(error.message)
             inputs.release(ticket)
-            inputs.expect([(ticket, Wanted(row["objects"], None, row["bytes"]))])
+            inputs.expect([(ticket, Wanted(row["objects"], None, row["bytes"], piece))])
             folder = inputs.fetch(ticket)
         try:
             yield folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -15,12 +16,14 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from shardkit.clusters.kinds import known_backend
 from shardkit.dataset.formats.kinds import known_format
 from shardkit.engines.kinds import EngineSettings
 from shardkit.engines.values import Names, NoTruth
 from shardkit.errors import PipelineError
+from shardkit.inside.rule import Inside
 from shardkit.spec.schedule import Schedule
 from shardkit.spec.section import Section, Uri, path_text
 from shardkit.storage.base import scheme_of
@@ -123,6 +126,59 @@ class Shards(Section):
     @model_serializer
     def _given(self) -> dict[str, Any]:
         return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+# What each way of cutting files takes.
+INSIDE_FIELDS = {
+    "lines": ("target_bytes", "header", "quoted_newlines"),
+    "csv": ("target_bytes", "header", "quoted_newlines"),
+    "tar": ("by", "pattern"),
+    "zip": ("by", "pattern"),
+    "parquet": ("target_bytes",),
+}
+
+
+class InsideFiles(Section):
+    """How records are cut out of files: by lines or row groups of about so many bytes, or member by member."""
+
+    inside: Literal["lines", "csv", "tar", "zip", "parquet"]
+    target_bytes: Bytes | None = None
+    header: Annotated[bool, Expected("true or false"), Field(strict=True)] | None = None
+    quoted_newlines: Annotated[bool, Expected("true or false"), Field(strict=True)] | None = None
+    by: Literal["member", "stem"] | None = None
+    pattern: Annotated[Names, Expected("a glob or a list of globs"), Field(min_length=1)] | None = None
+
+    @field_validator("target_bytes", "header", "quoted_newlines", "by", "pattern", mode="before")
+    @classmethod
+    def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
+        kind, name = info.data.get("inside"), str(info.field_name)
+        if value is not None and kind is not None and name not in INSIDE_FIELDS[kind]:
+            homes = [f"inside: {kind}" for kind, fields in INSIDE_FIELDS.items() if name in fields]
+            takes = " and ".join(INSIDE_FIELDS[kind])
+            raise ValueError(f"this field is for {' and '.join(homes)}; inside: {kind} takes {takes}.")
+        return value
+
+    @property
+    def rule(self) -> Inside:
+        """The rule, with the defaults of its kind."""
+        given = {name: value for name in INSIDE_FIELDS[self.inside] if (value := getattr(self, name)) is not None}
+        return Inside(self.inside, **({"by": "stem"} if self.inside == "tar" else {}) | given)
+
+    @model_serializer
+    def _plain(self) -> dict[str, Any]:
+        rule = dataclasses.asdict(self.rule)
+        return {"inside": self.inside} | {name: rule[name] for name in INSIDE_FIELDS[self.inside]}
+
+
+def as_records(value: Any) -> Any:
+    """What ``records`` may be; the name of a way of cutting files stands for the section with its defaults."""
+    if isinstance(value, str) and value in INSIDE_FIELDS:
+        return InsideFiles(inside=value)  # type: ignore[arg-type]
+    if isinstance(value, Mapping):
+        return InsideFiles(**value)
+    if not isinstance(value, str | InsideFiles) and not callable(value):
+        raise PydanticCustomError("records", "no rule for records")
+    return value
 
 
 MOST_ROWS = 10**15  # of a file

@@ -32,11 +32,13 @@ from shardkit.spec.sections import (
     Bytes,
     Catalog,
     Engine,
+    InsideFiles,
     Output,
     Parallel,
     Queue,
     Shards,
     WhenDue,
+    as_records,
 )
 from shardkit.storage.base import Access, absolute_uri
 from shardkit.storage.open import folder
@@ -48,13 +50,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from shardkit.dataset.merge import Merge
+    from shardkit.inside.rule import Inside
     from shardkit.runfolder.limits import WorkLimits
     from shardkit.spec.schedule import Schedule
     from shardkit.storage.base import Folder
 
 A_FOLDER = Expected("a folder, or a mapping with its uri")
 AN_INPUT = Expected("a folder, a mapping with its uri or a manifest, or a list of these")
-RECORDS = Expected("file, stem, directory, or module:callable")
+RECORDS = Expected("file, stem, directory, module:callable, or a mapping such as {inside: lines, target_bytes: 64MB}")
 WORKERS = Expected("'auto' or a number of 1 or more")
 MEMORY = Expected("'auto', or the most that all workers of a machine may hold together, such as 12GB")
 FAILURES = Expected("a count such as 10, or a share such as 1%")
@@ -79,7 +82,9 @@ class Spec(Section):
     input: Annotated[Input, AN_INPUT, Short("uri", several="parts"), Flat(), DecidesWork()]
     function: Annotated[str | Callable[..., Any], A_FUNCTION, DecidesWork()]
     source_dir: Annotated[str | None, IsPath(), MayChange(), BeforeValidator(path_text)] = None
-    records: Annotated[str | Callable[[str], str | None], RECORDS, DecidesWork()] = "file"
+    records: Annotated[
+        str | Callable[[str], str | None] | InsideFiles, BeforeValidator(as_records), RECORDS, DecidesWork()
+    ] = "file"
     shards: Annotated[Shards | None, SHARDS, DecidesWork()] = None
     workers: Annotated[int | Literal["auto"], NoTruth, WORKERS, MayChange()] = "auto"
     memory: Annotated[Bytes | Literal["auto"], MEMORY, MayChange()] = "auto"
@@ -161,6 +166,20 @@ class Spec(Section):
             raise ValueError("since is for a pipeline with days: set shards: {by: date, ...} too.")
         return value
 
+    @field_validator("shards")
+    @classmethod
+    def _of_whole_objects(cls, value: Shards | None, info: ValidationInfo) -> Shards | None:
+        if value is not None and value.by == "s3key" and isinstance(info.data.get("records"), InsideFiles):
+            raise ValueError("by: s3key deals out whole objects, and records are inside of them: use by: size.")
+        return value
+
+    @field_validator("input_mode")
+    @classmethod
+    def _of_whole_objects_too(cls, value: str, info: ValidationInfo) -> str:
+        if value == "download" and isinstance(info.data.get("records"), InsideFiles):
+            raise ValueError("records inside of files are read by ranges: leave input_mode at stream.")
+        return value
+
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], *, overrides: Mapping[str, Any] | None = None) -> Self:
         """Read a pipeline from a YAML file; relative paths count from its folder.
@@ -217,6 +236,16 @@ class Spec(Section):
         return reference(self.function, source_dir=self.source_dir)
 
     @property
+    def inside(self) -> Inside | None:
+        """How records are cut out of files, if they are."""
+        return self.records.rule if isinstance(self.records, InsideFiles) else None
+
+    @property
+    def by_stem(self) -> bool:
+        """Whether the files of a record have one stem."""
+        return self.records == "stem" or (self.inside is not None and self.inside.by == "stem")
+
+    @property
     def by_day(self) -> bool:
         """Whether the dataset has a partition for each day, or for whatever the dates in its shards are."""
         return self.shards is not None and self.shards.by == "date"
@@ -230,8 +259,8 @@ class Spec(Section):
         """The pipeline's name; by default the function's."""
         return self.name or name_of_function(self.function).rpartition(":")[2]
 
-    def places(self) -> Places:
-        """Where the input is, without a session, as workers are told it.
+    def places(self, *, as_user: bool = False) -> Places:
+        """Where the input is, as workers are told it; ``as_user`` with the session of the engine's settings.
 
         Raises:
             PipelineError: only a manifest says so; `shardkit.runs.listing.with_roots` reads it.
@@ -243,7 +272,8 @@ class Spec(Section):
                     f"Only the manifest {part.manifest} says where its files lie.",
                     hint="Give input.uri, the folder or bucket that holds them.",
                 )
-            places.append(Place(str(getattr(part, "name", "")), absolute_uri(part.uri), part.access()))
+            access = self.input_access(part) if as_user else part.access()
+            places.append(Place(str(getattr(part, "name", "")), absolute_uri(part.uri), access))
         return Places(tuple(places))
 
     def input_folders(self) -> list[Folder]:

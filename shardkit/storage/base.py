@@ -160,6 +160,15 @@ class Folder(ABC):
         """The bytes of a file from ``start`` up to ``end``."""
         return self.read(key)[start:end]
 
+    def read_unchanged(self, key: str, start: int, end: int, *, etag: str | None) -> bytes | memoryview:
+        """The same bytes of a file that must still have that etag, if one is given and the kind of storage has them.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ObjectChanged: it has another etag by now.
+        """
+        return self.read_range(key, start, end)
+
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
         """Write a file atomically and durably, replacing what was there.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import StorageError
+from shardkit.errors import ObjectChanged, StorageError
 from shardkit.storage.base import Entry, File, Folder, State
 from shardkit.storage.list_files import list_files
 from shardkit.storage.local import copy_file, create_bytes, link_file, write_bytes, writing
@@ -52,6 +52,24 @@ class LocalFolder(Folder):
             raise
         except OSError as error:
             raise StorageError(f"Cannot read {self.root / key}: {error.strerror}.") from error
+
+    def read_unchanged(self, key: str, start: int, end: int, *, etag: str | None) -> bytes:
+        """Some bytes of a file that has that etag before they are read and afterwards."""
+        path = self.root / key
+        try:
+            with open(path, "rb", buffering=0) as file:
+                before = _etag_of(os.fstat(file.fileno()))
+                data = os.pread(file.fileno(), end - start, start)
+                after = _etag_of(os.fstat(file.fileno()))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
+        if etag is not None and not before == after == etag:
+            raise ObjectChanged(
+                f"{path} has changed since it was listed.", hint="Start a new run, which lists the input again."
+            )
+        return data
 
     def write(self, key: str, data: bytes) -> None:
         """Write a file atomically and durably."""

@@ -186,16 +186,9 @@ class ObjectFolder(ObjectContents):
 
     def _get_ranges(self, key: str, path: Path, etag: str, size: int) -> None:
         """Download an object a range at a time; each request asks for the same etag."""
-        from obstore import exceptions
 
-        @repeated
         def get(file: int, start: int) -> None:
-            end = min(start + RANGE_BYTES, size)
-            options = {"range": (start, end)} | ({"if_match": f'"{etag}"'} if etag else {})
-            with self._asking(key):
-                data = self._store.get(self.prefix + key, options=options).bytes()
-            if len(data) != end - start:
-                raise Unanswered(f"{self.uri}/{key}: the answer was cut short.", kind=CUT_SHORT)
+            data = self.read_unchanged(key, start, min(start + RANGE_BYTES, size), etag=etag)
             with writing(path):
                 os.pwrite(file, data, start)
 
@@ -204,10 +197,26 @@ class ObjectFolder(ObjectContents):
         try:
             with ThreadPoolExecutor(RANGES_AT_ONCE) as pool:
                 list(pool.map(lambda start: get(file, start), range(0, size, RANGE_BYTES)))
-        except exceptions.PreconditionError:
-            raise self._changed(key, etag) from None
         finally:
             os.close(file)
+
+    def read_unchanged(self, key: str, start: int, end: int, *, etag: str | None) -> memoryview:
+        """The bytes of an object from ``start`` up to ``end``; the request asks for the etag."""
+        from obstore import exceptions
+
+        try:
+            return self._get_range(key, start, end, etag)
+        except exceptions.PreconditionError:
+            raise self._changed(key, str(etag)) from None
+
+    @repeated
+    def _get_range(self, key: str, start: int, end: int, etag: str | None) -> memoryview:
+        options = {"range": (start, end)} | ({"if_match": f'"{etag}"'} if etag else {})
+        with self._asking(key):
+            data = self._store.get(self.prefix + key, options=options).bytes()
+        if len(data) != end - start:
+            raise Unanswered(f"{self.uri}/{key}: the answer was cut short.", kind=CUT_SHORT)
+        return memoryview(data)
 
     def _changed(self, key: str, etag: str) -> ObjectChanged:
         return ObjectChanged(

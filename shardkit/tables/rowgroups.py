@@ -191,6 +191,61 @@ def _read(footer: pq.FileMetaData) -> Struct | None:
 
 
 @dataclass(frozen=True)
+class Footer:
+    """The footer of any Parquet file, from which that of a file with some of its row groups is made."""
+
+    content: Struct
+
+    @classmethod
+    def of(cls, data: bytes) -> Footer:
+        """The footer that is written in these bytes.
+
+        Raises:
+            ValueError: there is none, or its file is encrypted, or in several files.
+        """
+        content = read_struct(data)
+        footer = cls(content)
+        columns = [column for group in footer._groups for column in group[COLUMNS].value[1]]
+        if ENCRYPTION in content or any(FILE_PATH in c or CRYPTO in c or CHUNK not in c for c in columns):
+            raise ValueError("it is encrypted, or its columns are in other files")
+        return footer
+
+    @property
+    def _groups(self) -> list[Struct]:
+        groups: list[Struct] = self.content[ROW_GROUPS].value[1]
+        return groups
+
+    def group_bytes(self) -> list[int]:
+        """How many bytes of the file each row group takes."""
+        return [sum(chunk[COMPRESSED_BYTES].value for chunk in _chunks_of(group)) for group in self._groups]
+
+    def extent(self, first: int, end: int) -> tuple[int, int]:
+        """Where the row groups from ``first`` up to ``end`` begin and end in the file."""
+        chunks = [chunk for group in self._groups[first:end] for chunk in _chunks_of(group)]
+        return min(map(_start, chunks)), max(_start(chunk) + chunk[COMPRESSED_BYTES].value for chunk in chunks)
+
+    def of_groups(self, first: int, end: int, *, moved_by: int) -> bytes:
+        """The end of a file with these row groups alone, which lie so many bytes after their place in this one."""
+        entries = []
+        for number, group in enumerate(self._groups[first:end]):
+            columns = [_moved_column(column, moved_by) for column in group[COLUMNS].value[1]]
+            moved = group | {COLUMNS: Field(LIST, (STRUCT, columns))}
+            if GROUP_OFFSET in group:
+                moved[GROUP_OFFSET] = Field(I64, min(_start(column[CHUNK].value) for column in columns))
+            if ORDINAL in group:
+                moved[ORDINAL] = Field(group[ORDINAL].kind, number)
+            entries.append(moved)
+        rows = sum(group[GROUP_ROWS].value for group in entries)
+        groups = Field(LIST, (STRUCT, entries))
+        data = write_struct(self.content | {NUM_ROWS: Field(I64, rows), ROW_GROUPS: groups})
+        return data + len(data).to_bytes(4, "little") + MAGIC
+
+
+def _chunks_of(group: Struct) -> list[Struct]:
+    return [column[CHUNK].value for column in group[COLUMNS].value[1]]
+
+
+@dataclass(frozen=True)
 class _Encoded:
     """Some columns of a table as a file of their own: its bytes, and the entry for its one row group."""
 

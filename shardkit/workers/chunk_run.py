@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardkit.record import Record
+from shardkit.inside.piece import pieces_of
 from shardkit.runfolder.claims import commit
 from shardkit.runfolder.marked_notes import merged, notes_of
 from shardkit.tracebacks import error_message, user_traceback
-from shardkit.workers.inputs import Wanted
+from shardkit.workers.inputs import Wanted, record_at
 from shardkit.workers.tasks import failure_entry, spool_of
 from shardkit.workers.timing import ChunkTimes
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from shardkit.inside.rule import Inside
     from shardkit.notes import Notes
+    from shardkit.record import Record
     from shardkit.runfolder.document_types import MarkedNotes, Marker, QuarantineEntry
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.parts import Part
@@ -65,6 +67,7 @@ class ChunkRun:
         self._objects: list[list[str]] = table["objects"].to_pylist()
         self._etags: list[list[str] | None] = _etags_of(table)
         self._meta = table["meta"].to_pylist() if "meta" in table.column_names else None
+        self._pieces = pieces_of(table, settings.inside)
         self._failures: dict[int, QuarantineEntry] = {}
         self.times = ChunkTimes(worker, settings.job)
         self._names = names
@@ -81,14 +84,15 @@ class ChunkRun:
         """What takes a record's rows if they are many."""
         return self._large_record(i, self.keys[i], functools.partial(self.writer.aside, i, self.keys[i]))
 
-    def record(self, i: int) -> Record:
-        """The record at a position, its objects here."""
+    def record(self, i: int) -> Record | None:
+        """The record at a position, its files here; None for a piece without a line."""
         root = self._inputs.fetch((self.task.shard, self.task.chunk, i))
-        return Record(
-            self.keys[i],
-            tuple(self._objects[i]),
+        return record_at(
+            root,
+            self._pieces[i],
+            key=self.keys[i],
+            objects=tuple(self._objects[i]),
             main=self._mains[i],
-            root=root,
             bytes=self.bytes[i],
             by_stem=self._settings.by_stem,
             names=self._names,
@@ -100,17 +104,19 @@ class ChunkRun:
         task = self.task
         for i in self.positions():
             if i not in task.settled and i not in task.left:
-                yield (task.shard, task.chunk, i), Wanted(self._objects[i], self._etags[i], self.bytes[i])
+                wanted = Wanted(self._objects[i], self._etags[i], self.bytes[i], self._pieces[i])
+                yield (task.shard, task.chunk, i), wanted
 
     @staticmethod
-    def wanted_first(task: ChunkTask, count: int) -> Iterator[tuple[Ticket, Wanted]]:
+    def wanted_first(task: ChunkTask, count: int, inside: Inside | None) -> Iterator[tuple[Ticket, Wanted]]:
         """The same of another task's first records."""
         import pyarrow as pa
 
         table = pa.ipc.open_stream(task.records).read_all().slice(0, count)
-        rows = zip(table["objects"].to_pylist(), _etags_of(table), table["bytes"].to_pylist(), strict=True)
-        for i, (objects, etags, size) in enumerate(rows):
-            yield (task.shard, task.chunk, i), Wanted(objects, etags, size)
+        objects, sizes = table["objects"].to_pylist(), table["bytes"].to_pylist()
+        rows = zip(objects, _etags_of(table), sizes, pieces_of(table, inside), strict=True)
+        for i, row in enumerate(rows):
+            yield (task.shard, task.chunk, i), Wanted(*row)
 
     def note(self, i: int, notes: Notes) -> None:
         """Keep what the function has noted about a record, unless it fails after all."""

@@ -15,14 +15,16 @@ from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import StorageError
+from shardkit.record import Record
 from shardkit.storage.witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from shardkit.inside.piece import Piece
     from shardkit.storage.places import Places
 
 READ_AHEAD_BYTES = 64 << 20
@@ -34,12 +36,21 @@ Ticket = tuple[int, int, int]  # shard, chunk, position
 
 @dataclass
 class Wanted:
-    """A record's objects: their keys, the etags that they must still have, and their total size in bytes."""
+    """A record's objects: their keys, the etags that they must still have, and their total size in bytes.
+
+    A record inside an object is a ``piece`` of it, and has files of its own.
+    """
 
     objects: Sequence[str]
     etags: Sequence[str] | None
     bytes: int
+    piece: Piece | None = None
     arrivals: list[Future[None]] = field(default_factory=list)
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The names of the files that arrive."""
+        return self.objects if self.piece is None else self.piece.files
 
 
 def open_inputs(
@@ -50,6 +61,16 @@ def open_inputs(
     ``others`` returns the keys of some objects of the whole input, to find out whether the store refuses one or all.
     """
     return LocalInputs(places.root) if scratch is None else RemoteInputs(places, Path(scratch), others)
+
+
+def record_at(root: str, piece: Piece | None, *, main: int, **fields: Any) -> Record | None:
+    """The record whose files are in the folder ``root``; None for a piece in which there is no line."""
+    if piece is None:
+        return Record(root=root, main=main, **fields)
+    if piece.rule.has_lines and not os.path.exists(f"{root}/{piece.files[0]}"):
+        return None
+    members = tuple(member.name for member in piece.members)
+    return Record(root=root, main=piece.main, files=piece.files, range=piece.range, members=members, **fields)
 
 
 class LocalInputs:
@@ -73,7 +94,7 @@ class LocalInputs:
 
 
 class RemoteInputs:
-    """Objects of a store, fetched before their records' turns. Only the worker's main thread may use it."""
+    """Objects of a store, and pieces of any, fetched before their turns. Only the worker's main thread may use it."""
 
     def __init__(self, source: Places, scratch: Path, others: Callable[[], Sequence[str]] = list) -> None:
         self._source = source
@@ -95,11 +116,12 @@ class RemoteInputs:
         self._fill()
 
     def fetch(self, ticket: Ticket) -> str:
-        """Wait until the record's objects are here; returns the folder that their keys are relative to.
+        """Wait until the record's files are here; returns the folder that their names are relative to.
 
         Raises:
             FileNotFoundError: an object is gone.
             ObjectChanged: one is not what it was when it was listed.
+            ObjectDamaged: the record cannot be read out of it.
             ObjectRefused: the store refuses one, but not all.
             StorageError: the store cannot be reached, or refuses all.
         """
@@ -107,6 +129,8 @@ class RemoteInputs:
             self._waiting.remove(ticket)
             self._begin(ticket)
         wanted, path = self._wanted[ticket], self._held[ticket].path
+        if (home := self._home(wanted)) is not None:
+            return home
         for number, (key, arrival) in enumerate(zip(wanted.objects, wanted.arrivals, strict=True)):
             try:
                 arrival.result()
@@ -115,9 +139,19 @@ class RemoteInputs:
             self._witness.readable = key
         return path
 
+    def _home(self, record: Wanted) -> str | None:
+        """The folder of the record's file, if it is a whole file of this machine."""
+        is_here = record.piece is not None and record.piece.is_as_it_is and not self._source.are_fetched
+        return self._source.root if is_here else None
+
     def _get(self, record: Wanted, number: int, path: str) -> None:
         key = record.objects[number]
         etag = record.etags[number] if record.etags is not None else None
+        if record.piece is not None:
+            from shardkit.inside.fetch import fetch_piece
+
+            fetch_piece(self._source, record.piece, etag, Path(path))
+            return
         size = record.bytes if len(record.objects) == 1 else None
         self._source.get_file(key, Path(path, key), etag=etag, size=size)
 
@@ -129,7 +163,7 @@ class RemoteInputs:
                 with contextlib.suppress(Exception):  # fetch() has raised it, or nobody needs the object
                     arrival.result()
         room = self._held.pop(ticket)
-        room.clear(record.objects)
+        room.clear(record.files)
         self._free.append(room)
         self._held_bytes -= record.bytes
         self._fill()
@@ -160,7 +194,9 @@ class RemoteInputs:
         room = self._free.pop() if self._free else _Room(f"{self._root}/{len(self._held)}")
         self._held[ticket] = room
         self._held_bytes += record.bytes
-        room.prepare(record.objects)
+        if self._home(record) is not None:
+            return
+        room.prepare(record.files)
         for number in range(len(record.objects)):
             record.arrivals.append(self._threads.submit(self._get, record, number, room.path))
 

@@ -34,7 +34,8 @@ class LocalWork:
     ) -> None:
         self.joblib: dict[str, Any] = {"backend": NAME, "stop": stop, "claims_next": pool.fetches}
         self.do = supervisor.see_through
-        self._records = folder.records(columns_of_records(are_fetched=pool.fetches), if_there=OPTIONAL)
+        columns = columns_of_records(pool.inside, are_fetched=pool.fetches)
+        self._records = folder.records(columns, if_there=OPTIONAL)
         self._attempt = attempt
         self._by = by
 

@@ -24,7 +24,7 @@ from shardkit.workers.deaths import WorkerDied, is_dying
 from shardkit.workers.forkserver import Start, fork_worker
 from shardkit.workers.memory import forget_peak, resident_bytes
 from shardkit.workers.replies import reply_of
-from shardkit.workers.tasks import spool_of
+from shardkit.workers.tasks import fetches, spool_of
 from shardkit.workers.watch import Watch
 
 if TYPE_CHECKING:
@@ -237,7 +237,8 @@ class WorkerPool:
 
     def __init__(self, settings: WorkerSettings, size: int, *, begun: int | None = None) -> None:
         self.size = size
-        self.fetches = settings.places.are_fetched
+        self.fetches = fetches(settings)
+        self.inside = settings.inside
         if self.fetches or is_remote(settings.output):
             settings = dataclasses.replace(settings, scratch=tempfile.mkdtemp(prefix="shardkit-"))
         self.spool = spool_of(settings)

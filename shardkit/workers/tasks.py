@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardkit.inside.piece import columns_of
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
     from shardkit.functions import FunctionRef
+    from shardkit.inside.rule import Inside
     from shardkit.runfolder.document_types import MarkedNotes, MarkedPart, QuarantineEntry
     from shardkit.storage.local_folder import LocalFolder
     from shardkit.storage.places import Places
@@ -24,6 +27,7 @@ class WorkerSettings:
 
     ``places`` are where the input is, and how a store lets us in; the boto3 session is each worker's own.
     ``scratch`` is a folder for what comes from or goes to another store; None where input and output are both here.
+    ``inside`` is how records are cut out of files, if they are.
     ``job`` is the name of the job that the worker belongs to, if it belongs to one.
     ``memory_bytes`` is the most that all workers of a machine may hold together; None for what the machine has.
     ``leaves`` says that records for which this machine has too little memory are left open, for a larger one.
@@ -36,6 +40,7 @@ class WorkerSettings:
     scratch: str | None
     by_stem: bool
     schema: dict[str, str] | None
+    inside: Inside | None = None
     job: str | None = None
     memory_bytes: int | None = None
     leaves: bool = False
@@ -124,9 +129,14 @@ class Chunk:
 OPTIONAL = ("meta",)  # columns of the table of records that only some runs have
 
 
-def columns_of_records(*, are_fetched: bool) -> list[str]:
-    """The columns of the table of records that `Chunk.task` takes; ``are_fetched`` if objects come from a store."""
-    return ["key", "main", "bytes", "objects", *(["etags"] if are_fetched else [])]
+def fetches(settings: WorkerSettings) -> bool:
+    """Whether files are made for records: where objects are gathered, or records are inside of them."""
+    return settings.inside is not None or settings.places.are_fetched
+
+
+def columns_of_records(inside: Inside | None, *, are_fetched: bool) -> list[str]:
+    """The columns of the table of records that `Chunk.task` takes; ``are_fetched`` if workers make files for them."""
+    return ["key", "main", "bytes", "objects", *(["etags"] if are_fetched else []), *columns_of(inside)]
 
 
 def records_to_bytes(records: pa.Table) -> bytes:
@@ -140,8 +150,8 @@ def records_to_bytes(records: pa.Table) -> bytes:
 
 
 def arrivals_of(settings: WorkerSettings) -> str | None:
-    """Where this worker's objects arrive; None where they are files already."""
-    if settings.scratch is None or not settings.places.are_fetched:
+    """Where this worker's files arrive; None where they are here already."""
+    if settings.scratch is None or not fetches(settings):
         return None
     return f"{settings.scratch}/input-{os.getpid()}"
 

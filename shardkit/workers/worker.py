@@ -21,7 +21,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import ObjectChanged, ObjectRefused, ShardkitError, StorageError
+from shardkit.errors import ObjectChanged, ObjectDamaged, ObjectRefused, ShardkitError, StorageError
 from shardkit.storage.interruption import INTERRUPTION
 from shardkit.storage.requests import REPEATS
 from shardkit.tracebacks import DEBUGGER
@@ -221,17 +221,17 @@ class _Worker:
             return ""
         slot.begin_record(i)
         failure: BaseException | None = None
-        rows = 0
+        record, rows = None, 0
         begun = run.times.clock()
         try:
             record = run.record(i)
-        except (FileNotFoundError, ObjectChanged, ObjectRefused) as error:
+        except (FileNotFoundError, ObjectChanged, ObjectDamaged, ObjectRefused) as error:
             failure = error
         except StorageError as error:
             if self._has_run and task.alone is None and is_used_up(error):
                 return DESCRIPTORS
             raise
-        else:
+        if record is not None:
             had_run, self._has_run = self._has_run, True
             rows, failure = self._call(run, i, record)
             if failure is not None and task.alone is None and (why := _doubt(failure, had_run=had_run)):
@@ -276,7 +276,7 @@ class _Worker:
         if task.ahead is not None:
             following = task.ahead
             self._expected = (following.shard, following.chunk)
-            self._inputs.expect(ChunkRun.wanted_first(following, READ_AHEAD_RECORDS))
+            self._inputs.expect(ChunkRun.wanted_first(following, READ_AHEAD_RECORDS, self._settings.inside))
 
     def _recover(self) -> None:
         """Undo what the function may have done to the process."""

@@ -21,6 +21,7 @@ ROOMS = (
     "pages",
     "tables",
     "storage",
+    "inside",
     "runfolder",
     "plan",
     "dataset",

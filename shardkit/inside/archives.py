@@ -1,0 +1,170 @@
+"""Members of tar and zip archives: found in the archive's index, and read one by one from where they lie."""
+
+from __future__ import annotations
+
+import bz2
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardkit.inside.compressed import damage_named
+from shardkit.inside.piece import Member
+from shardkit.inside.source import COPIED_AT_ONCE, appending
+from shardkit.storage.local import writing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from shardkit.inside.source import Source
+
+ZIP_HEAD = 30  # bytes before the name, of which the last four are the lengths of the name and of what follows it
+EXTRA_GUESS = 64
+AT_FIRST = 1 << 20
+ENCRYPTED = 1
+NEAR = 4096  # members of one record that lie so close together are read at once
+TOGETHER_BYTES = 8 << 20
+
+
+def index_of(source: Source, kind: str) -> list[Member]:
+    """The members of an archive that are files, in the order in which they lie there.
+
+    As in folders, what has a name, or lies in a folder with a name, that begins with ``_`` or ``.`` is no input. Of
+    several members of one name the last counts, as when the archive is unpacked.
+
+    Raises:
+        ObjectDamaged: it is no such archive, or one with members that cannot be read by themselves.
+    """
+    with damage_named(source, f"a {kind} archive"):
+        members = {member.name: member for member in (_tar if kind == "tar" else _zip)(source)}
+    return sorted(members.values(), key=lambda member: member.start)
+
+
+def _tar(source: Source) -> Iterator[Member]:
+    named: dict[str, Member] = {}
+    with tarfile.open(fileobj=source.opened(), mode="r:") as archive:
+        while (info := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise it would keep all of them
+            if info.issparse():
+                raise ValueError(f"{info.name} is sparse")
+            if info.islnk() and info.linkname in named:
+                member = named[info.linkname]._replace(name=info.name)
+            elif info.isreg():
+                member = Member(info.name, info.offset_data, info.size)
+                if member.start + member.stored > source.size:
+                    raise ValueError(f"it ends in the midst of {info.name}")
+            else:
+                continue
+            named[info.name] = member
+            yield from _wanted(member)
+
+
+def _zip(source: Source) -> Iterator[Member]:
+    with zipfile.ZipFile(source.opened()) as archive:
+        for info in archive.infolist():
+            if info.is_dir():
+                continue
+            if info.flag_bits & ENCRYPTED:
+                raise ValueError(f"{info.filename} is encrypted")
+            if info.compress_type not in _INFLATE:
+                raise ValueError(f"{info.filename} is compressed by method {info.compress_type}")
+            yield from _wanted(Member(info.filename, info.header_offset, info.compress_size, info.CRC))
+
+
+def _wanted(member: Member) -> Iterator[Member]:
+    """A member by its plain name, if it is input.
+
+    Raises:
+        ValueError: its name leads out of the archive.
+    """
+    parts = [part for part in member.name.split("/") if part not in {"", "."}]
+    if ".." in parts:
+        raise ValueError(f"{member.name} would lie outside of it")
+    if parts and not any(part.startswith(("_", ".")) for part in parts):
+        yield member._replace(name="/".join(parts))
+
+
+def write_members(source: Source, members: Iterable[Member], kind: str, root: Path) -> None:
+    """Write members of an archive as files under ``root``.
+
+    Raises:
+        ObjectDamaged: one is not what the index says.
+    """
+    for together in _together(list(members)):
+        if kind == "tar" and len(together) > 1:
+            begin = together[0].start
+            data = source.read(begin, max(member.start + member.stored for member in together))
+            for member in together:
+                at = member.start - begin
+                _write(Path(root, member.name), [data[at : at + member.stored]])
+            continue
+        for member in together:
+            with damage_named(source, f"a {kind} archive"):
+                content = _stored(source, member.start, member.stored) if kind == "tar" else _unzipped(source, member)
+                _write(Path(root, member.name), content)
+
+
+def _together(members: list[Member]) -> Iterator[list[Member]]:
+    """Members in the order in which they lie, those that are small and neighbours in one list."""
+    near: list[Member] = []
+    for member in sorted(members, key=lambda member: member.start):
+        if near:
+            end = near[-1].start + near[-1].stored
+            if member.start - end > NEAR or member.start + member.stored - near[0].start > TOGETHER_BYTES:
+                yield near
+                near = []
+        near.append(member)
+    yield near
+
+
+def _write(path: Path, content: Iterable[bytes]) -> None:
+    with appending(path) as file:
+        for data in content:
+            with writing(path):
+                file.write(data)
+
+
+def _stored(source: Source, start: int, size: int) -> Iterator[bytes]:
+    return (data for _, data in source.windows(start, start + size, COPIED_AT_ONCE))
+
+
+class _Plain:
+    """What is not compressed, as the others are decompressed."""
+
+    eof = True
+
+    def decompress(self, data: bytes) -> bytes:
+        return data
+
+
+_INFLATE: dict[int, Any] = {
+    zipfile.ZIP_STORED: _Plain,
+    zipfile.ZIP_DEFLATED: lambda: zlib.decompressobj(-zlib.MAX_WBITS),
+    zipfile.ZIP_BZIP2: bz2.BZ2Decompressor,
+}
+
+
+def _unzipped(source: Source, member: Member) -> Iterator[bytes]:
+    """The content of a member of a zip archive.
+
+    Raises:
+        ValueError: it is not what the index says.
+    """
+    name_bytes = len(member.name.encode())
+    guess = ZIP_HEAD + name_bytes + EXTRA_GUESS + min(member.stored, AT_FIRST)
+    opening = source.read(member.start, member.start + guess)
+    head = opening[:ZIP_HEAD]
+    if head[:4] != b"PK\x03\x04":
+        raise ValueError(f"there is no header for {member.name}")
+    begin = ZIP_HEAD + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+    inflate = _INFLATE[int.from_bytes(head[8:10], "little")]()
+    first = opening[begin : begin + member.stored]
+    crc = 0
+    rest = _stored(source, member.start + begin + len(first), member.stored - len(first))
+    for data in (part for parts in ([first], rest) for part in parts):
+        plain = inflate.decompress(data)
+        crc = zlib.crc32(plain, crc)
+        yield plain
+    if not inflate.eof or crc != member.crc:
+        raise ValueError(f"{member.name} does not match its checksum")

@@ -1,0 +1,63 @@
+"""A piece's files, made on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardkit.errors import ObjectChanged
+from shardkit.inside.archives import index_of, write_members
+from shardkit.inside.compressed import frame_starts
+from shardkit.inside.csv_rows import row_ends
+from shardkit.inside.lines import write_lines
+from shardkit.inside.piece import NO_INDEX
+from shardkit.inside.row_groups import footer_of, write_groups
+from shardkit.inside.source import Source
+
+if TYPE_CHECKING:
+    from shardkit.inside.piece import Piece
+    from shardkit.storage.places import Places
+
+
+def fetch_piece(places: Places, piece: Piece, etag: str | None, root: Path) -> None:
+    """Make the files of a piece under ``root``; of the object only what they need is read.
+
+    A piece without a line has no file.
+
+    Raises:
+        FileNotFoundError: the object is gone.
+        ObjectChanged: it is not what it was when it was listed.
+        ObjectDamaged: it cannot be read as what it is said to be.
+        StorageError: the store cannot be reached, or there is no room for the files.
+    """
+    for name in piece.files:  # what an attempt has left that did not come to its end
+        Path(root, name).unlink(missing_ok=True)
+    if piece.is_as_it_is:
+        places.get_file(piece.key, Path(root, piece.key), etag=etag, size=piece.object_bytes)
+        return
+    source = Source(*places.at(piece.key), etag or None, piece.object_bytes)
+    if piece.end == NO_INDEX:
+        raise why_not_cut(source, piece)
+    if piece.members:
+        write_members(source, piece.members, piece.rule.kind, root)
+    elif piece.rule.kind == "parquet":
+        write_groups(source, piece, Path(root, piece.files[0]))
+    else:
+        write_lines(source, piece, Path(root, piece.files[0]))
+
+
+def why_not_cut(source: Source, piece: Piece) -> Exception:
+    """The error for which the plan could not cut an object, found by trying again."""
+    kind = piece.rule.kind
+    if piece.rule.is_archive:
+        index_of(source, kind)
+    elif kind == "parquet":
+        footer_of(source)
+    elif piece.rule.is_scanned(piece.key):
+        row_ends(source, [])
+    else:
+        frame_starts(source)
+    return ObjectChanged(
+        f"{source} could not be cut when it was listed, and now it could.",
+        hint="Start a new run, which lists the input again.",
+    )

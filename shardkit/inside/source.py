@@ -1,0 +1,120 @@
+"""One object of the input, read by ranges as long as it is what it was when it was listed."""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shardkit.storage.base import is_remote
+from shardkit.storage.local import writing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from shardkit.storage.base import Folder
+
+COPIED_AT_ONCE = 4 << 20
+COPY_THREADS = 4
+LEAST_BLOCK, LARGEST_BLOCK = 1 << 14, 4 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """An object: its ``folder`` and ``key``, its ``etag``, and its size in bytes.
+
+    Its methods raise FileNotFoundError if it is gone, ObjectChanged if it has another etag, and StorageError if the
+    store cannot be reached.
+    """
+
+    folder: Folder
+    key: str
+    etag: str | None
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.folder.uri}/{self.key}"
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes from ``start`` up to ``end``, or to the object's own end."""
+        end = min(end, self.size)
+        if start >= end:
+            return b""
+        return bytes(self.folder.read_unchanged(self.key, start, end, etag=self.etag))
+
+    def windows(self, start: int, end: int, step: int) -> Iterator[tuple[int, bytes]]:
+        """The same bytes a window at a time, each with its position; of a store, several are fetched at once."""
+        begins = range(start, min(end, self.size), step)
+        read = lambda begin: (begin, self.read(begin, min(begin + step, end)))  # noqa: E731
+        if not is_remote(self.folder.uri) or len(begins) < 2:
+            yield from map(read, begins)
+            return
+        with ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="shardkit-range") as pool:
+            ahead = [pool.submit(read, begin) for begin in begins[:COPY_THREADS]]
+            for number in range(len(begins)):
+                yield ahead.pop(0).result()
+                if number + COPY_THREADS < len(begins):
+                    ahead.append(pool.submit(read, begins[number + COPY_THREADS]))
+
+    def copy(self, start: int, end: int, path: Path) -> None:
+        """Append the bytes from ``start`` up to ``end`` to a file of this machine."""
+        with appending(path) as file:
+            for _, data in self.windows(start, end, COPIED_AT_ONCE):
+                with writing(path):
+                    file.write(data)
+
+    def opened(self, start: int = 0, end: int | None = None) -> io.BufferedReader:
+        """The bytes from ``start`` up to ``end`` as a file, for libraries that read one."""
+        return io.BufferedReader(_Ranged(self, start, self.size if end is None else end), LEAST_BLOCK)
+
+
+def appending(path: Path) -> Any:
+    """A file of this machine, opened to add to its end."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "ab", buffering=0)
+
+
+class _Ranged(io.RawIOBase):
+    """Some bytes of an object as a file. It reads in blocks, which grow where they follow closely on one another."""
+
+    def __init__(self, source: Source, start: int, end: int) -> None:
+        super().__init__()
+        self._source = source
+        self._start, self._end = start, end
+        self._at = start
+        self._block, self._block_at, self._block_bytes = b"", start, LEAST_BLOCK
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at - self._start
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+        self._at = max(base + offset, self._start)
+        return self.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        if self._at >= self._end:
+            return 0
+        if not self._block_at <= self._at < self._block_at + len(self._block):
+            self._fetch(len(buffer))
+        begin = self._at - self._block_at
+        data = self._block[begin : begin + len(buffer)]
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _fetch(self, wanted: int) -> None:
+        near = 0 <= self._at - (self._block_at + len(self._block)) < self._block_bytes
+        self._block_bytes = min(self._block_bytes * 2, LARGEST_BLOCK) if near else LEAST_BLOCK
+        size = max(self._block_bytes, wanted)
+        self._block, self._block_at = self._source.read(self._at, min(self._at + size, self._end)), self._at
