@@ -76,21 +76,21 @@ def is_blocked(source: Source) -> bool:
     return block_bytes(source.read(0, BLOCK_HEAD)) > 0
 
 
-def block_from(source: Source, start: int, end: int) -> int:
-    """Where the first block of bgzip begins at ``start`` or after it, before ``end``; ``end`` if none does.
+def block_from(source: Source, start: int) -> int:
+    """Where the first block of bgzip begins at ``start`` or after it; the end of the file if none does.
 
     The bytes of a block may look like the beginning of another. So a place counts only if blocks follow on it, one
     directly after the other, for longer than any block is long: the false blocks in a block end with it.
     """
     if start in {0, source.size}:
         return start
-    data = source.read(start, min(end + BLOCK_FOLLOWERS, start + BLOCK_MOST + BLOCK_FOLLOWERS) + BLOCK_HEAD)
+    data = source.read(start, start + BLOCK_MOST + BLOCK_FOLLOWERS + BLOCK_HEAD)
     begin = 0
-    while (begin := data.find(b"\x1f\x8b\x08\x04", begin)) >= 0 and start + begin < end:
+    while (begin := data.find(b"\x1f\x8b\x08\x04", begin)) >= 0:
         if _leads_on(source, data, start, begin):
             return start + begin
         begin += 1
-    return end
+    return source.size
 
 
 def _leads_on(source: Source, data: bytes, start: int, begin: int) -> bool:

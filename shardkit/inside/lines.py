@@ -45,7 +45,7 @@ def write_lines(source: Source, piece: Piece, path: Path) -> None:
             return
         start, end = piece.start, piece.end
         if codec == "gzip":  # of bgzip, whose blocks are found here; frames of zstd are in the plan
-            start, end = block_from(source, start, end), block_from(source, end, source.size)
+            start, end = block_from(source, start), block_from(source, end)
         if start < end:
             header = header_bytes(stream(source, codec).read, piece.rule) if piece.needs_header else b""
             rest = stream(source, codec, end)
