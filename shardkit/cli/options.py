@@ -20,7 +20,11 @@ ALLOW_EMPTY = click.option(
 WORK = options(
     click.option("--function", metavar="MODULE:NAME", help="The function that turns a record into rows."),
     click.option("--source-dir", metavar="DIR", help="Where its module is; by default the current directory."),
-    click.option("--records", metavar="RULE", help="file (default), stem, directory, or MODULE:NAME."),
+    click.option(
+        "--records",
+        metavar="RULE",
+        help="file (default), stem, directory, MODULE:NAME; inside files: lines, csv, tar, zip, parquet.",
+    ),
     click.option("--pattern", multiple=True, metavar="GLOB", help="A record's main object; may be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Files that are not input; may be repeated."),
     click.option("--workers", metavar="N", help="How many processes; by default one per CPU."),

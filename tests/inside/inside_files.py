@@ -15,6 +15,7 @@ from shardkit.inside.rule import Inside
 from shardkit.plan.inside import Cutter
 from shardkit.plan.records import build_records
 from shardkit.storage.open import folder
+from shardkit.storage.places import Places
 from shardkit.workers.inputs import record_at
 
 if TYPE_CHECKING:
@@ -65,18 +66,19 @@ def cut(source: Folder, scratch: Path, rule: Any, pattern: Sequence[str] = ("*",
     """The records inside the files of a folder, in their order."""
     inside = Inside.of(rule)
     assert inside is not None
-    table = build_records(source.objects(), records=Cutter(inside, source), pattern=pattern).table
+    places = Places.one(source.uri)
+    table = build_records(source.objects(), records=Cutter(inside, places), pattern=pattern).table
     keys = table["key"].to_pylist()
     assert len(set(keys)) == len(keys)
     rows = zip(keys, pieces_of(table, inside), table["etags"].to_pylist(), table.to_pylist(), strict=True)
     for number, (key, piece, (etag,), row) in enumerate(rows):
         assert piece is not None
         root = scratch / str(number)
-        home = piece.home(source)
+        home = places.root if piece.is_as_it_is and not places.are_fetched else None
         if home is None:
-            fetch_piece(source, piece, etag, root)
+            fetch_piece(places, piece, etag, root)
         record = record_at(
-            str(home or root),
+            home or str(root),
             piece,
             key=key,
             objects=tuple(row["objects"]),

@@ -192,6 +192,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 CHANGES = (
     "a pipeline field",
     "an output format",
+    "a way to cut files",
     "an engine",
     "training jobs",
     "what starts a driver",
