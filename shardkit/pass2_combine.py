@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from shardkit.dataset.accounts import Account
-from shardkit.dataset.catalog import keep_registered
+from shardkit.dataset.catalogs import keep_registered
 from shardkit.dataset.kept_files import CONTENTS
 from shardkit.dataset.merge import merge_partitions
 from shardkit.dataset.merge_days import merged_by_jobs
@@ -97,7 +97,7 @@ def run_pass2(
         recipe.check_combined(ledger, build.current, rows=build.result["rows"])
 
     # The dataset is switched; if its table in the catalogue cannot be, a later run does that.
-    keep_registered(merge.glue, folder.output, changed=True)
+    keep_registered(merge, folder.output, changed=True)
     return build.result
 
 

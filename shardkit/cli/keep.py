@@ -29,7 +29,7 @@ def clean(output: str, older_than: str | None, *, unfinished: bool, dry_run: boo
     """Remove old runs that nothing needs any more.
 
     Each run leaves its rows and notes in a folder. Folders stay that the dataset, the next run or an
-    unfinished one needs.
+    unfinished one needs. Snapshots of an Iceberg table go once they are older than its `keep`.
     """
     from shardkit.runs.clean import clean as clean_output
 

@@ -126,6 +126,7 @@ def failures(output: str, run_id: str | None, *, traceback: bool, every: bool, a
 shardkit query "SELECT day_partition, count(*) AS ads FROM dataset GROUP BY 1 ORDER BY 1" pipeline.yaml
 shardkit query "SELECT * FROM dataset WHERE day_partition >= '2020-01-05'" --output out/ --format csv > late.csv
 shardkit query "SELECT * FROM shown JOIN clicks USING (ad)" --output shown=out/impressions --output clicks=out/clicks
+shardkit query "SELECT count(*) FROM dataset" --output out/ --as-of 20261121-215459-289c
 """,
 )
 @click.argument("sql")
@@ -139,7 +140,10 @@ shardkit query "SELECT * FROM shown JOIN clicks USING (ad)" --output shown=out/i
     help="The format of the answer.",
 )
 @click.option("--using", type=click.Choice(["athena", "duckdb"]), help="By default Athena if there is a catalogue.")
-def query(sql: str, pipelines: tuple[str, ...], outputs: tuple[str, ...], format_: str, *, using: Any) -> None:
+@click.option("--as-of", metavar="RUN", help="As this run has left the dataset, which is in an Iceberg table.")
+def query(
+    sql: str, pipelines: tuple[str, ...], outputs: tuple[str, ...], format_: str, *, using: Any, as_of: str | None
+) -> None:
     """Query datasets with SQL: each is a table with its pipeline's name, or the NAME given; one alone also `dataset`.
 
     Athena answers if a dataset is in a Glue catalogue, else DuckDB on this machine, from the same files. DuckDB
@@ -151,7 +155,7 @@ def query(sql: str, pipelines: tuple[str, ...], outputs: tuple[str, ...], format
     folders = [output_of(output) for output in (*pipelines, *outputs)]
     if not folders:
         raise click.UsageError("Give a PIPELINE.yaml, or --output with a dataset's folder.")
-    for line in as_lines(ask(sql, named_outputs(folders), using=using), format_):
+    for line in as_lines(ask(sql, named_outputs(folders), using=using, as_of=as_of), format_):
         echo(line)
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from shardkit.dataset.accounts import check_accounts, check_kept
+from shardkit.dataset.merge import Merge
 from shardkit.dataset.switch_steps import staging
+from shardkit.dataset.writer import Layout
 from shardkit.tables.type_text import schema_to_text
 from shardkit.times import now
 
@@ -17,12 +19,15 @@ if TYPE_CHECKING:
     from shardkit.dataset.accounts import Account
     from shardkit.dataset.kept_files import Contents
     from shardkit.dataset.recipe import Recipe
-    from shardkit.dataset.writer import DataFile, Layout
+    from shardkit.dataset.writer import DataFile
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.document_types import LedgerCounts, MadePartition, MadeWith, Result, ResultFile
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
     from shardkit.storage.base import Folder
+
+
+AS_THEY_ARE = Merge(Layout("parquet", 1, None, ()))  # how parts become files if nothing is made of them
 
 
 class Build:
@@ -54,8 +59,7 @@ class Build:
         self.form: dict[str, Any] = {}
         self.kept: list[str] = []
         self.quarantined: dict[str, int] = {}  # records, by partition
-        self.columns: dict[str, str] | None = None  # as the pipeline gives them
-        self.widen_ints = False
+        self.merge = AS_THEY_ARE
         self._files: list[tuple[str, DataFile]] = []
         self._partitions: dict[str, None] = {}
         self._result: Result | None = None
@@ -65,9 +69,8 @@ class Build:
 
     def note_recipe(self, recipe: Recipe, ledger: Ledger) -> None:
         """Note how the files are made; later runs compare it with how they would make them."""
-        merge = recipe.merge
+        self.merge = recipe.merge
         self.made_with, self.form = recipe.made_with, recipe.form
-        self.columns, self.widen_ints = merge.schema, merge.widen_ints
         self.by_day, self.quarantined = ledger.folder.plan()["by_day"], ledger.quarantined_by_partition()
 
     def add(self, partition: str, files: list[DataFile], kept: list[DataFile], schema: pa.Schema) -> None:

@@ -22,7 +22,7 @@ from shardkit.dataset.glue_types import can_be_named, glue_type
 from shardkit.dataset.read import open_dataset
 from shardkit.dataset.switch import dataset_lock
 from shardkit.errors import CatalogError, PipelineError, QueryError
-from shardkit.storage.aws_locations import aws_settings
+from shardkit.storage.aws_locations import session_of
 from shardkit.storage.base import STATE_DIR
 
 if TYPE_CHECKING:
@@ -163,10 +163,7 @@ def _said(error: Exception) -> str:
 
 
 def _session(output: Folder, session: Any) -> Any:
-    import boto3
-
-    with aws_settings("The Glue catalogue"):
-        session = session or getattr(output, "session", None) or boto3.Session()
+    session = session or session_of(output, "The Glue catalogue")
     if session.region_name is None:
         raise PipelineError(
             "catalog: no AWS region is set for the catalogue.",

@@ -51,14 +51,17 @@ def _named_types(schema: pa.Schema, rows: pa.Schema) -> pa.Schema:
     return pa.schema([(f.name, types.get(f.name, f.type) if pa.types.is_null(f.type) else f.type) for f in schema])
 
 
-def combined(source: Source, function: Callable[[Batches], Any], name: str) -> Iterator[pa.Table]:
+def combined(
+    source: Source, function: Callable[[Batches], Any], name: str, *, stored: Callable[[pa.Schema], pa.Schema]
+) -> Iterator[pa.Table]:
     """What the user's ``combine`` yields, as tables of one schema.
 
     That is the schema of the first table with rows: without rows, types often differ from those of the other tables.
-    Tables without rows are skipped; if there are no others, the first one is yielded.
+    ``stored`` says how a schema is stored. Tables without rows are skipped; if there are no others, the first one is
+    yielded.
     """
     must = "It must yield record batches, Tables or DataFrames."
-    schema: pa.Schema | None = None
+    first: pa.Schema | None = None
     empty: pa.Table | None = None
     produced = function(Batches(source))
     if as_table(produced) is not None:
@@ -72,13 +75,13 @@ def combined(source: Source, function: Callable[[Batches], Any], name: str) -> I
         if not len(table):
             empty = table if empty is None else empty
             continue
-        schema = _named_types(table.schema, source.schema) if schema is None else schema
-        new = next((column for column in table.column_names if column not in schema.names), None)
+        first = _named_types(table.schema, source.schema) if first is None else first
+        new = next((column for column in table.column_names if column not in first.names), None)
         try:
             if new is not None:
                 raise pa.ArrowInvalid(f"column {new!r} is not in the first one")
-            yield conform(table, schema)
+            yield conform(table, stored(first))
         except pa.ArrowException as error:
             raise SchemaConflict(f"combine: {name} yielded batches that differ: {error}.") from error
-    if schema is None and empty is not None:
-        yield empty
+    if first is None and empty is not None:
+        yield conform(empty, stored(empty.schema))

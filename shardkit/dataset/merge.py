@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import pyarrow as pa
 
 from shardkit.dataset.combine import combined
+from shardkit.dataset.iceberg.types import read_as, stored_schema
 from shardkit.dataset.writer import DataFile, Layout, write_dataset, write_stream
 from shardkit.errors import CombineError, ShardkitError
 from shardkit.runfolder.meters import RowMeter
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from contextlib import AbstractContextManager
 
+    from shardkit.dataset.iceberg.tables import IcebergTable
     from shardkit.dataset.kept_files import Keeper
     from shardkit.dataset.source import Source
     from shardkit.functions import FunctionRef
@@ -52,9 +54,22 @@ class Merge:
     schema: dict[str, str] | None = None
     widen_ints: bool = False
     combine: FunctionRef | None = None
-    glue: dict[str, Any] | None = None  # the table to register the dataset as
+    glue: dict[str, Any] | None = None  # the table of Glue to register the dataset as
+    iceberg: IcebergTable | None = None
     allow_empty: bool = False
     failures_counted: bool = False  # whether max_failures is a number of records, which may be all of them
+
+    def stored(self, schema: pa.Schema) -> pa.Schema:
+        """The schema in which columns are stored: that of an Iceberg table has fewer types, and only known ones.
+
+        Raises:
+            SchemaConflict: Iceberg has no type for a column.
+        """
+        return schema if self.iceberg is None else stored_schema(schema)
+
+    def reads_as(self, columns: pa.Schema, schema: pa.Schema) -> bool:
+        """Whether all readers that the dataset is for read a file with these columns as ``schema``."""
+        return self.iceberg is not None and read_as(columns, schema)
 
     def digest(self) -> str:
         """A digest of all that decides what is made of the rows, except how they are cut into files."""
@@ -88,7 +103,7 @@ def write_merged(
     schemas: list[pa.Schema] = []
 
     def tables() -> Iterator[pa.Table]:
-        for table in combined(source, function, merge.combine.name if merge.combine else ""):
+        for table in combined(source, function, merge.combine.name if merge.combine else "", stored=merge.stored):
             schemas[:] = [table.schema]
             yield table
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shardkit.dataset.build import Build
+from shardkit.dataset.catalogs import check_table
 from shardkit.dataset.checks import check_name
 from shardkit.dataset.current import current_result
 from shardkit.dataset.switch import dataset_lock, switch
@@ -42,6 +43,7 @@ def switching(
             check_name(folder.output, dataset.result, name)
             attempt.check()
             rewritten = make_uniform(folder, build, dataset.result)
+            check_table(build.merge, folder.output, build.result)
             switch(folder, build.result, dataset, build.kept, rewritten, of_jobs=staged)
         return
     with dataset_lock(folder.output) as dataset:
@@ -51,6 +53,7 @@ def switching(
         build = _begin(folder, attempt, name, current=dataset.result, fresh=fresh)
         yield build
         attempt.check()
+        check_table(build.merge, folder.output, build.result)
         switch(folder, build.result, dataset, build.kept)
 
 

@@ -9,6 +9,7 @@ from shardkit.dataset.accounts import Account, check_parts, is_ours, rows_of_par
 from shardkit.dataset.current import current_result
 from shardkit.dataset.next_state import switching
 from shardkit.dataset.switch import finish_switches
+from shardkit.dataset.switch_steps import keeps_old_files
 from shardkit.dataset.writer import DataFile, Layout
 from shardkit.errors import InputError
 from shardkit.hints import Hint
@@ -60,6 +61,9 @@ def parquet_files(root: Folder) -> list[tuple[File, int]]:
         raise InputError(f"Run {latest.run_id} in {root.uri} is not finished.", hint=resume_hint(latest))
     finish_switches(root)
     listed = root.objects().select(["key", "bytes"]).to_pylist()
+    if keeps_old_files(root):
+        present = noted_of(root)
+        listed = [item for item in listed if item["key"] in present]
     parts = [(File(root, item["key"]), item["bytes"]) for item in listed if item["key"].endswith(".parquet")]
     if not parts and latest is None:
         raise InputError(f"{root.uri} holds no Parquet files.", hint="Give the folders that pass 1 wrote.")

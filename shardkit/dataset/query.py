@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from shardkit.dataset.catalog import ask_athena, registered
 from shardkit.dataset.current import current_result
+from shardkit.dataset.iceberg.history import result_as_of
 from shardkit.dataset.read import open_dataset
 from shardkit.dataset.switch import finish_switches
 from shardkit.errors import PipelineError, QueryError, RunNotFound
@@ -54,8 +55,8 @@ class Dataset:
     glue: Mapping[str, Any] | None
 
     @classmethod
-    def at(cls, output: Output, name: str | None, *, alone: bool) -> Dataset:
-        """The present state of the dataset in ``output``.
+    def at(cls, output: Output, name: str | None, *, alone: bool, as_of: str | None = None) -> Dataset:
+        """The present state of the dataset in ``output``, or what the run ``as_of`` has left.
 
         Raises:
             RunNotFound: there is none.
@@ -65,6 +66,8 @@ class Dataset:
         result = current_result(root)
         if result is None:
             raise RunNotFound(f"{root.uri} holds no dataset.", hint="Run a pipeline with this output first.")
+        if as_of is not None:
+            result = result_as_of(root, as_of, result)
         glue = registered(root)
         names = [name or result["name"], *([ANY_DATASET] if alone else []), *([glue["table"]] if glue else [])]
         return cls(root, tuple(dict.fromkeys(names)), result, glue)
@@ -77,7 +80,12 @@ class Dataset:
 
 
 def read_sql(
-    query: str, output: Output | Mapping[str, Output], *, using: Backend | None = None, session: Any = None
+    query: str,
+    output: Output | Mapping[str, Output],
+    *,
+    using: Backend | None = None,
+    as_of: str | None = None,
+    session: Any = None,
 ) -> pd.DataFrame:
     """Query a dataset, or several, with SQL.
 
@@ -93,26 +101,37 @@ def read_sql(
         query: one SELECT.
         output: the folder of the dataset, or several by name.
         using: by default Athena if all datasets are in a Glue catalogue, else DuckDB on this machine.
+        as_of: a run: the dataset is read as that run has left it. It has to be in an Iceberg table.
         session: the boto3 session for Athena.
 
     Raises:
         QueryError: the query cannot be answered.
-        RunNotFound: there is no dataset.
+        RunNotFound: there is no dataset, or no snapshot of the run ``as_of``.
         PipelineError: DuckDB, or for Athena awswrangler, is not installed.
     """
-    frame: pd.DataFrame = ask(query, output, using=using, session=session).to_pandas()
+    frame: pd.DataFrame = ask(query, output, using=using, as_of=as_of, session=session).to_pandas()
     return frame
 
 
 def ask(
-    query: str, output: Output | Mapping[str, Output], *, using: Backend | None = None, session: Any = None
+    query: str,
+    output: Output | Mapping[str, Output],
+    *,
+    using: Backend | None = None,
+    as_of: str | None = None,
+    session: Any = None,
 ) -> pa.Table:
     """The same, as an Arrow table."""
     outputs: Mapping[str | None, Output] = output if isinstance(output, Mapping) else {None: output}  # type: ignore[assignment]
 
     def look() -> list[Dataset]:
-        return [Dataset.at(one, name, alone=len(outputs) == 1) for name, one in outputs.items()]
+        return [Dataset.at(one, name, alone=len(outputs) == 1, as_of=as_of) for name, one in outputs.items()]
 
+    if as_of is not None and (len(outputs) > 1 or using == "athena"):
+        raise PipelineError(
+            "as_of: a query of an earlier run's dataset is about that dataset alone, and DuckDB answers it.",
+            hint="Athena has FOR VERSION AS OF, which takes the id of a snapshot.",
+        )
     datasets = look()
     if not datasets:
         raise PipelineError("read_sql: there is no dataset to ask.", hint="Give its output folder.")

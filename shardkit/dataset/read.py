@@ -54,6 +54,12 @@ def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
     return dataset.replace_schema(_unified(dataset, files.uri))
 
 
+def partition_schema(result: Mapping[str, Any]) -> pa.Schema:
+    """The columns in the names of a dataset's folders."""
+    by = result["partition_by"]
+    return _partitioning(by, result["columns"]).schema if by else pa.schema([])
+
+
 def _partitioning(names: Sequence[str], columns: Mapping[str, str]) -> Any:
     """How pyarrow reads partitions: as numbers only if the values were numbers."""
     import pyarrow.dataset as pads

@@ -53,7 +53,11 @@ def sources_of(
     if day is not None and merge.schema is None:
         staying = {}
         if merge.combine is None and (kept := kept_days(folder.plan(), current)) and current is not None:
-            staying = {f"the days that stay, such as {kept[-1]}": schema_of(current, without=current["partition_by"])}
+            staying = {
+                f"the days that stay, such as {kept[-1]}": merge.stored(
+                    schema_of(current, without=current["partition_by"])
+                )
+            }
         made = {name: merged[name].schema if name in merged else sources[name].schema for name in parts}
 
         def fits(column: str, kind: pa.DataType) -> bool:
@@ -83,6 +87,7 @@ def source_of(parts: list[CommittedPart], merge: Merge) -> Source:
     """
     files, spans = [part.file for part in parts], [part.spans for part in parts]
     source = read_source(files, spans=spans, schema=merge.schema, widen_ints=merge.widen_ints)
+    source = replace(source, schema=merge.stored(source.schema))
     check_parts(parts, [rows for rows, _ in source.sizes])
     return source
 

@@ -3,7 +3,8 @@
 New files are written whole under the run folder first. Then ``_shardkit/commit.json`` says what will happen, and from
 that moment on it does happen, if need be in a later process: the new files appear under their names,
 ``_shardkit/current.json`` becomes the result that lists them, and files that only the previous result listed are
-removed. No other files are touched.
+removed. No other files are touched. If the dataset is in an Iceberg table, whose snapshots name older files, nothing is
+removed: `clean` does that, once the snapshots have expired.
 
 A switch that cannot be finished for a while (a missing permission, a store that refuses a copy) keeps nobody from
 looking at the runs and the dataset, which is what ``current.json`` says. A switch that can never be finished, because a
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 
 from shardkit.dataset.checks import check_base, check_form
 from shardkit.dataset.current import current_state, missing_file, parsed, results_of_runs
-from shardkit.dataset.switch_steps import COMMIT, LockedDataset, Switch, name_of, note, remove, staging
+from shardkit.dataset.switch_steps import COMMIT, LockedDataset, Switch, keeps_old_files, name_of, note, remove, staging
 from shardkit.errors import Damaged, PlanMismatch, RunBusy, StorageError, WrittenByNewer
 from shardkit.hints import Hint, joined
 from shardkit.runfolder import documents
@@ -236,7 +237,8 @@ def _give_up(output: Folder, current: Result | None, result: Result) -> None:
 def _remove_all_but(output: Folder, current: Result | None, paths: list[str]) -> None:
     """Remove those of the files that are not the dataset's, and the note of the switch that they were for."""
     stay = {file["path"] for file in current["files"]} if current is not None else set()
-    together([partial(remove, output, path) for path in sorted({*paths} - stay)])
+    going = [] if keeps_old_files(output) else sorted({*paths} - stay)
+    together([partial(remove, output, path) for path in going])
     output.remove(COMMIT)
 
 

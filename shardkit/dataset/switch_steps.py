@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shardkit.errors import Damaged, LockLost, StorageError
 from shardkit.runfolder import documents
 from shardkit.runfolder.folder import RunFolder
-from shardkit.runfolder.names import CURRENT
+from shardkit.runfolder.names import CURRENT, ICEBERG
 from shardkit.storage.base import STATE_DIR, File
 from shardkit.storage.locks import LOST_HINT
 from shardkit.storage.side_by_side import together
@@ -122,7 +122,8 @@ class Switch:
     def clear_up(self, sources: Collection[str] = ()) -> None:
         """Remove the files that the new dataset no longer has, what was staged, and ``commit.json``."""
         self._check()
-        together([*(partial(self._remove, path) for path in self._gone), partial(self.tidy, sources)])
+        gone = [] if keeps_old_files(self._output) else self._gone
+        together([*(partial(self._remove, path) for path in gone), partial(self.tidy, sources)])
         self._check()
         self.forget()
         self._check()
@@ -179,6 +180,11 @@ def _publish(source: File, target: File) -> None:
         source.folder.copy_to(source.key, target)
     except FileNotFoundError:
         raise Damaged(f"{source}, which is to go to {target}, is gone.", hint="") from None
+
+
+def keeps_old_files(output: Folder) -> bool:
+    """Whether files stay that the dataset no longer has: snapshots of an Iceberg table need them until they expire."""
+    return output.exists(ICEBERG)
 
 
 def remove(output: Folder, name: str) -> None:

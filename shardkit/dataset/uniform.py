@@ -44,7 +44,8 @@ WRITTEN_AT_ONCE = 4  # each holds a row group
 def make_uniform(folder: RunFolder, build: Build, old: Result | None) -> Files:
     """Give all files of the next state of a dataset of days one schema; the caller holds the dataset lock.
 
-    Files with another schema are rewritten to where the build's other files are staged.
+    Files with another schema are rewritten to where the build's other files are staged, unless a catalogue's readers
+    know how to read them.
 
     Args:
         folder: of the run that makes the next state.
@@ -67,8 +68,10 @@ def make_uniform(folder: RunFolder, build: Build, old: Result | None) -> Files:
     own = schema_of(result, without=result["partition_by"])
     staged = [file for file in result["files"] if file["path"] not in build.kept]
     files = [*staying, *(_Rewriting(build.home_of(file["path"]), file, own, result["format"]) for file in staged)]
-    schema = _common_schema(build, own, staying)
-    rewritten = _rewrite([file for file in files if not _same(file.columns, schema)], build, schema)
+    schema = build.merge.stored(_common_schema(build, own, staying))
+    others = [file for file in files if not _same(file.columns, schema)]
+    rewritten = _rewrite([file for file in others if not build.merge.reads_as(file.columns, schema)], build, schema)
+    result["uniform"] = len(rewritten) == len(others)
     result["files"] = [rewritten.get(file["path"], file) for file in result["files"]]
     _describe_columns(result, schema)
     if rewritten:
@@ -158,12 +161,12 @@ def _schema_of_file(output: Folder, kind: str, path: str) -> pa.Schema:
 
 def _common_schema(build: Build, own: pa.Schema, staying: Sequence[_Rewriting]) -> pa.Schema:
     """The schema that holds all columns, with the pipeline's types for those that it names."""
-    distinct = {file.columns: f"{file.file['partition']} (which stays)" for file in staying}
-    if build.columns is not None:
+    distinct = {build.merge.stored(file.columns): f"{file.file['partition']} (which stays)" for file in staying}
+    if build.merge.schema is not None:
         fields = {field.name: field for schema in (*distinct, own) for field in schema}
         return pa.schema(list(fields.values()))
     named = {name: schema for schema, name in distinct.items()}
-    return one_schema(named | {"the days that are made": own}, widen_ints=build.widen_ints)
+    return one_schema(named | {"the days that are made": own}, widen_ints=build.merge.widen_ints)
 
 
 def _same(left: pa.Schema, right: pa.Schema) -> bool:

@@ -24,6 +24,7 @@
         current.json                               the result of the run that the dataset is of now
         commit.json                                the dataset's switch in progress
         code/<digest>/, drivers/<digest>/          what jobs are sent: code; the pipeline of a driver that is a job
+        iceberg.json, iceberg/                     the Iceberg tables that may name files of the dataset; their metadata
         days/<run id>.json, days/lock              the days that a run is making; held while one takes its days
 
 Status, report, retry and resume are functions of these files alone.
@@ -40,6 +41,7 @@ ALL_SHARDS = "all"
 RUNS = f"{STATE_DIR}/runs"
 LATEST = f"{STATE_DIR}/latest.json"
 CURRENT = f"{STATE_DIR}/current.json"
+ICEBERG = f"{STATE_DIR}/iceberg.json"
 RECORDS = "records.parquet"
 LOCK = "lock"
 REMOVED = "removed.json"

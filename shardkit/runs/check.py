@@ -14,6 +14,7 @@ from shardkit.dataset.accounts import Account, faults, is_ours, part_fault, rows
 from shardkit.dataset.current import current_result
 from shardkit.dataset.kept_files import Contents, noted_by
 from shardkit.dataset.switch import finish_switches
+from shardkit.dataset.switch_steps import keeps_old_files
 from shardkit.errors import LedgerError, RunNotFound
 from shardkit.hints import Hint, as_command
 from shardkit.runfolder.folder import RunFolder
@@ -160,8 +161,9 @@ class _Checking:
             self._rows.setdefault(partition, {})[path] = file["rows"]
             if fault := _file_fault(file, there.get(path), rows.get(path)):
                 self._found(f"{self._output.uri}/{path} {fault}", partition=partition)
+        keeps_old = keeps_old_files(self._output)
         for path in sorted(set(there) - set(listed)):
-            if is_ours(path):
+            if is_ours(path) and not keeps_old:
                 self._found(
                     f"{self._output.uri}/{path} is no file of the dataset, but readers of the folder take it for one",
                     "Nothing counts on it: remove it, or move it elsewhere.",

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.current import current_result
+from shardkit.dataset.iceberg.expiry import expire_snapshots
 from shardkit.dataset.kept_files import noted_by
 from shardkit.dataset.switch import finish_switches
 from shardkit.errors import Damaged, LockLost, PipelineError, RunBusy, RunNotFound, StorageError, WrittenByNewer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Collection, Iterable
 
+    from shardkit.dataset.iceberg.expiry import ExpiredSnapshots
     from shardkit.storage.base import Entry, Folder
     from shardkit.storage.locks import Held
 
@@ -66,10 +68,11 @@ class Cleaned:
     output: str
     dry_run: bool
     runs: list[CleanedRun]
+    snapshots: ExpiredSnapshots | None = None
 
     @property
     def files(self) -> int:
-        """How many files are removed."""
+        """How many files of runs are removed."""
         return sum(run.files for run in self.runs)
 
     @property
@@ -89,7 +92,8 @@ class Cleaned:
             verdict = f"There is nothing to remove in {self.output}."
         staying = Counter(run.reason for run in self.runs if not run.files)
         reasons = [f"{counted(count, 'run')} untouched: {reason}." for reason, count in staying.items()]
-        return "\n".join([*map(str, going), verdict, *reasons])
+        tables = [self.snapshots.line(dry_run=self.dry_run)] if self.snapshots else []
+        return "\n".join([*map(str, going), verdict, *reasons, *tables])
 
 
 def clean(
@@ -102,7 +106,8 @@ def clean(
 ) -> Cleaned:
     """Remove run folders, or parts of them, that neither the dataset nor another run needs.
 
-    The dataset's files stay as they are, and no later run has to compute more because of it.
+    The dataset's files stay as they are, and no later run has to compute more because of it. If the dataset is in an
+    Iceberg table, snapshots that are older than the table keeps them expire, and files that only they need are removed.
 
     Args:
         output: the folder of a dataset.
@@ -115,6 +120,7 @@ def clean(
         RunNotFound: there are no runs.
         PipelineError: ``older_than`` is no time.
         StorageError: something cannot be read or removed; the rest can be, by cleaning again.
+        CatalogError: the folders are cleaned, but the Iceberg table cannot be looked at.
     """
     return clean_folder(
         folder_at(output, Access(boto_session)), older_than=older_than, unfinished=unfinished, dry_run=dry_run
@@ -140,7 +146,7 @@ def clean_folder(
     ]
     needed = _parts_needed([folder.run for folder in folders if folder.stays])
     cleaned = [folder.clean(_needed_of(folder, needed), dry_run=dry_run) for folder in folders]
-    return Cleaned(output.uri, dry_run, cleaned)
+    return Cleaned(output.uri, dry_run, cleaned, expire_snapshots(output, dry_run=dry_run))
 
 
 def _why_they_stay(output: Folder, runs: list[RunFolder], *, unfinished: bool) -> list[str]:

@@ -16,11 +16,11 @@ from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.find import latest_run
 from shardkit.runfolder.ledger import Ledger
 from shardkit.runfolder.steps import advice
-from shardkit.runs.here import both_passes
+from shardkit.runs.here import both_passes, made_already
 from shardkit.runs.on_cluster import check_room_for, cluster_of, workers_of
 from shardkit.runs.planning import planned_merge, planned_pipeline
 from shardkit.runs.quarantine import own_days
-from shardkit.runs.summary import is_complete, status_of
+from shardkit.runs.summary import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -97,12 +97,12 @@ def go_on_with(run: RunFolder, going: GoingOn, progress: Progress) -> None:
     merging = planned_merge(folder, pipeline, settings)
     with folder.lock() as held, holding_days(folder, plan):
         more = settings or folder.on_top or (retry and Ledger(folder).quarantined)
-        if not more and is_complete(folder):
+        attempt = Attempt(folder, progress, begun=begun, command=going.command).holding(held)
+        if not more and made_already(folder, merging, attempt):
             progress.note(f"Run {run.run_id} is done; there is nothing to {going.command}.")
             return
         _note_as_latest(folder)
         with cluster_of(pipeline) as cluster, workers_of(folder, pipeline, ref, cluster) as pool:
-            attempt = Attempt(folder, progress, begun=begun, command=going.command).holding(held)
             both_passes(folder, pipeline, merging, pool, attempt, retry=retry)
 
 

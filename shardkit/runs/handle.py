@@ -173,18 +173,22 @@ class Run:
             )
         return open_dataset(files, result)
 
-    def sql(self, query: str, *, using: Literal["athena", "duckdb"] | None = None) -> pd.DataFrame:
+    def sql(
+        self, query: str, *, using: Literal["athena", "duckdb"] | None = None, as_of: str | None = None
+    ) -> pd.DataFrame:
         """Ask SQL of the present dataset, whose name in the query is the pipeline's, or ``dataset``.
 
         By default Athena is asked if the dataset is in a Glue catalogue, else DuckDB on this machine; or say ``using``.
+        If the dataset is in an Iceberg table, ``as_of`` is a run: it is read as that run has left it.
 
         Raises:
             QueryError: the query cannot be answered.
+            RunNotFound: there is no snapshot of the run ``as_of``.
             PipelineError: DuckDB, or for Athena awswrangler, is not installed.
         """
         from shardkit.dataset.query import read_sql
 
-        return read_sql(query, self.folder, using=using)
+        return read_sql(query, self.folder, using=using, as_of=as_of)
 
     @property
     def has_jobs(self) -> bool:

@@ -15,7 +15,7 @@ from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.find import run_folder
 from shardkit.runs.on_cluster import check_room_for, cluster_of, workers_of
 from shardkit.runs.planning import is_new, make_run_plan, write_run
-from shardkit.runs.summary import is_complete, tell_set_aside
+from shardkit.runs.summary import is_complete, is_made, tell_set_aside
 from shardkit.storage.interruption import heeding_interrupts
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def start_run(
     if not merge:
         pipeline = pipeline.replace(incremental=False)  # some rows of a part that is taken over may no longer count
     if pipeline.catalog is not None:
-        from shardkit.dataset.catalog import check_installed
+        from shardkit.dataset.catalogs import check_extras
 
-        check_installed()
+        check_extras(pipeline.catalog.extras)
     progress = make_progress(quiet=quiet)
     if any(part.uri is None for part in pipeline.input.places()):
         from shardkit.runs.listing import with_roots
@@ -68,18 +68,37 @@ def start_run(
         pool.begin(plan.content["totals"]["chunks"] - len(plan.taken_over))
         with folder.lock(new=not may_exist) as held, holding_days(folder, plan.content):
             fresh = is_new(folder, plan, may_exist=may_exist)
+            attempt = Attempt(folder, progress, begun=begun, fresh=fresh).holding(held)
             if not fresh:
                 same = folder.plan()["pipeline"] == plan.content["pipeline"]
-                if same and is_complete(folder):
+                if same and made_already(folder, merging, attempt):
                     progress.note(f"Run {folder.run_id} is done; there is nothing to do.")
                     return folder
                 progress.note(f"Run {folder.run_id} exists; going on where it ended.")
             else:
                 write_run(folder, plan, ref, merging, merge=merge)
-            attempt = Attempt(folder, progress, begun=begun, fresh=fresh).holding(held)
             both_passes(folder, pipeline, merging, pool, attempt, fresh=fresh)
     tell_set_aside(folder, progress)
     return folder
+
+
+def made_already(folder: RunFolder, merging: Merge, attempt: Attempt) -> bool:
+    """Whether a run has made its dataset, so that nothing is left to do but to see that its table is up to date.
+
+    A run may have ended, or have been killed, between the two.
+
+    Raises:
+        CatalogError: the table cannot be brought up to date.
+    """
+    done, has_table = is_complete(folder), merging.glue is not None or merging.iceberg is not None
+    if not done and not (has_table and is_made(folder)):
+        return False
+    if has_table:
+        from shardkit.dataset.catalogs import keep_registered
+
+        with contextlib.nullcontext() if done else attempt:
+            keep_registered(merging, folder.output, changed=True)
+    return True
 
 
 def nothing_to_do(pipeline: Spec, plan: Plan, progress: Progress) -> RunFolder:
@@ -87,9 +106,9 @@ def nothing_to_do(pipeline: Spec, plan: Plan, progress: Progress) -> RunFolder:
     current = current_result(pipeline.output_folder())
     if current is None:
         raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run with incremental: false.")
-    from shardkit.dataset.catalog import keep_registered
+    from shardkit.dataset.catalogs import keep_registered
 
-    keep_registered(pipeline.merge().glue, pipeline.output_folder(), changed=False)
+    keep_registered(pipeline.merge(), pipeline.output_folder(), changed=False)
     count = plan.content["unchanged"]["records"]
     progress.note(f"Nothing has changed in {count:,} records since run {current['run_id']}; there is nothing to do.")
     return run_folder(pipeline.output_folder(), current["run_id"])

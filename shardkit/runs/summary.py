@@ -354,8 +354,13 @@ def _at_work(folder: RunFolder, live: int) -> str:
 
 def is_complete(folder: RunFolder) -> bool:
     """Whether the dataset was made from all markers, so that making it again would change nothing."""
-    result, beats = folder.result(), folder.heartbeats()
-    if result is None or not beats or beats[-1]["state"] == "failed":
-        return False
+    beats = folder.heartbeats()
+    return bool(beats) and beats[-1]["state"] != "failed" and is_made(folder)
+
+
+def is_made(folder: RunFolder) -> bool:
+    """The same, even if the run has failed after that: its table in a catalogue may not be up to date."""
+    result = folder.result()
     # A combine function may have been changed since.
-    return result["records"] == Ledger(folder).counts() and folder.plan()["pipeline"]["combine"] is None
+    made = result is not None and result["records"] == Ledger(folder).counts()
+    return made and folder.plan()["pipeline"]["combine"] is None

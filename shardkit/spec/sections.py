@@ -20,13 +20,16 @@ from pydantic_core import PydanticCustomError
 
 from shardkit.clusters.kinds import known_backend
 from shardkit.dataset.formats.kinds import known_format
+from shardkit.engines.environment import as_text
 from shardkit.engines.kinds import EngineSettings
 from shardkit.engines.values import Names, NoTruth
 from shardkit.errors import PipelineError
 from shardkit.inside.rule import Inside
+from shardkit.masking import is_secret
 from shardkit.spec.schedule import Schedule
 from shardkit.spec.section import Section, Uri, path_text
 from shardkit.storage.base import scheme_of
+from shardkit.times import interval
 from shardkit.traits import Expected, IsPath, MayChange
 
 UNITS = {"": 1, "b": 1} | {
@@ -217,10 +220,58 @@ class Glue(Section):
     results: Uri | None = None
 
 
-class Catalog(Section):
-    """Where the dataset is registered as a table once it is made."""
+CONFIGURED = "the variable PYICEBERG_CATALOG__<NAME>__<SETTING>, or in pyiceberg's own file"
 
-    glue: Annotated[Glue, Expected("a mapping with its database and table")]
+
+def _texts(value: Any) -> Any:
+    """Settings as pyiceberg takes them: YAML reads some as numbers or truth values."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: str(item).lower() if isinstance(item, bool) else as_text(item) for name, item in value.items()}
+
+
+class Iceberg(Section):
+    """A table of an Iceberg catalogue, pyiceberg's settings of the catalogue, and how long replaced snapshots stay."""
+
+    table: Annotated[str, Field(pattern=r"^\w+(\.\w+)+$"), Expected("a namespace and a name, such as features.ads")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")] = "shardkit"
+    properties: Annotated[dict[str, str], BeforeValidator(_texts)] = Field(default_factory=dict)
+    keep: str = "5d"
+
+    @field_validator("properties")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if is_secret(name, text):
+                raise ValueError(f"{name} looks like a secret, which plans would show: set it in {CONFIGURED}.")
+        return value
+
+    @field_validator("keep")
+    @classmethod
+    def _length_of_time(cls, value: str) -> str:
+        if interval(value) is None:
+            raise ValueError(f"{value!r} is no length of time: write 12h, 5d or 2w.")
+        return value
+
+
+class Catalog(Section):
+    """Where the dataset is a table once it is made: in Glue for Athena, or in Iceberg."""
+
+    glue: Annotated[Glue | None, Expected("a mapping with its database and table")] = None
+    iceberg: Annotated[Iceberg | None, Expected("a mapping with its table")] = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Catalog:
+        if (self.glue is None) == (self.iceberg is None):
+            raise ValueError(
+                "expected either glue or iceberg: readers of a Glue table would see Iceberg's older files."
+            )
+        return self
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The extras of this package that pass 2 needs."""
+        return ("athena",) if self.glue is not None else ("iceberg",)
 
 
 DYNAMODB = "dynamodb"

@@ -40,7 +40,7 @@ from shardkit.spec.sections import (
     WhenDue,
     as_records,
 )
-from shardkit.storage.base import Access, absolute_uri
+from shardkit.storage.base import Access, absolute_uri, is_remote
 from shardkit.storage.open import folder
 from shardkit.storage.places import Place, Places
 from shardkit.times import DAY_COLUMN, parse_days
@@ -132,12 +132,19 @@ class Spec(Section):
         output = info.data.get("output")
         if value is None or output is None:
             return value
+        kind = "a Glue catalogue" if value.glue is not None else "an Iceberg table"
+        if not format_of(output.format).in_catalogs:
+            raise ValueError(f"{kind} needs output.format: parquet, not {output.format}.")
+        if value.iceberg is not None:
+            if is_remote(output.uri) and not output.uri.startswith("s3://"):
+                raise ValueError(
+                    f"an Iceberg table is for datasets on this machine or on S3; output.uri is {output.uri}."
+                )
+            return value
         if not output.uri.startswith("s3://"):
             raise ValueError(f"a Glue catalogue is for datasets on S3; output.uri is {output.uri}.")
         from shardkit.dataset.glue_types import check_names
 
-        if not format_of(output.format).in_catalogs:
-            raise ValueError(f"a Glue catalogue needs output.format: parquet, not {output.format}.")
         check_names([*output.partition_by, *(output.columns or {})], output.columns or {})
         return value
 
@@ -314,6 +321,7 @@ class Spec(Section):
 
     def merge(self) -> Merge:
         """What pass 2 makes of the parts."""
+        from shardkit.dataset.iceberg.tables import IcebergTable
         from shardkit.dataset.merge import Merge
         from shardkit.dataset.writer import Layout
 
@@ -326,9 +334,17 @@ class Spec(Section):
             out.partition_by,
             day_column=DAY_COLUMN if self.by_day else None,
         )
-        glue = self.catalog.glue.model_dump() if self.catalog is not None else None
-        counted = isinstance(self.max_failures, int)
-        return Merge(layout, out.columns, out.widen_ints, combine, glue, self.allow_empty, counted)
+        catalog = self.catalog or Catalog.model_construct()
+        return Merge(
+            layout,
+            out.columns,
+            out.widen_ints,
+            combine,
+            glue=catalog.glue.model_dump() if catalog.glue is not None else None,
+            iceberg=IcebergTable(**catalog.iceberg.model_dump()) if catalog.iceberg is not None else None,
+            allow_empty=self.allow_empty,
+            failures_counted=isinstance(self.max_failures, int),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The pipeline as plain data, with absolute paths and named functions."""

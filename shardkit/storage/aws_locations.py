@@ -35,6 +35,18 @@ class Location(NamedTuple):
     virtual: bool = False
 
 
+def session_of(folder: Any, about: str) -> Any:
+    """The boto3 session with which a folder is reached, for requests to other services; the default one if it has none.
+
+    Raises:
+        PipelineError: botocore cannot use its settings; the message says what they are ``about``.
+    """
+    import boto3
+
+    with aws_settings(about):
+        return getattr(folder, "session", None) or boto3.Session()
+
+
 @contextlib.contextmanager
 def aws_settings(about: str) -> Iterator[None]:
     """Turn botocore's errors about settings that it cannot use into an error of ours, which names their purpose."""

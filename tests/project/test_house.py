@@ -179,7 +179,6 @@ def test_only_some_modules_know_boto3() -> None:
     outside = {name for name in users_of("boto3") | users_of("botocore") if room_of(name) not in {"engines", "jobs"}}
     assert outside == {
         "cli.jobs_look",
-        "dataset.catalog",
         "storage.aws_locations",
         "storage.buckets",
         "storage.large_copy",

@@ -283,22 +283,22 @@ def _pass2(given: argparse.Namespace, container: Container, begun: float) -> Non
     from shardkit.runfolder.display import make_progress
     from shardkit.runfolder.ledger import Ledger
     from shardkit.runfolder.limits import check_budget
+    from shardkit.runs.here import made_already
     from shardkit.runs.planning import planned_merge
-    from shardkit.runs.summary import is_complete, summarize
+    from shardkit.runs.summary import summarize
 
     folder, plan, pipeline, changes = open_planned(given.run, given.settings)
     merging = planned_merge(folder, pipeline, changes)
     with contextlib.ExitStack() as stack:
-        held = None
+        attempt = Attempt(folder, make_progress(quiet=False), begun=begun, number=container.attempt)
         if given.lock:  # otherwise the process that watches the jobs holds it
             finish_switches(folder.output, must=True)
             held = stack.enter_context(folder.lock())
             stack.enter_context(holding_days(folder, plan))
-            if is_complete(folder):
+            if made_already(folder, merging, attempt.holding(held)):
                 sys.stderr.write(f"Run {folder.run_id} is done; there is nothing to do.\n")
                 return
-        attempt = Attempt(folder, make_progress(quiet=False), begun=begun, number=container.attempt)
-        with attempt.holding(held) if held is not None else attempt:
+        with attempt:
             ledger = Ledger(folder)
             check_budget(ledger, pipeline.limits())
             name, threads = pipeline.pipeline_name(), pipeline.worker_count()
