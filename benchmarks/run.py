@@ -247,6 +247,29 @@ def merge(count: int, rows: int, goal: float) -> Benchmark:
     )
 
 
+def embeddings(workers: int, scale: float) -> Benchmark:
+    """100,000 rows with embeddings of 1,024 numbers of 32 bits, as plain Parquet and as an Iceberg table too."""
+    count = max(int(100 * scale), 1)
+    data: Path = DATA / f"embeddings{count}"
+    if not data.exists():
+        making = data.with_name(f".{data.name}")
+        shutil.rmtree(making, ignore_errors=True)
+        subprocess.run(contestant("embeddings.py", making, count), check=True)
+        making.rename(data)
+    where = ["--input", str(data), "--output", "out", "--pattern", "*.npy", "--workers", str(workers)]
+    function = ["--function", "embeddings:rows", "--source-dir", str(HERE / "contestants")]
+    command = [*SHARDKIT, "run", *function, *where, "--quiet"]
+    return Benchmark(
+        {
+            "shardkit": command,
+            "pyarrow": contestant("embeddings_by_pyarrow.py", data, "out", workers),
+            "in Iceberg": [*command, "--set", "catalog={iceberg: {table: vectors.all}}"],
+        },
+        {"pyarrow": 1.2},
+        between={("in Iceberg", "pyarrow"): 1.2},
+    )
+
+
 BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
     "jobs": jobs,
     "ads": lambda workers, scale: ads(workers, scale, skew=False),
@@ -255,6 +278,7 @@ BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
     "memory": memory,
     "waveforms": lambda workers, scale: waveforms(waveforms_anywhere(scale), workers),
     "waveforms-by-patient": lambda workers, scale: waveforms(waveforms_by_patient(scale), workers),
+    "embeddings": embeddings,
     "merge-small": lambda _, scale: merge(int(2000 * scale), 100, 1.0),
     "merge-large": lambda _, scale: merge(max(int(20 * scale), 1), 100_000, 1.1),
 }
