@@ -6,22 +6,23 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partialmethod
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
+import warm
 from botocore.exceptions import ClientError
 from click.testing import CliRunner
+from crashing import Command
 
 import shardkit as sk
 from shardkit.cli.app import cli
 from shardkit.engines.local import LocalEngine
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -90,17 +91,19 @@ class Project:
     def dataset(self, output: str = "out") -> list[dict[str, Any]]:
         return list(pd.read_parquet(self.folder / output).sort_values("key").to_dict("records"))
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> Command:
         """The command in the background, which can be interrupted as from a terminal."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "shardkit", *arguments],
-            cwd=self.folder,
-            env=os.environ | {"COLUMNS": "120"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        out, err = self.folder / "stdout", self.folder / "stderr"
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = warm.start(
+                ["-m", "shardkit", *arguments],
+                cwd=self.folder,
+                env=os.environ | {"COLUMNS": "120"},
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        return Command(process, out, err)
 
 
 @pytest.fixture
@@ -218,7 +221,7 @@ def test_the_engine_of_the_pipeline(shardkit: RunCommand, project: Project) -> N
     for no_engine in (["--engine", "none"], ["--set", "engine=null"]):
         shardkit("run", "pipeline.yaml", "--quiet", *no_engine)
         status = shardkit("status", "out").stdout
-        assert "done." in status and "jobs" not in status
+        assert "done." in status and "\n  jobs " not in status
     for command in ("logs", "stop"):
         assert "runs in one process and has no jobs." in shardkit(command, "out", code=2).stderr
 
@@ -328,15 +331,16 @@ def test_ctrl_c_leaves_the_jobs_running(shardkit: RunCommand, project: Project) 
     refused = shardkit("resume", "out", code=1)
     assert "is being worked on by another process" in refused.stderr
 
-    driver.send_signal(signal.SIGINT)
-    stdout, stderr = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    summary = json.loads(stdout)
+    driver.process.send_signal(signal.SIGINT)
+    interrupted = driver.wait()
+    assert interrupted.code == 130
+    summary = json.loads(interrupted.stdout)
     run_id = summary["run_id"]
     where = f"{project.folder / 'out'} --run-id {run_id}"
-    assert f"Run {run_id}: no longer watching; 2 jobs go on, and 2 wait to be launched." in stderr
-    assert f"Go on: shardkit resume {where}" in stderr and f"Stop them: shardkit stop {where}" in stderr
-    assert "Traceback" not in stderr
+    assert f"Run {run_id}: no longer watching; 2 jobs go on, and 2 wait to be launched." in interrupted.stderr
+    assert f"Go on: shardkit resume {where}" in interrupted.stderr
+    assert f"Stop them: shardkit stop {where}" in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
 
     status = shardkit("status", "out").stdout
     assert f"Run {run_id}: running." in status and "nobody is watching" in status
@@ -364,9 +368,9 @@ def test_stop_and_go_on(shardkit: RunCommand, project: Project) -> None:
         said == f"4 jobs of run {run_id} stopped. Go on: shardkit resume {project.folder / 'out'} --run-id {run_id}\n"
     )
     project.let_go()  # otherwise it takes the ten seconds that a record has to end
-    _, stderr = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    assert f"Run {run_id} was stopped." in stderr
+    stopped = driver.wait()
+    assert stopped.code == 130
+    assert f"Run {run_id} was stopped." in stopped.stderr
     status = shardkit("status", "out").stdout
     assert f"Run {run_id}: interrupted." in status and "4 Stopped" in status
     assert answer(shardkit("resume", "out", "--json"))["status"] == "done"
@@ -383,8 +387,8 @@ def test_a_stop_that_the_service_does_not_hear(project: Project, monkeypatch: py
     run = one_job.run(sk.Local(), wait=False, quiet=True)
     driver = project.start("resume", "out", "--quiet")
     wait_for(project.calls)
-    driver.kill()
-    driver.communicate(timeout=60)
+    driver.process.kill()
+    driver.wait()
 
     asked: list[str] = []
     real, busy = LocalEngine.stop_processing_job, {"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}
@@ -414,8 +418,8 @@ def test_a_driver_that_is_killed(shardkit: RunCommand, project: Project) -> None
     project.hold()
     driver = project.start("run", "pipeline.yaml", "--engine", "local", "--set", "shards.max_jobs=1", "--run-id", "one")
     wait_for(project.calls)
-    driver.kill()
-    driver.communicate(timeout=60)
+    driver.process.kill()
+    driver.wait()
     assert "Run one: running." in shardkit("status", "out").stdout
     project.let_go()
     done = shardkit("run", "pipeline.yaml", "--engine", "local", "--set", "shards.max_jobs=1", "--run-id", "one")

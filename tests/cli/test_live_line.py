@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from crashing import LINUX, Project, environment
+from terminal import said_in_terminal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,21 +29,9 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 def seen(project: Project, columns: int) -> list[str]:
     """What a terminal of that width shows, line by line and frame by frame."""
-    arguments = project.run_arguments(max_failures=1, workers=1)
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ.update(environment(COLUMNS=str(columns), TERM="xterm"))
-        os.execv(sys.executable, [sys.executable, "-m", "shardkit", *arguments])
-    said = b""
-    while True:
-        try:
-            said += (more := os.read(terminal, 1 << 16))
-        except OSError:  # it has ended
-            break
-        if not more:
-            break
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, said.decode()
-    return [line.strip() for line in re.split(r"[\r\n]+", CONTROL.sub("\r", said.decode())) if line.strip()]
+    words = ["-m", "shardkit", *project.run_arguments(max_failures=1, workers=1)]
+    said = said_in_terminal(words, env=environment(COLUMNS=str(columns), TERM="xterm"))
+    return [line.strip() for line in re.split(r"[\r\n]+", CONTROL.sub("\r", said)) if line.strip()]
 
 
 @pytest.mark.parametrize("columns", [60, 40])

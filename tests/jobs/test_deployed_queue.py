@@ -35,7 +35,7 @@ HERE = Path(__file__).parents[1]
 PORT = 4577
 FAULTS = ("--throttle", "0.1", "--lose-responses", "0.1", "--capacity-errors", "0.05", "--seed", "7")
 # By hand a thousand, which only the schedules launch and watch, and the killer goes on.
-JOBS = int(os.environ.get("SHARDKIT_TEST_JOBS", "20"))
+JOBS = int(os.environ.get("SHARDKIT_TEST_JOBS", "12"))
 HURRY = JOBS < 100
 MORTAL = "launch" if HURRY else ""  # a notice that a dead monitor had in hand is sent minutes later
 MOST_KILLS = 3 if HURRY else 30

@@ -101,15 +101,16 @@ def test_it_is_kept_clean(path: Path) -> None:
     assert path.read_text("utf-8") == nbformat.writes(book, indent=1) + "\n"
 
 
-@pytest.mark.whole
-@pytest.mark.parametrize("kind", [pytest.param("mimic", marks=pytest.mark.slow), "talent"])
-def test_init_brings_it_along(shardkit: RunCommand, tmp_path: Path, kind: str) -> None:
-    done = shardkit("init", kind, "mine")
+def initiated(kind: str, shardkit: RunCommand, folder: Path) -> None:
+    """Write an example to ``folder``, as `init` does, with its notebooks."""
+    done = shardkit("init", kind, folder.name)
+    assert done.stdout == ""
+    assert f"Run it: cd {folder.name} && shardkit run pipeline.yaml" in done.stderr
     example = {"mimic": "mimic_waveforms", "talent": "talent_jsonl"}[kind]
     more = {"mimic": [], "talent": ["days.ipynb", "s3_server.py"]}[kind]
     for name in ["driver.ipynb", *more]:
         assert name in done.stderr
-        assert (tmp_path / "mine" / name).read_bytes() == (EXAMPLES / example / name).read_bytes()
+        assert (folder / name).read_bytes() == (EXAMPLES / example / name).read_bytes()
 
 
 # ---- run -------------------------------------------------------------------------------------------------------
@@ -121,8 +122,8 @@ def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """As `init` writes it: jobs, a plot, what it claims, and in the end the dataset that one machine makes."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     is_mimic = path.parent.name.startswith("mimic")
-    shardkit("init", "mimic" if is_mimic else "talent", "mine")
     folder = tmp_path / "mine"
+    initiated("mimic" if is_mimic else "talent", shardkit, folder)
     book = executed(folder)
     if is_mimic:
         assert "60 records in " in said(book, "data")
