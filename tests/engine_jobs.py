@@ -20,6 +20,7 @@ from shardkit.engines.wire import serving
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+WIRE = pytest.param("wire", marks=pytest.mark.whole)  # boto3's client of an engine over HTTP
 ENDED = {"Completed", "Failed", "Stopped"}
 ROLE = "arn:aws:iam::123456789012:role/processing"
 DATA = "/opt/ml/processing/input/data"

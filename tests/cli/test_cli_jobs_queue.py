@@ -185,6 +185,7 @@ def test_stopping_and_waiting(line: Line) -> None:
     assert line("wait", "b").output == "Job b Completed.\n"
 
 
+@pytest.mark.whole
 def test_history(line: Line) -> None:
     for n in range(6):
         line.submit("--id", f"j{n}", "--owner", "ana" if n % 2 else "bob")

@@ -110,6 +110,7 @@ def test_percentiles_are_right_to_half_a_per_cent() -> None:
     assert known.at(1.0) == pytest.approx(values[-1], rel=0.0051) and Histogram().at(0.5) is None
 
 
+@pytest.mark.whole
 def test_many_jobs_take_the_memory_of_some() -> None:
     def stream(number: int) -> Iterator[Job]:
         rng = random.Random(1)
@@ -229,6 +230,7 @@ def test_foreign_text_stays_text() -> None:
         assert BAD in {value.get("name") for value in values}
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
 @pytest.mark.parametrize("days", [12, 400])
 def test_the_page_in_a_browser(days: int, tmp_path: Path) -> None:

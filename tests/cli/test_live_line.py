@@ -12,7 +12,7 @@ from terminal import said_in_terminal
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = LINUX
+pytestmark = [LINUX, pytest.mark.whole]
 WORK = """
 import time
 time.sleep(0.6)  # loading takes a while

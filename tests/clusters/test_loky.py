@@ -6,12 +6,15 @@ import os
 from typing import TYPE_CHECKING
 
 import joblib
+import pytest
 
 import shardkit as sk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+pytestmark = pytest.mark.whole
 
 
 def rows(record: sk.Record) -> dict[str, object]:

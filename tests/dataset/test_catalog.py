@@ -180,6 +180,7 @@ def test_partition_columns_are_registered_with_their_types(bucket: Bucket) -> No
     assert "2020-01-02/10" in bucket.partitions("clicks")
 
 
+@pytest.mark.whole
 def test_a_dataset_in_one_piece_has_no_partitions(bucket: Bucket) -> None:
     bucket.run(shards=None)
     assert bucket.table()["PartitionKeys"] == []

@@ -595,6 +595,7 @@ def test_more_partitions_than_open_files(files: WriteFiles, tmp_path: Path) -> N
     assert table["n"].to_pylist() == [n * 10_000 + i for n in range(8) for i in range(7, 10_000, 1000)]
 
 
+@pytest.mark.whole
 def test_many_partitions_of_which_few_are_open_and_little_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -644,6 +645,7 @@ PATIENTS = {
 }
 
 
+@pytest.mark.whole
 def test_combine_normalises_by_two_passes(tmp_path: Path) -> None:
     def normalise(batches: Batches) -> Iterator[pa.RecordBatch]:
         count = total = squares = 0.0
@@ -678,6 +680,7 @@ def test_combine_splits_by_patient_into_partitions(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.whole
 def test_combine_may_return_one_table_or_frame_or_fewer_rows(tmp_path: Path) -> None:
     def statistics(batches: Batches) -> pa.Table:
         return pa.Table.from_batches(list(batches)).group_by("patient").aggregate([("hr", "mean")])

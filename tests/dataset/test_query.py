@@ -112,6 +112,7 @@ def test_days_are_texts_and_columns_that_came_later_are_null_before(world: World
     assert list(rows.late.isna()) == [True, True, False]
 
 
+@pytest.mark.whole
 def test_datasets_are_joined_by_the_names_that_are_given(world: World) -> None:
     query = """
         SELECT shown.day_partition AS day, count(*) AS ads, count(clicked.ad) AS clicked, sum(clicks) AS clicks

@@ -40,6 +40,7 @@ def flat(record: sk.Record) -> Any:
     return rows(record) if record.key < "b" else {"key": record.key} | VALUES | {"date": dt.date(2020, 1, 2)}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("rows_per_file", [1, None])
 @pytest.mark.parametrize("format", ["jsonl", "csv"])
 def test_columns_have_their_types_whichever_file_has_a_value(

@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError, ParamValidationError
 from engine_jobs import (
     DATA,
     OUTPUT,
+    WIRE,
     ended,
     found,
     local_engine,
@@ -57,7 +58,7 @@ def nap() -> str:
     return f"3600.{os.getpid()}{next(NAPS):04d}"
 
 
-@pytest.fixture(params=["local", "wire", SLURM])
+@pytest.fixture(params=["local", WIRE, SLURM])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     """Every engine, and boto3's client of one over the wire: what holds for one holds for the others."""
     with one_of(request, tmp_path) as made:

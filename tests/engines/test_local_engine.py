@@ -23,6 +23,7 @@ from botocore.exceptions import ClientError
 from engine_jobs import (
     DATA,
     OUTPUT,
+    WIRE,
     ended,
     found,
     local_engine,
@@ -66,7 +67,7 @@ def nap() -> str:
     return f"3600.{os.getpid()}{next(NAPS):04d}"
 
 
-@pytest.fixture(params=["here", "wire"])
+@pytest.fixture(params=["here", WIRE])
 def engine(request: pytest.FixtureRequest, local: LocalEngine) -> Iterator[Any]:
     """The engine itself, and boto3's client of it over HTTP: both must behave alike."""
     if request.param == "here":
@@ -358,6 +359,7 @@ def test_engines_that_cannot_be_made(tmp_path: Path) -> None:
 # ---- what it costs -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_a_job_costs_little(local: LocalEngine) -> None:
     local.create_processing_job(**request("first", shell="true"))
     ended(local, "first")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import botocore.session
 import pytest
-from moto import mock_aws
 from pydantic import BaseModel
 
 import shardkit as sk
@@ -533,6 +532,8 @@ def test_processors_that_will_not_do(processor: Any, message: str) -> None:
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    from moto import mock_aws
+
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)

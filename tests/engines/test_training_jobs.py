@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ParamValidationError
-from engine_jobs import ROLE, local_engine, refusal, until, wired
+from engine_jobs import ROLE, WIRE, local_engine, refusal, until, wired
 
 from shardkit.engines import training_rules, validation
 from shardkit.engines.faults import CAPACITY, FaultyEngine
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine")
 
 
-@pytest.fixture(params=["local", "wire"])
+@pytest.fixture(params=["local", WIRE])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     with local_engine(tmp_path / "engine") as local:
         if request.param == "local":

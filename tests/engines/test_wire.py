@@ -200,6 +200,7 @@ def test_a_lost_response_is_of_a_call_that_was_carried_out(local: LocalEngine) -
         client(url).create_processing_job(**request("lost", "true"))
 
 
+@pytest.mark.whole
 def test_botos_own_second_attempt_meets_the_job_that_the_first_made(local: LocalEngine) -> None:
     with serving(FaultyEngine(local, lose_responses=0.5, seed=1)) as url:
         sagemaker = client(url, attempts=10)

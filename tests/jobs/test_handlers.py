@@ -222,6 +222,7 @@ def test_an_event_that_is_none_is_a_look(store: SQLiteStore, engine: SimulatedSe
 # ---- what is deployed --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_the_zip_is_small_always_the_same_and_needs_boto3_alone(tmp_path: Path) -> None:
     code = deploying.zipped()
     assert code == deploying.zipped() and len(code) < 200_000

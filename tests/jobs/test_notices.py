@@ -191,6 +191,7 @@ def test_a_topic_that_is_not_there_is_tried_again(queue: Queue, session: Any) ->
     assert queue.send(session=session).sent == ("a",)
 
 
+@pytest.mark.whole
 def test_urls_are_kept_in_parameter_store_and_in_secrets_manager(queue: Queue, session: Any, hook: Hook) -> None:
     session.client("ssm").put_parameter(Name="/teams/hook", Value=hook.url, Type="SecureString")
     secrets = session.client("secretsmanager")
@@ -324,6 +325,7 @@ def test_a_job_that_is_tried_again_is_told_of_again(queue: Queue, hook: Hook) ->
     assert [body["status"] for _, body in hook.got] == ["Failed", "Completed"]
 
 
+@pytest.mark.whole
 def test_the_url_is_nowhere(
     queue: Queue, hook: Hook, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

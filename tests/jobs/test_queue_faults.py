@@ -309,6 +309,7 @@ class Stopwatch:
         return call
 
 
+@pytest.mark.whole
 @pytest.mark.alone
 def test_a_round_over_ten_thousand_jobs_takes_less_than_a_second(tmp_path: Path) -> None:
     clock = SimulatedClock()

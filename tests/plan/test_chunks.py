@@ -219,6 +219,7 @@ def test_dynamic_does_not_wait_for_a_slow_worker() -> None:
         assert took["balanced"] >= 2
 
 
+@pytest.mark.whole
 def test_the_ways_differ_in_the_run_only_by_their_chunks(files: WriteFiles, tmp_path: Path) -> None:
     folder = files({f"{n:02d}": "x" * (n * 37 % 11) for n in range(30)})
     found = {}

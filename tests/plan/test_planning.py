@@ -318,6 +318,7 @@ def test_importing_the_package_costs_next_to_nothing() -> None:
     assert not loaded_after("import shardkit; shardkit.ShardkitError, shardkit.Record") & heavy
 
 
+@pytest.mark.whole
 def test_all_is_what_works() -> None:
     assert sorted(sk.__all__) == sk.__all__
     assert dir(sk) == sk.__all__
@@ -341,6 +342,7 @@ def test_all_errors_are_public() -> None:
     assert errors <= set(sk.__all__)
 
 
+@pytest.mark.whole
 def test_planning_needs_neither_boto3_nor_pandas(files: WriteFiles, tmp_path: Path) -> None:
     files(
         {

@@ -439,6 +439,7 @@ def test_every_record_is_in_one_shard_and_the_plan_adds_up(sizes: dict[str, int]
     assert (again.content, again.records) == (plan.content, plan.records)
 
 
+@pytest.mark.whole
 @settings(max_examples=150, deadline=None)
 @given(sizes=listings, rule=grouped)
 def test_no_group_is_split(sizes: dict[str, int], rule: Rule) -> None:

@@ -194,6 +194,7 @@ def test_heart_rates_are_those_generated(
     assert all(row["heart_rate"] is None for row in waveform_rows[0] if row["signal"] not in ("II", "V"))
 
 
+@pytest.mark.whole
 def test_features_equal_one_reading_of_the_whole_record(
     waveform_rows: tuple[list[dict[str, Any]], dict[str, Exception]], waveform_data: tuple[Path, Any]
 ) -> None:
@@ -241,6 +242,7 @@ def test_moments_do_not_depend_on_the_block_size(
         assert_equal_to_one_reading(waveforms.segment_features(records[key]), waveform_data[0] / key)
 
 
+@pytest.mark.whole
 def test_columns_have_one_type_each(waveform_rows: tuple[list[dict[str, Any]], dict[str, Exception]]) -> None:
     texts = {name: {str} for name in ("record", "name", "patient", "signal", "unit")}
     floats = {

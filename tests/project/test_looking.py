@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from crashing import LINUX
+from notebooks import cell, needs_notebooks, notebook, run
 
 import shardkit as sk
 from shardkit.pages.view import View
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import WriteFiles
-
-nbclient = pytest.importorskip("nbclient")
-nbformat = pytest.importorskip("nbformat")
 
 SETUP = """
 import shardkit as sk
@@ -87,12 +85,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     for name, text in {"a/bad.txt": "bad", "a/1.txt": "x", "b/<script>.txt": "four", "c/2.txt": "yy"}.items():
         (folder / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "data" / name).write_text(text)
-    cells = [nbformat.v4.new_code_cell(source, id=name) for name, source in CELLS.items()]
-    book = nbformat.v4.new_notebook(cells=cells)
-    nbclient.NotebookClient(
-        book, timeout=120, allow_errors=True, resources={"metadata": {"path": str(folder)}}
-    ).execute()
-    return {cell["id"]: cell["outputs"] for cell in book.cells}
+    book = run(notebook(cell(source, name) for name, source in CELLS.items()), folder, allow_errors=True)
+    return {each["id"]: each["outputs"] for each in book.cells}
 
 
 def html(outputs: dict[str, list[Any]], name: str) -> Elements:
@@ -101,6 +95,7 @@ def html(outputs: dict[str, list[Any]], name: str) -> Elements:
 
 
 @LINUX
+@needs_notebooks
 @pytest.mark.slow
 def test_a_notebook_shows_tables_and_pictures(outputs: dict[str, list[Any]]) -> None:
     wanted = {
@@ -125,6 +120,7 @@ def test_a_notebook_shows_tables_and_pictures(outputs: dict[str, list[Any]]) -> 
 
 
 @LINUX
+@needs_notebooks
 @pytest.mark.slow
 def test_errors_come_with_the_lines_of_the_cell(outputs: dict[str, list[Any]]) -> None:
     for name in ("raises", "replay"):
@@ -137,6 +133,7 @@ def test_errors_come_with_the_lines_of_the_cell(outputs: dict[str, list[Any]]) -
 
 
 @LINUX
+@needs_notebooks
 @pytest.mark.slow
 def test_the_timeline_is_drawn(outputs: dict[str, list[Any]]) -> None:
     pytest.importorskip("matplotlib")
@@ -145,6 +142,7 @@ def test_the_timeline_is_drawn(outputs: dict[str, list[Any]]) -> None:
     )
 
 
+@pytest.mark.whole
 def test_the_timeline_says_what_it_lacks(tmp_path: Path, files: WriteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work.py").write_text("def rows(record):\n    return {'key': record.key}\n")
     run = sk.run("work:rows", files(["a"]), tmp_path / "out", source_dir=tmp_path, workers=1, quiet=True)

@@ -10,13 +10,16 @@ import shutil
 import socket
 import sys
 import types
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import notebooks
 import pandas as pd
 import pytest
 import warm
 import warm_jobs
+from notebooks import needs_notebooks
 
 import shardkit as sk
 from shardkit.runs.requests import check_engine
@@ -24,17 +27,18 @@ from shardkit.runs.requests import check_engine
 if TYPE_CHECKING:
     from conftest import RunCommand
 
-nbclient = pytest.importorskip("nbclient")
-nbformat = pytest.importorskip("nbformat")
-pytest.importorskip("matplotlib")
-pytest.importorskip("wfdb")
-
+pytestmark = [
+    needs_notebooks,
+    pytest.mark.skipif(
+        find_spec("matplotlib") is None or find_spec("wfdb") is None, reason="matplotlib and wfdb are not installed"
+    ),
+]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LARGEST_BYTES = 15_000
 NOTEBOOKS = sorted(EXAMPLES.glob("*/driver.ipynb"))
 DAYS = EXAMPLES / "talent_jsonl/days.ipynb"
 JOBS_AS_FORKS = f"__import__('runpy').run_path({warm_jobs.__file__!r})['use_those_of']"
-notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.parent.name)
+drivers = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.parent.name)
 
 
 def copied(path: Path, folder: Path) -> Path:
@@ -45,10 +49,9 @@ def copied(path: Path, folder: Path) -> Path:
 
 def executed(folder: Path, book: Any = None) -> Any:
     """The driver notebook in ``folder``, or another, run from top to bottom; a cell that fails fails the test."""
-    book = book or nbformat.read(folder / "driver.ipynb", as_version=4)
-    book.cells.insert(0, nbformat.v4.new_code_cell(f"{JOBS_AS_FORKS}({warm.address()!r})", id="forks"))
-    nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
-    return book
+    book = book or notebooks.read(folder / "driver.ipynb")
+    book.cells.insert(0, notebooks.cell(f"{JOBS_AS_FORKS}({warm.address()!r})", "forks"))
+    return notebooks.run(book, folder)
 
 
 def said(book: Any, cell_id: str) -> str:
@@ -87,6 +90,8 @@ def test_both_examples_have_one() -> None:
 @pytest.mark.parametrize("path", [*NOTEBOOKS, DAYS], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_it_is_kept_clean(path: Path) -> None:
     """Valid, small, without outputs or counters, so that a change to it can be read."""
+    import nbformat
+
     book = nbformat.read(path, as_version=nbformat.NO_CONVERT)
     nbformat.validate(book)
     assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
@@ -117,7 +122,7 @@ def initiated(kind: str, shardkit: RunCommand, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@notebooks
+@drivers
 def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shardkit: RunCommand) -> None:
     """As `init` writes it: jobs, a plot, what it claims, and in the end the dataset that one machine makes."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -165,9 +170,9 @@ def test_a_week_of_days_runs_whole(tmp_path: Path, shardkit: RunCommand) -> None
     pytest.importorskip("duckdb")
     pytest.importorskip("moto.server")
     folder = copied(DAYS, tmp_path)
-    book = nbformat.read(folder / DAYS.name, as_version=4)
+    book = notebooks.read(folder / DAYS.name)
     end = next(i for i, cell in enumerate(book.cells) if cell["id"] == "end")
-    book.cells.insert(end, nbformat.v4.new_code_cell(KEEP, id="keep"))
+    book.cells.insert(end, notebooks.cell(KEEP, "keep"))
     book = executed(folder, book)
 
     assert "records  55 of" in said(book, "plan") and "7 partitions to be rebuilt" in said(book, "plan")
@@ -229,7 +234,7 @@ class Opened:
         pass
 
 
-@notebooks
+@drivers
 def test_the_code_for_sagemaker_fits(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes a pipeline that would be taken; only the SDK, and the call that starts jobs, are stood in for."""
     monkeypatch.chdir(copied(path, tmp_path))
@@ -241,7 +246,7 @@ def test_the_code_for_sagemaker_fits(path: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sk.Pipeline, "run", lambda self, engine: started.append(self.replace(engine=engine)))
     monkeypatch.setattr(sk, "open_run", lambda output: Opened())
 
-    text = nbformat.read(path, as_version=4).cells[-1]["source"]
+    text = notebooks.read(path).cells[-1]["source"]
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     namespace: dict[str, Any] = {"sk": sk, "pipeline": sk.Pipeline.from_yaml("pipeline.yaml")}
@@ -255,7 +260,7 @@ def test_the_code_for_sagemaker_fits(path: Path, tmp_path: Path, monkeypatch: py
 
 def test_the_pipeline_for_aws_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copied(DAYS, tmp_path))
-    text = nbformat.read(DAYS, as_version=4).cells[-1]["source"]
+    text = notebooks.read(DAYS).cells[-1]["source"]
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     Path("impressions.yaml").write_text(block)
     pipeline = sk.Pipeline.from_yaml("impressions.yaml")

@@ -186,6 +186,7 @@ def test_the_command_line_takes_the_names_of_other_packages(
         sk.Pipeline(function="toy_kinds:rows", input="x", output={"uri": "y", "format": "tvs"})
 
 
+@pytest.mark.whole
 def test_a_storage_of_another_package(tmp_path: Path, files: WriteFiles, toy: Path) -> None:
     files({"a.txt": "a", "b.txt": "b"})
     run = sk.run("toy_kinds:rows", f"toy:/{tmp_path}/data", f"toy:/{tmp_path}/out", workers=1, quiet=True)
@@ -224,6 +225,7 @@ def test_kinds_that_cannot_be_used(toy: Path) -> None:
         sk.Pipeline(function="toy_kinds:rows", input="x", output="y", engine={"kind": "toy", "greting": "x"})
 
 
+@pytest.mark.whole
 def test_an_output_whose_format_is_not_there_any_more(tmp_path: Path, files: WriteFiles, toy: Path) -> None:
     (tmp_path / "toy_rows.py").write_text("def rows(record):\n    return {'key': record.key}\n")
     source = str(files({"a.txt": "a"}))

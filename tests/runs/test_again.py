@@ -35,6 +35,7 @@ def project(tmp_path: Path) -> Project:
     return made
 
 
+@pytest.mark.whole
 def test_it_goes_on_although_files_have_come_since_and_limits_are_others(project: Project) -> None:
     with pytest.raises(sk.BudgetExceeded):
         start_or_go_on(pipeline(project), "nightly", quiet=True)

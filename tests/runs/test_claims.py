@@ -159,6 +159,7 @@ def parts_in(folder: RunFolder) -> list[str]:
     return [entry.key.rpartition("/")[2] for entry in folder.files.entries("parts")]
 
 
+@pytest.mark.whole
 def test_in_every_order_the_first_marker_counts(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     orders = ORDERS if "s3" not in folder.uri else ORDERS[::4]
     winners = set()

@@ -443,6 +443,7 @@ def test_what_is_too_large_for_one_copy_is_copied_in_parts(
     assert out.read("copy") == b"some rows"
 
 
+@pytest.mark.whole
 def test_damage_in_s3_is_found_as_on_a_disk(finished: Place, bucket: str) -> None:
     store, out = boto3.client("s3"), f"s3://{bucket}/out"
     for path in (path for path in finished.out.rglob("*") if path.is_file()):

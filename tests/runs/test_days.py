@@ -184,6 +184,7 @@ def test_days_cut_by_another_rule_replace_the_old_ones(feed: Feed) -> None:
     feed.check()
 
 
+@pytest.mark.whole
 def test_another_format_makes_all_days_anew_without_computing(feed: Feed) -> None:
     feed.put_days(3, 2)
     feed.run()

@@ -20,7 +20,6 @@ import yaml
 from engine_jobs import ENDED, until
 from fault_proxy import FaultProxy
 from job_runs import JobProject
-from moto import mock_aws
 
 import shardkit as sk
 from shardkit.engines import validation
@@ -340,8 +339,17 @@ def test_each_service_gives_a_name_of_its_own(project: JobProject) -> None:
     check_request(arguments | {"ProcessingJobName": "pipelines-x1-words-1"}, "x1")
 
 
-@mock_aws(config={"stepfunctions": {"execute_state_machine": True}})
-def test_services_take_their_forms(project: JobProject, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def emulated() -> Iterator[None]:
+    """All services, in this process."""
+    from moto import mock_aws
+
+    with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
+        yield
+
+
+@pytest.mark.whole
+def test_services_take_their_forms(project: JobProject, emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     forms = planned(project, schedule="rate(3 hours)").forms()

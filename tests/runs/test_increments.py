@@ -175,6 +175,7 @@ def test_the_plan_tells_how_many_are_computed_again(feed: Feed) -> None:
     assert changes["unchanged"] == 11
 
 
+@pytest.mark.whole
 def test_records_of_one_chunk_change_and_vanish_run_after_run(tmp_path: Path) -> None:
     """Each record has rows with its own number, so that a row cut out of a part at the wrong place is noticed."""
     feed = Feed(tmp_path / "rows", chunks="even", function="feed_work:several")
@@ -339,6 +340,7 @@ def test_a_retry_of_a_day_made_anew_since_is_refused_with_the_cure(feed: Feed) -
         sk.open_run(feed.out, first).retry(quiet=True, timeout=9)
 
 
+@pytest.mark.whole
 def test_chunks_are_taken_over_from_several_runs(feed: Feed) -> None:
     for i in range(4):
         feed.put("2020-01-02/05.txt", f"changed {i}")
@@ -383,6 +385,7 @@ def test_records_that_come_into_one_file_otherwise_are_computed_again(tmp_path: 
     assert feed.run() == []
 
 
+@pytest.mark.whole
 def test_what_is_not_cut_by_days_may_be_incremental_too(tmp_path: Path) -> None:
     feed = Feed(tmp_path / "whole", shards={"by": "size", "count": 3}, incremental=True)
     feed.put_days(3, 12)

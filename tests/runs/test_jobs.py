@@ -417,6 +417,7 @@ def test_the_folder_of_the_engine_does_not_travel(project: JobProject) -> None:
     assert zipfile.ZipFile(only / "source.zip").namelist() == ["work.py"]
 
 
+@pytest.mark.whole
 def test_a_function_by_value_does_not_fit_another_python(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     run = project.run_jobs(function=lambda record: {"key": record.key}, source_dir=None, wait=False)

@@ -51,6 +51,7 @@ def calls_on(project: JobProject, kind: str) -> set[str]:
     return {line.split()[0] for line in lines if line.endswith(f" {kind}")}
 
 
+@pytest.mark.whole
 def test_only_what_does_not_fit_goes_to_larger_instances(project: JobProject) -> None:
     project.write_groups("1", "2", "1", "3", groups="a")
     project.write_groups("1", "1", groups="b")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from notebooks import cell, needs_notebooks, notebook, run
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-nbclient = pytest.importorskip("nbclient")
-nbformat = pytest.importorskip("nbformat")
 
 CELLS = [
     """
@@ -42,14 +40,14 @@ def _outputs(cell: Any, kind: str) -> list[Any]:
     return [out for out in cell["outputs"] if out["output_type"] == kind]
 
 
+@needs_notebooks
 @pytest.mark.slow
 def test_a_notebook_runs_a_function_of_its_own(tmp_path: Path) -> None:
     """The cell's function travels by value, the bar is drawn in place, and a mended cell is what retry takes."""
     (tmp_path / "data").mkdir()
     for i in range(20):
         (tmp_path / "data" / f"{i}.txt").write_text("x" * i)
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
-    nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    book = run(notebook(cell(source, f"cell-{at}") for at, source in enumerate(CELLS)), tmp_path)
     _, ran, failed, retried = book.cells
     bars = [out["data"]["text/html"] for out in _outputs(ran, "display_data")]
     assert any('<progress value="20" max="20">' in bar and "1 quarantined" in bar for bar in bars)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from crashing import Command
     from test_paused import Output
 
+pytestmark = pytest.mark.whole
 RETRY_STEPS = ["create", "confirm", "publish", "result", "current", "remove", "tidy"]
 CLEAN_STEPS = 30  # more than there are on any store
 

@@ -75,6 +75,7 @@ def project(tmp_path: Path, files: WriteFiles, shardkit: RunCommand) -> Project:
     return Project(tmp_path, files, shardkit)
 
 
+@pytest.mark.whole
 def test_jobs_in_any_order_make_the_dataset_and_a_step_done_again_does_no_harm(project: Project) -> None:
     project.write()
     planned = project.plan("--max-jobs", "3", "--outputs", "outputs/a")
@@ -96,6 +97,7 @@ def test_jobs_in_any_order_make_the_dataset_and_a_step_done_again_does_no_harm(p
     assert project.plan()["jobs"] == []
 
 
+@pytest.mark.whole
 def test_a_planning_that_is_repeated_keeps_its_plan_though_the_input_has_changed(project: Project) -> None:
     project.write()
     planned = project.plan()
@@ -146,6 +148,7 @@ def test_what_cannot_be_prepared_is_refused(project: Project) -> None:
     assert not (project.root / "out").exists()
 
 
+@pytest.mark.whole
 def test_without_changes_there_is_no_job_and_the_merge_has_nothing_to_do(project: Project) -> None:
     project.write()
     incremental = ("--set", "incremental=true")
@@ -166,6 +169,7 @@ def test_a_function_that_fails_and_a_job_that_does_not_exist_have_exit_code_1(pr
     assert "holds no plan" in project.merge(planned["run"].replace("nightly-1", "nightly-9"), code=1)
 
 
+@pytest.mark.whole
 def test_a_job_that_is_told_to_end_says_that_it_may_be_started_again(project: Project, shardkit: RunCommand) -> None:
     project.write({"a/1.txt": "wait", "b/1.txt": "b1"})
     planned = project.plan()
@@ -188,6 +192,7 @@ def test_a_job_that_is_told_to_end_says_that_it_may_be_started_again(project: Pr
     assert project.keys() == ["a/1.txt", "b/1.txt"]
 
 
+@pytest.mark.whole
 def test_the_rest_can_be_done_anywhere_else(project: Project, shardkit: RunCommand) -> None:
     project.write()
     planned = project.plan()

@@ -14,6 +14,8 @@ from shardkit.cli.app import cli
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.whole
+
 
 def feed_of_three_runs(root: Path, **fields: Any) -> Feed:
     """Run ``first`` made three days, two with a bad record; ``second`` rebuilt the second day, ``third`` a new one."""

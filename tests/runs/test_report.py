@@ -184,6 +184,7 @@ def test_a_run_that_goes_on_is_shown_and_watched(tmp_path: Path, monkeypatch: py
     assert 'http-equiv="refresh"' not in last and "run r1, done" in last and DATASET in last
 
 
+@pytest.mark.whole
 def test_what_differs_from_the_dataset_before(project: Project, tmp_path: Path) -> None:
     out = tmp_path / "out"
     fields: dict[str, Any] = {"quiet": True, "source_dir": project.root, "max_failures": 5, "name": "rows"}

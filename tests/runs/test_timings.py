@@ -41,6 +41,7 @@ def rows(record):
 WORDS = {"a": "x", "b": "bad", "c": "three", "d": "once", "e": "kill", "f": "unusable", "g": "x"}
 
 
+@pytest.mark.whole
 def test_each_record_says_when_where_and_for_how_long(tmp_path: Path, files: WriteFiles) -> None:
     data = files(WORDS)
     (tmp_path / "work.py").write_text(WORK)

@@ -152,6 +152,7 @@ def test_the_command_takes_a_number_or_a_function_without_a_file(here: Path) -> 
     assert "Give keys, or -n." in command("try", "pipeline.yaml", "05.txt", "-n", "2", code=2)
 
 
+@pytest.mark.whole
 @LINUX
 @pytest.mark.parametrize("where", ["after an error", "at a breakpoint"])
 def test_a_debugger_looks_around_in_the_function(where: str, here: Path) -> None:
@@ -208,6 +209,7 @@ def test_a_function_that_has_changed_since_is_not_taken_for_the_old_one(here: Pa
     assert run.replay("05.txt", current=True).rows["n"].tolist() == [-1]
 
 
+@pytest.mark.whole
 def test_jobs_and_functions_sent_by_value_keep_the_function(here: Path) -> None:
     """The code of the jobs has the source as it was; a function from a notebook is in the run folder."""
     run = pipeline().replace(requirements_mode="none").run(sk.Local(root=here / "engine"), quiet=True)

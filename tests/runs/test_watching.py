@@ -65,6 +65,7 @@ def project(tmp_path: Path) -> Iterator[JobProject]:
     made.end()
 
 
+@pytest.mark.whole
 def test_what_is_shown_of_jobs_that_wait_and_are_tried_again(
     project: JobProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def test_names_of_all_kinds(project: JobProject, bucket: Bucket) -> None:
     assert {row["key"]: row["bytes"] for row in rows_of(run)} == sizes
 
 
+@pytest.mark.whole
 def test_workers_need_not_find_out_where_the_bucket_is(project: JobProject, bucket: Bucket, bare_workers: None) -> None:
     bucket.put_all({f"in/r{i}.txt": "go" for i in range(20)})
     clients = (
@@ -163,6 +164,7 @@ def test_a_run_is_found_replaced_and_cleaned_up(project: JobProject, bucket: Buc
         sk.open_run(f"{bucket.uri}/out", second.run_id[:-1])
 
 
+@pytest.mark.whole
 def test_a_partitioned_dataset_with_a_combine_function(project: JobProject, bucket: Bucket) -> None:
     bucket.put_all({f"in/r{i}.txt": f"t{i % 2}" for i in range(6)})
     (project.code / "joining.py").write_text("def join(tables):\n    yield from tables\n")
@@ -172,6 +174,7 @@ def test_a_partitioned_dataset_with_a_combine_function(project: JobProject, buck
     assert run.dataset().to_table(filter=None).column("text").to_pylist().count("t0") == 6
 
 
+@pytest.mark.whole
 def test_s3_to_a_folder_and_a_folder_to_s3(project: JobProject, bucket: Bucket) -> None:
     bucket.put_all({"in/a.txt": "go", "in/b.txt": "go"})
     fields: dict[str, Any] = {"source_dir": project.code, "quiet": True}
@@ -193,6 +196,7 @@ def test_bad_records_are_retried(project: JobProject, bucket: Bucket) -> None:
     assert len(bucket.data_files()) == 1
 
 
+@pytest.mark.whole
 def test_records_of_several_objects(project: JobProject, bucket: Bucket) -> None:
     keys = [f"p{i}/r{j}.{end}" for i in range(3) for j in range(3) for end in ("hea", "dat")]
     bucket.put_all({f"in/{key}": key for key in keys})
@@ -369,6 +373,7 @@ def test_a_lease_keeps_others_away_and_ends(bucket: Bucket, monkeypatch: pytest.
         assert bucket.keys() == ["out/lock"]
 
 
+@pytest.mark.whole
 def test_a_lease_that_has_run_out_is_taken_over_by_one(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "LEASE_S", 0.5)
     monkeypatch.setattr(lease, "LEASE_RENEWAL_S", 0.1)
@@ -605,6 +610,7 @@ def test_what_is_written_is_encrypted_with_the_key_that_the_engine_names(bucket:
         assert told.get("SSEKMSKeyId") == key, name
 
 
+@pytest.mark.whole
 def test_objects_are_fetched_to_be_tried_and_replayed_and_a_change_is_named(
     project: JobProject, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

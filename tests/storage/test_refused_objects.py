@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Refuse = Callable[[str], "Refusal | None"]
 
+pytestmark = pytest.mark.whole
 Refusal = tuple[int, str, str]
 
 SSE_C = "The object was stored using a form of Server Side Encryption. The correct parameters must be provided"

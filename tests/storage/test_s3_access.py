@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from job_runs import JobProject
 
+pytestmark = pytest.mark.whole
 Refusal = tuple[int, str] | None
 DENIED = (403, "AccessDenied")
 EXPIRED = (400, "ExpiredToken")

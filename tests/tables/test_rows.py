@@ -541,6 +541,7 @@ def test_simple_values_become_what_pyarrow_makes_of_them(values: st.SearchStrate
         assert found.equals(expected)
 
 
+@pytest.mark.whole
 def test_a_worker_loads_pandas_only_where_it_is_needed(files: WriteFiles, tmp_path: Path, bare_workers: None) -> None:
     def plain(record: sk.Record) -> dict[str, Any]:
         import sys

@@ -289,6 +289,7 @@ SOME = (
 )
 
 
+@pytest.mark.whole
 def test_types_beside_each_other_hold_all_values_or_the_conflict_is_named(tmp_path: Path) -> None:
     check_pairs(tmp_path, itertools.combinations(SOME, 2))
 

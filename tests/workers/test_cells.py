@@ -51,6 +51,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, dict[
     return done.stderr, {entry["key"]: entry for entry in map(json.loads, failures)}
 
 
+@pytest.mark.whole
 def test_a_traceback_shows_the_lines_of_each_cell(told: tuple[str, dict[str, dict[str, str]]]) -> None:
     traceback = told[1]["r000.txt"]["traceback"]
     assert 'File "/tmp/ipykernel_1/2.py", line 5, in rows\n    check(text)\n' in traceback

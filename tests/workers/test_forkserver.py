@@ -14,7 +14,7 @@ from crashing import LINUX, Project, descendants, dying, is_alive, wait_for
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = LINUX
+pytestmark = [LINUX, pytest.mark.whole]
 
 FEATURES = """
 import os, random, resource, sys, time

@@ -14,6 +14,7 @@ from shardkit.workers.forkserver import end_server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.whole
 SHARED_MEMORY = Path("/dev/shm")
 FEATURES = """
 import os, time

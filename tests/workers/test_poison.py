@@ -293,6 +293,7 @@ def test_a_pause_of_the_program_does_not_count_as_time_that_the_record_took(monk
     assert seconds == pytest.approx([0.0, 0.1, 0.2, 0.2 + watch.LONGEST_GAP_S, 0.3 + watch.LONGEST_GAP_S])
 
 
+@pytest.mark.whole
 def test_a_system_that_lets_no_threads_start_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path)
     project.write_records(["x"])

@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -68,7 +67,9 @@ def _validator(kind: str) -> Any:
     file, name = ARGO_KINDS[kind]
     schema = _schema(file)
     whole = {**schema, "$ref": f"#/definitions/{name}"} if name else schema
-    return jsonschema.Draft7Validator(whole)
+    from jsonschema import Draft7Validator  # which takes a second, and all processes of a test run import this module
+
+    return Draft7Validator(whole)
 
 
 def problems(manifest: dict[str, Any]) -> list[str]:
