@@ -37,16 +37,18 @@ class FunctionRef:
     """A callable that another process can load.
 
     ``name`` is ``module:callable``, ``source_dir`` the folder in which the module is looked for first, ``pickled`` the
-    callable itself if it travels by value. ``digest`` differs between two versions of its source.
+    callable itself if it travels by value. ``digest`` differs between two versions of its source. ``awaits`` says that
+    it is an ``async def``, as far as its source tells.
     """
 
     name: str
     source_dir: str | None
     digest: str
     pickled: bytes | None = None
+    awaits: bool = False
 
-    def load(self) -> Callable[..., Any]:
-        """The callable itself; a class is instantiated.
+    def load(self, *, make: Callable[[type], Any] | None = None) -> Callable[..., Any]:
+        """The callable itself; a class is instantiated, by ``make`` if that is given.
 
         Raises:
             PipelineError: it cannot be imported, or is not callable.
@@ -60,7 +62,7 @@ class FunctionRef:
             if isinstance(function, Carried):
                 function = function.unpack(_used_by)
             if inspect.isclass(function):
-                function = function()
+                function = make(function) if make is not None else function()
         except (Exception, SystemExit) as error:
             raise PipelineError(
                 f"function: {self.name} cannot be loaded: {type(error).__name__}: {error}.\n"
@@ -86,6 +88,13 @@ def reference(function: str | Callable[..., Any], *, source_dir: str | os.PathLi
     if not callable(function):
         raise PipelineError(f"function: {function!r} cannot be called.", hint="Give a function, or 'module:callable'.")
     return _by_value(function) if _only_by_value(function) else _from_module(function)
+
+
+def is_async(function: Any) -> bool:
+    """Whether what a function, or an object of a class, gives has to be awaited."""
+    if inspect.isclass(function) or not (inspect.isroutine(function) or isinstance(function, functools.partial)):
+        function = getattr(function if inspect.isclass(function) else type(function), "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def python_version() -> str:
@@ -116,8 +125,9 @@ def _by_name(name: str, source_dir: str | None) -> FunctionRef:
             f"function: no module {module!r} in {where}, nor among the installed packages.",
             hint=f"Did you mean {near[0]}:{attribute}?" if near else "Set source_dir to the folder that holds it.",
         )
-    _check_defines(file, attribute, name)
-    return FunctionRef(name, source_dir or os.getcwd(), source_digest(file, source_dir or os.getcwd()))
+    awaits = _check_defines(file, attribute, name)
+    folder = source_dir or os.getcwd()
+    return FunctionRef(name, folder, source_digest(file, folder), awaits=awaits)
 
 
 def _installed(module: str) -> bytes | None:
@@ -136,7 +146,12 @@ def _module_file(module: str, folder: str) -> Path | None:
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
 
-def _check_defines(file: Path, attribute: str, name: str) -> None:
+def _check_defines(file: Path, attribute: str, name: str) -> bool:
+    """Check that a module defines a function; returns whether it is an ``async def``, or a class whose calls are.
+
+    Raises:
+        PipelineError: it does not.
+    """
     try:
         tree = ast.parse(file.read_bytes(), str(file))
     except SyntaxError as error:
@@ -149,6 +164,17 @@ def _check_defines(file: Path, attribute: str, name: str) -> None:
             f"function: {file} defines no {first!r} (asked for as {name}).",
             hint=f"Did you mean {split_name(name)[0]}:{near[0]}?" if near else "",
         )
+    node: ast.AST | None = tree
+    for part in attribute.split("."):
+        node = _defined_in(node, part)
+    return isinstance(_defined_in(node, "__call__") if isinstance(node, ast.ClassDef) else node, ast.AsyncFunctionDef)
+
+
+def _defined_in(node: ast.AST | None, name: str) -> ast.AST | None:
+    """What a module or a class defines by that name."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    inside = [each for each in getattr(node, "body", ()) if isinstance(each, kinds) and each.name == name]
+    return inside[-1] if inside else None
 
 
 def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
@@ -241,7 +267,7 @@ def _by_value(function: Callable[..., Any]) -> FunctionRef:
             "inside the function, or use a class, which is instantiated once per worker.",
         ) from error
     warn_if_large(name, len(pickled), _used_by(function))
-    return FunctionRef(name, None, _sha256(*_traits(function, set())), pickled)
+    return FunctionRef(name, None, _sha256(*_traits(function, set())), pickled, awaits=is_async(function))
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -306,7 +332,8 @@ def _from_module(function: Callable[..., Any]) -> FunctionRef:
     folder = file.parent.parent if file.name == "__init__.py" else file.parent
     for _ in range(module.count(".")):
         folder = folder.parent
-    return FunctionRef(f"{module}:{name}", str(folder), source_digest(file, str(folder)))
+    digest = source_digest(file, str(folder))
+    return FunctionRef(f"{module}:{name}", str(folder), digest, awaits=is_async(function))
 
 
 def _import(name: str, source_dir: str | None) -> Any:

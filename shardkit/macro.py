@@ -49,6 +49,7 @@ def make_plan(
     max_jobs: int | None = None,
     by_day: bool = False,
     comparison: Comparison | None = None,
+    at_once: int = 1,
 ) -> Plan:
     """Plan a run.
 
@@ -63,6 +64,7 @@ def make_plan(
         own_instances: every shard has an instance of its own; else the same workers do one shard after the other.
         max_jobs: how many jobs there may be at most, whatever ``shards`` say.
         by_day: every group is a partition of the dataset, so that no chunk may hold records of two.
+        at_once: how many records a worker is at together.
         comparison: with what earlier runs have done; the plan leaves out partitions in which nothing has changed.
 
     Raises:
@@ -70,29 +72,21 @@ def make_plan(
     """
     # Records: only those of days (or of the whole input) in which something has changed since the last run.
     table, taken, rows = changed_records(records.table, comparison, by_day=by_day)
+    about: dict[str, Any] = {"run_id": run_id, "created": created, "workers": workers}
     if not len(table):
-        return Plan(table, nothing_to_do(pipeline, comparison, run_id=run_id, created=created, workers=workers))
+        return Plan(table, nothing_to_do(pipeline, comparison, **about))
 
     # Groups to shards: the shard of each record.
     shard = number_shards(table, pipeline.get("shards"), max_jobs=max_jobs)
 
     # Shards to chunks: the chunk of each record. Chunks of earlier runs whose records still stand are taken over.
-    taken, chunk = _number_chunks(table, shard, taken, Cut(chunks, workers, own_instances=own_instances), by_day=by_day)
+    cut = Cut(chunks, workers, own_instances=own_instances, at_once=at_once)
+    taken, chunk = _number_chunks(table, shard, taken, cut, by_day=by_day)
     table = table.append_column("shard", arrow(shard)).append_column("chunk", arrow(chunk))
 
     # Shards to jobs, and all of it as plain data.
-    content = _document(
-        records,
-        table,
-        comparison,
-        pipeline=pipeline,
-        function_digest=function_digest,
-        workers=workers,
-        run_id=run_id,
-        created=created,
-        by_day=by_day,
-        taken=taken,
-    )
+    about |= {"pipeline": pipeline, "function_digest": function_digest, "by_day": by_day}
+    content = _document(records, table, comparison, taken=taken, **about)
     markers = markers_taken_over(comparison, taken, rows, shard, chunk) if comparison is not None else []
     return Plan(table, content, markers)
 

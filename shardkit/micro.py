@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def open_chunks(
-    ledger: Ledger, retried: np.ndarray, *, workers: int, all_under_shard: int | None = None
+    ledger: Ledger, retried: np.ndarray, *, workers: int, at_once: int = 1, all_under_shard: int | None = None
 ) -> list[Chunk]:
     """The chunks that have to be done, the costliest first.
 
@@ -44,6 +44,7 @@ def open_chunks(
         ledger: says which records are open.
         retried: the row numbers of records in quarantine that are tried again.
         workers: how many share the work.
+        at_once: how many records each of them is at together.
         all_under_shard: the shard under which all records are committed, whichever shard they were planned for.
     """
     if all_under_shard is None:
@@ -55,7 +56,7 @@ def open_chunks(
         loose = np.union1d(retried, np.flatnonzero(ledger.state == OPEN))
         shards = np.full(len(loose), all_under_shard)
     for shard, ids in ledger.apart(loose, shards):
-        number = assign_chunks(ledger.bytes[ids], how="dynamic", workers=workers)
+        number = assign_chunks(ledger.bytes[ids], how="dynamic", workers=workers, at_once=at_once)
         chunks += [Chunk(shard, ledger.free_chunk(), ids[number == n], is_planned=False) for n in np.unique(number)]
     return sorted(chunks, key=lambda chunk: -cost_of(ledger, chunk.records))
 

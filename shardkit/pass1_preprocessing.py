@@ -73,7 +73,7 @@ def run_pass1(
     # What is left to do, in chunks.
     retried = np.flatnonzero(ledger.state == QUARANTINED) if retry else np.zeros(0, np.int64)
     own_shard = share.shard if share and share.here is not None else None
-    chunks = open_chunks(ledger, retried, workers=pool.size, all_under_shard=own_shard)
+    chunks = open_chunks(ledger, retried, workers=pool.size, at_once=pool.at_once, all_under_shard=own_shard)
 
     # Do it. Too many failures, a signal or a full disk ask for the end through `stop`; whole chunks are kept.
     while chunks:
@@ -86,9 +86,7 @@ def run_pass1(
         if isinstance(stop.error, RunInterrupted):
             raise stop.error
         ledger = share.ledger(folder) if share else Ledger(folder)
-        chunks = (
-            _left_by_others(ledger, stop, attempt, workers=pool.size) if others is not None and not pool.left else []
-        )
+        chunks = _left_by_others(ledger, stop, attempt, pool) if others is not None and not pool.left else []
 
     check_budget(ledger, limits)
     return ledger
@@ -112,12 +110,12 @@ def _claimed(
         yield others, claimed_last(chunks, others)
 
 
-def _left_by_others(ledger: Ledger, stop: Stop, attempt: Attempt, *, workers: int) -> list[Chunk]:
+def _left_by_others(ledger: Ledger, stop: Stop, attempt: Attempt, pool: Workers) -> list[Chunk]:
     """What is open although all has been done: of a chunk that two jobs have done, neither has all that was counted."""
     if not ledger.open or stop.asked:
         return []
     attempt.go_on_as_next("Chunks that another job seemed to have done are open")  # names of this number are taken
-    return open_chunks(ledger, np.zeros(0, np.int64), workers=workers)
+    return open_chunks(ledger, np.zeros(0, np.int64), workers=pool.size, at_once=pool.at_once)
 
 
 def _done_before(ledger: Ledger, retried: np.ndarray) -> Counts:

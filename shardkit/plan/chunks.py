@@ -14,7 +14,9 @@ CHUNK_RECORDS = 5_000  # at most, so that a crash never costs more than that
 CHUNK_BYTES = 1 << 30
 
 
-def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: float = 0.0) -> np.ndarray:
+def assign_chunks(
+    sizes: np.ndarray, *, how: str, workers: int, least_cost: float = 0.0, at_once: int = 1
+) -> np.ndarray:
     """The chunk number, from 0 on, of each of a shard's records.
 
     Args:
@@ -24,6 +26,7 @@ def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: floa
             large ones first, then smaller and smaller ones).
         workers: how many vCPUs the shard has.
         least_cost: what a dynamic chunk costs at least, if the workers have other shards to do as well.
+        at_once: how many records a worker is at together; dynamic chunks have that many, or a multiple of it.
     """
     count = len(sizes)
     if how == "even":
@@ -32,7 +35,7 @@ def assign_chunks(sizes: np.ndarray, *, how: str, workers: int, least_cost: floa
     costs = record_costs(sizes)
     if how == "balanced":
         return longest_first(costs.astype(np.int64), bins=min(workers, count))
-    return _ever_smaller(costs, workers=workers, least_cost=least_cost)
+    return _ever_smaller(costs, workers=workers, least_cost=least_cost, at_once=min(at_once, CHUNK_RECORDS))
 
 
 def record_costs(sizes: np.ndarray, counts: np.ndarray | int = 1) -> np.ndarray:
@@ -42,7 +45,7 @@ def record_costs(sizes: np.ndarray, counts: np.ndarray | int = 1) -> np.ndarray:
     return costs
 
 
-def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float) -> np.ndarray:
+def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float, at_once: int) -> np.ndarray:
     """Contiguous chunks whose cost falls with the work that remains (guided self-scheduling)."""
     ends = np.cumsum(costs, out=costs)  # in place: the costs are not needed after this
     total = float(ends[-1]) if len(ends) else 0.0
@@ -52,7 +55,8 @@ def _ever_smaller(costs: np.ndarray, *, workers: int, least_cost: float) -> np.n
         done = float(ends[start - 1]) if start else 0.0
         target = max((total - done) * LARGEST_SHARE / workers, total * SMALLEST_SHARE / workers, least_cost)
         stop = int(np.searchsorted(ends, done + min(target, CHUNK_BYTES), "right"))
-        stop = min(max(stop, start + 1), start + CHUNK_RECORDS)
+        count = min(-(-max(stop - start, 1) // at_once), CHUNK_RECORDS // at_once) * at_once
+        stop = min(start + count, len(costs))
         chunk[start:stop] = number
         start, number = stop, number + 1
     return chunk

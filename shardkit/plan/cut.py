@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cut:
-    """How records are cut into chunks."""
+    """How records are cut into chunks; ``at_once`` is how many of them a worker is at together."""
 
     how: str
     workers: int
     own_instances: bool
+    at_once: int = 1
 
 
 def cut_chunks(
@@ -58,5 +59,6 @@ def _number_chunks(sizes: np.ndarray, shard: np.ndarray, cut: Cut, *, least: np.
         among = slice(starts[i], starts[i] + counts[i])
         rows = among if isinstance(order, slice) else order[among]
         wanted = least_cost if least is None else max(least_cost, float(least[i]))
-        chunk[rows] = assign_chunks(sizes[rows], how=cut.how, workers=cut.workers, least_cost=wanted)
+        at_once = cut.at_once
+        chunk[rows] = assign_chunks(sizes[rows], how=cut.how, workers=cut.workers, least_cost=wanted, at_once=at_once)
     return chunk

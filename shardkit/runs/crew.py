@@ -28,17 +28,33 @@ def worker_pool(
     begun: int | None = None,
     job: str | None = None,
     leaves: bool = False,
+    machines: int = 1,
 ) -> Iterator[Workers]:
     """The workers of a pipeline, in a ``job`` of that name if in any.
 
     ``source`` is where its input is now, ``begun`` how many workers start at once; with ``leaves`` they leave records
-    that need more memory than there is to a larger machine.
+    that need more memory than there is to a larger machine. The rate of calls is shared by so many ``machines``.
     """
     from shardkit.workers.local_work import LocalWorkers
 
-    settings = dataclasses.replace(worker_settings(folder, pipeline, ref, source=source, job=job), leaves=leaves)
-    with LocalWorkers(settings, pipeline.worker_count(), begun=begun) as pool:
+    settings = worker_settings(folder, pipeline, ref, source=source, job=job)
+    settings = dataclasses.replace(settings, leaves=leaves, calling=settings.calling.slower(machines))
+    with LocalWorkers(settings, _worker_count(pipeline), begun=begun) as pool:
         yield pool
+
+
+def _worker_count(pipeline: Spec) -> int:
+    """How many workers there are here: if each has GPUs of its own, no more than these allow.
+
+    Raises:
+        RunFailed: there are not enough GPUs for one.
+    """
+    if pipeline.gpus is None:
+        return pipeline.worker_count()
+    from shardkit.workers.devices import devices_for
+
+    places = devices_for(pipeline.gpus).places(pipeline.gpus)
+    return places if pipeline.workers == "auto" else min(int(pipeline.workers), places)
 
 
 def worker_settings(
@@ -58,4 +74,6 @@ def worker_settings(
         inside=pipeline.inside,
         job=job,
         memory_bytes=None if pipeline.memory == "auto" else pipeline.memory,
+        calling=pipeline.calling(ref),
+        gpus=pipeline.gpus,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,14 @@ def workers_of(
         return
     from shardkit.clusters.work import ClusterWorkers
 
+    if pipeline.gpus is not None:
+        raise PipelineError(
+            "gpus are dealt to workers of this machine, or of an engine's jobs, and the chunks go to a cluster.",
+            hint="Leave out gpus; the cluster's own scheduler says what its processes see.",
+        )
     settings = worker_settings(folder, pipeline, ref)
+    # At most so many workers have a chunk at once, wherever they are.
+    settings = replace(settings, calling=settings.calling.slower(cluster.size, own_rate=True))
     yield ClusterWorkers(cluster, settings, code=_code(folder, pipeline, ref, cluster))
 
 

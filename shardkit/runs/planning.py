@@ -108,6 +108,7 @@ def make_run_plan(
         max_jobs=max_jobs,
         by_day=pipeline.by_day,
         comparison=comparison,
+        at_once=pipeline.calling(function_ref).at_once,
     )
     plan = _with_launching(plan, pipeline)
     made_with: Any = {"work": basis.work, "form": basis.form, "merge_digest": basis.merge, "lists": lists}

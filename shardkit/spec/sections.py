@@ -45,6 +45,10 @@ SHARD_FIELDS = {
     "size": {"count": "10", "target": "10GB"},
     "s3key": {"instances": "4"},
 }
+RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(s|min|h)\s*")
+PERIODS_S = {"s": 1, "min": 60, "h": 3600}
+MOST_CALLS = 10_000  # of one worker at once
+MOST_GPUS = 64  # of one worker
 MAX_INSTANCES = 100  # of one Processing job
 
 
@@ -58,6 +62,28 @@ def parse_bytes(value: Any) -> Any:
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
+def _rate(value: Any) -> Any:
+    """A rate as text; a number is so many calls a second."""
+    text = f"{value:g}/s" if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not RATE.fullmatch(text) or not per_second(text) > 0:
+        raise ValueError("expected calls and a time, such as 50/s, 3000/min or 100/h")
+    return text.replace(" ", "")
+
+
+def per_second(rate: str) -> float:
+    """How many calls a second a rate such as ``3000/min`` is."""
+    match = RATE.fullmatch(rate)
+    return float(match[1]) / PERIODS_S[match[2]] if match else 0.0
+
+
+def _whole_or_part(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError("expected a whole number of GPUs, or a part of one, such as 0.5")
+    return value
+
+
+Rate = Annotated[str, BeforeValidator(_rate)]
+Gpus = Annotated[float, NoTruth, Field(ge=0.01, le=MOST_GPUS), AfterValidator(_whole_or_part)]
 Bytes = Annotated[int, NoTruth, BeforeValidator(parse_bytes), Field(ge=1)]
 
 

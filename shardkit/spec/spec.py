@@ -24,21 +24,26 @@ from shardkit.engines.values import NoTruth
 from shardkit.errors import PipelineError
 from shardkit.explain import explain, unknown_field
 from shardkit.functions import FunctionRef, reference
+from shardkit.plan.chunks import CHUNK_RECORDS
 from shardkit.spec.fields import flat_fields, name_of_function, plain_data
 from shardkit.spec.input import Input, InputPart  # noqa: TC001  pydantic reads it
 from shardkit.spec.section import Section, path_text
 from shardkit.spec.sections import (
+    MOST_CALLS,
     MOST_ROWS,
     Bytes,
     Catalog,
     Engine,
+    Gpus,
     InsideFiles,
     Output,
     Parallel,
     Queue,
+    Rate,
     Shards,
     WhenDue,
     as_records,
+    per_second,
 )
 from shardkit.storage.base import Access, absolute_uri, is_remote
 from shardkit.storage.open import folder
@@ -54,6 +59,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.limits import WorkLimits
     from shardkit.spec.schedule import Schedule
     from shardkit.storage.base import Folder
+    from shardkit.workers.tasks import Calling
 
 A_FOLDER = Expected("a folder, or a mapping with its uri")
 AN_INPUT = Expected("a folder, a mapping with its uri or a manifest, or a list of these")
@@ -64,6 +70,8 @@ FAILURES = Expected("a count such as 10, or a share such as 1%")
 QUEUE = Expected("dynamodb, dynamodb://TABLE, or a mapping with its place")
 A_FUNCTION = Expected("module:callable, or a function")
 PARALLEL = Expected("dask, ray, spark or loky, or a mapping such as {backend: dask, n_jobs: 64}")
+RATE = Expected("calls and a time, such as 50/s, 3000/min or 100/h")
+GPUS = Expected("a number of GPUs, such as 1, or a part of one, such as 0.5")
 SHARDS = Expected("a mapping such as {by: directory, depth: 1}")
 CATALOG = Expected("a mapping such as {glue: {database: features, table: ads}}")
 SCHEDULE = Expected("a time such as 3h, a cron expression, or a mapping such as {every: 3h, since: 2d}")
@@ -89,6 +97,10 @@ class Spec(Section):
     workers: Annotated[int | Literal["auto"], NoTruth, WORKERS, MayChange()] = "auto"
     memory: Annotated[Bytes | Literal["auto"], MEMORY, MayChange()] = "auto"
     chunks: Annotated[Literal["dynamic", "balanced", "even"], DecidesWork()] = "dynamic"
+    batch: Annotated[int | None, NoTruth, MayChange()] = Field(None, ge=1, le=CHUNK_RECORDS)
+    concurrency: Annotated[int | None, NoTruth, MayChange()] = Field(None, ge=1, le=MOST_CALLS)
+    rate: Annotated[Rate | None, RATE, MayChange()] = None
+    gpus: Annotated[Gpus | None, GPUS, MayChange()] = None
     timeout: Annotated[float | None, NoTruth, MayChange()] = Field(3600.0, gt=0, allow_inf_nan=False)
     max_failures: Annotated[int | str, NoTruth, FAILURES, MayChange()] = "1%"
     allow_empty: Annotated[bool, MayChange()] = False
@@ -163,6 +175,8 @@ class Spec(Section):
                 raise ValueError("the jobs of an engine use their own machines: leave out parallel, or engine.")
             if info.data.get("workers", "auto") != "auto":
                 raise ValueError("on a cluster, n_jobs says how many chunks run at once: leave out workers.")
+            if info.data.get("gpus") is not None:
+                raise ValueError("gpus are dealt to workers of this machine, or of an engine's jobs: leave out one.")
         return value
 
     @field_validator("schedule")
@@ -309,9 +323,20 @@ class Spec(Section):
             return self.engine.vcpus
         if self.parallel is not None and self.parallel.n_jobs > 0:
             return self.parallel.n_jobs
+        if self.gpus is not None:
+            from shardkit.workers.devices import devices_here
+
+            return max(devices_here().places(self.gpus), 1)
         import joblib
 
         return int(joblib.cpu_count())
+
+    def calling(self, ref: FunctionRef) -> Calling:
+        """How the function is called."""
+        from shardkit.workers.tasks import Calling
+
+        rate_per_s = per_second(self.rate) if self.rate is not None else None
+        return Calling(self.batch, self.concurrency, rate_per_s, self.timeout, awaits=ref.awaits)
 
     def limits(self) -> WorkLimits:
         """The limits of pass 1."""

@@ -73,6 +73,7 @@ class ChunkRun:
         self._names = names
         self._notes: dict[int, MarkedNotes] = {}
         self._end = len(self.keys)
+        self._released: set[int] = set()
         self.writer = PartsWriter(
             (spool_of(settings) or self._folder.files).child(self._folder.parts_of(task.shard)),
             part_base(task.chunk, task.attempt, piece=task.piece, execution=task.execution, alone=task.alone),
@@ -99,11 +100,15 @@ class ChunkRun:
             meta=self._meta[i] if self._meta is not None else None,
         )
 
+    def announce(self) -> None:
+        """Begin to fetch the objects."""
+        self._inputs.expect(self.wanted())
+
     def wanted(self) -> Iterator[tuple[Ticket, Wanted]]:
         """The objects of the records that are to be run, in their order."""
         task = self.task
         for i in self.positions():
-            if i not in task.settled and i not in task.left:
+            if i not in task.settled and i not in task.left and i not in self._released:
                 wanted = Wanted(self._objects[i], self._etags[i], self.bytes[i], self._pieces[i])
                 yield (task.shard, task.chunk, i), wanted
 
@@ -125,7 +130,15 @@ class ChunkRun:
     def end(self, i: int, *, begun: float, rows: int, failure: BaseException | None = None) -> None:
         """A record that has ``begun`` by the clock of ``times`` has had its turn; if it failed, ``rows`` are 0."""
         self._inputs.release((self.task.shard, self.task.chunk, i))
-        ended = self.times.clock()
+        self.note_end(i, begun=begun, ended=self.times.clock(), rows=rows, failure=failure)
+
+    def release(self, i: int) -> None:
+        """A record's objects are not needed any more."""
+        self._inputs.release((self.task.shard, self.task.chunk, i))
+        self._released.add(i)
+
+    def note_end(self, i: int, *, begun: float, ended: float, rows: int, failure: BaseException | None = None) -> None:
+        """The next record, in their order, has ended as `end` says, a while ago perhaps."""
         self.times.add(begun, ended, rows)
         if failure is not None:
             self.fail(i, failure, seconds=ended - begun)

@@ -33,7 +33,8 @@ class WorkerDied(Exception):
     how long it had worked on it; ``loading`` says that it had not even loaded the function, ``garbled`` that it was
     killed because of what came out of its pipe. If ``exit_code`` is None, the process that workers are forked from has
     ended. ``made_room`` says that it was ended to leave its memory to others, ``is_too_large`` that it took all the
-    memory there was. ``memory_bytes`` is how much there is, where it is certain that this was too little.
+    memory there was. ``memory_bytes`` is how much there is, where it is certain that this was too little. ``several``
+    are all records that it may have been at, where these could be more than one.
     """
 
     position: int
@@ -47,6 +48,7 @@ class WorkerDied(Exception):
     made_room: bool = False
     is_too_large: bool = False
     memory_bytes: int = 0
+    several: tuple[int, ...] = ()
 
     @property
     def is_python(self) -> bool:

@@ -83,12 +83,15 @@ class Start:
     environment: dict[str, str]
 
     @classmethod
-    def here(cls, number: int, store: str | None, *, workers: int) -> Start:
-        """With the folder, the path and the environment of this process as they are now, for one of ``workers``."""
+    def here(cls, number: int, store: str | None, *, workers: int, more: dict[str, str] | None = None) -> Start:
+        """With the folder, the path and the environment of this process as they are now, for one of ``workers``.
+
+        ``more`` are variables of this worker alone.
+        """
         folder = None
         with contextlib.suppress(OSError):  # it has been removed
             folder = os.getcwd()
-        return cls(number, store, list(sys.path), folder, _share_of_cpus(workers) | _environment())
+        return cls(number, store, list(sys.path), folder, _share_of_cpus(workers) | _environment() | (more or {}))
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,16 @@ class Wanted:
 
 
 def open_inputs(
-    places: Places, scratch: str | None, *, others: Callable[[], Sequence[str]] = list
+    places: Places, scratch: str | None, *, others: Callable[[], Sequence[str]] = list, at_once: int = 1
 ) -> LocalInputs | RemoteInputs:
     """Access to the objects in some places; what is not a file where it lies is brought to the folder ``scratch``.
 
     ``others`` returns the keys of some objects of the whole input, to find out whether the store refuses one or all.
+    ``at_once`` is how many records are worked on together.
     """
-    return LocalInputs(places.root) if scratch is None else RemoteInputs(places, Path(scratch), others)
+    if scratch is None:
+        return LocalInputs(places.root)
+    return RemoteInputs(places, Path(scratch), others, at_once=at_once)
 
 
 def record_at(root: str, piece: Piece | None, *, main: int, **fields: Any) -> Record | None:
@@ -96,7 +99,9 @@ class LocalInputs:
 class RemoteInputs:
     """Objects of a store, and pieces of any, fetched before their turns. Only the worker's main thread may use it."""
 
-    def __init__(self, source: Places, scratch: Path, others: Callable[[], Sequence[str]] = list) -> None:
+    def __init__(
+        self, source: Places, scratch: Path, others: Callable[[], Sequence[str]] = list, *, at_once: int = 1
+    ) -> None:
         self._source = source
         self._witness = Witness(source, others)
         self._root = scratch
@@ -106,6 +111,8 @@ class RemoteInputs:
         self._held: dict[Ticket, _Room] = {}
         self._free: list[_Room] = []
         self._held_bytes = 0
+        self._at_once = at_once
+        self._most = max(READ_AHEAD_RECORDS, 2 * at_once)
 
     def expect(self, wanted: Iterable[tuple[Ticket, Wanted]]) -> None:
         """Announce the records that come next, in their order, after those announced before."""
@@ -185,9 +192,9 @@ class RemoteInputs:
             self._begin(self._waiting.popleft())
 
     def _has_room(self, size: int) -> bool:
-        if not self._held:
+        if len(self._held) < self._at_once:
             return True
-        return len(self._held) < READ_AHEAD_RECORDS and self._held_bytes + size <= READ_AHEAD_BYTES
+        return len(self._held) < self._most and self._held_bytes + size <= READ_AHEAD_BYTES
 
     def _begin(self, ticket: Ticket) -> None:
         record = self._wanted[ticket]

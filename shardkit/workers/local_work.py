@@ -32,7 +32,7 @@ class LocalWork:
     def __init__(
         self, folder: RunFolder, pool: WorkerPool, supervisor: Supervisor, stop: Stop, attempt: Attempt, *, by: str
     ) -> None:
-        self.joblib: dict[str, Any] = {"backend": NAME, "stop": stop, "claims_next": pool.fetches}
+        self.joblib: dict[str, Any] = {"backend": NAME, "stop": stop, "claims_next": pool.claims_next}
         self.do = supervisor.see_through
         columns = columns_of_records(pool.inside, are_fetched=pool.fetches)
         self._records = folder.records(columns, if_there=OPTIONAL)

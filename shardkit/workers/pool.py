@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import RunFailed
 from shardkit.storage.base import is_remote
-from shardkit.workers.board import AT_IT, STOP, Board
+from shardkit.workers.board import AHEAD, STOP, Board
 from shardkit.workers.channel import Channel, Garbled
 from shardkit.workers.deaths import WorkerDied, is_dying
+from shardkit.workers.devices import devices_for
 from shardkit.workers.forkserver import Start, fork_worker
 from shardkit.workers.memory import forget_peak, resident_bytes
 from shardkit.workers.replies import reply_of
@@ -48,13 +49,15 @@ class Stopped(Exception):
 class WorkerProcess:
     """One worker process and this end of its pipe."""
 
-    def __init__(self, settings: WorkerSettings, board: Board, number: int) -> None:
+    def __init__(
+        self, settings: WorkerSettings, board: Board, number: int, *, environment: dict[str, str] | None = None
+    ) -> None:
         self.slot = board.slots[number]
         self.slot.begin_chunk()
         store = settings.places.store
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            start = Start.here(number, store, workers=len(board.slots))
+            start = Start.here(number, store, workers=len(board.slots), more=environment)
             self._child = fork_worker(start, [theirs.fileno(), board.descriptor])
             self._channel = Channel(ours.dup())
         self._settings: WorkerSettings | None = settings
@@ -123,7 +126,7 @@ class WorkerProcess:
                     self.kill()
                     raise Stopped
             reading, seconds = self._watch.look()
-            if timeout_s is not None and reading.state == AT_IT and seconds > timeout_s:
+            if timeout_s is not None and reading.may_hang and seconds > timeout_s:
                 if seconds < timeout_s + DYING_S and is_dying(self._child.pid):
                     continue  # what ended it is the cause, which will be known in a moment
                 self.kill()
@@ -139,6 +142,7 @@ class WorkerProcess:
         return WorkerDied(
             position=reading.position,
             reached=reading.record,
+            several=reading.several if reading.state != AHEAD else (),
             loading=self._settings is not None,
             exit_code=ending.exit_code,
             seconds=seconds,
@@ -239,14 +243,17 @@ class WorkerPool:
         self.size = size
         self.fetches = fetches(settings)
         self.inside = settings.inside
-        if self.fetches or is_remote(settings.output):
+        if self.fetches or is_remote(settings.output) or settings.calling.rate_per_s is not None:
             settings = dataclasses.replace(settings, scratch=tempfile.mkdtemp(prefix="shardkit-"))
         self.spool = spool_of(settings)
         self.memory_limit = settings.memory_bytes
         self.leaves = settings.leaves
         self.left: list[int] = []  # records for which there is too little memory here
+        self.claims_next = self.fetches or settings.calling.overlaps
+        self.at_once = settings.calling.at_once
         self._settings = settings
-        self._board = Board(size)
+        self._devices = devices_for(settings.gpus) if settings.gpus is not None else None
+        self._board = Board(size, several=settings.calling.calls_at_once)
         self._idle: queue.LifoQueue[int] = queue.LifoQueue()  # who has just worked comes first: few begin for few calls
         self._workers: list[WorkerProcess | None] = [None] * size
         self._closed = False
@@ -266,9 +273,13 @@ class WorkerPool:
 
     def _start(self, number: int) -> WorkerProcess:
         try:
-            return WorkerProcess(self._settings, self._board, number)
+            return WorkerProcess(self._settings, self._board, number, environment=self._environment(number))
         except OSError as error:
             raise _cannot_start(error) from error
+
+    def _environment(self, number: int) -> dict[str, str]:
+        """The variables of one worker alone."""
+        return {} if self._devices is None else self._devices.environment(number, self._settings.gpus or 1)
 
     @contextlib.contextmanager
     def worker(self, *, fresh: bool = False) -> Iterator[WorkerProcess]:

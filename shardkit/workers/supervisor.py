@@ -119,8 +119,9 @@ class Supervisor:
             self._gate.learn_of_unfinished(task.largest_bytes, death)
             return task
         limit = self._gate.lower(death) if death.may_be_memory else 0
-        for position in self._suspects(task, death, deaths):
-            settled = self._settle(task, position, death)
+        suspects = self._suspects(task, death, deaths)
+        for position in suspects:
+            settled = self._settle(task, position, death, is_only=len(suspects) == 1)
             if self._pool.leaves and settled.failure is not None and settled.failure.get("of_memory"):
                 self._pool.left.append(task.ids[position])
                 task = dataclasses.replace(task, left=task.left | {position})
@@ -128,9 +129,9 @@ class Supervisor:
                 task = dataclasses.replace(task, settled=task.settled | {position: settled})
             if settled.failure is not None:
                 self._gate.restore(limit)
-            if self._stop.asked or (death.is_spoilt and settled.failure is not None):
+            if self._stop.asked or (settled.failure is not None and (death.is_spoilt or death.several)):
                 break
-        return task
+        return dataclasses.replace(task, ahead=None)  # or a worker may die of the next chunk again and again
 
     def _ask(
         self,
@@ -204,6 +205,8 @@ class Supervisor:
             RunFailed: none of them has, and the deaths do not end.
         """
         open_ = [position for position in range(task.begin, len(task.ids)) if position not in task.settled]
+        if several := _of_several(death, open_):
+            return several
         if death.is_spoilt and 0 <= death.reached < len(task.ids):  # it may have been noticed a record later
             return [position for position in reversed(open_) if position <= death.reached]
         if death.position in open_:
@@ -220,8 +223,8 @@ class Supervisor:
             raise self._hopeless(task, death, DEATHS_OUTSIDE_RECORDS)
         return open_
 
-    def _settle(self, task: ChunkTask, position: int, death: WorkerDied) -> Settled:
-        """What becomes of a record that a worker died at, or may have died of.
+    def _settle(self, task: ChunkTask, position: int, death: WorkerDied, *, is_only: bool) -> Settled:
+        """What becomes of a record that a worker died at, or may have died of, as the only one or one of several.
 
         It is run by itself. Where others may have had the memory that it needs, they are idle meanwhile, and in the end
         they even give back what they hold: only then is it guilty.
@@ -229,11 +232,12 @@ class Supervisor:
         Raises:
             Stopped: there is no time left to know.
         """
-        if death.timed_out:
-            return self._dead(task, death)
+        if death.timed_out and is_only:
+            return self._dead(task, death, position)
         alone = dataclasses.replace(task, alone=position, settled={}, until=None, ahead=None)
         # A worker that has worked before may die of what an earlier record left behind: only a fresh one is proof.
-        fresh, quiet, cleared = death.position == position, death.needs_quiet, False
+        fresh = death.position == position or (is_only and bool(death.several))
+        quiet, cleared = death.needs_quiet, False
         others = 0
         while True:
             try:
@@ -245,6 +249,8 @@ class Supervisor:
                 others += again.loading or again.exit_code is None
                 if again.loading and others >= DEATHS_OUTSIDE_RECORDS:
                     raise self._hopeless(task, again, others) from None
+                if again.timed_out and death.timed_out:
+                    return self._dead(task, again, position)
                 last_word = fresh and (quiet or not again.needs_quiet) and not again.loading
                 if last_word and again.exit_code is None:
                     last_word = others > 1
@@ -252,8 +258,8 @@ class Supervisor:
                     cleared = holds_much(self._pool.resident_bytes(), again)
                     last_word = not cleared
                 if last_word:
-                    memory = self._gate.was_memory(again)
-                    return self._dead(task, dataclasses.replace(again, position=position, memory_bytes=memory))
+                    again = dataclasses.replace(again, memory_bytes=self._gate.was_memory(again))
+                    return self._dead(task, again, position)
                 fresh, quiet = True, quiet or again.needs_quiet
                 continue
             times = outcome["timings"]
@@ -269,8 +275,9 @@ class Supervisor:
         message = f"{failure['message']} ({cure})" if failure["message"] else cure
         return {**failure, "message": message, "peak_memory_bytes": peak_bytes, "of_memory": True}
 
-    def _dead(self, task: ChunkTask, death: WorkerDied) -> Settled:
-        return Settled(time.time() - death.seconds, death.seconds, self._obituary(task, death))
+    def _dead(self, task: ChunkTask, death: WorkerDied, position: int) -> Settled:
+        obituary = self._obituary(task, dataclasses.replace(death, position=position))
+        return Settled(time.time() - death.seconds, death.seconds, obituary)
 
     def _obituary(self, task: ChunkTask, death: WorkerDied) -> QuarantineEntry:
         import pyarrow as pa
@@ -297,6 +304,17 @@ class Supervisor:
             f"A worker died {times} times {where}, at chunk {task.chunk} of shard {task.shard}: {how}.",
             hint="See the messages above; if memory is short, use fewer workers. Then resume the run.",
         )
+
+
+def _of_several(death: WorkerDied, open_: list[int]) -> list[int]:
+    """The records that may have caused the death of a worker that was at several, the likeliest first."""
+    several = [position for position in death.several if position in open_]
+    likeliest = death.position
+    if not several or likeliest not in open_:
+        return several
+    if likeliest in several and not death.needs_quiet and not death.is_spoilt:
+        return [likeliest]
+    return [likeliest, *(position for position in several if position != likeliest)]  # or its rows were being stored
 
 
 def _raised(position: int, peak: int) -> WorkerDied:

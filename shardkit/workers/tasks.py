@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,50 @@ if TYPE_CHECKING:
     from shardkit.storage.places import Places
 
 
+ASYNC_CALLS = 32  # of an ``async def`` function, in each worker, if the pipeline does not say
+
+
+@dataclass(frozen=True)
+class Calling:
+    """How the function is called.
+
+    Args:
+        batch: With so many records at once, as a list; None for one record, which is no list.
+        concurrency: So many calls of an ``async def`` function wait at once in a worker; None if nobody has said.
+        rate_per_s: So many calls may begin in a second, in all workers of a machine together.
+        timeout_s: How long one call of an ``async def`` function may take; all others are watched from outside.
+        own_rate: The rate is that of each worker by itself.
+        awaits: The function is an ``async def``, as far as its source tells.
+    """
+
+    batch: int | None = None
+    concurrency: int | None = None
+    rate_per_s: float | None = None
+    timeout_s: float | None = None
+    own_rate: bool = False
+    awaits: bool = False
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a worker may begin calls of its next chunk while those of the one before still wait."""
+        return self.awaits or self.concurrency is not None
+
+    @property
+    def at_once(self) -> int:
+        """How many records a worker may be at."""
+        return (self.batch or 1) * (self.calls_at_once if self.overlaps else 1)
+
+    def slower(self, parts: int, *, own_rate: bool = False) -> Calling:
+        """The same for each of several that share the rate."""
+        rate_per_s = self.rate_per_s / parts if self.rate_per_s is not None else None
+        return replace(self, rate_per_s=rate_per_s, own_rate=own_rate)
+
+    @property
+    def calls_at_once(self) -> int:
+        """How many calls a worker may be at, whatever the function is."""
+        return self.concurrency or ASYNC_CALLS
+
+
 @dataclass(frozen=True)
 class WorkerSettings:
     """What stays the same for all chunks of a worker.
@@ -31,6 +75,7 @@ class WorkerSettings:
     ``job`` is the name of the job that the worker belongs to, if it belongs to one.
     ``memory_bytes`` is the most that all workers of a machine may hold together; None for what the machine has.
     ``leaves`` says that records for which this machine has too little memory are left open, for a larger one.
+    ``calling`` says how the function is called, and ``gpus`` how many devices are a worker's.
     """
 
     function: FunctionRef
@@ -44,6 +89,8 @@ class WorkerSettings:
     job: str | None = None
     memory_bytes: int | None = None
     leaves: bool = False
+    calling: Calling = field(default_factory=Calling)
+    gpus: float | None = None
 
 
 @dataclass

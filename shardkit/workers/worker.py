@@ -16,32 +16,28 @@ import pickle
 import signal
 import socket
 import sys
-import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import ObjectChanged, ObjectDamaged, ObjectRefused, ShardkitError, StorageError
+from shardkit.errors import ShardkitError, StorageError
 from shardkit.storage.interruption import INTERRUPTION
 from shardkit.storage.requests import REPEATS
 from shardkit.tracebacks import DEBUGGER
-from shardkit.workers.board import GIVE_WAY, REST, STOP, Slot
+from shardkit.workers.board import Slot
+from shardkit.workers.calling import calls_of
+from shardkit.workers.calls import trim_memory
 from shardkit.workers.channel import Garbled, WorkersEnd
 from shardkit.workers.chunk_run import ChunkRun
-from shardkit.workers.guard import EXIT_CLOSED, EXIT_OUT_OF_MEMORY, Guard, is_used_up
+from shardkit.workers.guard import EXIT_CLOSED, EXIT_OUT_OF_MEMORY, Guard
 from shardkit.workers.inputs import READ_AHEAD_RECORDS, LocalInputs, open_inputs
-from shardkit.workers.output import Output, RecordLog
-from shardkit.workers.replies import DESCRIPTORS, LEFT, MEMORY, OTHERS, WORN, plain_error
+from shardkit.workers.output import Output
+from shardkit.workers.replies import plain_error
 from shardkit.workers.tasks import arrivals_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from shardkit.record import Record
     from shardkit.workers.replies import Reply
     from shardkit.workers.tasks import ChunkTask, WorkerSettings
 
-REST_S = 0.02
 MUCH_BYTES = 256 << 20  # a chunk that has had so much may leave some of it behind
 
 
@@ -72,6 +68,7 @@ def work(descriptor: int, board: int, number: int, store: str | None, parent: in
                 channel.send(reply)
             except OSError as error:
                 os._exit(guard.blame(error) or 1)
+        worker.close()
 
 
 def _receive(channel: WorkersEnd) -> Any:
@@ -143,67 +140,37 @@ def preload(store: str | None) -> None:
 
 
 class _Worker:
-    _sleep = staticmethod(time.sleep)  # bound now, because the function may replace it
-
     def __init__(self, settings: WorkerSettings, slot: Slot, output: Output, guard: Guard, *, name: str) -> None:
         from shardkit.runfolder.folder import RunFolder
         from shardkit.storage.open import folder
         from shardkit.tables.schema import parse_schema
 
-        self._function: Callable[[Record], Any] = settings.function.load()
+        self._calls = calls_of(settings, slot, output, guard, open_run=self._open)
         self._settings = settings
         self._name = name
         self._names_counted: set[str] = set()
         self._slot = slot
-        self._output = output
-        self._log = RecordLog()
         self._guard = guard
-        self._pid = os.getpid()
         self._schema = parse_schema(settings.schema) if settings.schema else None
         self._folder = RunFolder(folder(settings.output), settings.run_id)
         self._inputs = open_inputs(
             settings.places,
             arrivals_of(settings),
             others=self._folder.some_objects,
+            at_once=settings.calling.at_once,
         )
         self._expected: tuple[int, int] | None = None
         self._repeats_before = REPEATS.counts()
-        self._has_run = False
 
     def run(self, task: ChunkTask) -> Reply:
         """Work on a chunk and commit it.
 
         Returns its marker (for a record run alone: its outcome), and why it was cut before its end, if it was.
         """
-        run = ChunkRun(
-            task,
-            self._settings,
-            self._schema,
-            self._folder,
-            self._inputs,
-            worker=self._name,
-            names=self._names_counted,
-        )
+        run = self._calls.begun(task) or self._open(task)
         self._look_ahead(task, run)
         self._slot.begin_chunk()
-        why = ""
-        for i in run.positions():
-            if task.alone is None and (i == task.until or self._has_to_stop(task)):
-                run.cut(i)
-                break
-            if task.alone is None and self._slot.wished == GIVE_WAY:
-                why = OTHERS
-            if i in task.left:
-                why = LEFT
-            why = why or self._record(run, i, task)
-            if why:
-                run.cut(i)
-                break
-            if self._guard.is_crowded:
-                why = WORN
-                if task.alone is None:
-                    run.cut(i + 1)
-                break
+        why = self._calls.chunk(run, task)
         self._slot.finish_records()
         if why:
             self._guard.release()
@@ -212,53 +179,13 @@ class _Worker:
             trim_memory()
         return {"marker": marker, "cut": why}
 
-    def _record(self, run: ChunkRun, i: int, task: ChunkTask) -> str:
-        """Work on one record; returns why the chunk should be cut before it, if it should run elsewhere."""
-        slot = self._slot
-        if (settled := task.settled.get(i)) is not None:
-            run.take(i, settled)
-            slot.end_record(run.bytes[i], failed=settled.failure is not None)
-            return ""
-        slot.begin_record(i)
-        failure: BaseException | None = None
-        record, rows = None, 0
-        begun = run.times.clock()
-        try:
-            record = run.record(i)
-        except (FileNotFoundError, ObjectChanged, ObjectDamaged, ObjectRefused) as error:
-            failure = error
-        except StorageError as error:
-            if self._has_run and task.alone is None and is_used_up(error):
-                return DESCRIPTORS
-            raise
-        if record is not None:
-            had_run, self._has_run = self._has_run, True
-            rows, failure = self._call(run, i, record)
-            if failure is not None and task.alone is None and (why := _doubt(failure, had_run=had_run)):
-                return why
-        run.end(i, begun=begun, rows=rows, failure=failure)
-        slot.end_record(run.bytes[i], failed=failure is not None)
-        return ""
+    def _open(self, task: ChunkTask) -> ChunkRun:
+        folder, names = self._folder, self._names_counted
+        return ChunkRun(task, self._settings, self._schema, folder, self._inputs, worker=self._name, names=names)
 
-    def _call(self, run: ChunkRun, i: int, record: Record) -> tuple[int, BaseException | None]:
-        """How many rows the function has given, and what it has raised."""
-        failure: BaseException | None = None
-        large = run.large_record(i)
-        self._log.key = record.key
-        try:
-            result = run.collect(self._function(record), i, record.key, large)
-        except BaseException as error:  # noqa: BLE001  even SystemExit from a record's function costs only that record
-            failure = error
-        self._recover()
-        if failure is not None:
-            large.drop()
-            if large.storage_error is not None:
-                raise large.storage_error
-            return 0, failure
-        run.writer.add(result)
-        if record.notes is not None:
-            run.note(i, record.notes)
-        return result.row_count, None
+    def close(self) -> None:
+        """End what is still under way."""
+        self._calls.close()
 
     def _repeats(self) -> dict[str, int]:
         """How many requests were repeated since the last chunk, by reason."""
@@ -277,45 +204,3 @@ class _Worker:
             following = task.ahead
             self._expected = (following.shard, following.chunk)
             self._inputs.expect(ChunkRun.wanted_first(following, READ_AHEAD_RECORDS, self._settings.inside))
-
-    def _recover(self) -> None:
-        """Undo what the function may have done to the process."""
-        if os.getpid() != self._pid:  # the function has forked, and this is the child that has returned from it
-            os._exit(0)
-        harm = self._guard.harm()
-        self._output.mend(descriptors=self._guard.lacks_output)
-        if harm:
-            os._exit(harm)
-
-    def _has_to_stop(self, task: ChunkTask) -> bool:
-        """Whether to commit the chunk as far as it is done; rests first for as long as it is asked to."""
-        while self._slot.wished == REST:  # checked again after each rest, because it may be asked again at any moment
-            self._rest()
-        return task.until is None and self._slot.wished == STOP
-
-    def _rest(self) -> None:
-        give_back_memory()
-        self._slot.rests = True
-        while self._slot.wished == REST:
-            self._sleep(REST_S)
-        self._slot.rests = False
-
-
-def _doubt(failure: BaseException, *, had_run: bool) -> str:
-    """Why a failed record may succeed elsewhere, with more memory or descriptors; empty if nothing suggests it."""
-    if isinstance(failure, MemoryError):
-        traceback.clear_frames(failure.__traceback__)  # so that the memory that they hold is free for what follows
-        return MEMORY
-    return DESCRIPTORS if had_run and is_used_up(failure) else ""
-
-
-def give_back_memory() -> None:
-    """Give free memory back to the system, because another process may need it."""
-    gc.collect()
-    trim_memory()
-
-
-def trim_memory() -> None:
-    """Give back what nothing uses any more, without looking for more of it."""
-    with contextlib.suppress(AttributeError, OSError):  # libraries other than glibc do not have it
-        ctypes.CDLL(None).malloc_trim(0)

@@ -55,6 +55,10 @@ FULL = """
     workers: 3
     memory: 12GB
     chunks: balanced
+    batch: 64
+    concurrency: 8
+    rate: 3000 / min
+    gpus: 0.5
     timeout: 300
     max_failures: 2.5%
     output:
@@ -90,6 +94,10 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
         "workers": 3,
         "memory": 12_000_000_000,
         "chunks": "balanced",
+        "batch": 64,
+        "concurrency": 8,
+        "rate": "3000/min",
+        "gpus": 0.5,
         "timeout": 300.0,
         "max_failures": "2.5%",
         "output": {
@@ -139,6 +147,10 @@ def test_python_says_the_same(yaml_file: Callable[..., Path]) -> None:
         workers=3,
         memory="12GB",
         chunks="balanced",
+        batch=64,
+        concurrency=8,
+        rate="3000/min",
+        gpus=0.5,
         timeout=300,
         max_failures="2.5%",
         output={

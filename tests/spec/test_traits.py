@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SETTINGS = [
-    *("workers", "memory", "timeout", "max_failures", "allow_empty", "combine", "catalog"),
+    *("workers", "memory", "batch", "concurrency", "rate", "gpus", "timeout", "max_failures", "allow_empty", "combine"),
+    "catalog",
     *("source_dir", "engine", "parallel", "input_mode", "requirements", "requirements_mode"),
 ]
 

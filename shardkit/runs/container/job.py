@@ -220,7 +220,8 @@ def _pass1(given: argparse.Namespace, container: Container, begun: float) -> Non
     function = planned_function(folder, plan, pipeline, given.settings, changes.get(FUNCTION))
     check_room(pipeline.worker_count())
     named, leaves = container.job_name or None, MAY_GROW in os.environ
-    with worker_pool(folder, pipeline, function, source=source, job=named, leaves=leaves) as pool:
+    machines = sum(job["instances"] for job in plan["jobs"])
+    with worker_pool(folder, pipeline, function, source=source, job=named, leaves=leaves, machines=machines) as pool:
         attempt = Attempt(folder, make_progress(quiet=False), begun=begun, shard=shard, number=container.attempt)
         with attempt:
             share = Share(shards, shard, here, may_be_claimed=steals)
