@@ -12,6 +12,7 @@ from shardkit._version import __version__
 
 if TYPE_CHECKING:
     from shardkit import jobs
+    from shardkit.cache import Cache
     from shardkit.dataset.query import read_sql
     from shardkit.engines.local_settings import Local
     from shardkit.engines.sagemaker import SageMaker
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BudgetExceeded": "errors",
+    "Cache": "cache",
     "CatalogError": "errors",
     "Checked": "runs.check",
     "Cleaned": "runs.clean",
@@ -90,6 +92,7 @@ _HOMES = {
 
 __all__ = [
     "BudgetExceeded",
+    "Cache",
     "CatalogError",
     "Checked",
     "Cleaned",

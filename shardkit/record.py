@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from shardkit.cache import Cache
+
 PATHS: Any = PosixPath  # its private methods differ between versions of Python
 
 
@@ -159,6 +161,13 @@ class Record(PosixPath):
 
         with pq.ParquetFile(self.__fspath__()) as file:
             return file.read(columns=None if columns is None else list(columns))
+
+    @property
+    def cache(self) -> Cache:
+        """A folder of this machine for what is expensive to get, and kept between runs."""
+        from shardkit.cache import Cache
+
+        return Cache()
 
     def count(self, name: str, n: float = 1) -> None:
         """Add ``n`` to the number of that name, which the run's summary shows summed over all records that are done.

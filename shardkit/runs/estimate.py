@@ -115,7 +115,9 @@ def take_sample(pipeline: Spec, records: int, *, quiet: bool) -> Sample:
         with worker_pool(folder, here, ref) as pool:
             plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, recompute=True)
             chosen = _spread(numpy(plan.records["bytes"]), records)
-            folder.write_plan(plan.content, _each_a_chunk(plan, chosen), {"function": ref.pickled})
+            calling = pipeline.calling(ref)
+            sample = _in_chunks(plan, chosen, calling.batch or 1)
+            folder.write_plan(plan.content, sample, {"function": ref.pickled})
             everything = WorkLimits(pool.size, pipeline.timeout, "100%")
             with Attempt(folder, make_progress(quiet=quiet), begun=time.monotonic()) as attempt:
                 try:
@@ -123,8 +125,9 @@ def take_sample(pipeline: Spec, records: int, *, quiet: bool) -> Sample:
                 except BudgetExceeded:
                     ledger = Ledger(folder)
             output_bytes = _merged_bytes(pipeline, ledger, scratch)
-        estimated = _extrapolate(plan, ledger, output_bytes, workers=pool.size)
-        return _sample(estimated, ledger)
+        calls_at_once = calling.calls_at_once if calling.overlaps else 1
+        estimated = _extrapolate(plan, ledger, output_bytes, workers=pool.size, calls_at_once=calls_at_once)
+        return _sample(estimated, ledger, calls_at_once=calls_at_once)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -136,9 +139,10 @@ def _spread(sizes: np.ndarray, count: int) -> np.ndarray:
     return np.sort(order[((np.arange(count) + 0.5) * len(order) / count).astype(np.int64)])
 
 
-def _each_a_chunk(plan: Plan, chosen: np.ndarray) -> pa.Table:
+def _in_chunks(plan: Plan, chosen: np.ndarray, size: int) -> pa.Table:
+    """The chosen records in chunks of that size."""
     rows = plan.records.take(pa.array(chosen))
-    for name, values in (("shard", np.zeros(len(rows))), ("chunk", np.arange(len(rows)))):
+    for name, values in (("shard", np.zeros(len(rows))), ("chunk", np.arange(len(rows)) // size)):
         rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values.astype(np.int32)))
     return rows
 
@@ -151,16 +155,17 @@ def _merged_bytes(pipeline: Spec, ledger: Ledger, scratch: Path) -> int:
     return sum(merge.layout.kind.bytes_of_rows(scratch / "dataset" / file.path) for file in files)
 
 
-def _sample(estimated: Estimate, ledger: Ledger) -> Sample:
-    """The estimate with the times that it is made from."""
+def _sample(estimated: Estimate, ledger: Ledger, *, calls_at_once: int) -> Sample:
+    """The estimate with the times that it is made from; of calls that wait at the same time, each has its share."""
     took = RunTimings.of_ledger(ledger).records
     seconds = took["seconds"].to_numpy()
     beside = max(sum(marker["seconds"] for marker in ledger.markers) - float(np.nansum(seconds)), 0.0)
     known = ~np.isnan(seconds)
-    return Sample(estimated, seconds[known], took["bytes"].to_numpy()[known], beside / max(len(ledger.markers), 1))
+    shares = seconds[known] / calls_at_once
+    return Sample(estimated, shares, took["bytes"].to_numpy()[known], beside / max(len(ledger.markers), 1))
 
 
-def _extrapolate(plan: Plan, ledger: Ledger, output_bytes: int, *, workers: int) -> Estimate:
+def _extrapolate(plan: Plan, ledger: Ledger, output_bytes: int, *, workers: int, calls_at_once: int) -> Estimate:
     sizes = numpy(plan.records["bytes"])
     scale = float(record_costs(sizes).sum() / record_costs(ledger.bytes).sum())
     markers = ledger.markers
@@ -168,7 +173,7 @@ def _extrapolate(plan: Plan, ledger: Ledger, output_bytes: int, *, workers: int)
         sampled=ledger.listed,
         records=len(sizes),
         workers=workers,
-        seconds=sum(m["seconds"] for m in markers) * scale / workers,
+        seconds=sum(m["seconds"] for m in markers) * scale / (workers * calls_at_once),
         memory_bytes=max((m["peak_memory_bytes"] for m in markers), default=0),
         output_bytes=int(output_bytes * scale),
         rows=int(ledger.rows * scale),

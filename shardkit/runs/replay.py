@@ -19,6 +19,7 @@ from shardkit.runs.container.job import FUNCTION
 from shardkit.runs.planning import planned_pipeline
 from shardkit.runs.trying import Trial, row_of
 from shardkit.storage.base import STATE_DIR
+from shardkit.workers.calling import made
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ def replayed(
         else:
             ref = _function(folder, _digest_of(folder, row), scratch)
         notes = [] if current else [f"With {ref.name} as the run had it."]
-        return Trial(pipeline, ref.load()).run(records.take([row]), only=only, told=notes)
+        return Trial(pipeline, ref.load(make=made)).run(records.take([row]), only=only, told=notes)
 
 
 def _folder_with(folder: RunFolder, key: str, quarantine: list[dict[str, Any]]) -> RunFolder:

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardkit.errors import InputError, ObjectChanged, PipelineError
+from shardkit.functions import is_async, name_of
 from shardkit.inside.piece import pieces_of
 from shardkit.runs.tried import Everything, Tried, TriedRecord
 from shardkit.tables.arrays import numpy
 from shardkit.tables.rows import FIRST_LOOK, Result, collect, fit, to_batches
 from shardkit.tables.schema import parse_schema
 from shardkit.tracebacks import error_message, user_traceback, users_part
+from shardkit.workers.answers import by_record
+from shardkit.workers.calling import awaited, check_not_concurrent, made
 from shardkit.workers.chunk_run import peak_memory_bytes
 from shardkit.workers.inputs import Wanted, open_inputs, record_at
 from shardkit.workers.memory import forget_peak, resident_bytes
+from shardkit.workers.steps import coroutine_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,16 +60,18 @@ def try_records(pipeline: Spec, wanted: int | list[str], *, only: bool = False) 
     sizes = numpy(plan.records["bytes"])
     chosen = spread(sizes, wanted) if isinstance(wanted, int) else [row_of(plan.records, key) for key in wanted]
     given = pipeline.function
-    function = _made(given) if callable(given) else pipeline.function_ref().load()
+    function = _made(given) if callable(given) else pipeline.function_ref().load(make=made)
     trial = Trial(pipeline, function)
     tried = trial.run(plan.records.take(chosen), only=only)
-    tried.everything = Everything(sizes, pipeline.worker_count())
+    if pipeline.batch is None:  # a record by itself takes longer than one of a batch
+        at_once = pipeline.calling(pipeline.function_ref()).at_once
+        tried.everything = Everything(sizes, pipeline.worker_count() * at_once)
     return tried
 
 
 def _made(given: Callable[..., Any]) -> Callable[..., Any]:
     """The callable that takes records: an object of a class, or the function itself, which a debugger then finds."""
-    function: Callable[..., Any] = given() if isinstance(given, type) else given
+    function: Callable[..., Any] = made(given) if isinstance(given, type) else given
     return function
 
 
@@ -100,9 +106,12 @@ def row_of(records: pa.Table, key: str) -> int:
 class Trial:
     """Runs records with one function, in the way in which a worker does."""
 
-    def __init__(self, pipeline: Spec, function: Callable[[Record], Any]) -> None:
+    def __init__(self, pipeline: Spec, function: Callable[..., Any]) -> None:
         self._pipeline = pipeline
         self._function = function
+        self._is_async = is_async(function)
+        if not self._is_async:
+            check_not_concurrent(name_of(function), pipeline.concurrency)
         self._schema = parse_schema(pipeline.output.columns) if pipeline.output.columns else None
         self._places = pipeline.places()
         self._fetches = self._places.are_fetched or pipeline.inside is not None
@@ -111,6 +120,10 @@ class Trial:
         """Run the records of a table; ``only`` as for `try_records`, and ``told`` what is known to be different."""
         __tracebackhide__ = True
         tried = Tried(notes=list(told or ()), widen_ints=self._pipeline.output.widen_ints)
+        if self._pipeline.batch is not None:
+            tried.notes.append(
+                f"Each record is a batch of its own here; a run makes batches of {self._pipeline.batch}."
+            )
         with tempfile.TemporaryDirectory(prefix="shardkit-try-") as scratch:
             inputs = open_inputs(self._places, scratch if self._fetches else None)
             pieces = pieces_of(records, self._pipeline.inside)
@@ -163,6 +176,15 @@ class Trial:
         finally:
             inputs.release(ticket)
 
+    def _given(self, record: Record) -> Any:
+        """What the function gives for a record."""
+        __tracebackhide__ = True
+        argument = record if self._pipeline.batch is None else [record]
+        given = self._function(argument)
+        if self._is_async:
+            given = awaited(coroutine_of(given))
+        return given if self._pipeline.batch is None else by_record(given, [record])[0]
+
     def _one(self, record: Record) -> TriedRecord:
         __tracebackhide__ = True
         one = TriedRecord(record.key, record.bytes)
@@ -171,7 +193,7 @@ class Trial:
         forget_peak()
         begun = time.perf_counter()
         try:
-            rows.finish(collect(self._function(record), 0, record.key, rows))
+            rows.finish(collect(self._given(record), 0, record.key, rows))
         except (KeyboardInterrupt, BdbQuit):
             raise
         except BaseException as error:  # noqa: BLE001  as in a run, where even SystemExit costs only its record

@@ -11,7 +11,9 @@ from shardkit.workers.calls import Calls
 from shardkit.workers.tasks import ASYNC_CALLS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
+    from collections.abc import Callable, Coroutine
+    from concurrent.futures import ThreadPoolExecutor
 
     from shardkit.workers.board import Slot
     from shardkit.workers.chunk_run import ChunkRun
@@ -30,7 +32,7 @@ def calls_of(
         PipelineError: it cannot be loaded, or be called as the pipeline says.
     """
     calling = settings.calling
-    function = settings.function.load(make=_made)
+    function = settings.function.load(make=made)
     pace = _pace(settings)
     if is_async(function):
         from shardkit.workers.async_calls import AsyncCalls
@@ -68,29 +70,43 @@ def check_not_concurrent(name: str, concurrency: int | None) -> None:
         )
 
 
-def _made(kind: type) -> Any:
+def made(kind: type) -> Any:
     """An object of a class; if its calls are awaited, made where an event loop runs, which clients may need."""
     if not is_async(kind):
         return kind()
 
-    async def made() -> Any:
+    async def make() -> Any:
         return kind()
 
-    return event_loop().run_until_complete(made())
+    return awaited(make())
 
 
-_loops: list[Any] = []
+_loops: list[asyncio.AbstractEventLoop] = []
+_threads: list[ThreadPoolExecutor] = []
 
 
-def event_loop() -> Any:
-    """This process's event loop, made when it is first asked for."""
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of this process in which the user's coroutines run, made when it is first asked for."""
     import asyncio
 
     if not _loops:
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        _loops.append(loop)
+        _loops.append(asyncio.new_event_loop())
     return _loops[0]
+
+
+def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine of the user's gives, or raises; in a notebook, whose thread has a loop already, in another."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    loop = event_loop()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return loop.run_until_complete(coroutine)
+    if not _threads:
+        _threads.append(ThreadPoolExecutor(1, thread_name_prefix="shardkit-loop"))
+    return _threads[0].submit(loop.run_until_complete, coroutine).result()
 
 
 def _pace(settings: WorkerSettings) -> Pace | None:

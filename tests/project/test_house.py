@@ -43,6 +43,7 @@ TOP = {
     "__main__": "cli",
     "_lazy": "base",
     "_version": "base",
+    "cache": "base",
     "carried": "base",
     "checksums": "base",
     "errors": "base",

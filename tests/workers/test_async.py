@@ -202,3 +202,20 @@ def test_concurrency_is_for_functions_that_wait(data: Path, tmp_path: Path) -> N
 def test_a_rate_that_cannot_be(rate: Any) -> None:
     with pytest.raises(sk.PipelineError, match="expected calls and a time, such as 50/s"):
         sk.Pipeline(function=row, input="in", output="out", rate=rate)
+
+
+def test_a_record_is_tried_and_replayed(data: Path, tmp_path: Path) -> None:
+    pipeline = sk.Pipeline(
+        function=raises, input=str(data), output=str(tmp_path / "out"), concurrency=8, workers=1, max_failures=1
+    )
+    tried = pipeline.try_records(["f03", GUILTY])
+    assert [(each.rows, each.message) for each in tried.records] == [(1, ""), (0, "ValueError: bad")]
+    run = pipeline.run(quiet=True)
+    assert run.replay("f03").records[0].rows == 1
+
+    async def in_a_notebook() -> int:  # where a loop runs already
+        return pipeline.try_records(["f03"]).records[0].rows
+
+    assert asyncio.run(in_a_notebook()) == 1
+    with pytest.raises(ValueError, match="bad"):
+        pipeline.try_record(GUILTY)

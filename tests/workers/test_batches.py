@@ -174,3 +174,24 @@ def test_chunks_are_whole_batches() -> None:
 def test_a_size_that_cannot_be() -> None:
     with pytest.raises(sk.PipelineError, match="batch"):
         sk.Pipeline(function=row, input="in", output="out", batch=0)
+
+
+def test_a_record_is_tried_as_a_batch_of_its_own(data: Path, tmp_path: Path) -> None:
+    pipeline = sk.Pipeline(function=raises, input=str(data), output=str(tmp_path / "out"), batch=8)
+    tried = pipeline.try_records(["f03", GUILTY[0]])
+    assert [(each.rows, each.message) for each in tried.records] == [(1, ""), (0, "ValueError: bad")]
+    assert "Each record is a batch of its own here; a run makes batches of 8." in str(tried)
+    assert pipeline.sample(10, quiet=True).sampled == 10
+
+
+class Breaks:
+    def __init__(self) -> None:
+        raise RuntimeError("no weights")
+
+    def __call__(self, records: list[sk.Record]) -> None:
+        """Never called."""
+
+
+def test_a_class_that_cannot_be_made_ends_the_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(sk.PipelineError, match=r"Breaks cannot be loaded: RuntimeError: no weights(.|\n)*in __init__"):
+        sk.run(Breaks, data, tmp_path / "out", batch=8, workers=2, quiet=True)

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,6 +120,7 @@ def main(arguments: Sequence[str]) -> int:
 def run_program(work: Callable[[Container], None]) -> int:
     """Do the work of a job; returns the exit code, and leaves a message if it failed."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    os.environ.setdefault("SHARDKIT_CACHE", os.path.join(tempfile.gettempdir(), f"shardkit-cache-{os.getuid()}"))
     atexit.register(gc.freeze)  # or Python would look through all objects at its end, for 0.2 s
     container = Container.here()
     try:
