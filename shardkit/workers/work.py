@@ -48,7 +48,7 @@ class Workers(Protocol):
     """Workers of a run.
 
     ``fetches`` says whether they get their objects from a store, ``at_once`` how many records one may be at together;
-    ``left`` are the numbers of records that need more memory than there is, and that are left open for a larger machine.
+    ``left`` are the numbers of records that need more memory than there is, and are left open for a larger machine.
     """
 
     size: int
