@@ -111,8 +111,7 @@ def make_run_plan(
         at_once=pipeline.calling(function_ref).at_once,
     )
     plan = _with_launching(plan, pipeline)
-    made_with: Any = {"work": basis.work, "form": basis.form, "merge_digest": basis.merge, "lists": lists}
-    plan.content.update(made_with)
+    plan.content.update({"work": basis.work, "form": basis.form, "merge_digest": basis.merge, "lists": lists})
     if comparison is not None and plan.content["totals"]["records"]:
         check_form(plan.content, current, basis.form, output)
     return plan

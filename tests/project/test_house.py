@@ -199,6 +199,7 @@ CHANGES = (
     "a cluster",
     "a store",
     "a format of lists",
+    "how the function is called",
     "a chunk rule",
     "a retry rule",
     "a number in `status`",
