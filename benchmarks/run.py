@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import clusters
 import days
 import inventories
+import large_files
 import lists
 import servers
 import stealing
@@ -151,6 +152,11 @@ def ads_clusters(workers: int, scale: float, stack: contextlib.ExitStack) -> Ben
     return Benchmark(clusters.commands(workers, scale, stack), {}, between=between)
 
 
+def large_file(workers: int, scale: float, stack: contextlib.ExitStack) -> Benchmark:
+    """One JSON Lines file of 200 MB; --scale 10 makes it 2 GB."""
+    return Benchmark(large_files.lines(workers, scale, stack), {"split": 1.0, "ray data": 1.0})
+
+
 def jobs(workers: int, scale: float) -> Benchmark:
     """Ten groups as ten jobs on the local engine and one for pass 2, and in one process."""
     folder = DATA / f"groups-{scale}"
@@ -275,6 +281,7 @@ BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
     "ads": lambda workers, scale: ads(workers, scale, skew=False),
     "ads-skew": lambda workers, scale: ads(workers, scale, skew=True),
     "tiny": tiny,
+    "tar": lambda workers, scale: Benchmark(large_files.members(workers, scale), {}),
     "memory": memory,
     "waveforms": lambda workers, scale: waveforms(waveforms_anywhere(scale), workers),
     "waveforms-by-patient": lambda workers, scale: waveforms(waveforms_by_patient(scale), workers),
@@ -286,6 +293,7 @@ BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
 
 WITH_SERVERS: dict[str, Callable[[int, float, contextlib.ExitStack], Benchmark]] = {
     "ads-clusters": ads_clusters,
+    "large-file": large_file,
     "ads-s3": ads_s3,
     "tiny-s3": tiny_s3,
 }

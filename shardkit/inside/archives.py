@@ -6,13 +6,11 @@ import bz2
 import tarfile
 import zipfile
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardkit.inside.compressed import damage_named
 from shardkit.inside.piece import Member
-from shardkit.inside.source import COPIED_AT_ONCE, appending
-from shardkit.storage.local import writing
+from shardkit.inside.source import COPIED_AT_ONCE, Made
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -85,7 +83,7 @@ def _wanted(member: Member) -> Iterator[Member]:
         yield member._replace(name="/".join(parts))
 
 
-def write_members(source: Source, members: Iterable[Member], kind: str, root: Path) -> None:
+def write_members(source: Source, members: Iterable[Member], kind: str, root: str) -> None:
     """Write members of an archive as files under ``root``.
 
     Raises:
@@ -97,12 +95,12 @@ def write_members(source: Source, members: Iterable[Member], kind: str, root: Pa
             data = source.read(begin, max(member.start + member.stored for member in together))
             for member in together:
                 at = member.start - begin
-                _write(Path(root, member.name), [data[at : at + member.stored]])
+                _write(f"{root}/{member.name}", [data[at : at + member.stored]])
             continue
         for member in together:
             with damage_named(source, f"a {kind} archive"):
                 content = _stored(source, member.start, member.stored) if kind == "tar" else _unzipped(source, member)
-                _write(Path(root, member.name), content)
+                _write(f"{root}/{member.name}", content)
 
 
 def _together(members: list[Member]) -> Iterator[list[Member]]:
@@ -118,11 +116,10 @@ def _together(members: list[Member]) -> Iterator[list[Member]]:
     yield near
 
 
-def _write(path: Path, content: Iterable[bytes]) -> None:
-    with appending(path) as file:
+def _write(path: str, content: Iterable[bytes]) -> None:
+    with Made(path) as file:
         for data in content:
-            with writing(path):
-                file.write(data)
+            file.write(data)
 
 
 def _stored(source: Source, start: int, size: int) -> Iterator[bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from shardkit.storage.places import Places
 
 
-def fetch_piece(places: Places, piece: Piece, etag: str | None, root: Path) -> None:
+def fetch_piece(places: Places, piece: Piece, etag: str | None, root: str) -> None:
     """Make the files of a piece under ``root``; of the object only what they need is read.
 
     A piece without a line has no file.
@@ -30,8 +32,6 @@ def fetch_piece(places: Places, piece: Piece, etag: str | None, root: Path) -> N
         ObjectDamaged: it cannot be read as what it is said to be.
         StorageError: the store cannot be reached, or there is no room for the files.
     """
-    for name in piece.files:  # what an attempt has left that did not come to its end
-        Path(root, name).unlink(missing_ok=True)
     if piece.is_as_it_is:
         places.get_file(piece.key, Path(root, piece.key), etag=etag, size=piece.object_bytes)
         return
@@ -41,9 +41,12 @@ def fetch_piece(places: Places, piece: Piece, etag: str | None, root: Path) -> N
     if piece.members:
         write_members(source, piece.members, piece.rule.kind, root)
     elif piece.rule.kind == "parquet":
-        write_groups(source, piece, Path(root, piece.files[0]))
+        write_groups(source, piece, f"{root}/{piece.files[0]}")
     else:
-        write_lines(source, piece, Path(root, piece.files[0]))
+        path = f"{root}/{piece.files[0]}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # an attempt that did not come to its end may have left it
+        write_lines(source, piece, path)
 
 
 def why_not_cut(source: Source, piece: Piece) -> Exception:

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 from shardkit.inside.compressed import block_from, damage_named, stream
 from shardkit.inside.csv_rows import header_bytes
 from shardkit.inside.rule import codec_of
-from shardkit.inside.source import appending
-from shardkit.storage.local import writing
+from shardkit.inside.source import Made
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from shardkit.inside.piece import Piece
     from shardkit.inside.source import Source
@@ -29,7 +27,7 @@ FIRST_LOOK, LONGEST_LOOK = 1 << 16, 8 << 20
 READ_BYTES = 1 << 20
 
 
-def write_lines(source: Source, piece: Piece, path: Path) -> None:
+def write_lines(source: Source, piece: Piece, path: str) -> None:
     """Write the lines of a piece to ``path``; of a blank piece nothing, not even a file.
 
     Raises:
@@ -52,7 +50,7 @@ def write_lines(source: Source, piece: Piece, path: Path) -> None:
             _write_stream(stream(source, codec, start, end), header, path, is_first=start == 0, rest=rest)
 
 
-def _write_plain(source: Source, piece: Piece, path: Path) -> None:
+def _write_plain(source: Source, piece: Piece, path: str) -> None:
     start, end = (0, source.size) if piece.is_whole else (piece.start, piece.end)
     if not piece.is_exact:
         begin = _after_newline(source, start, end) if start else 0
@@ -61,12 +59,11 @@ def _write_plain(source: Source, piece: Piece, path: Path) -> None:
         start, end = begin, _after_newline(source, end, source.size) or source.size
     if start >= end:
         return
-    if piece.needs_header:
-        with damage_named(source, "CSV"):
-            header = header_bytes(_reader(source), piece.rule)
-        with appending(path) as file, writing(path):
-            file.write(header)
-    source.copy(start, end, path)
+    with Made(path) as file:
+        if piece.needs_header:
+            with damage_named(source, "CSV"):
+                file.write(header_bytes(_reader(source), piece.rule))
+        source.copy(start, end, file)
 
 
 def _after_newline(source: Source, start: int, end: int) -> int | None:
@@ -93,41 +90,26 @@ def _reader(source: Source) -> Callable[[int], bytes]:
     return read
 
 
-def _write_stream(file: Any, header: bytes, path: Path, *, is_first: bool, rest: Any) -> None:
+def _write_stream(text: Any, header: bytes, path: str, *, is_first: bool, rest: Any) -> None:
     """Write what follows on the first newline of a stream, and then the rest of its last line."""
-    writer = _Late(path, header)
-    skipping = not is_first
-    while data := file.read(READ_BYTES):
+    file, skipping = Made(path), not is_first
+    while data := text.read(READ_BYTES):
         if skipping:
             at = data.find(b"\n")
             if at < 0:
                 continue
             skipping, data = False, data[at + 1 :]
-        writer.write(data)
+        _add(file, header, data)
     while rest is not None and not skipping and (data := rest.read(FIRST_LOOK)):
         at = data.find(b"\n")
-        writer.write(data[: at + 1] if at >= 0 else data)
+        _add(file, header, data[: at + 1] if at >= 0 else data)
         if at >= 0:
             break
-    writer.close()
+    file.close()
 
 
-class _Late:
-    """A file that is made when its first byte is written."""
-
-    def __init__(self, path: Path, header: bytes) -> None:
-        self._path, self._header = path, header
-        self._file: Any = None
-
-    def write(self, data: bytes) -> None:
-        if not data:
-            return
-        if self._file is None:
-            self._file = appending(self._path)
-            self.write(self._header)
-        with writing(self._path):
-            self._file.write(data)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+def _add(file: Made, header: bytes, data: bytes) -> None:
+    if data:
+        if not file.is_there and header:
+            file.write(header)
+        file.write(data)

@@ -6,13 +6,10 @@ import functools
 from typing import TYPE_CHECKING
 
 from shardkit.inside.compressed import damage_named
-from shardkit.inside.source import appending
-from shardkit.storage.local import writing
+from shardkit.inside.source import Made
 from shardkit.tables.rowgroups import MAGIC, TAIL_BYTES, Footer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from shardkit.inside.piece import Piece
     from shardkit.inside.source import Source
 
@@ -49,7 +46,7 @@ def cut_groups(source: Source, target_bytes: int) -> list[tuple[int, int, int]]:
     return [*pieces, (first, len(sizes), size)] if sizes else []
 
 
-def write_groups(source: Source, piece: Piece, path: Path) -> None:
+def write_groups(source: Source, piece: Piece, path: str) -> None:
     """Write the row groups of a piece as a Parquet file; their bytes are copied as they are.
 
     Raises:
@@ -59,8 +56,7 @@ def write_groups(source: Source, piece: Piece, path: Path) -> None:
     with damage_named(source, "Parquet"):
         begin, end = footer.extent(piece.start, piece.end)
         tail = footer.of_groups(piece.start, piece.end, moved_by=len(MAGIC) - begin)
-    with appending(path) as file, writing(path):
+    with Made(path) as file:
         file.write(MAGIC)
-    source.copy(begin, end, path)
-    with appending(path) as file, writing(path):
+        source.copy(begin, end, file)
         file.write(tail)

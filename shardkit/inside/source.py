@@ -13,7 +13,6 @@ from shardkit.storage.local import writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from shardkit.storage.base import Folder
 
@@ -59,23 +58,59 @@ class Source:
                 if number + COPY_THREADS < len(begins):
                     ahead.append(pool.submit(read, begins[number + COPY_THREADS]))
 
-    def copy(self, start: int, end: int, path: Path) -> None:
-        """Append the bytes from ``start`` up to ``end`` to a file of this machine."""
-        with appending(path) as file:
-            for _, data in self.windows(start, end, COPIED_AT_ONCE):
-                with writing(path):
-                    file.write(data)
+    def copy(self, start: int, end: int, file: Made) -> None:
+        """Add the bytes from ``start`` up to ``end`` to a file of this machine."""
+        for _, data in self.windows(start, end, COPIED_AT_ONCE):
+            file.write(data)
 
     def opened(self, start: int = 0, end: int | None = None) -> io.BufferedReader:
         """The bytes from ``start`` up to ``end`` as a file, for libraries that read one."""
         return io.BufferedReader(_Ranged(self, start, self.size if end is None else end), LEAST_BLOCK)
 
 
-def appending(path: Path) -> Any:
-    """A file of this machine, opened to add to its end."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "ab", buffering=0)
+class Made:
+    """A file of this machine that is made when its first byte is written, or when it is closed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: Any = None
+
+    def __enter__(self) -> Made:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with writing(self._path):
+            self._opened()
+        self.close()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anything has been written."""
+        return self._file is not None
+
+    def write(self, data: bytes) -> None:
+        """Add to the file.
+
+        Raises:
+            StorageError: there is no room.
+        """
+        with writing(self._path):
+            self._opened().write(data)
+
+    def close(self) -> None:
+        """Close the file, if it has been made."""
+        if self._file is not None:
+            with writing(self._path):
+                self._file.close()
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            try:
+                self._file = open(self._path, "wb")  # noqa: SIM115  closed by `close`
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(self._path), exist_ok=True)
+                self._file = open(self._path, "wb")  # noqa: SIM115
+        return self._file
 
 
 class _Ranged(io.RawIOBase):

@@ -157,7 +157,7 @@ class RemoteInputs:
         if record.piece is not None:
             from shardkit.inside.fetch import fetch_piece
 
-            fetch_piece(self._source, record.piece, etag, Path(path))
+            fetch_piece(self._source, record.piece, etag, path)
             return
         size = record.bytes if len(record.objects) == 1 else None
         self._source.get_file(key, Path(path, key), etag=etag, size=size)

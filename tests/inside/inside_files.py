@@ -76,7 +76,7 @@ def cut(source: Folder, scratch: Path, rule: Any, pattern: Sequence[str] = ("*",
         root = scratch / str(number)
         home = places.root if piece.is_as_it_is and not places.are_fetched else None
         if home is None:
-            fetch_piece(places, piece, etag, root)
+            fetch_piece(places, piece, etag, str(root))
         record = record_at(
             home or str(root),
             piece,
