@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardkit.errors import InputError, ObjectDamaged
+from shardkit.errors import InputError, ObjectChanged, ObjectDamaged, StorageError
 from shardkit.inside.archives import index_of
 from shardkit.inside.compressed import frame_starts, is_blocked
 from shardkit.inside.csv_rows import row_ends
@@ -138,7 +138,13 @@ class Cutter:
             return {}
         with ThreadPoolExecutor(min(READERS, len(asked)), thread_name_prefix="shardkit-index") as pool:
             cuts = list(pool.map(lambda each: _cut_or_fail(each[1], each[2]), asked))
-        return {row: of_object for (row, *_), of_object in zip(asked, cuts, strict=True)}
+        refusals = [cut for cut in cuts if isinstance(cut, StorageError)]
+        if len(refusals) == len(cuts):  # it is not for single objects that nothing can be read
+            raise refusals[0]
+        return {
+            row: _cannot_cut(source) if isinstance(cut, StorageError) else cut
+            for (row, source, _), cut in zip(asked, cuts, strict=True)
+        }
 
     def _cut_of(self, key: str) -> Callable[[Source], list[Cut]] | None:
         """What cuts an object of that name; None if its size says enough."""
@@ -192,12 +198,19 @@ class Cutter:
         return not (self.rule.is_csv(key) and self.rule.quoted_newlines)
 
 
-def _cut_or_fail(source: Source, cut: Callable[[Source], list[Cut]]) -> list[Cut]:
-    """The records of an object; of one that cannot be cut, a record that will fail for the same reason."""
+def _cut_or_fail(source: Source, cut: Callable[[Source], list[Cut]]) -> list[Cut] | StorageError:
+    """The records of an object, or why the store does not give it."""
     try:
         return cut(source)
-    except (ObjectDamaged, FileNotFoundError):
-        return [Cut(0, NO_INDEX, source.size)]
+    except (ObjectDamaged, ObjectChanged, FileNotFoundError):
+        return _cannot_cut(source)
+    except StorageError as error:
+        return error
+
+
+def _cannot_cut(source: Source) -> list[Cut]:
+    """A record that will fail for the reason for which the object cannot be cut."""
+    return [Cut(0, NO_INDEX, source.size)]
 
 
 def _whole(source: Source) -> list[Cut]:

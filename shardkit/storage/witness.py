@@ -6,6 +6,7 @@ Another object of the same input decides: one that was read before or, if none w
 from __future__ import annotations
 
 import contextlib
+import errno
 from typing import TYPE_CHECKING
 
 from shardkit.errors import ObjectRefused, StorageError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from shardkit.storage.places import Places
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # errors of writing a file here
 NEVER_ONE_OBJECTS = {EXPIRED, THROTTLED, UNREACHABLE}
 
 
@@ -42,6 +44,8 @@ class Witness:
         if isinstance(error, ObjectRefused):
             raise error
         if isinstance(error, Unanswered) and error.kind in NEVER_ONE_OBJECTS:
+            raise error
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_ROOM:
             raise error
         if not self._sees_another():
             raise error

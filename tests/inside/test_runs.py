@@ -148,7 +148,10 @@ def test_samples_of_a_tar_in_s3(world: World, bucket: str) -> None:
 
 def test_jobs_share_one_file(world: World) -> None:
     (world.root / "mended").touch()
-    (world.data / "big.jsonl").write_text(lines_of(range(1000)))
+    long = json.dumps({"n": 1000, "pad": "x" * 3500}) + "\n"  # longer than a piece: there are pieces without a line
+    (world.data / "big.jsonl").write_text(lines_of(range(500)) + long + lines_of(range(500, 1000)))
     run = world.run(engine="local", shards={"by": "size", "count": 2}, workers=1)
-    assert numbers(run) == list(range(1000))
+    assert numbers(run) == list(range(1001))
+    keys = run.dataset().to_table(columns=["key"])["key"].unique()
+    assert len(keys) < run.summary().records["done"]
     assert run.summary().records["done"] == -(-(world.data / "big.jsonl").stat().st_size // 1000)

@@ -766,11 +766,11 @@ def make_input(example: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def run_pipeline(example: Path, *arguments: str) -> dict[str, Any]:
+def run_pipeline(example: Path, *arguments: str, pipeline: str = "pipeline.yaml") -> dict[str, Any]:
     """Run an example's pipeline; returns the JSON in the last line of its stdout."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = warm.run(
-        ["-m", "shardkit", "run", "pipeline.yaml", "--json", *arguments], cwd=example, env=environment, timeout_s=300
+        ["-m", "shardkit", "run", pipeline, "--json", *arguments], cwd=example, env=environment, timeout_s=300
     )
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -827,6 +827,24 @@ def test_cli_ads(ads: ModuleType, tmp_path: Path) -> None:
     result = run_pipeline(example)
     assert result["records"] == {"listed": 60, "done": 57, "quarantined": 3, "skipped": 0}
     assert_run_equals_loop(example, result, loop)
+
+
+@pytest.mark.whole
+def test_cli_huge_files(tmp_path: Path) -> None:
+    import pandas as pd
+
+    example = copy_example("huge_files", tmp_path)
+    make_input(example, "--rows", "60000", "--samples", "50")
+    assert run_pipeline(example, pipeline="orders.yaml")["records"]["done"] > 3
+    pieces = pd.DataFrame(dataset_rows(example / "orders"))
+    sums = pieces.groupby("customer")[["orders", "total", "notes"]].sum()
+    whole = pd.read_csv(example / "data" / "orders.csv").groupby("customer")
+    expected = whole.agg(orders=("order", "size"), total=("price", "sum"), notes=("note", "count"))
+    pd.testing.assert_frame_equal(sums, expected)
+    run_pipeline(example, pipeline="samples.yaml")
+    samples = dataset_rows(example / "samples")
+    assert [row["key"] for row in samples] == [f"train.tar/{number:06d}" for number in range(50)]
+    assert all(row["label"] <= row["words"] for row in samples)
 
 
 @pytest.mark.whole
