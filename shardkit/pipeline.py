@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from shardkit.jobs.history import Prices
     from shardkit.plan.plan import Plan
+    from shardkit.runs.differing import Difference
     from shardkit.runs.driver_job import DriverJob
     from shardkit.runs.estimate import Estimate
     from shardkit.runs.forecast.result import Forecast
@@ -143,6 +144,24 @@ class Pipeline(Spec):
 
         keys = [records] if isinstance(records, str) else records
         return try_records(self, keys if isinstance(keys, int) else list(keys))
+
+    def diff(self, *, sample: int = 200) -> Difference:
+        """Run the function, as it is now, on some records of the present dataset, and compare with what is stored.
+
+        So you see what a change would do before all is computed again. The records are of all sizes and run in this
+        process; nothing is written.
+
+        Returns:
+            Which records would give other rows, in which columns, and about how long all records would take.
+
+        Raises:
+            RunNotFound: the output holds no dataset.
+            PipelineError: the sample is not at least 1, or the function cannot be loaded.
+            RunFailed: a part that the dataset was made of is gone.
+        """
+        from shardkit.runs.differing import diff
+
+        return diff(self, sample)
 
     def try_record(self, key: str) -> Tried:
         """Run one record in this process; what the function raises is raised, so that ``%debug`` works after it.

@@ -21,6 +21,7 @@ from shardkit.cli.jobs import jobs
 from shardkit.cli.keep import clean, init
 from shardkit.cli.look import check, failures, logs, query, report, status
 from shardkit.cli.passes import pass1, pass2
+from shardkit.cli.provenance import diff, origin, verify
 from shardkit.cli.run import plan, resume, retry, run, stop
 from shardkit.cli.schedule import schedule
 from shardkit.cli.trying import replay, try_
@@ -43,6 +44,7 @@ def cli() -> None:
 # In the order in which users need them.
 for command in (
     *(try_, run, plan, status, report, logs, stop, failures, replay, query, retry, resume, clean, check),
+    *(origin, verify, diff),
     *(pass1, pass2, init, schedule, workflow, deploy, jobs, engine),
 ):
     cli.add_command(command)

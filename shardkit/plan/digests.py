@@ -35,6 +35,7 @@ def work_digest(pipeline: dict[str, Any], function_digest: str, *, named: bool =
             "schema": pipeline.get("output", {}).get("schema"),
         }
         | ({"name": pipeline.get("function")} if named else {})
+        | ({"origin": True} if pipeline.get("output", {}).get("origin") else {})
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NOTHING_OF = "?"  # ends the type of a column that had no value, which gives way to any other
 ORIGINS_KEY = b"shardkit.origins"
 RECORDS_KEY = b"shardkit.records"
+ROWS_KEY = b"shardkit.rows"  # the same, where no record can be left out
 
 
 @dataclass
@@ -45,6 +46,13 @@ def origins_of(footer: pq.FileMetaData) -> dict[str, dict[str, str]]:
     text = (footer.metadata or {}).get(ORIGINS_KEY)
     origins: dict[str, dict[str, str]] = json.loads(text) if text else {}
     return origins
+
+
+def record_rows(footer: pq.FileMetaData) -> RecordRows | None:
+    """Which records the rows of a part come from; None in parts of earlier versions that do not say so."""
+    metadata = footer.metadata or {}
+    text = metadata.get(RECORDS_KEY) or metadata.get(ROWS_KEY)
+    return RecordRows.load(text) if text else None
 
 
 def rows_of(footer: pq.FileMetaData, records: Mapping[int, str]) -> Spans | None:

@@ -20,12 +20,11 @@ from shardkit.hints import Hint, as_command
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import QUARANTINED, Ledger
 from shardkit.runfolder.names import WHOLE
-from shardkit.runfolder.parts import RECORDS_KEY
+from shardkit.runfolder.parts import record_rows
 from shardkit.runs.summary import status_of
 from shardkit.storage.base import STATE_DIR, Access, File
 from shardkit.storage.open import folder as folder_at
 from shardkit.storage.side_by_side import together
-from shardkit.tables.spans import RecordRows
 from shardkit.units import counted
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.document_types import MadePartition, Marker, Result, ResultFile
     from shardkit.runfolder.ledger import CommittedPart
     from shardkit.storage.base import Folder
+    from shardkit.tables.spans import RecordRows
 
 
 @dataclass(frozen=True)
@@ -287,5 +287,4 @@ def _footer(part: CommittedPart) -> tuple[int | None, RecordRows | None]:
             footer = pq.read_metadata(file)
     except (OSError, pa.ArrowException):
         return None, None
-    text = (footer.metadata or {}).get(RECORDS_KEY)
-    return footer.num_rows, RecordRows.load(text) if text else None
+    return footer.num_rows, record_rows(footer)

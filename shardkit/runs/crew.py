@@ -73,6 +73,7 @@ def worker_settings(
         schema=pipeline.output.columns,
         inside=pipeline.inside,
         job=job,
+        origin=pipeline.output.origin,
         memory_bytes=None if pipeline.memory == "auto" else pipeline.memory,
         calling=pipeline.calling(ref),
         gpus=pipeline.gpus,

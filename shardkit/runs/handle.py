@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runs.going_on import GoingOn
     from shardkit.runs.on_engine import RunJobs
+    from shardkit.runs.origin import RowOrigin
     from shardkit.runs.tried import Tried
+    from shardkit.runs.verifying import Verified
 
 
 LIVE = ("Launched", "InProgress")  # the states of jobs that the engine has
@@ -131,6 +133,32 @@ class Run:
         from shardkit.runs.replay import replayed
 
         return replayed(self.folder, key, self.quarantine(), current=current, only=True)
+
+    def origin(self, row: int, *, file: str | None = None) -> RowOrigin:
+        """The record that a row of the dataset comes from; ``row`` counts from 0, in ``file`` or over all its files.
+
+        Raises:
+            RunNotFound: the run has no dataset, or a part of it is gone.
+            InputError: there is no such file or row.
+            PipelineError: it is not known, because a combine or partition_by has put the rows in another order.
+        """
+        from shardkit.runs.origin import origin_of
+
+        return origin_of(self.folder, row, file)
+
+    def verify(self, *, sample: int = 100) -> Verified:
+        """Compute some records of the dataset again, and compare their rows with those that are stored.
+
+        The records are of all sizes. They run in this process, with the function as the run had it; nothing is written.
+
+        Raises:
+            PipelineError: the sample is not at least 1.
+            PlanMismatch: the run kept no copy of the function, and that has changed since.
+            RunFailed: a part that the dataset was made of is gone.
+        """
+        from shardkit.runs.verifying import verify
+
+        return verify(self.folder, sample)
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The same as plain data, without pandas."""

@@ -49,7 +49,7 @@ def replayed(
         if current:
             ref = reference(plan["pipeline"]["function"], source_dir=pipeline.source_dir)
         else:
-            ref = _function(folder, _digest_of(folder, row), scratch)
+            ref = function_of(folder, _digest_of(folder, row), scratch)
         notes = [] if current else [f"With {ref.name} as the run had it."]
         return Trial(pipeline, ref.load(make=made)).run(records.take([row]), only=only, told=notes)
 
@@ -70,7 +70,7 @@ def _digest_of(folder: RunFolder, row: int) -> str:
     return digest
 
 
-def _function(folder: RunFolder, digest: str, scratch: str) -> FunctionRef:
+def function_of(folder: RunFolder, digest: str, scratch: str) -> FunctionRef:
     """The function of that digest: sent by value, or by its name from its source as it is now or as jobs had it.
 
     Raises:

@@ -60,7 +60,7 @@ def try_records(pipeline: Spec, wanted: int | list[str], *, only: bool = False) 
     sizes = numpy(plan.records["bytes"])
     chosen = spread(sizes, wanted) if isinstance(wanted, int) else [row_of(plan.records, key) for key in wanted]
     given = pipeline.function
-    function = _made(given) if callable(given) else pipeline.function_ref().load(make=made)
+    function = ready(given) if callable(given) else pipeline.function_ref().load(make=made)
     trial = Trial(pipeline, function)
     tried = trial.run(plan.records.take(chosen), only=only)
     if pipeline.batch is None:  # a record by itself takes longer than one of a batch
@@ -69,7 +69,7 @@ def try_records(pipeline: Spec, wanted: int | list[str], *, only: bool = False) 
     return tried
 
 
-def _made(given: Callable[..., Any]) -> Callable[..., Any]:
+def ready(given: Callable[..., Any]) -> Callable[..., Any]:
     """The callable that takes records: an object of a class, or the function itself, which a debugger then finds."""
     function: Callable[..., Any] = made(given) if isinstance(given, type) else given
     return function
@@ -104,10 +104,11 @@ def row_of(records: pa.Table, key: str) -> int:
 
 
 class Trial:
-    """Runs records with one function, in the way in which a worker does."""
+    """Runs records with one function, in the way in which a worker does; keeps so many rows of each."""
 
-    def __init__(self, pipeline: Spec, function: Callable[..., Any]) -> None:
+    def __init__(self, pipeline: Spec, function: Callable[..., Any], *, rows_kept: int = ROWS_KEPT) -> None:
         self._pipeline = pipeline
+        self._rows_kept = rows_kept
         self._function = function
         self._is_async = is_async(function)
         if not self._is_async:
@@ -188,7 +189,7 @@ class Trial:
     def _one(self, record: Record) -> TriedRecord:
         __tracebackhide__ = True
         one = TriedRecord(record.key, record.bytes)
-        rows = _Rows(record.key, self._schema)
+        rows = _Rows(record.key, self._schema, self._rows_kept)
         before = resident_bytes(os.getpid())
         forget_peak()
         begun = time.perf_counter()
@@ -211,8 +212,9 @@ class Trial:
 class _Rows:
     """Takes the rows of one record as a run does, so that it refuses what a run refuses, and keeps the first ones."""
 
-    def __init__(self, key: str, schema: pa.Schema | None) -> None:
+    def __init__(self, key: str, schema: pa.Schema | None, most: int) -> None:
         self._key = key
+        self._most = most
         self._schema = schema
         self._kept: list[pa.Table] = []
         self.count = 0
@@ -241,7 +243,7 @@ class _Rows:
             tables += [batch.table for batch in to_batches([result], self._schema, _raise)]
         for table in tables:
             self.count += len(table)
-            room = ROWS_KEPT - sum(map(len, self._kept))
+            room = self._most - sum(map(len, self._kept))
             if room > 0:
                 self._kept.append(table.slice(0, room))
 

@@ -223,6 +223,7 @@ class Output(Section):
     partition_by: Annotated[Names, Expected("a column or a list of columns")] = ()
     columns: Annotated[dict[str, str] | None, Expected("a mapping of columns to types")] = Field(None, alias="schema")
     widen_ints: Annotated[bool, Expected("true or false")] = False
+    origin: Annotated[bool, Expected("true or false")] = False
 
     @field_validator("columns")
     @classmethod

@@ -104,7 +104,7 @@ class Spec(Section):
     timeout: Annotated[float | None, NoTruth, MayChange()] = Field(3600.0, gt=0, allow_inf_nan=False)
     max_failures: Annotated[int | str, NoTruth, FAILURES, MayChange()] = "1%"
     allow_empty: Annotated[bool, MayChange()] = False
-    output: Annotated[Output, A_FOLDER, Short("uri"), Flat(), MayChange(but=("uri",))]
+    output: Annotated[Output, A_FOLDER, Short("uri"), Flat(), MayChange(but=("uri", "origin"))]
     combine: Annotated[str | Callable[..., Any] | None, A_FUNCTION, MayChange()] = None
     catalog: Annotated[Catalog | None, CATALOG, MayChange()] = None
     incremental: bool | None = None
@@ -349,6 +349,7 @@ class Spec(Section):
         from shardkit.dataset.iceberg.tables import IcebergTable
         from shardkit.dataset.merge import Merge
         from shardkit.dataset.writer import Layout
+        from shardkit.tables.origin import COLUMNS as ORIGIN_COLUMNS
 
         out = self.output
         combine = reference(self.combine, source_dir=self.source_dir) if self.combine is not None else None
@@ -359,10 +360,11 @@ class Spec(Section):
             out.partition_by,
             day_column=DAY_COLUMN if self.by_day else None,
         )
+        schema = out.columns | ORIGIN_COLUMNS if out.columns and out.origin else out.columns
         catalog = self.catalog or Catalog.model_construct()
         return Merge(
             layout,
-            out.columns,
+            schema,
             out.widen_ints,
             combine,
             glue=catalog.glue.model_dump() if catalog.glue is not None else None,

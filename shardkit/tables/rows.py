@@ -62,13 +62,14 @@ class Result:
 class Batch:
     """A table of the rows of one or more records, and the record that first gave each column its type.
 
-    ``records`` has the records' positions, in the order of their rows, and how many rows each has given. It is None
-    unless any record that is not in ``origins`` could be left out without a change of types.
+    ``records`` has the records' positions, in the order of their rows, and how many rows each has given. They are
+    ``separable`` if any record that is not in ``origins`` could be left out without a change of types.
     """
 
     table: pa.Table
     origins: dict[str, dict[str, str]]
-    records: list[tuple[int, int]] | None
+    records: list[tuple[int, int]]
+    separable: bool = True
 
 
 def collect(result: Any, index: int, key: str, large: Large | None = None) -> Result:
@@ -258,7 +259,7 @@ def _joint(results: list[Result], schema: pa.Schema | None) -> Batch:
     for name, column in zip(table.column_names, table.columns, strict=True):
         origins[name], alone = _origins(name, columns[name], column.type, ends, results)
         each_alone = each_alone and alone
-    return Batch(table, origins, records if each_alone else None)
+    return Batch(table, origins, records, each_alone)
 
 
 def _origins(

@@ -98,6 +98,20 @@ class RecordRows:
             begin += records * each
         return joined(pieces)
 
+    def at(self, row: int) -> tuple[int, int]:
+        """The position of the record that a row comes from, and the row's number among those of the record here.
+
+        Raises:
+            LookupError: there are not so many rows.
+        """
+        begin = 0
+        for first, records, each in self._runs:
+            if row < begin + records * each:
+                nth, within = divmod(row - begin, each)
+                return first + nth, within
+            begin += records * each
+        raise LookupError(f"there is no row {row}")
+
     def dump(self) -> bytes:
         """As text."""
         return json.dumps(self._runs, separators=(",", ":")).encode()

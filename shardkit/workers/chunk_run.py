@@ -50,6 +50,7 @@ class ChunkRun:
         import pyarrow as pa
 
         from shardkit.runfolder.names import part_base
+        from shardkit.tables.origin import Origin
         from shardkit.tables.rows import collect
         from shardkit.workers.large_record import LargeRecord
         from shardkit.workers.parts import PartsWriter
@@ -79,6 +80,7 @@ class ChunkRun:
             part_base(task.chunk, task.attempt, piece=task.piece, execution=task.execution, alone=task.alone),
             schema=schema,
             give_up=lambda result, error: self.fail(result.index, error),
+            origin=Origin(self.keys, settings.run_id) if settings.origin else None,
         )
 
     def large_record(self, i: int) -> LargeRecord:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit.checksums import SummedFile
-from shardkit.runfolder.parts import NOTHING_OF, ORIGINS_KEY, RECORDS_KEY, Part
+from shardkit.runfolder.parts import NOTHING_OF, ORIGINS_KEY, RECORDS_KEY, ROWS_KEY, Part
 from shardkit.storage.local import sync_file, writing
 from shardkit.tables.rowgroups import COMPRESSION, ROW_GROUP_BYTES, ROW_GROUP_ROWS, is_large, repetitive
 from shardkit.tables.rows import Batch, Result, fit, to_batches
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shardkit.storage.base import Folder
+    from shardkit.tables.origin import Origin
 
 CONVERT_ROWS = 1 << 13
 CONVERT_BYTES = 8 << 20
@@ -55,7 +56,8 @@ class _Stream:
     path: Path | None = None
     name: str = ""
     origins: dict[str, dict[str, str]] = field(default_factory=dict)
-    records: RecordRows | None = field(default_factory=RecordRows)
+    records: RecordRows = field(default_factory=RecordRows)
+    separable: bool = True
 
 
 class PartsWriter:
@@ -69,11 +71,13 @@ class PartsWriter:
         schema: pa.Schema | None,
         give_up: Callable[[Result, Exception], None],
         only: tuple[int, str] | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self._folder = folder
         self._base = base
         self._schema = schema
         self._give_up = give_up
+        self._origin = origin
         self._only = only  # the position and the key of the record, if all rows are of one
         self._joint: pa.Schema | None = None
         self._pending: list[Result] = []
@@ -129,7 +133,9 @@ class PartsWriter:
     def aside(self, index: int, key: str) -> PartsWriter:
         """A writer for the rows of one record, to parts of its own that will be adopted or dropped."""
         base = f"{self._base}-r{index}"
-        return PartsWriter(self._folder, base, schema=self._schema, give_up=_give_up_at_once, only=(index, key))
+        return PartsWriter(
+            self._folder, base, schema=self._schema, give_up=_give_up_at_once, only=(index, key), origin=self._origin
+        )
 
     def drop(self) -> None:
         """Remove what has been written."""
@@ -178,16 +184,14 @@ class PartsWriter:
     def _put(self, batch: Batch) -> None:
         if not len(batch.table) or not batch.table.num_columns:
             return
-        stream, table = self._stream_for(batch.table)
+        stream, table = self._stream_for(self._origin.added_to(batch) if self._origin is not None else batch.table)
         for column, seen in batch.origins.items():
             origins = stream.origins.setdefault(column, {})
             for kind, record in seen.items():
                 origins.setdefault(kind, record)
-        if batch.records is None:
-            stream.records = None
-        elif stream.records is not None:
-            for position, rows in batch.records:
-                stream.records.add(position, rows)
+        stream.separable = stream.separable and batch.separable
+        for position, rows in batch.records:
+            stream.records.add(position, rows)
         stream.tables.append(table)
         stream.rows += len(table)
         absent = len(stream.schema) - table.num_columns
@@ -276,8 +280,8 @@ class PartsWriter:
             return
         with writing(stream.path):
             stream.writer.add_key_value_metadata({ORIGINS_KEY: json.dumps(stream.origins).encode()})
-            if stream.records is not None:
-                stream.writer.add_key_value_metadata({RECORDS_KEY: stream.records.dump()})
+            named = RECORDS_KEY if stream.separable else ROWS_KEY
+            stream.writer.add_key_value_metadata({named: stream.records.dump()})
             stream.writer.close()
             stream.file.cut()
             stream.file.close()

@@ -74,6 +74,7 @@ class WorkerSettings:
     ``inside`` is how records are cut out of files, if they are.
     ``job`` is the name of the job that the worker belongs to, if it belongs to one.
     ``memory_bytes`` is the most that all workers of a machine may hold together; None for what the machine has.
+    ``origin`` says that each row gets columns with its record and run.
     ``leaves`` says that records for which this machine has too little memory are left open, for a larger one.
     ``calling`` says how the function is called, and ``gpus`` how many devices are a worker's.
     """
@@ -89,6 +90,7 @@ class WorkerSettings:
     job: str | None = None
     memory_bytes: int | None = None
     leaves: bool = False
+    origin: bool = False
     calling: Calling = field(default_factory=Calling)
     gpus: float | None = None
 

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import ShardkitError, StorageError
+from shardkit.errors import PipelineError, ShardkitError, StorageError
 from shardkit.storage.interruption import INTERRUPTION
 from shardkit.storage.requests import REPEATS
 from shardkit.tracebacks import DEBUGGER
@@ -85,6 +85,8 @@ def _outcome(worker: _Worker, guard: Guard, task: ChunkTask) -> Reply | dict[str
     except StorageError as error:
         if harm := guard.blame(error):
             os._exit(harm)  # the storage is not to blame
+        return {"error": plain_error(error)}
+    except PipelineError as error:
         return {"error": plain_error(error)}
     except MemoryError:  # while rows were stored; the next attempt will show which record's
         os._exit(EXIT_OUT_OF_MEMORY)

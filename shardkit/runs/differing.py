@@ -1,0 +1,108 @@
+"""What a changed function would change: it is run on records whose old rows are stored, and both are compared."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shardkit.errors import RunNotFound
+from shardkit.plan.chunks import record_costs
+from shardkit.runfolder.find import latest_run
+from shardkit.runs.comparing import Differences
+from shardkit.runs.trying import Trial, ready
+from shardkit.runs.verifying import Again, difference_lines, difference_numbers, listed, sampled
+from shardkit.units import counted, human_seconds
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shardkit.runs.stored import StoredRows
+    from shardkit.spec.spec import Spec
+
+
+@dataclass
+class Difference:
+    """What a pipeline's function would change in the dataset that is there.
+
+    Attributes:
+        same: The keys of the records that would give the same rows as before.
+        different: Those that would give others; ``differences`` says in which columns.
+        failed: Those that would fail, each with its error.
+        changed: Those whose objects have changed since, which were not compared, each with what has changed.
+        differences: Of all records together.
+        all_s: How many seconds all records of the dataset would take with the pipeline's workers, estimated.
+    """
+
+    same: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+    differences: Differences = field(default_factory=Differences)
+    all_s: float = 0.0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing would change, as far as records could be compared."""
+        return not self.different and not self.failed
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "same": len(self.same),
+            "different": self.different,
+            "failed": self.failed,
+            "changed": self.changed,
+            "all_s": round(self.all_s, 3),
+            **difference_numbers(self.differences),
+        }
+
+    def __str__(self) -> str:
+        total = len(self.same) + len(self.different) + len(self.failed)
+        lines = [f"{len(self.different):,} of {counted(total, 'record')} would give other rows."]
+        lines += difference_lines(self.differences)
+        lines += listed("Different", self.different)
+        lines += listed("Would fail", [f"{key}: {error}" for key, error in self.failed.items()])
+        lines += listed("Not compared", [*self.changed.values()])
+        if self.all_s:
+            lines.append(f"All records would take about {human_seconds(self.all_s)}.")
+        return "\n".join(lines)
+
+
+def diff(pipeline: Spec, sample: int = 200) -> Difference:
+    """Run the pipeline's function on ``sample`` records of its present dataset, and compare with what is stored.
+
+    They are of all sizes, the largest among them. They run in this process, and nothing is written.
+
+    Raises:
+        RunNotFound: the pipeline's output holds no dataset.
+        PipelineError: the sample is not at least 1, or the function cannot be loaded.
+        RunFailed: a part that the dataset was made of is gone.
+    """
+    folder = latest_run(pipeline.output_folder())
+    if folder is None:
+        raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run the pipeline first.")
+    given = pipeline.function
+    trial = Trial(pipeline, ready(given) if callable(given) else pipeline.function_ref().load(make=made), rows_kept=sys.maxsize)
+    difference, seconds, costs = Difference(), 0.0, 0.0
+    runs: dict[int, StoredRows] = {}
+    for stored, record in sampled(folder, sample):
+        runs[id(stored)] = stored
+        again = Again.of(trial, stored, record)
+        seconds += again.seconds
+        costs += float(record_costs(stored.ledger.bytes[[record]]).sum())
+        if again.changed:
+            difference.changed[again.key] = again.changed
+        elif again.error:
+            difference.failed[again.key] = again.error
+        elif difference.differences.add(again.key, stored.of(record), again.rows):
+            difference.different.append(again.key)
+        else:
+            difference.same.append(again.key)
+    everything = sum(_cost(stored.ledger.bytes[stored.done]) for stored in runs.values())
+    difference.all_s = seconds * everything / costs / pipeline.worker_count() if costs else 0.0
+    return difference
+
+
+def _cost(sizes: np.ndarray) -> float:
+    return float(record_costs(sizes).sum())
