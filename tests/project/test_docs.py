@@ -64,6 +64,7 @@ SLOW = {
     "jobs.md",
     "kubernetes.md",
     "looking.md",
+    "provenance.md",
     "pipeline.md",
     "running.md",
     "shards.md",

@@ -108,6 +108,7 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
             "partition_by": ["day", "site"],
             "schema": {"key": "string", "at": "timestamp[us, tz=UTC]", "tags": "list<string>"},
             "widen_ints": True,
+            "origin": False,
         },
         "combine": "module_of_pipeline:combine",
         "engine": {

@@ -42,8 +42,10 @@ def test_what_may_change_between_a_run_and_its_resumption() -> None:
     assert may_change("engine", "volume_gb")
     assert may_change("input", "anonymous")
     assert not may_change("input", "pattern")
-    assert {name for name in fields_of(Output) if not may_change("output", name)} == {"uri"}
-    assert {"output.* (but not output.uri)", "engine.*", "input.requester_pays", "timeout"} <= set(changeable())
+    assert {name for name in fields_of(Output) if not may_change("output", name)} == {"uri", "origin"}
+    assert {"output.* (but not output.uri, output.origin)", "engine.*", "input.requester_pays", "timeout"} <= set(
+        changeable()
+    )
 
 
 def test_fields_that_need_no_section() -> None:
@@ -52,7 +54,7 @@ def test_fields_that_need_no_section() -> None:
         by_section.setdefault(section, []).append(name)
     assert by_section == {
         "input": ["manifest", "pattern", "exclude", "include_list", "exclude_list", "requester_pays", "anonymous"],
-        "output": ["format", "rows_per_file", "target_bytes", "partition_by", "schema", "widen_ints"],
+        "output": ["format", "rows_per_file", "target_bytes", "partition_by", "schema", "widen_ints", "origin"],
     }
     assert not set(flat_fields(Spec)) & set(Spec.model_fields), "a field would have two meanings"
     assert dotted_names(Spec)["output"] == "output.uri"
