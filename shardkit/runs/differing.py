@@ -13,6 +13,7 @@ from shardkit.runs.comparing import Differences
 from shardkit.runs.trying import Trial, ready
 from shardkit.runs.verifying import Again, difference_lines, difference_numbers, listed, sampled
 from shardkit.units import counted, human_seconds
+from shardkit.workers.calling import made
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +84,9 @@ def diff(pipeline: Spec, sample: int = 200) -> Difference:
     if folder is None:
         raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run the pipeline first.")
     given = pipeline.function
-    trial = Trial(pipeline, ready(given) if callable(given) else pipeline.function_ref().load(make=made), rows_kept=sys.maxsize)
+    trial = Trial(
+        pipeline, ready(given) if callable(given) else pipeline.function_ref().load(make=made), rows_kept=sys.maxsize
+    )
     difference, seconds, costs = Difference(), 0.0, 0.0
     runs: dict[int, StoredRows] = {}
     for stored, record in sampled(folder, sample):

@@ -57,12 +57,14 @@ class Everything:
 class Tried:
     """Records that were tried. Of each record's rows at most the first 1,000 are kept.
 
-    ``notes`` say what is different from a run, or from the run that is replayed. With ``widen_ints`` integers and
+    ``notes`` say what is different from a run, or from the run that is replayed; ``changes`` are those of files that
+    have changed since they were listed. With ``widen_ints`` integers and
     floats of one column become floats, as in the pipeline.
     """
 
     records: list[TriedRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
     everything: Everything | None = None
     widen_ints: bool = False
 

@@ -145,13 +145,14 @@ class Trial:
                 tried.records.append(one)
                 if one.error is not None and only:
                     raise one.error
+        tried.notes += tried.changes
         return tried
 
     @contextlib.contextmanager
     def _fetched(
         self, inputs: Any, ticket: Any, row: dict[str, Any], piece: Piece | None, tried: Tried
     ) -> Iterator[str]:
-        """The folder with the objects of a record; if one has changed since it was listed, ``tried`` notes that.
+        """The folder with the objects of a record; if one has changed since it was listed, it is among the changes.
 
         Raises:
             InputError: one is gone.
@@ -160,7 +161,7 @@ class Trial:
         """
         etags = row.get("etags")
         if piece is None:  # a piece is checked when it is read
-            tried.notes += self._places.changes_since(row["objects"], etags)
+            tried.changes += self._places.changes_since(row["objects"], etags)
         if not self._fetches:
             yield self._places.root
             return
@@ -168,7 +169,7 @@ class Trial:
         try:
             folder = inputs.fetch(ticket)
         except ObjectChanged as error:
-            tried.notes.append(error.message)
+            tried.changes.append(error.message)
             inputs.release(ticket)
             inputs.expect([(ticket, Wanted(row["objects"], None, row["bytes"], piece))])
             folder = inputs.fetch(ticket)

@@ -18,6 +18,7 @@ from shardkit.runs.replay import function_of
 from shardkit.runs.stored import StoredRows, makers
 from shardkit.runs.trying import Trial, spread
 from shardkit.units import counted
+from shardkit.workers.calling import made
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +144,7 @@ def _trial(folder: RunFolder, digest: str, scratch: str) -> Trial:
             "See what has changed with the pipeline's diff().", "See what has changed: shardkit diff PIPELINE.yaml"
         )
         raise PlanMismatch(error.message, hint=cure) from None
-    return Trial(pipeline, ref.load(), rows_kept=sys.maxsize)
+    return Trial(pipeline, ref.load(make=made), rows_kept=sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Again:
             return cls(key, pa.table({}), changed=error.message)
         one = tried.records[0]
         rows = one.table if one.table is not None else pa.table({})
-        return cls(key, rows, one.seconds, one.message, " ".join(tried.notes))
+        return cls(key, rows, one.seconds, one.message, " ".join(tried.changes))
 
 
 def sampled(folder: RunFolder, sample: int) -> Iterator[tuple[StoredRows, int]]:
