@@ -11,6 +11,7 @@
     │   └── LockLost         this one did, but was paused for so long that another has taken over
     ├── RunFailed            the run stopped before its dataset was complete
     │   ├── BudgetExceeded   more records are quarantined than max_failures allows
+    │   ├── CostExceeded     the run has cost, or would cost, more than max_cost allows
     │   ├── NothingMade      no record is done, or all together gave no row
     │   ├── StorageError     a file could not be written (disk full, no permission)
     │   │   ├── Damaged          a file of a run is not as it was written, or gone
@@ -108,6 +109,10 @@ class RunFailed(ShardkitError):
 
 class BudgetExceeded(RunFailed):
     """More records are quarantined than ``max_failures`` allows."""
+
+
+class CostExceeded(RunFailed):
+    """The jobs of a run have cost, or would cost, more than ``max_cost`` allows; what is committed is kept."""
 
 
 class NothingMade(RunFailed):

@@ -32,19 +32,25 @@ class Expected:
 class Short:
     """The field holds a section that may be given as one word, which is the value of this field in it.
 
-    Where ``several`` names a field, it may be given as a list as well, which is the value of that one.
+    Where ``several`` names a field, it may be given as a list as well, which is the value of that one. With ``numbers``
+    the one word may be a number, which leaves the other fields of a section as they are.
     """
 
     field: str
     several: str = ""
+    numbers: bool = False
 
     def section(self, value: Any) -> Any:
         """The section as a mapping, whichever of these ways it was given in; anything else as it is."""
-        if isinstance(value, str | os.PathLike):
+        if isinstance(value, str | os.PathLike) or self.is_number(value):
             return {self.field: value}
         if self.several and isinstance(value, list | tuple):
             return {self.several: [self.section(each) for each in value]}
         return value
+
+    def is_number(self, value: Any) -> bool:
+        """Whether it is a number in place of the section."""
+        return self.numbers and isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

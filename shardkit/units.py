@@ -36,7 +36,9 @@ def percent(share: float) -> str:
 
 
 def dollars(usd: float) -> str:
-    """An amount of money, with cents if it is small: ``$12.30``, ``$4,200``."""
+    """An amount of money, with cents if it is small: ``$0.0012``, ``$12.30``, ``$4,200``."""
+    if 0 < usd < 0.01:
+        return f"${usd:.2g}"
     return f"${usd:,.2f}" if usd < 1000 else f"${usd:,.0f}"
 
 

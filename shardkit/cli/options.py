@@ -57,6 +57,7 @@ PIPELINE_FIELDS = options(
     click.option("--name", metavar="NAME", help="The pipeline's name."),
     WORK,
     MERGE,
+    click.option("--max-cost", metavar="USD", help="What the instances of an engine's jobs may cost."),
     click.option("--engine", metavar="KIND", help="Where the passes run as jobs: local or sagemaker; none: here."),
     SET,
 )

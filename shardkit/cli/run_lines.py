@@ -28,6 +28,9 @@ def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
     waits = Counter(job["reason"].removeprefix(WAITS) for job in jobs if job["reason"].startswith(WAITS))
     for reason, count in waits.most_common(JOBS_SHOWN):
         yield f"  {count:,} {'waits' if count == 1 else 'wait'} for: {reason}"
+    unlaunched = [job for job in jobs if job["cause"] == "cost"]
+    if unlaunched:
+        yield f"  {counted(len(unlaunched), 'job')} not launched: {unlaunched[-1]['reason']}"
     with_reason = [job for job in jobs if _says_why(job)]
     for job in with_reason[:JOBS_SHOWN]:
         yield f"  {job['name'] or job['job']} is {job['status']}: {job['reason'].splitlines()[0][:300]}"
@@ -37,7 +40,7 @@ def job_lines(jobs: list[dict[str, Any]]) -> Iterator[str]:
 
 def _says_why(job: dict[str, Any]) -> bool:
     """Whether its reason is one that nothing else tells."""
-    reason, plain = job["reason"], job["status"] == "Completed" or job["cause"] == "dependency"
+    reason, plain = job["reason"], job["status"] == "Completed" or job["cause"] in {"dependency", "cost"}
     return bool(reason) and reason != AS_ASKED and not reason.startswith(WAITS) and not plain
 
 

@@ -17,9 +17,10 @@
     refused      CreateProcessingJob was answered with an error that will not go away
     lost         the service does not know a job any more that it has run: JobLost, or it is in no list
     dependency   a job that this one needs failed or was stopped
+    cost         its run had spent what it may before the job was launched
     unknown      none of these
 
-After ``user``, ``client``, ``refused`` or ``dependency`` there are no further attempts.
+After ``user``, ``client``, ``refused``, ``dependency`` or ``cost`` there are no further attempts.
 """
 
 from __future__ import annotations

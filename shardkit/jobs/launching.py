@@ -24,6 +24,7 @@ from shardkit.jobs.outcome import Outcome
 from shardkit.jobs.pace import Pace
 from shardkit.jobs.policy import Policy
 from shardkit.jobs.rounds import MONITORING, Change, Report, fail_dependents, monitor_due, repeat_due
+from shardkit.jobs.spending import end_costly_runs
 from shardkit.jobs.store import prepared_for
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class _Launch:
         self._began = clock.time()
 
     def run(self) -> Report:
+        self._changed += end_costly_runs(self._store, self._pace, self._policy, self._began)
+        self._changed += end_costly_runs(self._store, self._pace, self._policy, self._began)
         self._changed += fail_dependents(self._store, self._began)
         self._read()
         left = self._policy.max_launches

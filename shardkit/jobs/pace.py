@@ -153,6 +153,25 @@ class Pace:
 
         self._change(faster)
 
+    # ---- what runs may cost -----------------------------------------------------------------------------------------
+
+    @property
+    def cost_limits(self) -> dict[str, dict[str, Any]]:
+        """The limits that `spending.limit_cost` has set, by run."""
+        return dict(self._state.get("max_cost", {}))
+
+    def note_cost_look(self, run: str, now: float | None) -> None:
+        """Note when somebody looked at what a run has cost; None forgets its limit."""
+
+        def change(state: dict[str, Any]) -> None:
+            limits = dict(state.get("max_cost", {}))
+            kept = limits.pop(run, None)
+            if kept is not None and now is not None:
+                limits[run] = kept | {"looked_at": now}
+            state["max_cost"] = limits
+
+        self._change(change)
+
     # ---- quotas ----------------------------------------------------------------------------------------------------
 
     def over_quota(self, instance_type: str, wanted: int, in_flight: int) -> bool:

@@ -29,6 +29,7 @@ ATTEMPTS = {
     "client": 1,
     "refused": 1,
     "dependency": 1,
+    "cost": 1,
 }
 
 # These say nothing about the job, so that they do not count among all its attempts, nor make it wait ever longer.

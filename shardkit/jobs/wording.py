@@ -31,6 +31,7 @@ CAUSES_IN_WORDS = {
     "client": "the service could not work with the request",
     "refused": "the service refused the request",
     "dependency": "a job that it needs did not complete",
+    "cost": "its run has spent what it may",
 }
 LOG_GROUPS = "/aws/sagemaker/ProcessingJobs", "/aws/sagemaker/TrainingJobs"
 # Where the service's console is, by the beginning of the region's name.

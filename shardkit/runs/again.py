@@ -43,4 +43,8 @@ def start_or_go_on(spec: Spec, run_id: str, *, days: tuple[str, ...] | None = No
 
 def _changed(spec: Spec, planned: Any) -> dict[str, Any]:
     """The limits of a run that the pipeline says otherwise now."""
-    return {name: value for name in LIMITS if (value := getattr(spec, name)) != planned.get(name)}
+    changed = {name: value for name in LIMITS if (value := getattr(spec, name)) != planned.get(name)}
+    usd = spec.max_cost.usd if spec.max_cost is not None else None
+    if usd != (planned.get("max_cost") or {}).get("usd"):
+        changed["max_cost"] = usd
+    return changed

@@ -22,6 +22,7 @@ from shardkit.errors import PipelineError
 from shardkit.runs import driver_policy, driver_starts
 from shardkit.runs.bundle import upload_code
 from shardkit.runs.container.driver import DRIVER_FILE, DRIVER_FOLDER, run_id_of
+from shardkit.runs.cost import with_known_prices
 from shardkit.runs.requests import CODE_FOLDER, ENTRYPOINT, OPT_ML, check_engine, prefix_input, slug
 from shardkit.storage.base import STATE_DIR
 from shardkit.times import days_since, zone_of
@@ -106,7 +107,7 @@ def driver_job(
     driver_engine = jobs_engine.replace(**own, jobs="processing", max_runtime=max_runtime, merge=None)
     if not limits.ROLE_ARN.fullmatch(driver_engine.role):
         raise PipelineError(f"role: {driver_engine.role} is no ARN of a role.", hint="arn:aws:iam::ACCOUNT:role/NAME")
-    sent = pipeline.replace(engine=jobs_engine)
+    sent = with_known_prices(pipeline.replace(engine=jobs_engine))  # the driver sees no file of prices from here
     code = upload_code(pipeline.output_folder(), pipeline, pipeline.function_ref(), dry_run=dry_run)
     uri = _write(pipeline.output_folder(), sent, code, dry_run=dry_run)
     template = driver_engine.request(

@@ -17,11 +17,13 @@ from shardkit.dataset.switch import finish_switches
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import python_version
 from shardkit.jobs import JobError, stop
+from shardkit.jobs.spending import COST
 from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.names import STOP
 from shardkit.runfolder.steps import Steps, advice
 from shardkit.runs.bundle import upload_code
 from shardkit.runs.container.job import DAYS, FUNCTION, ON_TOP
+from shardkit.runs.cost import check_forecast_cost, check_not_ended_by_cost, check_spent, limit_jobs, with_known_prices
 from shardkit.runs.queue import run_queue
 from shardkit.runs.requests import Requests, check_engine, name_base
 from shardkit.runs.signals import ended_by
@@ -119,6 +121,7 @@ class RunJobs:
         self._check()  # else these jobs, and the copy of their queue, might be another's by now
         self.folder.files.remove(STOP)
         with _queueing():
+            check_spent(self.folder, self.store, self.base)
             self._submitted = len(self.store.submit_many(requests.submissions([plan["jobs"][each] for each in jobs])))
         self.queue.keep()
 
@@ -187,7 +190,8 @@ class RunJobs:
             raise RunInterrupted(f"Run {self.folder.run_id} was stopped.", hint=go_on)
         ledger = Ledger(self.folder)
         check_budget(ledger, self.pipeline.limits())
-        first = next(job for job in guilty if job.status != "Stopped")
+        check_not_ended_by_cost(self.folder, self.store, self.base, failed)
+        first = next(job for job in sorted(guilty, key=lambda job: job.cause == COST) if job.status != "Stopped")
         if NOTHING_MADE in first.reason:
             check_made(ledger, sum(part.rows for part in ledger.parts()), allow_empty=self.pipeline.allow_empty)
         more = f" ({counted(len(guilty) - 1, 'more job')} failed.)" if len(guilty) > 1 else ""
@@ -246,7 +250,7 @@ def start_jobs(
     if pipeline.engine is not None:
         engine = pipeline.engine.resolved()
         engine.check_site()
-        pipeline = pipeline.replace(engine=engine)  # another machine may have to go on with it
+        pipeline = with_known_prices(pipeline.replace(engine=engine))  # another machine may have to go on with it
     progress = make_progress(quiet=quiet)
     ref = pipeline.function_ref()
     finish_switches(folder.output, must=True)
@@ -254,6 +258,8 @@ def start_jobs(
     plan = make_run_plan(pipeline, function_ref=ref, run_id=folder.run_id, days=days, origin=origin)
     if not plan.content["totals"]["records"]:
         return nothing_to_do(pipeline, plan, progress)
+    if not may_exist or not folder.exists():
+        check_forecast_cost(pipeline, plan, progress)
     code = sent.uri if sent is not None else None
     with folder.lock(new=not may_exist) as held, holding_days(folder, plan.content):
         if is_new(folder, plan, may_exist=may_exist):
@@ -292,9 +298,11 @@ def go_on(
     from shardkit.runs.summary import is_complete
 
     check_engine(pipeline)
+    pipeline = with_known_prices(pipeline)
     jobs = RunJobs(folder, pipeline, held)
     jobs.refresh()
     with _queueing():
+        limit_jobs(jobs.store, jobs.base, pipeline, folder.plan()["pipeline"], changes)
         jobs.queue.stop_if_asked()
     left = [job for job in jobs.current() if not job.ended]
     if left and wait and all(job.stop_asked_at for job in left):
@@ -302,7 +310,7 @@ def go_on(
         jobs.drive(progress)
         left = []
     if left:
-        if changes or retry:
+        if {name for name in changes if name.partition(".")[0] != "max_cost"} or retry:
             raise RunBusy(
                 f"Run {folder.run_id} has jobs that have not ended.",
                 hint=advice(folder, lambda step: f"Wait for them, or stop them first: {step('stop')}"),

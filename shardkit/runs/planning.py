@@ -12,6 +12,7 @@ from shardkit.hints import Hint
 from shardkit.spec.sections import InsideFiles
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.times import now
+from shardkit.traits import Short, fields_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -48,7 +49,10 @@ def planned_pipeline(plan: PlanDocument, settings: Mapping[str, Any]) -> Spec:
                 f"{name} cannot change between a run and its resumption: it decides what is computed.",
                 hint=f"Start a new run instead; a resumption takes {', '.join(changeable())}.",
             )
-        content[section] = content[section] | {field: value} if field else value
+        short = fields_with(Spec, Short).get(name)
+        if short is not None and short.is_number(value) and isinstance(content.get(name), dict):
+            field = short.field
+        content[section] = (content.get(section) or {}) | {field: value} if field else value
     pipeline = Spec(**content)
     if "output.partition_by" in settings:
         _check_partitions(pipeline.output.partition_by)

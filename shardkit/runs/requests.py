@@ -103,7 +103,8 @@ class Requests:
     @functools.cached_property
     def _settings(self) -> list[str]:
         """The arguments for settings that replace the plan's: a file in the run folder, as arguments are short."""
-        changes = {name: value for name, value in self.changes.items() if not name.startswith("engine")}
+        of_the_driver = ("engine", "max_cost")
+        changes = {name: value for name, value in self.changes.items() if not name.startswith(of_the_driver)}
         if callable(changes.get("combine")):
             raise PipelineError(
                 "combine: the jobs of a resumption take no function by value.", hint="Give it as 'module:callable'."

@@ -25,6 +25,7 @@ from shardkit.errors import PipelineError
 from shardkit.explain import explain, unknown_field
 from shardkit.functions import FunctionRef, reference
 from shardkit.plan.chunks import CHUNK_RECORDS
+from shardkit.spec.cost import MaxCost  # noqa: TC001  pydantic reads it
 from shardkit.spec.fields import flat_fields, name_of_function, plain_data
 from shardkit.spec.input import Input, InputPart  # noqa: TC001  pydantic reads it
 from shardkit.spec.section import Section, path_text
@@ -74,6 +75,7 @@ RATE = Expected("calls and a time, such as 50/s, 3000/min or 100/h")
 GPUS = Expected("a number of GPUs, such as 1, or a part of one, such as 0.5")
 SHARDS = Expected("a mapping such as {by: directory, depth: 1}")
 CATALOG = Expected("a mapping such as {glue: {database: features, table: ads}}")
+COSTS = Expected("US dollars such as 50, or a mapping such as {usd: 50, prices: aws, sample: 20}")
 SCHEDULE = Expected("a time such as 3h, a cron expression, or a mapping such as {every: 3h, since: 2d}")
 
 
@@ -112,6 +114,7 @@ class Spec(Section):
     engine: Annotated[Engine, Short("kind"), MayChange()] = None
     parallel: Annotated[Parallel | None, PARALLEL, Short("backend"), MayChange()] = None
     queue: Annotated[Queue | None, QUEUE, Short("place")] = None
+    max_cost: Annotated[MaxCost | None, COSTS, Short("usd", numbers=True), MayChange()] = None
     input_mode: Annotated[Literal["stream", "download"], MayChange()] = "stream"
     requirements: Annotated[str | None, IsPath(), MayChange(), BeforeValidator(path_text)] = None
     requirements_mode: Annotated[Literal["install", "bundle", "none"], MayChange()] = "install"

@@ -90,7 +90,7 @@ def anchor_paths(content: dict[str, Any], kind: type[BaseModel], folder: Path) -
     """Relative paths count from the YAML file's folder; so do modules, unless source_dir says otherwise."""
     for name, field in fields_of(kind).items():
         value = content.get(name)
-        if isinstance(value, str | list) and (short := trait_of(field, Short)) is not None:
+        if isinstance(value, str | list | int | float) and (short := trait_of(field, Short)) is not None:
             value = content[name] = short.section(value)
         for each in members_of(field, value):
             for model in models_of(field, each):
@@ -103,11 +103,11 @@ def anchor_paths(content: dict[str, Any], kind: type[BaseModel], folder: Path) -
 def _override(content: dict[str, Any], kind: type[BaseModel], name: str, value: Any) -> None:
     *sections, last = name.split(".")
     home = content
-    if isinstance(value, str | list) and (short := fields_with(kind, Short).get(name)) is not None:
-        if isinstance(value, list):
-            value = short.section(value)
-        else:
-            sections, last = [name], short.field
+    short = fields_with(kind, Short).get(name)
+    if short is not None and isinstance(value, list):
+        value = short.section(value)
+    elif short is not None and (isinstance(value, str) or short.is_number(value)):
+        sections, last = [name], short.field
     for section in sections:
         if not isinstance(home.get(section), dict):
             home[section] = {}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SETTINGS = [
     *("workers", "memory", "batch", "concurrency", "rate", "gpus", "timeout", "max_failures", "allow_empty", "combine"),
     "catalog",
-    *("source_dir", "engine", "parallel", "input_mode", "requirements", "requirements_mode"),
+    *("source_dir", "engine", "parallel", "max_cost", "input_mode", "requirements", "requirements_mode"),
 ]
 
 

@@ -109,14 +109,9 @@ def _assumptions(forecast: Forecast) -> list[str]:
 
 
 def _cells(option: Option) -> tuple[str, ...]:
-    cost = ("-", "-") if option.usd is None else (usd_text(option.usd.p50), usd_text(option.usd.p95))
+    cost = ("-", "-") if option.usd is None else (dollars(option.usd.p50), dollars(option.usd.p95))
     times = human_seconds(option.end_s.p50), human_seconds(option.end_s.p95)
     return (", ".join(option.instance_types), f"{option.jobs:,}", f"{option.workers:,}", *times, *cost)
-
-
-def usd_text(usd: float) -> str:
-    """An amount of money; of less than ten cents, two digits."""
-    return dollars(usd) if usd >= 0.1 or not usd else f"${usd:.2g}"
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
