@@ -75,6 +75,7 @@ FULL = """
     engine: {kind: local, root: engine/, max_instances: 3, instance_type: ml.m5.large}
     parallel: shardkit
     queue: {place: jobs.sqlite, owner: ana, notify: "slack:env:HOOK"}
+    max_cost: {usd: 50, prices: prices.json}
     input_mode: download
     requirements: requirements.txt
     requirements_mode: bundle
@@ -128,6 +129,7 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
         "schedule": {"every": "3h", "cron": None, "since": None, "clean": "7d", "zone": "Europe/Paris"},
         "catalog": None,
         "parallel": {"backend": "shardkit", "n_jobs": -1, "address": None},
+        "max_cost": {"usd": 50, "prices": str(here / "prices.json"), "sample": 20},
         "queue": {"place": f"{here}/jobs.sqlite", "owner": "ana", "notify": ["slack:env:HOOK"]},
         "input_mode": "download",
         "requirements": f"{here}/requirements.txt",
