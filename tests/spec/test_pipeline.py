@@ -170,6 +170,7 @@ def test_python_says_the_same(yaml_file: Callable[..., Path]) -> None:
         schedule={"every": "3h", "zone": "Europe/Paris", "clean": "7d"},
         engine=sk.Local(root=here / "engine", max_instances=3, instance_type="ml.m5.large"),
         parallel="shardkit",
+        max_cost={"usd": 50, "prices": here / "prices.json"},
         queue={"place": here / "jobs.sqlite", "owner": "ana", "notify": ["slack:env:HOOK"]},
         input_mode="download",
         requirements=here / "requirements.txt",
