@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import string
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from emulators import locked, ministack
+from emulators import locked
 
 from shardkit.jobs import (
     JobConflict,
@@ -600,69 +601,60 @@ def test_few_calls_for_many_jobs(aws: None, clock: SimulatedClock) -> None:
 
 # ---- races, on a DynamoDB that is atomic ---------------------------------------------------------------------------
 
-RACES = """
-import threading
-from shardkit.jobs import Submission
-from shardkit.jobs.open import create_table, open_store
-from shardkit.jobs.transitions import claim
-
-create_table("jobs")
-request = {"ProcessingResources": {"ClusterConfig": {"InstanceCount": 1, "InstanceType": "a"}}}
-submissions = [Submission(f"j{at}", request, [f"j{at - 1}"] if at > 40 else []) for at in range(50)]
-stores = [open_store("dynamodb://jobs") for _ in range(6)]
-start = threading.Barrier(len(stores))
+CONTENDERS = 6
 
 
-def together(act):
-    outcomes, threads = {}, []
+def together(act: Callable[[Store, int], Any]) -> list[Any]:
+    """What each of several stores of one table says when all of them act at the same time."""
+    start, outcomes = threading.Barrier(CONTENDERS), {}
 
-    def one(number):
+    def one(number: int, store: Store) -> None:
         start.wait(30)
-        outcomes[number] = act(stores[number], number)
+        outcomes[number] = act(store, number)
 
-    for number in range(len(stores)):
-        threads.append(threading.Thread(target=one, args=(number,)))
-        threads[-1].start()
+    threads = [
+        threading.Thread(target=one, args=(number, open_store("dynamodb://jobs"))) for number in range(CONTENDERS)
+    ]
+    for thread in threads:
+        thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(outcomes) == len(stores), "one of them failed"
-    return [outcomes[number] for number in range(len(stores))]
-
-
-# the same jobs by several at once: each is there once
-submitted = together(lambda store, number: store.submit_many(submissions))
-assert all([job.job_id for job in jobs] == [each.job_id for each in submissions] for jobs in submitted)
-jobs = stores[0].jobs()
-assert len(jobs) == 50
-
-# several claim the same fifty, some all at once, some one by one: each claim is won once
-def claiming(store, number):
-    wanted = [claim(job, 1000.0 + number, 60) for job in jobs]
-    if number % 2:
-        return store.update_many(wanted)
-    return [store.update(job) for job in wanted]
-
-wins = together(claiming)
-for at, job in enumerate(jobs):
-    (winner,) = [number for number, outcome in enumerate(wins) if outcome[at] is not None]
-    assert stores[0].get(job.job_id) == wins[winner][at], job.job_id
-    assert stores[0].get(job.job_id).launched_at == 1000.0 + winner
-
-# everybody counts: no count is lost
-def counting(store, number):
-    done = 0
-    while done < 10:
-        value, version = store.state("sum")
-        done += store.put_state("sum", {"sum": value.get("sum", 0) + 1}, version)
-
-together(counting)
-assert stores[0].state("sum") == ({"sum": 60}, 60)
-print("done")
-"""
+    assert len(outcomes) == CONTENDERS, "one of them failed"
+    return [outcomes[number] for number in range(CONTENDERS)]
 
 
 @pytest.mark.slow
-def test_races_on_dynamodb(tmp_path: Path) -> None:
-    with ministack(tmp_path) as emulator:
-        done = emulator.run(RACES, timeout_s=120)
-    assert done.returncode == 0 and done.stdout == "done\n", done.stderr[-3000:]
+def test_the_same_jobs_that_several_submit_at_once_are_there_once(aws: None) -> None:
+    submissions = [Submission(f"j{at}", request(), [f"j{at - 1}"] if at > 40 else []) for at in range(50)]
+    submitted = together(lambda store, _: store.submit_many(submissions))
+    assert all(ids(jobs) == [each.job_id for each in submissions] for jobs in submitted)
+    assert len(open_store("dynamodb://jobs").jobs()) == 50
+
+
+@pytest.mark.slow
+def test_each_claim_is_won_once(aws: None) -> None:
+    """Several claim the same fifty jobs, some all at once, some one by one."""
+    jobs = open_store("dynamodb://jobs").submit_many(Submission(f"j{at}", request()) for at in range(50))
+
+    def claiming(store: Store, number: int) -> list[Job | None]:
+        wanted = [claim(job, 1000.0 + number, 60) for job in jobs]
+        return store.update_many(wanted) if number % 2 else [store.update(job) for job in wanted]
+
+    wins = together(claiming)
+    kept = open_store("dynamodb://jobs")
+    for at, job in enumerate(jobs):
+        (winner,) = [number for number, outcome in enumerate(wins) if outcome[at] is not None]
+        assert kept.get(job.job_id) == wins[winner][at], job.job_id
+        assert kept.get(job.job_id).launched_at == 1000.0 + winner
+
+
+@pytest.mark.slow
+def test_no_count_is_lost_where_several_count(aws: None) -> None:
+    def counting(store: Store, _: int) -> None:
+        done = 0
+        while done < 10:
+            value, version = store.state("sum")
+            done += store.put_state("sum", {"sum": value.get("sum", 0) + 1}, version)
+
+    together(counting)
+    assert open_store("dynamodb://jobs").state("sum") == ({"sum": 60}, 60)
