@@ -44,28 +44,12 @@ RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # The files whose tests take longest begin first, so that the end need not wait for one of them.
 LONGEST = (
-    "deployed_queue",
-    "jobs",
-    "notebooks",
-    "storm",
-    "jobs_crash",
-    "merging",
-    "paused",
-    "docs",
-    "object_store",
-    "cli",
-)
-LONGEST += (
-    "days",
-    "resume",
-    "row_groups",
-    "switch",
-    "queue_scale",
-    "rows",
-    "planning",
-    "examples",
-    "job_stores",
-    "cli_jobs",
+    *("deployed_queue", "paused", "jobs", "examples", "docs", "object_store"),
+    *("paused_commands", "notebooks", "merging", "rows", "jobs_crash", "queue_scale"),
+    *("storm", "resume", "conformance", "cleaning", "row_groups", "daymerges"),
+    *("job_environments", "days", "cli_jobs", "planning", "s3_access", "crash_safety"),
+    *("queue_faults", "forkserver", "s3_faults", "job_stores", "damage", "catalog"),
+    *("cli", "typing"),
 )
 
 
