@@ -17,6 +17,7 @@
     │   │   ├── Damaged          a file of a run is not as it was written, or gone
     │   │   ├── WrittenByNewer   a file of a run is of a later format than this version of shardkit knows
     │   │   └── ObjectRefused    the store refuses this object, but not all
+    │   ├── ChecksFailed     the pipeline's checks of the new files failed
     │   ├── LedgerError      records are missing from the ledger
     │   ├── CombineError     the user's combine function raised
     │   ├── SchemaConflict   two parts give one column types that cannot be unified
@@ -137,6 +138,12 @@ class WrittenByNewer(StorageError):
 
 class LedgerError(RunFailed):
     """Records listed are not the sum of records done, quarantined and skipped."""
+
+
+class ChecksFailed(RunFailed):
+    """The pipeline's checks of the new files failed: these are kept aside, and the dataset stays as it was."""
+
+    exit_code = 3
 
 
 class CombineError(RunFailed):

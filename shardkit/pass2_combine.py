@@ -61,8 +61,8 @@ def run_pass2(
         merged: jobs, or the nodes of a cluster, may have merged days already.
 
     Raises:
-        LedgerError: records or parts are missing.
-        NothingMade: no record is done, or there is no row.
+        LedgerError, NothingMade: records or parts are missing; or no record is done, or there is no row.
+        ChecksFailed: the new files do not pass the pipeline's checks; they are kept aside.
         SchemaConflict: parts give a column types that cannot be unified.
         RunBusy: another run is switching the same dataset.
         CatalogError: the dataset is made, but could not be registered.
@@ -76,23 +76,23 @@ def run_pass2(
     by_jobs = merged_by_jobs(folder, parts, recipe) if merged else {}
     staged = {file.path for day in by_jobs.values() for file in day.files}
 
-    # The switch happens at the end of this block, if nothing is raised in it.
-    with undoing_damaged_chunks(ledger), switching(folder, attempt, name=name, fresh=fresh, staged=staged) as build:
+    # The files are checked and switched to at the end of this block, if nothing is raised in it.
+    changing = switching(folder, attempt, name=name, fresh=fresh, staged=staged, checks=merge.checks)
+    with undoing_damaged_chunks(ledger), changing as build:
         build.note_recipe(recipe, ledger)
         recipe.check_made(ledger, build.current, rows=sum(part.rows for some in parts.values() for part in some))
 
         # Parts to files, one partition after the other. Files of the present dataset whose rows all count are kept.
         keeper = recipe.keeper(folder, build.current)
         sources = sources_of(folder, parts, merge, build.current, by_jobs)
-        written = dict(
-            merge_partitions(build.staging, keeper, sources, merge, attempt, token=build.token, threads=threads)
-        )
+        merging = merge_partitions(build.staging, keeper, sources, merge, attempt, token=build.token, threads=threads)
+        written = dict(merging)
 
         # The next state of the dataset: the files of all partitions, in order, and which rows each of them holds.
         build.accounts = {name: Account.of(parts[name], combined=merge.combine is not None) for name in parts}
-        _tell(attempt, by_jobs, written)
         attempt.check()
         _add_all(folder, build, keeper, parts, written=written, by_jobs=by_jobs)
+        _tell(attempt, by_jobs, written)
         build.describe(merge.layout, records=ledger.counts(), bytes_in=ledger.total_bytes)
         recipe.check_combined(ledger, build.current, rows=build.result["rows"])
 

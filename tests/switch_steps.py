@@ -1,6 +1,6 @@
 """A program that kills itself before the n-th step of a dataset's switch, or finds the disk full there.
 
-    switch_steps.py STEP kill|full|none run|days|open PROJECT VERSION
+    switch_steps.py STEP kill|full|none run|days|open|checked|accept PROJECT VERSION
 
 It prints the steps that it reached.
 """
@@ -18,6 +18,7 @@ import shardkit as sk
 from shardkit.dataset import next_state as building
 from shardkit.dataset import switch as commit
 from shardkit.dataset import switch_steps as switching
+from shardkit.runfolder.folder import RunFolder
 from shardkit.storage.local import writing
 
 if TYPE_CHECKING:
@@ -41,8 +42,17 @@ def within_switch(do: Callable[..., Any]) -> Callable[..., Any]:
     return instead
 
 
-def step(name: str, do: Callable[..., Any], *, of: str = "") -> Callable[..., Any]:
+def step(name: str, do: Callable[..., Any], *, of: str = "", always: str = "") -> Callable[..., Any]:
     def instead(*arguments: Any, **options: Any) -> Any:
+        if always and always in arguments:
+            under_way.append(True)  # it is a step wherever it is
+            try:
+                return counted(*arguments, **options)
+            finally:
+                under_way.pop()
+        return do(*arguments, **options) if always else counted(*arguments, **options)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
         if under_way and str(arguments[0]).endswith(of):
             with ONE_AT_A_TIME:
                 steps.append(name)
@@ -66,10 +76,23 @@ commit.note = switching.note = step("note", switching.note)
 switching.remove = step("remove", switching.remove)
 Path.unlink = step("unlink", Path.unlink, of="commit.json")  # type: ignore[method-assign]
 switching._tidy = step("tidy", switching._tidy)
+RunFolder.write = step("checks", RunFolder.write, always="checks.json")  # type: ignore[method-assign]
 
 if ACTION == "run":
     fields: dict[str, Any] = {"source_dir": ROOT, "workers": 1, "rows_per_file": 3, "run_id": VERSION, "quiet": True}
     sk.run("work:features", ROOT / "data", ROOT / "out", **fields)
+elif ACTION == "checked":
+    pipeline = sk.Pipeline(
+        function="work:features",
+        input=ROOT / "data",
+        output=ROOT / "out",
+        source_dir=ROOT,
+        workers=1,
+        checks={"sql": {"version": "SELECT * FROM new WHERE version <> 'first'"}},
+    )
+    pipeline.run(run_id=VERSION, quiet=True)
+elif ACTION == "accept":
+    sk.open_run(ROOT / "out", VERSION).accept(quiet=True)
 elif ACTION == "days":
     fields = {
         "source_dir": ROOT,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shardkit._version import __version__
+from shardkit.cli.checks import checks
 from shardkit.cli.commands import Group
 from shardkit.cli.deploy_job import deploy
 from shardkit.cli.engine import engine
@@ -43,7 +44,7 @@ def cli() -> None:
 
 # In the order in which users need them.
 for command in (
-    *(try_, run, plan, status, report, logs, stop, failures, replay, query, retry, resume, clean, check),
+    *(try_, run, plan, status, report, logs, stop, failures, checks, replay, query, retry, resume, clean, check),
     *(origin, verify, diff),
     *(pass1, pass2, init, schedule, workflow, deploy, jobs, engine),
 ):

@@ -59,7 +59,8 @@ def run(
 
     With an engine the passes are Processing jobs; after Ctrl-C those that were launched keep running.
 
-    Exit codes: 0 done, 1 failed, 2 usage or pipeline error, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 usage or pipeline error, 3 a check of the new
+    files failed, 130 interrupted.
     """
     loaded = read_pipeline(pipeline, given, expect_work=not dry_run)
     days = days_of(loaded, date, since)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from shardkit.dataset.recipe import Recipe
     from shardkit.dataset.writer import DataFile
     from shardkit.runfolder.attempt import Attempt
+    from shardkit.runfolder.check_types import HeldBuild
     from shardkit.runfolder.document_types import LedgerCounts, MadePartition, MadeWith, Result, ResultFile
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.ledger import Ledger
@@ -66,6 +68,16 @@ class Build:
         self._folder = folder
         self._attempt = attempt
         self._name = name
+
+    @classmethod
+    def restored(cls, folder: RunFolder, attempt: Attempt, held: HeldBuild, merge: Merge) -> Build:
+        """A build that was kept aside, as far as the switch needs it."""
+        result = held["result"]
+        number, of_jobs = result["generation"], held["of_jobs"]
+        build = cls(folder, attempt, result["name"], current=None, number=number, of_jobs=of_jobs)
+        build.merge = replace(merge, schema=held["columns"], widen_ints=held["widen_ints"])
+        build.kept, build.by_day, build._result = held["kept"], result["by_day"], result
+        return build
 
     def note_recipe(self, recipe: Recipe, ledger: Ledger) -> None:
         """Note how the files are made; later runs compare it with how they would make them."""

@@ -57,6 +57,7 @@ class Merge:
     glue: dict[str, Any] | None = None  # the table of Glue to register the dataset as
     iceberg: IcebergTable | None = None
     allow_empty: bool = False
+    checks: dict[str, Any] | None = None  # of the new files, before the switch
     failures_counted: bool = False  # whether max_failures is a number of records, which may be all of them
 
     def stored(self, schema: pa.Schema) -> pa.Schema:

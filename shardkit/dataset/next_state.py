@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.build import Build
 from shardkit.dataset.catalogs import check_table
 from shardkit.dataset.checks import check_name
 from shardkit.dataset.current import current_result
+from shardkit.dataset.held import CHECKS, check_base, check_build, held_build
 from shardkit.dataset.switch import dataset_lock, switch
 from shardkit.dataset.switch_steps import build_of, staging
 from shardkit.dataset.uniform import make_uniform
 from shardkit.storage.side_by_side import together
+from shardkit.times import now
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
+    from shardkit.dataset.merge import Merge
+    from shardkit.dataset.switch_steps import LockedDataset
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.folder import RunFolder
@@ -27,13 +31,22 @@ SWITCH_PATIENCE_S = 600.0
 
 @contextlib.contextmanager
 def switching(
-    folder: RunFolder, attempt: Attempt, *, name: str, fresh: bool = False, staged: Collection[str] = ()
+    folder: RunFolder,
+    attempt: Attempt,
+    *,
+    name: str,
+    fresh: bool = False,
+    staged: Collection[str] = (),
+    checks: Mapping[str, Any] | None = None,
 ) -> Iterator[Build]:
-    """Keep the dataset locked while the block builds its next state, then switch to that.
+    """Keep the dataset locked while the block builds its next state, then switch to that if its ``checks`` pass.
 
     ``staged`` are files of the next state that jobs have staged already. ``fresh``: this is the first attempt.
 
-    Runs of different days build side by side: they need the lock only to switch.
+    Runs of different days build side by side: they need the lock only to check and to switch.
+
+    Raises:
+        ChecksFailed: a check has failed; the next state stays aside.
     """
     if folder.plan()["by_day"]:
         build = _begin(folder, attempt, name, current=current_result(folder.output), fresh=fresh, staged=staged)
@@ -41,10 +54,7 @@ def switching(
         build.check()
         with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as dataset:
             check_name(folder.output, dataset.result, name)
-            attempt.check()
-            rewritten = make_uniform(folder, build, dataset.result)
-            check_table(build.merge, folder.output, build.result)
-            switch(folder, build.result, dataset, build.kept, rewritten, of_jobs=staged)
+            _to(build, dataset, folder, attempt, of_jobs=staged, checks=checks)
         return
     with dataset_lock(folder.output) as dataset:
         check_name(
@@ -52,9 +62,44 @@ def switching(
         )  # a second time: another pipeline's run may have ended there meanwhile
         build = _begin(folder, attempt, name, current=dataset.result, fresh=fresh)
         yield build
+        _to(build, dataset, folder, attempt, checks=checks)
+
+
+def _to(
+    build: Build,
+    dataset: LockedDataset,
+    folder: RunFolder,
+    attempt: Attempt,
+    *,
+    of_jobs: Collection[str] = (),
+    checks: Mapping[str, Any] | None = None,
+) -> None:
+    """Switch the dataset to a build, once its checks pass."""
+    attempt.check()
+    if checks:
+        check_build(folder, build, checks, dataset.result, of_jobs=of_jobs)
         attempt.check()
-        check_table(build.merge, folder.output, build.result)
-        switch(folder, build.result, dataset, build.kept)
+    rewritten = make_uniform(folder, build, dataset.result) if build.by_day else None
+    check_table(build.merge, folder.output, build.result)
+    switch(folder, build.result, dataset, build.kept, rewritten, of_jobs=of_jobs)
+
+
+def accept(folder: RunFolder, attempt: Attempt, merge: Merge) -> None:
+    """Switch the dataset to the build that the run keeps aside, though its checks have failed.
+
+    ``merge`` is what made it.
+
+    Raises:
+        RunNotFound: it keeps none.
+        PlanMismatch: another run has switched the dataset since.
+    """
+    held, checks = held_build(folder)
+    build = Build.restored(folder, attempt, held, merge)
+    with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as dataset:
+        check_name(folder.output, dataset.result, held["result"]["name"])
+        check_base(folder, held, dataset.result)
+        _to(build, dataset, folder, attempt, of_jobs=held["of_jobs"])
+    folder.write(CHECKS, {**checks, "held": None, "accepted": now()})
 
 
 def _begin(
@@ -69,6 +114,7 @@ def _begin(
     """A build with an empty staging folder; of the jobs' files, those that are ``staged`` stay."""
     before = None
     if not fresh:
+        folder.files.remove(CHECKS)  # what it keeps aside is about to go
         before, _ = together([folder.result, lambda: _clear_staging(folder, attempt, staged)])
     # No other attempt has this number: names of files are never used twice, even if two processes work on the run.
     number = max((before["generation"] if before else 0) + 1, attempt.number)

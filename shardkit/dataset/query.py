@@ -207,9 +207,14 @@ def _opened(one: Dataset) -> pads.Dataset:
         raise QueryError(f"The dataset in {one.folder.uri} cannot be read: {error}.") from error
 
 
+def in_words(error: Exception) -> str:
+    """DuckDB's message on one line, without its excerpt of the query."""
+    return " ".join(str(error).split("\n\nLINE ")[0].split())
+
+
 def _duckdb_error(error: Exception, names: list[str]) -> QueryError:
     """DuckDB's message without its excerpt of the query; if a table is missing, with the names of those there are."""
-    said = " ".join(str(error).split("\n\nLINE ")[0].split())
+    said = in_words(error)
     hint = ""
     if said.startswith("Catalog Error: Table"):
         said = said.partition(" Did you mean")[0]

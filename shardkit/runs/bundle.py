@@ -132,7 +132,10 @@ def upload_code(
         requirements=pipeline.requirements,
         mode=mode or pipeline.requirements_mode,
         leave_out=tuple(map(str, data)),
-        extras=pipeline.catalog.extras if pipeline.catalog is not None else (),
+        extras=(
+            *(pipeline.catalog.extras if pipeline.catalog is not None else ()),
+            *(("sql",) if pipeline.checks is not None else ()),
+        ),
         by_value=function.pickled is not None,
         dry_run=dry_run,
     )

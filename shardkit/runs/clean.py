@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.current import current_result
+from shardkit.dataset.held import checks_of, held_by, is_current
 from shardkit.dataset.iceberg.expiry import expire_snapshots
 from shardkit.dataset.kept_files import noted_by
 from shardkit.dataset.switch import finish_switches
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from shardkit.dataset.iceberg.expiry import ExpiredSnapshots
+    from shardkit.runfolder.document_types import Result
     from shardkit.storage.base import Entry, Folder
     from shardkit.storage.locks import Held
 
@@ -43,6 +45,7 @@ BEING_PLANNED_S = 3600.0  # a folder without a plan may belong to a run that is 
 UNUSED = "no longer of use"
 AT_WORK = "at work"
 UNFINISHED = "not finished, and may be resumed"
+HELD = "its new files failed a check, and may be accepted"
 TAKEN_OVER = "what is left has been taken over by others"
 
 
@@ -160,16 +163,29 @@ def _why_they_stay(output: Folder, runs: list[RunFolder], *, unfinished: bool) -
         makers.add(current["run_id"])
     latest = latest_run(output)
     reasons = []
-    for run, state in zip(runs, states, strict=True):
+    for run, state_of_run in zip(runs, states, strict=True):
+        state = _with_held(run, current) if state_of_run == UNFINISHED else state_of_run
         if run.run_id in makers:
             reasons.append("still in the dataset")
-        elif state == UNFINISHED and unfinished:
+        elif state in {UNFINISHED, HELD} and unfinished:
             reasons.append(AT_WORK if _has_live_jobs(run) else "")
         elif latest is not None and run.run_id == latest.run_id:
             reasons.append(state or "the latest")
         else:
             reasons.append(state)
     return reasons
+
+
+def _with_held(run: RunFolder, current: Result | None) -> str:
+    """Why an unfinished run stays: its new files may be accepted, unless the dataset has been switched since."""
+    try:
+        checks = checks_of(run)
+    except (Damaged, WrittenByNewer):
+        return UNFINISHED
+    held = held_by(checks, None)
+    if held is None:
+        return UNFINISHED
+    return HELD if is_current(held, current) else ""
 
 
 def _state(run: RunFolder) -> str:

@@ -94,6 +94,29 @@ class Run:
 
         return Failures.of(self.quarantine())
 
+    def checks(self) -> pd.DataFrame:
+        """How the pipeline's checks of the new files ended: name, passed, message, offending (a count) and sample."""
+        import pandas as pd
+
+        from shardkit.runs.checked import COLUMNS, results_of_checks
+
+        frame: pd.DataFrame = pd.DataFrame(results_of_checks(self.folder), columns=COLUMNS)
+        return frame
+
+    @heeding_interrupts()
+    def accept(self, *, quiet: bool = False) -> Run:
+        """Switch the dataset to the new files that are kept aside, though a check of them has failed.
+
+        Raises:
+            RunNotFound: none are kept aside.
+            PlanMismatch, RunReplaced: another run has switched the dataset since.
+        """
+        from shardkit.runs.checked import accept_held
+
+        with naming(self):
+            accept_held(self.folder, quiet=quiet)
+        return self
+
     def timings(self) -> pd.DataFrame:
         """When, where and for how long the records were worked on: one row for each time that a record was run.
 

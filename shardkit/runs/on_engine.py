@@ -13,6 +13,7 @@ import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from shardkit.dataset.held import checks_failed, checks_of, held_by
 from shardkit.dataset.switch import finish_switches
 from shardkit.errors import RunBusy, RunFailed, RunInterrupted, ShardkitError
 from shardkit.functions import python_version
@@ -192,6 +193,9 @@ class RunJobs:
         check_budget(ledger, self.pipeline.limits())
         check_not_ended_by_cost(self.folder, self.store, self.base, failed)
         first = next(job for job in sorted(guilty, key=lambda job: job.cause == COST) if job.status != "Stopped")
+        checks = checks_of(self.folder)
+        if held_by(checks, self.folder.result()) is not None and checks is not None:
+            raise checks_failed(self.folder, checks["results"])
         if NOTHING_MADE in first.reason:
             check_made(ledger, sum(part.rows for part in ledger.parts()), allow_empty=self.pipeline.allow_empty)
         more = f" ({counted(len(guilty) - 1, 'more job')} failed.)" if len(guilty) > 1 else ""

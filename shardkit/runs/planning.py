@@ -87,7 +87,7 @@ def make_run_plan(
 
     pipeline, output = with_roots(pipeline), pipeline.output_folder()
     _check_apart(pipeline.input_folders(), output)
-    _check_partitions(pipeline.output.partition_by)
+    _check_output(pipeline)
     current = check_owner(output, pipeline.pipeline_name())
     content = pipeline.to_dict()
     records, lists = _records(pipeline, output, content)
@@ -161,6 +161,15 @@ def _basis(pipeline: Spec, content: dict[str, Any], function_ref: FunctionRef) -
         merge=merging.digest(),
         form=merging.layout.form(content["shards"]),
     )
+
+
+def _check_output(pipeline: Spec) -> None:
+    """See that readers will find the partitions, and that the checks of the new files can be made here, if they are."""
+    _check_partitions(pipeline.output.partition_by)
+    if pipeline.checks is not None and pipeline.engine is None:
+        from shardkit.dataset.data_checks import check_queries
+
+        check_queries(pipeline.checks.model_dump())
 
 
 def _check_partitions(columns: Collection[str]) -> None:

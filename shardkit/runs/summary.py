@@ -18,6 +18,7 @@ from shardkit.runfolder.heartbeats import UNKNOWN
 from shardkit.runfolder.ledger import Ledger
 from shardkit.runfolder.names import ALL_SHARDS, STOP
 from shardkit.runfolder.steps import advice
+from shardkit.runs.checked import outcome, outcome_text
 from shardkit.runs.quarantine import elsewhere
 from shardkit.storage.requests import count_of, repeats_text
 from shardkit.storage.side_by_side import together
@@ -46,8 +47,9 @@ class Summary:
     done, by the shard and by the shard of the job that has done them. ``counts`` are the sums of what the function has
     counted with `Record.count` in the records that this run has done. Of what it has logged with `Record.log`, ``log``
     has the first lines, each with the ``key`` of its record, and ``logged`` says how many lines there were. ``reason``
-    says why a run failed, ``replaced_by`` names the run whose dataset has replaced this one's, and ``set_aside`` is
-    about records that a finished run has left out.
+    says why a run failed, ``checks`` how the checks of its new files ended (``passed``, ``failed``, ``accepted``, and
+    whether they are ``held`` aside), ``replaced_by`` names the run whose dataset has replaced this one's, and
+    ``set_aside`` is about records that a finished run has left out.
     """
 
     run_id: str
@@ -66,15 +68,16 @@ class Summary:
     log: list[LoggedLine] = field(default_factory=list)
     logged: int = 0
     stolen: dict[str, dict[str, int]] = field(default_factory=dict)
+    checks: dict[str, Any] = field(default_factory=dict)
     message: str | None = None
     reason: str | None = None
     replaced_by: str | None = None
     set_aside: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``run --json`` prints it: the last three only where there is one."""
+        """As ``run --json`` prints it: the last four only where there is one."""
         content = asdict(self)
-        empty = [name for name in ("stolen", "reason", "replaced_by") if not content[name]]
+        empty = [name for name in ("stolen", "checks", "reason", "replaced_by") if not content[name]]
         for name in ("message", "set_aside", *empty):
             del content[name]
         return content
@@ -103,6 +106,8 @@ class Summary:
             verb = "is" if self.quarantined_elsewhere == 1 else "are"
             see = Hint(f"sk.open_run({self.output!r}).failures()", f"shardkit failures {quote(self.output)}")
             facts.append(("others", f"{records} of other days {verb} in quarantine: {face(see)}"))
+        if self.checks:
+            facts.append(("checks", outcome_text(self.checks)))
         if self.stolen:
             facts.append(("stolen", self._stolen_text()))
         if repeats := repeats_text(self.repeated):
@@ -198,6 +203,7 @@ def summarize(folder: RunFolder, read: Ledger | None = None, *, live: int = 0) -
         log=notes["lines"],
         logged=notes["logged"],
         stolen=ledger.stolen(),
+        checks=outcome(folder, result),
         message=message,
         reason=reason,
         replaced_by=other,

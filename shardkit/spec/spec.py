@@ -25,6 +25,7 @@ from shardkit.errors import PipelineError
 from shardkit.explain import explain, unknown_field
 from shardkit.functions import FunctionRef, reference
 from shardkit.plan.chunks import CHUNK_RECORDS
+from shardkit.spec.checks import Checks  # noqa: TC001  pydantic reads it
 from shardkit.spec.cost import MaxCost  # noqa: TC001  pydantic reads it
 from shardkit.spec.fields import flat_fields, name_of_function, plain_data
 from shardkit.spec.input import Input, InputPart  # noqa: TC001  pydantic reads it
@@ -73,6 +74,7 @@ A_FUNCTION = Expected("module:callable, or a function")
 PARALLEL = Expected("dask, ray, spark or loky, or a mapping such as {backend: dask, n_jobs: 64}")
 RATE = Expected("calls and a time, such as 50/s, 3000/min or 100/h")
 GPUS = Expected("a number of GPUs, such as 1, or a part of one, such as 0.5")
+CHECKS = Expected("a mapping such as {rows_within: 20%, unique: id}")
 SHARDS = Expected("a mapping such as {by: directory, depth: 1}")
 CATALOG = Expected("a mapping such as {glue: {database: features, table: ads}}")
 COSTS = Expected("US dollars such as 50, or a mapping such as {usd: 50, prices: aws, sample: 20}")
@@ -108,6 +110,7 @@ class Spec(Section):
     allow_empty: Annotated[bool, MayChange()] = False
     output: Annotated[Output, A_FOLDER, Short("uri"), Flat(), MayChange(but=("uri", "origin"))]
     combine: Annotated[str | Callable[..., Any] | None, A_FUNCTION, MayChange()] = None
+    checks: Annotated[Checks | None, CHECKS, MayChange()] = None
     catalog: Annotated[Catalog | None, CATALOG, MayChange()] = None
     incremental: bool | None = None
     schedule: Annotated[WhenDue, SCHEDULE] = None
@@ -365,6 +368,7 @@ class Spec(Section):
         )
         schema = out.columns | ORIGIN_COLUMNS if out.columns and out.origin else out.columns
         catalog = self.catalog or Catalog.model_construct()
+        checks = self.checks.model_dump() if self.checks is not None else None
         return Merge(
             layout,
             schema,
@@ -373,6 +377,7 @@ class Spec(Section):
             glue=catalog.glue.model_dump() if catalog.glue is not None else None,
             iceberg=IcebergTable(**catalog.iceberg.model_dump()) if catalog.iceberg is not None else None,
             allow_empty=self.allow_empty,
+            checks=checks,
             failures_counted=isinstance(self.max_failures, int),
         )
 

@@ -24,8 +24,8 @@ from shardkit.runfolder.display import Quiet
 if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
-COMMANDS = ["try", "run", "plan", "status", "report", "logs", "stop", "failures", "replay", "query", "retry", "resume"]
-COMMANDS += ["clean", "check", "pass1", "pass2", "init", "schedule", "workflow", "deploy", "jobs", "engine"]
+COMMANDS = ["try", "run", "plan", "status", "report", "logs", "stop", "failures", "checks", "replay", "query", "retry"]
+COMMANDS += ["resume", "clean", "check", "pass1", "pass2", "init", "schedule", "workflow", "deploy", "jobs", "engine"]
 MODULE = """
 import sys
 print("module imported")

@@ -200,6 +200,7 @@ CHANGES = (
     "a store",
     "a format of lists",
     "how the function is called",
+    "a check of new files",
     "a chunk rule",
     "a retry rule",
     "a number in `status`",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SETTINGS = [
     *("workers", "memory", "batch", "concurrency", "rate", "gpus", "timeout", "max_failures", "allow_empty", "combine"),
-    "catalog",
+    *("checks", "catalog"),
     *("source_dir", "engine", "parallel", "max_cost", "input_mode", "requirements", "requirements_mode"),
 ]
 

@@ -12,6 +12,7 @@ from shardkit.jobs.history import summarize
 from shardkit.pages.page import Cell, Page
 from shardkit.runfolder.ledger import ELSEWHERE, OPEN
 from shardkit.runs.report.changes import add_changes
+from shardkit.runs.report.checks import add_checks
 from shardkit.runs.report.course import add_course
 from shardkit.runs.report.data import add_dataset
 from shardkit.runs.report.failures import add_failures
@@ -64,6 +65,7 @@ def report_page(
     add_records(page, look)
     add_notes(page, look)
     add_failures(page, look)
+    add_checks(page, look)
     add_dataset(page, look)
     add_changes(page, look)
     return page.to_html(), look.is_live

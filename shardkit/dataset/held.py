@@ -1,0 +1,130 @@
+"""A build whose checks have failed: its files stay staged in the run folder, until somebody accepts them.
+
+``checks.json`` in the run folder is written when the files are, so a crash leaves either an unfinished run, which is
+merged and checked again, or a build that can be accepted. The switch itself is that of every build.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardkit.dataset.data_checks import results_of
+from shardkit.errors import ChecksFailed, PlanMismatch, RunNotFound
+from shardkit.runfolder.check_types import ChecksDocument
+from shardkit.runfolder.steps import advice
+from shardkit.times import now
+from shardkit.units import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from typing import Any
+
+    from shardkit.dataset.build import Build
+    from shardkit.runfolder.check_types import CheckResult, HeldBuild
+    from shardkit.runfolder.document_types import Result
+    from shardkit.runfolder.folder import RunFolder
+
+CHECKS = "checks.json"
+
+
+def checks_of(folder: RunFolder) -> ChecksDocument | None:
+    """How the checks of a run's last build ended; None if there were none.
+
+    Raises:
+        Damaged: the document is not as it was written.
+    """
+    return folder.read_if_there(CHECKS, ChecksDocument)
+
+
+def held_by(checks: ChecksDocument | None, result: Result | None) -> HeldBuild | None:
+    """The build that a run keeps aside; None if there is none, or if the run's ``result`` is that build's."""
+    if checks is None or (result is not None and result["generation"] >= checks["generation"]):
+        return None
+    return checks["held"]
+
+
+def check_build(
+    folder: RunFolder, build: Build, checks: Mapping[str, Any], old: Result | None, *, of_jobs: Collection[str]
+) -> None:
+    """Check the rows of a build, and note how that ended; the caller holds the dataset's lock.
+
+    Raises:
+        ChecksFailed: a check has failed; the build stays aside.
+    """
+    results = results_of(checks, build, folder.output, old)
+    failed = [result for result in results if not result["passed"]]
+    document: ChecksDocument = {
+        "checked": now(),
+        "generation": build.number,
+        "results": results,
+        "held": _held(build, old, of_jobs) if failed else None,
+        "accepted": None,
+    }
+    folder.write(CHECKS, document)
+    if failed:
+        raise checks_failed(folder, results)
+
+
+def _held(build: Build, old: Result | None, of_jobs: Collection[str]) -> HeldBuild:
+    return {
+        "result": build.result,
+        "kept": build.kept,
+        "of_jobs": sorted(of_jobs),
+        "columns": build.merge.schema,
+        "widen_ints": build.merge.widen_ints,
+        "switched": old["switched"] if old is not None else 0,
+    }
+
+
+def checks_failed(folder: RunFolder, results: list[CheckResult]) -> ChecksFailed:
+    """The error that says which checks have failed, and what to do."""
+    failed = [result for result in results if not result["passed"]]
+    named = "; ".join(f"{result['name']} ({result['message']})" for result in failed)
+    return ChecksFailed(
+        f"Run {folder.run_id}: {len(failed)} of {counted(len(results), 'check')} failed: {named}. The dataset stays as "
+        "it was, and the new files are kept aside.",
+        hint=advice(
+            folder,
+            lambda step: (
+                f"\nSee what offends: {step('checks')}\n"
+                "Switch to the new files all the same: "
+                f"{step('accept') if step.in_python else step('checks', accept=True)}\n"
+                "Or mend the cause, and run again."
+            ),
+        ),
+    )
+
+
+def held_build(folder: RunFolder) -> tuple[HeldBuild, ChecksDocument]:
+    """The build that a run keeps aside, and its checks.
+
+    Raises:
+        RunNotFound: there is none.
+    """
+    checks = checks_of(folder)
+    held = held_by(checks, folder.result())
+    if checks is None or held is None:
+        why = "its checks have passed" if checks is not None and not checks["accepted"] else "nothing is kept aside"
+        raise RunNotFound(f"Run {folder.run_id} has no new files to accept: {why}.", hint="")
+    return held, checks
+
+
+def is_current(held: HeldBuild, present: Result | None) -> bool:
+    """Whether the dataset is still the one that a build was compared with; of days, each may be switched by itself."""
+    switched = present["switched"] if present is not None else 0
+    return held["result"]["by_day"] or switched == held["switched"]
+
+
+def check_base(folder: RunFolder, held: HeldBuild, present: Result | None) -> None:
+    """See that the dataset is still the one that the build was compared with.
+
+    Raises:
+        PlanMismatch: another run has switched it since.
+    """
+    if is_current(held, present):
+        return
+    by = f"run {present['run_id']}" if present is not None else "somebody"
+    raise PlanMismatch(
+        f"Run {folder.run_id}: the dataset in {folder.output.uri} was switched by {by} since these files were checked.",
+        hint=advice(folder, lambda step: f"Merge and check them again: {step('resume')}; or start a new run."),
+    )
