@@ -89,7 +89,9 @@ class Slot:
     def end_record(self, size_bytes: int, *, failed: bool) -> None:
         """Count a record; it stays the current one, because storing its rows may still bring the worker down."""
         self._cells[STATE] = AFTER
-        self.count_record(size_bytes, failed=failed)
+        self._cells[DONE] += 1
+        self._cells[BYTES] += size_bytes
+        self._cells[FAILED] += failed
 
     def enter(self, first: int, count: int = 1) -> None:
         """Note that ``count`` records from position ``first`` on are among several that the worker is at."""

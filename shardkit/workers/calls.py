@@ -62,12 +62,13 @@ class Calls:
     def chunk(self, run: ChunkRun, task: ChunkTask) -> str:
         """Work on the records of a chunk; returns why it was cut before its end, if the rest should run elsewhere."""
         for i in run.positions():
-            if task.alone is None and (i == task.until or self._has_to_stop(task)):
-                run.cut(i)
-                return ""
-            if task.alone is None and self._slot.wished == GIVE_WAY:
-                run.cut(i)
-                return OTHERS
+            if task.alone is None and (i == task.until or self._slot.wished):
+                if i == task.until or self._has_to_stop(task):
+                    run.cut(i)
+                    return ""
+                if self._slot.wished == GIVE_WAY:
+                    run.cut(i)
+                    return OTHERS
             if i in task.left:
                 run.cut(i)
                 return LEFT

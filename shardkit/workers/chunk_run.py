@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import resource
 import sys
 from pathlib import Path
@@ -85,7 +84,7 @@ class ChunkRun:
 
     def large_record(self, i: int) -> LargeRecord:
         """What takes a record's rows if they are many."""
-        return self._large_record(i, self.keys[i], functools.partial(self.writer.aside, i, self.keys[i]))
+        return self._large_record(i, self.keys[i], self.writer.aside)
 
     def record(self, i: int) -> Record | None:
         """The record at a position, its files here; None for a piece without a line."""
@@ -132,7 +131,11 @@ class ChunkRun:
     def end(self, i: int, *, begun: float, rows: int, failure: BaseException | None = None) -> None:
         """A record that has ``begun`` by the clock of ``times`` has had its turn; if it failed, ``rows`` are 0."""
         self._inputs.release((self.task.shard, self.task.chunk, i))
-        self.note_end(i, begun=begun, ended=self.times.clock(), rows=rows, failure=failure)
+        ended = self.times.clock()
+        if failure is None:
+            self.times.add(begun, ended, rows)
+        else:
+            self.note_end(i, begun=begun, ended=ended, rows=rows, failure=failure)
 
     def release(self, i: int) -> None:
         """A record's objects are not needed any more."""

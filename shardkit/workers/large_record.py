@@ -29,7 +29,7 @@ LOOK_ROWS = 256
 class LargeRecord:
     """Takes the rows that one record has given so far, once they are many."""
 
-    def __init__(self, index: int, key: str, begin: Callable[[], PartsWriter]) -> None:
+    def __init__(self, index: int, key: str, begin: Callable[[int, str], PartsWriter]) -> None:
         self._index = index
         self._key = key
         self._begin = begin
@@ -72,7 +72,7 @@ class LargeRecord:
     def _write(self, piece: Result) -> None:
         try:
             if self._writer is None:
-                self._writer = self._begin()
+                self._writer = self._begin(self._index, self._key)
             self._writer.add(piece)
             self._writer.convert()
         except StorageError as error:
