@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardkit.dataset.checks import check_not_replaced
 from shardkit.dataset.current import current_result
-from shardkit.errors import PipelineError, RunFailed, RunNotFound, RunReplaced, ShardkitError
+from shardkit.errors import PipelineError, RunNotFound, RunReplaced, ShardkitError
 from shardkit.hints import joined
-from shardkit.runfolder.steps import advice
 from shardkit.runs.planning import planned_pipeline
 from shardkit.runs.summary import Summary, is_complete, summarize, tell_set_aside
 from shardkit.storage.base import STATE_DIR
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pads
     from matplotlib.axes import Axes
 
-    from shardkit.jobs import Job
     from shardkit.jobs.history import Prices
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runs.going_on import GoingOn
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 
 
 LIVE = ("Launched", "InProgress")  # the states of jobs that the engine has
-STOP_TRIES = 4  # in vain, with longer and longer waits
 
 
 class Run:
@@ -303,24 +299,10 @@ class Run:
         Raises:
             RunFailed: the service did not answer for some, which go on.
         """
-        jobs = self._run_jobs()
-        stopped = jobs.stop()
-        count, at_work, tries = len(stopped), _still_at_work(stopped), 0
-        while at_work and tries < STOP_TRIES:
-            time.sleep(2.0**tries)
-            left = _still_at_work(jobs.stop())
-            tries = 0 if left < at_work else tries + 1
-            at_work = left
-        if at_work:
-            from shardkit.units import counted
+        from shardkit.runs.stopping import stop_jobs
 
-            error = RunFailed(
-                f"Run {self.run_id}: the service does not answer, and {counted(at_work, 'job')} could not be stopped.",
-                hint=advice(self.folder, lambda step: f"Try again: {step('stop')}"),
-            )
-            error.run = self
-            raise error
-        return count
+        with naming(self):
+            return stop_jobs(self._run_jobs())
 
     def logs(self, job: str | None = None, *, follow: bool = False) -> Iterator[str]:
         """The lines that the jobs of a run on an engine have printed; ``job`` is a job's name or id, or a part of it.
@@ -415,8 +397,3 @@ def naming(run: Run) -> Iterator[None]:
             if error.run is None and run.folder.exists():
                 error.run = run
         raise
-
-
-def _still_at_work(jobs: list[Job]) -> int:
-    """How many jobs are at work and have not been asked to stop."""
-    return sum(job.live and job.exists == "yes" and not job.stop_sent_at for job in jobs)

@@ -399,7 +399,7 @@ def test_a_stop_that_the_service_does_not_hear(project: Project, monkeypatch: py
             raise ClientError(busy, "StopProcessingJob")
         return real(engine, **request)
 
-    monkeypatch.setattr("shardkit.runs.handle.STOP_TRIES", 1)
+    monkeypatch.setattr("shardkit.runs.stopping.STOP_TRIES", 1)
     monkeypatch.setattr(LocalEngine, "stop_processing_job", partialmethod(stop, after=99))
     with pytest.raises(
         sk.RunFailed, match="the service does not answer, and 1 job could not be stopped. Try again: sk.open_run"
