@@ -61,6 +61,7 @@ def worker_settings(
     folder: RunFolder, pipeline: Spec, ref: FunctionRef, *, source: str | None = None, job: str | None = None
 ) -> WorkerSettings:
     """What stays the same for all chunks of a run; ``source`` is where its input is now."""
+    from shardkit.workers.memory import allocated_bytes
     from shardkit.workers.tasks import WorkerSettings
 
     return WorkerSettings(
@@ -74,7 +75,7 @@ def worker_settings(
         inside=pipeline.inside,
         job=job,
         origin=pipeline.output.origin,
-        memory_bytes=None if pipeline.memory == "auto" else pipeline.memory,
+        memory_bytes=allocated_bytes() if pipeline.memory == "auto" else pipeline.memory,
         calling=pipeline.calling(ref),
         gpus=pipeline.gpus,
     )

@@ -248,7 +248,7 @@ class Gate:
         return room.most if sure or self._memory.kernel_has_killed() else 0
 
     def _room(self) -> Room | None:
-        return self._memory.room(self._pool.resident_bytes() if self._memory.limit is not None else 0)
+        return self._memory.room(self._pool.held_bytes() if self._memory.limit is not None else 0)
 
     def _rise(self) -> None:
         if self.limit < self._size and time.monotonic() >= self._next_rise and self._has_room(0):

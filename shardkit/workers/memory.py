@@ -84,6 +84,22 @@ class Memory:
         return 0
 
 
+def allocated_bytes() -> int | None:
+    """What Slurm has given to the workers of this job, beside this process; None outside of Slurm, or for all there is.
+
+    Where a site limits jobs by no control group, nothing else says it before the whole job is ended.
+    """
+    given = os.environ.get("SLURM_MEM_PER_NODE", "")
+    each, cpus = os.environ.get("SLURM_MEM_PER_CPU", ""), os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if given.isdigit():
+        megabytes = int(given)
+    elif each.isdigit() and cpus.isdigit():
+        megabytes = int(each) * int(cpus)
+    else:
+        return None
+    return max((megabytes << 20) - resident_bytes(os.getpid()), 0) or None
+
+
 def resident_bytes(pid: int) -> int:
     """How much a process holds now; 0 if it has ended."""
     with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm", "rb") as file:

@@ -65,6 +65,7 @@ class WorkerProcess:
         self.is_worn = False
         self._made_room = self._is_too_large = False
         self.peak: int | None = None
+        self.shared_bytes = 0  # that it had when it was forked: all workers have these together
         self._watch = Watch(self.slot)
 
     def ask(
@@ -90,7 +91,7 @@ class WorkerProcess:
         """Send the settings to a new worker, and wait until it has loaded the function."""
         if self._settings is not None:
             try:
-                _ = self._child.pid
+                self.shared_bytes = resident_bytes(self._child.pid)
             except OSError as error:
                 raise _cannot_start(error) from error
             except EOFError:
@@ -326,6 +327,13 @@ class WorkerPool:
     def resident_bytes(self) -> int:
         """The memory that all workers have now."""
         return sum(worker.resident_bytes() for worker in self._workers if worker is not None)
+
+    def held_bytes(self) -> int:
+        """The same, what they share counted once."""
+        workers = [worker for worker in self._workers if worker is not None]
+        shared = [worker.shared_bytes for worker in workers]
+        own = [max(worker.resident_bytes() - worker.shared_bytes, 0) for worker in workers]
+        return sum(own) + max(shared, default=0)
 
     def idle_bytes(self, *, all_of_them: bool = False) -> int:
         """The memory that the largest idle worker has now, or ``all_of_them`` together."""

@@ -229,3 +229,46 @@ def test_the_command_says_where_a_row_comes_from(project: Project) -> None:
     assert "is row 2 of the record b.txt" in done.stdout
     answer = json.loads(CliRunner().invoke(cli, ["origin", str(project.out), "3", "--json"]).stdout)
     assert (answer["record"], answer["record_row"], answer["file_row"]) == ("b.txt", 2, 3)
+
+
+def test_of_days_each_row_leads_to_the_run_that_made_its_day(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write_function(WORK)
+    for day in ("2020-01-01", "2020-01-02"):
+        (project.data / day).mkdir()
+        project.write_records({f"{day}/{i}.txt": f"{i} {day}\n" for i in range(3)})
+    fields = {"shards": {"by": "date", "path": "{Y}-{m}-{d}"}, "rows_per_file": 2}
+    run_of(project, run_id="first", **fields)
+    project.write_records({"2020-01-02/3.txt": "7 late\n"})
+    run = run_of(project, run_id="second", **fields)
+    rows = run.dataset().to_table(columns=["text", "half"]).to_pylist()
+    found = [run.origin(row) for row in range(len(rows))]
+    assert [(each.record[:10], each.run_id) for each in found] == [
+        *[("2020-01-01", "first")] * 3,
+        *[("2020-01-02", "first")] * 3,
+        ("2020-01-02", "second"),
+    ]
+    assert rows[-1]["text"] == "late"
+    assert found[-1].record == "2020-01-02/3.txt"
+    verified = run.verify()
+    assert sorted(verified.same) == sorted(
+        path.relative_to(project.data).as_posix() for path in project.data.rglob("*.txt")
+    )
+
+
+def test_of_pieces_of_a_file_and_of_batches(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write_records({"all.txt": "".join(f"{n} {'x' * (n % 5)}\n" for n in range(300))})
+    project.write_function(
+        "def features(records):\n    return [[{'line': line.strip()} for line in open(record)] for record in records]\n"
+    )
+    run = run_of(project, records={"inside": "lines", "target_bytes": 500}, batch=3, origin=True)
+    rows = run.dataset().to_table().to_pylist()
+    assert len({row["origin_record"] for row in rows}) > 3
+    for number in (0, 150, 299):
+        found = run.origin(number)
+        assert found.record == rows[number]["origin_record"]
+        start, _, end = found.record.rpartition(":")[2].partition("-")
+        text = (project.data / "all.txt").read_text()
+        assert rows[number]["line"] in text[int(start) - 8 if int(start) else 0 : int(end) + 8]
+    assert run.verify().is_reproducible
