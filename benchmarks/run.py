@@ -191,6 +191,32 @@ def _one_line(source: str, workers: int) -> list[str]:
     return [*SHARDKIT, "run", "--function", "one_line:one_row", "--source-dir", str(HERE / "contestants"), *where]
 
 
+def waits(workers: int, scale: float) -> Benchmark:
+    """2,000 files, and a function that waits 50 ms for each; 32 calls at once."""
+    data, calls = tiny_files(int(2000 * scale)), 32
+    function = ["--function", "waits:answer", "--source-dir", str(HERE / "contestants")]
+    where = ["--input", str(data), "--output", "out", "--quiet"]
+    command = [*SHARDKIT, "run", *function, *where]
+    return Benchmark(
+        {
+            "shardkit": [*command, "--workers", "1", "--concurrency", str(calls)],
+            "by hand": contestant("waits.py", data, "out", calls),
+            "all workers": [*command, "--workers", str(workers), "--concurrency", str(calls // workers)],
+        },
+        {"by hand": 1.1},
+    )
+
+
+def model(workers: int, scale: float) -> Benchmark:
+    """The same files, and a network of six layers for batches of 64 and for one record at a time."""
+    where = ["--input", str(tiny_files(int(2000 * scale))), "--output", "out", "--workers", str(workers), "--quiet"]
+    command = [*SHARDKIT, "run", "--source-dir", str(HERE / "contestants"), *where]
+    one_by_one = [*command, "--function", "model:OneByOne"]
+    return Benchmark(
+        {"shardkit": [*command, "--function", "model:Batches", "--batch", "64"], "one by one": one_by_one}, {}
+    )
+
+
 def memory(workers: int, scale: float) -> Benchmark:
     """Ten times as many files must take the same peak memory."""
     small = generated("talent_jsonl", files=int(2000 * scale), ads=20, bad=0)
@@ -282,6 +308,8 @@ BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
     "ads-skew": lambda workers, scale: ads(workers, scale, skew=True),
     "tiny": tiny,
     "tar": lambda workers, scale: Benchmark(large_files.members(workers, scale), {}),
+    "waits": waits,
+    "model": model,
     "memory": memory,
     "waveforms": lambda workers, scale: waveforms(waveforms_anywhere(scale), workers),
     "waveforms-by-patient": lambda workers, scale: waveforms(waveforms_by_patient(scale), workers),
