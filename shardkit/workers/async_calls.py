@@ -88,6 +88,24 @@ class AsyncCalls(Calls):
     def _flight(self, run: ChunkRun, task: ChunkTask) -> Flight:
         return Flight.of(run, task, batches_of(run, task, self._size or 1))
 
+    def meanwhile(self, work: Callable[[], Any]) -> Any:
+        """Do some other work in a thread, while the calls of the next chunk go on."""
+        return work() if self._ahead is None else self._loop.run_until_complete(self._beside(work, self._ahead))
+
+    async def _beside(self, work: Callable[[], Any], ahead: Flight) -> Any:
+        done = self._loop.run_in_executor(None, work)
+        done.add_done_callback(lambda _: self._changed.set())
+        self._beat()
+        while not done.done() and self._error is None:
+            self._changed.clear()
+            try:
+                self._begin_calls(ahead)
+            except StorageError as error:  # which ends the work on that chunk, when its turn has come
+                self._error = error
+            await self._changed.wait()
+        self._rest_beat()
+        return await done
+
     def close(self) -> None:
         """End what was begun for a chunk that did not come."""
         if self._ahead is not None:
@@ -120,8 +138,7 @@ class AsyncCalls(Calls):
                     self._begin_calls(flight)
                 await self._changed.wait()
         finally:
-            if self._beats is not None:
-                self._beats.cancel()
+            self._rest_beat()
             await self._end(flight)
 
     @staticmethod
@@ -149,6 +166,10 @@ class AsyncCalls(Calls):
         self._slot.begin_several()
         self._changed.set()
         self._beats = self._loop.call_later(self._look_s, self._beat)
+
+    def _rest_beat(self) -> None:
+        if self._beats is not None:
+            self._beats.cancel()
 
     def _take(self, flight: Flight) -> str:
         """Take the rows whose turn it is; returns why a record should run elsewhere, before which the chunk is cut."""
@@ -180,11 +201,11 @@ class AsyncCalls(Calls):
             source = flight if flight.waiting else self._next(flight)
             if source is None or not source.waiting:
                 return
-            ahead_calls, ahead_bytes = (len(self._ahead.calls), self._ahead.held_bytes) if self._ahead else (0, 0)
+            flights = [flight] if self._ahead is None or self._ahead is flight else [flight, self._ahead]
             is_first = source is flight and source.waiting[0][0] == flight.order[0]
-            if len(flight.calls) + ahead_calls >= self._most:
+            if sum(len(each.calls) for each in flights) >= self._most:
                 return
-            if not is_first and flight.held_bytes + ahead_bytes > HELD_BYTES:
+            if not is_first and sum(each.held_bytes for each in flights) > HELD_BYTES:
                 return
             if not self._may_begin():
                 return
@@ -193,6 +214,8 @@ class AsyncCalls(Calls):
     def _next(self, flight: Flight) -> Flight | None:
         """The calls of the next chunk, if it is known."""
         following = flight.task.ahead
+        if flight is self._ahead:
+            return None
         if self._ahead is None and following is not None and flight.task.alone is None:
             run = self._open(following)
             run.announce()

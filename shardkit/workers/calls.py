@@ -85,6 +85,10 @@ class Calls:
         """The chunk of a task, if it has been begun already."""
         return None
 
+    def meanwhile(self, work: Callable[[], Any]) -> Any:
+        """Do some other work; what is under way goes on meanwhile."""
+        return work()
+
     def close(self) -> None:
         """End what is still under way."""
 

@@ -45,7 +45,7 @@ class Outcome:
         return of_rows + sum(int(table.nbytes) for table in self.result.tables)
 
 
-@dataclass
+@dataclass(eq=False)
 class Flight:
     """One chunk's calls.
 

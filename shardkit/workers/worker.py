@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -35,6 +36,8 @@ from shardkit.workers.replies import plain_error
 from shardkit.workers.tasks import arrivals_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shardkit.workers.replies import Reply
     from shardkit.workers.tasks import ChunkTask, WorkerSettings
 
@@ -62,7 +65,7 @@ def work(descriptor: int, board: int, number: int, store: str | None, parent: in
             channel.send(json.dumps({"error": plain_error(error)}).encode())
             return
         channel.send(b"{}")
-        while (task := _receive(channel)) is not None:
+        while (task := worker.meanwhile(functools.partial(_receive, channel))) is not None:
             reply = json.dumps(_outcome(worker, guard, task)).encode()
             try:
                 channel.send(reply)
@@ -176,7 +179,7 @@ class _Worker:
         self._slot.finish_records()
         if why:
             self._guard.release()
-        marker = run.commit(self._repeats())
+        marker = self._calls.meanwhile(functools.partial(run.commit, self._repeats()))
         if marker["peak_memory_bytes"] > MUCH_BYTES:
             trim_memory()
         return {"marker": marker, "cut": why}
@@ -184,6 +187,10 @@ class _Worker:
     def _open(self, task: ChunkTask) -> ChunkRun:
         folder, names = self._folder, self._names_counted
         return ChunkRun(task, self._settings, self._schema, folder, self._inputs, worker=self._name, names=names)
+
+    def meanwhile(self, work: Callable[[], Any]) -> Any:
+        """Do some other work; what is under way goes on meanwhile."""
+        return self._calls.meanwhile(work)
 
     def close(self) -> None:
         """End what is still under way."""
