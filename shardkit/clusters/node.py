@@ -197,7 +197,7 @@ class _Node:
         task = dataclasses.replace(task, execution=secrets.token_hex(4))
         room = ROOM.get()
         # Where all is on this node, there is nothing to wait for while another chunk could be worked on.
-        if room is None or not (self._pool.fetches or self._publisher):
+        if room is None or not (self._pool.claims_next or self._publisher):
             markers = self._supervisor.see_through(task)
         else:
             with self._reading:
