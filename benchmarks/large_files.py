@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 FILE_BYTES = 200_000_000
 MEMBERS = 10_000
 MEMBER_BYTES = 3000
-PIECE = "64MB"
+LARGEST_PIECE = 64_000_000
 
 
 def lines(workers: int, scale: float, stack: contextlib.ExitStack) -> dict[str, list[str]]:
     """The commands of the contestants over one file of 200 MB."""
     data = _one_file(int(FILE_BYTES * scale))
+    piece = min(LARGEST_PIECE, int(FILE_BYTES * scale / 4 / workers))
     ray = stack.enter_context(ray_cluster(workers))
-    rule = json.dumps({"inside": "lines", "target_bytes": PIECE})
+    rule = json.dumps({"inside": "lines", "target_bytes": piece})
     return {
         "shardkit": [*shardkit_ads(data, workers), "--set", f"records={rule}"],
-        "split": contestant("lines_by_split.py", data / "ads.jsonl", "tmp", "out", workers, PIECE),
+        "split": contestant("lines_by_split.py", data / "ads.jsonl", "tmp", "out", workers, piece),
         "ray data": contestant("lines_by_ray_data.py", ray, data / "ads.jsonl", "out"),
     }
 
