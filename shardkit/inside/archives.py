@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from shardkit.inside.blocks import read_small
 from shardkit.inside.compressed import damage_named
 from shardkit.inside.piece import Member
 from shardkit.inside.source import COPIED_AT_ONCE, Made
@@ -90,9 +91,9 @@ def write_members(source: Source, members: Iterable[Member], kind: str, root: st
         ObjectDamaged: one is not what the index says.
     """
     for together in _together(list(members)):
-        if kind == "tar" and len(together) > 1:
+        if kind == "tar" and sum(member.stored for member in together) <= TOGETHER_BYTES:
             begin = together[0].start
-            data = source.read(begin, max(member.start + member.stored for member in together))
+            data = read_small(source, begin, max(member.start + member.stored for member in together))
             for member in together:
                 at = member.start - begin
                 _write(f"{root}/{member.name}", [data[at : at + member.stored]])
@@ -150,7 +151,7 @@ def _unzipped(source: Source, member: Member) -> Iterator[bytes]:
     """
     name_bytes = len(member.name.encode())
     guess = ZIP_HEAD + name_bytes + EXTRA_GUESS + min(member.stored, AT_FIRST)
-    opening = source.read(member.start, member.start + guess)
+    opening = read_small(source, member.start, min(member.start + guess, source.size))
     head = opening[:ZIP_HEAD]
     if head[:4] != b"PK\x03\x04":
         raise ValueError(f"there is no header for {member.name}")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 READ_AHEAD_BYTES = 64 << 20
 READ_AHEAD_RECORDS = 64
 FETCH_THREADS = 16
+LOCAL_THREADS = 2  # for pieces of files of this machine, which keep the disk busy, or a CPU
 
 Ticket = tuple[int, int, int]  # shard, chunk, position
 
@@ -105,7 +106,8 @@ class RemoteInputs:
         self._source = source
         self._witness = Witness(source, others)
         self._root = scratch
-        self._threads = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="shardkit-fetch")
+        threads = FETCH_THREADS if source.store is not None else LOCAL_THREADS
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="shardkit-fetch")
         self._wanted: dict[Ticket, Wanted] = {}
         self._waiting: deque[Ticket] = deque()
         self._held: dict[Ticket, _Room] = {}

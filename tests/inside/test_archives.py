@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from inside_files import cut, file_in
 
 import shardkit as sk
-from shardkit.inside import archives, row_groups, source
+from shardkit.inside import archives, blocks, row_groups, source
 from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
@@ -123,6 +123,29 @@ def test_large_members_and_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found == {"a.tar/b.bin": data, "a.tar/hard.bin": data, "a.tar/a.bin": b"new"}
     home = file_in(tmp_path / "zip", "a.zip", zip_of({"b.bin": data}, compression=zipfile.ZIP_DEFLATED))
     assert [each.text for each in cut(home, tmp_path / "z", {"inside": "zip"})] == [data]
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_small_neighbours_share_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(blocks, "SMALL_BYTES", 3000)
+    members = {f"{n:03d}.bin": os.urandom(10 * n) for n in range(400)}
+    home = folder(f"memory://{tmp_path.name}-{kind}")
+    home.write("a", tar_of(members) if kind == "tar" else zip_of(members))
+    records = cut(home, tmp_path, {"inside": kind})
+    first = next(records)
+    asked: list[int] = []
+    original = type(home).read_unchanged
+
+    def noting(self: Any, key: str, start: int, end: int, *, etag: str | None) -> Any:
+        asked.append(end - start)
+        return original(self, key, start, end, etag=etag)
+
+    monkeypatch.setattr(type(home), "read_unchanged", noting)
+    found = {each.key.removeprefix("a/"): each.text for each in [first, *records]}
+    assert found == members
+    large = sum(len(data) > 3000 for data in members.values())
+    assert len(asked) < 2 * large + 100
 
 
 @pytest.mark.parametrize(
