@@ -140,7 +140,10 @@ class Job:
     def entry(self, attempt: int | None = None) -> Attempt:
         """A copy of the entry of an attempt, by default the current one; empty if there is none."""
         wanted = self.attempt if attempt is None else attempt
-        return next((dict(entry) for entry in reversed(self.attempts) if entry["attempt"] == wanted), {})
+        for entry in reversed(self.attempts):
+            if entry["attempt"] == wanted:
+                return dict(entry)
+        return {}
 
     def with_entry(self, **facts: Any) -> Job:
         """This job with more facts in the entry of its current attempt."""

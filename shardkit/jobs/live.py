@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from shardkit.jobs.job import MAYBE
 from shardkit.jobs.store import Flying
 
 if TYPE_CHECKING:
@@ -32,45 +33,53 @@ class Flight:
 
     def see(self, jobs: Iterable[Flying]) -> None:
         """Replace the jobs by those that the store has now."""
-        self._jobs: dict[str, Flying] = {}
-        self._uncertain: dict[str, Flying] = {}
-        self._by_owner: Counter[str] = Counter()
-        self._by_type: Counter[str] = Counter()
-        for job in jobs:
-            self._add(job)
+        self._jobs = {job.job_id: job for job in jobs}
+        self._uncertain = {job.job_id: job for job in self if job.exists == MAYBE and job.uncertain}
+        self._sums: tuple[Counter[str], Counter[str]] | None = None  # many readers never ask for them
+        self._oldest: dict[str, float] = {}
 
     def update(self, job: Job) -> None:
         """Take in a job as it is now, live or not."""
         before = self._jobs.pop(job.job_id, None)
+        self._oldest.clear()
         if before is not None:
             self._uncertain.pop(job.job_id, None)
             self._count(before, -1)
         if job.live:
-            self._add(Flying.of(job))
-
-    def _add(self, job: Flying) -> None:
-        self._jobs[job.job_id] = job
-        if job.uncertain:
-            self._uncertain[job.job_id] = job
-        self._count(job, 1)
+            now = self._jobs[job.job_id] = Flying.of(job)
+            if now.uncertain:
+                self._uncertain[job.job_id] = now
+            self._count(now, 1)
 
     def _count(self, job: Flying, sign: int) -> None:
-        self._by_owner[job.owner] += sign * job.instances
-        self._by_type[job.instance_type] += sign * job.instances
+        if self._sums is not None:
+            by_owner, by_type = self._sums
+            by_owner[job.owner] += sign * job.instances
+            by_type[job.instance_type] += sign * job.instances
+
+    def _instances(self) -> tuple[Counter[str], Counter[str]]:
+        """How many instances there are of each owner, and of each type."""
+        if self._sums is None:
+            by_owner, by_type = self._sums = Counter(), Counter()
+            alike = Counter((job.owner, job.instance_type, job.instances) for job in self)
+            for (owner, kind, instances), count in alike.items():
+                by_owner[owner] += instances * count
+                by_type[kind] += instances * count
+        return self._sums
 
     @property
     def instances(self) -> int:
         """How many there are in all."""
-        return self._by_type.total()
+        return self._instances()[1].total()
 
     def of_owner(self, owner: str) -> int:
         """How many instances an owner's jobs take."""
-        return self._by_owner[owner]
+        return self._instances()[0][owner]
 
     def of_type(self, instance_type: str, *, surely: bool = False) -> int:
         """How many instances of a type there are; ``surely``: only of jobs that the service is known to have."""
         doubtful = [job for job in self._uncertain.values() if job.instance_type == instance_type] if surely else []
-        return self._by_type[instance_type] - sum(job.instances for job in doubtful)
+        return self._instances()[1][instance_type] - sum(job.instances for job in doubtful)
 
     @property
     def uncertain(self) -> list[Flying]:
@@ -89,7 +98,10 @@ class Flight:
 
     def launched_at(self, kind: str = "") -> float:
         """When the oldest attempt, or the oldest of that kind, was launched; 0 if there is none."""
-        return min((job.launched_at for job in self if kind in {"", job.kind}), default=0.0)
+        if kind not in self._oldest:
+            times = [job.launched_at for job in self if not kind or job.kind == kind]
+            self._oldest[kind] = min(times, default=0.0)
+        return self._oldest[kind]
 
     def prefix(self, kind: str) -> str:
         """The common beginning of the ids of that kind, if it is long enough to search for."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -174,7 +175,7 @@ class Flying:
     @classmethod
     def of(cls, job: Job) -> Flying:
         """A live job, in short."""
-        return cls(*(getattr(job, name) for name in _FLYING))
+        return cls(*_fields_of_flying(job))
 
     @property
     def uncertain(self) -> bool:
@@ -182,7 +183,7 @@ class Flying:
         return self.status == LAUNCHED and self.exists == MAYBE
 
 
-_FLYING = tuple(each.name for each in fields(Flying))
+_fields_of_flying = operator.attrgetter(*(each.name for each in fields(Flying)))
 
 
 class Store(Protocol):
