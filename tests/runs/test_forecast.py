@@ -291,6 +291,13 @@ def test_workers_have_to_fit_the_memory(pipeline: sk.Pipeline) -> None:
     assert none.recommended is None and "memory" in none.advice[0]
 
 
+def test_a_rate_of_calls_holds_all_jobs_up(pipeline: sk.Pipeline) -> None:
+    """120 calls of a minute each, of which 24 go on at once; and then only one may begin every 30 seconds."""
+    free, held_up = forecast_of(pipeline), forecast_of(pipeline.replace(rate="2/min"))
+    assert free.as_planned.end_s.p50 < 20 * 60 < 60 * 60 < held_up.as_planned.end_s.p50 < 75 * 60
+    assert forecast_of(pipeline.replace(rate="2/min"), deadline_s=3000.0).recommended is None
+
+
 def test_what_earlier_runs_have_done_takes_no_time(pipeline: sk.Pipeline) -> None:
     plan = pipeline.plan()
     markers: Any = [{"shard": number, "chunk": chunk} for number in range(12) for chunk in range(4)]

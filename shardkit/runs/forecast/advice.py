@@ -207,8 +207,8 @@ def _reckon(simulation: Simulation, room: Room) -> Iterable[Reckoned]:
 def _end_of(took: np.ndarray, simulation: Simulation, instance_type: str) -> tuple[float, float]:
     """When jobs that take so long would end, with their merge, and the seconds of their instances."""
     startup_s = simulation.conditions.startup_s * 1.05
-    limits = (simulation.conditions.quota(instance_type), simulation.policy.max_instances, len(took))
-    free = [0.0] * min(each for each in limits if each is not None)
+    free = [0.0] * simulation.at_once(len(took), instance_type)
+    took = took * max(1.0, simulation.least_s * len(free) / max(float(took.sum()), 1e-9))
     if simulation.policy.creates_per_s:
         free = [number / simulation.policy.creates_per_s for number in range(len(free))]
     for seconds in took.tolist():

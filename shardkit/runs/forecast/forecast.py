@@ -83,7 +83,7 @@ def make_forecast(pipeline: Spec, plan: Plan, sample: Sample, asked: Asked) -> F
     engine = check_forecast(pipeline, asked)
     if not len(sample.seconds):
         raise PipelineError("No record of the sample has said how long it took.")
-    simulation = _simulation(engine, plan, sample, asked)
+    simulation = _simulation(pipeline, engine, plan, sample, asked)
     options = tuple(simulation.option(way) for way in _ways(pipeline, engine, plan))
     wanted = Wanted(asked.deadline_s, asked.budget_usd)
     recommended, advice = None, list[str]()
@@ -106,13 +106,16 @@ def _conditions(engine: ServiceSettings, asked: Asked) -> Conditions:
     return Conditions.of(engine, quotas=asked.quotas, startup_s=asked.startup_s, capacity_errors=asked.capacity_errors)
 
 
-def _simulation(engine: ServiceSettings, plan: Plan, sample: Sample, asked: Asked) -> Simulation:
+def _simulation(pipeline: Spec, engine: ServiceSettings, plan: Plan, sample: Sample, asked: Asked) -> Simulation:
     estimate, totals = sample.estimate, plan.content["totals"]
     output = estimate.output_bytes * totals["records"] / max(estimate.records, 1)
     merge_s = 0.0 if plan.content["by_day"] else output / MERGE_BYTES_PER_S + totals["chunks"] * MERGE_PART_S
+    calling = pipeline.calling(pipeline.function_ref())
+    calls = totals["records"] / (calling.batch or 1)
     return Simulation(
         RecordTimes(sample.seconds, sample.bytes, sample.chunk_s),
         merge_s,
+        calls / calling.rate_per_s if calling.rate_per_s else 0.0,
         engine.policy(),
         _conditions(engine, asked),
         asked.prices,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shardkit.jobs import Policy
     from shardkit.jobs.history import Prices
     from shardkit.runs.forecast.conditions import Conditions
+    from shardkit.runs.forecast.service import JobWork
     from shardkit.runs.forecast.work import PlannedWork, RecordTimes
 
 SIDE_BY_SIDE = 20_000  # from so many simulated jobs on, several processes simulate them
@@ -93,6 +94,7 @@ class Simulation:
     Args:
         times: What records take.
         merge_s: What the merge takes.
+        least_s: What all jobs together take at least, however many there are, as calls may begin at a rate alone.
         policy: The queue's.
         conditions: The service's.
         prices: Of instances, if they are known.
@@ -103,6 +105,7 @@ class Simulation:
 
     times: RecordTimes
     merge_s: float
+    least_s: float
     policy: Policy
     conditions: Conditions
     prices: Prices | None
@@ -116,7 +119,8 @@ class Simulation:
             way.jobs, Resources(way.types, way.instances), Resources(way.merge_types), self.policy, self.conditions
         )
         drawn = [
-            way.work.drawn(self.times, np.random.default_rng([self.seed, number])) for number in range(self.trials)
+            self._at_rate(way, way.work.drawn(self.times, np.random.default_rng([self.seed, number])))
+            for number in range(self.trials)
         ]
         outcomes = self._outcomes(made, drawn)
         costs = [self.usd(outcome.instance_s) for outcome in outcomes]
@@ -132,6 +136,19 @@ class Simulation:
             sum(not outcome.done for outcome in outcomes),
             way.settings,
         )
+
+    def at_once(self, jobs: int, instance_type: str) -> int:
+        """How many jobs there may be at once."""
+        limits = (jobs, self.conditions.quota(instance_type), self.policy.max_instances)
+        return min(each for each in limits if each is not None)
+
+    def _at_rate(self, way: Way, work: list[JobWork]) -> list[JobWork]:
+        """What jobs take where the rate of calls is what holds them up: all of them as much longer."""
+        together_s = sum(each.seconds for each in work) / self.at_once(way.jobs, way.types[0])
+        if together_s >= self.least_s or not together_s:
+            return work
+        slower = self.least_s / together_s
+        return [replace(each, seconds=each.seconds * slower, shared=False) for each in work]
 
     def _outcomes(self, made: Trials, drawn: list[Any]) -> list[Outcome]:
         numbered = list(enumerate(drawn, self.seed * self.trials))
