@@ -78,7 +78,6 @@ def project(files: WriteFiles, tmp_path: Path) -> Path:
 # ---- help ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.whole
 def test_the_commands() -> None:
     assert list(cli.commands) == COMMANDS
 
@@ -127,7 +126,6 @@ def test_run(project: Path, shardkit: RunCommand) -> None:
     assert len(pq.read_table(project / "out")) == 9
 
 
-@pytest.mark.whole
 def test_run_json(project: Path, shardkit: RunCommand) -> None:
     done = shardkit(
         "run",

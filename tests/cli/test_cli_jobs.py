@@ -150,7 +150,7 @@ def test_plan_tells_the_jobs(shardkit: RunCommand, project: Project) -> None:
     assert not (project.folder / "out").exists() and not (project.folder / "state").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_run_and_look(shardkit: RunCommand, project: Project) -> None:
     """One run, with everything that can be asked about it afterwards."""
     done = shardkit("run", "pipeline.yaml", "--engine", "local", "--json")
@@ -186,7 +186,7 @@ def test_run_and_look(shardkit: RunCommand, project: Project) -> None:
     assert sorted(project.calls()) == KEYS
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_one_job_of_several_instances(shardkit: RunCommand, project: Project) -> None:
     done = shardkit(
         *("run", "pipeline.yaml", "--engine", "local", "--set", "shards={by: s3key, instances: 3}", "--json")
@@ -202,7 +202,7 @@ def test_one_job_of_several_instances(shardkit: RunCommand, project: Project) ->
 # ---- where the jobs run ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_engine_of_the_pipeline(shardkit: RunCommand, project: Project) -> None:
     """As one word, or with its settings; a relative folder counts from the YAML file. --engine has the last word."""
     project.engine("engine: {kind: local, root: jobs, max_instances: 1}")
@@ -226,7 +226,6 @@ def test_the_engine_of_the_pipeline(shardkit: RunCommand, project: Project) -> N
         assert "runs in one process and has no jobs." in shardkit(command, "out", code=2).stderr
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
@@ -254,7 +253,6 @@ def test_a_wrong_engine_is_named_with_its_line(
     assert not (project.folder / "out").exists()
 
 
-@pytest.mark.whole
 def test_the_option_is_told_without_a_line(project: Project) -> None:
     done = CliRunner().invoke(cli, ["run", str(project.folder / "pipeline.yaml"), "--engine", "sagemake"])
     assert done.exit_code == 2
@@ -264,7 +262,7 @@ def test_the_option_is_told_without_a_line(project: Project) -> None:
 # ---- what fails ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_broken_record_is_mended_and_tried_again(shardkit: RunCommand, project: Project) -> None:
     project.break_("b/1.txt")
     done = shardkit("run", "pipeline.yaml", "--engine", "local")
@@ -283,7 +281,7 @@ def test_a_broken_record_is_mended_and_tried_again(shardkit: RunCommand, project
     assert [job["job"].split("-g2-")[1] for job in jobs] == ["00001", "merge"]  # only the shard that it is in
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_budget_that_is_spent(shardkit: RunCommand, project: Project) -> None:
     project.break_("a/1.txt", "a/2.txt", "c/0.txt")
     done = shardkit("run", "pipeline.yaml", "--engine", "local", "--json", code=1)
@@ -300,7 +298,7 @@ def test_a_budget_that_is_spent(shardkit: RunCommand, project: Project) -> None:
     assert project.dataset() == expected("a/1.txt", "a/2.txt", "c/0.txt")
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_job_that_fails_for_good(shardkit: RunCommand, project: Project) -> None:
     """Code that only the job cannot import: it is not tried again, and its log has the reason."""
     module = project.folder / "code" / "work_for_jobs.py"
@@ -321,7 +319,7 @@ def test_a_job_that_fails_for_good(shardkit: RunCommand, project: Project) -> No
 # ---- interrupted, stopped, come back ---------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_ctrl_c_leaves_the_jobs_running(shardkit: RunCommand, project: Project) -> None:
     project.hold()
     project.engine("engine: {kind: local, max_instances: 2}")
@@ -355,7 +353,7 @@ def test_ctrl_c_leaves_the_jobs_running(shardkit: RunCommand, project: Project) 
     assert sorted(project.calls()) == KEYS  # nothing was done twice
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_stop_and_go_on(shardkit: RunCommand, project: Project) -> None:
     """Stopped from another terminal; the driver says so. What was committed is kept."""
     project.engine("engine: {kind: local, max_instances: 1}")
@@ -378,7 +376,7 @@ def test_stop_and_go_on(shardkit: RunCommand, project: Project) -> None:
     assert shardkit("status", "out").stdout.splitlines()[-1] == "  jobs     4: 4 Completed"
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_stop_that_the_service_does_not_hear(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stop is sent again; if that does not help either, the command does not claim that the jobs were stopped."""
     project.hold()

@@ -623,7 +623,7 @@ def together(act: Callable[[Store, int], Any]) -> list[Any]:
     return [outcomes[number] for number in range(CONTENDERS)]
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_same_jobs_that_several_submit_at_once_are_there_once(aws: None) -> None:
     submissions = [Submission(f"j{at}", request(), [f"j{at - 1}"] if at > 40 else []) for at in range(50)]
     submitted = together(lambda store, _: store.submit_many(submissions))
@@ -648,7 +648,7 @@ def test_each_claim_is_won_once(aws: None) -> None:
         assert kept.get(job.job_id).launched_at == 1000.0 + winner
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_no_count_is_lost_where_several_count(aws: None) -> None:
     def counting(store: Store, _: int) -> None:
         done = 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = LINUX
-SLOW = pytest.mark.slow
+WHOLE = pytest.mark.whole
 LOCK = "_shardkit/schedule.lock"
 
 
@@ -64,7 +64,7 @@ def test_a_schedule_that_has_lost_its_lock_says_so_long_before_it_is_due(uri: st
     assert "Traceback" not in done.stderr
 
 
-@SLOW
+@WHOLE
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_schedule_is_paused_in_its_run(uri: str, tmp_path: Path, step: int) -> None:
     project = Project(tmp_path / "project")
@@ -89,7 +89,7 @@ SERVED = {"AppSpecification": {"ImageUri": "image"}, "RoleArn": "arn:aws:iam::12
 }
 
 
-@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=SLOW) for step in (1, 2, *range(4, 25)))])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=WHOLE) for step in (1, 2, *range(4, 25)))])
 def test_a_server_is_paused_while_another_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     service = tmp_path / "service"
     service.mkdir()

@@ -418,7 +418,7 @@ class Paused:
         return instead
 
 
-@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=pytest.mark.whole)])
 def test_a_server_that_was_paused_at_any_step_launches_nothing_twice(tmp_path: Path, fails: bool) -> None:  # noqa: FBT001
     step = 0
     while True:

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-SLOW = pytest.mark.slow
 REQUEST = {
     "ProcessingResources": {"ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.xlarge"}},
     "StoppingCondition": {"MaxRuntimeInSeconds": 86400},
@@ -204,7 +203,7 @@ class Stage:
         (3, 40, 2, 0.02),
         (4, 20, 3, 0.05),
         (5, 200, 1, 0.002),
-        pytest.param(6, 400, 2, 0.001, marks=SLOW),
+        pytest.param(6, 400, 2, 0.001, marks=pytest.mark.slow),
     ],
 )
 def test_launchers_that_die_and_take_turns(tmp_path: Path, seed: int, jobs: int, actors: int, death: float) -> None:
@@ -267,7 +266,7 @@ def test_processes_that_launch_at_the_same_time_call_once_for_every_attempt(tmp_
     assert len(calls) == len(set(calls))
 
 
-@SLOW
+@pytest.mark.whole
 def test_processes_killed_at_random_moments(tmp_path: Path) -> None:
     dice = random.Random(7)
     submit(SQLiteStore(tmp_path / "jobs.sqlite"), 100)

@@ -91,7 +91,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     made.server.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_who_submits_is_not_needed_any_more(project: JobProject, place: str, hook: Listener) -> None:
     project.write_groups("go", "go")
     fields = project.fields(queue={"place": place, "owner": "ana", "notify": ["webhook:env:HOOK"]})
@@ -110,7 +110,7 @@ def test_who_submits_is_not_needed_any_more(project: JobProject, place: str, hoo
     assert run.resume(quiet=True).summary().status == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_watcher_sees_a_queue_through_that_others_serve(project: JobProject, place: str) -> None:
     project.write_groups("go")
     watcher = threading.Thread(target=project.run_jobs, kwargs={"queue": place})
@@ -173,7 +173,6 @@ def test_a_run_that_fails_is_told_of_with_what_to_do(project: JobProject, tmp_pa
     assert run.summary().status == "failed"
 
 
-@pytest.mark.whole
 def test_fields_that_cannot_be(project: JobProject) -> None:
     for queue, message in (
         ("sqs://jobs", "expected dynamodb, dynamodb://TABLE, or the path"),
@@ -187,7 +186,6 @@ def test_fields_that_cannot_be(project: JobProject) -> None:
         sk.Pipeline(**project.fields(queue="dynamodb")).run(quiet=True)
 
 
-@pytest.mark.whole
 def test_a_policy_is_kept_with_the_jobs(tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path / "jobs.sqlite")
     local = Policy.local()
@@ -200,7 +198,6 @@ def test_a_policy_is_kept_with_the_jobs(tmp_path: Path) -> None:
     assert policy_of(store).attempts == {"capacity": 30}
 
 
-@pytest.mark.whole
 def test_submitting_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = {"ProcessingResources": {"ClusterConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1}}}
     monkeypatch.setenv("SHARDKIT_JOBS", str(tmp_path / "new" / "jobs.sqlite"))
@@ -215,7 +212,6 @@ def test_submitting_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(SQLiteStore(tmp_path / "new" / "jobs.sqlite").jobs()) == 1
 
 
-@pytest.mark.whole
 def test_a_queue_that_nobody_serves_names_the_command_that_would(tmp_path: Path) -> None:
     with SQLiteStore(tmp_path / "the jobs.sqlite") as store:
         told = trouble_of(store, 0.0, place=str(store.path), engine="local")

@@ -57,20 +57,7 @@ VARYING = (
     (re.compile(r"\b(?:\d+ min \d+ s|[\d.]+ s)\b"), "<seconds>"),
 )
 
-SLOW = {
-    "README.md",
-    "days.md",
-    "engines.md",
-    "jobs.md",
-    "kubernetes.md",
-    "looking.md",
-    "provenance.md",
-    "pipeline.md",
-    "running.md",
-    "shards.md",
-    "sql.md",
-    "workflows.md",
-}
+SLOW = {"README.md", "engines.md", "jobs.md", "looking.md", "workflows.md"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 pages_to_run = pytest.mark.parametrize(

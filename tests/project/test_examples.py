@@ -114,7 +114,7 @@ def waveform_generator() -> ModuleType:
 @pytest.fixture(scope="module")
 def waveform_data(waveform_generator: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("waveforms")
-    return folder, waveform_generator.generate(folder, records=80, bad=6)
+    return folder, waveform_generator.generate(folder, records=48, bad=6)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def ecg(seconds: float, heart_rate: float, *, rate: float = 250) -> np.ndarray:
     return np.exp(-((since_beat / 0.012) ** 2) / 2) + 0.2 * np.exp(-(((since_beat - 0.25) / 0.05) ** 2) / 2)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_each_record_of_the_generator_is_one_record(waveforms: ModuleType, waveform_data: tuple[Path, Any]) -> None:
     folder, made = waveform_data
     records = records_by(waveforms.record_key, folder)
@@ -180,7 +180,7 @@ def test_bad_records_fail_and_no_others(
         assert key.rpartition("/")[2] in str(errors[key]), "the message names the file"
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_heart_rates_are_those_generated(
     waveform_rows: tuple[list[dict[str, Any]], dict[str, Exception]], waveform_data: tuple[Path, Any]
 ) -> None:
@@ -425,7 +425,7 @@ def test_waveform_generator_counts_what_it_writes(waveform_data: tuple[Path, Any
     files = files_under(folder)
     assert made.files == len(files)
     assert made.bytes == sum(path.stat().st_size for path in files)
-    assert sum(made.kinds.values()) == made.records == 80
+    assert sum(made.kinds.values()) == made.records == 48
     assert made.kinds["bad"] == len(made.bad) == 6
 
 

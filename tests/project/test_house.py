@@ -138,7 +138,6 @@ def circle(needs: dict[str, set[str]]) -> list[str]:
     return sorted(left)
 
 
-@pytest.mark.whole
 def test_every_module_has_a_room() -> None:
     assert {room_of(name) for name in MODULES} == set(ROOMS)
     assert set(TOP) <= {name.partition(".")[0] for name in MODULES}

@@ -96,7 +96,7 @@ def html(outputs: dict[str, list[Any]], name: str) -> Elements:
 
 @LINUX
 @needs_notebooks
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_notebook_shows_tables_and_pictures(outputs: dict[str, list[Any]]) -> None:
     wanted = {
         "pipeline": ["Pipeline <i>", "max_failures50%", "shards.bydirectory"],
@@ -121,7 +121,7 @@ def test_a_notebook_shows_tables_and_pictures(outputs: dict[str, list[Any]]) -> 
 
 @LINUX
 @needs_notebooks
-@pytest.mark.slow
+@pytest.mark.whole
 def test_errors_come_with_the_lines_of_the_cell(outputs: dict[str, list[Any]]) -> None:
     for name in ("raises", "replay"):
         (error,) = outputs[name]
@@ -134,7 +134,7 @@ def test_errors_come_with_the_lines_of_the_cell(outputs: dict[str, list[Any]]) -
 
 @LINUX
 @needs_notebooks
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_timeline_is_drawn(outputs: dict[str, list[Any]]) -> None:
     pytest.importorskip("matplotlib")
     assert [list(out["data"]) for out in outputs["plot"]] == [["text/plain", "image/png"]] or any(

@@ -148,7 +148,7 @@ def pipeline(tmp_path: Path, files: WriteFiles, **more: Any) -> dict[str, Any]:
     } | more
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_run_by_an_engine_to_files_of_another_package(
     tmp_path: Path, files: WriteFiles, toy: Path, shardkit: RunCommand
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_run_by_an_engine_to_files_of_another_package(
     assert len(sk.open_run(tmp_path / "out").dataset().files) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_command_line_takes_the_names_of_other_packages(
     tmp_path: Path, files: WriteFiles, toy: Path, shardkit: RunCommand
 ) -> None:
