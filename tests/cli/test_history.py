@@ -203,6 +203,7 @@ def many(days: int) -> list[Job]:
     ]
 
 
+@pytest.mark.whole
 def test_the_page_tells_everything_and_asks_nobody() -> None:
     for days, unit in ((1, "hour"), (6, "day"), (400, "week")):
         text = page(days, JOBS)

@@ -50,7 +50,10 @@ if TYPE_CHECKING:
 
     from conftest import WriteFiles
 
-pytestmark = pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine")
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine"),
+]
 
 NAPS = itertools.count()
 

@@ -56,6 +56,7 @@ def test_pieces_are_the_file(text: bytes, target: int) -> None:
     check_lines(text, pieces("a.txt", text, inside="lines", target_bytes=target))
 
 
+@pytest.mark.whole
 @settings(max_examples=40, deadline=None)
 @given(text=TEXT, target=st.integers(1, 200), block=st.integers(1, 40), level=st.sampled_from([0, 6]))
 def test_pieces_of_bgzip_are_the_file(text: bytes, target: int, block: int, level: int) -> None:
@@ -114,6 +115,7 @@ def parsed(text: bytes) -> list[list[str]]:
     return list(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline="")))
 
 
+@pytest.mark.whole
 @settings(max_examples=120, deadline=None)
 @given(
     rows=ROWS,

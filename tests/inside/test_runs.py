@@ -96,6 +96,7 @@ def test_failures_retry_replay_and_try_are_of_pieces(world: World) -> None:
     assert numbers(again) == list(range(1000))
 
 
+@pytest.mark.whole
 def test_only_pieces_of_files_that_have_changed_are_computed_again(world: World) -> None:
     (world.root / "mended").touch()
     for name, begin in (("a", 0), ("b", 500)):
@@ -126,6 +127,7 @@ def bucket(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+@pytest.mark.whole
 def test_samples_of_a_tar_in_s3(world: World, bucket: str) -> None:
     samples = {f"{n:04d}": (str(n).encode(), b"x" * n) for n in range(60)}
     members = {f"{key}.{suffix}": parts[n] for key, parts in samples.items() for n, suffix in enumerate(("cls", "jpg"))}
@@ -146,6 +148,7 @@ def test_samples_of_a_tar_in_s3(world: World, bucket: str) -> None:
     assert "cannot be read as a tar archive" in run.failures()["message"][0]
 
 
+@pytest.mark.whole
 def test_jobs_share_one_file(world: World) -> None:
     (world.root / "mended").touch()
     long = json.dumps({"n": 1000, "pad": "x" * 3500}) + "\n"  # longer than a piece: there are pieces without a line

@@ -429,6 +429,22 @@ def test_waveform_generator_counts_what_it_writes(waveform_data: tuple[Path, Any
     assert made.kinds["bad"] == len(made.bad) == 6
 
 
+def test_headers_say_what_the_signals_are(waveform_data: tuple[Path, Any]) -> None:
+    """The first samples and the checksums, which wfdb reads and compares with nothing."""
+    import wfdb
+
+    folder, made = waveform_data
+    kinds = [
+        next(key for key in made.heart_rates if (folder / f"{key}{end}").is_file())
+        for end in (".dat", ".d0", "_0001.dat")
+    ]
+    for stem in (kinds[0], kinds[1], f"{kinds[2]}_0001"):
+        record = wfdb.rdrecord(str(folder / stem), physical=False, smooth_frames=False)
+        assert record.init_value == [signal[0] for signal in record.e_d_signal]
+        assert record.checksum == [signal.sum() % 65536 for signal in record.e_d_signal]
+        assert record.sig_len * sum(record.samps_per_frame) == sum(map(len, record.e_d_signal))
+
+
 @pytest.mark.whole
 def test_waveform_generator_skews(waveform_generator: ModuleType, tmp_path: Path) -> None:
     waveform_generator.generate(tmp_path, records=60, seconds=60, bad=0, skew=True)

@@ -87,6 +87,7 @@ def test_both_examples_have_one() -> None:
     assert [path.parent.name for path in NOTEBOOKS] == ["mimic_waveforms", "talent_jsonl"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("path", [*NOTEBOOKS, DAYS], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_it_is_kept_clean(path: Path) -> None:
     """Valid, small, without outputs or counters, so that a change to it can be read."""

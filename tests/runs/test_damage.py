@@ -30,6 +30,7 @@ from shardkit.storage.open import folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.whole
 NUMBERS = itertools.count()
 WORK = """
 from pathlib import Path

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from shardkit.cli.app import cli
 
+pytestmark = pytest.mark.whole
 WORK = """
 def rows(record):
     number = int(record.path.read_text())

@@ -62,6 +62,7 @@ def trial(work: list[JobWork], conditions: Conditions = CALM, *, seed: int = 1) 
 # ---- predicted and run ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("shape", RECORDED)
 def test_runs_end_when_they_were_predicted_to(tmp_path: Path, shape: str) -> None:
     """Runs of the local engine, recorded by benchmarks/forecast.py: the median is within 20 % of what they took."""

@@ -473,6 +473,7 @@ def _plain(feed: Feed) -> dict[str, Any]:
 ONCE_WITHOUT_MEMORY = """
 from pathlib import Path
 
+pytestmark = pytest.mark.whole
 HERE = Path(__file__).parent
 
 def rows(record):

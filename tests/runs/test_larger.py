@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-pytestmark = LINUX
+pytestmark = [pytest.mark.whole, LINUX]
 
 # What a record needs stands in its file, and the type of the instance says how much there is.
 NEEDS = """

@@ -245,6 +245,7 @@ def test_an_inventory_and_a_listing_are_the_same_input(stored: World) -> None:
     assert set(rows_of(run)) == {"2026/01/a b.txt", "2026/01/é.txt"}
 
 
+@pytest.mark.whole
 def test_jobs_read_several_inputs_without_their_lists(stored: World) -> None:
     stored.put("in/a.txt", "a")
     stored.write("here/b.txt", "b")

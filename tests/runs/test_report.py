@@ -102,6 +102,7 @@ def table(page: str, title: str) -> list[list[str]]:
     return [[unescape(re.sub(r"<svg.*?</svg>", "", cell, flags=re.DOTALL)) for cell in row] for row in cells]
 
 
+@pytest.mark.whole
 def test_the_page_asks_nobody_and_obeys_no_text_of_the_data(page: str) -> None:
     assert not re.search(r"https?:|\bsrc=|href=|url\(|@import", own(page))
     assert "default-src &#39;none&#39;" in page and len(page) < 2_000_000

@@ -262,6 +262,7 @@ def test_objects_that_change_or_vanish_cost_only_themselves(project: JobProject,
 # ---- what cannot be reached --------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_a_bucket_that_is_not_there(project: JobProject, bucket: Bucket) -> None:
     with pytest.raises(sk.InputError, match="There is no bucket no-such-bucket"):
         sk.run("work:features", "s3://no-such-bucket/in", project.out, source_dir=project.code, quiet=True)
@@ -329,6 +330,7 @@ class Denied(Exception):
     pass
 
 
+@pytest.mark.whole
 def test_access_that_is_denied(project: JobProject, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 

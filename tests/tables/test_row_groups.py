@@ -125,6 +125,7 @@ def test_a_large_row_group_is_copied_as_it_is(tmp_path: Path) -> None:
     assert ours.equals(tables[0].schema) and not ours.metadata
 
 
+@pytest.mark.whole
 def test_others_read_it(tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
     table = of_all_kinds(ROWS).drop_columns(["while"])  # which is a number to others

@@ -11,6 +11,7 @@ from crashing import Project
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.whole
 CODE = '''
 import linecache, sys, warnings
 import shardkit as sk

@@ -20,7 +20,7 @@ from shardkit.workers.needs import REMEMBERED, Needs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = LINUX
+pytestmark = [pytest.mark.whole, LINUX]
 
 GROUPS = Path("/sys/fs/cgroup/memory")  # version 1, which root may divide further
 MB = 1_000_000

@@ -184,6 +184,7 @@ def features(record):
 """
 
 
+@pytest.mark.whole
 def test_a_function_that_leaks_descriptors_gets_fresh_workers_and_its_rows_keep_their_order(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.write_records(["x"] * 60)
@@ -225,6 +226,7 @@ def features(record):
 """
 
 
+@pytest.mark.whole
 def test_what_fits_alone_is_not_quarantined_and_what_does_not_is(tmp_path: Path) -> None:
     project = Project(tmp_path)
     (project.root / "memory").mkdir()

@@ -47,6 +47,7 @@ class Watch:
         self._thread.join()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("size", "count", "most"),
     [

@@ -369,6 +369,7 @@ def test_accounts_may_do_the_least_that_will_do(manifests: dict[str, list[Manife
 # ---- the folder
 
 
+@pytest.mark.whole
 def test_drift_is_found_and_what_is_no_longer_needed_goes(deployment: Deployment) -> None:
     deployment.deploy("--repository", "https://example.com/flows.git")
     assert "is as the workflow says" in deployment.deploy("--check")  # the repository is known by now
