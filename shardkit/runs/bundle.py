@@ -11,6 +11,7 @@ It is uploaded once for each content, not for each job.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -23,7 +24,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from shardkit.errors import PipelineError
 from shardkit.functions import is_library, python_version
@@ -78,7 +79,7 @@ def upload_bundle(
     own = [] if mode == "none" else _own_requirements(extras)
     contents = {
         "python": python_version(),
-        "shardkit": source_digest(PACKAGE),
+        "shardkit": _package().digest,
         "shardkit_requirements": own,
         "requirements": needs.lines,
         "constraints": needs.constraints,
@@ -89,7 +90,7 @@ def upload_bundle(
         "bootstrap.py": (PACKAGE / "runs" / "container" / "bootstrap.py").read_bytes(),
         "masking.py": (PACKAGE / "masking.py").read_bytes(),
         "contents.json": json.dumps(contents, indent=1).encode(),
-        "shardkit.zip": _zip(_package_files()),
+        "shardkit.zip": _package().archive,
         "source.zip": _zip(source_files(source_dir, leave_out) if source_dir else iter(())),
     }
     files |= {f"{FILES}/{name}": path.read_bytes() for name, path in needs.files.items()}
@@ -170,6 +171,19 @@ def _zip(files: Iterator[tuple[str, Path]]) -> bytes:
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, data)
     return sink.getvalue()
+
+
+class Package(NamedTuple):
+    """This package: the digest of its source, and the archive with it."""
+
+    digest: str
+    archive: bytes
+
+
+@functools.cache
+def _package() -> Package:
+    """Read once, for it takes a tenth of a second, and a process sends many runs the code that it has loaded."""
+    return Package(source_digest(PACKAGE), _zip(_package_files()))
 
 
 def _package_files() -> Iterator[tuple[str, Path]]:
