@@ -50,6 +50,7 @@ SURROUNDINGS = (
     "AZURE_STORAGE_ACCOUNT_NAME",
     "AZURE_STORAGE_ENDPOINT",
 )
+_NAMES = tuple(map(os.fsencode, SURROUNDINGS))  # each request looks at them, and bytes need no decoding
 _MAKING = threading.Lock()
 _IN_MEMORY: dict[str, Any] = {}
 
@@ -146,7 +147,7 @@ def open_bucket(scheme: str, name: str, access: Access) -> Bucket:
 
 def _surroundings(session: Any) -> int:
     """A number that changes with the environment: a traceback must not print the keys themselves."""
-    return hash(tuple(os.environ.get(name) for name in SURROUNDINGS)) if session is None else 0
+    return hash(tuple(map(os.environb.get, _NAMES))) if session is None else 0
 
 
 def get_ready(scheme: str) -> None:
