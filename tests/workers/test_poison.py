@@ -11,7 +11,7 @@ import pytest
 from crashing import LINUX, Project, is_alive, wait_for
 
 import shardkit as sk
-from shardkit.workers import watch
+from shardkit.workers import pool, watch
 from shardkit.workers.board import Board
 
 if TYPE_CHECKING:
@@ -314,3 +314,39 @@ def test_a_system_that_lets_no_threads_start_is_told_of(tmp_path: Path, monkeypa
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(sk.RunFailed, match="lets this process start 0 more threads"):
         caught.value.run.retry(quiet=True)
+
+
+GOES_ON = """
+import time
+from pathlib import Path
+HERE = Path(__file__).parent
+
+def features(record):
+    if record.key == "r000.txt":
+        while not (HERE / "in-time").exists():
+            time.sleep(0.005)
+    elif not (HERE / "begun").exists():
+        (HERE / "begun").touch()
+        time.sleep(60)
+    return {"key": record.key}
+"""
+
+
+def test_a_timeout_that_comes_late_does_not_blame_the_next_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path)
+    project.write_records(["x"] * 2)
+    project.write_function(GOES_ON)
+    kill = pool.WorkerProcess.kill
+
+    def kill_late(worker: pool.WorkerProcess) -> None:
+        (tmp_path / "in-time").touch()
+        wait_for((tmp_path / "begun").exists, what="the next record")
+        kill(worker)
+
+    monkeypatch.setattr(pool.WorkerProcess, "kill", kill_late)
+    run = project.run(workers=1, chunks="even", timeout=1, max_failures="100%")
+    assert (tmp_path / "begun").exists()
+    assert run.quarantine() == []
+    assert [row["key"] for row in project.rows()] == ["r000.txt", "r001.txt"]
