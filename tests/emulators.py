@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -201,6 +202,20 @@ def use_emulator(monkeypatch: pytest.MonkeyPatch, url: str, *, service: str = ""
     for name, value in ({f"AWS_ENDPOINT_URL{service and '_'}{service}": url} | CREDENTIALS).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+
+@functools.cache
+def s3_client(url: str, region: str = CREDENTIALS["AWS_DEFAULT_REGION"]) -> Any:
+    """boto3's client for an emulator's S3; to make one takes longer than ten requests."""
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name=region,
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
 
 
 def _program() -> str:

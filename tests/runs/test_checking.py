@@ -7,9 +7,9 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
 from click.testing import CliRunner
+from emulators import s3_client
 from test_kept_rows import BY_DAY, Project, edit
 
 import shardkit as sk
@@ -221,7 +221,7 @@ def test_in_a_bucket(format: str, s3_url: str, tmp_path: Path, monkeypatch: pyte
     known = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1", "ENDPOINT_URL": s3_url}
     for variable, value in known.items():
         monkeypatch.setenv(f"AWS_{variable}", value)
-    s3, bucket = boto3.client("s3"), f"checking-{format}-{os.getpid()}"
+    s3, bucket = s3_client(s3_url, "us-east-1"), f"checking-{format}-{os.getpid()}"
     s3.create_bucket(Bucket=bucket)
     project, output = Project(tmp_path, **BY_DAY), {"uri": f"s3://{bucket}/out", "format": format, "rows_per_file": 4}
     project.put("abcde")

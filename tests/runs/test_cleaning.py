@@ -7,8 +7,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
+from emulators import s3_client
 
 import shardkit as sk
 from shardkit.runfolder.folder import RunFolder
@@ -46,7 +46,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     known = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1", "ENDPOINT_URL": url}
     for variable, value in known.items():
         monkeypatch.setenv(f"AWS_{variable}", value)
-    boto3.client("s3").create_bucket(Bucket=name)
+    s3_client(url, "us-east-1").create_bucket(Bucket=name)
     return f"s3://{name}/out"
 
 

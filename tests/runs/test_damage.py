@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from click.testing import CliRunner
+from emulators import s3_client
 from obstore import exceptions
 
 import shardkit as sk
@@ -410,7 +411,7 @@ def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     known = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1", "ENDPOINT_URL": url}
     for variable, value in known.items():
         monkeypatch.setenv(f"AWS_{variable}", value)
-    boto3.client("s3").create_bucket(Bucket=name)
+    s3_client(url, "us-east-1").create_bucket(Bucket=name)
     return name
 
 

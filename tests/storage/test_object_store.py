@@ -12,10 +12,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
 import warm
 from crashing import check_ledger, dying, environment, is_alive, rows_of, wait_for
+from emulators import s3_client
 from job_runs import JobProject
 
 import shardkit as sk
@@ -47,7 +47,7 @@ class Bucket:
     def __init__(self, url: str) -> None:
         self.name = f"bucket-{next(NUMBERS)}-{os.getpid()}"
         self.uri = f"s3://{self.name}"
-        self.client = boto3.client("s3", endpoint_url=url)
+        self.client = s3_client(url)
         self.client.create_bucket(Bucket=self.name, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     def put(self, key: str, body: str | bytes = "go") -> None:
