@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from loopback_clusters import JOBS, DaskCluster, RayCluster, System, is_installed
+
+from shardkit.clusters.loky import Loky
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +21,20 @@ SYSTEMS = [
     *([DASK] if is_installed("distributed") else []),
     *([RAY] if is_installed("ray") else []),
 ]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _processes_that_stay() -> Iterator[None]:
+    """Let tests share joblib's processes, which it starts again when the environment changes, as pytest changes it."""
+    begin = Loky.__init__
+
+    def without_the_test(loky: Loky, *arguments: Any, **options: Any) -> None:
+        begin(loky, *arguments, **options)
+        loky._environment.pop("PYTEST_CURRENT_TEST", None)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Loky, "__init__", without_the_test)
+        yield
 
 
 @pytest.fixture(scope="session")
