@@ -31,12 +31,15 @@ PATIENCE_S = 60.0  # far more than anything here takes; ends a test that hangs
 def wait_for(
     condition: Callable[[], Any], *, timeout_s: float = PATIENCE_S, every_s: float = 0.005, what: str = ""
 ) -> Any:
-    """Wait until ``condition`` returns something true, and return it."""
+    """Wait until ``condition`` returns something true, and return it; one that takes long is asked less often."""
     deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what or condition}"
-        time.sleep(every_s)
-    return value
+    while True:
+        begun = time.monotonic()
+        if value := condition():
+            return value
+        ended = time.monotonic()
+        assert ended < deadline, f"waited {timeout_s:g} s in vain for {what or condition}"
+        time.sleep(max(every_s, min(4 * (ended - begun), 0.1)))
 
 
 @dataclass
