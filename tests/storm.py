@@ -171,7 +171,7 @@ class Scenario:
             if phase != "any" and self.world.phase() == phase:
                 time.sleep(self.rng.choice([0.0, 0.002, 0.05]))
                 return
-            time.sleep(0.002)
+            time.sleep(0.01)
 
     def _pick(self) -> tuple[int, str] | None:
         """One of the processes, each role as likely as the others."""

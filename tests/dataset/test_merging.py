@@ -91,6 +91,7 @@ UNIFIED: dict[str, tuple[list[Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.whole
 @ways
 def test_schemas_are_unified(tmp_path: Path, way: dict[str, Any]) -> None:
     rows: dict[str, Any] = {}

@@ -144,6 +144,7 @@ def test_excluded_files_are_nobodys_companions(files: WriteFiles) -> None:
     assert found == {"a": ["a.hea", "a.dat"], "b": ["b.hea"]}
 
 
+@pytest.mark.whole
 def test_what_is_in_no_record_is_counted_and_shown(files: WriteFiles, shardkit: RunCommand) -> None:
     folder = files(["a.hea", "a.dat", "lost.dat", "notes/readme.txt", "old.tmp"])
     done = shardkit(

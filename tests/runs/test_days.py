@@ -476,7 +476,7 @@ def planned_redos(out: Path, *, redos: int, records: int, workers: int) -> tuple
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("redos", [30, pytest.param(200, marks=SLOW)])
+@pytest.mark.parametrize("redos", [30, pytest.param(135, marks=SLOW)])
 def test_the_chunks_of_a_day_stay_few_however_often_it_is_redone(tmp_path: Path, redos: int) -> None:
     """With one worker, 128 chunks that are taken over are too many, which a hundred redos come to."""
     chunks, computed = planned_redos(tmp_path, redos=redos, records=2000, workers=1)

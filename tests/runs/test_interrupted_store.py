@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
-from crashing import check_ledger
+from crashing import check_ledger, dying
 from fault_proxy import FaultProxy
 from test_object_store import bucket, project  # noqa: F401  fixtures
 
@@ -41,6 +38,7 @@ def test_ctrl_c_ends_what_waits_for_a_store_that_has_vanished(
     bucket: Bucket,  # noqa: F811
     s3_url: str,
     step: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bucket.put_all({f"in/{i}.txt": "go" for i in range(6)})
     vanished, over = threading.Event(), threading.Event()
@@ -57,25 +55,21 @@ def test_ctrl_c_ends_what_waits_for_a_store_that_has_vanished(
     with proxy.running() as url:
         arguments = ["--function", "work:features", "--source-dir", str(project.code), "--workers", "1", "--quiet"]
         where = ["--input", f"{bucket.uri}/in", "--output", f"{bucket.uri}/out"]
-        command = subprocess.Popen(
-            [sys.executable, "-m", "shardkit", "run", *arguments, *where],
-            env=os.environ | {"AWS_ENDPOINT_URL": url},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert vanished.wait(60)
-            interrupted = time.monotonic()
-            command.send_signal(signal.SIGINT)
-            told = command.communicate(timeout=60)[1]
-            seconds = time.monotonic() - interrupted
-        finally:
-            command.kill()
-            over.set()
-    assert seconds < 20, told
-    assert command.returncode == 130, told
-    assert "nterrupted" in told
-    assert "Traceback" not in told
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with dying(project.start("run", *arguments, *where)) as command:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
+            try:
+                assert vanished.wait(60)
+                interrupted = time.monotonic()
+                command.process.send_signal(signal.SIGINT)
+                done = command.wait()
+                seconds = time.monotonic() - interrupted
+            finally:
+                over.set()
+    assert seconds < 20, done.stderr
+    assert done.code == 130, done.stderr
+    assert "nterrupted" in done.stderr
+    assert "Traceback" not in done.stderr
     if step not in {"looking", "listing"}:
         for key in (key for key in bucket.keys("out/") if key.endswith("/lock")):
             bucket.delete(key)  # otherwise it would have to run out, because the store could not be asked to release it

@@ -59,7 +59,7 @@ def talent(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 def mimic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], sk.Run]:
     pytest.importorskip("wfdb")
     root = tmp_path_factory.mktemp("mimic")
-    load("mimic_waveforms", "generate").generate(root / "data", records=24, seconds=2, bad=2)
+    load("mimic_waveforms", "generate").generate(root / "data", records=12, seconds=1, bad=2)
     return one_machine(root, "mimic_waveforms")
 
 

@@ -486,12 +486,12 @@ def undisturbed_rows(chunks: str) -> list[dict[str, Any]]:
 def steady_project(folder: Path) -> Project:
     project = Project(folder)
     project.write_function(STEADY)
-    project.write_records(["x" * (i * 7 % 90) for i in range(120)])
+    project.write_records(["x" * (i * 7 % 90) for i in range(80)])
     return project
 
 
 def as_steady(chunks: str) -> dict[str, Any]:
-    return {"chunks": chunks, "workers": 3, "rows_per_file": 1, "run_id": "it"}
+    return {"chunks": chunks, "workers": 3, "rows_per_file": 4, "run_id": "it"}
 
 
 @SLOW

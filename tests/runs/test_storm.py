@@ -8,7 +8,7 @@ import sys
 import pytest
 from crashing import LINUX, TESTS, environment
 
-MINUTES = 1.0
+MINUTES = 0.5
 
 
 @LINUX

@@ -317,7 +317,7 @@ def test_memory_hardly_grows_with_the_listing(*, by_folder: bool) -> None:
         command = [sys.executable, "-c", MANY, str(count), str(5000 if by_folder else count)]
         return [int(n) for n in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
 
-    few, many = 500_000, 2_000_000
+    few, many = 500_000, 1_500_000
     to_list, to_plan = ((m - f) / (many - few) for f, m in zip(peaks(few), peaks(many), strict=True))
     assert to_list < 20  # bytes an object: of its 90, next to nothing
     assert to_plan < 60

@@ -194,8 +194,8 @@ def test_credentials_that_expire_midway(
     source: str,
 ) -> None:
     """As a container's endpoint renews them, or as a tool writes new ones into the credentials file."""
-    bucket.put_all({f"in/{i:03d}.txt": f"go {i}" for i in range(60)})
-    tokens = Tokens(good_for=25)
+    bucket.put_all({f"in/{i:03d}.txt": f"go {i}" for i in range(20)})
+    tokens = Tokens(good_for=15)
     if source == "container":
         container: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Container)
         container.daemon_threads, container.tokens = True, tokens
@@ -218,7 +218,7 @@ def test_credentials_that_expire_midway(
     with FaultProxy(urlsplit(bucket.client.meta.endpoint_url).port or 0, gate=tokens).running() as url:
         temporary.setenv("AWS_ENDPOINT_URL", url)
         summary = check_ledger(run_here(project, bucket))
-    assert summary.records == {"listed": 60, "done": 60, "quarantined": 0, "skipped": 0}
+    assert summary.records == {"listed": 20, "done": 20, "quarantined": 0, "skipped": 0}
     assert len(tokens._uses) > 3
     assert 1 <= summary.repeated["expired"] <= tokens.refused
 

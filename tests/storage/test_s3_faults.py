@@ -28,10 +28,10 @@ def test_the_dataset_is_that_of_a_good_day(
     monkeypatch: pytest.MonkeyPatch,
     seed: int,
 ) -> None:
-    count = 120
+    count = 48
     bucket.put_all({f"in/p{i % 3}/{i:03d}.txt": f"go {i} " + "x" * 1000 for i in range(count)})
     quiet = rows_of(run_here(project, bucket))
-    proxy = FaultProxy(urlsplit(s3_url).port or 0, share=0.05, seed=seed)
+    proxy = FaultProxy(urlsplit(s3_url).port or 0, share=0.07, seed=seed)
     with proxy.running() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         run = run_here(project, bucket, shards={"by": "directory"}, run_id=f"bad-day-{seed}")

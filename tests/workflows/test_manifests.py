@@ -257,6 +257,7 @@ def test_environments_differ_as_the_file_says(manifests: dict[str, list[Manifest
     assert "notice-completed" not in dev
 
 
+@pytest.mark.whole
 def test_the_calendar_is_in_argos_words(deployment: Deployment) -> None:
     deployment.deploy("--env", "dev")
     spec = deployment.get("dev", "CronWorkflow")["spec"]
