@@ -223,12 +223,19 @@ def is_library(folder: str) -> bool:
 
 
 def _local_imports(path: Path, source: bytes, source_dir: str) -> list[Path]:
+    package = os.path.relpath(path.parent, Path(source_dir).resolve()).replace(os.sep, ".").strip(".")
+    parts = {".".join(m.split(".")[:n]) for m in _imports_of(source, package) for n in range(1, m.count(".") + 2)}
+    return [file.resolve() for m in parts if (file := _module_file(m, source_dir))]
+
+
+@functools.lru_cache(maxsize=1024)
+def _imports_of(source: bytes, package: str) -> frozenset[str]:
+    """The modules that a source in a package may import; parsed once, because a process may make many runs of it."""
     modules: set[str] = set()
     try:
         tree = ast.parse(source)
     except SyntaxError:
-        return []
-    package = os.path.relpath(path.parent, Path(source_dir).resolve()).replace(os.sep, ".").strip(".")
+        return frozenset()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules.update(alias.name for alias in node.names)
@@ -239,8 +246,7 @@ def _local_imports(path: Path, source: bytes, source_dir: str) -> list[Path]:
                 base = ".".join(filter(None, [*parents, base]))
             modules.add(base)
             modules.update(f"{base}.{alias.name}".strip(".") for alias in node.names)
-    parts = {".".join(m.split(".")[:n]) for m in modules if m for n in range(1, m.count(".") + 2)}
-    return [file.resolve() for m in parts if (file := _module_file(m, source_dir))]
+    return frozenset(modules - {""})
 
 
 def _only_by_value(function: Callable[..., Any]) -> bool:
