@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ ROWS = 70_000  # enough to be copied
 AS_PASS_1: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
 
 
+@functools.cache
 def simple(rows: int, seed: int = 0) -> pa.Table:
     """A table of numbers, texts that repeat, texts that do not, and lists."""
     rng = np.random.default_rng(seed)
@@ -52,6 +54,7 @@ def simple(rows: int, seed: int = 0) -> pa.Table:
     )
 
 
+@functools.cache
 def of_all_kinds(rows: int, seed: int = 0) -> pa.Table:
     """A table with nulls, of columns that Parquet stores in different ways."""
     table, rng = simple(rows, seed), np.random.default_rng(seed)
@@ -143,10 +146,10 @@ def test_others_read_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows_per_file", [ROWS, 100_000, 30_000, 1])
 def test_files_are_cut_where_they_are_asked_to_be(tmp_path: Path, rows_per_file: int) -> None:
     size = ROWS if rows_per_file > 1 else 40
-    tables = [pa.table({"n": range(start, start + size)}) for start in range(0, 3 * size, size)]
+    tables = [pa.table({"n": np.arange(start, start + size)}) for start in range(0, 3 * size, size)]
     paths = merged(tmp_path, tables, rows_per_file=rows_per_file)
     assert [pq.read_metadata(path).num_rows for path in paths[:-1]] == [rows_per_file] * (len(paths) - 1)
-    assert read(paths)["n"].to_pylist() == list(range(3 * size))
+    assert np.array_equal(read(paths)["n"], np.arange(3 * size))
 
 
 @pytest.mark.whole
@@ -210,7 +213,11 @@ def test_what_another_library_wrote_is_encoded_again(tmp_path: Path) -> None:
 def numbered(record: sk.Record) -> pa.Table:
     """So many rows as the record's file says."""
     first, count = map(int, Path(record).read_text().split())
-    return pa.table({"n": range(first, first + count), "key": [record.key] * count})
+    return of_record(record.key, first, count)
+
+
+def of_record(key: str, first: int, count: int) -> pa.Table:
+    return pa.table({"n": np.arange(first, first + count), "key": pa.repeat(key, count)})
 
 
 @pytest.mark.whole
@@ -230,16 +237,16 @@ def test_of_a_large_part_that_is_taken_over_only_what_counts(tmp_path: Path, chu
         incremental=True,
     )
     first = pipeline.run(quiet=True)
-    assert sorted(first.dataset().to_table()["n"].to_pylist()) == list(range(8 * ROWS))
+    assert np.array_equal(np.sort(first.dataset().to_table()["n"]), np.arange(8 * ROWS))
     parts = list(first.path.rglob("parts/*/*.parquet"))
     assert all(column.is_stats_set for part in parts for group in groups_of(part) for column in [group.column(0)])
     (data / "3").write_text(f"{100 * ROWS} 10")
     (data / "5").unlink()
     second = pipeline.run(quiet=True)
     assert second.summary().records["skipped"] == 6
-    expected = [n for i in (0, 1, 2, 4, 6, 7) for n in range(i * ROWS, (i + 1) * ROWS)]
-    found = second.dataset().to_table()["n"].to_pylist()
-    assert sorted(found) == sorted([*expected, *range(100 * ROWS, 100 * ROWS + 10)])
+    expected = [np.arange(i * ROWS, (i + 1) * ROWS) for i in (0, 1, 2, 4, 6, 7)]
+    expected.append(np.arange(100 * ROWS, 100 * ROWS + 10))
+    assert np.array_equal(np.sort(second.dataset().to_table()["n"]), np.concatenate(expected))
 
 
 class Growing:
@@ -270,7 +277,7 @@ class Growing:
         run = self.pipeline.run(quiet=True)
         found = run.dataset().to_table().sort_by("n")
         expected = pa.concat_tables(
-            pa.table({"n": range(first, first + self.counts[key]), "key": [key] * self.counts[key]})
+            of_record(key, first, self.counts[key])
             for key, first in sorted(self.firsts.items(), key=lambda item: item[1])
         )
         assert found.select(["n", "key"]).equals(expected)
