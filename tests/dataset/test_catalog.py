@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 import urllib.request
@@ -11,7 +12,7 @@ import boto3
 import pandas as pd
 import pyarrow as pa
 import pytest
-from emulators import use_emulator
+from emulators import s3_client, use_emulator
 
 import shardkit as sk
 from shardkit.dataset.catalog import glue_type, with_names
@@ -39,13 +40,18 @@ def numbers(record):
 DAYS = ("2020-01-01", "2020-01-02", "2020-01-03")
 
 
+@functools.cache
+def glue_of(url: str) -> Any:
+    return boto3.client("glue", endpoint_url=url, region_name="eu-west-1")
+
+
 class Bucket:
     """An S3 bucket and a Glue catalogue on this machine, and pipelines that use them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, url: str) -> None:
         self.root = root
-        self.glue = boto3.client("glue")
-        boto3.client("s3").create_bucket(Bucket="talent", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+        self.glue = glue_of(url)
+        s3_client(url).create_bucket(Bucket="talent", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
         (root / "functions_for_glue.py").write_text(CODE)
         for day in DAYS[:2]:
             self.write(day)
@@ -110,7 +116,7 @@ def bucket(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket
     """An empty account, which all clients of this process and its children use."""
     urllib.request.urlopen(urllib.request.Request(f"{moto}/moto-api/reset", method="POST")).close()
     _use(monkeypatch, moto)
-    return Bucket(tmp_path)
+    return Bucket(tmp_path, moto)
 
 
 # ---- what is registered ------------------------------------------------------------------------------------------
@@ -414,7 +420,7 @@ def test_athena_and_duckdb_answer_alike(ministack_url: str, tmp_path: Path, monk
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", session)
     own = {"EnforceWorkGroupConfiguration": False}  # which Athena says of it from the beginning
     boto3.client("athena").update_work_group(WorkGroup="primary", ConfigurationUpdates=own)
-    bucket = Bucket(tmp_path)
+    bucket = Bucket(tmp_path, ministack_url)
     bucket.run()
     bucket.write(DAYS[1], "late")
     bucket.write(DAYS[2], "late")
