@@ -28,6 +28,7 @@ WORK = options(
     click.option("--pattern", multiple=True, metavar="GLOB", help="A record's main object; may be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Files that are not input; may be repeated."),
     click.option("--workers", metavar="N", help="How many processes; by default one per CPU."),
+    click.option("--memory", metavar="SIZE", help="The most that all may hold together, such as 12GB; default: all."),
     click.option("--chunks", metavar="HOW", help="dynamic (default), balanced or even."),
     click.option("--batch", metavar="N", help="Call the function with a list of N records."),
     click.option("--concurrency", metavar="N", help="Calls of an async def function at once, in each worker."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 import click
@@ -53,7 +54,8 @@ def verify(output: str, run_id: str | None, *, sample: int, as_json: bool) -> No
 
     Exit codes: 0 all that could be compared are the same, 1 some differ or fail, or none could be compared.
     """
-    verified = opened(output, run_id).verify(sample=sample)
+    with redirect_stdout(sys.stderr):  # for what the user's function prints
+        verified = opened(output, run_id).verify(sample=sample)
     click.echo(json.dumps(verified.to_dict()) if as_json else str(verified))
     if not verified.is_reproducible:
         sys.exit(1)
@@ -78,7 +80,8 @@ def diff(pipeline: str | None, *, sample: int, as_json: bool, **given: Any) -> N
 
     Exit codes: 0 nothing would change, 1 something would.
     """
-    difference = read_pipeline(pipeline, given).diff(sample=sample)
+    with redirect_stdout(sys.stderr):
+        difference = read_pipeline(pipeline, given).diff(sample=sample)
     click.echo(json.dumps(difference.to_dict()) if as_json else str(difference))
     if not difference.is_empty:
         sys.exit(1)

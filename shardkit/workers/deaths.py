@@ -108,8 +108,8 @@ def _end(death: WorkerDied) -> tuple[str, str]:
 
 def too_little(peak_bytes: int | None, memory_bytes: int) -> str:
     """Why a record does not fit into the memory that there is, and what to do about it."""
-    peak = f" (its peak was {peak_bytes / 1e6:,.0f} MB)" if peak_bytes else ""
+    peak = f" (peak: {peak_bytes / 1e6:,.0f} MB)" if peak_bytes else ""
     return (
-        f"it needs more memory than the {memory_bytes / 1e6:,.0f} MB that there are{peak}, with no other worker at "
-        "work. Let the function hold less at a time, or retry with more memory"
+        f"it needs more memory than the {memory_bytes / 1e6:,.0f} MB that there are{peak}, even alone. "
+        "Let the function hold less at a time, or retry with more memory"
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import boto3
 import pytest
 from crashing import LINUX
 from job_runs import JobProject
 from simulated_service import SimulatedService, client_error
 
 import shardkit as sk
+from shardkit.engines.local import LocalEngine
+from shardkit.engines.wire import serving
 from shardkit.jobs import Policy, SQLiteStore, again, drive
 from shardkit.jobs.clock import SimulatedClock
 
@@ -154,3 +157,28 @@ def test_a_job_that_is_tried_again_begins_with_its_usual_instances(tmp_path: Pat
     drive(store, service, policy=Policy(), clock=clock)
     assert (store.get("a").status, store.get("a").instance_type) == ("Failed", "ml.m5.2xlarge")
     assert again(store, "a", clock=clock).instance_type == "ml.m5.xlarge"
+
+
+@pytest.mark.slow
+def test_the_service_is_asked_for_the_larger_type(
+    s3_url: str, tmp_path: Path, project: JobProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SageMaker's settings and boto3 as against the service: over HTTP, with input and output in S3."""
+    policy = Policy.local(max_instances=4)  # it looks more often
+    monkeypatch.setattr("shardkit.engines.settings.Settings.policy", lambda _: policy)
+    own = {"ENDPOINT_URL_S3": s3_url, "ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any", "DEFAULT_REGION": "us-east-1"}
+    for name, value in own.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="larger")
+    for i, text in enumerate(["1", "2", "1"]):
+        s3.put_object(Bucket="larger", Key=f"in/{i}.txt", Body=text.encode())
+    with serving(LocalEngine(tmp_path / "served", max_instances=4)) as url:
+        engine = sk.SageMaker(
+            role="arn:aws:iam::123456789012:role/one", image="one", region="us-east-1", endpoint_url=url, larger=1
+        )
+        run = project.run_jobs(engine=engine, input="s3://larger/in/", output="s3://larger/out/", shards=None)
+    attempts = [[each["instance_type"] for each in job["attempts"]] for job in run.jobs(refresh=False)]
+    assert attempts == [["ml.m5.xlarge", "ml.m5.2xlarge"], ["ml.m5.xlarge"]]
+    assert calls_on(project, "ml.m5.2xlarge") == {"1.txt"}
+    assert run.summary().records == {"listed": 3, "done": 3, "quarantined": 0, "skipped": 0}

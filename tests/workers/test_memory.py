@@ -66,7 +66,7 @@ def test_records_that_need_most_of_a_limit_run_one_at_a_time_and_only_what_does_
     (entry,) = run.quarantine()
     assert (entry["key"], entry["of_memory"], entry["signal"]) == ("r011.txt", True, "SIGKILL")
     assert entry["peak_memory_bytes"] > 150 * MB
-    assert "needs more memory than the 300 MB that there are (its peak was" in entry["message"]
+    assert "needs more memory than the 300 MB that there are (peak: " in entry["message"]
     assert "retry with more memory" in entry["message"]
     assert sorted(row["key"] for row in project.rows()) == [f"r{i:03d}.txt" for i in range(14) if i != 11]
     assert at_once(project) < 250
