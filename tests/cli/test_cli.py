@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
 COMMANDS = ["try", "run", "plan", "status", "report", "logs", "stop", "failures", "checks", "replay", "query", "retry"]
-COMMANDS += ["resume", "clean", "check", "pass1", "pass2", "init", "schedule", "workflow", "deploy", "jobs", "engine"]
+COMMANDS += ["resume", "clean", "check", "origin", "verify", "diff", "pass1", "pass2", "init", "schedule", "workflow"]
+COMMANDS += ["deploy", "jobs", "engine"]
 MODULE = """
 import sys
 print("module imported")
