@@ -3,7 +3,8 @@
     ShardkitError
     ├── PipelineError        the pipeline, a command's arguments or the function cannot be used as given
     │   ├── InputError       the input is empty, missing or cannot be read
-    │   │   └── ObjectChanged    an object of the input is not what it was when it was listed
+    │   │   ├── ObjectChanged    an object of the input is not what it was when it was listed
+    │   │   └── ObjectDamaged    an object of the input cannot be read as what it is said to be
     │   └── PlanMismatch     a run is to be resumed with another plan than its own
     ├── RunNotFound          no such run under that output
     │   └── RunReplaced      a later run has replaced the dataset that a run has made

@@ -338,7 +338,7 @@ def test_another_plan_is_refused_with_what_differs(project: GatedProject) -> Non
             project.run(**(fields | changes))
         return str(caught.value)
 
-    assert 'input was {"uri": ' in refused(pattern="r00[0-3].txt")
+    assert re.search(r'input was \{.*"uri": ', refused(pattern="r00[0-3].txt"))
     assert 'chunks was "even" and is "balanced"' in refused(chunks="balanced")
     project.write_records({"r006.txt": "go"})
     assert "the input has changed (6 records of 14 bytes before, 7 of 16 now)" in refused()
@@ -359,7 +359,7 @@ def test_what_decides_the_results_cannot_change(project: GatedProject) -> None:
         "records": "stem",
     }
     for name, value in settings.items():
-        with pytest.raises(sk.PlanMismatch, match=rf"{name} cannot change.*workers, timeout, max_failures"):
+        with pytest.raises(sk.PlanMismatch, match=rf"{name} cannot change.*workers, .*timeout, max_failures"):
             run.resume(quiet=True, **{name: value})
     assert "input.uri cannot change" in project.command("resume", project.out, "--set", "input.uri=x", expect=2).stderr
 
