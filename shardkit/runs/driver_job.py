@@ -138,7 +138,7 @@ def _check_elsewhere(pipeline: Spec) -> None:
             "function: it exists in this process only, and the driver runs elsewhere.",
             hint="Put it in a module, and name it as module:callable.",
         )
-    if not isinstance(pipeline.records, str):
+    if pipeline.inside is None and not isinstance(pipeline.records, str):
         raise PipelineError("records: the driver runs elsewhere.", hint="Name the rule as module:callable.")
     if pipeline.queue is not None and "://" not in pipeline.queue.place:
         raise PipelineError(

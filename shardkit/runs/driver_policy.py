@@ -142,6 +142,9 @@ def _storage(pipeline: Spec, here: _Place) -> list[Document]:
         )
     if read:
         statements.append(_allow("Lists", ["s3:GetObject"], [f"arn:{here.partition}:s3:::{each}" for each in read]))
+    if pipeline.inside is not None:  # what is inside of objects is read to plan a run, as far as sizes do not say it
+        inputs = [f"arn:{here.partition}:s3:::{bucket}/{key}*" for bucket, key in listed]
+        statements.append(_allow("Inside", ["s3:GetObject"], inputs))
     calls = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
     bucket, key = output
     statements.append(_allow("Output", calls, f"arn:{here.partition}:s3:::{bucket}/{key}*"))

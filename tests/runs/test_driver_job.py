@@ -422,11 +422,13 @@ def test_the_role_is_of_the_pipelines_own_things(project: JobProject) -> None:
     assert statements["Key"]["Condition"] == {"ForAnyValue:StringEquals": {"kms:ResourceAliases": "alias/out"}}
     assert "ec2:CreateNetworkInterface" in statements["Vpc"]["Action"]
     assert driver.request["NetworkConfig"]["VpcConfig"]["Subnets"] == ["subnet-1"]
-    trained = planned(
-        project, fields={"engine": engine | {"jobs": "training", "spot": True, "merge": {"jobs": "processing"}}}
-    )
+    training = {"jobs": "training", "spot": True, "merge": {"jobs": "processing"}}
+    trained = planned(project, fields={"engine": engine | training, "records": "tar"})
     assert "AppSpecification" in trained.request  # the driver itself is no training job, and on no spot instance
-    calls = {statement["Sid"]: statement for statement in trained.policy["Statement"]}["Jobs"]
+    statements = {statement["Sid"]: statement for statement in trained.policy["Statement"]}
+    calls = statements["Jobs"]
+    (inside,) = statements["Inside"]["Resource"]  # the indexes of archives are read for the plan
+    assert inside.endswith("/in/*")
     assert {"sagemaker:CreateTrainingJob", "sagemaker:CreateProcessingJob"} <= set(calls["Action"])
     assert f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:training-job/work-*" in calls["Resource"]
     queued = planned(project, fields={"queue": "dynamodb://night"}).policy["Statement"]
