@@ -29,6 +29,7 @@ BLOCK_MOST = 1 << 16
 BLOCK_FOLLOWERS = 1 << 17  # a block counts as found if blocks follow on it for so many bytes, or up to the end
 SEEK_TABLE, SEEKABLE = 0x184D2A5E, 0x8F92EAB1
 SEEK_FOOTER = 9
+WIDE = {b"\xff\xfe", b"\xfe\xff"}  # the byte order marks with which UTF-16 and UTF-32 begin
 SEEK_HEAD = 8
 WITH_CHECKSUMS = 1 << 7
 
@@ -45,7 +46,19 @@ def damage_named(source: Source, what: str) -> Iterator[None]:
     except (ShardkitError, FileNotFoundError, MemoryError):
         raise
     except Exception as error:
-        raise ObjectDamaged(f"{source} cannot be read as {what}: {error}.", hint="Mend or exclude it.") from error
+        raise ObjectDamaged(f"{source.name} cannot be read as {what}: {error}.", hint="Mend or exclude it.") from error
+
+
+def check_newlines(source: Source) -> None:
+    """See that a text has not begun as one in which newlines are no single bytes.
+
+    Raises:
+        ObjectDamaged: it has.
+    """
+    if source.read(0, 2) in WIDE:
+        raise ObjectDamaged(
+            f"{source.name} is UTF-16 or UTF-32 text, which cannot be cut at bytes.", hint="Convert it to UTF-8."
+        )
 
 
 def stream(source: Source, codec: str, start: int = 0, end: int | None = None) -> Any:

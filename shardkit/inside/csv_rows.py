@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardkit.errors import ObjectDamaged
+from shardkit.inside.compressed import check_newlines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,7 @@ def row_ends(source: Source, targets: list[int]) -> list[int]:
     Raises:
         ObjectDamaged: the file has a quote that is neither around a value nor doubled within one.
     """
+    check_newlines(source)
     scan = _Scan(source, targets)
     for start, data in source.windows(0, source.size, WINDOW_BYTES):
         scan.add(start, data)
@@ -101,13 +103,13 @@ class _Scan:
         return self._ends + [self._source.size] * (len(self._targets) - len(self._ends))
 
     def _stray(self, at: int) -> ObjectDamaged:
-        return _not_csv(self._source, f"the quote at byte {at:,} is neither around a value nor doubled within one")
+        return _not_csv(self._source, f"the quote at byte {at:,} neither surrounds a value nor is doubled in one")
 
 
 def _not_csv(source: Source, why: str) -> ObjectDamaged:
     return ObjectDamaged(
-        f"{source} cannot be cut as CSV: {why}.",
-        hint="Mend or exclude it; or, if no value of the input holds a newline, set records.quoted_newlines: false.",
+        f"{source.name} cannot be cut as CSV: {why}.",
+        hint="Exclude it, or if no value holds a newline, set records.quoted_newlines: false.",
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardkit.inside.compressed import block_from, damage_named, stream
+from shardkit.inside.compressed import block_from, check_newlines, damage_named, stream
 from shardkit.inside.csv_rows import header_bytes
 from shardkit.inside.rule import codec_of
 from shardkit.inside.source import Made
@@ -52,6 +52,8 @@ def write_lines(source: Source, piece: Piece, path: str) -> None:
 
 def _write_plain(source: Source, piece: Piece, path: str) -> None:
     start, end = (0, source.size) if piece.is_whole else (piece.start, piece.end)
+    if not piece.is_whole:
+        check_newlines(source)
     if not piece.is_exact:
         begin = _after_newline(source, start, end) if start else 0
         if begin is None:

@@ -37,6 +37,11 @@ class Source:
     def __str__(self) -> str:
         return f"{self.folder.uri}/{self.key}"
 
+    @property
+    def name(self) -> str:
+        """The last part of its key, for messages about a record, which has the whole key."""
+        return self.key.rpartition("/")[2]
+
     def read(self, start: int, end: int) -> bytes:
         """The bytes from ``start`` up to ``end``, or to the object's own end."""
         end = min(end, self.size)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from shardkit.errors import PipelineError
 from shardkit.explain import ELSEWHERE, explain, fields_of, members_of, models_of
+from shardkit.spec.sections import INSIDE_FIELDS
 from shardkit.traits import IsPath, Short, fields_with, trait_of
 
 if TYPE_CHECKING:
@@ -109,8 +110,9 @@ def _override(content: dict[str, Any], kind: type[BaseModel], name: str, value: 
     elif short is not None and (isinstance(value, str) or short.is_number(value)):
         sections, last = [name], short.field
     for section in sections:
-        if not isinstance(home.get(section), dict):
-            home[section] = {}
+        if not isinstance(given := home.get(section), dict):
+            is_word = section == "records" and isinstance(given, str) and given in INSIDE_FIELDS
+            home[section] = {"inside": given} if is_word else {}
         home = home[section]
     home[last] = value
 

@@ -158,10 +158,10 @@ def test_compressed_csv_is_cut_only_if_no_value_holds_a_newline() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('a,b\n5" pipe,x\n6" pipe,y\n', "the quote at byte 5 is neither"),
-        ('a,b\n"x"y,1\n"z",2\n', "the quote at byte 6 is neither"),
+        ('a,b\n5" pipe,x\n6" pipe,y\n', "the quote at byte 5 neither"),
+        ('a,b\n"x"y,1\n"z",2\n', "the quote at byte 6 neither"),
         ('a,b\n"x,1\nz,2\n', "its last quoted value does not end"),
-        ('a,b\nx,\'"\'\ny,"2"\n', "the quote at byte 7 is neither"),
+        ('a,b\nx,\'"\'\ny,"2"\n', "the quote at byte 7 neither"),
     ],
 )
 def test_csv_whose_quotes_mean_nothing_known_is_refused(tmp_path: Path, text: str, why: str) -> None:
@@ -211,6 +211,13 @@ def test_a_changed_object_is_told(tmp_path: Path) -> None:
         source.write("a.txt", b"1\n2\n3\n4\n5\n")
         with pytest.raises(sk.InputError, match=r"a\.txt has changed since it was listed"):
             next(found)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+def test_text_with_wide_newlines_is_refused(tmp_path: Path, name: str) -> None:
+    source = file_in(tmp_path / "in", name, "a,b\n1,2\n".encode("utf-16"))
+    with pytest.raises(sk.InputError, match="is UTF-16 or UTF-32 text"):
+        list(cut(source, tmp_path, {"inside": "lines", "target_bytes": 6}))
 
 
 def test_a_name_that_looks_like_a_range_is_refused(tmp_path: Path) -> None:
