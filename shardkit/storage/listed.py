@@ -25,6 +25,7 @@ from shardkit.storage.object_keys import wanted_keys, without_folders
 from shardkit.storage.open import folder
 from shardkit.tables.arrays import arrow, scalar, texts
 from shardkit.tables.spill import LISTED, Spill, batches_of, gathered
+from shardkit.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -208,8 +209,8 @@ def _filled_in(table: pa.Table, place: Folder, need: Sequence[str], facts: ListF
             kept.append(spill.keep(_without_nulls(_with(batch, rows, entries))))
     if facts.missing == len(table):
         raise InputError(
-            f"None of the {len(table):,} files that {facts.manifest} names is in {place.uri}, such as "
-            f"{facts.missing_sample[0]}.",
+            f"{facts.manifest} names {counted(len(table), 'file')}, and none of them is there: "
+            f"{place.uri}/{facts.missing_sample[0]}{', ...' if len(table) > 1 else ''}.",
             hint="Is input.uri right?",
         )
     return spill.table(kept)

@@ -13,7 +13,7 @@ import mmap
 import tempfile
 import threading
 import weakref
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,9 @@ PIECE_ROWS = 1 << 12  # smaller ones are not worth writing to the file
 BATCH_ROWS = 1 << 16
 LET_GO_ROWS = 1 << 17  # after so many rows, the memory of what was read is given back
 LET_GO_BATCHES = 32
-SLICE_ROWS = 64  # if pieces interleave more finely than that, sorting all rows is faster
+SLICE_ROWS = 64  # if pieces interleave more finely than that, sorting their rows is faster
+SAMPLE_ROWS = 1 << 12
+RANGE_SAMPLES = 64  # of a range of keys whose rows are sorted together
 
 _MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
@@ -102,7 +104,7 @@ class Spill:
         slices = _merged(pieces, whole.to_batches(), limit=1000 + len(whole) // SLICE_ROWS)
         copies = Spill(self._schema)
         if slices is None:
-            return copies.table([copies.keep(batch) for batch in _sorted(whole)])
+            return copies.table([copies.keep(batch) for batch in _by_ranges(whole.to_batches())])
         as_they_are = set(map(id, slices))
         kept = [batch if id(batch) in as_they_are else copies.keep(batch) for batch in gathered(slices)]
         forget_pages()
@@ -211,13 +213,28 @@ def _merged(pieces: list[Piece], batches: list[pa.RecordBatch], *, limit: int) -
     return slices
 
 
-def _sorted(table: pa.Table) -> Iterator[pa.RecordBatch]:
-    order = pc.sort_indices(table["key"])
-    # Rows are taken from one chunk, whose offsets may need 64 bits.
-    large = [pa.large_string() if pa.types.is_string(kind) else kind for kind in table.schema.types]
-    whole = table.cast(pa.schema(zip(table.schema.names, large, strict=True))).combine_chunks()
-    for begin in range(0, len(order), BATCH_ROWS):
-        yield from whole.take(order.slice(begin, BATCH_ROWS)).cast(table.schema).to_batches()
+def _by_ranges(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows of sorted batches in key order: those of one range of keys are in memory at a time.
+
+    The ranges are about equally long, as samples of the keys say.
+    """
+    samples = sorted(batch["key"][row].as_py() for batch in batches for row in range(0, len(batch), SAMPLE_ROWS))
+    ends = [*samples[RANGE_SAMPLES::RANGE_SAMPLES], None]
+    begins = [0] * len(batches)
+    for end in ends:
+        some = []
+        for number, batch in enumerate(batches):
+            begin, keys = begins[number], batch["key"]
+            stop = len(batch)
+            if end is not None:
+                stop = bisect_left(range(stop), end, begin, key=lambda row: keys[row].as_py())
+            some.append(batch.slice(begin, stop - begin))
+            begins[number] = stop
+        together = pa.concat_batches(some)
+        order = pc.sort_indices(together["key"])
+        for begin in range(0, len(order), BATCH_ROWS):
+            yield together.take(order.slice(begin, BATCH_ROWS))
+        forget_pages()
 
 
 def _in_order(keys: pa.Array) -> bool:

@@ -231,6 +231,9 @@ def test_jobs_check_and_their_driver_says_so(world: World) -> None:
     held = world.failing({"sql": {"never": "SELECT * FROM new"}}, engine="local", requirements_mode="none")
     assert held.checks()["offending"].tolist() == [3]
     assert held.summary().status == "failed" and not world.dataset()
+    merge = next(job for job in held.jobs() if "merge" in job["job"])
+    assert (merge["status"], len(merge["attempts"])) == ("Failed", 1), "another attempt would find the same"
+    assert "1 of 1 check failed: sql: never" in merge["reason"], "which notices repeat"
     assert held.accept(quiet=True).summary().status == "done"
     assert len(world.dataset()) == 3
 

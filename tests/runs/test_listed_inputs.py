@@ -12,6 +12,8 @@ import boto3
 import pytest
 
 import shardkit as sk
+from shardkit.runs.driver_policy import _inputs
+from shardkit.runs.requests import check_engine
 from shardkit.storage.objects import ObjectFolder
 
 if TYPE_CHECKING:
@@ -255,3 +257,21 @@ def test_jobs_read_several_inputs_without_their_lists(stored: World) -> None:
     assert rows_of(run) == {"far/in/a.txt": ("a", {"label": "first"}), "here/b.txt": ("b", {"label": None})}
     with pytest.raises(sk.PipelineError, match="this pipeline has several"):
         stored.run(parts, engine="local", input_mode="download", requirements_mode="none")
+
+
+def test_what_a_driver_may_read_and_what_a_notebook_shows(world: World) -> None:
+    parts = [
+        {"name": "all", "uri": "s3://b/in", "manifest": "s3://reports/b/all/2026-01-03T01-00Z/manifest.json"},
+        {"name": "some", "uri": "s3://c/x", "manifest": "s3://lists/today.csv", "exclude_list": "s3://lists/not.txt"},
+    ]
+    pipeline = world.pipeline(parts, output="s3://b/out")
+    assert _inputs(pipeline) == (
+        [("b", "in/"), ("c", "x/")],
+        ["reports/b/all/*", "lists/today.csv", "lists/not.txt", "c/x/*"],
+    )
+    shown = pipeline._repr_html_()
+    assert "s3://b/in, s3://c/x" in shown
+    with pytest.raises(sk.PipelineError, match=r"input\.manifest: .*l\.csv is on this machine, where a driver"):
+        _inputs(world.pipeline({"uri": "s3://b", "manifest": world.root / "l.csv"}, output="s3://b/out"))
+    with pytest.raises(sk.PipelineError, match=r"this pipeline has several|folder of this machine"):
+        check_engine(pipeline.replace(input_mode="download", engine={"kind": "local"}))
