@@ -116,7 +116,8 @@ class Room:
             kind["shards"] = rule
         else:
             kind["shards.instances" if rule["by"] == "s3key" else "shards.max_jobs"] = jobs
-        return kind | {"workers": workers}
+        usual = self.fixed_workers is None and workers == instance_vcpus(instance_type)
+        return kind if usual else kind | {"workers": workers}
 
     def way(self, reckoned: Reckoned) -> Way:
         """A way with its shards and chunks cut as its plan would have them."""

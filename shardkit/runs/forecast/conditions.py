@@ -89,9 +89,10 @@ class Conditions:
         quota = ", ".join(filter(None, [*named, rest])) or "none known"
         lines = [
             f"quotas of instances: {quota}",
-            f"a job begins {human_seconds(self.startup_s)} after it was created, give or take",
+            f"a job begins its work about {human_seconds(self.startup_s)} after its creation",
         ]
         if self.keep_alive_s:
-            lines.append(f"on an instance that was kept, {human_seconds(self.warm_startup_s)} after")
-        lines.append(f"for {percent(self.capacity_errors)} of attempts there is no instance")
+            lines.append(f"on an instance that was kept, {human_seconds(self.warm_startup_s)} after it")
+        if self.capacity_errors:
+            lines.append(f"for {percent(self.capacity_errors)} of attempts there is no instance")
         return lines
