@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shardkit.workers.tasks import ChunkTask
 
 NAME = "shardkit"
+FIRST_S = 0.02  # how long a lane's first call waits for the next one, which is handed out just after it
 
 
 @dataclass
@@ -122,15 +123,17 @@ class LaneBackend(ParallelBackendBase):  # type: ignore[misc]
 
     def _lane(self) -> None:
         call = self._calls.get()
+        patience_s = FIRST_S
         while call is not None:
-            following = self._claim() if self._claims_next else None
+            following = self._claim(patience_s) if self._claims_next else None
+            patience_s = 0.0
             call.task.ahead = following.task if following is not None else None
             call.run(self._stop)
             call = following or self._calls.get()
 
-    def _claim(self) -> _Call | None:
+    def _claim(self, patience_s: float) -> _Call | None:
         try:
-            call = self._calls.get_nowait()
+            call = self._calls.get(timeout=patience_s) if patience_s else self._calls.get_nowait()
         except queue.Empty:
             return None
         if call is None:  # the end, which this lane will look for again

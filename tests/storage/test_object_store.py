@@ -259,6 +259,47 @@ def test_objects_that_change_or_vanish_cost_only_themselves(project: JobProject,
     assert keys_of(run) == ["r0.txt", "r2.txt", "r3.txt", "r5.txt"]
 
 
+CALLS = """
+import asyncio
+from pathlib import Path
+def row(record):
+    text = Path(record).read_text()
+    if text == "bad":
+        raise ValueError("bad")
+    return {"key": record.key, "text": text}
+async def waits(record):
+    first = row(record)
+    await asyncio.sleep(0.05 if record.bytes % 3 else 0.001)
+    assert row(record) == first, "its files are there until it has ended"
+    return first
+def many(records):
+    return [row(record) for record in records]
+"""
+
+
+@pytest.mark.parametrize(("function", "how"), [("waits", {"concurrency": 70}), ("many", {"batch": 70})])
+def test_objects_are_fetched_ahead_for_all_that_are_worked_on_together(
+    project: JobProject, bucket: Bucket, function: str, how: dict[str, int]
+) -> None:
+    project.write_function(CALLS)
+    texts = {f"{i:03d}.txt": "bad" if i == 90 else f"text {i}" for i in range(150)}
+    bucket.put_all({f"in/{name}": text for name, text in texts.items()})
+    names = sorted(name for name in texts if name != "090.txt")
+    pipeline = sk.Pipeline(
+        function=f"work:{function}",
+        input=f"{bucket.uri}/in/",
+        output=f"{bucket.uri}/out",
+        source_dir=str(project.code),
+        workers=1,
+        max_failures=1,
+        **how,
+    )
+    run = pipeline.run(quiet=True)
+    assert run.dataset().to_table().to_pylist() == [{"key": name, "text": texts[name]} for name in names]
+    assert [entry["key"] for entry in run.quarantine()] == ["090.txt"]
+    check_ledger(run)
+
+
 # ---- what cannot be reached --------------------------------------------------------------------------------------
 
 

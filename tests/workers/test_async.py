@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from crashing import LINUX
+from crashing import LINUX, Project, dying, wait_for
 
 import shardkit as sk
 from shardkit.workers.pace import Pace
@@ -219,3 +220,44 @@ def test_a_record_is_tried_and_replayed(data: Path, tmp_path: Path) -> None:
     assert asyncio.run(in_a_notebook()) == 1
     with pytest.raises(ValueError, match="bad"):
         pipeline.try_record(GUILTY)
+
+
+async def lines_of(record: sk.Record) -> list[dict[str, Any]]:
+    await asyncio.sleep(0.02 if (record.range or (0, 0))[0] else 0.05)
+    return [{"line": line} for line in record.read_text().splitlines()]
+
+
+def test_pieces_of_a_file_wait_together(files: WriteFiles, tmp_path: Path) -> None:
+    lines = [f"line {number}" for number in range(4000)]
+    data = files({"large.txt": "\n".join(lines), "long.txt": "x" * 5000})  # most pieces of a long line have none
+    how: dict[str, Any] = {"records": {"inside": "lines", "target_bytes": 500}, "quiet": True, "workers": 2}
+    run = sk.run(lines_of, data, tmp_path / "out", concurrency=8, **how)
+    assert run.dataset().to_table()["line"].to_pylist() == [*lines, "x" * 5000]
+
+
+WAITS = """
+import asyncio
+from pathlib import Path
+HERE = Path(__file__).parent
+async def features(record):
+    print(record.key, file=(HERE / "asked").open("a"), flush=True)
+    if record.key > "r005.txt" and not (HERE / "sign").exists():
+        await asyncio.sleep(600)
+    return {"key": record.key}
+"""
+
+
+def test_a_run_that_is_interrupted_keeps_what_has_ended(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write_records(["x"] * COUNT)
+    project.write_function(WAITS)
+    arguments = project.run_arguments(concurrency=8, workers=1)
+    with dying(project.start(*arguments)) as command:
+        wait_for(lambda: (tmp_path / "asked").exists() and len((tmp_path / "asked").read_text().splitlines()) >= 14)
+        command.signal_group(signal.SIGINT)
+        assert command.wait().code == 130
+    assert sk.open_run(project.out).summary().records["done"] == 6
+    (tmp_path / "sign").touch()
+    run = sk.open_run(project.out).resume(quiet=True)
+    assert [row["key"] for row in rows_of(run)] == [f"r{number:03d}.txt" for number in range(COUNT)]
+    assert (tmp_path / "asked").read_text().count("r000.txt") == 1, "nobody is asked again for what has ended"
