@@ -10,10 +10,9 @@ from shardkit.errors import StorageError
 from shardkit.printable import printable
 from shardkit.tracebacks import error_message
 from shardkit.workers.answers import by_record
-from shardkit.workers.board import GIVE_WAY
 from shardkit.workers.calls import OF_THE_RECORD, Calls, doubt
 from shardkit.workers.flight import Outcome, drop_failed
-from shardkit.workers.replies import DESCRIPTORS, LEFT, OTHERS, WORN
+from shardkit.workers.replies import DESCRIPTORS, WORN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,17 +41,11 @@ class BatchCalls(Calls):
         """Work on the records of a chunk; returns why it was cut before its end, if the rest should run elsewhere."""
         for batch in batches_of(run, task, self._size):
             first = batch[0]
-            if task.alone is None and (first == task.until or self._has_to_stop(task)):
-                run.cut(first)
-                return ""
-            if task.alone is None and self._slot.wished == GIVE_WAY:
-                run.cut(first)
-                return OTHERS
-            if first in task.left:
-                run.cut(first)
-                return LEFT
-            why, end = self._batch(run, batch, task) if len(batch) > 1 else self._one_by_one(run, batch, task)
-            if why:
+            why, end = self._cut_before(first, task), first
+            if why is None:
+                is_one = len(batch) == 1
+                why, end = self._one_by_one(run, batch, task) if is_one else self._batch(run, batch, task)
+            if why is not None:
                 run.cut(end)
                 return why
             if self._guard.is_crowded:
@@ -61,7 +54,7 @@ class BatchCalls(Calls):
                 return WORN
         return ""
 
-    def _batch(self, run: ChunkRun, batch: list[int], task: ChunkTask) -> tuple[str, int]:
+    def _batch(self, run: ChunkRun, batch: list[int], task: ChunkTask) -> tuple[str | None, int]:
         """Work on a batch; returns why the chunk should be cut, if it should, and up to which position it is done."""
         self._slot.leave_all()
         self._slot.enter(batch[0], len(batch))
@@ -85,7 +78,7 @@ class BatchCalls(Calls):
         failure = self._call_with(run, records, outcomes) if records else None
         if failure is None:
             self._keep(run, records, outcomes, begun=begun)
-            return "", batch[-1] + 1
+            return None, batch[-1] + 1
         if not self._has_told and len(records) > 1:
             self._has_told = True
             warn_of_batch(len(records), records[min(records)].key, failure)
@@ -100,8 +93,6 @@ class BatchCalls(Calls):
         failure: BaseException | None = None
         several = list(records.values())
         self._log.key = f"{several[0].key} .. {several[-1].key}"
-        if self._pace is not None:
-            self._pace.wait()
         try:
             for i, given in zip(records, by_record(self._of_many(several), several), strict=True):
                 collect_one(run, i, given, records[i].key, outcomes[i])
@@ -128,13 +119,15 @@ class BatchCalls(Calls):
             run.note_end(i, begun=at, ended=at + each_s, rows=rows, failure=outcome.failure)
             self._slot.end_record(run.bytes[i], failed=outcome.failure is not None)
 
-    def _one_by_one(self, run: ChunkRun, batch: list[int], task: ChunkTask) -> tuple[str, int]:
+    def _one_by_one(self, run: ChunkRun, batch: list[int], task: ChunkTask) -> tuple[str | None, int]:
         """Work on the records of a batch by themselves; returns what `_batch` does."""
         self._slot.leave_all()
         for i in batch:
+            if len(batch) > 1 and (why := self._cut_before(i, task)) is not None:
+                return why, i
             if why := self._record(run, i, task):
                 return why, i
-        return "", batch[-1] + 1
+        return None, batch[-1] + 1
 
 
 def collect_one(run: ChunkRun, i: int, given: Any, key: str, outcome: Outcome) -> None:

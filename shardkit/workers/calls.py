@@ -14,7 +14,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import ObjectChanged, ObjectDamaged, ObjectRefused, StorageError
-from shardkit.workers.board import GIVE_WAY, REST, STOP
+from shardkit.workers.board import GIVE_WAY, GO_ON, REST, STOP
 from shardkit.workers.guard import is_used_up
 from shardkit.workers.output import RecordLog
 from shardkit.workers.replies import DESCRIPTORS, LEFT, MEMORY, OTHERS, WORN
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shardkit.workers.tasks import ChunkTask
 
 REST_S = 0.02
+MOMENT_S = 0.05  # between two looks at what is wished, while a call waits for its time
 OF_THE_RECORD = (FileNotFoundError, ObjectChanged, ObjectDamaged, ObjectRefused)  # while its objects are fetched
 
 
@@ -62,16 +63,10 @@ class Calls:
     def chunk(self, run: ChunkRun, task: ChunkTask) -> str:
         """Work on the records of a chunk; returns why it was cut before its end, if the rest should run elsewhere."""
         for i in run.positions():
-            if task.alone is None and (i == task.until or self._slot.wished):
-                if i == task.until or self._has_to_stop(task):
-                    run.cut(i)
-                    return ""
-                if self._slot.wished == GIVE_WAY:
-                    run.cut(i)
-                    return OTHERS
-            if i in task.left:
+            is_simple = not self._slot.wished and i != task.until and i not in task.left and self._pace is None
+            if not is_simple and (why := self._cut_before(i, task)) is not None:
                 run.cut(i)
-                return LEFT
+                return why
             if why := self._record(run, i, task):
                 run.cut(i)
                 return why
@@ -135,8 +130,6 @@ class Calls:
         failure: BaseException | None = None
         large = run.large_record(i)
         self._log.key = record.key
-        if self._pace is not None:
-            self._pace.wait()
         try:
             result = run.collect(self._function(record), i, record.key, large)
         except BaseException as error:  # noqa: BLE001  even SystemExit from a record's function costs only that record
@@ -161,11 +154,24 @@ class Calls:
         if harm:
             os._exit(harm)
 
-    def _has_to_stop(self, task: ChunkTask) -> bool:
-        """Whether to commit the chunk as far as it is done; rests first for as long as it is asked to."""
-        while self._slot.wished == REST:  # checked again after each rest, because it may be asked again at any moment
-            self._rest()
-        return task.until is None and self._slot.wished == STOP
+    def _cut_before(self, i: int, task: ChunkTask) -> str | None:
+        """Why to commit the chunk as far as it is done; empty if the rest is for later, and not for another worker.
+
+        None to go on with the record at position ``i``: after as many rests as are asked for, and when the pace lets a
+        call begin.
+        """
+        while True:
+            wished = self._slot.wished if task.alone is None else GO_ON
+            if wished == REST:
+                self._rest()
+            elif task.alone is None and (i == task.until or (wished == STOP and task.until is None)):
+                return ""
+            elif wished == GIVE_WAY:
+                return OTHERS
+            elif i in task.left:
+                return LEFT
+            elif self._pace is None or i in task.settled or self._pace.waited(MOMENT_S):
+                return None
 
     def _rest(self) -> None:
         give_back_memory()

@@ -24,6 +24,7 @@ class Pace:
     def __init__(self, path: str, per_s: float) -> None:
         self._path = path
         self._gap_s = 1 / per_s
+        self._begins_at: float | None = None
 
     def reserve(self) -> float:
         """How many seconds from now the next call may begin; nobody else begins one then."""
@@ -39,6 +40,14 @@ class Pace:
             os.close(file)
         return at - now
 
-    def wait(self) -> None:
-        """Wait until a call may begin."""
-        self._sleep(self.reserve())
+    def waited(self, most_s: float) -> bool:
+        """Wait until a call may begin, but not for long; whether it may."""
+        if self._begins_at is None:
+            self._begins_at = self._clock() + self.reserve()
+        left_s = self._begins_at - self._clock()
+        if left_s > 0:
+            self._sleep(min(left_s, most_s))
+        if left_s > most_s:
+            return False
+        self._begins_at = None
+        return True

@@ -194,6 +194,19 @@ def test_a_pace_is_shared_and_has_no_bursts(tmp_path: Path) -> None:
     assert waits == pytest.approx([0.0, 0.1, 0.2, 0.3], abs=0.05)
 
 
+def slow_api(record: sk.Record) -> dict[str, Any]:
+    return row(record)
+
+
+def test_waiting_for_its_turn_is_not_the_record_s_time(files: WriteFiles, tmp_path: Path) -> None:
+    data = files({f"f{number:02d}": f"text {number}" for number in range(4)})
+    run = sk.run(slow_api, data, tmp_path / "out", rate="1/s", timeout=0.8, workers=1, quiet=True)
+    assert rows_of(run) == expected()[:4]
+    times = run.timings()
+    assert times["seconds"].max() < 0.8
+    assert (times["begin"].max() - times["begin"].min()).total_seconds() >= 2.9
+
+
 def test_concurrency_is_for_functions_that_wait(data: Path, tmp_path: Path) -> None:
     with pytest.raises(sk.PipelineError, match=r"concurrency: 4 is for a function that waits, and .*row is no async"):
         sk.run(row, data, tmp_path / "out", concurrency=4, workers=1, quiet=True)
