@@ -57,6 +57,7 @@ def plan_text(content: PlanDocument, *, rows: int | None = None, launching: Laun
         *_shard_lines(content),
         *_job_lines(content, launching),
         *_change_lines(content),
+        *_check_lines(pipeline),
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
     return "\n".join(lines)
@@ -68,6 +69,17 @@ def _source(source: dict[str, Any]) -> str:
     if parts:
         return ", ".join(f"{part['name']}: {part['uri']} ({' '.join(part['pattern'])})" for part in parts)
     return f"{source['uri']} ({' '.join(source['pattern'])})"
+
+
+def _check_lines(pipeline: dict[str, Any]) -> Iterator[str]:
+    """What the new files must fulfil."""
+    checks = pipeline.get("checks") or {}
+    named = [
+        name if value is True else f"{name} {value if isinstance(value, str) else ', '.join(value)}"
+        for name, value in checks.items()
+    ]
+    if named:
+        yield f"  checks   {'; '.join(named)}"
 
 
 def _list_lines(content: PlanDocument) -> Iterator[str]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.errors import InputError
+from shardkit.runfolder import documents
 from shardkit.storage.list_files import datasets_in, with_datasets
 from shardkit.storage.list_rows import META, keys_under
 from shardkit.storage.listed import ListFacts, list_from
@@ -64,7 +65,9 @@ def list_input(pipeline: Spec, output: Folder) -> tuple[pa.Table, list[ListFacts
     for part in pipeline.input.places():
         access, root = pipeline.input_access(part), str(part.uri)
         if part.manifest is not None:
-            listed = list_from(part.manifest, root, access, leave_out=output, need=need, all_inside=not several)
+            listed = list_from(
+                part.manifest, root, access, leave_out=output, need=need, all_inside=not several, say=documents.say
+            )
             objects = listed.objects
             facts.append(listed.facts)
         else:

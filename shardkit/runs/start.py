@@ -15,7 +15,7 @@ from shardkit.times import new_run_id
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
 
 def start(
@@ -60,7 +60,7 @@ def open_run(output: str | os.PathLike[str], run_id: str | None = None, *, boto_
 
 def run(
     function: str | Callable[..., Any],
-    input: str | os.PathLike[str],
+    input: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any],
     output: str | os.PathLike[str],
     *,
     run_id: str | None = None,
@@ -74,7 +74,7 @@ def run(
 
     Args:
         function: takes a Record; returns a DataFrame, a pyarrow Table, a dict, an iterable of dicts, or None.
-        input: the folder with the files.
+        input: the folder with the files; or a mapping, such as ``{"manifest": "list.csv"}``, or a list of several.
         output: the folder of the dataset.
         run_id: a name for the run; that of an unfinished one goes on with it.
         quiet: show no progress.

@@ -23,8 +23,8 @@ from shardkit.storage.list_rows import META, checked
 from shardkit.storage.manifest import open_manifest
 from shardkit.storage.object_keys import wanted_keys, without_folders
 from shardkit.storage.open import folder
-from shardkit.tables.arrays import arrow, scalar, texts
-from shardkit.tables.spill import LISTED, Spill, batches_of, gathered
+from shardkit.tables.arrays import arrow, numpy, scalar, texts
+from shardkit.tables.spill import LISTED, Spill, batches_of, gathered, values_of
 from shardkit.units import counted
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FILES_AT_ONCE = max(2, min(8, os.cpu_count() or 1))  # data files of an inventory
 ASKED_AT_ONCE = 32  # files whose size or etag a list lacks
+MANY_ASKED = 20_000  # which takes longer than a user waits without a word
 NAMED = 3
 OUTSIDE_HINT = (
     "Give input.uri, a folder that holds all of them; or make it several inputs, input: [...], each with a uri and "
@@ -69,7 +70,14 @@ class Listed:
 
 
 def list_from(
-    uri: str, root: str, access: Access, *, leave_out: Folder, need: Sequence[str], all_inside: bool = True
+    uri: str,
+    root: str,
+    access: Access,
+    *,
+    leave_out: Folder,
+    need: Sequence[str],
+    all_inside: bool = True,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Listed:
     """List a folder by a manifest.
 
@@ -80,6 +88,7 @@ def list_from(
         leave_out: the folder of the output, which is no input of an inventory.
         need: which of ``etag`` and ``modified`` every object must have, besides its size.
         all_inside: whether a list may name no files elsewhere; an inventory always may.
+        say: is told if so many files lack something that asking for it takes long.
 
     Raises:
         InputError: the manifest is none; or it names a file twice, or none in the folder.
@@ -102,6 +111,10 @@ def list_from(
         table = without_folders(table, datasets)
     _check_some(table, manifest, facts, all_inside=all_inside)
     _check_once(table, manifest.uri)
+    if is_remote(place.uri):
+        lacking = int(values_of(table, lambda batch: _lacking(batch, need)).sum())
+        if lacking > MANY_ASKED:
+            say(f"{manifest.uri} does not say how large {lacking:,} files are, or their etags: the store is asked.")
     filled = _filled_in(table, place, need, facts)
     return Listed(with_datasets(filled, datasets), facts)
 
@@ -196,7 +209,7 @@ def _filled_in(table: pa.Table, place: Folder, need: Sequence[str], facts: ListF
     remote = is_remote(place.uri)
     with ThreadPoolExecutor(ASKED_AT_ONCE if remote else 1, thread_name_prefix="shardkit-look") as pool:
         for batch in batches_of(table):
-            rows = np.flatnonzero(_lacking(batch, need)) if remote else np.arange(len(batch))
+            rows = np.flatnonzero(numpy(_lacking(batch, need))) if remote else np.arange(len(batch))
             if not len(rows):
                 kept.append(spill.keep(_without_nulls(batch)))
                 continue
@@ -216,15 +229,14 @@ def _filled_in(table: pa.Table, place: Folder, need: Sequence[str], facts: ListF
     return spill.table(kept)
 
 
-def _lacking(batch: pa.RecordBatch, need: Sequence[str]) -> np.ndarray:
+def _lacking(batch: pa.RecordBatch, need: Sequence[str]) -> pa.BooleanArray:
     """Which rows lack their size, or what is needed besides."""
     lacking = pc.is_null(batch["bytes"])
     if "etag" in need:
         lacking = pc.or_(lacking, pc.equal(pc.fill_null(batch["etag"], scalar("")), scalar("")))
     if "modified" in need:
         lacking = pc.or_(lacking, pc.is_null(batch["modified"]))
-    mask: np.ndarray = np.asarray(lacking.to_numpy(zero_copy_only=False))
-    return mask
+    return lacking
 
 
 def _with(batch: pa.RecordBatch, rows: np.ndarray, entries: list[Entry | None]) -> pa.RecordBatch:

@@ -82,6 +82,8 @@ def many(count: int, **more: Any) -> list[dict[str, Any]]:
 def test_the_checks_by_name_pass_and_fail_as_they_say(world: World) -> None:
     checks = {"rows_within": "20%", "no_new_nulls": ["id", "text"], "unique": ["id", "text"], "same_types": True}
     world.put(a=many(10), b=[{"id": None, "text": "x"}])
+    named = "  checks   rows_within 20%; no_new_nulls id, text; unique id, text; same_types"
+    assert named in str(world.pipeline(checks).plan()).splitlines()
     run = world.failing(checks)
     assert run.checks().query("not passed")["name"].tolist() == ["no_new_nulls: id"], "the first run has nothing before"
     world.run({"rows_within": "20%"})

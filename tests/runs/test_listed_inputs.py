@@ -186,7 +186,9 @@ def test_days_from_the_keys_of_a_list(world: World) -> None:
 # ---- in a bucket
 
 
-def test_a_list_in_a_bucket_asks_only_for_what_it_lacks(stored: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_in_a_bucket_asks_only_for_what_it_lacks(
+    stored: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     etags = {name: stored.put(f"in/{name}.txt", name) for name in "abc"}
     start = f"s3://{stored.bucket}/in"
     rows = [
@@ -201,14 +203,17 @@ def test_a_list_in_a_bucket_asks_only_for_what_it_lacks(stored: World, monkeypat
     look = ObjectFolder.look
     monkeypatch.setattr(ObjectFolder, "look", lambda self, key: [asked.append(key), look(self, key)][1])
     monkeypatch.setattr(ObjectFolder, "objects", None)  # nothing is listed
+    monkeypatch.setattr("shardkit.storage.listed.MANY_ASKED", 2)
     given = {"manifest": f"s3://{stored.bucket}/lists/today.csv"}
     run = stored.run(given, max_failures=1)
     assert sorted(asked) == ["in/c.txt", "in/no.txt"], "sizes are needed always, etags for increments alone"
     assert set(rows_of(run)) == {"in/a.txt", "in/b.txt", "in/c.txt"}
     assert run.failures()["key"].tolist() == ["in/no.txt"]
+    assert "today.csv" not in capsys.readouterr().err
     asked.clear()
     stored.run(given | {"uri": start}, incremental=True, max_failures=1)
     assert sorted(asked) == ["b.txt", "c.txt", "no.txt"]
+    assert "today.csv does not say how large 3 files are, or their etags" in capsys.readouterr().err
     stored.put("in/a.txt", "changed since")
     run = stored.run(given | {"uri": start}, max_failures=2)
     assert sorted(run.failures()["error"]) == ["FileNotFoundError", "ObjectChanged"]
