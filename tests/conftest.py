@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import signal
@@ -11,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import aws_models
 import pytest
 import warm
 import warm_jobs
-from botocore.loaders import JSONFileLoader
 from emulators import shared
 from seconds import too_long
 from slurm_cluster import Cluster, cluster
@@ -25,8 +24,8 @@ from shardkit.workers import forkserver
 if TYPE_CHECKING:
     import subprocess
 
-READER = JSONFileLoader()
 START_JOB = LocalEngine._supervise
+aws_models.share()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell; programs would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault(
@@ -166,12 +165,3 @@ def bare_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forkserver.end_server()
     yield
     forkserver.end_server()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _models_read_once() -> Iterator[None]:
-    """Keep botocore's descriptions of services in memory: otherwise each test's client reads megabytes again."""
-    read = functools.cache(JSONFileLoader.load_file)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(JSONFileLoader, "load_file", lambda self, path: read(READER, path))
-        yield

@@ -306,6 +306,9 @@ def load() -> None:
     """Load what commands do, whichever they are."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as the program has it
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # forks do not inherit its thread
+    import aws_models
+    import boto3
+
     import shardkit
 
     sys.modules["warm"] = sys.modules["__main__"]  # it is both, and one
@@ -314,6 +317,8 @@ def load() -> None:
         if name not in LEFT_OUT:
             with contextlib.suppress(ModuleNotFoundError):  # a module for an optional library that is not installed
                 importlib.import_module(name)
+    aws_models.share()
+    boto3.Session("none", "none", region_name="us-east-1").client("s3")
     gc.collect()
     gc.freeze()
 
