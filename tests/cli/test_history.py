@@ -222,6 +222,7 @@ def test_the_page_tells_everything_and_asks_nobody() -> None:
     assert "No job ended in this time." in page(6, [])
 
 
+@pytest.mark.whole
 def test_foreign_text_stays_text() -> None:
     for days in (1, 30, 400):
         text = page(days, many(days))

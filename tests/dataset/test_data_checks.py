@@ -147,6 +147,7 @@ def test_checks_that_are_none_are_refused_before_anything_runs(world: World, che
     assert not world.out.exists()
 
 
+@pytest.mark.whole
 def test_files_kept_aside_are_accepted_or_replaced_by_a_later_run(world: World, shardkit: Any) -> None:
     checks = {"sql": {"small": "SELECT * FROM new WHERE id > 4"}}
     world.put(a=many(5))
@@ -198,6 +199,7 @@ def test_a_resumed_run_checks_again(world: World) -> None:
 DAYS = {"shards": {"by": "date", "path": "{Y}-{m}-{d}"}, "name": "feed"}
 
 
+@pytest.mark.whole
 def test_days_are_checked_and_accepted_by_themselves(world: World) -> None:
     checks = {"rows_within": "50%", "unique": "id", "sql": {"small": "SELECT * FROM new WHERE id > 90"}}
     world.put(day1=many(10), day2=many(12))
@@ -228,6 +230,7 @@ def test_days_are_checked_and_accepted_by_themselves(world: World) -> None:
         held.accept(quiet=True)
 
 
+@pytest.mark.whole
 def test_jobs_check_and_their_driver_says_so(world: World) -> None:
     world.put(a=many(3))
     held = world.failing({"sql": {"never": "SELECT * FROM new"}}, engine="local", requirements_mode="none")
@@ -263,6 +266,7 @@ def steps(root: Path, step: int, action: str, version: str) -> tuple[int, list[s
     return done.returncode, done.stdout.split()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("step", range(1, len(SWITCH) + 2))
 def test_killed_while_files_are_accepted_the_dataset_is_the_old_or_the_new(
     after_first: Path, tmp_path: Path, step: int

@@ -432,6 +432,7 @@ def test_json_lines(tmp_path: Path) -> None:
     assert duckdb.sql(f"select count(*), max(n) from read_json('{path}')").fetchall() == [(len(ODD) + 1, 99)]
 
 
+@pytest.mark.whole
 def test_csv(tmp_path: Path) -> None:
     run = run_of(tmp_path, ODD, format="csv", rows_per_file=5)
     names = dataset_files(run, "csv")

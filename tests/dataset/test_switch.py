@@ -189,6 +189,7 @@ def test_only_an_earlier_runs_own_files_and_empty_folders_go(project: Project) -
     assert sorted(path.name for path in project.out.iterdir()) == ["_shardkit", "key=r001.txt", "version=second"]
 
 
+@pytest.mark.whole
 def test_another_pipelines_dataset_is_not_replaced(project: Project) -> None:
     run_version(project, "first", name="mine")
     (project.root / "version").write_text("second")

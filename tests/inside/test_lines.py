@@ -50,6 +50,7 @@ def check_lines(whole: bytes, parts: list[bytes]) -> None:
     assert all(part.endswith(b"\n") for part in ends[:-1])
 
 
+@pytest.mark.whole
 @settings(max_examples=80, deadline=None)
 @given(text=TEXT, target=st.integers(1, 60))
 def test_pieces_are_the_file(text: bytes, target: int) -> None:

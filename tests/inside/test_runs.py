@@ -73,6 +73,7 @@ def numbers(run: sk.Run) -> list[int]:
     return values
 
 
+@pytest.mark.whole
 def test_failures_retry_replay_and_try_are_of_pieces(world: World) -> None:
     (world.data / "big.jsonl").write_text(lines_of(range(1000)))
     run = world.run()

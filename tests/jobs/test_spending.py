@@ -67,6 +67,7 @@ def test_other_runs_go_on(tmp_path: Path) -> None:
     assert world.store.counts(run="costly")["Failed"] > 10
 
 
+@pytest.mark.whole
 def test_it_outlives_its_launchers(tmp_path: Path) -> None:
     """Every round is another process, as those of a Lambda are."""
     world = World(tmp_path)

@@ -235,6 +235,7 @@ class Opened:
         pass
 
 
+@pytest.mark.whole
 @drivers
 def test_the_code_for_sagemaker_fits(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes a pipeline that would be taken; only the SDK, and the call that starts jobs, are stood in for."""

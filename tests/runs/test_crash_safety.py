@@ -138,6 +138,7 @@ def test_a_record_that_hangs_is_ended_after_the_timeout(project: Project, kind: 
     assert [row["key"] for row in rows_of(run)] == ["r001.txt"] + ["r003.txt"] * 3
 
 
+@pytest.mark.whole
 def test_a_traceback_shows_the_users_frames_only(project: Project) -> None:
     run = run_zoo(project, [content("raises"), content()])
     (entry,) = run.quarantine()
@@ -225,6 +226,7 @@ def test_no_traceback_of_the_program_itself_reaches_the_terminal(project: Projec
     assert done.stdout == ""
 
 
+@pytest.mark.whole
 def test_failures_are_shown_whatever_bytes_their_messages_hold(project: Project) -> None:
     run_zoo(project, [content("raises_bytes"), content("raises_unprintable"), content()])
     shown = project.command("failures", project.out, "--traceback")

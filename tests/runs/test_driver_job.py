@@ -398,6 +398,7 @@ def test_days_and_schedules_are_the_pipelines(project: JobProject) -> None:
     assert planned(project).forms()["scheduler"]["ScheduleExpression"] == "cron(0 2 * * ? *)"
 
 
+@pytest.mark.whole
 def test_the_role_is_of_the_pipelines_own_things(project: JobProject) -> None:
     engine = {
         "kind": "sagemaker",

@@ -352,6 +352,7 @@ def words(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.whole
 def test_the_command_line(shardkit: RunCommand, words: Path) -> None:
     plan = ("plan", "words.yaml")
     said = shardkit(*plan, "--sample", "2", "--deadline", "1h", "--trials", "5", "--prices").stdout

@@ -16,6 +16,7 @@ from shardkit.dataset.current import current_result
 from shardkit.runs.check import check
 from shardkit.storage.local_folder import LocalFolder
 
+pytestmark = pytest.mark.whole
 SLOW = pytest.mark.slow
 WORK = """
 from pathlib import Path
@@ -473,7 +474,6 @@ def _plain(feed: Feed) -> dict[str, Any]:
 ONCE_WITHOUT_MEMORY = """
 from pathlib import Path
 
-pytestmark = pytest.mark.whole
 HERE = Path(__file__).parent
 
 def rows(record):

@@ -35,6 +35,7 @@ def limit(usd: float, **more: Any) -> dict[str, Any]:
     return {"usd": usd, "prices": {"ml.m5.xlarge": PRICE}, "sample": 0} | more
 
 
+@pytest.mark.whole
 def test_a_run_stops_and_goes_on_with_a_higher_limit(project: JobProject) -> None:
     """Two jobs at a time: the rest is not launched once they have cost it, also not by a driver that comes back."""
     project.write_groups("go", groups="abcdef")
@@ -57,6 +58,7 @@ def test_a_run_stops_and_goes_on_with_a_higher_limit(project: JobProject) -> Non
     assert run.folder.plan()["pipeline"]["max_cost"]["prices"]["ml.m5.xlarge"] == PRICE
 
 
+@pytest.mark.whole
 def test_whoever_serves_the_queue_keeps_to_it(project: JobProject) -> None:
     project.write_groups("go", groups="abcd")
     place = project.root / "queue.sqlite"

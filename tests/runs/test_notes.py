@@ -50,6 +50,7 @@ def run_on(data: Path, out: Path, **fields: Any) -> sk.Run:
     return sk.run("work:rows", data, out, source_dir=out.parent, quiet=True, **fields)
 
 
+@pytest.mark.whole
 @LINUX
 def test_sums_and_lines_are_of_records_that_are_done_exactly_once(out: Path, files: WriteFiles) -> None:
     words = {"a": "good", "b": "bad", "c": "once", "d": "good", "e": "kill", "f": "unusable", "g": "good"}

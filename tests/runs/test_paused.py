@@ -259,6 +259,7 @@ def test_the_same_run_is_resumed_meanwhile(
     assert len(output.files()) == 3  # as the one that was not paused has made them
 
 
+@pytest.mark.whole
 def test_a_switch_has_these_steps(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     pause = Pause(monkeypatch, 99, lambda: None)
     output.run("second")

@@ -109,6 +109,7 @@ def test_the_page_asks_nobody_and_obeys_no_text_of_the_data(page: str) -> None:
     assert own(page).count("<script") == 2 and BAD not in page and "bad <b>7" not in page
 
 
+@pytest.mark.whole
 def test_progress_and_throughput_add_up(page: str, run: sk.Run) -> None:
     progress = chart(page, "Records against the plan")["data"]["values"]
     counts = {state: sum(v["n"] for v in progress if v["of"] == state) for state in ("done", "quarantined", "open")}

@@ -225,6 +225,7 @@ def test_one_of_several_gets_the_lock(uri: str, monkeypatch: pytest.MonkeyPatch)
         assert place.is_locked("lock")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", ["gs", "az"])
 def test_a_run_in_another_store_than_amazon_s(
     request: pytest.FixtureRequest,

@@ -155,6 +155,7 @@ def test_an_object_is_called_many_times_at_once(data: Path, tmp_path: Path) -> N
     assert [each["key"] for each in rows] == [each["key"] for each in expected()]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("function", "error"),
     [

@@ -110,6 +110,7 @@ def test_batches_are_as_large_as_asked(data: Path, tmp_path: Path) -> None:
     assert np.allclose(gaps / np.timedelta64(1, "s"), first["seconds"].iloc[:-1], atol=1e-5)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("function", "guilty", "error"),
     [

@@ -136,6 +136,7 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[st
     return project, {entry["key"]: entry for entry in map(json.loads, failures)}, [*map(int, pids.read_text().split())]
 
 
+@pytest.mark.whole
 def test_only_those_are_quarantined_whose_function_cannot_be_lived_with(
     poisoned: tuple[Project, dict[str, Any], list[int]],
 ) -> None:

@@ -125,6 +125,7 @@ def notebook_of(deployment: Deployment, shardkit: RunCommand, *words: str) -> di
     return {each["kind"]: each for each in documents}
 
 
+@pytest.mark.whole
 def test_a_notebook_has_a_disk_and_the_steps_account_and_no_address(
     deployment: Deployment, shardkit: RunCommand
 ) -> None:
