@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 OPENED_AHEAD = 16  # a small part is in memory once it is open
 KEPT_BYTES = 64 << 20
+# For more than this, memory is fetched from the system each time, which takes longer than to copy a file.
+COPIED_HERE_BYTES, COPIED_FAR_BYTES = 256 << 10, 8 << 20
 KEPT_HERE_BYTES = 16 << 20  # of parts on this machine that were read whole to verify them when they were opened
 
 
@@ -30,6 +32,11 @@ class PartFiles:
         self._are_far = not all(isinstance(part.folder, LocalFolder) for part in parts)
         self._kept: dict[int, pa.BufferReader] = {}
         self._room = KEPT_BYTES if self._are_far else KEPT_HERE_BYTES
+
+    @property
+    def copied_bytes(self) -> int:
+        """How many bytes to read at a time where they are copied: a request to a store, or what memory gives fast."""
+        return COPIED_FAR_BYTES if self._are_far else COPIED_HERE_BYTES
 
     def each(self, numbers: Iterable[int], *, readers: int = 1) -> Iterator[tuple[int, Callable[[], Any]]]:
         """Yield each part's number and what opens it, or raises an OSError; ``readers`` call this at once."""

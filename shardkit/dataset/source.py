@@ -17,7 +17,7 @@ from shardkit.dataset.part_files import PartFiles
 from shardkit.errors import Damaged, PipelineError, SchemaConflict
 from shardkit.runfolder.parts import NOTHING_OF, origins_of
 from shardkit.tables.plain_types import plain_schema, plain_type
-from shardkit.tables.rowgroups import Stretch, copied_groups, size_of, stretches
+from shardkit.tables.rowgroups import Stretch, copied_groups, is_large, size_of, stretches
 from shardkit.tables.schema import conform, parse_schema
 from shardkit.tables.spans import clip, overlap, row_count
 from shardkit.tables.type_text import printed_type
@@ -144,7 +144,7 @@ class Source:
 
     def _is_small(self, i: int) -> bool:
         rows, size = self.sizes[i]
-        return rows <= PIECE_ROWS and size <= PIECE_BYTES
+        return rows <= PIECE_ROWS and size <= PIECE_BYTES and not is_large(rows, size)
 
     def _grouped(self, parts: Iterable[_Opening]) -> Iterator[list[_Opening]]:
         """The parts in their order: several small ones at a time, the others alone."""
@@ -182,7 +182,7 @@ class Source:
                 rows = file.metadata.row_group(number).num_rows
                 wanted = overlap(spans, begin, begin + rows)
                 if group is not None and wanted == ((begin, begin + rows),):
-                    yield from stretches(opened, group, PIECE_BYTES, part.sums)
+                    yield from stretches(opened, group, self.files.copied_bytes, part.sums)
                     self.read.append(rows)
                 elif wanted:
                     yield from self._group(i, file, number, begin, wanted, alone=alone)

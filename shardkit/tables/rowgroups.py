@@ -33,6 +33,7 @@ TAIL_BYTES = 8  # after the footer of a file: the footer's length, and the magic
 COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
 ROW_GROUP_ROWS = 1 << 17
 ROW_GROUP_BYTES = 32 << 20
+WIDE_ROW_BYTES, WIDE_GROUP_BYTES = 1 << 10, 3 << 20
 DICTIONARY_SAMPLE_ROWS = 10_000
 SEVERAL_THREADS_BYTES = 1 << 20  # of a row group, before it is encoded
 
@@ -99,8 +100,9 @@ def stretches(file: Any, group: RowGroup, step_bytes: int, sums: Sums = ()) -> I
 
 
 def is_large(rows: int, size_bytes: int) -> bool:
-    """Whether so many rows are worth a row group of their own."""
-    return rows >= ROW_GROUP_ROWS // 2 or size_bytes >= ROW_GROUP_BYTES // 2
+    """Whether so many rows are worth a row group of their own: of wide rows, such as embeddings, fewer bytes are."""
+    wide = size_bytes >= WIDE_GROUP_BYTES and size_bytes >= rows * WIDE_ROW_BYTES
+    return wide or rows >= ROW_GROUP_ROWS // 2 or size_bytes >= ROW_GROUP_BYTES // 2
 
 
 def size_of(footer: pq.FileMetaData) -> tuple[int, int]:

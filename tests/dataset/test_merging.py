@@ -352,7 +352,7 @@ def test_wide_rows_make_small_row_groups(tmp_path: Path) -> None:
     (path,) = dataset_files(run)
     footer = pq.read_metadata(path)
     assert max(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)) < 50_000_000
-    assert footer.num_row_groups <= 8
+    assert footer.num_row_groups <= 12  # one for each part, of 10 MB: they are copied
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------
