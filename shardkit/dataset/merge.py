@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from shardkit.dataset.combine import combined
 from shardkit.dataset.iceberg.types import read_as, stored_schema
+from shardkit.dataset.shuffle import shuffled
 from shardkit.dataset.writer import DataFile, Layout, write_dataset, write_stream
 from shardkit.errors import CombineError, ShardkitError
 from shardkit.runfolder.meters import RowMeter
@@ -56,6 +58,7 @@ class Merge:
     combine: FunctionRef | None = None
     glue: dict[str, Any] | None = None  # the table of Glue to register the dataset as
     iceberg: IcebergTable | None = None
+    shuffle: int | None = None  # the seed of the rows' order
     allow_empty: bool = False
     checks: dict[str, Any] | None = None  # of the new files, before the switch
     failures_counted: bool = False  # whether max_failures is a number of records, which may be all of them
@@ -70,12 +73,20 @@ class Merge:
 
     def reads_as(self, columns: pa.Schema, schema: pa.Schema) -> bool:
         """Whether all readers that the dataset is for read a file with these columns as ``schema``."""
-        return self.iceberg is not None and read_as(columns, schema)
+        return not self.layout.kind.tabular or (self.iceberg is not None and read_as(columns, schema))
+
+    def ordered(self, source: Source, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Tables that are made of the rows of ``source``, in the order in which these are written."""
+        if self.shuffle is None:
+            return tables
+        day = zlib.crc32((self.layout.day or "").encode())
+        return shuffled(tables, seed=self.shuffle ^ day, size_bytes=sum(size for _, size in source.sizes))
 
     def digest(self) -> str:
         """A digest of all that decides what is made of the rows, except how they are cut into files."""
         combine = [self.combine.name, self.combine.digest] if self.combine is not None else None
-        return hashlib.sha256(json.dumps([combine, self.widen_ints]).encode()).hexdigest()
+        order = [] if self.shuffle is None else [self.shuffle]
+        return hashlib.sha256(json.dumps([combine, self.widen_ints, *order]).encode()).hexdigest()
 
 
 def write_merged(
@@ -97,6 +108,11 @@ def write_merged(
         CombineError: the user's function raised.
         StorageError: something could not be read or written.
     """
+    if merge.combine is None and merge.shuffle is not None:
+        files = write_stream(
+            folder, merge.ordered(source, source.tables()), merge.layout, token=token, threads=threads or 1
+        )
+        return files, source.schema
     if merge.combine is None:
         files = write_dataset(folder, source, merge.layout, token=token, threads=threads, numbers_taken=numbers_taken)
         return files, source.schema
@@ -109,7 +125,8 @@ def write_merged(
             yield table
 
     try:
-        files = write_stream(folder, tables(), merge.layout, token=token, threads=threads or 1)
+        rows = merge.ordered(source, tables())
+        files = write_stream(folder, rows, merge.layout, token=token, threads=threads or 1)
         return files, schemas[0] if schemas else pa.schema([])
     except ShardkitError:
         raise

@@ -79,6 +79,8 @@ def profile(output: Folder, result: Result) -> Profile:
             _add_statistics(columns, footer)
         sample = _sample(output, footers)
         read = len(footers)
+    elif not format_of(result["format"]).tabular:
+        sample, read = pa.table({}), 0
     else:
         sample, read = open_dataset(output, result).head(SAMPLED_ROWS), 0
         for name in set(sample.column_names) & set(columns):

@@ -73,7 +73,8 @@ class Recipe:
 
     def keeper(self, folder: RunFolder, current: Result | None) -> Keeper:
         """The keeper, which finds the files of the present dataset that are used again."""
-        by_rows = self.merge.combine is None and self.merge.layout.cuts_by_rows
+        as_they_come = self.merge.combine is None and self.merge.shuffle is None
+        by_rows = as_they_come and self.merge.layout.cuts_by_rows
         return Keeper(
             folder.output,
             current,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from shardkit.jobs.history import Prices
+    from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runs.going_on import GoingOn
     from shardkit.runs.on_engine import RunJobs
@@ -202,10 +203,7 @@ class Run:
         """
         from shardkit.dataset.read import open_dataset
 
-        result = self.folder.result()
-        if result is None:
-            raise RunNotFound(f"Run {self.run_id} has no dataset yet.", hint="Resume it first.")
-        files = self.folder.output
+        result, files = self._result(), self.folder.output
         there = {entry.key for entry in files.entries() if not entry.key.startswith(f"{STATE_DIR}/")}
         gone = next((file["path"] for file in result["files"] if file["path"] not in there), None)
         if gone is not None:
@@ -219,6 +217,20 @@ class Run:
                 f"Run {self.run_id}: {files.uri}/{gone} is gone.", hint="A later run has replaced this dataset."
             )
         return open_dataset(files, result)
+
+    def _result(self) -> Result:
+        result = self.folder.result()
+        if result is None:
+            raise RunNotFound(f"Run {self.run_id} has no dataset yet.", hint="Resume it first.")
+        return result
+
+    def files(self) -> list[str]:
+        """The dataset's files as paths or URIs, in order: what loaders of training data take.
+
+        Raises:
+            RunNotFound: the run has no dataset yet.
+        """
+        return [f"{self.folder.output.uri}/{file['path']}" for file in self._result()["files"]]
 
     def sql(
         self, query: str, *, using: Literal["athena", "duckdb"] | None = None, as_of: str | None = None

@@ -224,6 +224,7 @@ class Output(Section):
     columns: Annotated[dict[str, str] | None, Expected("a mapping of columns to types")] = Field(None, alias="schema")
     widen_ints: Annotated[bool, Expected("true or false")] = False
     origin: Annotated[bool, Expected("true or false")] = False
+    shuffle: Annotated[int | None, NoTruth, Expected("a number, the seed of the rows' order")] = Field(None, ge=0)
 
     @field_validator("columns")
     @classmethod

@@ -376,6 +376,7 @@ class Spec(Section):
             combine,
             glue=catalog.glue.model_dump() if catalog.glue is not None else None,
             iceberg=IcebergTable(**catalog.iceberg.model_dump()) if catalog.iceberg is not None else None,
+            shuffle=out.shuffle,
             allow_empty=self.allow_empty,
             checks=checks,
             failures_counted=isinstance(self.max_failures, int),

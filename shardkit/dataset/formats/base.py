@@ -46,12 +46,14 @@ class Format(ABC):
         like_parts: Whether its files are Parquet, like the parts of pass 1, so that row groups of parts and of old
             files are copied as they are.
         in_catalogs: Whether its files can be the tables of a catalogue.
+        tabular: Whether pyarrow reads its files as a table. Otherwise each row says itself what it has.
     """
 
     suffix: ClassVar[str]
     describes_itself: ClassVar[bool] = False
     like_parts: ClassVar[bool] = False
     in_catalogs: ClassVar[bool] = False
+    tabular: ClassVar[bool] = True
 
     @abstractmethod
     def writer(self, path: Path, schema: pa.Schema, *, threads: int) -> FileWriter:

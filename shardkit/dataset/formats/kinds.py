@@ -27,6 +27,7 @@ FORMATS: Registry[type[Format]] = Registry(
         "parquet": "shardkit.dataset.formats.parquet:Parquet",
         "jsonl": "shardkit.dataset.formats.json_lines:JsonLines",
         "csv": "shardkit.dataset.formats.csv_text:Csv",
+        "webdataset": "shardkit.dataset.formats.webdataset_tar:WebDataset",
         "arrow": "shardkit.dataset.formats.arrow_ipc:ArrowIpc",
     },
     error=PipelineError,

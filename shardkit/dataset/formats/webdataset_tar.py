@@ -1,0 +1,163 @@
+"""WebDataset: tar files whose members with one stem are a sample, written by the library of that name."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow.types as pt
+
+from shardkit.dataset.formats.base import Format, PlainWriter
+from shardkit.dataset.formats.json_lines import jsonable
+from shardkit.dataset.formats.text import is_binary
+from shardkit.errors import PipelineError
+from shardkit.storage.local import writing
+from shardkit.tables.schema import holds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
+
+KEY = "__key__"  # the column, and the library's name, of what a sample's members have in common
+LONGEST_KEY = 100  # characters of the name of a member, with its extension
+WRITTEN_ROWS = 256  # that are Python objects at a time
+
+
+class WebDataset(Format):
+    """Shards of WebDataset: a sample for each row.
+
+    Bytes are a member each, named by their column; so are numbers in lists, as ``.npy``; all else is in ``json``.
+    """
+
+    suffix: ClassVar[str] = ".tar"
+    tabular: ClassVar[bool] = False
+
+    def writer(self, path: Path, schema: pa.Schema, *, threads: int) -> _Writer:
+        """Begin a shard.
+
+        Raises:
+            PipelineError: webdataset is not installed, or the format cannot hold a column.
+        """
+        return _Writer(path, schema)
+
+    def reader(self, columns: pa.Schema) -> Any:
+        """There is none for tables.
+
+        Raises:
+            PipelineError: always.
+        """
+        raise PipelineError(
+            "A dataset of WebDataset is samples, not a table.",
+            hint="Read it with webdataset.WebDataset(run.files()), or run with output.format: parquet for queries.",
+        )
+
+    def count_rows(self, file: Any) -> int:
+        """The samples of a shard, whose headers are read."""
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as shard:
+                keys = [re.split(r"\.(?!.*/)", member.name, maxsplit=1)[0] for member in shard]
+        except tarfile.TarError as error:
+            raise ValueError(str(error)) from error
+        return sum(key != before for before, key in zip(["", *keys], keys, strict=False))
+
+
+class _Writer(PlainWriter):
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        try:
+            from webdataset import TarWriter
+        except ImportError:
+            raise PipelineError(
+                "output.format: webdataset needs the library of that name, which is not installed.",
+                hint="Install it with: pip install 'shardkit[webdataset]'",
+            ) from None
+        self._members, self._in_json = _members(schema)
+        super().__init__(path)
+        # What the tar file says of its members is always the same, and so are shards of the same rows.
+        self._tar = TarWriter(self._file, mtime=0, encoder=False)
+        number = re.search(r"part-(\d+)", path.name)
+        self._stem = number[1] if number else "0"
+        self._rows, self._last = 0, ""
+
+    def write(self, table: pa.Table) -> None:
+        with writing(self._path):
+            for batch in table.to_batches(max_chunksize=WRITTEN_ROWS):
+                for sample in self._samples(batch):
+                    self._tar.write(sample)
+
+    def _samples(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+        for row in batch.to_pylist():
+            key = self._key_of(row)
+            sample: dict[str, Any] = {KEY: key}
+            for name, is_array in self._members.items():
+                if (value := row[name]) is not None:
+                    sample[f"{name}.npy" if is_array else name] = _array(value) if is_array else value
+            if self._in_json:
+                content = {name: jsonable(row[name]) for name in self._in_json}
+                sample["json"] = json.dumps(content, ensure_ascii=False).encode()
+            yield sample
+
+    def _key_of(self, row: dict[str, Any]) -> str:
+        """The key of a sample: that of its row, or one made of the numbers of the shard and the row."""
+        self._rows += 1
+        key = row.get(KEY)
+        if key is None:
+            return f"{self._stem}-{self._rows - 1:08d}"
+        if "." in key.rpartition("/")[2] or not key or key == self._last or len(key) > LONGEST_KEY:
+            why = "is that of the row before" if key == self._last else "will not do: a point ends it"
+            raise PipelineError(
+                f"output.format: webdataset: the key {key[:LONGEST_KEY]!r} {why}.",
+                hint=f"Let the function give each row one of its own in {KEY!r}, of at most {LONGEST_KEY} characters "
+                "without points.",
+            )
+        self._last = key
+        return str(key)
+
+    def _end(self) -> None:
+        self._tar.close()
+
+
+def _members(schema: pa.Schema) -> tuple[dict[str, bool], list[str]]:
+    """The columns that are members of their own, and whether as arrays; and those in ``json``.
+
+    Raises:
+        PipelineError: one can be neither.
+    """
+    members, in_json = {}, []
+    for field in schema:
+        if is_binary(field.type) or _is_numbers(field.type):
+            members[field.name] = not is_binary(field.type)
+            if field.name.startswith("_") or "/" in field.name:
+                raise PipelineError(
+                    f"output.format: webdataset: column {field.name!r} cannot be the extension of a member.",
+                    hint="Let the function name it like a file's ending, such as jpg.",
+                )
+        elif holds(field.type, is_binary):
+            raise PipelineError(
+                f"output.format: webdataset cannot hold column {field.name!r} ({field.type}).",
+                hint="Give bytes in columns of their own, such as jpg.",
+            )
+        elif field.name != KEY:
+            in_json.append(field.name)
+    if in_json and "json" in members:
+        raise PipelineError(
+            f"output.format: webdataset: the columns {', '.join(in_json)} go to a member json, and so does 'json'.",
+            hint="Name the column of bytes otherwise.",
+        )
+    return members, in_json
+
+
+def _is_numbers(kind: pa.DataType) -> bool:
+    is_list = pt.is_list(kind) or pt.is_large_list(kind)
+    return bool(is_list and (pt.is_integer(kind.value_type) or pt.is_floating(kind.value_type)))
+
+
+def _array(values: Any) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, values, allow_pickle=False)
+    return sink.getvalue()
