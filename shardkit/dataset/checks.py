@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.current import current_result
-from shardkit.errors import PipelineError, PlanMismatch, RunReplaced
-from shardkit.hints import Hint
+from shardkit.errors import PipelineError, PlanMismatch, RunNotFound, RunReplaced
+from shardkit.hints import Hint, joined
 from shardkit.runfolder.steps import advice
+from shardkit.storage.base import STATE_DIR
 from shardkit.storage.side_by_side import together
 
 if TYPE_CHECKING:
@@ -112,3 +113,25 @@ def check_form(plan: PlanDocument, current: Result | None, form: dict[str, Any],
             ),
         )
     return kept
+
+
+def result_on_disk(folder: RunFolder) -> Result:
+    """The dataset that a run has made, if all of its files are still there.
+
+    Raises:
+        RunNotFound: the run has no dataset yet, or files of it are gone.
+        RunReplaced: a later run has replaced it.
+    """
+    result, files = folder.result(), folder.output
+    if result is None:
+        raise RunNotFound(f"Run {folder.run_id} has no dataset yet.", hint="Resume it first.")
+    there = {entry.key for entry in files.entries() if not entry.key.startswith(f"{STATE_DIR}/")}
+    gone = next((file["path"] for file in result["files"] if file["path"] not in there), None)
+    if gone is not None:
+        replaced = "A later run has replaced this dataset."
+        try:
+            check_not_replaced(folder)
+        except RunReplaced as error:
+            raise RunReplaced(error.message, hint=joined(replaced, error.hint)) from None
+        raise RunNotFound(f"Run {folder.run_id}: {files.uri}/{gone} is gone.", hint=replaced)
+    return result

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
-from shardkit.dataset.checks import check_not_replaced
+from shardkit.dataset.checks import result_on_disk
 from shardkit.dataset.current import current_result
-from shardkit.errors import PipelineError, RunNotFound, RunReplaced, ShardkitError
-from shardkit.hints import joined
+from shardkit.errors import PipelineError, ShardkitError
 from shardkit.runs.planning import planned_pipeline
 from shardkit.runs.summary import Summary, is_complete, summarize, tell_set_aside
-from shardkit.storage.base import STATE_DIR
 from shardkit.storage.interruption import heeding_interrupts
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from shardkit.jobs.history import Prices
-    from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runs.going_on import GoingOn
     from shardkit.runs.on_engine import RunJobs
@@ -203,34 +200,15 @@ class Run:
         """
         from shardkit.dataset.read import open_dataset
 
-        result, files = self._result(), self.folder.output
-        there = {entry.key for entry in files.entries() if not entry.key.startswith(f"{STATE_DIR}/")}
-        gone = next((file["path"] for file in result["files"] if file["path"] not in there), None)
-        if gone is not None:
-            try:
-                check_not_replaced(self.folder)
-            except RunReplaced as error:
-                raise RunReplaced(
-                    error.message, hint=joined("A later run has replaced this dataset.", error.hint)
-                ) from None
-            raise RunNotFound(
-                f"Run {self.run_id}: {files.uri}/{gone} is gone.", hint="A later run has replaced this dataset."
-            )
-        return open_dataset(files, result)
-
-    def _result(self) -> Result:
-        result = self.folder.result()
-        if result is None:
-            raise RunNotFound(f"Run {self.run_id} has no dataset yet.", hint="Resume it first.")
-        return result
+        return open_dataset(self.folder.output, result_on_disk(self.folder))
 
     def files(self) -> list[str]:
-        """The dataset's files as paths or URIs, in order: what loaders of training data take.
+        """The paths or URIs of the dataset's files, in order: what loaders of training data take.
 
         Raises:
-            RunNotFound: the run has no dataset yet.
+            RunNotFound, RunReplaced: as for `dataset`.
         """
-        return [f"{self.folder.output.uri}/{file['path']}" for file in self._result()["files"]]
+        return [f"{self.folder.output.uri}/{file['path']}" for file in result_on_disk(self.folder)["files"]]
 
     def sql(
         self, query: str, *, using: Literal["athena", "duckdb"] | None = None, as_of: str | None = None

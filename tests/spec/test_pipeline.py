@@ -110,6 +110,7 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
             "schema": {"key": "string", "at": "timestamp[us, tz=UTC]", "tags": "list<string>"},
             "widen_ints": True,
             "origin": False,
+            "shuffle": None,
         },
         "combine": "module_of_pipeline:combine",
         "engine": {

@@ -54,7 +54,16 @@ def test_fields_that_need_no_section() -> None:
         by_section.setdefault(section, []).append(name)
     assert by_section == {
         "input": ["manifest", "pattern", "exclude", "include_list", "exclude_list", "requester_pays", "anonymous"],
-        "output": ["format", "rows_per_file", "target_bytes", "partition_by", "schema", "widen_ints", "origin"],
+        "output": [
+            "format",
+            "rows_per_file",
+            "target_bytes",
+            "partition_by",
+            "schema",
+            "widen_ints",
+            "origin",
+            "shuffle",
+        ],
     }
     assert not set(flat_fields(Spec)) & set(Spec.model_fields), "a field would have two meanings"
     assert dotted_names(Spec)["output"] == "output.uri"
