@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from shardkit.jobs.errors import JobError
 from shardkit.jobs.job import COMPLETED, FAILED, STOPPED
-from shardkit.jobs.wording import ran_s, waited_s
+from shardkit.jobs.wording import billed_s, ran_s, waited_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -219,7 +219,7 @@ class _Group:
         if price is None:
             self.unpriced += hours
         else:
-            self.cost += hours * price
+            self.cost += hours * price * ((billed_s(entry) or 0.0) / seconds if seconds else 0.0)
 
     def row(self, key: str, *, priced: bool) -> Row:
         """The group as a row."""

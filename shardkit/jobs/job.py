@@ -54,7 +54,7 @@ class Job:
         cause: The kind of the last failure (see ``shardkit.jobs.causes``); empty if there was none.
         attempts: What happened to every attempt, the oldest first: ``attempt``, ``name``, ``instance_type``,
             ``instances``, ``launched_at``, ``created_at``, ``ended_at``, ``status``, ``cause``, ``reason``,
-            ``exit_message``, if they are known; times are ISO 8601 in UTC.
+            ``exit_message``, ``billable_s``, if they are known; times are ISO 8601 in UTC.
         depends_on: The ids of the jobs that must be ``Completed`` first.
         kind: ``processing`` or ``training``.
         owner: Whose job it is.

@@ -16,7 +16,7 @@ from shardkit.jobs.causes import needs_describe
 from shardkit.jobs.clock import Clock, RealClock, seconds_of
 from shardkit.jobs.job import COMPLETED, IN_PROGRESS, NEW, NO, YES, Job, parse_name
 from shardkit.jobs.live import Flight
-from shardkit.jobs.policy import Policy
+from shardkit.jobs.policy import SPOT, Policy
 from shardkit.jobs.rounds import MONITORING, Change, Report, fail_dependents, is_settled, monitor_due, settle
 
 if TYPE_CHECKING:
@@ -227,7 +227,8 @@ class _Monitor:
     def _full(self, job: Job, attempt: int, line: dict[str, Any]) -> dict[str, Any] | None:
         """The line, or the Describe response if the line does not say enough; None if the call for it fails."""
         asked = job.stop_asked_at > 0 and line["ProcessingJobStatus"] == "Stopped"
-        if asked or not needs_describe(line) or self._after(job, attempt, line) is None:
+        wanted = needs_describe(line) or (SPOT in job.tags and line["ProcessingJobStatus"] != IN_PROGRESS)
+        if asked or not wanted or self._after(job, attempt, line) is None:
             return line
         try:
             return self._service.describe(job.kind, line["ProcessingJobName"])

@@ -39,6 +39,7 @@ RETRIES = "own_retries"
 # It may name larger instance types, the next one first: each attempt after one with too little memory has the next.
 LARGER = "larger"
 MAY_GROW = "SHARDKIT_MAY_GROW"  # in the environment of an attempt after which a larger one would come
+SPOT = "spot"  # a tag of jobs on spot instances: the service says how many seconds of an attempt it bills
 OWN_FAULTS = frozenset({"user", "died", "memory", "timeout"})
 SLOWEST = 20.0  # calls come at most so many times slower than the policy has it
 

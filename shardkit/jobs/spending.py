@@ -13,7 +13,7 @@ from shardkit.jobs import transitions
 from shardkit.jobs.job import NEW
 from shardkit.jobs.pace import LAUNCHING
 from shardkit.jobs.rounds import Change, change_state
-from shardkit.jobs.wording import seconds_at
+from shardkit.jobs.wording import billed_s, seconds_at
 from shardkit.units import dollars
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ class CostLimit:
         total = 0.0
         for job in jobs:
             for entry in job.attempts:
-                begun, ended = seconds_at(entry.get("created_at")), seconds_at(entry.get("ended_at"))
-                if begun is None or entry.get("cause") == "capacity" or (ended is None and not job.live):
+                begun, seconds = seconds_at(entry.get("created_at")), billed_s(entry)
+                if begun is None or entry.get("cause") == "capacity" or (seconds is None and not job.live):
                     continue
                 price = self.usd_per_hour.get(entry.get("instance_type") or "", dearest)
                 instances = entry.get("instances") or job.instances
-                total += max(0.0, (now if ended is None else ended) - begun) / 3600 * instances * price
+                total += (max(0.0, now - begun) if seconds is None else seconds) / 3600 * instances * price
         return total
 
 

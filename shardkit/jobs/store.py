@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from shardkit.jobs.errors import JobConflict, JobError
 from shardkit.jobs.job import LAUNCHED, MAYBE, PROCESSING, STATUSES, TRAINING, Job, check_job_id
-from shardkit.jobs.policy import MAY_GROW
+from shardkit.jobs.policy import MAY_GROW, SPOT
 from shardkit.jobs.transitions import may_grow
 from shardkit.masking import secret_places
 
@@ -68,7 +68,7 @@ class Submission:
             owner=self.owner,
             run=self.run,
             notify=tuple(dict.fromkeys(self.notify)),
-            tags=dict(self.tags),
+            tags=dict(self.tags) | ({SPOT: "true"} if self.request.get("EnableManagedSpotTraining") else {}),
             instance_types=types,
             instance_type=types[0] if types else "",
             instances=instances,

@@ -189,6 +189,8 @@ def _over(job: Job, answer: Mapping[str, Any], now: float, policy: Policy) -> Jo
         "ended_at": _time(answer, "ProcessingEndTime", now),
         "exit_message": answer.get("ExitMessage") or "",
     }
+    if answer.get("BillableTimeInSeconds") is not None:
+        facts["billable_s"] = float(answer["BillableTimeInSeconds"])
     cluster = (answer.get("ProcessingResources") or {}).get("ClusterConfig") or answer.get("ResourceConfig") or {}
     if cluster.get("SelectedInstanceType"):
         facts["instance_type"] = cluster["SelectedInstanceType"]

@@ -62,6 +62,12 @@ def ran_s(attempt: Mapping[str, Any]) -> float | None:
     return None if begun is None or ended is None else max(0.0, ended - begun)
 
 
+def billed_s(attempt: Mapping[str, Any]) -> float | None:
+    """How many seconds of an attempt are billed: what the service says, as of spot instances, or as long as it ran."""
+    said = attempt.get("billable_s")
+    return float(said) if said is not None else ran_s(attempt)
+
+
 def log_group(job: Job) -> str:
     """The CloudWatch log group of its attempts; their streams begin with the attempt's name and a slash."""
     return LOG_GROUPS[job.kind == TRAINING]

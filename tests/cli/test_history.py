@@ -75,6 +75,12 @@ def test_by_day() -> None:
     assert third.waited_median_s is None and third.ran_p95_s is None and third.cost_usd == 0
 
 
+def test_what_the_service_bills_of_spot_instances_is_what_they_cost() -> None:
+    spot = job("s", attempt(1, NOON - 7100, 3600) | {"billable_s": 1080.0})
+    (row,) = summarize([spot], by="day", prices=PRICES)
+    assert row.cost_usd == pytest.approx(0.5 * 0.3) and row.instance_hours == 1
+
+
 def test_attempts_count_where_they_belong() -> None:
     types = {row.key: row for row in summarize(JOBS, by="instance_type", prices=PRICES)}
     assert (types["ml.a"].jobs, types["ml.a"].attempts) == (4, 3)

@@ -129,6 +129,7 @@ def test_what_counts() -> None:
         "without an instance": limit.spent([job(ran(100, cause="capacity"))], 5000.0),
         "several instances": limit.spent([job(ran(100), instances=4)], 5000.0),
         "an unknown type": limit.spent([job(ran(100, instance_type="ml.new.xlarge"))], 5000.0),
+        "billed otherwise": limit.spent([job(ran(100, billable_s=30.0))], 5000.0),
         "never launched": limit.spent([job(status="New")], 5000.0),
     }
     assert {name: pytest.approx(usd) for name, usd in spent.items()} == {
@@ -139,4 +140,5 @@ def test_what_counts() -> None:
         "several instances": 0.4,
         "an unknown type": 0.4,
         "never launched": 0.0,
+        "billed otherwise": 0.03,
     }

@@ -72,6 +72,7 @@ def test_an_interruption_costs_no_attempt_and_goes_on_at_the_markers(project: Jo
     assert sorted(project.calls()) == ["a/r0.txt", "a/r1.txt", "a/r1.txt"]
     first, merge = sk.open_run(project.out).jobs()
     assert [entry.get("cause", "") for entry in first["attempts"]] == ([""] if restart else ["interrupted", ""])
+    assert first["attempts"][-1]["billable_s"] >= 0 and "billable_s" not in merge["attempts"][-1]
     assert not made.describe_training_job(TrainingJobName=merge["name"]).get("EnableManagedSpotTraining")
 
 
