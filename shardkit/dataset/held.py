@@ -6,23 +6,26 @@ merged and checked again, or a build that can be accepted. The switch itself is 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shardkit.dataset.data_checks import results_of
-from shardkit.errors import ChecksFailed, PlanMismatch, RunNotFound
+from shardkit.errors import ChecksFailed, Damaged, PlanMismatch, RunNotFound
 from shardkit.runfolder.check_types import ChecksDocument
 from shardkit.runfolder.steps import advice
+from shardkit.storage.side_by_side import together
 from shardkit.times import now
 from shardkit.units import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any
 
     from shardkit.dataset.build import Build
     from shardkit.runfolder.check_types import CheckResult, HeldBuild
     from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.storage.base import Folder
 
 CHECKS = "checks.json"
 
@@ -107,6 +110,23 @@ def held_build(folder: RunFolder) -> tuple[HeldBuild, ChecksDocument]:
         why = "its checks have passed" if checks is not None and not checks["accepted"] else "nothing is kept aside"
         raise RunNotFound(f"Run {folder.run_id} has no new files to accept: {why}.", hint="")
     return held, checks
+
+
+def check_staged(folder: RunFolder, held: HeldBuild, home_of: Callable[[str], Folder]) -> None:
+    """See that the files of a build are still staged: a process that was killed may have begun to rewrite them.
+
+    Raises:
+        Damaged: one is gone, or is not as it was written.
+    """
+    kept = set(held["kept"])
+    staged = [file for file in held["result"]["files"] if file["path"] not in kept]
+    sizes = together([partial(home_of(file["path"]).size, file["path"]) for file in staged])
+    lost = next((file["path"] for file, size in zip(staged, sizes, strict=True) if size != file["bytes"]), None)
+    if lost is not None:
+        raise Damaged(
+            f"Run {folder.run_id}: {lost} is no longer among the files that are kept aside.",
+            hint=advice(folder, lambda step: f"Merge and check them again: {step('resume')}"),
+        )
 
 
 def is_current(held: HeldBuild, present: Result | None) -> bool:

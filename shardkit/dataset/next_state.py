@@ -10,7 +10,7 @@ from shardkit.dataset.build import Build
 from shardkit.dataset.catalogs import check_table
 from shardkit.dataset.checks import check_name
 from shardkit.dataset.current import current_result
-from shardkit.dataset.held import CHECKS, check_base, check_build, held_build
+from shardkit.dataset.held import CHECKS, check_base, check_build, check_staged, held_build
 from shardkit.dataset.switch import dataset_lock, switch
 from shardkit.dataset.switch_steps import build_of, staging
 from shardkit.dataset.uniform import make_uniform
@@ -98,6 +98,7 @@ def accept(folder: RunFolder, attempt: Attempt, merge: Merge) -> None:
     with dataset_lock(folder.output, patience_s=SWITCH_PATIENCE_S) as dataset:
         check_name(folder.output, dataset.result, held["result"]["name"])
         check_base(folder, held, dataset.result)
+        check_staged(folder, held, build.home_of)
         _to(build, dataset, folder, attempt, of_jobs=held["of_jobs"])
     folder.write(CHECKS, {**checks, "held": None, "accepted": now()})
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 import warm
 from crashing import TESTS, environment
@@ -186,6 +188,22 @@ def test_a_later_run_overtakes_what_is_kept_aside(world: World, shardkit: Any) -
     assert not (world.out / "_shardkit" / "runs" / held.run_id / "plan.json").exists()
 
 
+def test_files_kept_aside_that_are_gone_are_made_again(world: World) -> None:
+    checks = {"sql": {"small": "SELECT * FROM new WHERE id > 4"}}
+    world.put(a=many(5))
+    world.run(checks)
+    world.put(a=many(6))
+    held = world.failing(checks)
+    next((world.out / "_shardkit" / "runs" / held.run_id / "dataset").rglob("*.parquet")).unlink()
+    with pytest.raises(sk.errors.Damaged, match=r"no longer among the files that are kept aside\. Merge and check"):
+        held.accept(quiet=True)
+    assert len(world.dataset()) == 5
+    with pytest.raises(sk.errors.ChecksFailed):
+        held.resume(quiet=True)
+    held.accept(quiet=True)
+    assert len(world.dataset()) == 6
+
+
 def test_a_resumed_run_checks_again(world: World) -> None:
     world.put(a=many(6))
     run = world.failing({"unique": "id", "sql": {"small": "SELECT * FROM new WHERE id > 4"}})
@@ -241,6 +259,51 @@ def test_jobs_check_and_their_driver_says_so(world: World) -> None:
     assert "1 of 1 check failed: sql: never" in merge["reason"], "which notices repeat"
     assert held.accept(quiet=True).summary().status == "done"
     assert len(world.dataset()) == 3
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "arrow"])
+def test_partitions_of_other_formats(world: World, format: str) -> None:
+    output = {"uri": world.out, "format": format, "partition_by": "kind"}
+    checks = {"unique": ["kind", "id"], "no_new_nulls": "id", "sql": {"kinds": "SELECT * FROM new WHERE kind = 'b'"}}
+    world.put(a=many(3, kind="a"), b=many(2, kind="c"))
+    assert world.run(checks, output=output).checks()["passed"].all()
+    world.put(b=[*many(2, kind="b"), {"id": None, "text": None, "kind": "c"}])
+    held = world.failing(checks, output=output)
+    assert held.checks()["passed"].tolist() == [False, True, False]
+    assert [row["id"] for row in held.checks()["sample"].tolist()[2]] == [0, 1]
+    held.accept(quiet=True)
+    assert len(world.dataset()) == 6
+    assert sk.check(world.out).ok
+
+
+def test_a_dataset_without_rows(world: World) -> None:
+    world.put(a=[])
+    checks = {"rows_within": "5%", "same_types": True, "sql": {"rows": "SELECT count(*) = 0 FROM new"}}
+    assert world.run(checks, allow_empty=True).checks()["passed"].all()
+    world.put(a=many(2))
+    assert world.failing(checks).checks()["passed"].tolist() == [False, True, False]
+    assert world.dataset() == []
+
+
+def test_in_a_bucket(world: World, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1", "ENDPOINT_URL": s3_url}
+    for name, value in known.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    bucket = f"checks-{os.getpid()}"
+    client = boto3.client("s3", endpoint_url=s3_url)
+    client.create_bucket(Bucket=bucket)
+    output = f"s3://{bucket}/out"
+    world.put(day1=many(2), day2=many(3))
+    world.run(None, output=output, **DAYS)
+    world.put(day2=many(1), day3=many(1))
+    held = world.failing({"rows_within": "10%"}, output=output, **DAYS)
+    assert held.checks()["offending"].tolist() == [2]
+    assert sk.open_run(output).summary().checks["held"]
+    held.accept(quiet=True)
+    assert sk.read_sql("SELECT count(*) AS n FROM dataset", output)["n"].tolist() == [4]
+    keys = [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert not [key for key in keys if "/generation-" in key]
+    assert sk.check(output).ok
 
 
 # ---- whoever dies
