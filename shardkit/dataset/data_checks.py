@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from shardkit.dataset.formats.kinds import format_of
 from shardkit.dataset.query import FENCE, NO_COLUMNS, in_words
 from shardkit.dataset.read import open_dataset
 from shardkit.errors import PipelineError
@@ -154,6 +155,11 @@ class _Tables:
             raise PipelineError(NO_DUCKDB, hint=INSTALL_HINT) from None
         self.error = duckdb.Error
         new = _new_rows(self._build, self._output)
+        if self._old is not None and not format_of(self._old["format"]).tabular:
+            raise PipelineError(
+                f"The checks cannot compare with the dataset in {self._output.uri}: {self._old['format']} is no table.",
+                hint="Check nothing by SQL until the dataset is in the new format.",
+            )
         old = open_dataset(self._output, self._old) if self._old is not None else None
         self.columns = set(new.schema.names)
         self.columns_before = set(old.schema.names) if old is not None else set()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_serializer, model_validator
 
+from shardkit.dataset.formats.kinds import format_of
 from shardkit.engines.values import Names  # noqa: TC001  pydantic reads it
 from shardkit.spec.section import Section
 from shardkit.traits import Expected
@@ -15,6 +16,15 @@ SHARE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*%\s*")
 A_SHARE = Expected("a share such as 20%")
 COLUMNS = Expected("a column or a list of columns")
 QUERIES = Expected("a mapping of names to queries")
+
+
+def fits_output(value: Checks | None, info: ValidationInfo) -> Checks | None:
+    """See that the checks can be made of the output's format; for the field of the pipeline."""
+    output = info.data.get("output")
+    asked = [name for name in ("no_new_nulls", "unique", "sql") if value is not None and getattr(value, name)]
+    if output is not None and asked and not format_of(output.format).tabular:
+        raise ValueError(f"{asked[0]} needs files that are read as a table; output.format is {output.format}.")
+    return value
 
 
 class Checks(Section):

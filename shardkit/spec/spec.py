@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     ValidationError,
@@ -25,7 +26,7 @@ from shardkit.errors import PipelineError
 from shardkit.explain import explain, unknown_field
 from shardkit.functions import FunctionRef, reference
 from shardkit.plan.chunks import CHUNK_RECORDS
-from shardkit.spec.checks import Checks  # noqa: TC001  pydantic reads it
+from shardkit.spec.checks import Checks, fits_output
 from shardkit.spec.cost import MaxCost  # noqa: TC001  pydantic reads it
 from shardkit.spec.fields import flat_fields, name_of_function, plain_data
 from shardkit.spec.input import Input, InputPart  # noqa: TC001  pydantic reads it
@@ -110,7 +111,7 @@ class Spec(Section):
     allow_empty: Annotated[bool, MayChange()] = False
     output: Annotated[Output, A_FOLDER, Short("uri"), Flat(), MayChange(but=("uri", "origin"))]
     combine: Annotated[str | Callable[..., Any] | None, A_FUNCTION, MayChange()] = None
-    checks: Annotated[Checks | None, CHECKS, MayChange()] = None
+    checks: Annotated[Checks | None, CHECKS, MayChange(), AfterValidator(fits_output)] = None
     catalog: Annotated[Catalog | None, CATALOG, MayChange()] = None
     incremental: bool | None = None
     schedule: Annotated[WhenDue, SCHEDULE] = None

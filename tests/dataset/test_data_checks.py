@@ -140,12 +140,17 @@ def test_a_query_returns_offending_rows_or_a_single_verdict(world: World) -> Non
         ({"sql": {"a": "SELEC 1"}}, r"checks\.sql\.a is no SQL: Parser Error"),
         ({"sql": {"a": "SELECT 1; SELECT 2"}}, r"checks\.sql\.a: a check is one SELECT"),
         ({"sql": {"a": "DROP TABLE new"}}, r"checks\.sql\.a: a check is one SELECT"),
+        (
+            {"unique": "id", "format": "webdataset"},
+            r"checks: unique needs files that are read as a table; output\.format is webdataset",
+        ),
     ],
 )
 def test_checks_that_are_none_are_refused_before_anything_runs(world: World, checks: Any, message: str) -> None:
     world.put(a=many(1))
+    form = checks.pop("format", "parquet") if isinstance(checks, dict) else "parquet"
     with pytest.raises(sk.PipelineError, match=message):
-        world.pipeline(checks).plan()
+        world.pipeline(checks, output={"uri": world.out, "format": form}).plan()
     assert not world.out.exists()
 
 
