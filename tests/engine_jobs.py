@@ -54,12 +54,12 @@ def outputs(*given: dict[str, Any]) -> dict[str, Any]:
 
 
 def until(condition: Any, *, seconds: float = 30.0, every_s: float = 0.005) -> Any:
-    """Wait until a condition returns something true, and return it."""
+    """Wait until a condition returns something true, and return it; one that takes long is asked less often."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while (begun := time.monotonic()) < end:
         if result := condition():
             return result
-        time.sleep(every_s)
+        time.sleep(max(every_s, min(4 * (time.monotonic() - begun), 0.1)))
     raise AssertionError("it did not come to pass")
 
 
