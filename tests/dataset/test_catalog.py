@@ -411,7 +411,7 @@ def both(query: str, outputs: str | dict[str, str]) -> pd.DataFrame:
     return athena
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_athena_and_duckdb_answer_alike(ministack_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("awswrangler")
     _use(monkeypatch, ministack_url)

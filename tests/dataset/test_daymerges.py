@@ -159,7 +159,7 @@ def test_a_retry_merges_the_days_of_its_records_again(feed: Feed) -> None:
     assert files.isdisjoint({path.name for path in feed.out.glob("day_partition=*/*")})
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_what_a_combine_does_is_done_by_the_days_jobs_and_its_error_is_told_by_pass_2(feed: Feed) -> None:
     (feed.root / "broken").touch()
     with pytest.raises(sk.RunFailed, match="combine is broken"):

@@ -258,7 +258,7 @@ def test_a_query_sees_a_day_neither_twice_nor_half(
     assert sk.read_sql("SELECT max(text) AS t FROM dataset", tmp_path / "out").t[0] == texts[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_whoever_dies_in_the_middle_of_a_switch_a_query_sees_the_old_or_the_new(
     tmp_path: Path, files: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

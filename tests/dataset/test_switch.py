@@ -29,7 +29,7 @@ def features(record):
         time.sleep(0.005)
     return [{"key": record.key, "version": version, "row": i} for i in range(2)]
 """
-SLOW = pytest.mark.slow
+WHOLE = pytest.mark.whole
 RECORDS = 4
 FIELDS: dict[str, Any] = {"workers": 1, "rows_per_file": 3}
 # What a switch from three files to three others consists of; the old files and what was staged go side by side.
@@ -134,7 +134,7 @@ def test_killed_before_any_step_the_dataset_is_the_old_or_the_new(after_first: P
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("command", ["status", "resume", *(pytest.param(c, marks=SLOW) for c in ("failures", "run"))])
+@pytest.mark.parametrize("command", ["status", "resume", *(pytest.param(c, marks=WHOLE) for c in ("failures", "run"))])
 def test_whichever_command_comes_next_finishes_the_switch(after_first: Path, tmp_path: Path, command: str) -> None:
     project = copy_of(after_first, tmp_path / "project")
     assert switch_steps(project, 4, "kill", "run", "second").code == KILLED
@@ -147,7 +147,7 @@ def test_whichever_command_comes_next_finishes_the_switch(after_first: Path, tmp
     check_is(project, "second")
 
 
-@SLOW
+@WHOLE
 def test_who_finishes_the_switch_may_die_as_well(after_first: Path, tmp_path: Path) -> None:
     project = copy_of(after_first, tmp_path / "project")
     assert switch_steps(project, 3, "kill", "run", "second").code == KILLED
@@ -158,7 +158,7 @@ def test_who_finishes_the_switch_may_die_as_well(after_first: Path, tmp_path: Pa
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=SLOW) for step in (1, 5, 7))])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=WHOLE) for step in (1, 5, 7))])
 def test_a_disk_that_is_full_in_the_middle_of_the_switch(after_first: Path, tmp_path: Path, step: int) -> None:
     project = copy_of(after_first, tmp_path / "project")
     done = switch_steps(project, step, "full", "run", "second")
@@ -227,7 +227,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
-@SLOW
+@WHOLE
 def test_a_reader_never_sees_a_mixture(project: Project) -> None:
     run_version(project, "v")
     seen: Counter[str] = Counter()

@@ -14,7 +14,7 @@ import shardkit as sk
 if TYPE_CHECKING:
     from pathlib import Path
 
-SLOW = pytest.mark.slow
+WHOLE = pytest.mark.whole
 # Fails at every record whose file says so.
 STRICT = """
 from pathlib import Path
@@ -45,14 +45,14 @@ def keys(project: Project) -> list[str]:
     ("records", "bad", "allowed", "done"),
     [
         (40, 1, 0, False),
-        pytest.param(40, 2, 2, True, marks=SLOW),
-        pytest.param(40, 3, 2, False, marks=SLOW),
-        pytest.param(40, 2, "5%", True, marks=SLOW),
+        pytest.param(40, 2, 2, True, marks=WHOLE),
+        pytest.param(40, 3, 2, False, marks=WHOLE),
+        pytest.param(40, 2, "5%", True, marks=WHOLE),
         (40, 3, "5%", False),
         (41, 3, "5%", True),  # 2.05 is rounded up
         (40, 1, "0.1%", True),
-        pytest.param(40, 1, "0%", False, marks=SLOW),
-        pytest.param(4, 3, "100%", True, marks=SLOW),
+        pytest.param(40, 1, "0%", False, marks=WHOLE),
+        pytest.param(4, 3, "100%", True, marks=WHOLE),
     ],
 )
 def test_as_many_records_may_fail_as_allowed(
@@ -154,7 +154,7 @@ def test_what_failed_in_a_chunk_is_on_record_though_its_worker_dies(project: Pro
     assert [row["key"] for row in rows_of(finished)] == ["r005.txt"] + ["r006.txt"] * 2
 
 
-@SLOW
+@WHOLE
 def test_failures_are_not_counted_twice_when_their_chunk_is_begun_again(project: Project) -> None:
     """Within the budget, although workers with failures to their name have died."""
     kinds = ["raises", "raises", "segfaults", "raises", "leaves", "good", "good", "good"]

@@ -68,11 +68,11 @@ def quarantine(run: sk.Run) -> dict[str, dict[str, Any]]:
     return {entry["key"]: entry for entry in run.quarantine()}
 
 
-SLOW = pytest.mark.slow
+WHOLE = pytest.mark.whole
 COMBINATIONS = [(chunks, workers) for chunks in ("dynamic", "balanced", "even") for workers in (1, 3)]
 
 
-@pytest.mark.parametrize(("chunks", "workers"), [pytest.param(*c, marks=SLOW) for c in COMBINATIONS])
+@pytest.mark.parametrize(("chunks", "workers"), [pytest.param(*c, marks=WHOLE) for c in COMBINATIONS])
 def test_the_dataset_is_that_of_an_undisturbed_run_without_the_bad_records(
     project: Project, tmp_path: Path, chunks: str, workers: int
 ) -> None:
@@ -127,7 +127,7 @@ def test_bad_records_beside_each_other_in_one_chunk(project: Project, kinds: lis
     check_ledger(run)
 
 
-@SLOW
+@WHOLE
 @pytest.mark.parametrize("kind", HANGS)
 def test_a_record_that_hangs_is_ended_after_the_timeout(project: Project, kind: str) -> None:
     run = run_zoo(
@@ -148,7 +148,7 @@ def test_a_traceback_shows_the_users_frames_only(project: Project) -> None:
     assert entry["traceback"].rstrip().endswith("ValueError: cannot make sense of r000.txt")
 
 
-@pytest.mark.parametrize("kind", ["raises", pytest.param("segfaults", marks=SLOW)])
+@pytest.mark.parametrize("kind", ["raises", pytest.param("segfaults", marks=WHOLE)])
 def test_every_record_bad(project: Project, kind: str) -> None:
     with pytest.raises(sk.NothingMade, match="all 4 records are quarantined") as caught:
         run_zoo(project, [content(kind)] * 4, chunks="even")
@@ -163,7 +163,7 @@ def test_no_row_of_a_record_that_fails_half_way_remains(project: Project) -> Non
     assert not [row for row in rows_of(run) if row["value"] == -1.0]
 
 
-@SLOW
+@WHOLE
 def test_a_record_whose_rows_kill_the_worker_only_when_they_are_converted(project: Project, tmp_path: Path) -> None:
     contents = [content()] * 12
     contents[5] = content("dies_when_converted")
@@ -174,7 +174,7 @@ def test_a_record_whose_rows_kill_the_worker_only_when_they_are_converted(projec
     assert rows_of(run) == without(peaceful(tmp_path / "peace", 12, chunks="even", workers=1), contents)
 
 
-@SLOW
+@WHOLE
 def test_rows_for_which_there_is_no_memory(project: Project) -> None:
     project.write_records([content(kind) for kind in ("good", "good", "returns_too_much", "good")])
     arguments = project.run_arguments(
@@ -248,7 +248,7 @@ def features(record):
 """
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=SLOW)])
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=WHOLE)])
 def test_a_record_is_not_to_blame_for_what_others_left_behind(project: Project, workers: int) -> None:
     project.write_records([content()] * 6)
     project.write_function(LEAKY)
@@ -282,7 +282,7 @@ def test_a_function_that_cannot_be_loaded_ends_the_run_with_its_reason(project: 
         assert len(project.rows()) == 3
 
 
-@SLOW
+@WHOLE
 def test_workers_that_cannot_be_started(project: Project) -> None:
     project.write_records([content()] * 4)
     arguments = project.run_arguments(function="zoo:features", source_dir=TESTS, workers=16)

@@ -123,7 +123,7 @@ def cloud(project: JobProject, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @namespaces
-@pytest.mark.slow
+@pytest.mark.whole
 def test_one_request_runs_the_whole_pipeline(cloud: Cloud, shardkit: RunCommand) -> None:
     cloud.put({f"{group}/r{i}.txt": "go" for group in "ab" for i in range(3)})
     (cloud.project.code / "requirements.txt").write_text("pip\n")  # it travels, and is there already
@@ -154,7 +154,7 @@ def test_one_request_runs_the_whole_pipeline(cloud: Cloud, shardkit: RunCommand)
 
 
 @namespaces
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_further_job_goes_on_where_a_lost_one_has_ended(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     cloud.put({"a/r0.txt": "go", "a/r1.txt": "wait", "b/r0.txt": "go"})
     driver = sk.Pipeline(**cloud.fields()).driver_job(run_id="a night: 2026-11-29T02:00:00Z")
@@ -178,7 +178,7 @@ def test_a_further_job_goes_on_where_a_lost_one_has_ended(cloud: Cloud, monkeypa
 
 
 @namespaces
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_run_that_fails_says_so(cloud: Cloud) -> None:
     cloud.put({"a/r0.txt": "bad", "a/r1.txt": "go"})
     driver = sk.Pipeline(**cloud.fields(max_failures=0)).driver_job()

@@ -31,7 +31,7 @@ STEPS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("step", STEPS)
 def test_ctrl_c_ends_what_waits_for_a_store_that_has_vanished(
     project: JobProject,  # noqa: F811

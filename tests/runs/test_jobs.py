@@ -346,7 +346,7 @@ def test_another_plan_under_the_same_id_is_refused(project: JobProject) -> None:
         project.run_jobs(run_id="one")
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_second_run_replaces_the_dataset(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     project.run_jobs()
@@ -378,7 +378,7 @@ def test_a_function_by_value_and_a_combine_from_a_module(project: JobProject, mo
     assert project.keys_and_rows(run) == [("a/r0.txt", 41), ("a/r0.txt", 42)]
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_function_mended_in_a_notebook_is_for_the_records_that_failed(project: JobProject) -> None:
     project.write_groups("go", "bad", groups="ab")
     run = project.run_jobs(max_failures="100%")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [LINUX, pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine")]
-SLOW = pytest.mark.slow
+WHOLE = pytest.mark.whole
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def kill(process: int) -> None:
 # ---- the driver --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_jobs_outlive_their_driver(project: JobProject) -> None:
     held(project)
     with dying(project.start_driver()) as driver:
@@ -116,7 +116,7 @@ def test_a_run_whose_jobs_go_on_unwatched_is_not_cleaned_away(
     assert project.keys_and_rows() == project.expected()
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_ctrl_c_leaves_the_jobs_and_says_how_to_go_on(project: JobProject) -> None:
     held(project)
     with dying(project.start_driver()) as driver:
@@ -133,7 +133,7 @@ def test_ctrl_c_leaves_the_jobs_and_says_how_to_go_on(project: JobProject) -> No
     assert project.keys_and_rows() == project.expected()
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_run_that_is_stopped_goes_on(project: JobProject) -> None:
     held(project)
     run = project.run_jobs(wait=False)
@@ -155,7 +155,7 @@ def test_a_run_that_is_stopped_goes_on(project: JobProject) -> None:
     assert check_ledger(run).status == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_run_that_is_stopping_is_waited_for(project: JobProject) -> None:
     held(project)
     with dying(project.start_driver()) as driver:
@@ -170,7 +170,7 @@ def test_a_run_that_is_stopping_is_waited_for(project: JobProject) -> None:
     committed_once(run)
 
 
-@SLOW
+@WHOLE
 @pytest.mark.parametrize("seed", range(3))
 def test_the_driver_is_killed_at_any_moment(project: JobProject, seed: int) -> None:
     moments = random.Random(seed)
@@ -193,7 +193,7 @@ def resuming(project: JobProject):  # type: ignore[no-untyped-def]  # noqa: ANN2
     return project.start(project.out, code=code)
 
 
-@SLOW
+@WHOLE
 def test_a_queue_that_was_lost_is_rebuilt(project: JobProject) -> None:
     held(project)
     with dying(project.start_driver()) as driver:
@@ -218,9 +218,9 @@ def test_a_queue_that_was_lost_is_rebuilt(project: JobProject) -> None:
 # ---- jobs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize(
-    "victim", ["supervisor", *(pytest.param(victim, marks=SLOW) for victim in ("program", "worker", "forks"))]
+    "victim", ["supervisor", *(pytest.param(victim, marks=WHOLE) for victim in ("program", "worker", "forks"))]
 )
 def test_a_job_that_is_killed_is_started_again(project: JobProject, victim: str) -> None:
     held(project)
@@ -268,7 +268,7 @@ def test_a_record_that_kills_its_worker_is_quarantined_in_its_job(project: JobPr
     assert [len(job["attempts"]) for job in run.jobs()] == [1, 1, 1]
 
 
-@SLOW
+@WHOLE
 @pytest.mark.parametrize("mode", ["stream", "download"])
 def test_an_instance_of_several_is_killed(project: JobProject, mode: str) -> None:
     project.write_records({f"r{i:02}.txt": "wait" if i in {4, 5} else "go" for i in range(12)})
@@ -287,7 +287,7 @@ def test_an_instance_of_several_is_killed(project: JobProject, mode: str) -> Non
     assert len(project.calls()) <= before + 12 - done_before
 
 
-@SLOW
+@WHOLE
 @pytest.mark.parametrize("seed", range(2))
 def test_anything_is_killed_at_any_moment(project: JobProject, seed: int) -> None:
     moments = random.Random(100 + seed)

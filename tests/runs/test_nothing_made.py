@@ -112,7 +112,7 @@ def test_the_passes_alone(project: Project) -> None:
     assert CliRunner().invoke(cli, [*both, "--allow-empty"]).exit_code == 0
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_on_an_engine(project: Project) -> None:
     project.write_function(FORGETFUL)
     with pytest.raises(sk.NothingMade, match="gave no row of 3 records") as caught:

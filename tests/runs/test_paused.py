@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from shardkit.storage.base import Folder
 
-SLOW = pytest.mark.slow
+WHOLE = pytest.mark.whole
 WORK = """
 import time
 from pathlib import Path
@@ -224,7 +224,7 @@ def lost_or_done(run: Callable[[], object], *, done_is_fine: bool) -> None:
 
 OFTEN = {("seeing", 1), ("seeing", 6), ("blind", 1), ("blind", 3)}
 GRID = [
-    pytest.param(view, step, marks=() if (view, step) in OFTEN else SLOW, id=f"{view}-{step}-{STEPS[step - 1]}")
+    pytest.param(view, step, marks=() if (view, step) in OFTEN else WHOLE, id=f"{view}-{step}-{STEPS[step - 1]}")
     for view in ("seeing", "blind")
     for step in range(1, len(STEPS) + 1)
 ]
@@ -244,7 +244,7 @@ def test_another_run_replaces_the_dataset_meanwhile(
     output.check_is("third")
 
 
-@SLOW
+@WHOLE
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(("view", "step"), GRID)
 def test_the_same_run_is_resumed_meanwhile(
@@ -370,7 +370,7 @@ DAY_STEPS = ["create", "confirm", "publish", "result", "current", "remove", "tid
 
 @pytest.mark.whole
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=SLOW) for step in (1, 3, 4, 5, 6, 7, 8))])
+@pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=WHOLE) for step in (1, 3, 4, 5, 6, 7, 8))])
 def test_a_day_is_made_anew_while_the_run_that_makes_it_is_paused(
     output: Output, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

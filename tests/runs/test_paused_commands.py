@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from crashing import LEASE_S, LINUX, check_ledger, dying, go_on, start_pausing, wait_until_paused
-from test_paused import SLOW, made, output, short  # noqa: F401  fixtures too
+from test_paused import WHOLE, made, output, short  # noqa: F401  fixtures too
 
 import shardkit as sk
 from shardkit.storage import lease
@@ -44,7 +44,7 @@ def check_end(command: Command, *, may_be_done: bool) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        pytest.param(number, id=name, marks=() if name == "publish" else SLOW)
+        pytest.param(number, id=name, marks=() if name == "publish" else WHOLE)
         for number, name in enumerate(RETRY_STEPS, start=1)
     ],
 )
@@ -67,7 +67,7 @@ def test_a_retry_is_paused_while_another_does_its_work(output: Output, step: int
 @pytest.mark.parametrize(
     ("output", "step"),
     [
-        pytest.param(place, step, marks=() if step == 5 else SLOW)
+        pytest.param(place, step, marks=() if step == 5 else WHOLE)
         for place, (_, most) in CLEAN_STEPS.items()
         for step in range(1, most + 2)
     ],

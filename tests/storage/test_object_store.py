@@ -235,7 +235,7 @@ def test_a_large_object_of_several_parts(project: JobProject, bucket: Bucket) ->
 # ---- objects that are not what they were -------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_objects_that_change_or_vanish_cost_only_themselves(project: JobProject, bucket: Bucket) -> None:
     bucket.put_all({f"in/r{i}.txt": "go" for i in range(6)})
     pipeline = sk.Pipeline(
@@ -642,7 +642,7 @@ def test_a_one_machine_run_that_is_killed_is_resumed(
     assert not [key for key in bucket.keys("out/_shardkit") if "/dataset/" in key or key.endswith("/lock")]
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_what_is_written_is_encrypted_with_the_key_that_the_engine_names(bucket: Bucket, project: JobProject) -> None:
     bucket.put_all({f"in/{i}.txt": "go" for i in range(3)})
     key = "arn:aws:kms:eu-west-1:123456789012:key/0a1b2c3d"

@@ -120,7 +120,7 @@ def test_what_is_taken_away_midway_is_nobody_s_fault(
     assert sk.open_run(f"{bucket.uri}/out").summary().records["quarantined"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_job_whose_input_the_service_brings_fails_and_goes_on_by_reading_it_itself(
     project: JobProject,  # noqa: F811
     bucket: Bucket,  # noqa: F811

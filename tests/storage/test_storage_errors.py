@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-SLOW = pytest.mark.slow
+WHOLE = pytest.mark.whole
 MB = 1 << 20
 LIMIT = 64 << 10
 
@@ -93,7 +93,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@SLOW
+@WHOLE
 def test_a_disk_that_fills_up_while_parts_are_written(project: Project, disk: Callable[[int], Path]) -> None:
     project.out = disk(MB // 2) / "out"  # which the parts alone would take
     arguments = project.run_arguments(workers=2)
@@ -126,7 +126,7 @@ def test_a_disk_that_fills_up_while_the_dataset_is_written(project: Project, dis
     assert set(calls(project).values()) == {1}  # pass 1 was not done again
 
 
-@SLOW
+@WHOLE
 def test_a_disk_that_is_full_from_the_start(project: Project, disk: Callable[[int], Path]) -> None:
     folder = disk(MB)
     with pytest.raises(OSError, match="No space left"):
@@ -141,7 +141,7 @@ def test_a_disk_that_is_full_from_the_start(project: Project, disk: Callable[[in
     check_complete(project)
 
 
-@SLOW
+@WHOLE
 def test_an_earlier_dataset_outlives_a_full_disk(project: Project, disk: Callable[[int], Path]) -> None:
     project.out = disk(3 * MB // 2) / "out"
     project.command(*project.run_arguments(chunks="even", run_id="first"))
@@ -176,7 +176,7 @@ def test_parts_that_cannot_be_written(project: Project) -> None:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("kind", ["parquet", *(pytest.param(k, marks=SLOW) for k in ("jsonl", "csv", "arrow"))])
+@pytest.mark.parametrize("kind", ["parquet", *(pytest.param(k, marks=WHOLE) for k in ("jsonl", "csv", "arrow"))])
 def test_a_dataset_that_cannot_be_written(project: Project, kind: str) -> None:
     arguments = project.run_arguments(workers=2, format=kind)  # small parts, and one large file
     check_one_line(limited(project, *arguments, "--quiet", expect=1), "Cannot write", "File too large")

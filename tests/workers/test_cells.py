@@ -83,7 +83,7 @@ def features(record):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_large_record_is_what_it_would_be_as_a_whole(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.write_records({"a": "fails", "b": "floats", "c": "texts", "d": "fails"})

@@ -204,7 +204,7 @@ def test_the_steps_run_up_to_the_same_dataset_though_a_node_is_lost(
     assert (notice["run"], notice["status"], notice["again"]) == ("flow flow-x1 in dev", "Completed", "")
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_failed_function_is_not_tried_again_and_the_rest_can_be_done_on_a_laptop(
     flow: Flow, notices: tuple[str, list[dict[str, Any]]], shardkit: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +229,7 @@ def test_a_failed_function_is_not_tried_again_and_the_rest_can_be_done_on_a_lapt
     assert {row["key"]: row["text"] for row in flow.dataset()} == TEXTS | {"e/1.txt": "good"}
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_parameter_that_will_not_do_stops_the_run_before_its_first_step(
     flow: Flow, notices: tuple[str, list[dict[str, Any]]]
 ) -> None:

@@ -17,7 +17,7 @@ from shardkit.workflows.read import read_workflow
 from shardkit.workflows.run_files import runs_in, state_of
 from shardkit.workflows.start import open_run
 
-pytestmark = pytest.mark.slow  # whole commands, and steps that are processes of their own
+pytestmark = pytest.mark.whole  # whole commands, and steps that are processes of their own
 
 # Each step notes that it begins and ends; a file that holds it up lets a test act in its middle.
 STEP = """\

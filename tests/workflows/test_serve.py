@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from crashing import Command
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 TOKEN = "a-long-and-random-token"
 CALENDAR = """\
