@@ -73,7 +73,7 @@ def run_pass1(
     # What is left to do, in chunks.
     retried = np.flatnonzero(ledger.state == QUARANTINED) if retry else np.zeros(0, np.int64)
     own_shard = share.shard if share and share.here is not None else None
-    chunks = open_chunks(ledger, retried, workers=pool.size, at_once=pool.at_once, all_under_shard=own_shard)
+    chunks = open_chunks(ledger, retried, workers=pool.size, at_once=pool.chunk_records, all_under_shard=own_shard)
 
     # Do it. Too many failures, a signal or a full disk ask for the end through `stop`; whole chunks are kept.
     while chunks:
@@ -115,7 +115,7 @@ def _left_by_others(ledger: Ledger, stop: Stop, attempt: Attempt, pool: Workers)
     if not ledger.open or stop.asked:
         return []
     attempt.go_on_as_next("Chunks that another job seemed to have done are open")  # names of this number are taken
-    return open_chunks(ledger, np.zeros(0, np.int64), workers=pool.size, at_once=pool.at_once)
+    return open_chunks(ledger, np.zeros(0, np.int64), workers=pool.size, at_once=pool.chunk_records)
 
 
 def _done_before(ledger: Ledger, retried: np.ndarray) -> Counts:

@@ -60,7 +60,7 @@ class ClusterWorkers:
         self.threads = int(cpu_count())
         self.fetches = fetches(settings)
         self.left: list[int] = []
-        self.at_once = settings.calling.at_once
+        self.chunk_records = settings.calling.chunk_records
         self._cluster = cluster
         self._settings = settings
         self._code = code

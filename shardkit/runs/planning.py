@@ -112,7 +112,7 @@ def make_run_plan(
         max_jobs=max_jobs,
         by_day=pipeline.by_day,
         comparison=comparison,
-        at_once=pipeline.calling(function_ref).at_once,
+        at_once=pipeline.calling(function_ref).chunk_records,
     )
     plan = _with_launching(plan, pipeline)
     plan.content.update({"work": basis.work, "form": basis.form, "merge_digest": basis.merge, "lists": lists})

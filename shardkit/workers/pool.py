@@ -251,7 +251,7 @@ class WorkerPool:
         self.leaves = settings.leaves
         self.left: list[int] = []  # records for which there is too little memory here
         self.claims_next = self.fetches or settings.calling.overlaps
-        self.at_once = settings.calling.at_once
+        self.chunk_records = settings.calling.chunk_records
         self._settings = settings
         self._devices = devices_for(settings.gpus) if settings.gpus is not None else None
         self._board = Board(size, several=settings.calling.calls_at_once)

@@ -54,6 +54,14 @@ class Calling:
         """How many records a worker may be at."""
         return (self.batch or 1) * (self.calls_at_once if self.overlaps else 1)
 
+    @property
+    def chunk_records(self) -> int:
+        """How many records chunks have at least, or a multiple of that.
+
+        With calls that wait, the next chunk has more than begin while the last calls of the one before still wait.
+        """
+        return 2 * self.at_once if self.overlaps else self.at_once
+
     def slower(self, parts: int, *, own_rate: bool = False) -> Calling:
         """The same for each of several that share the rate."""
         rate_per_s = self.rate_per_s / parts if self.rate_per_s is not None else None

@@ -47,14 +47,14 @@ class Work(Protocol):
 class Workers(Protocol):
     """Workers of a run.
 
-    ``fetches`` says whether they get their objects from a store, ``at_once`` how many records one may be at together;
+    ``fetches`` says whether they get their objects from a store, ``chunk_records`` of how many records chunks are cut;
     ``left`` are the numbers of records that need more memory than there is, and are left open for a larger machine.
     """
 
     size: int
     fetches: bool
     left: list[int]
-    at_once: int
+    chunk_records: int
 
     @property
     def threads(self) -> int:
