@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 READ_AHEAD_BYTES = 64 << 20
 READ_AHEAD_RECORDS = 64
 FETCH_THREADS = 16
+QUICK_BYTES = 1 << 18
 LOCAL_THREADS = 2  # for pieces of files of this machine, which keep the disk busy, or a CPU
 
 Ticket = tuple[int, int, int]  # shard, chunk, position
@@ -140,9 +141,12 @@ class RemoteInputs:
         wanted, path = self._wanted[ticket], self._held[ticket].path
         if (home := self._home(wanted)) is not None:
             return home
-        for number, (key, arrival) in enumerate(zip(wanted.objects, wanted.arrivals, strict=True)):
+        for number, key in enumerate(wanted.objects):
             try:
-                arrival.result()
+                if wanted.arrivals:
+                    wanted.arrivals[number].result()
+                else:
+                    self._get(wanted, number, path)
             except StorageError as error:
                 self._witness.excuse(error, functools.partial(self._get, wanted, number, path))
             self._witness.readable = key
@@ -176,7 +180,7 @@ class RemoteInputs:
         self._free.append(room)
         self._held_bytes -= record.bytes
         self._fill()
-        if not self._held:  # nothing more is expected
+        if not self._held and not self._waiting:  # nothing more is expected
             for room in self._free:
                 room.remove()
             self._free.clear()
@@ -190,13 +194,21 @@ class RemoteInputs:
         self._wanted.clear()
 
     def _fill(self) -> None:
-        while self._waiting and self._has_room(self._wanted[self._waiting[0]].bytes):
+        while self._waiting and self._has_room(self._wanted[self._waiting[0]]):
             self._begin(self._waiting.popleft())
 
-    def _has_room(self, size: int) -> bool:
+    def _is_quick(self, record: Wanted) -> bool:
+        """Whether a record takes less time than to hand it to a thread, so that it is fetched when its turn comes."""
+        return record.piece is not None and record.bytes <= QUICK_BYTES and self._source.store is None
+
+    def _has_room(self, record: Wanted) -> bool:
+        if self._is_quick(record):
+            return False
         if len(self._held) < self._at_once:
             return True
-        return len(self._held) < self._most and self._held_bytes + size <= READ_AHEAD_BYTES
+        # A piece of the usual size is on its way while the function works on another.
+        limit = READ_AHEAD_BYTES if record.piece is None else 2 * READ_AHEAD_BYTES
+        return len(self._held) < self._most and self._held_bytes + record.bytes <= limit
 
     def _begin(self, ticket: Ticket) -> None:
         record = self._wanted[ticket]
@@ -206,6 +218,8 @@ class RemoteInputs:
         if self._home(record) is not None:
             return
         room.prepare(record.files)
+        if self._is_quick(record):
+            return
         for number in range(len(record.objects)):
             record.arrivals.append(self._threads.submit(self._get, record, number, room.path))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shardkit.storage.open import folder
+from shardkit.storage.places import Places
 from shardkit.workers import inputs
 from shardkit.workers.inputs import RemoteInputs, Wanted
 
@@ -69,7 +70,7 @@ def test_what_is_held_is_bounded(
     for i in range(count):
         source.write(f"{i:05d}", bytes(size))
     etags = {entry.key: entry.etag for entry in source.entries()}
-    ahead = RemoteInputs(source, tmp_path / "scratch")
+    ahead = RemoteInputs(Places.one(source.uri), tmp_path / "scratch")
     with Watch(tmp_path / "scratch") as watch:
         ahead.expect(((0, 0, i), Wanted([f"{i:05d}"], [etags[f"{i:05d}"]], size)) for i in range(count))
         for i in range(count):
@@ -94,7 +95,7 @@ def test_a_record_sees_its_own_files_alone(
     records = [["b/c"], ["b/e"], ["b"], ["a"], ["b/d"], ["b/d/f", "b/d/g", "b/h"], ["b/d"], ["b/c"], ["b/d/f/i/j"]] * 3
     for key in {key for keys in records for key in keys}:
         source.write(key, key.encode())
-    ahead = RemoteInputs(source, tmp_path / "scratch")
+    ahead = RemoteInputs(Places.one(source.uri), tmp_path / "scratch")
     ahead.expect(((0, 0, i), Wanted(keys, None, 5)) for i, keys in enumerate(records))
     for i, keys in enumerate(records):
         root = Path(ahead.fetch((0, 0, i)))
