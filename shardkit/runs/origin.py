@@ -55,7 +55,7 @@ def origin_of(folder: RunFolder, row: int, file: str | None = None) -> RowOrigin
     Raises:
         RunNotFound: the run has no dataset, or a part of it is gone.
         InputError: there is no such file or row.
-        PipelineError: it is not known, because a combine or partition_by has put the rows in another order.
+        PipelineError: it is not known, because a combine, partition_by or shuffle has put the rows in another order.
     """
     result = folder.result()
     if result is None:
@@ -101,9 +101,11 @@ def _in_order(stored: StoredRows, result: Result, partition: str, path: str) -> 
         PipelineError: it was not.
     """
     pipeline = stored.folder.plan()["pipeline"]
-    named = "combine" if pipeline.get("combine") else ""
-    if pipeline.get("output", {}).get("partition_by"):
+    named, output = "combine" if pipeline.get("combine") else "", pipeline.get("output", {})
+    if output.get("partition_by"):
         named = "output.partition_by"
+    if output.get("shuffle") is not None:
+        named = "output.shuffle"
     if named:
         raise PipelineError(f"{named} has put the rows in another order, which nothing has noted.", hint=CURE)
     start = 0

@@ -88,6 +88,9 @@ def test_the_same_seed_gives_the_same_order_however_the_work_is_cut(world: World
     assert order_of(world.run("other", shuffle=8)) != order_of(first)
     assert [len(table) for table in map(pa.parquet.read_table, first.files())] == [100, 100, 40]
     assert sk.check(world.root / "first").ok
+    assert first.verify(sample=2).is_reproducible
+    with pytest.raises(sk.PipelineError, match=r"output\.shuffle has put the rows in another order"):
+        first.origin(0)
     # Another seed is another dataset: an increment does not keep files of the old order.
     assert order_of(world.run("first", shuffle=8, rows_per_file=100)) == order_of(world.run("other", shuffle=8))
 
