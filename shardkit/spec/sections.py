@@ -28,7 +28,7 @@ from shardkit.inside.rule import Inside
 from shardkit.masking import is_secret
 from shardkit.spec.schedule import Schedule
 from shardkit.spec.section import Section, Uri, path_text
-from shardkit.storage.base import scheme_of
+from shardkit.storage.base import absolute_uri, is_remote, scheme_of
 from shardkit.times import interval
 from shardkit.traits import Expected, IsPath, MayChange
 
@@ -280,6 +280,18 @@ class Iceberg(Section):
         if interval(value) is None:
             raise ValueError(f"{value!r} is no length of time: write 12h, 5d or 2w.")
         return value
+
+
+def check_place(uri: str) -> None:
+    """Check that a dataset there can be an Iceberg table.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if is_remote(uri) and not uri.startswith("s3://"):
+        raise ValueError(f"an Iceberg table is for datasets on this machine or on S3; output.uri is {uri}.")
+    if odd := next((sign for sign in "#?%" if sign in absolute_uri(uri)), None):
+        raise ValueError(f"an Iceberg table cannot lie where a folder's name has {odd!r}; output.uri is {uri}.")
 
 
 class Catalog(Section):

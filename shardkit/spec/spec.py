@@ -46,9 +46,10 @@ from shardkit.spec.sections import (
     Shards,
     WhenDue,
     as_records,
+    check_place,
     per_second,
 )
-from shardkit.storage.base import Access, absolute_uri, is_remote
+from shardkit.storage.base import Access, absolute_uri
 from shardkit.storage.open import folder
 from shardkit.storage.places import Place, Places
 from shardkit.times import DAY_COLUMN, parse_days
@@ -155,10 +156,7 @@ class Spec(Section):
         if not format_of(output.format).in_catalogs:
             raise ValueError(f"{kind} needs output.format: parquet, not {output.format}.")
         if value.iceberg is not None:
-            if is_remote(output.uri) and not output.uri.startswith("s3://"):
-                raise ValueError(
-                    f"an Iceberg table is for datasets on this machine or on S3; output.uri is {output.uri}."
-                )
+            check_place(output.uri)
             return value
         if not output.uri.startswith("s3://"):
             raise ValueError(f"a Glue catalogue is for datasets on S3; output.uri is {output.uri}.")

@@ -480,6 +480,7 @@ def test_places_that_will_not_do(world: World) -> None:
     for output, message in (
         ({"uri": world.out, "format": "csv"}, "an Iceberg table needs output.format: parquet"),
         ({"uri": "gs://bucket/out"}, "on this machine or on S3"),
+        ({"uri": world.root / "out #1"}, "a folder's name has '#'"),
     ):
         with pytest.raises(sk.PipelineError, match=message):
             world.pipeline(output=output)
