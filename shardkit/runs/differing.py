@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import RunNotFound
+from shardkit.errors import PipelineError, RunNotFound
 from shardkit.plan.chunks import record_costs
 from shardkit.runfolder.find import latest_run
 from shardkit.runs.comparing import Differences
@@ -77,7 +77,7 @@ def diff(pipeline: Spec, sample: int = 200) -> Difference:
 
     Raises:
         RunNotFound: the pipeline's output holds no dataset.
-        PipelineError: the sample is not at least 1, or the function cannot be loaded.
+        PipelineError: the sample is not at least 1, the function cannot be loaded, or the records are others.
         RunFailed: a part that the dataset was made of is gone.
     """
     folder = latest_run(pipeline.output_folder())
@@ -90,7 +90,9 @@ def diff(pipeline: Spec, sample: int = 200) -> Difference:
     difference, seconds, costs = Difference(), 0.0, 0.0
     runs: dict[int, StoredRows] = {}
     for stored, record in sampled(folder, sample):
-        runs[id(stored)] = stored
+        if id(stored) not in runs:
+            _check_same_records(pipeline, stored)
+            runs[id(stored)] = stored
         again = Again.of(trial, stored, record)
         seconds += again.seconds
         costs += float(record_costs(stored.ledger.bytes[[record]]).sum())
@@ -105,6 +107,24 @@ def diff(pipeline: Spec, sample: int = 200) -> Difference:
     everything = sum(_cost(stored.ledger.bytes[stored.done]) for stored in runs.values())
     difference.all_s = seconds * everything / costs / pipeline.worker_count() if costs else 0.0
     return difference
+
+
+def _check_same_records(pipeline: Spec, stored: StoredRows) -> None:
+    """See that the pipeline makes the same records of the same input.
+
+    Raises:
+        PipelineError: it does not, so that their rows cannot be compared.
+    """
+    before, now = stored.folder.plan()["pipeline"], pipeline.to_dict()
+    for name, was, is_ in (
+        ("records", before.get("records"), now["records"]),
+        ("input.uri", before["input"].get("uri"), now["input"].get("uri")),
+    ):
+        if was != is_:
+            raise PipelineError(
+                f"{name} was {was!r} in run {stored.folder.run_id}, and is {is_!r}: these are other records.",
+                hint="Compare with the same input, cut into records in the same way.",
+            )
 
 
 def _cost(sizes: np.ndarray) -> float:

@@ -202,6 +202,8 @@ CHANGES = (
     "a check of new files",
     "a chunk rule",
     "a retry rule",
+    "how memory is shared",
+    "where rows come from",
     "a number in `status`",
     "a field of a run's documents",
     "a notification target",

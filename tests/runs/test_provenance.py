@@ -218,6 +218,8 @@ def test_a_function_that_has_not_changed_changes_nothing(project: Project) -> No
     assert pipeline.diff(sample=3).is_empty
     with pytest.raises(sk.PipelineError, match="0 records are no sample"):
         pipeline.diff(sample=0)
+    with pytest.raises(sk.PipelineError, match=r"records was 'file' in run .* and is 'stem': these are other records"):
+        pipeline.replace(records="stem").diff()
     with pytest.raises(sk.RunNotFound, match="holds no dataset"):
         pipeline.replace(output=project.root / "nowhere").diff()
 
