@@ -34,7 +34,7 @@ def rows(record):
         raise ValueError("bad")
     return {"key": record.key, "text": text}
 """
-DAYS = ("2020-01-01", "2020-01-02")
+DAYS, EACH = ("2020-01-01", "2020-01-02"), 4
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -51,12 +51,12 @@ def output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 class Feed:
-    """A folder a day with eight records each, and a dataset of them."""
+    """A folder a day with four records each, and a dataset of them."""
 
     def __init__(self, root: Path, output: str) -> None:
         self.root, self.output = root, output
         (root / "cleaning_work.py").write_text(WORK)
-        for day, i in itertools.product(DAYS, range(8)):
+        for day, i in itertools.product(DAYS, range(EACH)):
             self.put(f"{day}/{i}.txt", f"{day}.{i}")
 
     def put(self, key: str, text: str) -> None:
@@ -73,7 +73,7 @@ class Feed:
         """Change a record of the second day and run, so many times; returns the runs' ids."""
         found = []
         for i in range(times):
-            self.put(f"{DAYS[1]}/{i % 8}.txt", f"again {i}")
+            self.put(f"{DAYS[1]}/{i % EACH}.txt", f"again {i}")
             found.append(self.run().run_id)
         return found
 
@@ -111,9 +111,9 @@ def test_runs_of_a_day_that_is_redone_go_and_the_next_redo_computes_no_more_than
     assert sum(before.values()) - sum(feed.everything().values()) == done.bytes > 0
     assert len(before) - len(feed.everything()) == done.files
     feed.check()
-    feed.put(f"{DAYS[1]}/7.txt", "changed")
-    feed.put(f"{DAYS[0]}/7.txt", "changed too")
-    assert feed.run().summary().records == {"listed": 16, "done": 2, "quarantined": 0, "skipped": 14}
+    feed.put(f"{DAYS[1]}/3.txt", "changed")
+    feed.put(f"{DAYS[0]}/3.txt", "changed too")
+    assert feed.run().summary().records == {"listed": 8, "done": 2, "quarantined": 0, "skipped": 6}
     feed.check()
     assert sk.clean(feed.output).files > 0
     assert sk.clean(feed.output).files == 0
@@ -146,7 +146,7 @@ def test_whole_datasets_that_are_replaced_leave_one_run(feed: Feed) -> None:
 
 @pytest.mark.whole
 def test_what_is_in_quarantine_can_be_retried_after_it(feed: Feed) -> None:
-    feed.put(f"{DAYS[1]}/5.txt", "bad")
+    feed.put(f"{DAYS[1]}/3.txt", "bad")
     feed.run()
     feed.redo(2)
     sk.clean(feed.output)
@@ -178,7 +178,7 @@ def test_a_run_that_is_not_finished_stays_with_what_it_has_taken_over(
 ) -> None:
     feed.run()
     redone = feed.redo(2)
-    feed.put(f"{DAYS[1]}/6.txt", "late")
+    feed.put(f"{DAYS[1]}/3.txt", "late")
     stopped = fail_in_pass2(feed, monkeypatch)
     done = sk.clean(feed.output)
     assert {stopped, redone[-1]} < set(feed.runs())
@@ -190,7 +190,7 @@ def test_a_run_that_is_not_finished_stays_with_what_it_has_taken_over(
 @pytest.mark.whole
 def test_a_run_that_is_not_finished_goes_where_that_is_asked(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = feed.run().run_id
-    feed.put(f"{DAYS[1]}/6.txt", "late")
+    feed.put(f"{DAYS[1]}/3.txt", "late")
     stopped = fail_in_pass2(feed, monkeypatch)
     sk.clean(feed.output, unfinished=True)
     assert feed.folder.children(RUNS) == [kept]
