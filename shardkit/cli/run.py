@@ -141,6 +141,8 @@ def plan(
         raise click.UsageError("--max-jobs and --outputs are for a run that is prepared: give --run-id too.")
     if run_id is not None and sample is not None:
         raise click.UsageError("Give --sample or --run-id.")
+    if pipeline is None and (prices or "").endswith((".yaml", ".yml")):
+        raise click.UsageError(f"--prices has taken {prices} for a file of prices: give the pipeline first.")
     loaded = read_pipeline(pipeline, given, expect_work=sample is not None)
     if run_id is not None:
         _prepare(loaded, run_id, days_of(loaded, date, since), max_jobs, outputs)
