@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.whole
 NOON = 1_800_014_400.0  # 2027-01-15 12:00 UTC
 DAY = 86400.0
 

@@ -260,6 +260,7 @@ def test_the_code_for_sagemaker_fits(path: Path, tmp_path: Path, monkeypatch: py
     assert f"s3://{pipeline.output.uri.split('/')[2]}/" in text
 
 
+@pytest.mark.whole
 def test_the_pipeline_for_aws_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copied(DAYS, tmp_path))
     text = notebooks.read(DAYS).cells[-1]["source"]

@@ -22,6 +22,7 @@ from shardkit.jobs.prices import KnownPrices
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.whole
 BAD = "<script>alert('taken')<b>&.txt"
 DATASET = '<h2 class="headline">The dataset'
 WORK = """

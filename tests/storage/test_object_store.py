@@ -277,6 +277,7 @@ def many(records):
 """
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("function", "how"), [("waits", {"concurrency": 70}), ("many", {"batch": 70})])
 def test_objects_are_fetched_ahead_for_all_that_are_worked_on_together(
     project: JobProject, bucket: Bucket, function: str, how: dict[str, int]

@@ -17,7 +17,7 @@ from shardkit.workers.board import Board
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = LINUX
+pytestmark = [pytest.mark.whole, LINUX]
 
 WORK = """
 import os, resource, signal, subprocess, sys, threading, time
