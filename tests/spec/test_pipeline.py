@@ -129,6 +129,7 @@ def test_every_field(yaml_file: Callable[..., Path]) -> None:
         "incremental": True,
         "schedule": {"every": "3h", "cron": None, "since": None, "clean": "7d", "zone": "Europe/Paris"},
         "catalog": None,
+        "checks": None,
         "parallel": {"backend": "shardkit", "n_jobs": -1, "address": None},
         "max_cost": {"usd": 50, "prices": str(here / "prices.json"), "sample": 20},
         "queue": {"place": f"{here}/jobs.sqlite", "owner": "ana", "notify": ["slack:env:HOOK"]},
