@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shardkit.record import Record
+from shardkit.tables.frames import is_pandas
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,12 @@ def by_record(returned: Any, records: Sequence[Record]) -> list[Any]:
     """
     if returned is None:
         return [None] * len(records)
-    if isinstance(returned, Mapping | str | bytes) or not isinstance(returned, Iterable) or _is_table(returned):
+    if _is_table(returned):
+        raise TypeError(
+            f"the function returned one {_name(returned)} for a batch of {len(records)} records: {CURE}, "
+            "as frame.groupby(COLUMN) does for a column of the records' keys"
+        )
+    if isinstance(returned, Mapping | str | bytes) or not isinstance(returned, Iterable):
         raise TypeError(f"the function returned {_name(returned)} for a batch of {len(records)} records: {CURE}")
     if not isinstance(returned, list | tuple):
         return _of_pairs(returned, records)
@@ -76,7 +82,7 @@ def _items(given: list[Any]) -> Iterator[Any]:
 
 
 def _is_table(value: Any) -> bool:
-    return hasattr(value, "__arrow_c_stream__") or hasattr(value, "__arrow_c_array__") or hasattr(value, "columns")
+    return is_pandas(value, "DataFrame") or hasattr(value, "__arrow_c_stream__") or hasattr(value, "__arrow_c_array__")
 
 
 def _name(value: Any) -> str:
