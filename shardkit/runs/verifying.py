@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from shardkit.dataset.current import current_result
-from shardkit.errors import InputError, PipelineError, PlanMismatch, RunNotFound
+from shardkit.errors import InputError, ObjectRefused, PipelineError, PlanMismatch, RunNotFound
 from shardkit.hints import Hint
 from shardkit.runs.comparing import Differences
 from shardkit.runs.planning import planned_pipeline
@@ -164,8 +164,8 @@ class Again:
         key = str(records["key"][0].as_py())
         try:
             tried = trial.run(records)
-        except InputError as error:  # an object is gone
-            return cls(key, pa.table({}), changed=error.message)
+        except (InputError, FileNotFoundError, ObjectRefused) as error:  # an object is gone, or not given out any more
+            return cls(key, pa.table({}), changed=f"{error}.")
         one = tried.records[0]
         rows = one.table if one.table is not None else pa.table({})
         return cls(key, rows, one.seconds, one.message, " ".join(tried.changes))

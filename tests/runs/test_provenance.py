@@ -6,6 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 from click.testing import CliRunner
 from crashing import Project
@@ -274,3 +275,22 @@ def test_of_pieces_of_a_file_and_of_batches(tmp_path: Path) -> None:
         text = (project.data / "all.txt").read_text()
         assert rows[number]["line"] in text[int(start) - 8 if int(start) else 0 : int(end) + 8]
     assert run.verify().is_reproducible
+
+
+def test_input_and_output_in_a_store(project: Project, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"ENDPOINT_URL_S3": s3_url, "ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any", "DEFAULT_REGION": "us-east-1"}
+    for name, value in own.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="provenance")
+    for path in project.data.iterdir():
+        s3.put_object(Bucket="provenance", Key=f"in/{path.name}", Body=path.read_bytes())
+    fields: dict[str, Any] = {"source_dir": project.root, "widen_ints": True, "workers": 1, "quiet": True}
+    run = sk.run("work:features", "s3://provenance/in/", "s3://provenance/out/", **fields)
+    assert sorted(origins(run, 51)) == sorted(expected())
+    s3.put_object(Bucket="provenance", Key="in/a.txt", Body=b"9 other\n")
+    verified = run.verify()
+    assert sorted(verified.same) == [f"{name}.txt" for name in "bcdef"]
+    assert list(verified.changed) == ["a.txt"]
+    s3.delete_object(Bucket="provenance", Key="in/b.txt")
+    assert sorted(run.verify().changed) == ["a.txt", "b.txt"]
