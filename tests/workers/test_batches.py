@@ -147,7 +147,7 @@ def test_whose_rows_are_whose() -> None:
     ("returned", "said"),
     [
         ({"x": [1, 2]}, "returned dict for a batch of 2 records"),
-        (pd.DataFrame({"x": [1, 2]}), r"returned one DataFrame for a batch of 2 .* groupby"),
+        (pd.DataFrame({"x": [1, 2]}), r"returned one DataFrame for a batch of 2 records: .*, as frame.groupby"),
         (pa.table({"x": [1, 2]}), "returned one Table"),
         ("ab", "returned str"),
         (5, "returned int"),
