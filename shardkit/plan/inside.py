@@ -159,15 +159,18 @@ class Cutter:
 
     def _members(self, source: Source) -> list[Cut]:
         """The records of an archive, in the order in which their first members lie there."""
+        index = index_of(source, self.rule.kind)
+        may_be_main = numpy(matches(texts([member.name for member in index]), self.rule.pattern))
+        mains = {index[at].name for at in np.flatnonzero(may_be_main).tolist()}
         groups: dict[str, list[Member]] = {}
-        for member in index_of(source, self.rule.kind):
+        for member in index:
             groups.setdefault(_stem(member.name) if self.rule.by == "stem" else member.name, []).append(member)
         cuts = []
         for name, group in groups.items():
             members = sorted(group, key=lambda member: member.name)
-            mains = np.flatnonzero(numpy(matches(texts([m.name for m in members]), self.rule.pattern)))
-            if len(mains):
-                cuts.append(Cut(0, 0, sum(m.stored for m in members), name, members, int(mains[0])))
+            main = next((at for at, member in enumerate(members) if member.name in mains), None)
+            if main is not None:
+                cuts.append(Cut(0, 0, sum(member.stored for member in members), name, members, main))
         return cuts
 
     def _row_groups(self, source: Source) -> list[Cut]:
