@@ -20,6 +20,7 @@ from shardkit.jobs import Policy, SimulatedClock, SQLiteStore, Submission, drive
 from shardkit.jobs.prices import KnownPrices, prices_at
 from shardkit.jobs.shipped_prices import DATED
 from shardkit.runs.estimate import Estimate, Sample, take_sample
+from shardkit.runs.forecast import options
 from shardkit.runs.forecast.conditions import Conditions
 from shardkit.runs.forecast.forecast import Asked, make_forecast
 from shardkit.runs.forecast.service import JobWork
@@ -251,6 +252,13 @@ def test_time_and_money_of_a_plan(pipeline: sk.Pipeline) -> None:
     assert "ml.m5.xlarge" in forecast._repr_html_() and "$0." in forecast._repr_html_()
     data = json.loads(json.dumps(forecast.to_dict()))
     assert data["options"][0]["end_s"]["p50"] == option.end_s.p50 and data["recommended"] is None
+
+
+@pytest.mark.slow
+def test_many_jobs_are_simulated_side_by_side(pipeline: sk.Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = forecast_of(pipeline).as_planned
+    monkeypatch.setattr(options, "SIDE_BY_SIDE", 1)
+    assert forecast_of(pipeline).as_planned == alone
 
 
 def test_each_type_of_the_preferences_is_an_option_and_unknown_prices_are_none(pipeline: sk.Pipeline) -> None:
