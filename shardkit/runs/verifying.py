@@ -165,7 +165,7 @@ class Again:
         try:
             tried = trial.run(records)
         except (InputError, FileNotFoundError, ObjectRefused) as error:  # an object is gone, or not given out any more
-            return cls(key, pa.table({}), changed=f"{error}.")
+            return cls(key, pa.table({}), changed=str(error))
         one = tried.records[0]
         rows = one.table if one.table is not None else pa.table({})
         return cls(key, rows, one.seconds, one.message, " ".join(tried.changes))

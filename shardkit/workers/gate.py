@@ -23,6 +23,7 @@ LOOK_S = 0.02
 FIRST_PAUSE_S = 5.0  # after a death for want of memory, until one more worker is let in
 LONGEST_PAUSE_S = 600.0
 MARGIN = 0.05  # of the memory that there is, kept free
+MOST_MARGIN = 4 << 30
 FASTEST_GROWTH = 4e9  # bytes a second that one worker may come to hold
 SHORTEST_S, LONGEST_S = 0.05, 1.0  # between two looks at the memory
 MORE = 1.5  # times of what it had is expected of a chunk that was ended on the way
@@ -198,7 +199,7 @@ class Gate:
                 self._rise()
                 return
             self._plenty_until, self._plenty = now + LONGEST_S, room.left / (PLENTY * self._size)
-            if room.left + room.swap < MARGIN * room.most and self._relieve(room):
+            if room.left + room.swap < _margin(room) and self._relieve(room):
                 self._next_look = now + RELIEF_S
             self._rise()
             needs = [turn.need for turn in self._running]
@@ -265,7 +266,7 @@ class Gate:
     def _how_many_fit(self, room: Room, needs: list[int]) -> int:
         """How many of those who need so many bytes fit at once, the first one in any case."""
         held = sum(turn.worker.resident_bytes() for turn in self._running if turn.worker is not None)
-        left = room.left + held + self._pool.idle_bytes() - MARGIN * room.most
+        left = room.left + held + self._pool.idle_bytes() - _margin(room)
         for number, need in enumerate(needs):
             left -= need
             if left < 0 and number:
@@ -278,7 +279,7 @@ class Gate:
         First go workers that are idle, then those that rest commit what they have; then the last that was let in ends,
         and begins again later. One that is at work by itself does not fit, if most of the memory is its own.
         """
-        if self._pool.idle_bytes(all_of_them=True) > MARGIN * room.most / 2:
+        if self._pool.idle_bytes(all_of_them=True) > _margin(room) / 2:
             self._pool.discard_idle()
             return True
         resting = [turn for turn in self._running if turn.worker is not None and turn.is_idle()]
@@ -298,11 +299,16 @@ class Gate:
         return True
 
 
+def _margin(room: Room) -> float:
+    """How many bytes are kept free."""
+    return min(MARGIN * room.most, MOST_MARGIN)
+
+
 def _until_next(room: Room | None, workers: int) -> float:
     """Seconds in which the workers cannot have filled the memory, within limits."""
     if room is None:
         return LONGEST_S
-    free = room.left - MARGIN * room.most
+    free = room.left - _margin(room)
     return min(max(free / (FASTEST_GROWTH * workers), SHORTEST_S), LONGEST_S)
 
 
