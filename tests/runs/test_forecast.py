@@ -267,6 +267,8 @@ def test_each_type_of_the_preferences_is_an_option_and_unknown_prices_are_none(p
     both, other = forecast.options
     assert other.instance_types == ("ml.m6i.xlarge",) and both.usd is other.usd is None
     assert "cost" not in str(forecast)
+    spot = forecast_of(pipeline.replace(engine=ENGINE.replace(jobs="training", spot=True)))
+    assert "no wait for spot instances" in str(spot) and spot.as_planned.usd is not None
 
 
 def test_the_cheapest_that_ends_in_time(pipeline: sk.Pipeline) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shardkit.spec.spec import Spec
 
 TRIALS = 50
+SPOT = ("no wait for spot instances and no interruption, at the full price",)
 MERGE_BYTES_PER_S = 50e6
 MERGE_PART_S = 0.002
 
@@ -94,7 +95,7 @@ def make_forecast(pipeline: Spec, plan: Plan, sample: Sample, asked: Asked) -> F
         str(wanted),
         recommended,
         tuple(advice),
-        (*simulation.conditions.lines(), "a worker is as fast there as here"),
+        (*simulation.conditions.lines(), "a worker is as fast there as here", *(SPOT if engine.spot else ())),
         len(sample.seconds),
         plan.content["totals"]["records"],
         asked.trials,
