@@ -153,10 +153,9 @@ def _check_defines(file: Path, attribute: str, name: str) -> bool:
         PipelineError: it does not.
     """
     try:
-        tree = ast.parse(file.read_bytes(), str(file))
+        tree, names, complete = _top_level(file.read_bytes())
     except SyntaxError as error:
         raise PipelineError(f"function: {file} line {error.lineno} is not valid Python: {error.msg}.") from None
-    names, complete = _top_level_names(tree)
     first = attribute.split(".", maxsplit=1)[0]
     if complete and first not in names:
         near = difflib.get_close_matches(first, sorted(names), n=1)
@@ -177,8 +176,10 @@ def _defined_in(node: ast.AST | None, name: str) -> ast.AST | None:
     return inside[-1] if inside else None
 
 
-def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
-    """The names that a module binds, and whether there can be no others (by a star import, ``__getattr__`` ...)."""
+@functools.lru_cache(maxsize=64)
+def _top_level(source: bytes) -> tuple[ast.Module, frozenset[str], bool]:
+    """A module's tree, the names that it binds, and whether there can be no others (by a star import, ...)."""
+    tree = ast.parse(source)
     names: set[str] = set()
     nodes: list[ast.AST] = [tree]
     while nodes:
@@ -193,7 +194,7 @@ def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
             names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
         nodes.extend(ast.iter_child_nodes(node))
     dynamic = any(isinstance(node, ast.Name) and node.id in {"globals", "exec", "vars"} for node in ast.walk(tree))
-    return names, not dynamic and not names & {"*", "__getattr__"}
+    return tree, frozenset(names), not dynamic and not names & {"*", "__getattr__"}
 
 
 def source_digest(file: Path, source_dir: str) -> str:

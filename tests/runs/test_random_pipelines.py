@@ -10,7 +10,7 @@ from random_pipelines import Counter, Story, plain, try_seed
 if TYPE_CHECKING:
     from pathlib import Path
 
-SEEDS = 50
+SEEDS = 30
 AT_ONCE = 5
 
 
