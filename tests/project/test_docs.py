@@ -57,7 +57,7 @@ VARYING = (
     (re.compile(r"\b(?:\d+ min \d+ s|[\d.]+ s)\b"), "<seconds>"),
 )
 
-SLOW = {"README.md", "engines.md", "jobs.md", "looking.md", "workflows.md"}
+SLOW = {"README.md", "batches.md", "engines.md", "iceberg.md", "jobs.md", "looking.md", "workflows.md"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 pages_to_run = pytest.mark.parametrize(
