@@ -10,7 +10,7 @@ import pytest
 from job_runs import JobProject
 
 import shardkit as sk
-from shardkit.jobs import Policy, SQLiteStore, serve
+from shardkit.jobs import Policy, SQLiteStore, serve, spending
 from shardkit.jobs.spending import cost_limit_of
 from shardkit.runs.cost import with_known_prices
 from shardkit.spec.cost import MaxCost
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROLE, IMAGE = "arn:aws:iam::123456789012:role/Jobs", "123456789012.dkr.ecr.eu-west-1.amazonaws.com/science:1"
-PRICE = 3600.0  # a dollar a second, so that it does not take long
+PRICE = 36_000.0  # ten dollars a second, so that it does not take long
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[JobProject]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobProject]:
+    monkeypatch.setattr(spending, "LOOK_S", 0.0)  # these jobs take less than the second between two looks
     made = JobProject(tmp_path / "the user's")
     yield made
     made.open_gate()
