@@ -187,11 +187,12 @@ def test_stopping_and_running_out_of_time(engine: Any, tmp_path: Path) -> None:
 
 # ---- spot instances ----------------------------------------------------------------------------------------------
 
-COUNT = "n=$(ls /opt/ml/checkpoints | wc -l); echo begun after $n; touch /opt/ml/checkpoints/$n; "
+COUNT = "n=$(ls /opt/ml/checkpoints | wc -l); touch /opt/ml/checkpoints/$n; echo begun after $n; "
 
 
 def test_an_interrupted_job_begins_again_at_its_checkpoints(engine: Any, tmp_path: Path) -> None:
-    shell = f"{COUNT} [ $n = 1 ] || {{ trap 'echo told; exit 0' TERM; touch /opt/ml/model/old; sleep 1000 & wait; }}"
+    shell = "trap 'echo told; exit 0' TERM; [ -e /opt/ml/checkpoints/0 ] || touch /opt/ml/model/old; "
+    shell += f"{COUNT} [ $n = 1 ] || {{ sleep 1000 & wait; }}"
     kept = {"S3Uri": str(tmp_path / "kept")}
     engine.create_training_job(**spot("spot", shell, CheckpointConfig=kept))
     is_training(engine, "spot", "begun after 0")
