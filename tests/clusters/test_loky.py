@@ -66,3 +66,16 @@ def test_days_are_merged_on_the_nodes(files: Callable[..., Path], tmp_path: Path
     assert sorted(notes) == [f"2026-01-0{day}.json" for day in range(1, 5)], "a node has merged each"
     table, expected = there.dataset().to_table(), here.dataset().to_table()
     assert table.drop_columns("parent").equals(expected.drop_columns("parent"))
+
+
+def test_joblibs_own_processes_are_left_to_joblib(tmp_path: Path, files: Callable[..., Path]) -> None:
+    """A program may use joblib, and what is built on it, before and after a run, and between two."""
+    data = files({f"{n}.txt": "x" for n in range(4)})
+
+    def squares() -> list[int]:
+        return joblib.Parallel(n_jobs=2)(joblib.delayed(pow)(n, 2) for n in range(4))
+
+    for out in ("before", "between"):
+        assert squares() == [0, 1, 4, 9]
+        sk.run(processes, data, tmp_path / out, quiet=True, parallel={"backend": "loky", "n_jobs": 2})
+    assert squares() == [0, 1, 4, 9]

@@ -63,7 +63,8 @@ def test_each_record_says_when_where_and_for_how_long(tmp_path: Path, files: Wri
     assert set(frame.index[frame["outcome"] == "quarantined"]) == failed
     assert frame["rows"].to_dict() == {"a": 1, "b": 0, "c": 3, "d": 1, "e": 0, "f": 0, "g": 1}
     assert frame["bytes"].to_dict() == {key: len(word) for key, word in WORDS.items()}
-    assert frame["worker"].nunique() == 2 and frame["job"].isna().all() and set(frame["attempt"]) == {1}
+    assert frame["worker"].notna().all() and frame["worker"].nunique() <= 2  # one may have done all, if it was fast
+    assert frame["job"].isna().all() and set(frame["attempt"]) == {1}
     rows = run.dataset().to_table().to_pandas().drop_duplicates("key").set_index("key")
     begin = frame["begin"].astype("int64") / 1e6
     for key in rows.index:
