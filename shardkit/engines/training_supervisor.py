@@ -79,6 +79,8 @@ class TrainingSupervisor(Supervisor):
         self._outputs = Outputs(self._request, self._volumes, self._porter)
         self._failed, self._stop_reason, self._deadline = None, None, float("inf")
         self._keepers = {}
+        with contextlib.suppress(BlockingIOError):  # the signal of the interruption, if the program ended before a look
+            os.read(self._signals, 1024)
         self._preparing = True
 
     # ---- before ----------------------------------------------------------------------------------------------
