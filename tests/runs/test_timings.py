@@ -38,6 +38,19 @@ def rows(record):
         return {"key": object()}
     return [{"key": record.key, "begin": begin, "pid": os.getpid()}] * (3 if word == "three" else 1)
 """
+# Ends once each of two records has begun, so that two workers are at it.
+MEET = """
+import time
+from pathlib import Path
+HERE = Path(__file__).parent
+
+def rows(record):
+    (HERE / f"begun-{record.key}").touch()
+    deadline = time.monotonic() + 30
+    while len(list(HERE.glob("begun-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return {"key": record.key}
+"""
 WORDS = {"a": "x", "b": "bad", "c": "three", "d": "once", "e": "kill", "f": "unusable", "g": "x"}
 
 
@@ -63,7 +76,7 @@ def test_each_record_says_when_where_and_for_how_long(tmp_path: Path, files: Wri
     assert set(frame.index[frame["outcome"] == "quarantined"]) == failed
     assert frame["rows"].to_dict() == {"a": 1, "b": 0, "c": 3, "d": 1, "e": 0, "f": 0, "g": 1}
     assert frame["bytes"].to_dict() == {key: len(word) for key, word in WORDS.items()}
-    assert frame["worker"].notna().all() and frame["worker"].nunique() <= 2  # one may have done all, if it was fast
+    assert frame["worker"].notna().all()
     assert frame["job"].isna().all() and set(frame["attempt"]) == {1}
     rows = run.dataset().to_table().to_pandas().drop_duplicates("key").set_index("key")
     begin = frame["begin"].astype("int64") / 1e6
@@ -79,6 +92,15 @@ def test_each_record_says_when_where_and_for_how_long(tmp_path: Path, files: Wri
     assert list(tries["outcome"]) == ["quarantined", "done"]
     assert list(tries["attempt"]) == [1, 2] and tries["begin"].is_monotonic_increasing
     assert len(again) == len(WORDS) + len(failed)
+
+
+@pytest.mark.whole
+def test_workers_are_told_apart(tmp_path: Path, files: WriteFiles) -> None:
+    (tmp_path / "meet.py").write_text(MEET)
+    run = sk.run(
+        "meet:rows", files(["a", "b"]), tmp_path / "out", source_dir=tmp_path, quiet=True, workers=2, chunks="even"
+    )
+    assert run.timings()["worker"].nunique() == 2
 
 
 def test_chunks_say_the_same_in_short(tmp_path: Path, files: WriteFiles) -> None:
