@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,12 @@ class StoredRows:
         self.ledger = Ledger(folder)
         self._opened: dict[str, tuple[pq.FileMetaData, RecordRows | None]] = {}
 
-    @property
+    @functools.cached_property
+    def records(self) -> pa.Table:
+        """The table of the run's records."""
+        return self.folder.records()
+
+    @functools.cached_property
     def done(self) -> np.ndarray:
         """The numbers of the records that are done."""
         return np.flatnonzero(np.isin(self.ledger.state, (DONE, SKIPPED)))
@@ -105,11 +111,17 @@ class StoredRows:
         return count
 
     def _place(self, record: int) -> _Place:
-        for marker, ids in self.ledger.settled():
-            at = np.flatnonzero(ids == record)
-            if len(at):
-                found = _Place(marker, int(_positions(marker, ids)[at[0]]))
-        return found
+        markers, of_record, positions = self._places
+        return _Place(markers[of_record[record]], int(positions[record]))
+
+    @functools.cached_property
+    def _places(self) -> tuple[list[Marker], np.ndarray, np.ndarray]:
+        """The markers and, by the number of a record, which of them has it, and its position in that one's chunk."""
+        settled = self.ledger.settled()
+        of_record, positions = np.zeros((2, len(self.ledger.state)), np.int64)
+        for number, (marker, ids) in enumerate(settled):
+            of_record[ids], positions[ids] = number, _positions(marker, ids)
+        return [marker for marker, _ in settled], of_record, positions
 
     def _footer(self, part: CommittedPart, marker: Marker) -> tuple[pq.FileMetaData, RecordRows]:
         if part.name not in self._opened:

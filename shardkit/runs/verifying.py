@@ -160,7 +160,7 @@ class Again:
     @classmethod
     def of(cls, trial: Trial, stored: StoredRows, record: int) -> Again:
         """Compute a record again."""
-        records = stored.folder.records().take([record])
+        records = stored.records.take([record])
         key = str(records["key"][0].as_py())
         try:
             tried = trial.run(records)
