@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError, RunNotFound
 from shardkit.plan.chunks import record_costs
 from shardkit.runfolder.find import latest_run
-from shardkit.runs.comparing import Differences
 from shardkit.runs.trying import Trial, ready
-from shardkit.runs.verifying import Again, difference_lines, difference_numbers, listed, sampled
+from shardkit.runs.verifying import Again, Compared, sampled
 from shardkit.units import counted, human_seconds
 from shardkit.workers.calling import made
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Difference:
+class Difference(Compared):
     """What a pipeline's function would change in the dataset that is there.
 
     Attributes:
@@ -35,11 +34,6 @@ class Difference:
         all_s: How many seconds all records of the dataset would take with the pipeline's workers, estimated.
     """
 
-    same: list[str] = field(default_factory=list)
-    different: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    changed: dict[str, str] = field(default_factory=dict)
-    differences: Differences = field(default_factory=Differences)
     all_s: float = 0.0
 
     @property
@@ -49,22 +43,11 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        return {
-            "same": len(self.same),
-            "different": self.different,
-            "failed": self.failed,
-            "changed": self.changed,
-            "all_s": round(self.all_s, 3),
-            **difference_numbers(self.differences),
-        }
+        return {**super().to_dict(), "all_s": round(self.all_s, 3)}
 
     def __str__(self) -> str:
-        total = len(self.same) + len(self.different) + len(self.failed)
-        lines = [f"{len(self.different):,} of {counted(total, 'record')} would give other rows."]
-        lines += difference_lines(self.differences)
-        lines += listed("Different", self.different)
-        lines += listed("Would fail", [f"{key}: {error}" for key, error in self.failed.items()])
-        lines += listed("Not compared", [*self.changed.values()])
+        lines = [f"{len(self.different):,} of {counted(self.total, 'record')} would give other rows."]
+        lines += self.lines("Would fail")
         if self.all_s:
             lines.append(f"All records would take about {human_seconds(self.all_s)}.")
         return "\n".join(lines)
@@ -95,15 +78,8 @@ def diff(pipeline: Spec, sample: int = 200) -> Difference:
             runs[id(stored)] = stored
         again = Again.of(trial, stored, record)
         seconds += again.seconds
-        costs += float(record_costs(stored.ledger.bytes[[record]]).sum())
-        if again.changed:
-            difference.changed[again.key] = again.changed
-        elif again.error:
-            difference.failed[again.key] = again.error
-        elif difference.differences.add(again.key, stored.of(record), again.rows):
-            difference.different.append(again.key)
-        else:
-            difference.same.append(again.key)
+        costs += _cost(stored.ledger.bytes[[record]])
+        difference.add(again, stored, record)
     everything = sum(_cost(stored.ledger.bytes[stored.done]) for stored in runs.values())
     difference.all_s = seconds * everything / costs / pipeline.worker_count() if costs else 0.0
     return difference

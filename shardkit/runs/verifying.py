@@ -29,7 +29,53 @@ SHOWN = 10
 
 
 @dataclass
-class Verified:
+class Compared:
+    """What came of computing records again and comparing their rows with those that are stored."""
+
+    same: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+    differences: Differences = field(default_factory=Differences)
+
+    def add(self, again: Again, stored: StoredRows, record: int) -> None:
+        """Compare one record, as it was computed again, with the rows that are stored of it."""
+        if again.changed:
+            self.changed[again.key] = again.changed
+        elif again.error:
+            self.failed[again.key] = again.error
+        elif self.differences.add(again.key, stored.of(record), again.rows):
+            self.different.append(again.key)
+        else:
+            self.same.append(again.key)
+
+    @property
+    def total(self) -> int:
+        """How many records were compared, or failed."""
+        return len(self.same) + len(self.different) + len(self.failed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "same": len(self.same),
+            "different": self.different,
+            "failed": self.failed,
+            "changed": self.changed,
+            **difference_numbers(self.differences),
+        }
+
+    def lines(self, failed: str) -> list[str]:
+        """What differs, and the first records of each kind, under ``failed`` those that failed."""
+        return [
+            *difference_lines(self.differences),
+            *listed("Different", self.different),
+            *listed(failed, [f"{key}: {error}" for key, error in self.failed.items()]),
+            *listed("Not compared", [*self.changed.values()]),
+        ]
+
+
+@dataclass
+class Verified(Compared):
     """What came of computing records again.
 
     Attributes:
@@ -40,12 +86,6 @@ class Verified:
         differences: Of all records together.
     """
 
-    same: list[str] = field(default_factory=list)
-    different: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    changed: dict[str, str] = field(default_factory=dict)
-    differences: Differences = field(default_factory=Differences)
-
     @property
     def is_reproducible(self) -> bool:
         """Whether all records that could be compared gave the same rows, and there were some."""
@@ -53,24 +93,12 @@ class Verified:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        return {
-            "reproducible": self.is_reproducible,
-            "same": len(self.same),
-            "different": self.different,
-            "failed": self.failed,
-            "changed": self.changed,
-            **difference_numbers(self.differences),
-        }
+        return {"reproducible": self.is_reproducible, **super().to_dict()}
 
     def __str__(self) -> str:
-        total = len(self.same) + len(self.different) + len(self.failed)
-        words = "give the same rows again" if total != 1 else "gives the same rows again"
-        lines = [f"{len(self.same):,} of {counted(total, 'record')} {words}."]
-        lines += list(difference_lines(self.differences))
-        lines += listed("Different", self.different)
-        lines += listed("Failed now", [f"{key}: {error}" for key, error in self.failed.items()])
-        lines += listed("Not compared", [*self.changed.values()])
-        return "\n".join(lines)
+        words = "give the same rows again" if self.total != 1 else "gives the same rows again"
+        head = f"{len(self.same):,} of {counted(self.total, 'record')} {words}."
+        return "\n".join([head, *self.lines("Failed now")])
 
 
 def listed(title: str, texts: list[str]) -> list[str]:
@@ -121,15 +149,7 @@ def verify(folder: RunFolder, sample: int = 100) -> Verified:
             named = stored.folder.run_id, digest
             if named not in trials:
                 trials[named] = _trial(stored.folder, digest, scratch)
-            again = Again.of(trials[named], stored, record)
-            if again.changed:
-                verified.changed[again.key] = again.changed
-            elif again.error:
-                verified.failed[again.key] = again.error
-            elif verified.differences.add(again.key, stored.of(record), again.rows):
-                verified.different.append(again.key)
-            else:
-                verified.same.append(again.key)
+            verified.add(Again.of(trials[named], stored, record), stored, record)
     return verified
 
 
