@@ -1,0 +1,17 @@
+"""The page about training data, whose blocks read what they write with the libraries of this environment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from test_docs import ROOT, run_page
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_blocks_run(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="the page takes PyTorch, and there is no build of it without CUDA here")
+    page: Path = ROOT / "docs" / "training.md"
+    run_page(page, tmp_path_factory, monkeypatch)
