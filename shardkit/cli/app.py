@@ -14,20 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shardkit._version import __version__
-from shardkit.cli.checks import checks
-from shardkit.cli.commands import Group
-from shardkit.cli.deploy_job import deploy
-from shardkit.cli.engine import engine
-from shardkit.cli.jobs import jobs
-from shardkit.cli.keep import clean, init
-from shardkit.cli.look import check, failures, logs, query, report, status
-from shardkit.cli.passes import pass1, pass2
-from shardkit.cli.provenance import diff, origin, verify
-from shardkit.cli.run import plan, resume, retry, run, stop
-from shardkit.cli.schedule import schedule
-from shardkit.cli.trying import replay, try_
-from shardkit.cli.workflow import workflow
-from shardkit.cli.workflow_deploy import ON_KUBERNETES
+from shardkit.cli.commands import Group, Later
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,15 +29,80 @@ def cli() -> None:
     """
 
 
-# In the order in which users need them.
-for command in (
-    *(try_, run, plan, status, report, logs, stop, failures, checks, replay, query, retry, resume, clean, check),
-    *(origin, verify, diff),
-    *(pass1, pass2, init, schedule, workflow, deploy, jobs, engine),
+# In the order in which users need them: what is called, where it is, and the first sentence of its help. A command is
+# imported when it is called, for the options of all of them take longer to make than the rest of `--help`.
+for name, place, sentence in (
+    (
+        "try",
+        "trying:try_",
+        "Run some records here, in this process, and show what the function gives; nothing is written.",
+    ),
+    ("run", "run:run", "Run both passes: records to parts, parts to the dataset."),
+    ("plan", "run:plan", "Say what a run would do, without doing it."),
+    ("status", "look:status", "Show how far a run is, or how it ended; on an engine, also how its jobs are."),
+    (
+        "report",
+        "look:report",
+        "Write a page about a run: how it went, what failed, what came out; one file, for any browser.",
+    ),
+    ("logs", "look:logs", "Print the logs of a run's jobs: of those that failed or, if none did, of all."),
+    (
+        "stop",
+        "run:stop",
+        "Stop the jobs of a run; what they have committed is kept, and `resume` continues from there.",
+    ),
+    ("failures", "look:failures", "List the records in quarantine, and why they failed."),
+    ("checks", "checks:checks", "Show how the checks of a run's new files ended, and what offends."),
+    (
+        "replay",
+        "trying:replay",
+        "Run one record of a run again, here, as that run had it: the same files, settings and function.",
+    ),
+    (
+        "query",
+        "look:query",
+        (
+            "Query datasets with SQL: each is a table with its pipeline's name, or the NAME given; "
+            "one alone also `dataset`."
+        ),
+    ),
+    (
+        "retry",
+        "run:retry",
+        "Run the quarantined records again, with the function as it is now, and rebuild the dataset.",
+    ),
+    (
+        "resume",
+        "run:resume",
+        "Continue a run where it was interrupted or failed; what is committed is not done again.",
+    ),
+    ("clean", "keep:clean", "Remove old runs that nothing needs any more."),
+    ("check", "look:check", "Compare a dataset with all notes about it, record by record; changes nothing."),
+    (
+        "origin",
+        "provenance:origin",
+        "Say which record a row of the dataset comes from; rows are counted from 0, over all files in their order.",
+    ),
+    (
+        "verify",
+        "provenance:verify",
+        "Compute some records of a dataset again, here, and compare their rows with those that are stored.",
+    ),
+    (
+        "diff",
+        "provenance:diff",
+        "Show what the function, as it is now, would change in the dataset that is there.",
+    ),
+    ("pass1", "passes:pass1", "Pass 1 alone: the files of one folder to parts, plain Parquet files."),
+    ("pass2", "passes:pass2", "Pass 2 alone: the Parquet files of some folders to one dataset."),
+    ("init", "keep:init", "Write a pipeline that runs as it is, with made-up input, for you to change."),
+    ("schedule", "schedule:schedule", "Keep a pipeline going by the schedule in its YAML file."),
+    ("workflow", "workflow:workflow", "Run the steps of a file in their order, in one of its environments."),
+    ("deploy", "deploy_job:deploy", "Write what runs a pipeline in your account, without this machine."),
+    ("jobs", "jobs:jobs", "The queue that Processing and training jobs go through: submit, look, stop, try again."),
+    ("engine", "engine:engine", "The engine that runs Processing jobs on this machine."),
 ):
-    cli.add_command(command)
-for command in ON_KUBERNETES:
-    workflow.add_command(command)
+    cli.add_command(Later(name, place, sentence))
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,6 +67,35 @@ class Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List them in the order in which users need them."""
         return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported if it has not been."""
+        command = self.commands.get(cmd_name)
+        return command.imported() if isinstance(command, Later) else command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List what each command is for, without importing it."""
+        shown = {name: command for name, command in self.commands.items() if not command.hidden}
+        limit = formatter.width - 6 - max(map(len, shown))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit)) for name, command in shown.items()])
+
+
+class Later(click.Command):
+    """What `--help` has to know of a command that has not been imported: its name, and the first sentence of its help.
+
+    ``place`` is where the command is: a module of ``cli/`` and a name in it.
+    """
+
+    def __init__(self, name: str, place: str, sentence: str) -> None:
+        super().__init__(name, help=sentence)
+        self._place = place
+
+    def imported(self) -> click.Command:
+        """The command itself."""
+        module, _, name = self._place.partition(":")
+        command: click.Command = getattr(importlib.import_module(f"shardkit.cli.{module}"), name)
+        return command
 
 
 def options(*wanted: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -10,6 +10,7 @@ import click
 
 from shardkit.cli.commands import Group, echo, options
 from shardkit.cli.options import FOLLOW, JSON
+from shardkit.cli.workflow_deploy import ON_KUBERNETES
 from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -313,3 +314,7 @@ def plan_workflow(workflow: str, environment: str | None, *, params: tuple[str, 
 
     for line in plan_lines(_read(workflow, environment), parameters_of(params), containers=containers):
         echo(line)
+
+
+for command in ON_KUBERNETES:
+    workflow.add_command(command)

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import pyarrow.parquet as pq
 import pytest
 import warm
@@ -88,11 +89,25 @@ def test_the_commands() -> None:
 def test_help_has_an_example_and_says_what_every_option_is(shardkit: RunCommand, command: str) -> None:
     text = shardkit(command, "--help").stdout
     assert f"shardkit {command}" in text.split("Examples:")[1]
-    for parameter in cli.commands[command].params:
+    itself = command_itself(command)
+    for parameter in itself.params:
         if parameter.param_type_name == "option":
             assert getattr(parameter, "help", None), parameter.name
             assert max(parameter.opts, key=len) in text
-    assert cli.commands[command].help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_says_of_each_what_its_own_help_begins_with(command: str) -> None:
+    itself = command_itself(command)
+    assert itself.name == command
+    assert cli.commands[command].help == itself.get_short_help_str(limit=1000)
+
+
+def command_itself(name: str) -> click.Command:
+    """A command, and not only what the list of commands knows of it."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return command
 
 
 @pytest.mark.whole
