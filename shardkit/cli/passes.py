@@ -100,7 +100,7 @@ def pass2(
 
     Or, with --run, that of a prepared run, whose jobs have all ended.
 
-    Exit codes with --run: 0 done, 1 failed for good, 75 failed but worth another attempt.
+    Exit codes with --run: 0 done, 1 failed for good, 3 a check has failed, 75 failed but worth another attempt.
     """
     if run_uri is not None:
         _as_job(

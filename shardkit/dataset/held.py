@@ -10,8 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shardkit.dataset.data_checks import results_of
-from shardkit.errors import ChecksFailed, Damaged, PlanMismatch, RunNotFound
+from shardkit.errors import ChecksFailed, Damaged, PlanMismatch, RunNotFound, WrittenByNewer
 from shardkit.runfolder.check_types import ChecksDocument
+from shardkit.runfolder.find import latest_run
+from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.steps import advice
 from shardkit.storage.side_by_side import together
 from shardkit.times import now
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from shardkit.dataset.build import Build
     from shardkit.runfolder.check_types import CheckResult, HeldBuild
     from shardkit.runfolder.document_types import Result
-    from shardkit.runfolder.folder import RunFolder
     from shardkit.storage.base import Folder
 
 CHECKS = "checks.json"
@@ -60,7 +61,7 @@ def check_build(
         "checked": now(),
         "generation": build.number,
         "results": results,
-        "held": _held(build, old, of_jobs) if failed else None,
+        "held": _held(build, checks, old, of_jobs) if failed else None,
         "accepted": None,
     }
     folder.write(CHECKS, document)
@@ -68,24 +69,29 @@ def check_build(
         raise checks_failed(folder, results)
 
 
-def _held(build: Build, old: Result | None, of_jobs: Collection[str]) -> HeldBuild:
+def _held(build: Build, checks: Mapping[str, Any], old: Result | None, of_jobs: Collection[str]) -> HeldBuild:
     return {
         "result": build.result,
         "kept": build.kept,
         "of_jobs": sorted(of_jobs),
         "columns": build.merge.schema,
         "widen_ints": build.merge.widen_ints,
-        "switched": old["switched"] if old is not None else 0,
+        "switched": _switches(old),
+        "checks": dict(checks),
     }
 
 
-def checks_failed(folder: RunFolder, results: list[CheckResult]) -> ChecksFailed:
-    """The error that says which checks have failed, and what to do."""
+def _switches(present: Result | None) -> int:
+    return present["switched"] if present is not None else 0
+
+
+def checks_failed(folder: RunFolder, results: list[CheckResult], *, since: str = "") -> ChecksFailed:
+    """The error that says which checks have failed, and what to do; ``since`` what has come of the input since."""
     failed = [result for result in results if not result["passed"]]
     named = "; ".join(f"{result['name']} ({result['message']})" for result in failed)
+    state = "The dataset stays as it was, and the new files are kept aside."
     return ChecksFailed(
-        f"Run {folder.run_id}: {len(failed)} of {counted(len(results), 'check')} failed: {named}. The dataset stays as "
-        "it was, and the new files are kept aside.",
+        f"Run {folder.run_id}: {len(failed)} of {counted(len(results), 'check')} failed: {named}. {since or state}",
         hint=advice(
             folder,
             lambda step: (
@@ -96,6 +102,39 @@ def checks_failed(folder: RunFolder, results: list[CheckResult]) -> ChecksFailed
             ),
         ),
     )
+
+
+def kept_aside(output: Folder, current: Result | None) -> tuple[RunFolder, HeldBuild] | None:
+    """The run that keeps a build aside until somebody accepts it, and that build; None if there is none.
+
+    It is the output's latest run, or the one that was kept aside when that was planned: it may have been of other days,
+    or have been killed.
+    """
+    folder = latest_run(output)
+    try:
+        while folder is not None and not _has_made_all(folder, current):
+            held = held_by(checks_of(folder), folder.result())
+            if held is not None and (is_current(folder, held, current) or _days_waiting(folder, held, current)):
+                return folder, held
+            before = folder.plan().get("aside")
+            folder = RunFolder(output, before) if before is not None and RunFolder(output, before).exists() else None
+    except (Damaged, WrittenByNewer):
+        pass
+    return None
+
+
+def _has_made_all(folder: RunFolder, current: Result | None) -> bool:
+    """Whether the present dataset is all of that run, so that nothing that was kept aside before is still wanted."""
+    return current is not None and folder.run_id == current["run_id"] and not current["by_day"]
+
+
+def _days_waiting(folder: RunFolder, held: HeldBuild, present: Result | None) -> list[str]:
+    """The days of a build that no other run has rebuilt since it was planned."""
+    if not held["result"]["by_day"]:
+        return []
+    made, before = present["partitions"] if present is not None else {}, folder.plan()["based_on"]
+    makers = {name: made[name]["run"] if name in made else None for name in held["result"]["partitions"]}
+    return [name for name, maker in makers.items() if maker == before.get(name)]
 
 
 def held_build(folder: RunFolder) -> tuple[HeldBuild, ChecksDocument]:
@@ -129,10 +168,16 @@ def check_staged(folder: RunFolder, held: HeldBuild, home_of: Callable[[str], Fo
         )
 
 
-def is_current(held: HeldBuild, present: Result | None) -> bool:
+def is_current(folder: RunFolder, held: HeldBuild, present: Result | None) -> bool:
     """Whether the dataset is still the one that a build was compared with; of days, each may be switched by itself."""
-    switched = present["switched"] if present is not None else 0
-    return held["result"]["by_day"] or switched == held["switched"]
+    if held["result"]["by_day"]:
+        return len(_days_waiting(folder, held, present)) == len(held["result"]["partitions"])
+    return _switches(present) == held["switched"]
+
+
+def checks_stand(held: HeldBuild, checks: Mapping[str, Any] | None, present: Result | None) -> bool:
+    """Whether a build would fail again: these are the checks that it has failed, against the same dataset."""
+    return held.get("checks") == checks and _switches(present) == held["switched"]
 
 
 def check_base(folder: RunFolder, held: HeldBuild, present: Result | None) -> None:
@@ -141,8 +186,8 @@ def check_base(folder: RunFolder, held: HeldBuild, present: Result | None) -> No
     Raises:
         PlanMismatch: another run has switched it since.
     """
-    if is_current(held, present):
-        return
+    if held["result"]["by_day"] or is_current(folder, held, present):
+        return  # that of days is seen to, day by day, when they are switched
     by = f"run {present['run_id']}" if present is not None else "somebody"
     raise PlanMismatch(
         f"Run {folder.run_id}: the dataset in {folder.output.uri} was switched by {by} since these files were checked.",

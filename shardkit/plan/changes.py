@@ -80,7 +80,7 @@ def changes_of(
             "vanished": changes.vanished,
             "unchanged": changes.unchanged,
             "reason": changes.reason,
-            "again": computed - changes.new - changes.changed,
+            "again": max(0, computed - changes.new - changes.changed),
         }
     return partitions
 

@@ -27,7 +27,7 @@ from shardkit.tables.arrays import arrow, numpy, one_chunk, positions, scalar
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardkit.runfolder.document_types import Marker, Result
+    from shardkit.runfolder.document_types import MadePartition, Marker, Result
     from shardkit.storage.base import Folder
 
 COLUMNS = ["key", "main", "group", "bytes", "objects", "etags", "shard"]
@@ -37,6 +37,7 @@ OTHER_WORK = "the function or what it is given has changed"
 OTHER_MERGE = "combine or the output's form has changed"
 FOLDER_GONE = "the folder of run {} is gone"
 FOLDER_DAMAGED = "the folder of run {} is damaged"
+KEPT_ASIDE = "the new files of run {} have failed a check"
 
 
 @dataclass
@@ -71,6 +72,27 @@ class Basis:
     work_before: str = ""
 
 
+@dataclass(frozen=True)
+class Aside:
+    """A run whose new files are kept aside: it has made ``partitions`` of a ``form``, but they are not in the dataset.
+
+    ``stands`` means that nobody need check these files once more, if they are still those that would be made.
+    """
+
+    run_id: str
+    partitions: dict[str, MadePartition]
+    form: dict[str, Any]
+    stands: bool
+
+    def has_made(self, name: str, basis: Basis) -> bool:
+        """Whether it has computed rows of a partition as the new run would."""
+        return name in self.partitions and self.partitions[name]["work"] in {basis.work, basis.work_before}
+
+    def is_same_form(self, name: str, basis: Basis) -> bool:
+        """Whether it has made such files of a partition as the new run would."""
+        return self.form == basis.form and self.partitions[name]["merge"] == basis.merge
+
+
 @dataclass
 class Comparison:
     """Records compared with what earlier runs have left.
@@ -78,7 +100,8 @@ class Comparison:
     ``taken`` is, for each record, the number of the marker in ``markers`` with whose chunk it is taken over, or -1.
     ``records_at`` is, for each marker and each position in its chunk as it was computed, the record there, or -1.
     ``changes`` are the changes of each partition, ``made_by`` is the run that made it. Of the partitions that no longer
-    have records, ``dropped`` are removed and ``left`` stay.
+    have records, ``dropped`` are removed and ``left`` stay. ``aside`` is the run whose new files are kept aside, and
+    it ``waits`` if just these files would be made.
     """
 
     taken: np.ndarray
@@ -88,6 +111,13 @@ class Comparison:
     made_by: dict[str, str | None] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    aside: str | None = None
+    waits: bool = False
+
+    @property
+    def aside_of_plan(self) -> str | None:
+        """The run that is kept aside, as far as the plan has to do with it: it waits, or it may wait after this run."""
+        return self.aside if self.waits or self.based_on else None
 
     @property
     def based_on(self) -> dict[str, str | None]:
@@ -111,7 +141,14 @@ def partition_names(table: pa.Table, *, by_day: bool) -> tuple[np.ndarray, list[
 
 
 def compare(
-    table: pa.Table, output: Folder, current: Result | None, basis: Basis, *, all_days: bool, recompute: bool
+    table: pa.Table,
+    output: Folder,
+    current: Result | None,
+    basis: Basis,
+    *,
+    all_days: bool,
+    recompute: bool,
+    aside: Aside | None = None,
 ) -> Comparison:
     """Find out what need not be computed again.
 
@@ -122,10 +159,11 @@ def compare(
         basis: how the new run makes partitions.
         all_days: whether the listing is of all days; if not, partitions without records are left alone.
         recompute: whether everything is computed again, whatever earlier runs have done.
+        aside: the run whose new files are kept aside.
     """
     partition, names = partition_names(table, by_day=basis.by_day)
     counts = np.bincount(partition, minlength=len(names)).tolist()
-    comparison = Comparison(np.full(len(table), -1, np.int64))
+    comparison = Comparison(np.full(len(table), -1, np.int64), aside=aside.run_id if aside is not None else None)
     present = current["partitions"] if current is not None else {}
     made = present if current is not None and current["by_day"] == basis.by_day else {}
     same_form = current is not None and current["form"] == basis.form
@@ -143,13 +181,14 @@ def compare(
             comparison.changes[name] = Changes(reason=OTHER_MERGE if other else "")
             by_run.setdefault(made[name]["run"], {})[name] = number
     # As one Arrow chunk, because rows are taken from all over it, several times.
-    _Earlier(table.combine_chunks() if by_run else table, partition, comparison).compare(
-        output, by_run, by_day=basis.by_day
-    )
+    earlier = _Earlier(table.combine_chunks() if by_run or aside else table, partition, comparison)
+    earlier.compare(output, by_run, by_day=basis.by_day)
     without = [name for name in present if name not in comparison.changes] if all_days else []
     drop = basis.by_day and (recompute or not same_form)
     comparison.dropped, comparison.left = (without, []) if drop else ([], without)
     comparison.made_by |= {name: present[name]["run"] for name in comparison.dropped}
+    if aside is not None:
+        earlier.compare_aside(output, aside, basis, names)
     return comparison
 
 
@@ -180,6 +219,25 @@ class _Earlier:
                 why = FOLDER_DAMAGED
             for name in numbers:
                 self._comparison.changes[name] = Changes(reason=why.format(folder.run_id))
+
+    def compare_aside(self, output: Folder, aside: Aside, basis: Basis, names: list[str]) -> None:
+        """Take over what a run has computed whose new files are kept aside; nothing is left if these are the files."""
+        changes = self._comparison.changes
+        numbers = {
+            name: number for number, name in enumerate(names) if changes[name].any and aside.has_made(name, basis)
+        }
+        if not numbers:
+            return
+        why = KEPT_ASIDE.format(aside.run_id)
+        for name in numbers:
+            changes[name] = Changes(reason=why if aside.is_same_form(name, basis) else OTHER_MERGE)
+        self.compare(output, {aside.run_id: numbers}, by_day=basis.by_day)
+        exactly = numbers.keys() == aside.partitions.keys() == {name for name in names if changes[name].any}
+        as_made = all(changes[name] == Changes(unchanged=changes[name].unchanged, reason=why) for name in numbers)
+        self._comparison.waits = aside.stands and exactly and as_made and not self._comparison.dropped
+        if self._comparison.waits:
+            for name in numbers:
+                changes[name].reason = ""
 
     def _compare_run(self, folder: RunFolder, before: pa.Table, numbers: dict[str, int], *, by_day: bool) -> None:
         codes, names = partition_names(before, by_day=by_day)

@@ -40,7 +40,7 @@ def plan_text(content: PlanDocument, *, rows: int | None = None, launching: Laun
     pipeline = content["pipeline"]
     if not totals["records"]:
         same = counted(content["unchanged"]["records"], "record")
-        nothing = f"Pipeline {pipeline['name']}: nothing has changed in {same}; nothing to do."
+        nothing = f"Pipeline {pipeline['name']}: nothing has changed in {same}; {_left_to_do(content)}."
         return "\n".join([nothing, *_left_lines(content)])
     source, output = pipeline["input"], pipeline["output"]
     workers = counted(content["workers"], "worker")
@@ -61,6 +61,12 @@ def plan_text(content: PlanDocument, *, rows: int | None = None, launching: Laun
         f"  output   {output['uri']}, {output['format']}, {_expected_files(output, rows)}",
     ]
     return "\n".join(lines)
+
+
+def _left_to_do(content: PlanDocument) -> str:
+    if (aside := content.get("aside")) is None:
+        return "nothing to do"
+    return f"the new files of run {aside} have failed a check, and wait to be accepted"
 
 
 def _source(source: dict[str, Any]) -> str:

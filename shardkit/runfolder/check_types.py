@@ -21,20 +21,24 @@ class CheckResult(TypedDict):
     sample: list[dict[str, Any]]
 
 
-class HeldBuild(TypedDict):
-    """The next state of a dataset, whose files stay staged: what the switch needs to know of it.
-
-    ``kept`` and ``of_jobs`` are the files of the present dataset that stay, and those that jobs have staged;
-    ``columns`` and ``widen_ints`` are the pipeline's. ``switched`` counts the switches of the dataset that the checks
-    have seen.
-    """
-
+class _HeldBuild(TypedDict):
     result: Result
     kept: list[str]
     of_jobs: list[str]
     columns: dict[str, str] | None
     widen_ints: bool
     switched: int
+
+
+class HeldBuild(_HeldBuild, total=False):
+    """The next state of a dataset, whose files stay staged: what the switch needs to know of it.
+
+    ``kept`` and ``of_jobs`` are the files of the present dataset that stay, and those that jobs have staged;
+    ``columns`` and ``widen_ints`` are the pipeline's. ``switched`` counts the switches of the dataset that the checks
+    have seen. ``checks`` are those that were made, as the pipeline said them; earlier versions did not note them.
+    """
+
+    checks: dict[str, Any]
 
 
 class ChecksDocument(TypedDict):

@@ -247,7 +247,7 @@ class PlanDocument(_Plan, total=False):
 
     ``pickles`` and ``files`` are in none of the first version; ``merge_of`` are the folders that pass 2 alone has
     merged; its plan holds nothing else. ``prepared`` means that the run's jobs are started by something that shardkit
-    knows nothing of.
+    knows nothing of. ``aside`` is the run whose work it takes over though its new files have failed a check.
     """
 
     merge: bool
@@ -256,6 +256,7 @@ class PlanDocument(_Plan, total=False):
     files: dict[str, WrittenFile]
     merge_of: list[str]
     prepared: bool
+    aside: str
 
 
 # ---- the result

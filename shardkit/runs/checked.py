@@ -6,14 +6,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.checks import check_not_replaced
-from shardkit.dataset.held import CHECKS, checks_of, held_build, held_by
+from shardkit.dataset.held import CHECKS, checks_failed, checks_of, held_build, held_by
 from shardkit.dataset.switch import finish_switches
 from shardkit.errors import Damaged
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress
 from shardkit.runs.planning import planned_merge, planned_pipeline
+from shardkit.units import counted
 
 if TYPE_CHECKING:
+    from shardkit.errors import ChecksFailed
     from shardkit.runfolder.check_types import CheckResult
     from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.folder import RunFolder
@@ -62,6 +64,14 @@ def outcome_text(checks: dict[str, Any]) -> str:
     if checks["held"]:
         return f"{text}; the new files are kept aside"
     return f"{text}; accepted all the same" if checks["accepted"] else text
+
+
+def still_aside(folder: RunFolder, records: int) -> ChecksFailed:
+    """The error that says that the new files of a run still wait to be accepted, and are what would be made again."""
+    checks = checks_of(folder)
+    results = checks["results"] if checks is not None else []
+    same = f"Nothing has changed in {counted(records, 'record')} since, so nothing was computed again"
+    return checks_failed(folder, results, since=f"{same}, and the dataset waits until the new files are accepted.")
 
 
 def accept_held(folder: RunFolder, *, quiet: bool) -> None:

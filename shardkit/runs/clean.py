@@ -185,7 +185,7 @@ def _with_held(run: RunFolder, current: Result | None) -> str:
     held = held_by(checks, None)
     if held is None:
         return UNFINISHED
-    return HELD if is_current(held, current) else ""
+    return HELD if is_current(run, held, current) else ""
 
 
 def _state(run: RunFolder) -> str:

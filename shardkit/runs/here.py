@@ -13,6 +13,7 @@ from shardkit.errors import RunNotFound
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.find import run_folder
+from shardkit.runs.checked import still_aside
 from shardkit.runs.on_cluster import check_room_for, cluster_of, workers_of
 from shardkit.runs.planning import is_new, make_run_plan, write_run
 from shardkit.runs.summary import is_complete, is_made, tell_set_aside
@@ -102,7 +103,13 @@ def made_already(folder: RunFolder, merging: Merge, attempt: Attempt) -> bool:
 
 
 def nothing_to_do(pipeline: Spec, plan: Plan, progress: Progress) -> RunFolder:
-    """The run that made the present dataset, because nothing that it was made of has changed."""
+    """The run that made the present dataset, because nothing that it was made of has changed.
+
+    Raises:
+        ChecksFailed: nothing has changed since a run whose new files have failed a check, and are kept aside.
+    """
+    if (aside := plan.content.get("aside")) is not None:
+        raise still_aside(run_folder(pipeline.output_folder(), aside), plan.content["unchanged"]["records"])
     current = current_result(pipeline.output_folder())
     if current is None:
         raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run with incremental: false.")

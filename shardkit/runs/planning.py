@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from shardkit.dataset.merge import Merge
-    from shardkit.plan.compare import Basis
+    from shardkit.plan.compare import Aside, Basis, Comparison
     from shardkit.plan.inside import Cutter
     from shardkit.plan.plan import Plan
     from shardkit.plan.records import Records
-    from shardkit.runfolder.document_types import PlanDocument
+    from shardkit.runfolder.document_types import PlanDocument, Result
     from shardkit.runfolder.folder import RunFolder
     from shardkit.runfolder.list_types import PlannedList
     from shardkit.spec.spec import Spec
@@ -82,7 +82,6 @@ def make_run_plan(
         PipelineError: the output lies around the input, or belongs to another pipeline.
     """
     from shardkit.macro import make_plan
-    from shardkit.plan.compare import compare
     from shardkit.runs.listing import with_roots
 
     pipeline, output = with_roots(pipeline), pipeline.output_folder()
@@ -95,9 +94,7 @@ def make_run_plan(
         records = records.of_days(days)
     comparison, basis = None, _basis(pipeline, content, function_ref)
     if (pipeline.by_day or pipeline.is_incremental) and not recompute:
-        comparison = compare(
-            records.table, output, current, basis, all_days=days is None, recompute=not pipeline.is_incremental
-        )
+        comparison = _compared(pipeline, records, current, basis, all_days=days is None)
     # For a resumption in another directory, or on the machine that has sent the code.
     content["source_dir"] = origin or content["source_dir"] or function_ref.source_dir
     plan = make_plan(
@@ -116,9 +113,33 @@ def make_run_plan(
     )
     plan = _with_launching(plan, pipeline)
     plan.content.update({"work": basis.work, "form": basis.form, "merge_digest": basis.merge, "lists": lists})
+    if comparison is not None and (aside := comparison.aside_of_plan) is not None:
+        plan.content["aside"] = aside
     if comparison is not None and plan.content["totals"]["records"]:
         check_form(plan.content, current, basis.form, output)
     return plan
+
+
+def _compared(pipeline: Spec, records: Records, current: Result | None, basis: Basis, *, all_days: bool) -> Comparison:
+    """The records compared with what earlier runs have left."""
+    from shardkit.plan.compare import compare
+
+    output, again = pipeline.output_folder(), not pipeline.is_incremental
+    aside = None if again else _aside(pipeline, output, current)
+    return compare(records.table, output, current, basis, all_days=all_days, recompute=again, aside=aside)
+
+
+def _aside(pipeline: Spec, output: Folder, current: Result | None) -> Aside | None:
+    """The run whose new files have failed a check and are kept aside, as long as the dataset lacks them."""
+    from shardkit.dataset.held import checks_stand, kept_aside
+    from shardkit.plan.compare import Aside
+
+    found = kept_aside(output, current)
+    if found is None or found[1]["result"]["by_day"] != pipeline.by_day:
+        return None
+    folder, held = found
+    made, stands = held["result"], checks_stand(held, pipeline.merge().checks, current)
+    return Aside(folder.run_id, made["partitions"], made["form"], stands)
 
 
 def _with_launching(plan: Plan, pipeline: Spec) -> Plan:

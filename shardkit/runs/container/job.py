@@ -23,7 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardkit.errors import Damaged, RunBusy, RunFailed, RunInterrupted, ShardkitError, StorageError, WrittenByNewer
+from shardkit.errors import (
+    ChecksFailed,
+    Damaged,
+    RunBusy,
+    RunFailed,
+    RunInterrupted,
+    ShardkitError,
+    StorageError,
+    WrittenByNewer,
+)
 from shardkit.jobs.policy import MAY_GROW
 from shardkit.masking import masked
 
@@ -134,7 +143,7 @@ def run_program(work: Callable[[Container], None]) -> int:
     except StorageError as error:
         return _end(container, f"{TRANSIENT}{error}", TRY_AGAIN)
     except ShardkitError as error:
-        return _end(container, str(error), 1)
+        return _end(container, str(error), error.exit_code if isinstance(error, ChecksFailed) else 1)
     return 0
 
 
