@@ -89,6 +89,7 @@ class _Forks:
         *inherited, status_end = descriptors
         status = Connection(status_end, readable=False)
         preload(start.store)
+        sys.path_importer_cache.clear()  # each fork would have to go through all that this process has looked at
         gc.freeze()  # forks need not look through the objects that exist already
         try:
             pid = os.fork()
@@ -119,8 +120,7 @@ class _Forks:
         os.close(self._waking)
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.environ.clear()
-        os.environ.update(start.environment)
+        _change_environment(start.environment)
         time.tzset()
         sys.path[:] = start.path
         importlib.invalidate_caches()  # modules written since then should be found too
@@ -160,3 +160,12 @@ class _Forks:
     def _report(status: Connection, message: bytes) -> None:
         with contextlib.suppress(OSError):  # nobody waits for the child any more
             status.send_bytes(message)
+
+
+def _change_environment(variables: dict[str, str]) -> None:
+    """Make these the variables of this process; it touches only the few that differ, because all others are shared."""
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    for name, value in variables.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value

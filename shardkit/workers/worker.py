@@ -134,6 +134,8 @@ def preload(store: str | None) -> None:
     """Import what every chunk needs, and with a ``store`` what fetches from it."""
     import shardkit.functions
     import shardkit.runfolder.folder
+    import shardkit.storage.places
+    import shardkit.tables.origin
     import shardkit.tables.rows
     import shardkit.workers.large_record
     import shardkit.workers.parts
