@@ -54,10 +54,24 @@ def open_dataset(files: Folder, result: Mapping[str, Any]) -> pads.Dataset:
     return dataset.replace_schema(_unified(dataset, files.uri))
 
 
+def known_schema(result: Mapping[str, Any]) -> pa.Schema | None:
+    """The columns of a dataset as it is read, those in the names of folders last; None if only its files say them."""
+    in_files = format_of(result["format"]).read_as(schema_of(result, without=result["partition_by"]))
+    return _schema_in(result, in_files, list(partition_schema(result)))
+
+
 def partition_schema(result: Mapping[str, Any]) -> pa.Schema:
     """The columns in the names of a dataset's folders."""
     by = result["partition_by"]
     return _partitioning(by, result["columns"]).schema if by else pa.schema([])
+
+
+def partition_of(result: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The values that the folders of a file are named after, by column; ``path`` is that in the result."""
+    import pyarrow.dataset as pads
+
+    by = result["partition_by"]
+    return dict(pads.get_partition_keys(_partitioning(by, result["columns"]).parse(path))) if by else {}
 
 
 def _partitioning(names: Sequence[str], columns: Mapping[str, str]) -> Any:

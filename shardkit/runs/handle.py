@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from shardkit.dataset.checks import result_on_disk
 from shardkit.dataset.current import current_result
 from shardkit.errors import PipelineError, ShardkitError
 from shardkit.runs.planning import planned_pipeline
+from shardkit.runs.rows import RunRows
 from shardkit.runs.summary import Summary, is_complete, summarize, tell_set_aside
 from shardkit.storage.interruption import heeding_interrupts
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
-    import pyarrow.dataset as pads
     from matplotlib.axes import Axes
 
     from shardkit.jobs.history import Prices
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 LIVE = ("Launched", "InProgress")  # the states of jobs that the engine has
 
 
-class Run:
+class Run(RunRows):
     """One execution of a pipeline, as its run folder describes it; other processes may look at it too.
 
     With ``whole_dataset``, which is how `open_run` opens an output's latest run, the quarantine is the whole dataset's:
@@ -41,7 +40,7 @@ class Run:
     """
 
     def __init__(self, folder: RunFolder, *, whole_dataset: bool = False) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self._whole_dataset = whole_dataset
 
     @property
@@ -190,42 +189,6 @@ class Run:
         if not self._whole_dataset:
             return []
         return [folder for folder, _ in elsewhere(self.folder, current_result(self.folder.output))]
-
-    def dataset(self) -> pads.Dataset:
-        """The dataset's files, exactly those that the run wrote.
-
-        Raises:
-            RunNotFound: the run has no dataset yet, or files of it are gone.
-            RunReplaced: a later run has replaced it.
-        """
-        from shardkit.dataset.read import open_dataset
-
-        return open_dataset(self.folder.output, result_on_disk(self.folder))
-
-    def files(self) -> list[str]:
-        """The paths or URIs of the dataset's files, in order: what loaders of training data take.
-
-        Raises:
-            RunNotFound, RunReplaced: as for `dataset`.
-        """
-        return [f"{self.folder.output.uri}/{file['path']}" for file in result_on_disk(self.folder)["files"]]
-
-    def sql(
-        self, query: str, *, using: Literal["athena", "duckdb"] | None = None, as_of: str | None = None
-    ) -> pd.DataFrame:
-        """Ask SQL of the present dataset, whose name in the query is the pipeline's, or ``dataset``.
-
-        By default Athena is asked if the dataset is in a Glue catalogue, else DuckDB on this machine; or say ``using``.
-        If the dataset is in an Iceberg table, ``as_of`` is a run: it is read as that run has left it.
-
-        Raises:
-            QueryError: the query cannot be answered.
-            RunNotFound: there is no snapshot of the run ``as_of``.
-            PipelineError: DuckDB, or for Athena awswrangler, is not installed.
-        """
-        from shardkit.dataset.query import read_sql
-
-        return read_sql(query, self.folder, using=using, as_of=as_of)
 
     @property
     def has_jobs(self) -> bool:

@@ -6,9 +6,11 @@ import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from shardkit.errors import PipelineError
 from shardkit.storage.local import sync_file, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import pyarrow as pa
@@ -77,6 +79,18 @@ class Format(ABC):
         Raises:
             OSError, ValueError, pa.ArrowException: it cannot be read, or is of another format.
         """
+
+    def batches(self, file: Any, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """The rows of an open file, if the format is not tabular, in their order and a few at a time.
+
+        ``columns`` are the known columns of the files, as `read_as` gives them.
+
+        Raises:
+            PipelineError: a library of the format's own reads them.
+        """
+        raise PipelineError(
+            f"The rows of {self.suffix} files are not read here.", hint="Give run.files() to the format's own loader."
+        )
 
     def count_nulls(self, file: Any) -> dict[str, int] | None:
         """How many nulls each column of an open file has, those without any left out; None if it does not say so."""

@@ -44,7 +44,7 @@ class JsonLines(Format):
 
     def read_as(self, schema: pa.Schema) -> pa.Schema:
         """The types with JSON's substitutes for those that it lacks."""
-        return pa.schema([(field.name, _from_json(field.type)) for field in schema])
+        return pa.schema([as_json(field) for field in schema])
 
     def count_rows(self, file: Any) -> int:
         """The rows of a file, which is read to its end."""
@@ -57,6 +57,11 @@ FROM_JSON = (
     (pt.is_duration, pa.float64()),  # seconds
     (pt.is_float16, pa.float32()),
 )
+
+
+def as_json(field: pa.Field) -> pa.Field:
+    """A column with the type in which it is read from JSON."""
+    return pa.field(field.name, _from_json(field.type))
 
 
 def _from_json(kind: pa.DataType) -> pa.DataType:

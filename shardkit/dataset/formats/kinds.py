@@ -28,6 +28,7 @@ FORMATS: Registry[type[Format]] = Registry(
         "jsonl": "shardkit.dataset.formats.json_lines:JsonLines",
         "csv": "shardkit.dataset.formats.csv_text:Csv",
         "webdataset": "shardkit.dataset.formats.webdataset_tar:WebDataset",
+        "hf": "shardkit.dataset.formats.hugging_face:HuggingFace",
         "arrow": "shardkit.dataset.formats.arrow_ipc:ArrowIpc",
     },
     error=PipelineError,

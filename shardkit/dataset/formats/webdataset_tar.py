@@ -9,20 +9,19 @@ import tarfile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.types as pt
 
 from shardkit.dataset.formats.base import Format, PlainWriter
-from shardkit.dataset.formats.json_lines import jsonable
+from shardkit.dataset.formats.json_lines import as_json, jsonable
 from shardkit.dataset.formats.text import is_binary
 from shardkit.errors import PipelineError
 from shardkit.storage.local import writing
 from shardkit.tables.schema import holds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-    import pyarrow as pa
 
 KEY = "__key__"  # the column, and the library's name, of what a sample's members have in common
 LONGEST_KEY = 100  # characters of the name of a member, with its extension
@@ -56,6 +55,26 @@ class WebDataset(Format):
             "A dataset of WebDataset is samples, not a table.",
             hint="Read it with webdataset.WebDataset(run.files()), or run with output.format: parquet for queries.",
         )
+
+    def read_as(self, schema: pa.Schema) -> pa.Schema:
+        """The types with JSON's substitutes in ``json``."""
+        in_json = set(_members(schema)[1])
+        return pa.schema([as_json(field) if field.name in in_json else field for field in schema])
+
+    def batches(self, file: Any, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """The samples of a shard as rows, with the types in which `read_as` has its columns.
+
+        Raises:
+            ValueError: it is no tar file.
+        """
+        samples: list[dict[str, Any]] = []
+        for sample in _read(file):
+            samples.append(sample)
+            if len(samples) == WRITTEN_ROWS:
+                yield _as_rows(samples, columns)
+                samples = []
+        if samples:
+            yield _as_rows(samples, columns)
 
     def count_rows(self, file: Any) -> int:
         """The samples of a shard, whose headers are read."""
@@ -120,6 +139,60 @@ class _Writer(PlainWriter):
 
     def _end(self) -> None:
         self._tar.close()
+
+
+def _read(file: Any) -> Iterator[dict[str, Any]]:
+    """The members of each sample by their extensions, and its key."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as shard:
+            sample: dict[str, Any] = {}
+            for member in shard:
+                key, extension = re.split(r"\.(?!.*/)", member.name, maxsplit=1)
+                if sample and sample[KEY] != key:
+                    yield sample
+                    sample = {}
+                content = shard.extractfile(member)
+                sample |= {KEY: key, extension: content.read() if content else b""}
+                shard.members.clear()  # type: ignore[attr-defined]  # it would keep all headers
+            if sample:
+                yield sample
+    except tarfile.TarError as error:
+        raise ValueError(str(error)) from error
+
+
+def _as_rows(samples: Sequence[dict[str, Any]], columns: pa.Schema) -> pa.RecordBatch:
+    members, in_json = _members(columns)
+    parsed = _parsed([sample["json"] for sample in samples], columns, in_json) if in_json else {}
+    arrays = []
+    for field in columns:
+        if field.name in parsed:
+            arrays.append(parsed[field.name])
+        elif members.get(field.name):
+            loaded = [_loaded(sample.get(f"{field.name}.npy"), field.type.value_type) for sample in samples]
+            arrays.append(pa.array(loaded, field.type))
+        else:
+            arrays.append(pa.array([sample.get(field.name) for sample in samples], field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=columns)
+
+
+def _parsed(lines: Sequence[bytes], columns: pa.Schema, names: Sequence[str]) -> dict[str, pa.Array]:
+    """The columns that are in ``json``, from that of each sample."""
+    from pyarrow import json as arrow_json
+
+    wanted = pa.schema([columns.field(name) for name in names])
+    text = b"\n".join(lines) + b"\n"
+    table = arrow_json.read_json(
+        pa.BufferReader(text),
+        read_options=arrow_json.ReadOptions(block_size=len(text), use_threads=False),
+        parse_options=arrow_json.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore"),
+    )
+    return {name: table[name].combine_chunks() for name in names}
+
+
+def _loaded(content: bytes | None, kind: pa.DataType) -> Any:
+    if content is None:
+        return None
+    return np.load(io.BytesIO(content), allow_pickle=False).astype(kind.to_pandas_dtype(), copy=False)
 
 
 def _members(schema: pa.Schema) -> tuple[dict[str, bool], list[str]]:

@@ -1,0 +1,115 @@
+"""Arrow streams as Hugging Face's `datasets` maps them into memory, written by that library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from shardkit.dataset.formats.base import Format, PlainWriter
+from shardkit.dataset.formats.text import is_binary
+from shardkit.errors import PipelineError
+from shardkit.storage.local import writing
+from shardkit.tables.arrays import arrow
+from shardkit.tables.schema import holds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# The rows of a batch, as the library itself chooses them: of images it takes fewer.
+BATCH_ROWS = 1000
+BATCH_ROWS_WITH_BYTES = 100
+NOT_INSTALLED = "the library datasets, which is not installed"
+INSTALL = "Install it with: pip install 'shardkit[hf]'"
+
+
+class HuggingFace(Format):
+    """Shards that `datasets` opens where they lie, without a conversion."""
+
+    suffix: ClassVar[str] = ".hf.arrow"
+    tabular: ClassVar[bool] = False
+
+    def writer(self, path: Path, schema: pa.Schema, *, threads: int) -> _Writer:
+        """Begin a shard.
+
+        Raises:
+            PipelineError: datasets is not installed, or has no type for a column.
+        """
+        return _Writer(path, schema)
+
+    def reader(self, columns: pa.Schema) -> Any:
+        """There is none for tables: pyarrow.dataset reads Arrow's files, but not its streams.
+
+        Raises:
+            PipelineError: always.
+        """
+        raise PipelineError(
+            "A dataset of format hf is for the library datasets.",
+            hint="Open it with run.hf(), or run with output.format: parquet or arrow for queries.",
+        )
+
+    def count_rows(self, file: Any) -> int:
+        """The rows of a shard, which is read to its end."""
+        return sum(map(len, self.batches(file, pa.schema([]))))
+
+    def batches(self, file: Any, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """The rows of a shard, in the batches in which they are written."""
+        with pa.ipc.open_stream(file) as stream:
+            yield from stream
+
+
+class _Writer(PlainWriter):
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        try:
+            from datasets.arrow_writer import ArrowWriter
+        except ImportError:
+            raise PipelineError(f"output.format: hf needs {NOT_INSTALLED}.", hint=INSTALL) from None
+        check_types(schema, "output.format: hf")
+        super().__init__(path)
+        binary = any(holds(field.type, is_binary) for field in schema)
+        self._batch_rows = BATCH_ROWS_WITH_BYTES if binary else BATCH_ROWS
+        self._stream = ArrowWriter(schema=schema, stream=self._file, writer_batch_size=self._batch_rows)
+        self._held = schema.empty_table()
+
+    def write(self, table: pa.Table) -> None:
+        """Append a table: batches do not depend on how the rows arrive, so that the same rows make the same bytes."""
+        table = pa.concat_tables([self._held, table])
+        whole = len(table) // self._batch_rows * self._batch_rows
+        with writing(self._path):
+            for start in range(0, whole, self._batch_rows):
+                self._stream.write_table(_copied(table.slice(start, self._batch_rows)))
+        self._held = table.slice(whole)
+
+    def tell(self) -> int:
+        """How many bytes there are, with the rows that wait for a whole batch."""
+        return super().tell() + int(self._held.nbytes)
+
+    def _end(self) -> None:
+        if len(self._held):
+            self._stream.write_table(_copied(self._held))
+        self._stream.finalize(close_stream=False)
+
+
+def _copied(table: pa.Table) -> pa.Table:
+    """The same rows in memory of their own: a stream of slices has bits of the rows beside them, too."""
+    return table.take(arrow(np.arange(len(table))))
+
+
+def check_types(schema: pa.Schema, what: str) -> None:
+    """Check that `datasets` has a type for each column.
+
+    Raises:
+        PipelineError: it has none for one.
+    """
+    from datasets import Features
+
+    for field in schema:
+        try:
+            Features.from_arrow_schema(pa.schema([field]))
+        except (ValueError, TypeError, NotImplementedError):
+            raise PipelineError(
+                f"{what} cannot hold column {field.name!r} ({field.type}): datasets has no such type.",
+                hint="Give another type for it in output.schema, or use parquet.",
+            ) from None
