@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shardkit.held import HeldPath
 from shardkit.notes import Notes
 
 if TYPE_CHECKING:
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from shardkit.cache import Cache
+    from shardkit.held import Held
 
-PATHS: Any = PosixPath  # its private methods differ between versions of Python
 
-
-class Record(PosixPath):
+class Record(HeldPath):
     """The files of one call of the function: it is the path of the main one, and knows the others.
 
     Examples:
@@ -41,7 +40,6 @@ class Record(PosixPath):
     __slots__ = (
         "_by_stem",
         "_files",
-        "_folder",
         "_main",
         "_names",
         "_notes",
@@ -52,10 +50,6 @@ class Record(PosixPath):
         "objects",
         "range",
     )
-
-    def __new__(cls, *_: Any, **__: Any) -> Record:
-        """Make one without arguments, which older versions of Python would read as parts of a path."""
-        return object.__new__(cls)
 
     def __init__(
         self,
@@ -71,72 +65,50 @@ class Record(PosixPath):
         files: tuple[str, ...] | None = None,
         range: tuple[int, int] | None = None,
         members: tuple[str, ...] = (),
+        held: Held | None = None,
     ) -> None:
+        self._files = objects if files is None else files
+        super().__init__(root, self._files[main], held)
         self.key = key
         self.objects = objects
         self.bytes = bytes
         self.meta = meta or {}
         self.range = range
         self.members = members
-        self._files = objects if files is None else files
         self._main = main
-        self._folder = root
         self._by_stem = by_stem
         self._names = names
         self._notes: Notes | None = None
-        if sys.version_info >= (3, 12):
-            super().__init__(self.__fspath__())
-
-    if not TYPE_CHECKING:  # or every name would do for a type checker
-
-        def __getattr__(self, name: str) -> Any:
-            """What older versions of Python keep of a path, made on its first use: most functions only open it."""
-            if name not in {"_drv", "_root", "_parts"} or sys.version_info >= (3, 12):
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            whole = self.path
-            for part in ("_drv", "_root", "_parts"):
-                setattr(self, part, getattr(whole, part))
-            return getattr(self, name)
-
-    # Whatever is derived from a record's path is a path, not a record.
-
-    def with_segments(self, *segments: str | os.PathLike[str]) -> Path:
-        """A path of these parts."""
-        return Path(*segments)
-
-    if sys.version_info < (3, 12):
-
-        @classmethod
-        def _from_parts(cls, *given: Any) -> Path:
-            made: Path = PATHS._from_parts(*given)  # noqa: SLF001
-            return made
-
-        @classmethod
-        def _from_parsed_parts(cls, *given: Any) -> Path:
-            made: Path = PATHS._from_parsed_parts(*given)  # noqa: SLF001
-            return made
-
-    def with_suffix(self, suffix: str) -> Path:  # type: ignore[override]
-        """The path with another suffix."""
-        return self.path.with_suffix(suffix)
-
-    def __fspath__(self) -> str:
-        return f"{self._folder}/{self._files[self._main]}"
 
     def __reduce__(self) -> Any:
-        fields: dict[str, Any] = {"main": self._main, "root": self._folder, "bytes": self.bytes, "meta": self.meta}
+        root = self._made()
+        fields: dict[str, Any] = {"main": self._main, "root": root, "bytes": self.bytes, "meta": self.meta}
         fields |= {"files": self._files, "range": self.range, "members": self.members}
         return functools.partial(Record, self.key, self.objects, by_stem=self._by_stem, **fields), ()
 
     @property
     def path(self) -> Path:
         """The main object, or what the record is of it, as a local file."""
-        return Path(self.__fspath__())
+        return self._path_of(self._local)
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All objects, or all members of the archive that the record is of, as local files, in key order."""
-        return tuple(Path(self._folder, name) for name in self._files)
+        return tuple(map(self._path_of, self._files))
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The same by name: for a record of files or members with one stem, by what follows it and a dot.
+
+        Examples:
+            >>> def features(record):             # of 000123.cls and 000123.jpg in a tar
+            ...     return {"label": int(record.files["cls"].read_text()), "jpg": record.files["jpg"].read_bytes()}
+        """
+        stem = f"{self._stem}." if self._by_stem else ""
+        return {name.removeprefix(stem): self._path_of(name) for name in self._files}
+
+    def _path_of(self, name: str) -> Path:
+        return Path(self._folder, name) if self._held is None else HeldPath(self._folder, name, self._held)
 
     @property
     def member(self) -> str | None:
@@ -147,9 +119,19 @@ class Record(PosixPath):
     def stem(self) -> str:
         """The path without its last suffix: what ``wfdb.rdrecord`` takes."""
         if self._by_stem:
-            name = self.key.removeprefix(f"{self.objects[0]}/") if self.members else self.key
-            return f"{self._folder}/{name}"
+            return f"{self._made()}/{self._stem}"
         return os.path.splitext(self.__fspath__())[0]
+
+    @property
+    def _stem(self) -> str:
+        """What the names of its files have in common."""
+        return self.key.removeprefix(f"{self.objects[0]}/") if self.members else self.key
+
+    def _made(self) -> str:
+        """The folder of its files, which are made there if they have not been."""
+        if self._held is not None:
+            self._held.make()
+        return self._folder
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a Parquet file, or of the row groups that the record is of it; of some ``columns``, if given.

@@ -8,13 +8,13 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from shardkit.inside.blocks import read_small
+from shardkit.inside.blocks import SMALL_BYTES, read_small
 from shardkit.inside.compressed import damage_named
 from shardkit.inside.piece import Member
-from shardkit.inside.source import COPIED_AT_ONCE, Made
+from shardkit.inside.source import COPIED_AT_ONCE, HELD_BYTES, Made
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from shardkit.inside.source import Source
 
@@ -23,7 +23,6 @@ EXTRA_GUESS = 64
 AT_FIRST = 1 << 20
 ENCRYPTED = 1
 NEAR = 4096  # members of one record that lie so close together are read at once
-TOGETHER_BYTES = 8 << 20
 
 
 def index_of(source: Source, kind: str) -> list[Member]:
@@ -84,43 +83,61 @@ def _wanted(member: Member) -> Iterator[Member]:
         yield member._replace(name="/".join(parts))
 
 
-def write_members(source: Source, members: Iterable[Member], kind: str, root: str) -> None:
-    """Write members of an archive as files under ``root``.
+def read_members(source: Source, members: Sequence[Member], kind: str, root: str) -> dict[str, bytes]:
+    """Read members of an archive; returns the contents of small ones by their names.
+
+    The others are made as files under ``root``, and so are all if together they are not small.
 
     Raises:
         ObjectDamaged: one is not what the index says.
     """
-    for together in _together(list(members)):
-        if kind == "tar" and sum(member.stored for member in together) <= TOGETHER_BYTES:
-            begin = together[0].start
-            data = read_small(source, begin, max(member.start + member.stored for member in together))
-            for member in together:
-                at = member.start - begin
-                _write(f"{root}/{member.name}", [data[at : at + member.stored]])
-            continue
-        for member in together:
-            with damage_named(source, f"a {kind} archive"):
-                content = _stored(source, member.start, member.stored) if kind == "tar" else _unzipped(source, member)
-                _write(f"{root}/{member.name}", content)
+    if kind == "tar" and (end := _end(members)) - (begin := min(m.start for m in members)) <= HELD_BYTES:
+        data = read_small(source, begin, end)
+        return {m.name: data[m.start - begin : m.start - begin + m.stored] for m in members}
+    held: dict[str, bytes] = {}
+    left = HELD_BYTES if sum(member.stored for member in members) <= HELD_BYTES else 0
+    with damage_named(source, f"a {kind} archive"):
+        for member, content in (_of_tar if kind == "tar" else _of_zip)(source, members):
+            with Made(f"{root}/{member.name}", held_bytes=left) as file:
+                for data in content:
+                    file.write(data)
+            if file.content is not None:
+                held[member.name] = file.content
+                left -= len(file.content)
+    return held
 
 
-def _together(members: list[Member]) -> Iterator[list[Member]]:
+def _end(members: Iterable[Member]) -> int:
+    return max(member.start + member.stored for member in members)
+
+
+def _of_tar(source: Source, members: Sequence[Member]) -> Iterator[tuple[Member, Iterable[bytes]]]:
+    """The contents of members, small neighbours of which are read at once."""
+    for together in _together(members):
+        begin, end = together[0].start, _end(together)
+        if end - begin > SMALL_BYTES:
+            yield from ((member, _stored(source, member.start, member.stored)) for member in together)
+        else:
+            data = read_small(source, begin, end)
+            yield from ((m, [data[m.start - begin : m.start - begin + m.stored]]) for m in together)
+
+
+def _together(members: Sequence[Member]) -> Iterator[list[Member]]:
     """Members in the order in which they lie, those that are small and neighbours in one list."""
     near: list[Member] = []
+    end = 0
     for member in sorted(members, key=lambda member: member.start):
-        if near:
-            end = near[-1].start + near[-1].stored
-            if member.start - end > NEAR or member.start + member.stored - near[0].start > TOGETHER_BYTES:
-                yield near
-                near = []
+        own_end = member.start + member.stored
+        if near and (member.start - end > NEAR or own_end - near[0].start > SMALL_BYTES):
+            yield near
+            near = []
         near.append(member)
+        end = max(end, own_end)
     yield near
 
 
-def _write(path: str, content: Iterable[bytes]) -> None:
-    with Made(path) as file:
-        for data in content:
-            file.write(data)
+def _of_zip(source: Source, members: Sequence[Member]) -> Iterator[tuple[Member, Iterable[bytes]]]:
+    return ((member, _unzipped(source, member)) for member in members)
 
 
 def _stored(source: Source, start: int, size: int) -> Iterator[bytes]:

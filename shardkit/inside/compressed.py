@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import functools
 import gzip
 import io
 import lzma
@@ -49,6 +50,7 @@ def damage_named(source: Source, what: str) -> Iterator[None]:
         raise ObjectDamaged(f"{source.name} cannot be read as {what}: {error}.", hint="Mend or exclude it.") from error
 
 
+@functools.lru_cache(64)
 def check_newlines(source: Source) -> None:
     """See that a text has not begun as one in which newlines are no single bytes.
 

@@ -1,30 +1,29 @@
-"""A piece's files, made on this machine."""
+"""A piece's files: in memory if they are small, else made on this machine."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardkit.errors import ObjectChanged
-from shardkit.inside.archives import index_of, write_members
+from shardkit.inside.archives import index_of, read_members
 from shardkit.inside.compressed import frame_starts
 from shardkit.inside.csv_rows import row_ends
 from shardkit.inside.lines import write_lines
 from shardkit.inside.piece import NO_INDEX
 from shardkit.inside.row_groups import footer_of, write_groups
-from shardkit.inside.source import Source
+from shardkit.inside.source import Made, Source
 
 if TYPE_CHECKING:
     from shardkit.inside.piece import Piece
     from shardkit.storage.places import Places
 
 
-def fetch_piece(places: Places, piece: Piece, etag: str | None, root: str) -> None:
-    """Make the files of a piece under ``root``; of the object only what they need is read.
+def fetch_piece(places: Places, piece: Piece, etag: str | None, root: str) -> dict[str, bytes] | None:
+    """Get the files of a piece: of the object only what they need is read.
 
-    A piece without a line has no file.
+    Returns the contents of those that are small by their names; the others are made under ``root``. A piece without a
+    line has no file, and for that None is returned.
 
     Raises:
         FileNotFoundError: the object is gone.
@@ -34,19 +33,21 @@ def fetch_piece(places: Places, piece: Piece, etag: str | None, root: str) -> No
     """
     if piece.is_as_it_is:
         places.get_file(piece.key, Path(root, piece.key), etag=etag, size=piece.object_bytes)
-        return
+        return {}
     source = Source(*places.at(piece.key), etag or None, piece.object_bytes)
     if piece.end == NO_INDEX:
         raise why_not_cut(source, piece)
     if piece.members:
-        write_members(source, piece.members, piece.rule.kind, root)
-    elif piece.rule.kind == "parquet":
-        write_groups(source, piece, f"{root}/{piece.files[0]}")
+        return read_members(source, piece.members, piece.rule.kind, root)
+    (name,) = piece.files
+    file = Made(f"{root}/{name}")
+    if piece.rule.kind == "parquet":
+        write_groups(source, piece, file)
     else:
-        path = f"{root}/{piece.files[0]}"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # an attempt that did not come to its end may have left it
-        write_lines(source, piece, path)
+        write_lines(source, piece, file)
+        if not file.is_there:
+            return None
+    return {} if file.content is None else {name: file.content}
 
 
 def why_not_cut(source: Source, piece: Piece) -> Exception:

@@ -12,34 +12,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shardkit.inside.blocks import SMALL_BYTES, read_small
 from shardkit.inside.compressed import block_from, check_newlines, damage_named, stream
 from shardkit.inside.csv_rows import header_bytes
 from shardkit.inside.rule import codec_of
-from shardkit.inside.source import Made
+from shardkit.inside.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardkit.inside.piece import Piece
-    from shardkit.inside.source import Source
+    from shardkit.inside.source import Made
 
-FIRST_LOOK, LONGEST_LOOK = 1 << 16, 8 << 20
+LEAST_LOOK, FIRST_LOOK, LONGEST_LOOK = 1 << 12, 1 << 16, 8 << 20
 READ_BYTES = 1 << 20
 
 
-def write_lines(source: Source, piece: Piece, path: str) -> None:
-    """Write the lines of a piece to ``path``; of a blank piece nothing, not even a file.
+def write_lines(source: Source, piece: Piece, file: Made) -> None:
+    """Write the lines of a piece; of a blank piece nothing.
 
     Raises:
         ObjectDamaged: the object cannot be decompressed.
     """
     codec = codec_of(source.key)
     if codec is None:
-        _write_plain(source, piece, path)
+        _write_plain(source, piece, file)
         return
     with damage_named(source, codec):
         if piece.is_whole:
-            _write_stream(stream(source, codec), b"", path, is_first=True, rest=None)
+            _write_stream(stream(source, codec), b"", file, is_first=True, rest=None)
             return
         start, end = piece.start, piece.end
         if codec == "gzip":  # of bgzip, whose blocks are found here; frames of zstd are in the plan
@@ -47,32 +48,36 @@ def write_lines(source: Source, piece: Piece, path: str) -> None:
         if start < end:
             header = header_bytes(stream(source, codec).read, piece.rule) if piece.needs_header else b""
             rest = stream(source, codec, end)
-            _write_stream(stream(source, codec, start, end), header, path, is_first=start == 0, rest=rest)
+            _write_stream(stream(source, codec, start, end), header, file, is_first=start == 0, rest=rest)
 
 
-def _write_plain(source: Source, piece: Piece, path: str) -> None:
+def _write_plain(source: Source, piece: Piece, file: Made) -> None:
     start, end = (0, source.size) if piece.is_whole else (piece.start, piece.end)
+    look = LEAST_LOOK if end - start <= SMALL_BYTES else FIRST_LOOK
     if not piece.is_whole:
         check_newlines(source)
     if not piece.is_exact:
-        begin = _after_newline(source, start, end) if start else 0
+        begin = _after_newline(source, start, end, look=look) if start else 0
         if begin is None:
             return
-        start, end = begin, _after_newline(source, end, source.size) or source.size
+        start, end = begin, _after_newline(source, end, source.size, look=look) or source.size
     if start >= end:
         return
-    with Made(path) as file:
+    with file:
         if piece.needs_header:
             with damage_named(source, "CSV"):
                 file.write(header_bytes(_reader(source), piece.rule))
-        source.copy(start, end, file)
+        if end - start <= SMALL_BYTES:
+            file.write(read_small(source, start, end))
+        else:
+            source.copy(start, end, file)
 
 
-def _after_newline(source: Source, start: int, end: int) -> int | None:
+def _after_newline(source: Source, start: int, end: int, *, look: int) -> int | None:
     """Where the line begins that follows on the first newline in a range; None if there is none."""
-    look = FIRST_LOOK
     while start < end:
-        at = source.read(start, min(start + look, end)).find(b"\n")
+        read = read_small if look < FIRST_LOOK else Source.read
+        at = read(source, start, min(start + look, end)).find(b"\n")
         if at >= 0:
             return start + at + 1
         start, look = min(start + look, end), min(look * 2, LONGEST_LOOK)
@@ -92,9 +97,9 @@ def _reader(source: Source) -> Callable[[int], bytes]:
     return read
 
 
-def _write_stream(text: Any, header: bytes, path: str, *, is_first: bool, rest: Any) -> None:
+def _write_stream(text: Any, header: bytes, file: Made, *, is_first: bool, rest: Any) -> None:
     """Write what follows on the first newline of a stream, and then the rest of its last line."""
-    file, skipping = Made(path), not is_first
+    skipping = not is_first
     while data := text.read(READ_BYTES):
         if skipping:
             at = data.find(b"\n")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
 from shardkit.inside.rule import Inside, codec_of, plain_name
+from shardkit.tables.arrays import numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MEMBERS = pa.list_(
     pa.struct([(name, pa.int64() if name != "name" else pa.string()) for name in ("name", "start", "stored", "crc")])
@@ -29,12 +33,12 @@ class Member(NamedTuple):
     crc: int = -1
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A record inside the object ``key``, which has ``object_bytes``.
 
-    ``start`` and ``end`` are bytes, or row groups of a Parquet file; both are 0 for a whole file. ``end`` is `NO_INDEX`
-    where the plan has not been able to read what is in the object.
+    In an archive, it is some ``members``, which have these ``names``, and the number of the ``main`` one. ``start`` and
+    ``end`` are bytes, or row groups of a Parquet file; both are 0 for a whole file. ``end`` is `NO_INDEX` where the
+    plan has not been able to read what is in the object.
     """
 
     rule: Inside
@@ -43,6 +47,7 @@ class Piece:
     end: int
     object_bytes: int
     members: tuple[Member, ...] = ()
+    names: tuple[str, ...] = ()
     main: int = 0
 
     @property
@@ -68,9 +73,7 @@ class Piece:
     @property
     def files(self) -> tuple[str, ...]:
         """The names of its files on this machine; in folders, as in the input or the archive."""
-        if self.members:
-            return tuple(member.name for member in self.members)
-        return (plain_name(self.key) if self.rule.has_lines else self.key,)
+        return self.names or (plain_name(self.key) if self.rule.has_lines else self.key,)
 
     @property
     def range(self) -> tuple[int, int] | None:
@@ -89,14 +92,21 @@ def pieces_of(table: pa.Table, rule: Inside | None) -> list[Piece | None]:
     """The pieces that the records of a table are; None where they are whole files."""
     if rule is None:
         return [None] * len(table)
-    columns = [column.to_pylist() for column in table.select(["objects", *columns_of(rule)]).columns]
-    return [_piece(rule, *values) for values in zip(*columns, strict=True)]
+    columns = [column.to_pylist() for column in table.select(["objects", *COLUMNS]).columns]
+    if not rule.is_archive:
+        return [Piece(rule, objects[0], start, end, size) for objects, start, end, size in zip(*columns, strict=True)]
+    members = _members_of(table["members"].combine_chunks())
+    mains = table["main_member"].to_pylist()
+    return [
+        Piece(rule, objects[0], start, end, size, some, names, main)
+        for objects, start, end, size, (some, names), main in zip(*columns, members, mains, strict=True)
+    ]
 
 
-def _piece(rule: Inside, objects: list[str], *values: Any) -> Piece:
-    start, end, size, *of_archive = values
-    if not of_archive:
-        return Piece(rule, objects[0], start, end, size)
-    members, main = of_archive
-    named = tuple(Member(m["name"], m["start"], m["stored"], m["crc"]) for m in members or ())
-    return Piece(rule, objects[0], start, end, size, named, main)
+def _members_of(lists: pa.ListArray) -> Iterator[tuple[tuple[Member, ...], tuple[str, ...]]]:
+    """The members of each record, and their names."""
+    columns = dict(zip(Member._fields, lists.values.flatten(), strict=True))
+    names = columns["name"].to_pylist()
+    members = list(map(Member, names, *(columns[name].to_pylist() for name in Member._fields[1:])))
+    for begin, end in itertools.pairwise(numpy(lists.offsets).tolist()):
+        yield tuple(members[begin:end]), tuple(names[begin:end])

@@ -6,12 +6,11 @@ import functools
 from typing import TYPE_CHECKING
 
 from shardkit.inside.compressed import damage_named
-from shardkit.inside.source import Made
 from shardkit.tables.rowgroups import MAGIC, TAIL_BYTES, Footer
 
 if TYPE_CHECKING:
     from shardkit.inside.piece import Piece
-    from shardkit.inside.source import Source
+    from shardkit.inside.source import Made, Source
 
 FOOTER_GUESS = 1 << 16
 
@@ -46,7 +45,7 @@ def cut_groups(source: Source, target_bytes: int) -> list[tuple[int, int, int]]:
     return [*pieces, (first, len(sizes), size)] if sizes else []
 
 
-def write_groups(source: Source, piece: Piece, path: str) -> None:
+def write_groups(source: Source, piece: Piece, file: Made) -> None:
     """Write the row groups of a piece as a Parquet file; their bytes are copied as they are.
 
     Raises:
@@ -56,7 +55,7 @@ def write_groups(source: Source, piece: Piece, path: str) -> None:
     with damage_named(source, "Parquet"):
         begin, end = footer.extent(piece.start, piece.end)
         tail = footer.of_groups(piece.start, piece.end, moved_by=len(MAGIC) - begin)
-    with Made(path) as file:
+    with file:
         file.write(MAGIC)
         source.copy(begin, end, file)
         file.write(tail)

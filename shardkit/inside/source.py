@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardkit.storage.base import is_remote
-from shardkit.storage.local import writing
+from shardkit.storage.local import open_new, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 COPIED_AT_ONCE = 4 << 20
 COPY_THREADS = 4
+HELD_BYTES = 1 << 18  # of a file in memory
 LEAST_BLOCK, LARGEST_BLOCK = 1 << 14, 4 << 20
 
 
@@ -74,24 +75,30 @@ class Source:
 
 
 class Made:
-    """A file of this machine that is made when its first byte is written, or when it is closed."""
+    """A file of this machine that is held in memory, and made when it has more than ``held_bytes``."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, held_bytes: int = HELD_BYTES) -> None:
         self._path = path
+        self._most = held_bytes
         self._file: Any = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
 
     def __enter__(self) -> Made:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with writing(self._path):
-            self._opened()
         self.close()
 
     @property
     def is_there(self) -> bool:
         """Whether anything has been written."""
-        return self._file is not None
+        return bool(self._held) or self._file is not None
+
+    @property
+    def content(self) -> bytes | None:
+        """What has been written; None if that is in the file."""
+        return None if self._file is not None else b"".join(self._held)
 
     def write(self, data: bytes) -> None:
         """Add to the file.
@@ -99,6 +106,13 @@ class Made:
         Raises:
             StorageError: there is no room.
         """
+        if self._file is None:
+            self._held.append(data)
+            self._held_bytes += len(data)
+            if self._held_bytes <= self._most:
+                return
+            data = b"".join(self._held)
+            self._held.clear()
         with writing(self._path):
             self._opened().write(data)
 
@@ -110,11 +124,7 @@ class Made:
 
     def _opened(self) -> Any:
         if self._file is None:
-            try:
-                self._file = open(self._path, "wb")  # noqa: SIM115  closed by `close`
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                self._file = open(self._path, "wb")  # noqa: SIM115
+            self._file = open_new(self._path)
         return self._file
 
 

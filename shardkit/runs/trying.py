@@ -22,7 +22,7 @@ from shardkit.tracebacks import error_message, user_traceback, users_part
 from shardkit.workers.answers import by_record
 from shardkit.workers.calling import awaited, check_not_concurrent, made
 from shardkit.workers.chunk_run import peak_memory_bytes
-from shardkit.workers.inputs import Wanted, open_inputs, record_at
+from shardkit.workers.inputs import Arrived, Wanted, open_inputs, record_at
 from shardkit.workers.memory import forget_peak, resident_bytes
 from shardkit.workers.steps import coroutine_of
 
@@ -130,9 +130,9 @@ class Trial:
             pieces = pieces_of(records, self._pipeline.inside)
             for number, (row, piece) in enumerate(zip(records.to_pylist(), pieces, strict=True)):
                 ticket = (0, 0, number)
-                with self._fetched(inputs, ticket, row, piece, tried) as folder:
+                with self._fetched(inputs, ticket, row, piece, tried) as arrived:
                     record = record_at(
-                        folder,
+                        arrived,
                         piece,
                         key=row["key"],
                         objects=tuple(row["objects"]),
@@ -151,8 +151,8 @@ class Trial:
     @contextlib.contextmanager
     def _fetched(
         self, inputs: Any, ticket: Any, row: dict[str, Any], piece: Piece | None, tried: Tried
-    ) -> Iterator[str]:
-        """The folder with the objects of a record; if one has changed since it was listed, it is among the changes.
+    ) -> Iterator[Arrived]:
+        """The files of a record; if an object of it has changed since it was listed, it is among the changes.
 
         Raises:
             InputError: one is gone.
@@ -163,18 +163,18 @@ class Trial:
         if piece is None:  # a piece is checked when it is read
             tried.changes += self._places.changes_since(row["objects"], etags)
         if not self._fetches:
-            yield self._places.root
+            yield Arrived(self._places.root)
             return
         inputs.expect([(ticket, Wanted(row["objects"], etags, row["bytes"], piece))])
         try:
-            folder = inputs.fetch(ticket)
+            arrived = inputs.fetch(ticket)
         except ObjectChanged as error:
             tried.changes.append(error.message)
             inputs.release(ticket)
             inputs.expect([(ticket, Wanted(row["objects"], None, row["bytes"], piece))])
-            folder = inputs.fetch(ticket)
+            arrived = inputs.fetch(ticket)
         try:
-            yield folder
+            yield arrived
         finally:
             inputs.release(ticket)
 

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import StorageError
 
@@ -34,6 +34,15 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         reason = error.strerror or str(error)
         hint = cures.get(error.errno or 0, "What was committed is kept; resume the run when this is mended.")
         raise StorageError(f"Cannot write {os.fspath(path)}: {reason}.", hint=hint) from error
+
+
+def open_new(path: str) -> Any:
+    """A file to write to, in a folder that is made if it is missing."""
+    try:
+        return open(path, "wb")
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return open(path, "wb")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from shardkit.errors import ObjectRefused, StorageError
 from shardkit.storage.refusals import EXPIRED, ODD, OWNER, THROTTLED, UNREACHABLE, Denied, Unanswered
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from shardkit.storage.places import Places
 
+T = TypeVar("T")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # errors of writing a file here
 NEVER_ONE_OBJECTS = {EXPIRED, THROTTLED, UNREACHABLE}
 
@@ -32,10 +33,10 @@ class Witness:
         self._others = others
         self.readable: str | None = None
 
-    def excuse(self, error: StorageError, again: Callable[[], None]) -> None:
+    def excuse(self, error: StorageError, again: Callable[[], T]) -> T:
         """Say who is to blame for an object that could not be read; ``again`` reads it once more.
 
-        Returns if it can be read by now.
+        Returns what that gives, if it can be read by now.
 
         Raises:
             ObjectRefused: the object is to blame, because others can be read right now.
@@ -50,7 +51,7 @@ class Witness:
         if not self._sees_another():
             raise error
         try:
-            again()  # a failure of the whole store may have ended just now
+            return again()  # a failure of the whole store may have ended just now
         except ObjectRefused:
             raise
         except StorageError as still:

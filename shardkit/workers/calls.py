@@ -14,6 +14,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import ObjectChanged, ObjectDamaged, ObjectRefused, StorageError
+from shardkit.held import FAILED
 from shardkit.workers.board import GIVE_WAY, GO_ON, REST, STOP
 from shardkit.workers.guard import is_used_up
 from shardkit.workers.output import RecordLog
@@ -146,13 +147,19 @@ class Calls:
         return result.row_count, None
 
     def _recover(self) -> None:
-        """Undo what the function may have done to the process."""
+        """Undo what the function may have done to the process.
+
+        Raises:
+            StorageError: files that it asked for could not be made.
+        """
         if os.getpid() != self._pid:  # the function has forked, and this is the child that has returned from it
             os._exit(0)
         harm = self._guard.harm()
         self._output.mend(descriptors=self._guard.lacks_output)
         if harm:
             os._exit(harm)
+        if FAILED and not is_used_up(error := FAILED.pop()):  # no record is to blame for a full disk
+            raise error
 
     def _cut_before(self, i: int, task: ChunkTask) -> str | None:
         """Why to commit the chunk as far as it is done; empty if the rest is for later, and not for another worker.

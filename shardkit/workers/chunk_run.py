@@ -88,9 +88,9 @@ class ChunkRun:
 
     def record(self, i: int) -> Record | None:
         """The record at a position, its files here; None for a piece without a line."""
-        root = self._inputs.fetch((self.task.shard, self.task.chunk, i))
+        arrived = self._inputs.fetch((self.task.shard, self.task.chunk, i))
         return record_at(
-            root,
+            arrived,
             self._pieces[i],
             key=self.keys[i],
             objects=tuple(self._objects[i]),

@@ -2,7 +2,7 @@
 
 Objects of a store are fetched ahead: while the function works on one record, those of the next records arrive, several
 at once, in the order in which they will be needed. Bytes and records held are limited; a record's files are removed
-when it is done.
+when it is done. Small pieces of objects are held in memory, and are files only where the function asks for a path.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardkit.errors import StorageError
+from shardkit.held import Held
 from shardkit.record import Record
+from shardkit.storage.local import open_new, writing
 from shardkit.storage.witness import Witness
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ LOCAL_THREADS = 2  # for pieces of files of this machine, which keep the disk bu
 Ticket = tuple[int, int, int]  # shard, chunk, position
 
 
-@dataclass
+@dataclass(slots=True)
 class Wanted:
     """A record's objects: their keys, the etags that they must still have, and their total size in bytes.
 
@@ -47,12 +49,23 @@ class Wanted:
     etags: Sequence[str] | None
     bytes: int
     piece: Piece | None = None
-    arrivals: list[Future[None]] = field(default_factory=list)
+    arrivals: list[Future[Arrived]] = field(default_factory=list)
 
     @property
     def files(self) -> Sequence[str]:
         """The names of the files that arrive."""
         return self.objects if self.piece is None else self.piece.files
+
+
+class Arrived(NamedTuple):
+    """A record's files: the folder that their names are relative to, and what is held in memory of them.
+
+    ``is_blank`` stands for a piece in which there is no line.
+    """
+
+    root: str
+    held: Held | None = None
+    is_blank: bool = False
 
 
 def open_inputs(
@@ -68,28 +81,29 @@ def open_inputs(
     return RemoteInputs(places, Path(scratch), others, at_once=at_once)
 
 
-def record_at(root: str, piece: Piece | None, *, main: int, **fields: Any) -> Record | None:
-    """The record whose files are in the folder ``root``; None for a piece in which there is no line."""
+def record_at(arrived: Arrived, piece: Piece | None, *, main: int, **fields: Any) -> Record | None:
+    """The record with these files; None for a piece in which there is no line."""
+    root, held, is_blank = arrived
+    if is_blank:
+        return None
     if piece is None:
         return Record(root=root, main=main, **fields)
-    if piece.rule.has_lines and not os.path.exists(f"{root}/{piece.files[0]}"):
-        return None
-    members = tuple(member.name for member in piece.members)
-    return Record(root=root, main=piece.main, files=piece.files, range=piece.range, members=members, **fields)
+    files, range_, members = piece.files, piece.range, piece.names
+    return Record(root=root, main=piece.main, files=files, range=range_, members=members, held=held, **fields)
 
 
 class LocalInputs:
     """Objects that are files of this machine already."""
 
     def __init__(self, root: str) -> None:
-        self._root = root
+        self._arrived = Arrived(root)
 
     def expect(self, wanted: Iterable[tuple[Ticket, Wanted]]) -> None:
         """Nothing to do: the files are here."""
 
-    def fetch(self, ticket: Ticket) -> str:
+    def fetch(self, ticket: Ticket) -> Arrived:
         """The folder that the objects' keys are relative to."""
-        return self._root
+        return self._arrived
 
     def release(self, ticket: Ticket) -> None:
         """Nothing to do: the files stay where they are."""
@@ -125,8 +139,8 @@ class RemoteInputs:
                 self._waiting.append(ticket)
         self._fill()
 
-    def fetch(self, ticket: Ticket) -> str:
-        """Wait until the record's files are here; returns the folder that their names are relative to.
+    def fetch(self, ticket: Ticket) -> Arrived:
+        """Wait until the record's files are here.
 
         Raises:
             FileNotFoundError: an object is gone.
@@ -135,38 +149,41 @@ class RemoteInputs:
             ObjectRefused: the store refuses one, but not all.
             StorageError: the store cannot be reached, or refuses all.
         """
-        if ticket not in self._held:
+        room = self._held.get(ticket)
+        if room is None:
             self._waiting.remove(ticket)
-            self._begin(ticket)
-        wanted, path = self._wanted[ticket], self._held[ticket].path
-        if (home := self._home(wanted)) is not None:
-            return home
-        for number, key in enumerate(wanted.objects):
-            try:
-                if wanted.arrivals:
-                    wanted.arrivals[number].result()
-                else:
-                    self._get(wanted, number, path)
-            except StorageError as error:
-                self._witness.excuse(error, functools.partial(self._get, wanted, number, path))
-            self._witness.readable = key
-        return path
+            room = self._begin(ticket)
+        wanted = self._wanted[ticket]
+        if wanted.piece is not None:
+            home = self._home(wanted.piece)
+            return Arrived(home) if home is not None else self._had(wanted, 0, room)
+        for number in range(len(wanted.objects)):
+            self._had(wanted, number, room)
+        return Arrived(room.path)
 
-    def _home(self, record: Wanted) -> str | None:
-        """The folder of the record's file, if it is a whole file of this machine."""
-        is_here = record.piece is not None and record.piece.is_as_it_is and not self._source.are_fetched
-        return self._source.root if is_here else None
+    def _had(self, wanted: Wanted, number: int, room: _Room) -> Arrived:
+        """Wait until an object of a record is here, or the piece of it that the record is."""
+        try:
+            arrived = wanted.arrivals[number].result() if wanted.arrivals else self._get(wanted, number, room)
+        except StorageError as error:
+            arrived = self._witness.excuse(error, functools.partial(self._get, wanted, number, room))
+        self._witness.readable = wanted.objects[number]
+        return arrived
 
-    def _get(self, record: Wanted, number: int, path: str) -> None:
+    def _home(self, piece: Piece) -> str | None:
+        """The folder of a piece's file, if it is a whole file of this machine."""
+        return self._source.root if piece.is_as_it_is and not self._source.are_fetched else None
+
+    def _get(self, record: Wanted, number: int, room: _Room) -> Arrived:
         key = record.objects[number]
         etag = record.etags[number] if record.etags is not None else None
         if record.piece is not None:
             from shardkit.inside.fetch import fetch_piece
 
-            fetch_piece(self._source, record.piece, etag, path)
-            return
+            return room.taken(fetch_piece(self._source, record.piece, etag, room.path))
         size = record.bytes if len(record.objects) == 1 else None
-        self._source.get_file(key, Path(path, key), etag=etag, size=size)
+        self._source.get_file(key, Path(room.path, key), etag=etag, size=size)
+        return Arrived(room.path)
 
     def release(self, ticket: Ticket) -> None:
         """Remove a record's files, whether all have arrived or not."""
@@ -176,7 +193,7 @@ class RemoteInputs:
                 with contextlib.suppress(Exception):  # fetch() has raised it, or nobody needs the object
                     arrival.result()
         room = self._held.pop(ticket)
-        room.clear(record.files)
+        room.clear()
         self._free.append(room)
         self._held_bytes -= record.bytes
         self._fill()
@@ -210,42 +227,69 @@ class RemoteInputs:
         limit = READ_AHEAD_BYTES if record.piece is None else 2 * READ_AHEAD_BYTES
         return len(self._held) < self._most and self._held_bytes + record.bytes <= limit
 
-    def _begin(self, ticket: Ticket) -> None:
+    def _begin(self, ticket: Ticket) -> _Room:
         record = self._wanted[ticket]
         room = self._free.pop() if self._free else _Room(f"{self._root}/{len(self._held)}")
         self._held[ticket] = room
         self._held_bytes += record.bytes
-        if self._home(record) is not None:
-            return
-        room.prepare(record.files)
-        if self._is_quick(record):
-            return
-        for number in range(len(record.objects)):
-            record.arrivals.append(self._threads.submit(self._get, record, number, room.path))
+        if record.piece is not None and self._home(record.piece) is not None:
+            return room
+        room.begin(record.files, are_made=record.piece is None)
+        if not self._is_quick(record):
+            for number in range(len(record.objects)):
+                record.arrivals.append(self._threads.submit(self._get, record, number, room))
+        return room
 
 
 class _Room:
     """A folder for the files of one record at a time, because an object may have the name of another record's folder.
 
     The folders in it stay for the next record if its objects are in folders of the same names: making them can take
-    longer than fetching a small object.
+    longer than fetching a small object. Nothing is made as long as all files are in memory.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._folders: frozenset[str] = frozenset()
+        self._files: Sequence[str] = ()
+        self._made: Sequence[str] = ()
+        self._held: Held | None = None
+        self._has_folders = False
 
-    def prepare(self, keys: Sequence[str]) -> None:
-        """Make sure that nothing is in the way of files with these names."""
-        folders = frozenset(_around(keys))
-        if folders != self._folders:
+    def begin(self, files: Sequence[str], *, are_made: bool) -> None:
+        """Expect files with these names; ``are_made`` says that they will be made, whatever their sizes."""
+        self._files, self._made, self._held = files, (), None
+        if self._has_folders and frozenset(_around(files)) != self._folders:
             self.remove()
-        self._folders = folders
+        if are_made:
+            self._note_made()
 
-    def clear(self, keys: Sequence[str]) -> None:
+    def taken(self, contents: dict[str, bytes] | None) -> Arrived:
+        """The files of a piece of an object, of which those with ``contents`` are in memory."""
+        if contents is None:
+            return Arrived(self.path, is_blank=True)
+        if len(contents) < len(self._files):
+            self._note_made()
+        held = self._held = Held(contents, self._make) if contents else None
+        return Arrived(self.path, held)
+
+    def _make(self, contents: dict[str, bytes]) -> None:
+        self._note_made()
+        for name, content in contents.items():
+            path = f"{self.path}/{name}"
+            with writing(path), open_new(path) as file:
+                file.write(content)
+
+    def _note_made(self) -> None:
+        if not self._made:
+            self._made, self._folders, self._has_folders = self._files, frozenset(_around(self._files)), True
+
+    def clear(self) -> None:
         """Remove the files, and whatever else the function has left."""
+        if self._held is not None:
+            self._held.drop()
         try:
-            for key in keys:
+            for key in self._made:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{self.path}/{key}")
             if self._is_bare():
@@ -257,9 +301,12 @@ class _Room:
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
+        self._has_folders = False
 
     def _is_bare(self) -> bool:
         """Whether nothing but the folders is left."""
+        if not self._has_folders:  # then a process that the function has forked may have made it
+            return not os.path.lexists(self.path)
         inside = Counter(name.rpartition("/")[0] for name in self._folders if name)
         return all(len(os.listdir(f"{self.path}/{name}")) == inside[name] for name in self._folders)
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from shardkit.inside.fetch import fetch_piece
 from shardkit.inside.piece import Piece, pieces_of
 from shardkit.inside.rule import Inside
 from shardkit.plan.inside import Cutter
 from shardkit.plan.records import build_records
 from shardkit.storage.open import folder
 from shardkit.storage.places import Places
-from shardkit.workers.inputs import record_at
+from shardkit.workers.inputs import RemoteInputs, Wanted, record_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,12 +72,10 @@ def cut(source: Folder, scratch: Path, rule: Any, pattern: Sequence[str] = ("*",
     rows = zip(keys, pieces_of(table, inside), table["etags"].to_pylist(), table.to_pylist(), strict=True)
     for number, (key, piece, (etag,), row) in enumerate(rows):
         assert piece is not None
-        root = scratch / str(number)
-        home = places.root if piece.is_as_it_is and not places.are_fetched else None
-        if home is None:
-            fetch_piece(places, piece, etag, str(root))
+        inputs = RemoteInputs(places, scratch / str(number))
+        inputs.expect([((0, 0, number), Wanted(row["objects"], [etag], row["bytes"], piece))])
         record = record_at(
-            home or str(root),
+            inputs.fetch((0, 0, number)),
             piece,
             key=key,
             objects=tuple(row["objects"]),

@@ -106,7 +106,8 @@ class Unseekable(io.RawIOBase):
 def test_large_members_and_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "COPIED_AT_ONCE", 1000)
     monkeypatch.setattr(archives, "COPIED_AT_ONCE", 1000)
-    monkeypatch.setattr(archives, "TOGETHER_BYTES", 5000)
+    monkeypatch.setattr(archives, "SMALL_BYTES", 5000)
+    monkeypatch.setattr(archives, "HELD_BYTES", 5000)
     monkeypatch.setattr(archives, "AT_FIRST", 700)
     data = os.urandom(20_000)
     out = io.BytesIO(tar_of({"a.bin": b"old", "b.bin": data}))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from inside_files import bgzip, cut, file_in, seekable_zstd
 
 import shardkit as sk
-from shardkit.inside import csv_rows, lines
+from shardkit.inside import blocks, csv_rows, lines
 from shardkit.storage.open import folder
 
 LINE = st.text(alphabet="ab\r\0é,\"'", max_size=12).map(str.encode)
@@ -30,6 +30,7 @@ TEXT = st.tuples(st.lists(LINE, max_size=30), st.booleans()).map(
 @pytest.fixture(autouse=True)
 def small_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of a few bytes, whose edges fall anywhere."""
+    monkeypatch.setattr(lines, "LEAST_LOOK", 2)
     monkeypatch.setattr(lines, "FIRST_LOOK", 3)
     monkeypatch.setattr(lines, "LONGEST_LOOK", 8)
     monkeypatch.setattr(lines, "READ_BYTES", 5)
@@ -204,7 +205,8 @@ def test_a_store_is_asked_for_ranges(tmp_path: Path) -> None:
     assert sum(asked) < len(text) + 200 * len(found)
 
 
-def test_a_changed_object_is_told(tmp_path: Path) -> None:
+def test_a_changed_object_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2)  # more of the object has to be read
     for source in (folder(str(tmp_path / "in")), folder(f"memory://{tmp_path.name}-changed")):
         source.write("a.txt", b"1\n2\n3\n4\n")
         found = cut(source, tmp_path / source.uri.partition(":")[0], {"inside": "lines", "target_bytes": 4})

@@ -74,7 +74,7 @@ def test_what_is_held_is_bounded(
     with Watch(tmp_path / "scratch") as watch:
         ahead.expect(((0, 0, i), Wanted([f"{i:05d}"], [etags[f"{i:05d}"]], size)) for i in range(count))
         for i in range(count):
-            root = ahead.fetch((0, 0, i))
+            root = ahead.fetch((0, 0, i)).root
             assert os.path.getsize(os.path.join(root, f"{i:05d}")) == size
             if i % 16 == 0:
                 watch.look()
@@ -98,7 +98,7 @@ def test_a_record_sees_its_own_files_alone(
     ahead = RemoteInputs(Places.one(source.uri), tmp_path / "scratch")
     ahead.expect(((0, 0, i), Wanted(keys, None, 5)) for i, keys in enumerate(records))
     for i, keys in enumerate(records):
-        root = Path(ahead.fetch((0, 0, i)))
+        root = Path(ahead.fetch((0, 0, i)).root)
         there = {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
         assert there == {key: key for key in keys}
         home = (root / keys[0]).parent
