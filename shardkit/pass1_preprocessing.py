@@ -126,6 +126,6 @@ def _done_before(ledger: Ledger, retried: np.ndarray) -> Counts:
 
 
 if __name__ == "__main__":
-    from shardkit.cli.app import main
+    from shardkit.__main__ import main
 
     main(["pass1", *sys.argv[1:]])

@@ -129,6 +129,6 @@ def _add_all(
 
 
 if __name__ == "__main__":
-    from shardkit.cli.app import main
+    from shardkit.__main__ import main
 
     main(["pass2", *sys.argv[1:]])

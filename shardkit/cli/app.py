@@ -5,8 +5,6 @@ Messages for people go to stderr, results to stdout. Heavy imports wait until a 
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -109,7 +107,6 @@ def main(args: Sequence[str] | None = None) -> None:
     """The program."""
     # Arrow's own allocator keeps freed memory for a while: here that is a third of the peak, and no faster.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    atexit.register(gc.freeze)  # else the garbage collector takes 0.2 s at the end
     try:
         cli.main(args=args, prog_name="shardkit")
     finally:

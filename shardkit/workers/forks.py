@@ -30,6 +30,8 @@ def main(control: int) -> None:
     set_process_name("shardkit-forks")
     adopt_orphans()
     preload(None)
+    gc.freeze()
+    gc.enable()
     call = _Forks(socket.socket(fileno=control)).serve()
     if call is not None:
         work(*call)

@@ -32,7 +32,10 @@ from shardkit.workers.orphans import end_group
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-BOOTSTRAP = "import sys; sys.path[:] = {path}; from shardkit.workers.forks import main; main({control})"
+# The garbage collector waits until all is imported that the forks share: it would look through that ten times.
+BOOTSTRAP = (
+    "import gc, sys; gc.disable(); sys.path[:] = {path}; from shardkit.workers.forks import main; main({control})"
+)
 # One thread a worker, because there is a worker a CPU; an allocator that gives freed memory back; and the other
 # allocator must not start a thread, because forks do not inherit it.
 ALLOCATORS = {"ARROW_DEFAULT_MEMORY_POOL": "system", "JE_ARROW_MALLOC_CONF": "background_thread:false"}

@@ -46,6 +46,7 @@ TOP = {
     "cache": "base",
     "carried": "base",
     "checksums": "base",
+    "collector": "base",
     "errors": "base",
     "explain": "base",
     "functions": "base",

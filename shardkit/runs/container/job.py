@@ -10,9 +10,7 @@ The same program does the jobs of a prepared run, which something else than an e
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
-import gc
 import json
 import math
 import os
@@ -23,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shardkit.collector import spare_what_is_loaded
 from shardkit.errors import (
     ChecksFailed,
     Damaged,
@@ -130,7 +129,7 @@ def run_program(work: Callable[[Container], None]) -> int:
     """Do the work of a job; returns the exit code, and leaves a message if it failed."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     os.environ.setdefault("SHARDKIT_CACHE", os.path.join(tempfile.gettempdir(), f"shardkit-cache-{os.getuid()}"))
-    atexit.register(gc.freeze)  # or Python would look through all objects at its end, for 0.2 s
+    spare_what_is_loaded()
     container = Container.here()
     try:
         work(container)
