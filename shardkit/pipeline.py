@@ -145,11 +145,11 @@ class Pipeline(Spec):
         keys = [records] if isinstance(records, str) else records
         return try_records(self, keys if isinstance(keys, int) else list(keys))
 
-    def diff(self, *, sample: int = 200) -> Difference:
+    def diff(self, *, sample: int = 200, quiet: bool = False) -> Difference:
         """Run the function, as it is now, on some records of the present dataset, and compare with what is stored.
 
-        So you see what a change would do before all is computed again. The records are of all sizes and run in this
-        process; nothing is written.
+        So you see what a change would do before all is computed again. The records are of all sizes; workers compute
+        them, and nothing is written. With ``quiet`` no progress is shown, as otherwise on terminals and in notebooks.
 
         Returns:
             Which records would give other rows, in which columns, and about how long all records would take.
@@ -158,10 +158,11 @@ class Pipeline(Spec):
             RunNotFound: the output holds no dataset.
             PipelineError: the sample is not at least 1, or the function cannot be loaded.
             RunFailed: a part that the dataset was made of is gone.
+            RunInterrupted: by Ctrl-C or SIGTERM.
         """
         from shardkit.runs.differing import diff
 
-        return diff(self, sample)
+        return diff(self, sample, quiet=quiet)
 
     def try_record(self, key: str) -> Tried:
         """Run one record in this process; what the function raises is raised, so that ``%debug`` works after it.

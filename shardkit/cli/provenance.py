@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import redirect_stdout
 from typing import Any
 
 import click
 
 from shardkit.cli.commands import Command
 from shardkit.cli.given import opened, read_pipeline
-from shardkit.cli.options import JSON, OUTPUT, PIPELINE, RUN_ID
+from shardkit.cli.options import JSON, OUTPUT, PIPELINE, QUIET, RUN_ID
 
 
 @click.command(
@@ -45,17 +44,19 @@ shardkit verify s3://bucket/features/ --sample 1000 --json
 )
 @OUTPUT
 @click.option("--sample", type=int, default=100, metavar="N", help="How many records, of all sizes (default 100).")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="How many processes; by default as the run.")
 @RUN_ID
+@QUIET
 @JSON
-def verify(output: str, run_id: str | None, *, sample: int, as_json: bool) -> None:
+def verify(output: str, run_id: str | None, *, sample: int, workers: int | None, quiet: bool, as_json: bool) -> None:
     """Compute some records of a dataset again, here, and compare their rows with those that are stored.
 
-    They run as the run had them: the same files and settings, and the function as it was. Nothing is written.
+    They run as the run had them: the same files and settings, and the function as it was. Nothing is written. A record
+    that kills its process, or takes too long, is one that fails.
 
     Exit codes: 0 all that could be compared are the same, 1 some differ or fail, or none could be compared.
     """
-    with redirect_stdout(sys.stderr):  # for what the user's function prints
-        verified = opened(output, run_id).verify(sample=sample)
+    verified = opened(output, run_id).verify(sample=sample, workers=workers, quiet=quiet)
     click.echo(json.dumps(verified.to_dict()) if as_json else str(verified))
     if not verified.is_reproducible:
         sys.exit(1)
@@ -71,8 +72,9 @@ shardkit diff pipeline.yaml --set function=features:rows_v2
 )
 @PIPELINE
 @click.option("--sample", type=int, default=200, metavar="N", help="How many records, of all sizes (default 200).")
+@QUIET
 @JSON
-def diff(pipeline: str | None, *, sample: int, as_json: bool, **given: Any) -> None:
+def diff(pipeline: str | None, *, sample: int, quiet: bool, as_json: bool, **given: Any) -> None:
     """Show what the function, as it is now, would change in the dataset that is there.
 
     It runs on some records whose rows are stored, here; nothing is written. Shown are rows that would be new or gone,
@@ -80,8 +82,7 @@ def diff(pipeline: str | None, *, sample: int, as_json: bool, **given: Any) -> N
 
     Exit codes: 0 nothing would change, 1 something would.
     """
-    with redirect_stdout(sys.stderr):
-        difference = read_pipeline(pipeline, given).diff(sample=sample)
+    difference = read_pipeline(pipeline, given).diff(sample=sample, quiet=quiet)
     click.echo(json.dumps(difference.to_dict()) if as_json else str(difference))
     if not difference.is_empty:
         sys.exit(1)

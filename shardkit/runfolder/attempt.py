@@ -47,7 +47,8 @@ class Attempt:
 
     ``begun`` is when the attempt began, on the clock of ``time.monotonic``; ``command`` continues its work.
     ``shard`` is the shard of a job of its own, or ``all``; ``number`` is the lowest number that the attempt may have.
-    ``fresh`` means that nobody can have worked on the run before, which saves a look.
+    ``fresh`` means that nobody can have worked on the run before, which saves a look. ``patience_s`` is how long
+    records in flight may take once it is interrupted.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Attempt:
         shard: int | str = "all",
         number: int = 1,
         fresh: bool = False,
+        patience_s: float = INTERRUPT_PATIENCE_S,
     ) -> None:
         self._command = command
+        self._patience_s = patience_s
         self._shard = shard
         self.number = number if fresh else max(number, folder.next_attempt(shard))
         self.progress = progress
@@ -230,7 +233,7 @@ class Attempt:
         stop = self._stop
         if stop is None:
             raise KeyboardInterrupt  # and not yet RunInterrupted, which the user's combine might catch as an Exception
-        patience = 0.0 if isinstance(stop.error, RunInterrupted) else INTERRUPT_PATIENCE_S
+        patience = 0.0 if isinstance(stop.error, RunInterrupted) else self._patience_s
         stop.ask(self._interruption(), patience_s=patience)
         if patience and number == signal.SIGINT:
             self._display(self.progress.note, "Interrupted: committing what is done (Ctrl-C again stops at once).")

@@ -138,15 +138,15 @@ class Notebook(Quiet):
         return self._html(f'<progress value="{done}" max="{self._total}"></progress> <code>{html.escape(line)}</code>')
 
 
-def make_progress(*, quiet: bool) -> Progress:
-    """The display for a terminal, a notebook or a log, depending on where the process runs."""
+def make_progress(*, quiet: bool, in_logs: bool = True) -> Progress:
+    """The display for a terminal, a notebook or a log, by where the process runs; without ``in_logs`` no log."""
     if quiet:
         return Quiet()
     if _in_notebook():
         return Notebook()
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         return Terminal()
-    return PlainLines()
+    return PlainLines() if in_logs else Quiet()
 
 
 def _in_notebook() -> bool:

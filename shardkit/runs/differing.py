@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardkit.errors import PipelineError, RunNotFound
 from shardkit.plan.chunks import record_costs
+from shardkit.runfolder.display import make_progress
 from shardkit.runfolder.find import latest_run
-from shardkit.runs.trying import Trial, ready
-from shardkit.runs.verifying import Again, Compared, sampled
+from shardkit.runs.recomputing import Work
+from shardkit.runs.verifying import Compared, apart, sampled
 from shardkit.units import counted, human_seconds
-from shardkit.workers.calling import made
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,35 +53,37 @@ class Difference(Compared):
         return "\n".join(lines)
 
 
-def diff(pipeline: Spec, sample: int = 200) -> Difference:
+def diff(pipeline: Spec, sample: int = 200, *, quiet: bool = False) -> Difference:
     """Run the pipeline's function on ``sample`` records of its present dataset, and compare with what is stored.
 
-    They are of all sizes, the largest among them. They run in this process, and nothing is written.
+    They are of all sizes, the largest among them. As in a run, workers compute them, as many as the pipeline says but
+    no more than there are CPUs. Nothing is written.
 
     Raises:
         RunNotFound: the pipeline's output holds no dataset.
         PipelineError: the sample is not at least 1, the function cannot be loaded, or the records are others.
         RunFailed: a part that the dataset was made of is gone.
+        RunInterrupted: by Ctrl-C or SIGTERM.
     """
     folder = latest_run(pipeline.output_folder())
     if folder is None:
         raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run the pipeline first.")
-    given = pipeline.function
-    trial = Trial(
-        pipeline, ready(given) if callable(given) else pipeline.function_ref().load(make=made), rows_kept=sys.maxsize
-    )
+    ref = pipeline.function_ref()
+    work = Work(pipeline, ref, list(sampled(folder, sample)))
+    runs = {id(stored): stored for stored, _ in work.records}
+    for stored in runs.values():
+        _check_same_records(pipeline, stored)
     difference, seconds, costs = Difference(), 0.0, 0.0
-    runs: dict[int, StoredRows] = {}
-    for stored, record in sampled(folder, sample):
-        if id(stored) not in runs:
-            _check_same_records(pipeline, stored)
-            runs[id(stored)] = stored
-        again = Again.of(trial, stored, record)
-        seconds += again.seconds
-        costs += _cost(stored.ledger.bytes[[record]])
-        difference.add(again, stored, record)
+    progress = make_progress(quiet=quiet, in_logs=False)
+    with apart("The comparison") as scratch, contextlib.closing(work.again(scratch, progress)) as records:
+        for again in records:
+            seconds += again.seconds
+            costs += _cost(again.stored.ledger.bytes[[again.record]])
+            difference.add(again)
     everything = sum(_cost(stored.ledger.bytes[stored.done]) for stored in runs.values())
-    difference.all_s = seconds * everything / costs / pipeline.worker_count() if costs else 0.0
+    calling = pipeline.calling(ref)
+    at_once = pipeline.worker_count() * (calling.calls_at_once if calling.overlaps else 1)
+    difference.all_s = seconds * everything / costs / at_once if costs else 0.0
     return difference
 
 

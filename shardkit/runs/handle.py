@@ -162,19 +162,25 @@ class Run(RunRows):
 
         return origin_of(self.folder, row, file)
 
-    def verify(self, *, sample: int = 100) -> Verified:
+    def verify(self, *, sample: int = 100, workers: int | None = None, quiet: bool = False) -> Verified:
         """Compute some records of the dataset again, and compare their rows with those that are stored.
 
-        The records are of all sizes. They run in this process, with the function as the run had it; nothing is written.
+        The records are of all sizes. Workers compute them, with the function as the run had it; nothing is written.
+
+        Args:
+            sample: how many records.
+            workers: how many processes, by default those of the run; never more than there are CPUs.
+            quiet: show no progress, which is otherwise shown on terminals and in notebooks.
 
         Raises:
             PipelineError: the sample is not at least 1.
             PlanMismatch: the run kept no copy of the function, and that has changed since.
             RunFailed: a part that the dataset was made of is gone.
+            RunInterrupted: by Ctrl-C or SIGTERM.
         """
         from shardkit.runs.verifying import verify
 
-        return verify(self.folder, sample)
+        return verify(self.folder, sample, workers=workers, quiet=quiet)
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The same as plain data, without pandas."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.ledger import CommittedPart
     from shardkit.tables.spans import Spans
 
+FOOTERS_KEPT = 64  # of parts: records that are looked at one after the other are often in the same
 NOT_THERE = "Parts are removed by `shardkit clean` once nothing needs them; run the pipeline again to have them."
 
 
@@ -51,9 +52,9 @@ class _Place:
 class StoredRows:
     """The rows of a run's records in its parts."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, ledger: Ledger | None = None) -> None:
         self.folder = folder
-        self.ledger = Ledger(folder)
+        self.ledger = ledger or Ledger(folder)
         self._opened: dict[str, tuple[pq.FileMetaData, RecordRows | None]] = {}
 
     @functools.cached_property
@@ -130,6 +131,8 @@ class StoredRows:
                     footer = pq.read_metadata(file)
             except (OSError, pa.ArrowException) as error:
                 raise RunFailed(f"The part {part.file} cannot be read: {error}.", hint=NOT_THERE) from error
+            while len(self._opened) >= FOOTERS_KEPT:
+                del self._opened[next(iter(self._opened))]
             self._opened[part.name] = footer, record_rows(footer) or _by_timings(marker)
         footer, rows = self._opened[part.name]
         if rows is None:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import json
+import signal
 import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from shardkit.dataset.current import current_result
-from shardkit.errors import InputError, ObjectRefused, PipelineError, PlanMismatch, RunNotFound
+from shardkit.errors import PipelineError, PlanMismatch, RunInterrupted, RunNotFound
 from shardkit.hints import Hint
+from shardkit.runfolder.display import make_progress
 from shardkit.runs.comparing import Differences
 from shardkit.runs.planning import planned_pipeline
+from shardkit.runs.recomputing import Work
 from shardkit.runs.replay import function_of
+from shardkit.runs.signals import ended_by
 from shardkit.runs.stored import StoredRows, makers
-from shardkit.runs.trying import Trial, spread
+from shardkit.runs.trying import spread
 from shardkit.units import counted
-from shardkit.workers.calling import made
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardkit.functions import FunctionRef
     from shardkit.runfolder.folder import RunFolder
+    from shardkit.runs.recomputing import Again
+    from shardkit.spec.spec import Spec
 
 SHOWN = 10
 
@@ -38,13 +44,13 @@ class Compared:
     changed: dict[str, str] = field(default_factory=dict)
     differences: Differences = field(default_factory=Differences)
 
-    def add(self, again: Again, stored: StoredRows, record: int) -> None:
+    def add(self, again: Again) -> None:
         """Compare one record, as it was computed again, with the rows that are stored of it."""
         if again.changed:
             self.changed[again.key] = again.changed
         elif again.error:
             self.failed[again.key] = again.error
-        elif self.differences.add(again.key, stored.of(record), again.rows):
+        elif self.differences.add(again.key, again.stored.of(again.record), again.rows):
             self.different.append(again.key)
         else:
             self.same.append(again.key)
@@ -131,64 +137,68 @@ def difference_lines(differences: Differences) -> Iterator[str]:
             yield f"  {title:<8} {', '.join(f'{name} ({kind})' for name, kind in columns.items())}"
 
 
-def verify(folder: RunFolder, sample: int = 100) -> Verified:
-    """Compute ``sample`` records of the present dataset again, in this process, and compare their rows with the stored.
+def verify(folder: RunFolder, sample: int = 100, *, workers: int | None = None, quiet: bool = False) -> Verified:
+    """Compute ``sample`` records of the present dataset again, and compare their rows with the stored.
 
-    They are of all sizes, the largest among them. Nothing is written.
+    They are of all sizes, the largest among them. As in a run, workers compute them, by default as many as the run had
+    but no more than there are CPUs. Nothing is written.
 
     Raises:
         RunNotFound: there is no dataset.
         PipelineError: the sample is not at least 1.
         PlanMismatch: the run kept no copy of the function, and that has changed since.
         RunFailed: a part that the dataset was made of is gone.
+        RunInterrupted: by Ctrl-C or SIGTERM.
     """
-    verified, trials = Verified(), dict[tuple[str, str], Trial]()
-    with tempfile.TemporaryDirectory(prefix="shardkit-verify-") as scratch:
-        for stored, record in sampled(folder, sample):
-            digest = stored.function_digest(record)
-            named = stored.folder.run_id, digest
-            if named not in trials:
-                trials[named] = _trial(stored.folder, digest, scratch)
-            verified.add(Again.of(trials[named], stored, record), stored, record)
+    verified, progress = Verified(), make_progress(quiet=quiet, in_logs=False)
+    with apart("The verification") as scratch:
+        for work in _works(folder, sample, scratch, workers):
+            with contextlib.closing(work.again(scratch, progress)) as records:
+                for again in records:
+                    verified.add(again)
     return verified
 
 
-def _trial(folder: RunFolder, digest: str, scratch: str) -> Trial:
-    """What runs records with the run's function of that digest."""
+@contextlib.contextmanager
+def apart(title: str) -> Iterator[Path]:
+    """A folder for what is only looked at, which is removed in the end, whatever happens.
+
+    Raises:
+        RunInterrupted: by Ctrl-C or SIGTERM.
+    """
+    try:
+        with ended_by(signal.SIGTERM), tempfile.TemporaryDirectory(prefix="shardkit-again-") as scratch:
+            yield Path(scratch)
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"{title} was interrupted; nothing was written.") from None
+
+
+def _works(folder: RunFolder, sample: int, scratch: Path, workers: int | None) -> list[Work]:
+    """The records of a sample, with all those together that have the same function and settings, of whichever run."""
+    works: dict[str, Work] = {}
+    found: dict[tuple[str, str], str] = {}
+    for stored, record in sampled(folder, sample):
+        of_run = stored.folder.run_id, stored.function_digest(record)
+        if of_run not in found:
+            pipeline, ref = _as_it_was(stored.folder, of_run[1], str(scratch))
+            pipeline = pipeline if workers is None else pipeline.replace(workers=workers)
+            found[of_run] = json.dumps([ref.digest, pipeline.to_dict()], sort_keys=True, default=str)
+            works.setdefault(found[of_run], Work(pipeline, ref))
+        works[found[of_run]].records.append((stored, record))
+    return list(works.values())
+
+
+def _as_it_was(folder: RunFolder, digest: str, scratch: str) -> tuple[Spec, FunctionRef]:
+    """A run's pipeline, without its engine, and its function of that digest."""
     plan = folder.plan()
     pipeline = planned_pipeline(plan, {"engine": None} if plan["pipeline"].get("engine") else {})
     try:
-        ref = function_of(folder, digest, scratch)
+        return pipeline, function_of(folder, digest, scratch)
     except PlanMismatch as error:
         cure = Hint(
             "See what has changed with the pipeline's diff().", "See what has changed: shardkit diff PIPELINE.yaml"
         )
         raise PlanMismatch(error.message, hint=cure) from None
-    return Trial(pipeline, ref.load(make=made), rows_kept=sys.maxsize)
-
-
-@dataclass(frozen=True)
-class Again:
-    """A record that was computed again: its rows, or the error; or how its objects have changed, if they have."""
-
-    key: str
-    rows: pa.Table
-    seconds: float = 0.0
-    error: str = ""
-    changed: str = ""
-
-    @classmethod
-    def of(cls, trial: Trial, stored: StoredRows, record: int) -> Again:
-        """Compute a record again."""
-        records = stored.records.take([record])
-        key = str(records["key"][0].as_py())
-        try:
-            tried = trial.run(records)
-        except (InputError, FileNotFoundError, ObjectRefused) as error:  # an object is gone, or not given out any more
-            return cls(key, pa.table({}), changed=str(error))
-        one = tried.records[0]
-        rows = one.table if one.table is not None else pa.table({})
-        return cls(key, rows, one.seconds, one.message, " ".join(tried.changes))
 
 
 def sampled(folder: RunFolder, sample: int) -> Iterator[tuple[StoredRows, int]]:
