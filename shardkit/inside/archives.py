@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import bz2
-import tarfile
+import re
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from shardkit.inside.blocks import SMALL_BYTES, read_small
 from shardkit.inside.compressed import damage_named
-from shardkit.inside.piece import Member
 from shardkit.inside.source import COPIED_AT_ONCE, HELD_BYTES, Made
+from shardkit.inside.tar_index import found_in
+from shardkit.tables.arrays import arrow, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    import pyarrow as pa
+
+    from shardkit.inside.piece import Member
     from shardkit.inside.source import Source
 
 ZIP_HEAD = 30  # bytes before the name, of which the last four are the lengths of the name and of what follows it
@@ -25,7 +31,7 @@ ENCRYPTED = 1
 NEAR = 4096  # members of one record that lie so close together are read at once
 
 
-def index_of(source: Source, kind: str) -> list[Member]:
+def index_of(source: Source, kind: str) -> Index:
     """The members of an archive that are files, in the order in which they lie there.
 
     As in folders, what has a name, or lies in a folder with a name, that begins with ``_`` or ``.`` is no input. Of
@@ -35,30 +41,41 @@ def index_of(source: Source, kind: str) -> list[Member]:
         ObjectDamaged: it is no such archive, or one with members that cannot be read by themselves.
     """
     with damage_named(source, f"a {kind} archive"):
-        members = {member.name: member for member in (_tar if kind == "tar" else _zip)(source)}
-    return sorted(members.values(), key=lambda member: member.start)
+        members = _tar(source) if kind == "tar" else _zip(source)
+        names = texts(list(members))
+    numbers = np.array(list(members.values()), np.int64).reshape(-1, 3)
+    order = np.argsort(numbers[:, 0], kind="stable")
+    return Index(names.take(arrow(order)), *numbers[order].T)
 
 
-def _tar(source: Source) -> Iterator[Member]:
-    named: dict[str, Member] = {}
-    with tarfile.open(fileobj=source.opened(), mode="r:") as archive:
-        while (info := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # otherwise it would keep all of them
-            if info.issparse():
-                raise ValueError(f"{info.name} is sparse")
-            if info.islnk() and info.linkname in named:
-                member = named[info.linkname]._replace(name=info.name)
-            elif info.isreg():
-                member = Member(info.name, info.offset_data, info.size)
-                if member.start + member.stored > source.size:
-                    raise ValueError(f"it ends in the midst of {info.name}")
-            else:
-                continue
-            named[info.name] = member
-            yield from _wanted(member)
+class Index(NamedTuple):
+    """Members of an archive: their names, where they begin, how many bytes they take there, and their checksums."""
+
+    names: pa.StringArray
+    start: np.ndarray
+    stored: np.ndarray
+    crc: np.ndarray
 
 
-def _zip(source: Source) -> Iterator[Member]:
+def _tar(source: Source) -> dict[str, tuple[int, int, int]]:
+    """Where each member begins, how many bytes it takes, and -1; by its name."""
+    members: dict[str, tuple[int, int, int]] = {}
+    named: dict[str, tuple[int, int, int]] = {}
+    for name, start, size, link in found_in(source):
+        if not link:
+            where = named[name] = (start, size, -1)
+        elif (of_other := named.get(link)) is not None:
+            where = named[name] = of_other
+        else:
+            continue
+        if plain := _plain(name):
+            members[plain] = where
+    return members
+
+
+def _zip(source: Source) -> dict[str, tuple[int, int, int]]:
+    """Where each member begins, how many bytes it takes, and its checksum; by its name."""
+    members: dict[str, tuple[int, int, int]] = {}
     with zipfile.ZipFile(source.opened()) as archive:
         for info in archive.infolist():
             if info.is_dir():
@@ -67,20 +84,26 @@ def _zip(source: Source) -> Iterator[Member]:
                 raise ValueError(f"{info.filename} is encrypted")
             if info.compress_type not in _INFLATE:
                 raise ValueError(f"{info.filename} is compressed by method {info.compress_type}")
-            yield from _wanted(Member(info.filename, info.header_offset, info.compress_size, info.CRC))
+            if plain := _plain(info.filename):
+                members[plain] = (info.header_offset, info.compress_size, info.CRC)
+    return members
 
 
-def _wanted(member: Member) -> Iterator[Member]:
-    """A member by its plain name, if it is input.
+UNUSUAL = re.compile(r"(?:^|/)(?:[._/]|$)")
+
+
+def _plain(name: str) -> str:
+    """A member's name as one of an input; empty if it is none.
 
     Raises:
-        ValueError: its name leads out of the archive.
+        ValueError: it leads out of the archive.
     """
-    parts = [part for part in member.name.split("/") if part not in {"", "."}]
+    if not UNUSUAL.search(name):
+        return name
+    parts = [part for part in name.split("/") if part not in {"", "."}]
     if ".." in parts:
-        raise ValueError(f"{member.name} would lie outside of it")
-    if parts and not any(part.startswith(("_", ".")) for part in parts):
-        yield member._replace(name="/".join(parts))
+        raise ValueError(f"{name} would lie outside of it")
+    return "" if any(part.startswith(("_", ".")) for part in parts) else "/".join(parts)
 
 
 def read_members(source: Source, members: Sequence[Member], kind: str, root: str) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,35 +21,33 @@ from shardkit.errors import InputError, ObjectChanged, ObjectDamaged, StorageErr
 from shardkit.inside.archives import index_of
 from shardkit.inside.compressed import frame_starts, is_blocked
 from shardkit.inside.csv_rows import row_ends
-from shardkit.inside.piece import MEMBER_COLUMNS, NO_INDEX, columns_of
+from shardkit.inside.piece import NO_INDEX, columns_of
 from shardkit.inside.row_groups import cut_groups
 from shardkit.inside.rule import codec_of
 from shardkit.inside.source import Source
-from shardkit.plan.globs import matches
+from shardkit.plan.members import not_cut, records_of, together
 from shardkit.plan.meta import META
-from shardkit.tables.arrays import arrow, numpy, texts
+from shardkit.tables.arrays import arrow, numpy, scalar
 from shardkit.tables.spill import Spill, batches_of, filtered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shardkit.inside.piece import Member
     from shardkit.inside.rule import Inside
+    from shardkit.plan.members import MemberRecords
     from shardkit.storage.places import Places
 
+T = TypeVar("T")
 READERS = 16
 LOOKS_LIKE_A_RANGE = r":[0-9]+-[0-9]+$"
 
 
 class Cut(NamedTuple):
-    """A record of an object: where it begins and ends, its size in bytes; and in an archive, its name and members."""
+    """A record of an object: where it begins and ends, and its size in bytes."""
 
     start: int
     end: int
     bytes: int
-    name: str = ""
-    members: Sequence[Member] = ()
-    main: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,25 @@ class Cutter:
         return pa.schema([*fields, *meta, *columns_of(self.rule).items()])
 
     def _batch(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-        keys, sizes = batch["key"].cast(pa.string()), numpy(batch["bytes"].cast(pa.int64()))
-        cuts = self._cuts(keys, batch["etag"], sizes)
+        sizes = numpy(batch["bytes"].cast(pa.int64()))
+        row, columns = (self._members if self.rule.is_archive else self._ranges)(batch, sizes)
+        taken = arrow(row)
+        columns |= {
+            "objects": _alone(batch["key"].cast(pa.string()).take(taken)),
+            "etags": _alone(batch["etag"].cast(pa.string()).take(taken)),
+            "main": arrow(np.zeros(len(row), np.int32)),
+            "object_bytes": arrow(sizes[row]),
+        }
+        if "modified" in schema.names:
+            columns["modified"] = arrow(numpy(batch["modified"].cast(pa.int64()))[row])
+        if META in schema.names:
+            columns[META] = batch[META].take(taken)
+        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+    def _ranges(self, batch: pa.RecordBatch, sizes: np.ndarray) -> tuple[np.ndarray, dict[str, pa.Array]]:
+        """Pieces of files: the row of each one's object, and its own columns."""
+        rows = np.flatnonzero(sizes > self.rule.target_bytes)
+        cuts = self._asked(batch, rows, sizes, lambda source: self._cut_of(source.key), _cannot_cut)
         counts = np.maximum(-(-sizes // self.rule.target_bytes), 1) if self.rule.has_lines else np.ones_like(sizes)
         for object_row, of_object in cuts.items():
             counts[object_row] = len(of_object)
@@ -98,80 +113,65 @@ class Cutter:
         start, end = number * sizes[row] // counts[row], (number + 1) * sizes[row] // counts[row]
         size = end - start
         start[counts[row] == 1] = end[counts[row] == 1] = 0  # whole objects
-        names: dict[int, str] = {}
-        members: list[Sequence[Member]] = [()] * len(row) if self.rule.is_archive else []
-        main = np.zeros(len(members), np.int32)
         for object_row, of_object in cuts.items():
             for at, cut in enumerate(of_object, int(first[object_row])):
-                start[at], end[at], size[at] = cut[:3]
-                if members:
-                    members[at], main[at] = cut.members, cut.main
-                    names[at] = cut.name
-        objects = keys.take(arrow(row))
-        modified = numpy(batch["modified"].cast(pa.int64()))[row] if "modified" in schema.names else row
-        columns: dict[str, pa.Array] = {
-            "key": _named(objects, names) if members else _ranged(objects, start, end),
-            "objects": _alone(objects),
-            "etags": _alone(batch["etag"].cast(pa.string()).take(arrow(row))),
-            "main": arrow(np.zeros(len(row), np.int32)),
-            "bytes": arrow(size),
-            "modified": arrow(modified),
-            "start": arrow(start),
-            "end": arrow(end),
-            "object_bytes": arrow(sizes[row]),
-            "main_member": arrow(main),
-            "members": pa.array([[m._asdict() for m in some] for some in members], MEMBER_COLUMNS["members"]),
-        }
-        if META in schema.names:
-            columns[META] = batch[META].take(arrow(row))
-        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+                start[at], end[at], size[at] = cut
+        key = _ranged(batch["key"].cast(pa.string()).take(arrow(row)), start, end)
+        return row, {"key": key, "bytes": arrow(size), "start": arrow(start), "end": arrow(end)}
 
-    def _cuts(self, keys: pa.Array, etags: pa.Array, sizes: np.ndarray) -> dict[int, list[Cut]]:
-        """The records of the objects for which sizes alone do not say what they are, by the objects' rows."""
-        rows = np.arange(len(sizes)) if self.rule.is_archive else np.flatnonzero(sizes > self.rule.target_bytes)
+    def _members(self, batch: pa.RecordBatch, sizes: np.ndarray) -> tuple[np.ndarray, dict[str, pa.Array]]:
+        """Records of archives: the row of each one's object, and its own columns."""
+        found = self._asked(batch, np.arange(len(sizes)), sizes, lambda _: self._members_of, lambda s: not_cut(s.size))
+        records = together([found[object_row] for object_row in range(len(sizes))])
+        row = np.repeat(np.arange(len(sizes)), [len(found[object_row].names) for object_row in range(len(sizes))])
+        zero, is_cut = np.zeros_like(row), numpy(pc.not_equal(records.names, scalar("")))
+        objects = batch["key"].cast(pa.string()).take(arrow(row))
+        key = pc.if_else(arrow(is_cut), pc.binary_join_element_wise(objects, records.names, "/"), objects)
+        columns = {"key": key, "bytes": arrow(records.bytes), "start": arrow(zero)}
+        columns["end"] = arrow(np.where(is_cut, zero, NO_INDEX))
+        return row, columns | {"members": records.members, "main_member": arrow(records.main)}
+
+    def _members_of(self, source: Source) -> MemberRecords:
+        return records_of(index_of(source, self.rule.kind), self.rule)
+
+    def _asked(
+        self,
+        batch: pa.RecordBatch,
+        rows: np.ndarray,
+        sizes: np.ndarray,
+        how: Callable[[Source], Callable[[Source], T] | None],
+        cannot: Callable[[Source], T],
+    ) -> dict[int, T]:
+        """What is found in the objects at ``rows`` for which sizes alone do not say what they are, by these rows.
+
+        ``how`` says what finds it, and ``cannot`` what stands for an object that cannot be read.
+        """
         asked = []
         for row in rows.tolist():
-            source = Source(*self.places.at(keys[row].as_py()), etags[row].as_py() or None, int(sizes[row]))
-            if (cut := self._cut_of(source.key)) is not None:
-                asked.append((row, source, cut))
+            place, key = self.places.at(batch["key"][row].as_py())
+            source = Source(place, key, batch["etag"][row].as_py() or None, int(sizes[row]))
+            if (find := how(source)) is not None:
+                asked.append((row, source, find))
         if not asked:
             return {}
         with ThreadPoolExecutor(min(READERS, len(asked)), thread_name_prefix="shardkit-index") as pool:
-            cuts = list(pool.map(lambda each: _cut_or_fail(each[1], each[2]), asked))
-        refusals = [cut for cut in cuts if isinstance(cut, StorageError)]
-        if len(refusals) == len(cuts):  # it is not for single objects that nothing can be read
+            found = list(pool.map(lambda each: _found_or_error(each[1], each[2], cannot), asked))
+        refusals = [each for each in found if isinstance(each, StorageError)]
+        if len(refusals) == len(found):  # it is not for single objects that nothing can be read
             raise refusals[0]
         return {
-            row: _cannot_cut(source) if isinstance(cut, StorageError) else cut
-            for (row, source, _), cut in zip(asked, cuts, strict=True)
+            row: cannot(source) if isinstance(each, StorageError) else each
+            for (row, source, _), each in zip(asked, found, strict=True)
         }
 
     def _cut_of(self, key: str) -> Callable[[Source], list[Cut]] | None:
         """What cuts an object of that name; None if its size says enough."""
-        if self.rule.is_archive:
-            return self._members
         if self.rule.kind == "parquet":
             return self._row_groups
         codec = codec_of(key)
         if codec is not None:
             return {"gzip": self._blocks, "zstd": self._frames}.get(codec, _whole)
         return self._rows if self.rule.is_scanned(key) else None
-
-    def _members(self, source: Source) -> list[Cut]:
-        """The records of an archive, in the order in which their first members lie there."""
-        index = index_of(source, self.rule.kind)
-        may_be_main = numpy(matches(texts([member.name for member in index]), self.rule.pattern))
-        mains = {index[at].name for at in np.flatnonzero(may_be_main).tolist()}
-        groups: dict[str, list[Member]] = {}
-        for member in index:
-            groups.setdefault(_stem(member.name) if self.rule.by == "stem" else member.name, []).append(member)
-        cuts = []
-        for name, group in groups.items():
-            members = sorted(group, key=lambda member: member.name)
-            main = next((at for at, member in enumerate(members) if member.name in mains), None)
-            if main is not None:
-                cuts.append(Cut(0, 0, sum(member.stored for member in members), name, members, main))
-        return cuts
 
     def _row_groups(self, source: Source) -> list[Cut]:
         pieces = cut_groups(source, self.rule.target_bytes)
@@ -201,12 +201,12 @@ class Cutter:
         return not (self.rule.is_csv(key) and self.rule.quoted_newlines)
 
 
-def _cut_or_fail(source: Source, cut: Callable[[Source], list[Cut]]) -> list[Cut] | StorageError:
-    """The records of an object, or why the store does not give it."""
+def _found_or_error(source: Source, find: Callable[[Source], T], cannot: Callable[[Source], T]) -> T | StorageError:
+    """What is found in an object, or why the store does not give it."""
     try:
-        return cut(source)
+        return find(source)
     except (ObjectDamaged, ObjectChanged, FileNotFoundError):
-        return _cannot_cut(source)
+        return cannot(source)
     except StorageError as error:
         return error
 
@@ -227,12 +227,6 @@ def _cut_at(source: Source, positions: list[int]) -> list[Cut]:
     return [Cut(start, end, end - start) for start, end in itertools.pairwise(edges)]
 
 
-def _stem(name: str) -> str:
-    """The name of a member up to the first dot in its last part, as WebDataset has it."""
-    folder, slash, file = name.rpartition("/")
-    return f"{folder}{slash}{file.partition('.')[0]}"
-
-
 def _alone(values: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(arrow(np.arange(len(values) + 1, dtype=np.int32)), values)
 
@@ -242,12 +236,6 @@ def _ranged(objects: pa.Array, start: np.ndarray, end: np.ndarray) -> pa.Array:
     text = [arrow(edge).cast(pa.string()) for edge in (start, end)]
     ranged = pc.binary_join_element_wise(objects, pc.binary_join_element_wise(*text, "-"), ":")
     return pc.if_else(arrow(end > 0), ranged, objects)
-
-
-def _named(objects: pa.Array, names: dict[int, str]) -> pa.Array:
-    """The key of each record of archives; one that stands for an archive that cannot be read has that one's."""
-    keys = (f"{key}/{names[at]}" if names.get(at) else key for at, key in enumerate(objects.to_pylist()))
-    return pa.array(keys, pa.string())
 
 
 def _check_names(objects: pa.Table) -> None:
