@@ -65,6 +65,11 @@ for name, place, sentence in (
         ),
     ),
     (
+        "snapshots",
+        "look:snapshots",
+        ("List the snapshots of a dataset's Iceberg table, the newest first: `query --as-of RUN` reads each of them."),
+    ),
+    (
         "retry",
         "run:retry",
         "Run the quarantined records again, with the function as it is now, and rebuild the dataset.",

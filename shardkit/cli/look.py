@@ -159,6 +159,34 @@ def query(
         echo(line)
 
 
+@click.command(cls=Command, epilog="shardkit snapshots out/\nshardkit snapshots pipeline.yaml --json | jq -r .run_id")
+@OUTPUT
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a snapshot.")
+def snapshots(output: str, *, as_json: bool) -> None:
+    """List the snapshots of a dataset's Iceberg table, the newest first: `query --as-of RUN` reads each of them."""
+    import pyarrow as pa
+
+    from shardkit.cli.answers import as_lines
+    from shardkit.dataset.iceberg.history import snapshots_of
+    from shardkit.storage.open import folder
+
+    found = snapshots_of(folder(output_of(output)))
+    if as_json:
+        for one in found:
+            echo(json.dumps(one.to_dict()))
+        return
+    columns = {
+        "made": [f"{one.made:%Y-%m-%d %H:%M:%S}" for one in found],
+        "run": [one.run_id or "(another program)" for one in found],
+        "rows": [one.rows for one in found],
+        "files": [one.files for one in found],
+        "snapshot": [one.snapshot_id for one in found],
+        "table": [one.table + (" (present)" if one.is_present else "") for one in found],
+    }
+    for line in as_lines(pa.table(columns), "table"):
+        echo(line)
+
+
 @click.command(cls=Command, epilog="shardkit check out/\nshardkit check s3://bucket/features/ --json | jq .faults")
 @OUTPUT
 @JSON

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardkit.dataset.checks import result_on_disk
+from shardkit.dataset.current import current_result
+from shardkit.errors import RunNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow.dataset as pads
 
+    from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.folder import RunFolder
 
 
@@ -21,16 +24,44 @@ class RunRows:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
-    def dataset(self) -> pads.Dataset:
+    def dataset(self, *, as_of: str | None = None) -> pads.Dataset:
         """The dataset's files, exactly those that the run wrote.
 
+        If the dataset is in an Iceberg table, ``as_of`` is any run: it is the dataset as that run has left it.
+
         Raises:
-            RunNotFound: the run has no dataset yet, or files of it are gone.
+            RunNotFound: the run has no dataset yet, or files of it are gone; or there is no snapshot of ``as_of``.
             RunReplaced: a later run has replaced it.
         """
         from shardkit.dataset.read import open_dataset
 
-        return open_dataset(self.folder.output, result_on_disk(self.folder))
+        result = result_on_disk(self.folder) if as_of is None else self._as_of(as_of)
+        return open_dataset(self.folder.output, result)
+
+    def _as_of(self, run_id: str) -> Result:
+        from shardkit.dataset.iceberg.history import result_as_of
+
+        present = current_result(self.folder.output)
+        if present is None:
+            raise RunNotFound(f"{self.folder.output.uri} holds no dataset.", hint="Run the pipeline first.")
+        return result_as_of(self.folder.output, run_id, present)
+
+    def snapshots(self) -> pd.DataFrame:
+        """The snapshots of the dataset's Iceberg table, the newest first, each a state that ``as_of`` can name.
+
+        Columns: made (UTC), run_id, rows, files, snapshot_id, table, and is_present.
+
+        Raises:
+            PipelineError: the dataset is in no Iceberg table.
+            CatalogError: the table cannot be looked at.
+        """
+        import pandas as pd
+
+        from shardkit.dataset.iceberg.history import COLUMNS, snapshots_of
+
+        rows = [[getattr(one, name) for name in COLUMNS] for one in snapshots_of(self.folder.output)]
+        frame: pd.DataFrame = pd.DataFrame(rows, columns=COLUMNS)
+        return frame
 
     def files(self) -> list[str]:
         """The paths or URIs of the dataset's files, in order: what loaders of training data take.
