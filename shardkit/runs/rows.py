@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shardkit.dataset.checks import result_on_disk
 from shardkit.dataset.current import current_result
-from shardkit.errors import RunNotFound
+from shardkit.errors import PipelineError, RunNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +86,44 @@ class RunRows:
         from shardkit.dataset.loaders.hugging_face import open_with_datasets
 
         return open_with_datasets(self.folder.output, result_on_disk(self.folder), columns, streaming=streaming)
+
+    def torch(
+        self,
+        *,
+        columns: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        even: bool = False,
+    ) -> Any:
+        """Open the dataset as a `torch.utils.data.IterableDataset`, which deals its rows to workers and ranks.
+
+        The workers of all ranks get each row exactly once an epoch, and all as many rows, up to one. A row is a dict;
+        with ``batch_size`` the dataset yields batches, made much faster, and the DataLoader has to have
+        ``batch_size=None``. Numbers and lists of them are tensors, all else is Python's.
+
+        Args:
+            columns: those to read, by default all.
+            batch_size: rows in a batch; the last one of a worker may have fewer.
+            shuffle: another order of files and row groups in each epoch, of which some at a time are mixed row by row.
+                Call ``set_epoch`` before each epoch.
+            seed: of that order.
+            even: leave out as many rows, fewer than there are ranks, that all ranks get as many, and as many batches.
+
+        Raises:
+            RunNotFound, RunReplaced: as for `dataset`.
+            PipelineError: PyTorch is not installed, there is no column of a name, or the format has its own loader.
+        """
+        try:
+            from shardkit.dataset.loaders.torch_rows import TorchRows
+        except ImportError as error:
+            if error.name != "torch":
+                raise
+            raise PipelineError("run.torch() needs PyTorch, which is not installed.", hint="See pytorch.org.") from None
+        from shardkit.dataset.loaders.rows import Rows
+
+        rows = Rows(self.folder.output, result_on_disk(self.folder), columns)
+        return TorchRows(rows, batch_size=batch_size, shuffle=shuffle, seed=seed, even=even)
 
     def sql(
         self, query: str, *, using: Literal["athena", "duckdb"] | None = None, as_of: str | None = None

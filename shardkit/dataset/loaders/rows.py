@@ -66,6 +66,11 @@ class Rows:
         return str(self._result["run_id"])
 
     @property
+    def columns_with_nulls(self) -> set[str]:
+        """Those that are known to have nulls."""
+        return {name for file in self._result["files"] for name in file.get("nulls", ())}
+
+    @property
     def uri(self) -> str:
         """The folder of the files."""
         return self._folder.uri
@@ -97,7 +102,12 @@ class Rows:
             fragment = fragment.subset(row_group_ids=[piece.group])
         names = self.schema.names
         batches = fragment.to_batches(
-            schema=self.whole, columns=names, batch_readahead=1, fragment_readahead=1, use_threads=False
+            schema=self.whole,
+            columns=names,
+            batch_size=BATCH_ROWS,
+            batch_readahead=1,
+            fragment_readahead=1,
+            use_threads=False,
         )
         return iter(batches)
 
