@@ -16,6 +16,7 @@ SMALL_BYTES = BLOCK_BYTES // 4  # what is larger is read by itself
 
 _held: OrderedDict[tuple[Source, int], Future[bytes]] = OrderedDict()
 _lock = threading.Lock()
+_latest: tuple[Source | None, int, bytes] = (None, 0, b"")  # most are asked for many times in a row
 
 
 def read_small(source: Source, start: int, end: int) -> bytes:
@@ -23,13 +24,18 @@ def read_small(source: Source, start: int, end: int) -> bytes:
     if end - start > SMALL_BYTES:
         return source.read(start, end)
     first, last = start // BLOCK_BYTES, max(end - 1, start) // BLOCK_BYTES
-    data = b"".join([_block(source, number) for number in range(first, last + 1)])
-    begin = start - first * BLOCK_BYTES
-    return data[begin : begin + end - start]
+    parts = []
+    for number in range(first, last + 1):
+        at = number * BLOCK_BYTES
+        parts.append(_block(source, number)[max(start - at, 0) : end - at])
+    return parts[0] if first == last else b"".join(parts)
 
 
 def _block(source: Source, number: int) -> bytes:
     """A block, which threads that want it at once read once."""
+    global _latest  # noqa: PLW0603  it is replaced as a whole
+    if _latest[0] is source and _latest[1] == number:
+        return _latest[2]
     key = (source, number)
     with _lock:
         block = _held.get(key)
@@ -48,4 +54,6 @@ def _block(source: Source, number: int) -> bytes:
                 _held.pop(key, None)
             block.set_exception(error)
             raise
-    return block.result()
+    data = block.result()
+    _latest = (source, number, data)
+    return data

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from shardkit.storage.places import Places
 
 
-def fetch_piece(places: Places, piece: Piece, etag: str | None, root: str) -> dict[str, bytes] | None:
+def source_of(places: Places, piece: Piece, etag: str | None) -> Source:
+    """The object that a piece is of, as long as it has that etag.
+
+    Raises:
+        FileNotFoundError: the input has no such place.
+    """
+    return Source(*places.at(piece.key), etag or None, piece.object_bytes)
+
+
+def fetch_piece(places: Places, source: Source, piece: Piece, root: str) -> dict[str, bytes] | None:
     """Get the files of a piece: of the object only what they need is read.
 
     Returns the contents of those that are small by their names; the others are made under ``root``. A piece without a
@@ -32,9 +41,8 @@ def fetch_piece(places: Places, piece: Piece, etag: str | None, root: str) -> di
         StorageError: the store cannot be reached, or there is no room for the files.
     """
     if piece.is_as_it_is:
-        places.get_file(piece.key, Path(root, piece.key), etag=etag, size=piece.object_bytes)
+        places.get_file(piece.key, Path(root, piece.key), etag=source.etag, size=piece.object_bytes)
         return {}
-    source = Source(*places.at(piece.key), etag or None, piece.object_bytes)
     if piece.end == NO_INDEX:
         raise why_not_cut(source, piece)
     if piece.members:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from shardkit.inside.piece import Piece
+    from shardkit.inside.source import Source
     from shardkit.storage.places import Places
 
 READ_AHEAD_BYTES = 64 << 20
@@ -36,6 +37,15 @@ QUICK_BYTES = 1 << 18
 LOCAL_THREADS = 2  # for pieces of files of this machine, which keep the disk busy, or a CPU
 
 Ticket = tuple[int, int, int]  # shard, chunk, position
+
+_forks = [0]  # how many processes this one has forked
+
+
+def _count_fork() -> None:
+    _forks[0] += 1
+
+
+os.register_at_fork(after_in_parent=_count_fork)
 
 
 @dataclass(slots=True)
@@ -121,7 +131,10 @@ class RemoteInputs:
         self._source = source
         self._witness = Witness(source, others)
         self._root = scratch
-        threads = FETCH_THREADS if source.store is not None else LOCAL_THREADS
+        self._is_local = source.store is None
+        self._has_homes = not source.are_fetched
+        self._latest: tuple[tuple[str, str | None], Source] | None = None
+        threads = LOCAL_THREADS if self._is_local else FETCH_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="shardkit-fetch")
         self._wanted: dict[Ticket, Wanted] = {}
         self._waiting: deque[Ticket] = deque()
@@ -172,7 +185,7 @@ class RemoteInputs:
 
     def _home(self, piece: Piece) -> str | None:
         """The folder of a piece's file, if it is a whole file of this machine."""
-        return self._source.root if piece.is_as_it_is and not self._source.are_fetched else None
+        return self._source.root if self._has_homes and piece.is_as_it_is else None
 
     def _get(self, record: Wanted, number: int, room: _Room) -> Arrived:
         key = record.objects[number]
@@ -180,10 +193,19 @@ class RemoteInputs:
         if record.piece is not None:
             from shardkit.inside.fetch import fetch_piece
 
-            return room.taken(fetch_piece(self._source, record.piece, etag, room.path))
+            return room.taken(fetch_piece(self._source, self._opened(record.piece, etag), record.piece, room.path))
         size = record.bytes if len(record.objects) == 1 else None
         self._source.get_file(key, Path(room.path, key), etag=etag, size=size)
         return Arrived(room.path)
+
+    def _opened(self, piece: Piece, etag: str | None) -> Source:
+        """The object of a piece, which is mostly that of the piece before."""
+        source, of = self._latest, (piece.key, etag)
+        if source is None or source[0] != of:
+            from shardkit.inside.fetch import source_of
+
+            source = self._latest = of, source_of(self._source, piece, etag)
+        return source[1]
 
     def release(self, ticket: Ticket) -> None:
         """Remove a record's files, whether all have arrived or not."""
@@ -216,7 +238,7 @@ class RemoteInputs:
 
     def _is_quick(self, record: Wanted) -> bool:
         """Whether a record takes less time than to hand it to a thread, so that it is fetched when its turn comes."""
-        return record.piece is not None and record.bytes <= QUICK_BYTES and self._source.store is None
+        return record.piece is not None and record.bytes <= QUICK_BYTES and self._is_local
 
     def _has_room(self, record: Wanted) -> bool:
         if self._is_quick(record):
@@ -255,10 +277,11 @@ class _Room:
         self._made: Sequence[str] = ()
         self._held: Held | None = None
         self._has_folders = False
+        self._forks = 0
 
     def begin(self, files: Sequence[str], *, are_made: bool) -> None:
         """Expect files with these names; ``are_made`` says that they will be made, whatever their sizes."""
-        self._files, self._made, self._held = files, (), None
+        self._files, self._made, self._held, self._forks = files, (), None, _forks[0]
         if self._has_folders and frozenset(_around(files)) != self._folders:
             self.remove()
         if are_made:
@@ -305,8 +328,8 @@ class _Room:
 
     def _is_bare(self) -> bool:
         """Whether nothing but the folders is left."""
-        if not self._has_folders:  # then a process that the function has forked may have made it
-            return not os.path.lexists(self.path)
+        if not self._has_folders:  # then only a process that the function has forked may have made it
+            return self._forks == _forks[0] or not os.path.lexists(self.path)
         inside = Counter(name.rpartition("/")[0] for name in self._folders if name)
         return all(len(os.listdir(f"{self.path}/{name}")) == inside[name] for name in self._folders)
 
