@@ -20,7 +20,6 @@ from shardkit.dataset.accounts import Account
 from shardkit.dataset.catalogs import keep_registered
 from shardkit.dataset.kept_files import CONTENTS
 from shardkit.dataset.merge import merge_partitions
-from shardkit.dataset.merge_days import merged_by_jobs
 from shardkit.dataset.next_state import switching
 from shardkit.dataset.recipe import Recipe
 from shardkit.dataset.sources import sources_of, undoing_damaged_chunks
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.attempt import Attempt
     from shardkit.runfolder.document_types import Result
     from shardkit.runfolder.folder import RunFolder
-    from shardkit.runfolder.ledger import Ledger
+    from shardkit.runfolder.ledger import CommittedPart, Ledger
 
 
 def run_pass2(
@@ -73,7 +72,7 @@ def run_pass2(
     # A partition is a day, or all of the dataset. Jobs on an engine, or nodes of a cluster, have merged theirs already.
     folder, parts = ledger.folder, ledger.partitions()
     recipe = Recipe.of(folder, merge)
-    by_jobs = merged_by_jobs(folder, parts, recipe) if merged else {}
+    by_jobs = _merged_elsewhere(folder, parts, recipe) if merged else {}
     staged = {file.path for day in by_jobs.values() for file in day.files}
 
     # The files are checked and switched to at the end of this block, if nothing is raised in it.
@@ -99,6 +98,12 @@ def run_pass2(
     # The dataset is switched; if its table in the catalogue cannot be, a later run does that.
     keep_registered(merge, folder.output, changed=True)
     return build.result
+
+
+def _merged_elsewhere(folder: RunFolder, parts: dict[str, list[CommittedPart]], recipe: Recipe) -> dict[str, DayMerge]:
+    from shardkit.dataset.merge_days import merged_by_jobs
+
+    return merged_by_jobs(folder, parts, recipe)
 
 
 def _tell(attempt: Attempt, by_jobs: Mapping[str, DayMerge], written: Mapping[str, Written]) -> None:

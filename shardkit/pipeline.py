@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ConfigDict
+
 from shardkit.spec.spec import Spec
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class Pipeline(Spec):
     Raises:
         PipelineError: a field is unknown, mistyped or missing.
     """
+
+    model_config = ConfigDict(defer_build=False)
 
     def __init__(self, **fields: Any) -> None:  # for type checkers, which else ask for every field by its exact type
         super().__init__(**fields)

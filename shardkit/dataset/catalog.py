@@ -22,6 +22,7 @@ from shardkit.dataset.glue_types import can_be_named, glue_type
 from shardkit.dataset.read import open_dataset
 from shardkit.dataset.switch import dataset_lock
 from shardkit.errors import CatalogError, PipelineError, QueryError
+from shardkit.runfolder.names import GLUE
 from shardkit.storage.aws_locations import session_of
 from shardkit.storage.base import STATE_DIR
 
@@ -37,13 +38,12 @@ INTEGERS = ("tinyint", "smallint", "int", "bigint")
 FLOATS = ("float", "double")
 PARTITIONS_A_CALL = 100
 DROP_HINT = "Drop the table, which drops no data, and resume the run: it is registered again."
-REGISTERED = f"{STATE_DIR}/catalog.json"
 
 
 def registered(output: Folder) -> dict[str, Any] | None:
     """The settings with which the dataset is in a Glue catalogue; None if it is in none."""
     try:
-        glue: dict[str, Any] = json.loads(output.read(REGISTERED))
+        glue: dict[str, Any] = json.loads(output.read(GLUE))
     except FileNotFoundError:
         return None
     return glue
@@ -126,20 +126,16 @@ def register(glue: Mapping[str, Any], output: Folder, *, session: Any = None) ->
         if result is not None and result["files"]:
             table = Table.of(glue, output, result)
             _Catalogue(table, _session(output, session)).bring_up_to_date(result["name"])
-            output.write(REGISTERED, json.dumps(dict(glue)).encode())
+            output.write(GLUE, json.dumps(dict(glue)).encode())
 
 
-def keep_registered(glue: Mapping[str, Any] | None, output: Folder, *, changed: bool) -> None:
-    """Make sure that the catalogue has the dataset, if it should; ``changed``: the dataset is not as it was.
-
-    Without a catalogue, queries no longer go to the table, which is no longer brought up to date.
+def keep_registered(glue: Mapping[str, Any], output: Folder, *, changed: bool) -> None:
+    """Make sure that the catalogue has the dataset; ``changed``: the dataset is not as it was.
 
     Raises:
         CatalogError: as for `register`.
     """
-    if glue is None:
-        output.remove(REGISTERED)
-    elif changed or registered(output) != dict(glue):
+    if changed or registered(output) != dict(glue):
         register(glue, output)
 
 

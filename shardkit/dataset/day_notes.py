@@ -7,11 +7,9 @@ merges the other days.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from shardkit.dataset.kept_files import Contents
@@ -22,12 +20,9 @@ from shardkit.runfolder.document_types import DayNote
 from shardkit.tables.type_text import schema_from_text, schema_to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import pyarrow as pa
 
     from shardkit.runfolder.folder import RunFolder
-    from shardkit.runfolder.ledger import CommittedPart
 
 MERGED = "merged"
 
@@ -94,9 +89,3 @@ def _read_note(folder: RunFolder, name: str, data: bytes) -> DayMerge | None:
         return DayMerge.of_note(folder.parse(name, data, DayNote, ""))
     except (Damaged, LookupError, TypeError, ValueError, AttributeError, OSError):
         return None
-
-
-def basis_of(parts: Iterable[CommittedPart], *, how: Any, base: str | None) -> str:
-    """A digest of the rows of a day and how they are merged; ``base`` is the run that last made the day."""
-    rows = [[part.name, part.rows, part.bytes, part.spans] for part in parts]
-    return hashlib.sha256(json.dumps([rows, how, base], sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardkit.dataset.data_checks import results_of
 from shardkit.errors import ChecksFailed, Damaged, PlanMismatch, RunNotFound, WrittenByNewer
 from shardkit.runfolder.check_types import ChecksDocument
 from shardkit.runfolder.find import latest_run
@@ -55,6 +54,8 @@ def check_build(
     Raises:
         ChecksFailed: a check has failed; the build stays aside.
     """
+    from shardkit.dataset.data_checks import results_of
+
     results = results_of(checks, build, folder.output, old)
     failed = [result for result in results if not result["passed"]]
     document: ChecksDocument = {

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import pyarrow as pa
 
 from shardkit.dataset.combine import combined
-from shardkit.dataset.iceberg.types import read_as, stored_schema
 from shardkit.dataset.shuffle import shuffled
 from shardkit.dataset.writer import DataFile, Layout, write_dataset, write_stream
 from shardkit.errors import CombineError, ShardkitError
@@ -69,11 +68,19 @@ class Merge:
         Raises:
             SchemaConflict: Iceberg has no type for a column.
         """
-        return schema if self.iceberg is None else stored_schema(schema)
+        if self.iceberg is None:
+            return schema
+        from shardkit.dataset.iceberg.types import stored_schema
+
+        return stored_schema(schema)
 
     def reads_as(self, columns: pa.Schema, schema: pa.Schema) -> bool:
         """Whether all readers that the dataset is for read a file with these columns as ``schema``."""
-        return not self.layout.kind.tabular or (self.iceberg is not None and read_as(columns, schema))
+        if self.iceberg is None or not self.layout.kind.tabular:
+            return not self.layout.kind.tabular
+        from shardkit.dataset.iceberg.types import read_as
+
+        return read_as(columns, schema)
 
     def ordered(self, source: Source, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """Tables that are made of the rows of ``source``, in the order in which these are written."""

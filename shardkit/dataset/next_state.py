@@ -13,7 +13,6 @@ from shardkit.dataset.current import current_result
 from shardkit.dataset.held import CHECKS, check_base, check_build, check_staged, held_build
 from shardkit.dataset.switch import dataset_lock, switch
 from shardkit.dataset.switch_steps import build_of, staging
-from shardkit.dataset.uniform import make_uniform
 from shardkit.storage.side_by_side import together
 from shardkit.times import now
 
@@ -79,7 +78,11 @@ def _to(
     if checks:
         check_build(folder, build, checks, dataset.result, of_jobs=of_jobs)
         attempt.check()
-    rewritten = make_uniform(folder, build, dataset.result) if build.by_day else None
+    rewritten = None
+    if build.by_day:
+        from shardkit.dataset.uniform import make_uniform
+
+        rewritten = make_uniform(folder, build, dataset.result)
     check_table(build.merge, folder.output, build.result)
     switch(folder, build.result, dataset, build.kept, rewritten, of_jobs=of_jobs)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.checks import kept_days
-from shardkit.dataset.day_notes import basis_of
 from shardkit.dataset.kept_files import Keeper
 from shardkit.runfolder.limits import check_made
 
@@ -39,7 +40,8 @@ class Recipe:
         made = current["partitions"].get(day) if current is not None else None
         base = made["run"] if made is not None else None
         how = [self.made_with, self.form, asdict(self.merge.layout), self.merge.schema]
-        return basis_of(parts, how=how, base=base)
+        rows = [[part.name, part.rows, part.bytes, part.spans] for part in parts]
+        return hashlib.sha256(json.dumps([rows, how, base], sort_keys=True).encode()).hexdigest()
 
     def check_made(self, ledger: Ledger, current: Result | None, *, rows: int) -> None:
         """Check that a run's records have given ``rows``, unless there may be none.

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardkit.plan.chunks import SMALLEST_SHARE, record_costs
-from shardkit.plan.compare import partition_names
-from shardkit.plan.groups import with_dense_groups
+from shardkit.plan.groups import partition_names, with_dense_groups
 from shardkit.tables.arrays import arrow
 
 if TYPE_CHECKING:

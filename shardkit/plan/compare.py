@@ -17,16 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.errors import Damaged
+from shardkit.plan.groups import partition_names
 from shardkit.plan.meta import META, same_meta
 from shardkit.plan.reuse import TakenOver, take_over
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.ledger import Ledger
-from shardkit.runfolder.names import WHOLE
 from shardkit.tables.arrays import arrow, numpy, one_chunk, positions, scalar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardkit.plan.digests import Basis
     from shardkit.runfolder.document_types import MadePartition, Marker, Result
     from shardkit.storage.base import Folder
 
@@ -54,22 +55,6 @@ class Changes:
     def any(self) -> bool:
         """Whether the partition must be rebuilt."""
         return bool(self.new or self.changed or self.vanished or self.reason)
-
-
-@dataclass(frozen=True)
-class Basis:
-    """How the new run makes partitions, which is compared with how the present ones were made.
-
-    ``work`` is the digest of what is computed from each record, ``merge`` the digest of what is made of the rows.
-    ``form`` is what all partitions of a dataset have in common. ``work_before`` is the digest that an earlier version
-    would have noted.
-    """
-
-    by_day: bool
-    work: str
-    merge: str
-    form: dict[str, Any]
-    work_before: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,14 +115,6 @@ class Comparison:
         self.taken[taken_over.rows] = len(self.markers)
         self.records_at.append(taken_over.rows_at)
         self.markers.append(taken_over.marker)
-
-
-def partition_names(table: pa.Table, *, by_day: bool) -> tuple[np.ndarray, list[str]]:
-    """The partition of each record, as a number and as the names that these stand for."""
-    if not by_day:
-        return np.zeros(len(table), np.int32), [WHOLE]
-    group = one_chunk(table["group"])
-    return numpy(group.indices), group.dictionary.to_pylist()
 
 
 def compare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shardkit.runfolder.document_types import PlanDocument
+
+
+@dataclass(frozen=True)
+class Basis:
+    """How the new run makes partitions, which is compared with how the present ones were made.
+
+    ``work`` is the digest of what is computed from each record, ``merge`` the digest of what is made of the rows.
+    ``form`` is what all partitions of a dataset have in common. ``work_before`` is the digest that an earlier version
+    would have noted.
+    """
+
+    by_day: bool
+    work: str
+    merge: str
+    form: dict[str, Any]
+    work_before: str = ""
 
 
 def work_digest(pipeline: dict[str, Any], function_digest: str, *, named: bool = True) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.errors import InputError
+from shardkit.runfolder.names import WHOLE
 from shardkit.tables.arrays import arrow, numpy, one_chunk, scalar
 from shardkit.times import date_expression, zone_of
 
@@ -30,6 +31,14 @@ DATE_FORMATS = {4: "%Y", 7: "%Y-%m", 10: "%Y-%m-%d", 13: "%Y-%m-%dT%H"}
 def has_groups(shards: Mapping[str, Any] | None) -> bool:
     """Whether there are groups at all: a cut by size or by object may separate any two records."""
     return shards is None or shards["by"] in {"directory", "date"}
+
+
+def partition_names(table: pa.Table, *, by_day: bool) -> tuple[np.ndarray, list[str]]:
+    """The partition of each record, as a number and as the names that these stand for."""
+    if not by_day:
+        return np.zeros(len(table), np.int32), [WHOLE]
+    group = one_chunk(table["group"])
+    return numpy(group.indices), group.dictionary.to_pylist()
 
 
 def group_records(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 import sys
 import time
@@ -135,6 +134,8 @@ class Notebook(Quiet):
         print(printable(text), flush=True)  # noqa: T201  likewise
 
     def _bar(self, done: int, line: str) -> Any:
+        import html
+
         return self._html(f'<progress value="{done}" max="{self._total}"></progress> <code>{html.escape(line)}</code>')
 
 

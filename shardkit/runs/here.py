@@ -132,11 +132,12 @@ def both_passes(
     fresh: bool = False,
 ) -> None:
     """Do what is left of both passes of a planned run, whose lock the caller holds."""
-    from shardkit.dataset.data_checks import check_queries
     from shardkit.pass1_preprocessing import run_pass1
     from shardkit.pass2_combine import run_pass2
 
     if merging.checks:
+        from shardkit.dataset.data_checks import check_queries
+
         check_queries(merging.checks)
     with attempt:
         ledger = run_pass1(folder, pool, pipeline.limits(), attempt, retry=retry, fresh=fresh)

@@ -1,6 +1,7 @@
 """Lists the input of a pipeline: its folder, or what a manifest names in it, or several of these as one.
 
 The keys of several inputs begin with the input's name. Lists of keys to include or exclude apply to each before that.
+What reads lists is loaded where a pipeline has one.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ from shardkit.errors import InputError
 from shardkit.runfolder import documents
 from shardkit.storage.list_files import datasets_in, with_datasets
 from shardkit.storage.list_rows import META, keys_under
-from shardkit.storage.listed import ListFacts, list_from
-from shardkit.storage.lists import open_list
-from shardkit.storage.manifest import access_to, open_file, open_manifest
 from shardkit.storage.open import folder
 from shardkit.tables.arrays import numpy, one_chunk, scalar
 from shardkit.tables.spill import LISTED, Spill, batches_of, filtered
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from shardkit.spec.input import Input, InputPart
     from shardkit.spec.spec import Spec
     from shardkit.storage.base import Access, Folder
+    from shardkit.storage.listed import ListFacts
 
 S = TypeVar("S", bound="Spec")
 NAMED = 3
@@ -48,6 +47,8 @@ def with_roots(pipeline: S) -> S:
 def _with_root(part: Input | InputPart, access: Access) -> dict[str, Any]:
     content = part.model_dump(by_alias=True)
     if part.uri is None:
+        from shardkit.storage.manifest import open_manifest
+
         content["uri"] = open_manifest(str(part.manifest), None, access).root
     return content
 
@@ -65,6 +66,8 @@ def list_input(pipeline: Spec, output: Folder) -> tuple[pa.Table, list[ListFacts
     for part in pipeline.input.places():
         access, root = pipeline.input_access(part), str(part.uri)
         if part.manifest is not None:
+            from shardkit.storage.listed import list_from
+
             listed = list_from(
                 part.manifest, root, access, leave_out=output, need=need, all_inside=not several, say=documents.say
             )
@@ -101,6 +104,9 @@ def _chosen(objects: pa.Table, part: Input | InputPart, root: str, access: Acces
 
 def _keys(uri: str, root: str, access: Access, *, outside: bool = False) -> pa.StringArray:
     """The keys in a list; names of files ``outside`` of the input are left out if they may be there, else refused."""
+    from shardkit.storage.lists import open_list
+    from shardkit.storage.manifest import access_to, open_file
+
     home, name = open_file(uri, access_to(uri, root, access))
     rows = open_list(home, name, only_names=True)
     to_keys = keys_under(root, relative_to=home.uri) if rows.uris else None

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from shardkit.dataset.merge import Merge
-    from shardkit.plan.compare import Aside, Basis, Comparison
+    from shardkit.plan.compare import Aside, Comparison
+    from shardkit.plan.digests import Basis
     from shardkit.plan.inside import Cutter
     from shardkit.plan.plan import Plan
     from shardkit.plan.records import Records
@@ -171,8 +172,7 @@ def _records(pipeline: Spec, output: Folder, content: dict[str, Any]) -> tuple[R
 
 def _basis(pipeline: Spec, content: dict[str, Any], function_ref: FunctionRef) -> Basis:
     """What decides whether the rows of an earlier run are those that this one would make."""
-    from shardkit.plan.compare import Basis
-    from shardkit.plan.digests import work_digest
+    from shardkit.plan.digests import Basis, work_digest
 
     merging = pipeline.merge()
     return Basis(
@@ -229,13 +229,15 @@ def _check_not_around(source: Folder, output: Folder) -> None:
 
 
 def _records_rule(pipeline: Spec) -> str | Callable[[str], str | None] | Cutter:
-    from shardkit.plan.inside import Cutter
-
     rule = pipeline.records
     if isinstance(rule, str) and ":" in rule:
         named: Callable[[str], str | None] = reference(rule, source_dir=pipeline.source_dir).load()
         return named
-    return Cutter(rule.rule, pipeline.places(as_user=True)) if isinstance(rule, InsideFiles) else rule
+    if isinstance(rule, InsideFiles):
+        from shardkit.plan.inside import Cutter
+
+        return Cutter(rule.rule, pipeline.places(as_user=True))
+    return rule
 
 
 def check_same_plan(folder: RunFolder, plan: Plan) -> None:

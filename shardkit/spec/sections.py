@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +31,9 @@ from shardkit.spec.section import Section, Uri, path_text
 from shardkit.storage.base import absolute_uri, is_remote, scheme_of
 from shardkit.times import interval
 from shardkit.traits import Expected, IsPath, MayChange
+
+if TYPE_CHECKING:
+    from shardkit.dataset.iceberg.tables import IcebergTable
 
 UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
@@ -280,6 +283,12 @@ class Iceberg(Section):
         if interval(value) is None:
             raise ValueError(f"{value!r} is no length of time: write 12h, 5d or 2w.")
         return value
+
+    def as_table(self) -> IcebergTable:
+        """The table, as pass 2 has it."""
+        from shardkit.dataset.iceberg.tables import IcebergTable
+
+        return IcebergTable(**self.model_dump())
 
 
 def check_place(uri: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -91,6 +92,8 @@ class Spec(Section):
     Raises:
         PipelineError: a field is unknown, mistyped or missing.
     """
+
+    model_config = ConfigDict(defer_build=True)  # most programs have pipelines only
 
     name: str = ""
     input: Annotated[Input, AN_INPUT, Short("uri", several="parts"), Flat(), DecidesWork()]
@@ -351,7 +354,6 @@ class Spec(Section):
 
     def merge(self) -> Merge:
         """What pass 2 makes of the parts."""
-        from shardkit.dataset.iceberg.tables import IcebergTable
         from shardkit.dataset.merge import Merge
         from shardkit.dataset.writer import Layout
         from shardkit.tables.origin import COLUMNS as ORIGIN_COLUMNS
@@ -374,7 +376,7 @@ class Spec(Section):
             out.widen_ints,
             combine,
             glue=catalog.glue.model_dump() if catalog.glue is not None else None,
-            iceberg=IcebergTable(**catalog.iceberg.model_dump()) if catalog.iceberg is not None else None,
+            iceberg=catalog.iceberg.as_table() if catalog.iceberg is not None else None,
             shuffle=out.shuffle,
             allow_empty=self.allow_empty,
             checks=checks,

@@ -1,11 +1,10 @@
-"""Pipelines from YAML files, and from fields on the command line."""
+"""Pipelines from YAML files, and from fields on the command line. What reads YAML is loaded where there is some."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from shardkit.errors import PipelineError
@@ -32,6 +31,8 @@ def read_mapping(path: Path, *, what: str, fields: str, hint: str) -> tuple[dict
     Raises:
         PipelineError: it cannot be read, or is not YAML, or no mapping.
     """
+    import yaml
+
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -123,6 +124,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     Raises:
         PipelineError: it has no ``=``, or the value is not YAML.
     """
+    import yaml
+
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise PipelineError(f"--set {text}: expected FIELD=VALUE, such as input.uri=data/ or timeout=60.")
@@ -138,6 +141,8 @@ def _lines(node: Any, file: Path, at: tuple[str | int, ...] = ()) -> Lines:
     Raises:
         PipelineError: a field is given twice.
     """
+    import yaml
+
     lines: Lines = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:

@@ -19,7 +19,8 @@ from test_increments import BY_DAY, WORK, Feed
 import shardkit as sk
 from shardkit.dataset.current import current_result
 from shardkit.macro import make_plan
-from shardkit.plan.compare import Basis, compare
+from shardkit.plan.compare import compare
+from shardkit.plan.digests import Basis
 from shardkit.plan.records import build_records
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.times import days_since, parse_days

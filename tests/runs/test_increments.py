@@ -433,7 +433,8 @@ def test_equal_content_on_another_day_is_not_taken_for_the_old_record(feed: Feed
     """Where the listing gives the same etag, a record that moved is in its new day only."""
     import pyarrow as pa
 
-    from shardkit.plan.compare import Basis, compare
+    from shardkit.plan.compare import compare
+    from shardkit.plan.digests import Basis
     from shardkit.plan.records import build_records
 
     plan = feed.pipeline().plan()
