@@ -40,7 +40,8 @@ def tar_of(members: Sequence[tuple[str, bytes, int, float]], **options: Any) -> 
     with tarfile.open(fileobj=out, mode="w", **options) as archive:
         for name, kind, size, mtime in members:
             info = tarfile.TarInfo(name)
-            info.type, info.mtime, info.linkname = kind, mtime, members[0][0]
+            is_old = kind == tarfile.AREGTYPE and len(name) > 80  # the library may take that for a folder
+            info.type, info.mtime, info.linkname = tarfile.REGTYPE if is_old else kind, mtime, members[0][0]
             info.size = size if info.isreg() else 0
             archive.addfile(info, io.BytesIO(b"\0" * size))
     return out.getvalue()
