@@ -39,7 +39,9 @@ WORK = options(
     ALLOW_EMPTY,
 )
 MERGE = options(
-    click.option("--format", "format_", metavar="FORMAT", help="parquet (default), jsonl, csv or arrow."),
+    click.option(
+        "--format", "format_", metavar="FORMAT", help="parquet (default), jsonl, csv, arrow, webdataset, hf or mds."
+    ),
     click.option("--rows-per-file", metavar="N", help="Rows of an output file (default 1048576)."),
     click.option("--target-bytes", metavar="SIZE", help="About how large an output file may be, such as 128MB."),
     click.option("--partition-by", multiple=True, metavar="COLUMN", help="Hive partition; may be repeated."),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 
 from shardkit.dataset.checks import check_base, check_form
 from shardkit.dataset.current import current_state, missing_file, parsed, results_of_runs
+from shardkit.dataset.index_file import check_free, index_name, write_index
 from shardkit.dataset.switch_steps import COMMIT, LockedDataset, Switch, keeps_old_files, name_of, note, remove, staging
 from shardkit.errors import Damaged, PlanMismatch, RunBusy, StorageError, WrittenByNewer
 from shardkit.hints import Hint, joined
@@ -35,8 +36,11 @@ from shardkit.tables.type_text import merged_schema, schema_to_text
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from shardkit.dataset.writer import Layout
     from shardkit.runfolder.document_types import ResultFile
     from shardkit.storage.base import Folder, State
+
+SWITCH_PATIENCE_S = 600.0
 
 
 @contextlib.contextmanager
@@ -101,6 +105,7 @@ def switch(
     """
     plan, old, before = folder.plan(), dataset.result, dataset.files
     check_base(folder.run_id, plan, old)
+    check_free(folder.output, old, result)
     if not set(kept_files) <= set(before):
         raise PlanMismatch(
             f"Run {folder.run_id}: the dataset in {folder.output.uri} has been replaced meanwhile.",
@@ -114,7 +119,10 @@ def switch(
     result["version"] = documents.FORMAT
     own, jobs = staging(folder, result["generation"]), staging(folder)
     sources = {path: File(jobs if path in of_jobs else own, path) for path in new - set(before)}
-    commit: Commit = {"result": result, "gone": gone}
+    index, old_index = index_name(result), index_name(old)
+    if old_index not in {"", index}:
+        gone.append(old_index)
+    commit: Commit = {"result": result, "gone": gone, "index": index}
     commit_state, result_state = _begin(dataset, folder, commit)
     under_way = Switch(dataset, commit, commit_state, of_jobs=of_jobs)
     under_way.confirm()
@@ -212,7 +220,10 @@ def _rebuilt(output: Folder, current: Result | None) -> Commit | None:
     stay = {file["path"] for file in current["files"]} if current is not None else set()
     if latest is not None and latest["switched"] > (current["switched"] if current is not None else 0):
         documents.say(f"{output.uri}/{COMMIT} is damaged; the result of run {latest['run_id']} is used instead.")
-        return {"result": latest, "gone": sorted(stay - {file["path"] for file in latest["files"]})}
+        gone = sorted(stay - {file["path"] for file in latest["files"]})
+        return {"result": latest, "gone": gone, "index": index_name(latest)}
+    if current is not None and index_name(current):
+        write_index(output, current, lambda: True)
     folders = [RunFolder(output, run_id) for run_id in output.children(RUNS)]
     staged = [name_of(entry.key) for folder in folders for entry in staging(folder).entries()]
     _remove_all_but(output, current, [*staged, *(file["path"] for result in results for file in result["files"])])
@@ -240,6 +251,14 @@ def _remove_all_but(output: Folder, current: Result | None, paths: list[str]) ->
     going = [] if keeps_old_files(output) else sorted({*paths} - stay)
     together([partial(remove, output, path) for path in going])
     output.remove(COMMIT)
+
+
+def keep_index(layout: Layout, output: Folder) -> None:
+    """Write the index of a dataset again if it is lost or damaged, and the format has one."""
+    if layout.kind.index:
+        with dataset_lock(output, patience_s=SWITCH_PATIENCE_S) as dataset:
+            if dataset.result is not None and index_name(dataset.result):
+                write_index(output, dataset.result, dataset.is_present)
 
 
 def finish_switches(output: Folder, *, must: bool = False) -> None:

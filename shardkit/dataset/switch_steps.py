@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from shardkit.dataset.index_file import write_index
 from shardkit.errors import Damaged, LockLost, StorageError
 from shardkit.runfolder import documents
 from shardkit.runfolder.folder import RunFolder
@@ -62,6 +63,10 @@ class LockedDataset:
         """The names of its files."""
         return [file["path"] for file in self.result["files"]] if self.result else []
 
+    def is_present(self) -> bool:
+        """Whether nobody has switched it since."""
+        return self.output.state(CURRENT) == self.state
+
 
 class Switch:
     """A switch of a dataset to what ``commit`` says; ``commit_state`` is the state of that file.
@@ -74,7 +79,7 @@ class Switch:
     ) -> None:
         self._dataset, self._output, self._of_jobs = dataset, dataset.output, of_jobs
         self._commit_state = commit_state
-        self._result, self._gone = commit["result"], commit["gone"]
+        self._result, self._gone, self._index = commit["result"], commit["gone"], commit["index"]
         self._folder = RunFolder(dataset.output, self._result["run_id"])
         self._build = self._result["generation"]
 
@@ -84,7 +89,7 @@ class Switch:
         Raises:
             LockLost: another run has switched it.
         """
-        if self._is_overtaken():
+        if not self._dataset.is_present():
             self.forget()
             raise self._overtaken()
 
@@ -107,7 +112,7 @@ class Switch:
         try:
             together([partial(self._publish, source, path) for path, source in sources.items()])
         except StorageError as error:
-            if self._is_overtaken():
+            if not self._dataset.is_present():
                 raise self._overtaken() from error
             raise
         self._check()
@@ -120,8 +125,14 @@ class Switch:
         self.clear_up(sources)
 
     def clear_up(self, sources: Collection[str] = ()) -> None:
-        """Remove the files that the new dataset no longer has, what was staged, and ``commit.json``."""
+        """Bring the index up to date, and remove files that are no longer the dataset's, staged ones, and the commit.
+
+        Raises:
+            LockLost: another process has done so while this one was paused.
+        """
         self._check()
+        if self._index and not write_index(self._output, self._result, self._dataset.is_present):
+            raise self._overtaken()
         gone = [] if keeps_old_files(self._output) else self._gone
         together([*(partial(self._remove, path) for path in gone), partial(self.tidy, sources)])
         self._check()
@@ -153,9 +164,6 @@ class Switch:
 
     def _check(self) -> None:
         self._dataset.lock.check()
-
-    def _is_overtaken(self) -> bool:
-        return self._output.state(CURRENT) != self._dataset.state
 
     def _overtaken(self) -> LockLost:
         try:

@@ -141,7 +141,7 @@ def _staying(output: Folder, old: Result, days: set[str]) -> list[_Rewriting] | 
     if old.get("uniform"):
         columns = schema_of(old, without=old["partition_by"])
         return [_Rewriting(output, file, columns, kind) for file in files]
-    if not format_of(kind).describes_itself:
+    if not (format_of(kind).describes_itself and format_of(kind).tabular):
         return None
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:  # each is a request or two where the files are objects
         schemas = list(pool.map(partial(_schema_of_file, output, kind), [file["path"] for file in files]))

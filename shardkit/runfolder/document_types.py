@@ -259,7 +259,7 @@ class PlanDocument(_Plan, total=False):
     aside: str
 
 
-# ---- the result
+# ---- the result, and the other documents
 
 
 class _ResultFile(TypedDict):
@@ -330,13 +330,11 @@ class Result(_Result, total=False):
 
 
 class Commit(TypedDict):
-    """``commit.json``: the dataset's switch to ``result``, after which the files ``gone`` are removed."""
+    """``commit.json``: the switch to ``result``, which ends with the file ``index`` and without the files ``gone``."""
 
     result: Result
     gone: list[str]
-
-
-# ---- the other documents
+    index: str
 
 
 class _Heartbeat(TypedDict):

@@ -81,6 +81,7 @@ def _fill_in_result(result: dict[str, Any]) -> None:
 
 
 def _fill_in_commit(commit: dict[str, Any]) -> None:
+    _add(commit, {"index": ""})
     for result in _objects([commit.get("result")]):
         _fill_in_result(result)
 

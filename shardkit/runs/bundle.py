@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from shardkit.dataset.formats.kinds import format_of
 from shardkit.errors import PipelineError
 from shardkit.functions import is_library, python_version
 from shardkit.runs.container.bootstrap import FILES, is_unreachable, source_digest, why
@@ -136,6 +137,7 @@ def upload_code(
         extras=(
             *(pipeline.catalog.extras if pipeline.catalog is not None else ()),
             *(("sql",) if pipeline.checks is not None else ()),
+            *filter(None, [format_of(pipeline.output.format).extra]),
         ),
         by_value=function.pickled is not None,
         dry_run=dry_run,

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from shardkit.dataset.accounts import Account, faults, is_ours, part_fault, rows_in, spans_of
 from shardkit.dataset.current import current_result
+from shardkit.dataset.index_file import index_name, is_right
 from shardkit.dataset.kept_files import Contents, noted_by
 from shardkit.dataset.switch import finish_switches
 from shardkit.dataset.switch_steps import keeps_old_files
@@ -161,6 +162,11 @@ class _Checking:
             self._rows.setdefault(partition, {})[path] = file["rows"]
             if fault := _file_fault(file, there.get(path), rows.get(path)):
                 self._found(f"{self._output.uri}/{path} {fault}", partition=partition)
+        if not self.faults and index_name(self._current) and not is_right(self._output, self._current):
+            self._found(
+                f"{self._output.uri}/{index_name(self._current)} does not list the files of the dataset",
+                Hint("Write it again: pipeline.run()", "Write it again: shardkit run PIPELINE.yaml"),
+            )
         keeps_old = keeps_old_files(self._output)
         for path in sorted(set(there) - set(listed)):
             if is_ours(path) and not keeps_old:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from shardkit.dataset.current import current_result
 from shardkit.dataset.day_claims import holding_days
-from shardkit.dataset.switch import finish_switches
+from shardkit.dataset.formats.kinds import check_installed
+from shardkit.dataset.switch import finish_switches, keep_index
 from shardkit.errors import RunNotFound
 from shardkit.runfolder.attempt import Attempt
 from shardkit.runfolder.display import make_progress
@@ -47,6 +48,8 @@ def start_run(
     check_room_for(pipeline)
     if not merge:
         pipeline = pipeline.replace(incremental=False)  # some rows of a part that is taken over may no longer count
+    if merge:
+        check_installed(pipeline.output.format)
     if pipeline.catalog is not None:
         from shardkit.dataset.catalogs import check_extras
 
@@ -94,6 +97,7 @@ def made_already(folder: RunFolder, merging: Merge, attempt: Attempt) -> bool:
     done, has_table = is_complete(folder), merging.glue is not None or merging.iceberg is not None
     if not done and not (has_table and is_made(folder)):
         return False
+    keep_index(merging.layout, folder.output)
     if has_table:
         from shardkit.dataset.catalogs import keep_registered
 
@@ -115,6 +119,7 @@ def nothing_to_do(pipeline: Spec, plan: Plan, progress: Progress) -> RunFolder:
         raise RunNotFound(f"{pipeline.output.uri} holds no dataset.", hint="Run with incremental: false.")
     from shardkit.dataset.catalogs import keep_registered
 
+    keep_index(pipeline.merge().layout, pipeline.output_folder())
     keep_registered(pipeline.merge(), pipeline.output_folder(), changed=False)
     count = plan.content["unchanged"]["records"]
     progress.note(f"Nothing has changed in {count:,} records since run {current['run_id']}; there is nothing to do.")

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from shardkit.clusters.kinds import known_backend
-from shardkit.dataset.formats.kinds import known_format
+from shardkit.dataset.formats.kinds import format_of, known_format
 from shardkit.engines.environment import as_text
 from shardkit.engines.kinds import EngineSettings
 from shardkit.engines.values import Names, NoTruth
@@ -214,6 +214,7 @@ def as_records(value: Any) -> Any:
 
 
 MOST_ROWS = 10**15  # of a file
+ROWS_PER_FILE = 1 << 20
 
 
 class Output(Section):
@@ -221,13 +222,20 @@ class Output(Section):
 
     uri: Annotated[Uri, IsPath()]
     format: Annotated[str, BeforeValidator(known_format)] = "parquet"
-    rows_per_file: Annotated[int | None, NoTruth] = Field(1 << 20, ge=1, le=MOST_ROWS)
+    rows_per_file: Annotated[int | None, NoTruth] = Field(ROWS_PER_FILE, ge=1, le=MOST_ROWS)
     target_bytes: Bytes | None = None
     partition_by: Annotated[Names, Expected("a column or a list of columns")] = ()
     columns: Annotated[dict[str, str] | None, Expected("a mapping of columns to types")] = Field(None, alias="schema")
     widen_ints: Annotated[bool, Expected("true or false")] = False
     origin: Annotated[bool, Expected("true or false")] = False
     shuffle: Annotated[int | None, NoTruth, Expected("a number, the seed of the rows' order")] = Field(None, ge=0)
+
+    @property
+    def largest_bytes(self) -> int | None:
+        """About how large a file may grow: as the format would have it, where the pipeline leaves the size open."""
+        if self.target_bytes is None and self.rows_per_file == ROWS_PER_FILE:
+            return format_of(self.format).target_bytes
+        return self.target_bytes
 
     @field_validator("columns")
     @classmethod

@@ -363,7 +363,7 @@ class Spec(Section):
         layout = Layout(
             out.format,
             out.rows_per_file or MOST_ROWS,
-            out.target_bytes,
+            out.largest_bytes,
             out.partition_by,
             day_column=DAY_COLUMN if self.by_day else None,
         )

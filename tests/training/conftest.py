@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from typing import Any
+
+import pytest
 
 if importlib.util.find_spec("datasets") is None:
     collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def streaming() -> Any:
+    """MosaicML's library; skips the test where it cannot be."""
+    load_torchvision()
+    return pytest.importorskip("streaming", reason="mosaicml-streaming and what it loads are not here")
+
+
+def load_torchvision() -> None:
+    """Load torchvision, which mosaicml-streaming loads, though its package was built for another PyTorch.
+
+    Its own operations are not there then; nothing here calls them, but it describes two of them to PyTorch.
+    """
+    torch = pytest.importorskip("torch", reason="there is no build of PyTorch without CUDA here")
+    with contextlib.suppress(ImportError):
+        try:
+            import torchvision
+        except RuntimeError:
+            for name in ("nms", "qnms"):
+                torch.library.define(
+                    f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                )
+            import torchvision  # noqa: F401

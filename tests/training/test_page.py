@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.usefixtures("streaming")
 def test_blocks_run(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch", reason="the page takes PyTorch, and there is no build of it without CUDA here")
     page: Path = ROOT / "docs" / "training.md"
     run_page(page, tmp_path_factory, monkeypatch)

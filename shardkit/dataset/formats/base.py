@@ -10,11 +10,13 @@ from shardkit.errors import PipelineError
 from shardkit.storage.local import sync_file, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
 
+    from shardkit.runfolder.document_types import ResultFile
+    from shardkit.storage.base import Folder
     from shardkit.tables.rowgroups import Stretch
 
 
@@ -49,6 +51,11 @@ class Format(ABC):
             files are copied as they are.
         in_catalogs: Whether its files can be the tables of a catalogue.
         tabular: Whether pyarrow reads its files as a table. Otherwise each row says itself what it has.
+        library: The module that writes the files, if shardkit does not need it otherwise.
+        extra: The extra of this package that installs it.
+        target_bytes: About how large a file should be if the pipeline says nothing of its size; None: it may be of any.
+        index: The name of a file in the dataset's folder where readers find which files there are; empty if they list
+            the folder, or are given the files. A switch of the dataset replaces it.
     """
 
     suffix: ClassVar[str]
@@ -56,6 +63,10 @@ class Format(ABC):
     like_parts: ClassVar[bool] = False
     in_catalogs: ClassVar[bool] = False
     tabular: ClassVar[bool] = True
+    library: ClassVar[str] = ""
+    extra: ClassVar[str] = ""
+    target_bytes: ClassVar[int | None] = None
+    index: ClassVar[str] = ""
 
     @abstractmethod
     def writer(self, path: Path, schema: pa.Schema, *, threads: int) -> FileWriter:
@@ -103,6 +114,16 @@ class Format(ABC):
     def bytes_of_rows(self, path: Path) -> int:
         """How much of a file's size grows with its rows."""
         return os.path.getsize(path)
+
+    def index_of(self, output: Folder, files: Sequence[ResultFile], present: bytes | None) -> bytes:
+        """What the file ``index`` says of a dataset of these files, which are there: always the same of the same files.
+
+        ``present`` is what it says now, perhaps of some of these files already; None if nothing is known.
+
+        Raises:
+            StorageError: a file cannot be read.
+        """
+        raise NotImplementedError
 
 
 class PlainWriter:

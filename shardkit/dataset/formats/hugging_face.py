@@ -30,12 +30,14 @@ class HuggingFace(Format):
 
     suffix: ClassVar[str] = ".hf.arrow"
     tabular: ClassVar[bool] = False
+    library: ClassVar[str] = "datasets"
+    extra: ClassVar[str] = "hf"
 
     def writer(self, path: Path, schema: pa.Schema, *, threads: int) -> _Writer:
         """Begin a shard.
 
         Raises:
-            PipelineError: datasets is not installed, or has no type for a column.
+            PipelineError: datasets has no type for a column.
         """
         return _Writer(path, schema)
 
@@ -62,10 +64,8 @@ class HuggingFace(Format):
 
 class _Writer(PlainWriter):
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        try:
-            from datasets.arrow_writer import ArrowWriter
-        except ImportError:
-            raise PipelineError(f"output.format: hf needs {NOT_INSTALLED}.", hint=INSTALL) from None
+        from datasets.arrow_writer import ArrowWriter
+
         check_types(schema, "output.format: hf")
         super().__init__(path)
         binary = any(holds(field.type, is_binary) for field in schema)

@@ -7,6 +7,7 @@ entry point in the group ``shardkit.formats``, whose name is the value of ``outp
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.formats.base import Format
@@ -27,6 +28,7 @@ FORMATS: Registry[type[Format]] = Registry(
         "parquet": "shardkit.dataset.formats.parquet:Parquet",
         "jsonl": "shardkit.dataset.formats.json_lines:JsonLines",
         "csv": "shardkit.dataset.formats.csv_text:Csv",
+        "mds": "shardkit.dataset.formats.mds_shards:Mds",
         "webdataset": "shardkit.dataset.formats.webdataset_tar:WebDataset",
         "hf": "shardkit.dataset.formats.hugging_face:HuggingFace",
         "arrow": "shardkit.dataset.formats.arrow_ipc:ArrowIpc",
@@ -53,15 +55,30 @@ def format_of(name: str) -> Format:
     return kind()
 
 
+def check_installed(name: str) -> None:
+    """Check that the library that writes files of that format is there, if it takes one.
+
+    Raises:
+        PipelineError: it is not, or there is no such format.
+    """
+    kind = format_of(name)
+    if kind.library and importlib.util.find_spec(kind.library) is None:
+        raise PipelineError(
+            f"output.format: {name} needs the library {kind.library}, which is not installed.",
+            hint=f"Install it with: pip install 'shardkit[{kind.extra}]'" if kind.extra else "",
+        )
+
+
 def open_writer(path: Path, schema: pa.Schema, format: str, *, threads: int) -> FileWriter:
     """Begin a file; ``threads`` is how many may encode it.
 
     Raises:
-        PipelineError: the format cannot hold a column of ``schema``.
+        PipelineError: the format cannot hold a column of ``schema``, or its library is not installed.
         StorageError: the file cannot be written.
     """
     import pyarrow as pa
 
+    check_installed(format)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -36,12 +36,14 @@ class WebDataset(Format):
 
     suffix: ClassVar[str] = ".tar"
     tabular: ClassVar[bool] = False
+    library: ClassVar[str] = "webdataset"
+    extra: ClassVar[str] = "webdataset"
 
     def writer(self, path: Path, schema: pa.Schema, *, threads: int) -> _Writer:
         """Begin a shard.
 
         Raises:
-            PipelineError: webdataset is not installed, or the format cannot hold a column.
+            PipelineError: the format cannot hold a column.
         """
         return _Writer(path, schema)
 
@@ -88,13 +90,8 @@ class WebDataset(Format):
 
 class _Writer(PlainWriter):
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        try:
-            from webdataset import TarWriter
-        except ImportError:
-            raise PipelineError(
-                "output.format: webdataset needs the library of that name, which is not installed.",
-                hint="Install it with: pip install 'shardkit[webdataset]'",
-            ) from None
+        from webdataset import TarWriter
+
         self._members, self._in_json = _members(schema)
         super().__init__(path)
         # What the tar file says of its members is always the same, and so are shards of the same rows.
