@@ -28,6 +28,7 @@ from shardkit.runfolder.meters import Counts
 from shardkit.runfolder.names import node_file
 from shardkit.runfolder.stop import Stop
 from shardkit.storage.open import folder as folder_at
+from shardkit.workers.memory import allocated_bytes
 from shardkit.workers.pool import WorkerPool
 from shardkit.workers.publish import Publisher, publish_chunk
 from shardkit.workers.replies import plain_error
@@ -286,11 +287,12 @@ def _forget(node: _Node) -> bool:
 
 
 def _settings_on_node(work: NodeWork, folder: RunFolder) -> WorkerSettings:
-    """The workers' settings with the function as it is found here."""
+    """The workers' settings with the function as it is found here, and the memory that this node has."""
     function = work.settings.function
     if work.function_sha256 is not None:
         pickled = folder.sent(node_file(work.call, "function").removesuffix(".json"), work.function_sha256)
         function = dataclasses.replace(function, pickled=pickled)
     elif work.code is not None:
         function = dataclasses.replace(function, source_dir=unpacked(folder.output, work.code))
-    return dataclasses.replace(work.settings, function=function)
+    memory_bytes = work.settings.memory_bytes or allocated_bytes()
+    return dataclasses.replace(work.settings, function=function, memory_bytes=memory_bytes)

@@ -96,6 +96,8 @@ def workers_of(
     settings = worker_settings(folder, pipeline, ref)
     # At most so many workers have a chunk at once, wherever they are.
     settings = replace(settings, calling=settings.calling.slower(cluster.size, own_rate=True))
+    if pipeline.memory == "auto":
+        settings = replace(settings, memory_bytes=None)  # each node finds out what it has itself
     yield ClusterWorkers(cluster, settings, code=_code(folder, pipeline, ref, cluster))
 
 
