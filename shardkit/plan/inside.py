@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.errors import InputError, ObjectChanged, ObjectDamaged, StorageError
-from shardkit.inside.archives import index_of
 from shardkit.inside.compressed import frame_starts, is_blocked
 from shardkit.inside.csv_rows import row_ends
+from shardkit.inside.kept import kept_index
 from shardkit.inside.piece import NO_INDEX, columns_of
 from shardkit.inside.row_groups import cut_groups
 from shardkit.inside.rule import codec_of
@@ -132,7 +132,7 @@ class Cutter:
         return row, columns | {"members": records.members, "main_member": arrow(records.main)}
 
     def _members_of(self, source: Source) -> MemberRecords:
-        return records_of(index_of(source, self.rule.kind), self.rule)
+        return records_of(kept_index(source, self.rule.kind), self.rule)
 
     def _asked(
         self,
