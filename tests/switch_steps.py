@@ -1,6 +1,6 @@
 """A program that kills itself before the n-th step of a dataset's switch, or finds the disk full there.
 
-    switch_steps.py STEP kill|full|none run|days|open|checked|accept PROJECT VERSION
+    switch_steps.py STEP kill|full|none run|days|open|checked|accept PROJECT VERSION [FORMAT]
 
 It prints the steps that it reached.
 """
@@ -80,6 +80,7 @@ RunFolder.write = step("checks", RunFolder.write, always="checks.json")  # type:
 
 if ACTION == "run":
     fields: dict[str, Any] = {"source_dir": ROOT, "workers": 1, "rows_per_file": 3, "run_id": VERSION, "quiet": True}
+    fields |= {"format": sys.argv[6]} if len(sys.argv) > 6 else {}
     sk.run("work:features", ROOT / "data", ROOT / "out", **fields)
 elif ACTION == "checked":
     pipeline = sk.Pipeline(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import shardkit as sk
 from shardkit.dataset import shuffle
 from shardkit.dataset.shuffle import shuffled
+from shardkit.runs import bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,6 +162,38 @@ def test_keys_of_the_function_and_what_webdataset_cannot_hold(world: World) -> N
             world.run(function, function=function, format="webdataset")
     report = json.loads(json.dumps(run.summary().to_dict()))
     assert report["rows"] == FILES * ROWS
+
+
+def test_libraries_that_are_not_there_are_named_before_any_record_is_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("webdataset", "datasets", "torch"):
+        monkeypatch.setitem(sys.modules, library, None)
+    for kind, library in (("webdataset", "webdataset"), ("hf", "datasets")):
+        with pytest.raises(sk.PipelineError, match=rf"needs the library {library}, .*'shardkit\[{kind}\]'"):
+            world.run(kind, format=kind)
+        assert not (world.root / kind).exists()
+    run = world.run(rows_per_file=100)
+    with pytest.raises(sk.PipelineError, match=r"run\.hf\(\) needs the library datasets.*'shardkit\[hf\]'"):
+        run.hf()
+    with pytest.raises(sk.PipelineError, match=r"run\.torch\(\) needs PyTorch"):
+        run.torch()
+
+
+@pytest.mark.parametrize(("format", "extras"), [("hf", ["hf"]), ("webdataset", ["webdataset"]), ("parquet", [])])
+def test_jobs_elsewhere_install_the_library_of_their_format(
+    world: World, monkeypatch: pytest.MonkeyPatch, format: str, extras: list[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(bundle, "_own_requirements", asked.extend)
+    pipeline = sk.Pipeline(
+        function="functions_for_training:samples",
+        source_dir=world.root,
+        input=world.root / "data",
+        output={"uri": world.root / "out", "format": format},
+    )
+    bundle.upload_code(pipeline.output_folder(), pipeline, pipeline.function_ref(), dry_run=True)
+    assert asked == extras
 
 
 def test_seeds_that_will_not_do(tmp_path: Path) -> None:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 # The rows of a batch, as the library itself chooses them: of images it takes fewer.
 BATCH_ROWS = 1000
 BATCH_ROWS_WITH_BYTES = 100
-NOT_INSTALLED = "the library datasets, which is not installed"
-INSTALL = "Install it with: pip install 'shardkit[hf]'"
 
 
 class HuggingFace(Format):

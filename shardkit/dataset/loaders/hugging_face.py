@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from shardkit.dataset.formats.hugging_face import INSTALL, NOT_INSTALLED, HuggingFace, check_types
+from shardkit.dataset.formats.hugging_face import HuggingFace, check_types
 from shardkit.dataset.loaders.rows import Rows
 from shardkit.dataset.read import partition_of
 from shardkit.errors import PipelineError
@@ -33,7 +33,10 @@ def open_with_datasets(
     try:
         import datasets
     except ImportError:
-        raise PipelineError(f"run.hf() needs {NOT_INSTALLED}.", hint=INSTALL) from None
+        raise PipelineError(
+            "run.hf() needs the library datasets, which is not installed.",
+            hint="Install it with: pip install 'shardkit[hf]'",
+        ) from None
 
     rows = Rows(folder, result, columns)
     check_types(rows.schema, "run.hf()")
