@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
+import tarfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,3 +181,50 @@ def test_input_and_output_may_be_in_a_bucket(
     )
     assert rows_of(run) == [{"key": f"{i:02d}.txt", "row": n} for i in range(20) if i != 7 for n in range(2)]
     assert [entry["key"] for entry in run.quarantine()] == ["07.txt"]
+
+
+PIECES = """
+import json, os, signal
+
+def lines(record):
+    with open(record) as lines:
+        for line in lines:
+            n = json.loads(line)["n"]
+            if n == 150:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield {"key": record.key, "n": n, "at": record.range[0]}
+
+def samples(record):
+    if record.member.startswith("03"):
+        raise ValueError("bad")
+    return {"key": record.key, "n": int(record.files["cls"].read_text()), "at": os.path.getsize(record)}
+"""
+RULES = {
+    "lines": {"inside": "lines", "target_bytes": 300},
+    "samples": {"inside": "tar", "pattern": "*.txt"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(RULES))
+def test_records_inside_files_are_those_of_one_machine(system: System, project: Project, kind: str) -> None:
+    project.write_function(PIECES)
+    if kind == "lines":
+        (project.data / "a.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(300)))
+    else:
+        with tarfile.open(project.data / "a.tar", "w") as archive:
+            for n in range(40):
+                for suffix, text in (("cls", f"{n}"), ("txt", "x" * n)):
+                    info = tarfile.TarInfo(f"{n:02d}.{suffix}")
+                    info.size = len(text)
+                    archive.addfile(info, io.BytesIO(text.encode()))
+    runs = []
+    for parallel, out in ((system.parallel, "there"), (HERE, "here")):
+        project.out = project.root / out
+        fields: dict[str, Any] = {"function": f"work:{kind}", "records": RULES[kind], "parallel": parallel}
+        runs.append(project.run(**fields, max_failures="100%"))
+    there, here = runs
+    assert len({row["key"] for row in rows_of(there)}) == check_ledger(there).records["done"] > 8
+    assert rows_of(there) == rows_of(here)
+    assert list(map(told, there.quarantine())) == list(map(told, here.quarantine()))
+    assert len(here.quarantine()) == 1

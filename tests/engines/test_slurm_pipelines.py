@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +73,57 @@ def test_waveforms_of_ten_groups(cluster: Cluster, tmp_path: Path) -> None:
     assert (run.summary().status, run.summary().records) == ("done", here.summary().records)
     assert sorted(name for shard in run.folder.plan()["shards"] for name in shard["group_names"] or ()) == GROUPS
     assert [job["status"] for job in run.jobs()] == ["Completed"] * 3
+    assert rows_of(run) == rows_of(here)
+
+
+# ---- records inside files ------------------------------------------------------------------------------------------
+
+PIECES = """
+import json
+
+def lines(record):
+    with open(record) as lines:
+        for line in lines:
+            yield {"key": record.key, "n": json.loads(line)["n"]}
+
+def samples(record):
+    if record.key.endswith("03"):
+        raise ValueError("bad")
+    return {"key": record.key, "n": int(record.files["cls"].read_text()), "bytes": len(record.read_bytes())}
+"""
+
+
+@pytest.mark.parametrize("kind", ["lines", "samples"])
+def test_jobs_share_one_file(cluster: Cluster, tmp_path: Path, kind: str) -> None:
+    """The pieces of one file, and the samples of one tar, are worked on by two jobs, as by one process here."""
+    (tmp_path / "pieces.py").write_text(PIECES)
+    (tmp_path / "data").mkdir()
+    if kind == "lines":
+        (tmp_path / "data" / "a.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(300)))
+    else:
+        with tarfile.open(tmp_path / "data" / "a.tar", "w") as archive:
+            for name, text in ((f"{n:02d}.{suffix}", str(n)) for n in range(40) for suffix in ("cls", "txt")):
+                info = tarfile.TarInfo(name)
+                info.size = len(text)
+                archive.addfile(info, io.BytesIO(text.encode()))
+    pipeline = sk.Pipeline(
+        function=f"pieces:{kind}",
+        source_dir=tmp_path,
+        input=tmp_path / "data",
+        output=tmp_path / "here",
+        records={"inside": "lines", "target_bytes": 300} if kind == "lines" else {"inside": "tar", "pattern": "*.txt"},
+        shards={"by": "size", "count": 2},
+        requirements_mode="none",
+        max_failures="100%",
+        workers=1,
+    )
+    here = pipeline.run(quiet=True)
+    engine = sk.Slurm(root=tmp_path / "jobs", memory_gb=2, poll_s=0.5)
+    run = pipeline.replace(output=tmp_path / "out").run(engine, quiet=True)
+    assert [job["status"] for job in run.jobs()] == ["Completed"] * 3
+    assert (run.summary().status, run.summary().records) == ("done", here.summary().records)
+    assert run.summary().records["quarantined"] == (0 if kind == "lines" else 1)
+    assert len(rows_of(run)) == (300 if kind == "lines" else 39)
     assert rows_of(run) == rows_of(here)
 
 
