@@ -40,7 +40,10 @@ WORK = options(
 )
 MERGE = options(
     click.option(
-        "--format", "format_", metavar="FORMAT", help="parquet (default), jsonl, csv, arrow, webdataset, hf or mds."
+        "--format",
+        "format_",
+        metavar="FORMAT",
+        help="parquet (default), jsonl, csv, arrow, webdataset, hf, mds or tfrecord.",
     ),
     click.option("--rows-per-file", metavar="N", help="Rows of an output file (default 1048576)."),
     click.option("--target-bytes", metavar="SIZE", help="About how large an output file may be, such as 128MB."),

@@ -29,6 +29,7 @@ FORMATS: Registry[type[Format]] = Registry(
         "jsonl": "shardkit.dataset.formats.json_lines:JsonLines",
         "csv": "shardkit.dataset.formats.csv_text:Csv",
         "mds": "shardkit.dataset.formats.mds_shards:Mds",
+        "tfrecord": "shardkit.dataset.formats.tf_records:TfRecord",
         "webdataset": "shardkit.dataset.formats.webdataset_tar:WebDataset",
         "hf": "shardkit.dataset.formats.hugging_face:HuggingFace",
         "arrow": "shardkit.dataset.formats.arrow_ipc:ArrowIpc",
