@@ -177,9 +177,7 @@ class _Building:
         nulls = None
         if self._writer is not None and self._layout.kind.describes_itself:
             with pa.OSFile(str(self._file)) as file:
-                rows_in_file = self._layout.kind.count_rows(file)
-                file.seek(0)
-                nulls = self._layout.kind.count_nulls(file)
+                rows_in_file, nulls = self._layout.kind.counts(file)
             if rows_in_file != self.rows:
                 raise StorageError(
                     f"{self._file} has {rows_in_file:,} rows, and {self.rows:,} were written to it.",

@@ -103,9 +103,12 @@ class Format(ABC):
             f"The rows of {self.suffix} files are not read here.", hint="Give run.files() to the format's own loader."
         )
 
-    def count_nulls(self, file: Any) -> dict[str, int] | None:
-        """How many nulls each column of an open file has, those without any left out; None if it does not say so."""
-        return None
+    def counts(self, file: Any) -> tuple[int, dict[str, int] | None]:
+        """The rows of an open file, as `count_rows` says, and the nulls of its columns, those without any left out.
+
+        The nulls are None if the file does not say them.
+        """
+        return self.count_rows(file), None
 
     def read_as(self, schema: pa.Schema) -> pa.Schema:
         """The types in which columns of these types are read back."""

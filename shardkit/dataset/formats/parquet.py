@@ -13,6 +13,8 @@ from shardkit.tables.rowgroups import RowGroupsFile, repetitive
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pyarrow.parquet as pq
+
     from shardkit.tables.rowgroups import Stretch
 
 
@@ -38,22 +40,12 @@ class Parquet(Format):
 
         return int(pq.read_metadata(file).num_rows)
 
-    def count_nulls(self, file: Any) -> dict[str, int] | None:
-        """The nulls of the columns that are not nested, as the statistics in the footer say."""
+    def counts(self, file: Any) -> tuple[int, dict[str, int] | None]:
+        """The rows, and the nulls of the columns that are not nested, as the statistics in the footer say."""
         import pyarrow.parquet as pq
 
         footer = pq.read_metadata(file)
-        nulls: dict[str, int] = {}
-        for group in map(footer.row_group, range(footer.num_row_groups)):
-            for chunk in map(group.column, range(group.num_columns)):
-                statistics, name = chunk.statistics, chunk.path_in_schema
-                if "." in name:
-                    continue
-                if statistics is None or not statistics.has_null_count:
-                    return None
-                if statistics.null_count:
-                    nulls[name] = nulls.get(name, 0) + statistics.null_count
-        return nulls
+        return int(footer.num_rows), _nulls(footer)
 
     def bytes_of_rows(self, path: Path) -> int:
         """The bytes of the columns: the footer does not grow with the rows."""
@@ -65,6 +57,20 @@ class Parquet(Format):
             for group in range(footer.num_row_groups)
             for column in range(footer.num_columns)
         )
+
+
+def _nulls(footer: pq.FileMetaData) -> dict[str, int] | None:
+    nulls: dict[str, int] = {}
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            statistics, name = chunk.statistics, chunk.path_in_schema
+            if "." in name:
+                continue
+            if statistics is None or not statistics.has_null_count:
+                return None
+            if statistics.null_count:
+                nulls[name] = nulls.get(name, 0) + statistics.null_count
+    return nulls
 
 
 class _Writer(PlainWriter):
