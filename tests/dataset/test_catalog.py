@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import secrets
 import shutil
 import sys
-import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -18,7 +18,6 @@ import shardkit as sk
 from shardkit.dataset.catalog import glue_type, with_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -51,7 +50,9 @@ class Bucket:
     def __init__(self, root: Path, url: str) -> None:
         self.root = root
         self.glue = glue_of(url)
-        s3_client(url).create_bucket(Bucket="talent", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+        self.name, self.database = f"talent-{secrets.token_hex(4)}", f"features_{secrets.token_hex(4)}"
+        self.uri = f"s3://{self.name}"
+        s3_client(url).create_bucket(Bucket=self.name, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
         (root / "functions_for_glue.py").write_text(CODE)
         for day in DAYS[:2]:
             self.write(day)
@@ -68,38 +69,29 @@ class Bucket:
                 "function": f"functions_for_glue:{name}",
                 "source_dir": self.root,
                 "input": self.root / "data",
-                "output": f"s3://talent/{name}",
+                "output": f"{self.uri}/{name}",
                 "shards": {"by": "date", "path": "{Y}-{m}-{d}"},
-                "catalog": {"glue": {"database": "features", "table": name}},
+                "catalog": self.in_glue(name),
                 "workers": 1,
             }
             | fields
         )
 
+    def in_glue(self, table: str) -> dict[str, Any]:
+        return {"glue": {"database": self.database, "table": table}}
+
     def run(self, name: str = "ads", **fields: Any) -> sk.Run:
         return self.pipeline(name, **fields).run(quiet=True)
 
     def table(self, name: str = "ads") -> Any:
-        return self.glue.get_table(DatabaseName="features", Name=name)["Table"]
+        return self.glue.get_table(DatabaseName=self.database, Name=name)["Table"]
 
     def columns(self, name: str = "ads") -> dict[str, str]:
         return {column["Name"]: column["Type"] for column in self.table(name)["StorageDescriptor"]["Columns"]}
 
     def partitions(self, name: str = "ads") -> dict[str, Any]:
-        pages = self.glue.get_paginator("get_partitions").paginate(DatabaseName="features", TableName=name)
+        pages = self.glue.get_paginator("get_partitions").paginate(DatabaseName=self.database, TableName=name)
         return {"/".join(found["Values"]): found for page in pages for found in page["Partitions"]}
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    """The URL of moto's server."""
-    pytest.importorskip("awswrangler")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-    server.stop()
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -112,11 +104,11 @@ def _use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 
 @pytest.fixture
-def bucket(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """An empty account, which all clients of this process and its children use."""
-    urllib.request.urlopen(urllib.request.Request(f"{moto}/moto-api/reset", method="POST")).close()
-    _use(monkeypatch, moto)
-    return Bucket(tmp_path, moto)
+def bucket(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket and a database, in an account that all clients of this process and its children use."""
+    pytest.importorskip("awswrangler")
+    _use(monkeypatch, s3_url)
+    return Bucket(tmp_path, s3_url)
 
 
 # ---- what is registered ------------------------------------------------------------------------------------------
@@ -126,12 +118,12 @@ def bucket(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket
 def test_a_run_registers_its_dataset_and_days(bucket: Bucket) -> None:
     bucket.run()
     table = bucket.table()
-    assert table["StorageDescriptor"]["Location"] == "s3://talent/ads/"
+    assert table["StorageDescriptor"]["Location"] == f"{bucket.uri}/ads/"
     assert table["StorageDescriptor"]["SerdeInfo"]["SerializationLibrary"].endswith("ParquetHiveSerDe")
     assert bucket.columns() == {"ad": "string", "pay": "double", "country": "string"}
     assert [(key["Name"], key["Type"]) for key in table["PartitionKeys"]] == [("day_partition", "string")]
     assert {day: found["StorageDescriptor"]["Location"] for day, found in bucket.partitions().items()} == {
-        day: f"s3://talent/ads/day_partition={day}/" for day in DAYS[:2]
+        day: f"{bucket.uri}/ads/day_partition={day}/" for day in DAYS[:2]
     }
 
 
@@ -172,13 +164,13 @@ def test_a_day_that_is_made_again_changes_nothing_else(bucket: Bucket) -> None:
 
 @pytest.mark.whole
 def test_partition_columns_are_registered_with_their_types(bucket: Bucket) -> None:
-    bucket.run(output={"uri": "s3://talent/ads", "partition_by": ["country", "pay"]}, shards=None)
+    bucket.run(output={"uri": f"{bucket.uri}/ads", "partition_by": ["country", "pay"]}, shards=None)
     assert [(key["Name"], key["Type"]) for key in bucket.table()["PartitionKeys"]] == [
         ("country", "string"),
         ("pay", "string"),
     ]
     assert set(bucket.partitions()) == {"__HIVE_DEFAULT_PARTITION__/0.0", "FR/1.5", "FR/3.0"}
-    bucket.run("clicks", output={"uri": "s3://talent/clicks", "partition_by": "clicks"})
+    bucket.run("clicks", output={"uri": f"{bucket.uri}/clicks", "partition_by": "clicks"})
     assert [(key["Name"], key["Type"]) for key in bucket.table("clicks")["PartitionKeys"]] == [
         ("day_partition", "string"),
         ("clicks", "bigint"),
@@ -226,7 +218,7 @@ def test_a_catalogue_is_begun_with_ended_and_changed_without_a_new_dataset(bucke
     assert bucket.run().run_id == run.run_id  # nothing has changed but this
     assert tables(run) == ["ads"]
     assert set(bucket.partitions()) == set(DAYS[:2])
-    bucket.run(catalog={"glue": {"database": "features", "table": "other"}})
+    bucket.run(catalog=bucket.in_glue("other"))
     assert tables(run) == ["other"]
     assert set(bucket.partitions("other")) == set(DAYS[:2])
     bucket.run(catalog=None)
@@ -243,14 +235,14 @@ def test_a_table_of_another_dataset_is_left_alone(bucket: Bucket) -> None:
     before = bucket.table()
     with pytest.raises(
         sk.CatalogError,
-        match=r"is complete, but .*features\.ads is not up to date.*stands for the files in s3://talent/ads/",
+        match=rf"is complete, but .*{bucket.database}\.ads is not up to date.*stands for the files in {bucket.uri}/ads/",
     ):
-        bucket.run("clicks", catalog={"glue": {"database": "features", "table": "ads"}})
+        bucket.run("clicks", catalog=bucket.in_glue("ads"))
     assert bucket.table() == before
-    run = sk.open_run("s3://talent/clicks")
+    run = sk.open_run(f"{bucket.uri}/clicks")
     assert run.summary().status == "failed"
     assert len(run.dataset().to_table()) == 4
-    run.resume(quiet=True, catalog={"glue": {"database": "features", "table": "clicks"}})
+    run.resume(quiet=True, catalog=bucket.in_glue("clicks"))
     assert run.summary().status == "done"
     assert set(bucket.columns("clicks")) == {"ad", "clicks"}
 
@@ -267,8 +259,8 @@ def test_a_column_of_another_type_is_named(bucket: Bucket) -> None:
         sk.CatalogError, match=r"Column 'ad' is string there, and bigint in the dataset\. Drop the table"
     ):
         bucket.run(function="functions_for_glue:numbers", incremental=False)
-    bucket.glue.delete_table(DatabaseName="features", Name="ads")
-    sk.open_run("s3://talent/ads").resume(quiet=True)
+    bucket.glue.delete_table(DatabaseName=bucket.database, Name="ads")
+    sk.open_run(f"{bucket.uri}/ads").resume(quiet=True)
     assert bucket.columns() == {"ad": "bigint", "pay": "double"}
 
 
@@ -426,7 +418,7 @@ def test_athena_and_duckdb_answer_alike(ministack_url: str, tmp_path: Path, monk
     bucket.write(DAYS[2], "late")
     bucket.run()
     bucket.run("clicks")
-    outputs = {"ads": "s3://talent/ads", "clicks": "s3://talent/clicks"}
+    outputs = {"ads": f"{bucket.uri}/ads", "clicks": f"{bucket.uri}/clicks"}
     days = both(
         "SELECT CAST(day_partition AS varchar) AS day, count(*) AS n, max(late) AS late, sum(pay) AS pay "
         "FROM ads GROUP BY 1 ORDER BY 1",
@@ -442,5 +434,5 @@ def test_athena_and_duckdb_answer_alike(ministack_url: str, tmp_path: Path, monk
     with pytest.raises(sk.QueryError, match="Athena cannot answer the query: .*syntax error") as refused:
         sk.read_sql("SELEC 1", outputs["ads"])
     assert "\n" not in str(refused.value)
-    left = boto3.client("s3").list_objects_v2(Bucket="talent", Prefix="ads/_shardkit/queries/").get("Contents", [])
+    left = boto3.client("s3").list_objects_v2(Bucket=bucket.name, Prefix="ads/_shardkit/queries/").get("Contents", [])
     assert not [item["Key"] for item in left if item["Key"].endswith(".csv")]
