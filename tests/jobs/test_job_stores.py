@@ -573,8 +573,8 @@ def test_what_is_busy_is_tried_again(dynamodb: DynamoDBStore, monkeypatch: pytes
 def test_few_calls_for_many_jobs(aws: None, clock: SimulatedClock) -> None:
     calls = Calls()
     store = DynamoDBStore("jobs", session=calls.session, clock=clock)
-    jobs = store.submit_many(Submission(f"live-{at:04d}", request(), run="r") for at in range(1000))
-    assert sum(calls.values()) == calls["TransactWriteItems"] == 10
+    jobs = store.submit_many(Submission(f"live-{at:04d}", request(), run="r") for at in range(300))
+    assert sum(calls.values()) == calls["TransactWriteItems"] == 3
     owners = [f"owner-{number}-{'x' * 1000}" for number in range(5)]  # so that a page of 1 MB is full of a thousand
     many = (Submission(f"talent-20261121-{at:05d}", request(), owner=owners[at % 5], run="many") for at in range(1500))
     store.submit_many(many)
@@ -584,14 +584,14 @@ def test_few_calls_for_many_jobs(aws: None, clock: SimulatedClock) -> None:
         return ask(), dict(calls)
 
     found, took = made(lambda: store.waiting(START + 5, most=20))
-    assert found.now == 2_500 and len(found.ready) == 6 * 20 and took["Query"] <= 4 and len(took) == 1
+    assert found.now == 1_800 and len(found.ready) == 6 * 20 and took["Query"] <= 4 and len(took) == 1
     outcome, took = made(lambda: store.update_many(claim(job, START, 60) for job in jobs))
-    assert None not in outcome and took == {"TransactWriteItems": 10}
+    assert None not in outcome and took == {"TransactWriteItems": 3}
     flying, took = made(store.flight)
     assert ids(flying) == ids(jobs) and took == {"Query": 1}
     found, took = made(lambda: store.find(ids(jobs)))
-    assert len(found) == 1000 and took == {"BatchGetItem": 10}
-    assert made(lambda: len(store.requests(ids(jobs)))) == (1000, {"BatchGetItem": 10})
+    assert len(found) == 300 and took == {"BatchGetItem": 3}
+    assert made(lambda: len(store.requests(ids(jobs)))) == (300, {"BatchGetItem": 3})
     assert made(store.unblock) == ([], {"Query": 1})
     latest, took = made(lambda: store.jobs(limit=20, latest=True))
     assert len(latest) == 20 and took == {"Query": 6, "BatchGetItem": 1}
@@ -633,8 +633,8 @@ def test_the_same_jobs_that_several_submit_at_once_are_there_once(aws: None) -> 
 
 @pytest.mark.slow
 def test_each_claim_is_won_once(aws: None) -> None:
-    """Several claim the same fifty jobs, some all at once, some one by one."""
-    jobs = open_store("dynamodb://jobs").submit_many(Submission(f"j{at}", request()) for at in range(50))
+    """Several claim the same twenty jobs, some all at once, some one by one."""
+    jobs = open_store("dynamodb://jobs").submit_many(Submission(f"j{at}", request()) for at in range(20))
 
     def claiming(store: Store, number: int) -> list[Job | None]:
         wanted = [claim(job, 1000.0 + number, 60) for job in jobs]

@@ -94,7 +94,7 @@ def least_calls(service: SimulatedService, policy: Policy) -> float:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize(("seed", "jobs"), [(1, 300), (2, 400)])
+@pytest.mark.parametrize(("seed", "jobs"), [(1, 200), (2, 200)])
 def test_many_jobs_on_a_bad_day(tmp_path: Path, seed: int, jobs: int) -> None:
     clock = SimulatedClock()
     service = make_service(clock, seed)
@@ -203,7 +203,7 @@ class Stage:
         (3, 40, 2, 0.02),
         (4, 20, 3, 0.05),
         (5, 200, 1, 0.002),
-        pytest.param(6, 400, 2, 0.001, marks=pytest.mark.slow),
+        pytest.param(6, 300, 2, 0.001, marks=pytest.mark.slow),
     ],
 )
 def test_launchers_that_die_and_take_turns(tmp_path: Path, seed: int, jobs: int, actors: int, death: float) -> None:
