@@ -5,6 +5,7 @@ python deployment.py deploy FOLDER | submit NUMBER TOPIC | watch NUMBER QUEUE SE
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import sys
@@ -27,10 +28,16 @@ POLICY = {"creates_per_s": 25.0, "poll_s": 5.0, "retry_wait_s": 0.5, "capacity_w
 POLICY |= {"lease_s": 10.0, "settle_s": 1.0, "overlap_s": 30.0, "recheck_s": 60.0, "lost_s": 20.0}
 
 
+@functools.cache
+def client(service: str, config: Config | None = None) -> Any:
+    """A client, which takes longer to make than twenty requests."""
+    return boto3.client(service, config=config)
+
+
 def deploy(folder: str) -> dict[str, str]:
     """Bring the template up, as `sam deploy` does: the code into a bucket, and the stack."""
     template, code = write_deployment(folder)
-    s3, cloud = boto3.client("s3"), boto3.client("cloudformation")
+    s3, cloud = client("s3"), client("cloudformation")
     s3.create_bucket(Bucket=CODE, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     s3.upload_file(str(code), CODE, ZIP)
     given = {"PassRoleArns": ROLE, "NotifyEmail": "somebody@example.com", "RequestsBucket": CODE, "ExpireDays": "30"}
@@ -43,13 +50,13 @@ def deploy(folder: str) -> dict[str, str]:
     cloud.get_waiter("stack_create_complete").wait(StackName=STACK, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
     outputs = cloud.describe_stacks(StackName=STACK)["Stacks"][0]["Outputs"]
     output_values = {each["OutputKey"]: each["OutputValue"] for each in outputs}
-    queue = boto3.client("sqs").create_queue(QueueName=TOLD)["QueueUrl"]
-    about = boto3.client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
+    queue = client("sqs").create_queue(QueueName=TOLD)["QueueUrl"]
+    about = client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
     arn = about["Attributes"]["QueueArn"]
     may_send = {"Effect": "Allow", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [may_send]})
-    boto3.client("sqs").set_queue_attributes(QueueUrl=queue, Attributes={"Policy": policy})
-    boto3.client("sns").subscribe(
+    client("sqs").set_queue_attributes(QueueUrl=queue, Attributes={"Policy": policy})
+    client("sns").subscribe(
         TopicArn=output_values["TopicArn"], Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"}
     )
     set_policy(open_store(output_values["Jobs"]), POLICY)
@@ -60,7 +67,7 @@ def submit(number: int, topic: str) -> dict[str, int]:
     """Submit jobs through the function, a hundred in a call; make each call twice, as if the answer had been lost."""
     about = request("unused", "true")
     del about["ProcessingJobName"]
-    function = boto3.client("lambda", config=Config(read_timeout=120))
+    function = client("lambda", config=Config(read_timeout=120))
     jobs = [
         {"id": f"small-{i:04d}", "request": about, "owner": f"team-{i % 3}", "run": "small", "notify": [topic]}
         for i in range(number)
@@ -94,7 +101,7 @@ def watch(number: int, queue: str, seconds: float, *, hurry: bool) -> dict[str, 
         if hurry and (lines or time.monotonic() - begun > 80) and time.monotonic() - fired > 8:
             fired = time.monotonic()
             for name in ("launch", "monitor"):
-                boto3.client("lambda").invoke(
+                client("lambda").invoke(
                     FunctionName=f"shardkit-jobs-{name}", InvocationType="Event", Payload="{}"
                 )
         time.sleep(1)
@@ -111,7 +118,7 @@ def watch(number: int, queue: str, seconds: float, *, hurry: bool) -> dict[str, 
 
 def listed() -> list[dict[str, Any]]:
     """All jobs that the service lists."""
-    engine = boto3.client("sagemaker", config=PATIENT)
+    engine = client("sagemaker", config=PATIENT)
     pages = engine.get_paginator("list_processing_jobs").paginate(MaxResults=100)
     return [line for page in pages for line in page["ProcessingJobSummaries"]]
 
@@ -124,7 +131,7 @@ def _times(line: dict[str, Any]) -> list[Any]:
 
 def _send_events(lines: list[dict[str, Any]], sent: set[str]) -> None:
     """Send the events of every third job, twice and in random order; the monitor finds the others by itself."""
-    function = boto3.client("lambda")
+    function = client("lambda")
     ended = [line for line in lines if line.get("ProcessingEndTime")]
     sent |= {line["ProcessingJobName"] for line in ended}
     chosen = [line for line in ended if hash(line["ProcessingJobName"]) % 3 == 0] * 2
@@ -143,7 +150,7 @@ def _send_events(lines: list[dict[str, Any]], sent: set[str]) -> None:
 
 
 def _receive(queue: str, told: dict[str, int]) -> None:
-    sqs = boto3.client("sqs")
+    sqs = client("sqs")
     while True:
         messages = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
         for message in messages:
