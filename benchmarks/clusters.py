@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from common import contestant, generated, shardkit_ads
 from servers import free_port
@@ -25,17 +25,28 @@ if TYPE_CHECKING:
 PATIENCE_S = 120
 
 
-def commands(workers: int, scale: float, stack: contextlib.ExitStack) -> dict[str, list[str]]:
-    """The commands of the contestants, by name; the clusters end with ``stack``."""
+class Loopback(NamedTuple):
+    """A cluster: its address, and the sessions of its processes."""
+
+    address: str
+    sessions: list[int]
+
+
+def commands(
+    workers: int, scale: float, stack: contextlib.ExitStack
+) -> tuple[dict[str, list[str]], dict[str, list[int]]]:
+    """The commands of the contestants, by name, and the sessions of their clusters, which end with ``stack``."""
     data = generated("talent_jsonl", files=int(2000 * scale), ads=100, bad=0)
     dask, ray = stack.enter_context(dask_cluster(workers)), stack.enter_context(ray_cluster(workers))
-    return {
+    contestants = {
         "shardkit": shardkit_ads(data, workers),
-        "over dask": _over("dask", dask, data, workers),
-        "dask": contestant("ads_by_dask.py", dask, data, "out"),
-        "over ray": _over("ray", ray, data, workers),
-        "ray data": contestant("ads_by_ray_data.py", ray, data, "out"),
+        "over dask": _over("dask", dask.address, data, workers),
+        "dask": contestant("ads_by_dask.py", dask.address, data, "out"),
+        "over ray": _over("ray", ray.address, data, workers),
+        "ray data": contestant("ads_by_ray_data.py", ray.address, data, "out"),
     }
+    sessions = {who: dask.sessions if "dask" in who else ray.sessions for who in contestants if who != "shardkit"}
+    return contestants, sessions
 
 
 def _over(backend: str, address: str, data: Path, workers: int) -> list[str]:
@@ -49,18 +60,17 @@ def _over(backend: str, address: str, data: Path, workers: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def dask_cluster(workers: int) -> Iterator[str]:
-    """Run a Dask scheduler and so many workers of one thread; gives the scheduler's address."""
+def dask_cluster(workers: int) -> Iterator[Loopback]:
+    """Run a Dask scheduler and so many workers of one thread; gives the scheduler's address with it."""
     address = f"tcp://127.0.0.1:{free_port()}"
     options = ["--nthreads", "1", "--nworkers", "1", "--no-dashboard"]
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix="benchmark-dask-") as folder:
         begin = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
-        stack.enter_context(_running([*begin, "--host", address], folder))
+        processes = [stack.enter_context(_running([*begin, "--host", address], folder))]
         begin = [sys.executable, "-m", "distributed.cli.dask_worker", address, *options, "--local-directory", folder]
-        for _ in range(workers):
-            stack.enter_context(_running(begin, folder))
+        processes += [stack.enter_context(_running(begin, folder)) for _ in range(workers)]
         _wait_for_dask(address, workers)
-        yield address
+        yield Loopback(address, [process.pid for process in processes])
 
 
 def _wait_for_dask(address: str, workers: int) -> None:
@@ -71,8 +81,8 @@ def _wait_for_dask(address: str, workers: int) -> None:
 
 
 @contextlib.contextmanager
-def ray_cluster(workers: int) -> Iterator[str]:
-    """Run a Ray node with so many CPUs; gives its address."""
+def ray_cluster(workers: int) -> Iterator[Loopback]:
+    """Run a Ray node with so many CPUs; gives its address with it."""
     port = _port_below_those_of_rays_workers()
     options = [f"--port={port}", f"--num-cpus={workers}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short name: Ray puts sockets into it
@@ -81,7 +91,7 @@ def ray_cluster(workers: int) -> Iterator[str]:
             [*begin, *options, "--disable-usage-stats", "--object-store-memory=500000000"], folder
         ) as process:
             _wait_for_ray(process, f"127.0.0.1:{port}")
-            yield f"127.0.0.1:{port}"
+            yield Loopback(f"127.0.0.1:{port}", [process.pid])
 
 
 def _port_below_those_of_rays_workers() -> int:

@@ -10,6 +10,10 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data"
@@ -28,13 +32,24 @@ class Measure:
     stdout: bytes
 
 
-def measure(command: list[str], scratch: Path, more: dict[str, str] | None = None, *, again: bool = False) -> Measure:
-    """Run a command in an empty folder, or ``again`` in the same one, with ``more`` environment variables."""
+def measure(
+    command: list[str],
+    scratch: Path,
+    more: dict[str, str] | None = None,
+    *,
+    again: bool = False,
+    sessions: Iterable[int] = (),
+) -> Measure:
+    """Run a command in an empty folder, or ``again`` in the same one, with ``more`` environment variables.
+
+    What the processes of some ``sessions`` take meanwhile, those of a cluster, counts as the command's own.
+    """
     if not again:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
     os.sync()
     with tempfile.TemporaryFile() as answer:
+        elsewhere = session_cpu_s(sessions)
         started = time.perf_counter()
         process = subprocess.Popen(
             command, cwd=scratch, stdout=answer, stderr=subprocess.PIPE, env=os.environ | (more or {})
@@ -47,7 +62,21 @@ def measure(command: list[str], scratch: Path, more: dict[str, str] | None = Non
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} exited with {process.returncode}:\n{stderr.decode()[-2000:]}")
         answer.seek(0)
-        return Measure(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, answer.read())
+        cpu = usage.ru_utime + usage.ru_stime + session_cpu_s(sessions) - elsewhere
+        return Measure(wall, cpu, usage.ru_maxrss * 1024, answer.read())
+
+
+def session_cpu_s(sessions: Iterable[int]) -> float:
+    """The seconds of CPU that the processes of some sessions have taken, with their children that have ended."""
+    wanted, ticks = set(sessions), 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) in wanted:
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def generated(kind: str, **options: object) -> Path:

@@ -16,27 +16,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_BYTES = 200_000_000
-MEMBERS = 10_000
+SAMPLES = 50_000
 MEMBER_BYTES = 3000
 LARGEST_PIECE = 64_000_000
 
 
-def lines(workers: int, scale: float, stack: contextlib.ExitStack) -> dict[str, list[str]]:
-    """The commands of the contestants over one file of 200 MB."""
+def lines(workers: int, scale: float, stack: contextlib.ExitStack) -> tuple[dict[str, list[str]], dict[str, list[int]]]:
+    """The commands of the contestants over one file of 200 MB, and the sessions of the one that has a cluster."""
     data = _one_file(int(FILE_BYTES * scale))
     piece = min(LARGEST_PIECE, int(FILE_BYTES * scale / 4 / workers))
     ray = stack.enter_context(ray_cluster(workers))
     rule = json.dumps({"inside": "lines", "target_bytes": piece})
-    return {
+    commands = {
         "shardkit": [*shardkit_ads(data, workers), "--set", f"records={rule}"],
         "split": contestant("lines_by_split.py", data / "ads.jsonl", "tmp", "out", workers, piece),
-        "ray data": contestant("lines_by_ray_data.py", ray, data / "ads.jsonl", "out"),
+        "ray data": contestant("lines_by_ray_data.py", ray.address, data / "ads.jsonl", "out"),
     }
+    return commands, {"ray data": ray.sessions}
 
 
 def members(workers: int, scale: float) -> dict[str, list[str]]:
-    """The commands of the contestants over one tar of 10,000 samples of two members."""
-    data = _tar(int(MEMBERS * scale))
+    """The commands of the contestants over one tar of 50,000 samples of two members."""
+    data = _tar(int(SAMPLES * scale))
     where = ["--input", str(data), "--output", "out", "--workers", str(workers), "--quiet"]
     function = ["--function", "samples:sample", "--source-dir", str(HERE / "contestants"), "--records", "tar"]
     return {

@@ -10,5 +10,5 @@ if TYPE_CHECKING:
 
 def sample(record: shardkit.Record) -> dict[str, Any]:
     """The label and the size of one sample."""
-    label, picture = record.paths
+    label, picture = record.files["cls"], record.files["jpg"]
     return {"key": record.key, "label": int(label.read_text()), "bytes": len(picture.read_bytes())}
