@@ -37,6 +37,11 @@ _TOKENS = (
     r"|\beyJ[\w-]{10,2000}\.eyJ[\w-]{10,}(?:\.[\w-]*)?"  # a JSON web token
     r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY(?s:.*?)(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)"
 )
+# Each token has one of these in it. The pattern takes 7 ms to compile, and most texts hold none.
+_IN_TOKENS = (
+    *("AKIA", "ASIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "xapp-", "hf_", "sk-"),
+    *("k_live_", "pypi-", "npm_", "AIza", "dop_v1_", "SG.", "eyJ", "-----BEGIN "),
+)
 # The text before the host of a URL. A colon that no port follows begins a password, whatever that holds.
 _URL_USER = (
     r"(?i)(?P<before>(?<![a-z0-9])[a-z][a-z0-9+.-]{0,20}://[^\s/?#@:'\"<>]{0,200}:)"
@@ -160,7 +165,8 @@ def _assigns_secret(word: Any) -> bool:
 
 def _without_values(text: str) -> str:
     """The text without what looks like a secret by itself."""
-    text = re.sub(_TOKENS, MASK, text)
+    if any(sign in text for sign in _IN_TOKENS):
+        text = re.sub(_TOKENS, MASK, text)
     if "@" in text:
         text = re.sub(_QUOTED_USER, _hide, text)
     if "://" in text:
@@ -169,7 +175,7 @@ def _without_values(text: str) -> str:
         text = re.sub(_WEB_HOOK, _hide, text)
     if "?" in text or "&" in text:
         text = re.sub(_QUERY, _hide_query, text)
-    return re.sub(_HEADER, _hide, text)
+    return re.sub(_HEADER, _hide, text) if len(text.split()) > 1 else text
 
 
 def _hide(match: re.Match[str]) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from shardkit.plan.sizes import CHUNK_BYTES, CHUNK_RECORDS
 from shardkit.tables.packing import longest_first
 
 # What a record costs apart from its bytes (opening it, calling the function), in bytes that could be read meanwhile.
 RECORD_COST_BYTES = 1 << 14
 LARGEST_SHARE = 1 / 8  # the first dynamic chunks, as a share of one worker's work
 SMALLEST_SHARE = 1 / 64  # the last ones
-CHUNK_RECORDS = 5_000  # at most, so that a crash never costs more than that
-CHUNK_BYTES = 1 << 30
 
 
 def assign_chunks(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardkit.plan.changes import number_within
-from shardkit.plan.chunks import CHUNK_BYTES, CHUNK_RECORDS, SMALLEST_SHARE, assign_chunks, record_costs
+from shardkit.plan.chunks import SMALLEST_SHARE, assign_chunks, record_costs
 from shardkit.plan.shards import by_shard
+from shardkit.plan.sizes import CHUNK_BYTES, CHUNK_RECORDS
 from shardkit.tables.arrays import numpy
 
 if TYPE_CHECKING:

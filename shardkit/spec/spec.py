@@ -26,7 +26,7 @@ from shardkit.engines.values import NoTruth
 from shardkit.errors import PipelineError
 from shardkit.explain import explain, unknown_field
 from shardkit.functions import FunctionRef, reference
-from shardkit.plan.chunks import CHUNK_RECORDS
+from shardkit.plan.sizes import CHUNK_RECORDS
 from shardkit.spec.checks import Checks, fits_output
 from shardkit.spec.cost import MaxCost  # noqa: TC001  pydantic reads it
 from shardkit.spec.fields import flat_fields, name_of_function, plain_data

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import shardkit as sk
-from shardkit.plan.chunks import CHUNK_BYTES, CHUNK_RECORDS, RECORD_COST_BYTES, assign_chunks
+from shardkit.plan.chunks import RECORD_COST_BYTES, assign_chunks
+from shardkit.plan.sizes import CHUNK_BYTES, CHUNK_RECORDS
 
 if TYPE_CHECKING:
     from pathlib import Path

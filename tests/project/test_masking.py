@@ -46,6 +46,32 @@ def test_secrets_are_masked_and_the_rest_stays(text: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "token",
+    [
+        *(f"{kind}ABCDEFGHIJKLMNOP" for kind in ("AKIA", "ASIA")),
+        *(f"gh{kind}_" + "a1" * 18 for kind in "pousr"),
+        "github_pat_" + "a1" * 18,
+        "glpat-" + "a1" * 10,
+        *(f"xox{kind}-1234567890" for kind in "abeoprs"),
+        "xapp-1234567890",
+        "hf_" + "a1" * 18,
+        "sk-proj-" + "A1" * 18,
+        *(f"{kind}k_live_" + "a1" * 12 for kind in "rs"),
+        *(f"{kind}" + "a1" * 18 for kind in ("pypi-", "npm_")),
+        "AIza" + "a" * 35,
+        "dop_v1_" + "a1" * 30,
+        f"SG.{'a' * 20}.{'b' * 20}",
+        JWT,
+        KEY,
+        "-----BEGIN PRIVATE KEY-----\nMIIEow",
+    ],
+)
+def test_every_kind_of_token_is_masked(token: str) -> None:
+    assert masked(token) == "***"
+    assert masked(f"see {token} there").startswith("see ***")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "s3://bucket/key@2/part-00001.parquet",

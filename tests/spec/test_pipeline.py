@@ -810,3 +810,8 @@ def test_functions_of_main_without_a_guard(files: WriteFiles, tmp_path: Path, ho
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["['A!', 'B!']"] * 2
     assert done.stderr == ""
+
+
+def test_a_pipeline_is_read_before_numpy_is_loaded_whose_threads_the_command_line_then_forbids() -> None:
+    code = "import sys, shardkit.spec.yaml, shardkit.pipeline; sys.exit(int('numpy' in sys.modules))"
+    subprocess.run([sys.executable, "-c", code], check=True)

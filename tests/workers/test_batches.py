@@ -13,7 +13,8 @@ import pytest
 from crashing import LINUX
 
 import shardkit as sk
-from shardkit.plan.chunks import CHUNK_RECORDS, assign_chunks
+from shardkit.plan.chunks import assign_chunks
+from shardkit.plan.sizes import CHUNK_RECORDS
 from shardkit.workers.answers import by_record
 
 if TYPE_CHECKING:
