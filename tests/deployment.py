@@ -101,9 +101,7 @@ def watch(number: int, queue: str, seconds: float, *, hurry: bool) -> dict[str, 
         if hurry and (lines or time.monotonic() - begun > 80) and time.monotonic() - fired > 8:
             fired = time.monotonic()
             for name in ("launch", "monitor"):
-                client("lambda").invoke(
-                    FunctionName=f"shardkit-jobs-{name}", InvocationType="Event", Payload="{}"
-                )
+                client("lambda").invoke(FunctionName=f"shardkit-jobs-{name}", InvocationType="Event", Payload="{}")
         time.sleep(1)
     last = {job.job_id: job.notice_at for job in store.jobs()}
     return {
