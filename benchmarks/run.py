@@ -26,6 +26,7 @@ import days
 import inventories
 import large_files
 import lists
+import loaders
 import servers
 import stealing
 from common import DATA, HERE, PYTHON, SHARDKIT, Measure, contestant, generated, measure, shardkit_ads
@@ -289,8 +290,8 @@ def merge(count: int, rows: int, goal: float) -> Benchmark:
     )
 
 
-def embeddings(workers: int, scale: float) -> Benchmark:
-    """100,000 rows with embeddings of 1,024 numbers of 32 bits, as plain Parquet and as an Iceberg table too."""
+def arrays(scale: float) -> Path:
+    """100,000 embeddings of 1,024 numbers of 32 bits."""
     count = max(int(100 * scale), 1)
     data: Path = DATA / f"embeddings{count}"
     if not data.exists():
@@ -298,6 +299,19 @@ def embeddings(workers: int, scale: float) -> Benchmark:
         shutil.rmtree(making, ignore_errors=True)
         subprocess.run(contestant("embeddings.py", making, count), check=True)
         making.rename(data)
+    return data
+
+
+def batches(workers: int, scale: float) -> Benchmark:
+    """One epoch over them, with as many workers of a DataLoader."""
+    return Benchmark(
+        loaders.batches(arrays(scale), workers), {"datasets": 1.0}, between={("shuffled", "its shuffle"): 1.0}
+    )
+
+
+def embeddings(workers: int, scale: float) -> Benchmark:
+    """The same as plain Parquet and as an Iceberg table too."""
+    data = arrays(scale)
     where = ["--input", str(data), "--output", "out", "--pattern", "*.npy", "--workers", str(workers)]
     function = ["--function", "embeddings:rows", "--source-dir", str(HERE / "contestants")]
     command = [*SHARDKIT, "run", *function, *where, "--quiet"]
@@ -324,6 +338,7 @@ BENCHMARKS: dict[str, Callable[[int, float], Benchmark]] = {
     "waveforms": lambda workers, scale: waveforms(waveforms_anywhere(scale), workers),
     "waveforms-by-patient": lambda workers, scale: waveforms(waveforms_by_patient(scale), workers),
     "embeddings": embeddings,
+    **({"batches": batches} if loaders.CAN_RUN else {}),
     "merge-small": lambda _, scale: merge(int(2000 * scale), 100, 1.0),
     "merge-large": lambda _, scale: merge(max(int(20 * scale), 1), 100_000, 1.1),
 }
