@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import hashlib
 import pickle
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import pyarrow as pa
 import pytest
 from emulators import s3_client, use_emulator
 
@@ -34,10 +36,32 @@ def texts(record):
         del row["picture"]
         yield row
 
+def kinds(record):
+    import test_hugging_face
+    yield test_hugging_face.KINDS
+
 def odd(record):
         yield pa.table({"pairs": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))})
 """
 SECRET = "neither in a cache nor on the way"
+D = decimal.Decimal
+KINDS = pa.table(
+    {
+        "small": pa.array([1, None], pa.uint8()),
+        "half": pa.array([1.5, None], pa.float16()),
+        "long text": pa.array(["x", None], pa.large_string()),
+        "fixed": pa.array([b"ab", None], pa.binary(2)),
+        "date": pa.array([datetime.date(2020, 1, 2), None]),
+        "time": pa.array([datetime.time(1, 2, 3, 4), None]),
+        "zoned": pa.array([datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc), None]),
+        "took": pa.array([datetime.timedelta(1), None]),
+        "price": pa.array([D("1.10"), None]),
+        "large price": pa.array([D("1.10"), None], pa.decimal256(50, 2)),
+        "long list": pa.array([[1], None], pa.large_list(pa.int8())),
+        "structs": pa.array([[{"a": 1, "b": ["x"]}], None]),
+        "nothing": pa.nulls(2),
+    }
+)
 DAYS, FILES = ("2020-01-01", "2020-01-02"), 3
 
 
@@ -169,6 +193,18 @@ def test_the_same_rows_make_the_same_bytes(world: World, tmp_path: Path) -> None
     pipeline = world.pipeline(tmp_path / "second", format="hf", rows_per_file=50, days=False)
     again = pipeline.replace(workers=3, chunks="dynamic").run(quiet=True)
     assert digests(first) == digests(again)
+
+
+def test_what_is_made_of_a_mapped_run_is_cached(world: World, tmp_path: Path) -> None:
+    run = world.run(format="hf")
+    doubled = [run.hf(columns=["n", "day_partition"]).map(lambda row: {"n": 2 * row["n"]}) for _ in range(2)]
+    assert doubled[0].cache_files == doubled[1].cache_files
+    assert doubled[1]["n"][:] == [2 * n for n in range(180)]
+
+
+def test_every_type_but_maps_is_read_back(world: World) -> None:
+    run = world.run(format="hf", function="kinds", days=False)
+    assert run.hf().to_list() == list(run.hf(streaming=True)) == KINDS.to_pylist() * 6
 
 
 def test_what_datasets_cannot_hold_is_refused(world: World) -> None:

@@ -55,7 +55,7 @@ def open_with_datasets(
 
 
 def _identity(rows: Rows) -> str:
-    """What the cache of `datasets` keeps converted rows under: the files of a run never change."""
+    """What the cache of `datasets` keeps rows under, and what it makes of them: the files of a run never change."""
     what = [rows.uri, rows.paths, rows.sizes, str(rows.schema)]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
@@ -85,7 +85,7 @@ def _mapped(folder: Folder, result: Mapping[str, Any], rows: Rows) -> Any:
             beside = InMemoryTable(pa.Table.from_arrays(repeated, schema=pa.schema(fields)))
             file = concat_tables([file, beside], axis=1) if wanted.names else beside
         tables.append(file)
-    return Dataset(concat_tables(tables)).select_columns(rows.schema.names)
+    return Dataset(concat_tables(tables), fingerprint=_identity(rows)).select_columns(rows.schema.names)
 
 
 def _repeated(value: Any, kind: pa.DataType, count: int) -> pa.ChunkedArray:
