@@ -402,6 +402,24 @@ def test_what_is_not_cut_by_days_may_be_incremental_too(tmp_path: Path) -> None:
     assert len(feed.run(incremental=None)) == 36
 
 
+def test_a_chunk_whose_records_part_is_computed_again(tmp_path: Path) -> None:
+    feed = Feed(tmp_path / "parted", shards={"by": "size", "count": 1}, incremental=True, chunks="even")
+    feed.put_days(1, 12)
+    assert len(feed.run()) == 12
+    feed.put("2020-01-01/new.txt", "new")
+    assert len(feed.run(shards={"by": "size", "count": 2})) == 13
+    feed.check()
+
+
+def test_another_function_of_the_same_module_computes_all_again(tmp_path: Path) -> None:
+    feed = Feed(tmp_path / "other")
+    feed.write_work(WORK + "\ndef others(record):\n    return rows(record) | {'v': 2}\n")
+    feed.put_days(2, 2)
+    assert len(feed.run()) == 4
+    assert len(feed.run(function="feed_work:others")) == 4
+    assert sk.open_run(feed.out).dataset().to_table()["v"].to_pylist() == [2] * 4
+
+
 def test_single_objects_dealt_out_may_be_incremental_too(tmp_path: Path) -> None:
     feed = Feed(tmp_path / "dealt", shards={"by": "s3key", "instances": 2}, incremental=True)
     feed.put_days(1, 10)
