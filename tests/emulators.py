@@ -46,32 +46,6 @@ while True:
         time.sleep(0.1)
 """
 
-_MOTO = """
-import functools, gc, sys, threading
-from moto import backends
-from moto.core import serialize
-from moto.s3.responses import S3Response
-from moto.server import ThreadedMotoServer
-
-# Half of what a request took: to list the folder of moto's modules anew, and to parse the same times again and again.
-modules = frozenset(backends.list_of_moto_modules())
-backends.list_of_moto_modules = lambda: modules
-serialize.parse_to_aware_datetime = functools.lru_cache(1 << 16)(serialize.parse_to_aware_datetime)
-
-put_object, one_at_a_time = S3Response.put_object, threading.Lock()
-
-def atomic(self):  # or of two that create an object only if there is none, both may
-    with one_at_a_time:
-        return put_object(self)
-
-S3Response.put_object = atomic
-server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-server.start()
-gc.freeze()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()  # until the process that has started it ends
-"""
-
 
 @dataclass(frozen=True)
 class Ministack:
@@ -132,7 +106,7 @@ def ministack_on_loopback(folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def moto_on_loopback() -> Iterator[str]:
     """Start moto's server, for S3, in a process of its own; yields its URL."""
-    command = [sys.executable, "-c", _MOTO]
+    command = [sys.executable, Path(__file__).with_name("moto_server.py")]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
