@@ -6,13 +6,15 @@ import itertools
 import multiprocessing
 import pickle
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
 from emulators import s3_client, use_emulator
 
 import shardkit as sk
+from shardkit.dataset.formats.json_lines import JsonLines
+from shardkit.dataset.formats.kinds import FORMATS
 from shardkit.dataset.loaders import order
 
 torch = pytest.importorskip("torch", reason="there is no build of PyTorch without CUDA here")
@@ -62,7 +64,7 @@ class World:
             uri = uri or self.root / str(len(self._made))
             self._made[name] = sk.Pipeline(
                 name="out",
-                function=f"functions_for_torch:{'texts' if format == 'jsonl' else 'rows'}",
+                function=f"functions_for_torch:{'texts' if format in {'jsonl', 'foreign'} else 'rows'}",
                 source_dir=self.root,
                 input=self.root / "data",
                 output={"uri": uri, "format": format, "rows_per_file": 70, **output},
@@ -240,6 +242,24 @@ def test_what_is_no_tensor_is_refused_before_an_epoch(world: World) -> None:
         world.run().torch(columns=["embeding"])
     with pytest.raises(sk.PipelineError, match="batch_size"):
         world.run().torch(columns=["n"], batch_size=0)
+
+
+class Foreign(JsonLines):
+    """A format whose files only another library reads."""
+
+    suffix: ClassVar[str] = ".foreign"
+    tabular: ClassVar[bool] = False
+
+    def reader(self, columns: Any) -> Any:
+        raise sk.PipelineError("Read it with its own loader.")
+
+
+def test_a_format_of_another_loader_is_refused_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS._loaded, "foreign", Foreign)
+    run = world.run("foreign")
+    for opened in (run.torch, run.hf):
+        with pytest.raises(sk.PipelineError, match="its own loader"):
+            opened(columns=["n"])
 
 
 @pytest.mark.parametrize("format", ["parquet", "hf"])

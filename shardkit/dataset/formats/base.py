@@ -6,7 +6,6 @@ import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from shardkit.errors import PipelineError
 from shardkit.storage.local import sync_file, writing
 
 if TYPE_CHECKING:
@@ -94,14 +93,10 @@ class Format(ABC):
     def batches(self, file: Any, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
         """The rows of an open file, if the format is not tabular, in their order and a few at a time.
 
-        ``columns`` are the known columns of the files, as `read_as` gives them.
-
-        Raises:
-            PipelineError: a library of the format's own reads them.
+        Without this, `run.hf()` and `run.torch()` raise what `reader` does. ``columns`` are the known columns of the
+        files, as `read_as` gives them.
         """
-        raise PipelineError(
-            f"The rows of {self.suffix} files are not read here.", hint="Give run.files() to the format's own loader."
-        )
+        raise NotImplementedError
 
     def counts(self, file: Any) -> tuple[int, dict[str, int] | None]:
         """The rows of an open file, as `count_rows` says, and the nulls of its columns, those without any left out.

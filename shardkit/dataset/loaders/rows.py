@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from shardkit.dataset.formats.base import Format
 from shardkit.dataset.formats.kinds import format_of
 from shardkit.dataset.formats.parquet import Parquet
 from shardkit.dataset.read import known_schema, open_dataset, partition_of, partition_schema
@@ -38,12 +39,18 @@ class Piece:
 
 
 class Rows:
-    """The files of a run, and some of their columns; what has been opened does not go to other processes with it."""
+    """The files of a run, and some of their columns; what has been opened does not go to other processes with it.
+
+    Raises:
+        PipelineError: there is no column of a name, or only another library reads files of the format.
+    """
 
     def __init__(self, folder: Folder, result: Mapping[str, Any], columns: Sequence[str] | None = None) -> None:
         self._folder = folder
         self._result = result
         self.format = format_of(result["format"])
+        if not self.format.tabular and type(self.format).batches is Format.batches:
+            self.format.reader(pa.schema([]))  # which says what reads such files
         self.paths: list[str] = [file["path"] for file in result["files"]]
         self.counts: list[int] = [file["rows"] for file in result["files"]]
         self.sizes: list[int] = [file["bytes"] for file in result["files"]]
