@@ -61,6 +61,14 @@ class Piece(NamedTuple):
         return self.is_whole and not (self.rule.has_lines and (codec_of(self.key) or not self.object_bytes))
 
     @property
+    def extent(self) -> tuple[int, int] | None:
+        """The bytes of the object around its members or lines; None if it is found otherwise."""
+        if self.members:
+            return min(m.start for m in self.members), max(m.start + m.stored for m in self.members)
+        is_plain = self.rule.has_lines and codec_of(self.key) is None
+        return (self.start, self.end) if is_plain and 0 <= self.start < self.end else None
+
+    @property
     def is_exact(self) -> bool:
         """Whether the plan knows where its lines begin and end."""
         return self.is_whole or self.rule.is_scanned(self.key)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardkit.errors import StorageError
 from shardkit.held import Held
+from shardkit.inside.blocks import BlocksAhead
 from shardkit.record import Record
 from shardkit.storage.local import open_new, writing
 from shardkit.storage.witness import Witness
@@ -60,6 +61,12 @@ class Wanted:
     bytes: int
     piece: Piece | None = None
     arrivals: list[Future[Arrived]] = field(default_factory=list)
+    is_quick: bool = False
+
+    @property
+    def etag(self) -> str | None:
+        """That of the object, if it is one."""
+        return self.etags[0] if self.etags is not None else None
 
     @property
     def files(self) -> Sequence[str]:
@@ -136,6 +143,7 @@ class RemoteInputs:
         self._latest: tuple[tuple[str, str | None], Source] | None = None
         threads = LOCAL_THREADS if self._is_local else FETCH_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="shardkit-fetch")
+        self._blocks = BlocksAhead(self._threads.submit)
         self._wanted: dict[Ticket, Wanted] = {}
         self._waiting: deque[Ticket] = deque()
         self._held: dict[Ticket, _Room] = {}
@@ -150,6 +158,7 @@ class RemoteInputs:
             if ticket not in self._wanted:
                 self._wanted[ticket] = record
                 self._waiting.append(ticket)
+                record.is_quick = self._is_quick(record)
         self._fill()
 
     def fetch(self, ticket: Ticket) -> Arrived:
@@ -182,6 +191,11 @@ class RemoteInputs:
             arrived = self._witness.excuse(error, functools.partial(self._get, wanted, number, room))
         self._witness.readable = wanted.objects[number]
         return arrived
+
+    def _begin_blocks(self, piece: Piece, etag: str | None) -> None:
+        if (extent := piece.extent) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._blocks.begin(self._opened(piece, etag), extent[0])
 
     def _home(self, piece: Piece) -> str | None:
         """The folder of a piece's file, if it is a whole file of this machine."""
@@ -227,6 +241,7 @@ class RemoteInputs:
     def forget(self) -> None:
         """Drop the announced records that have not had their turn."""
         self._waiting.clear()
+        self._blocks.forget()
         for ticket in list(self._wanted):
             if ticket in self._held:
                 self.release(ticket)
@@ -237,11 +252,24 @@ class RemoteInputs:
             self._begin(self._waiting.popleft())
 
     def _is_quick(self, record: Wanted) -> bool:
-        """Whether a record takes less time than to hand it to a thread, so that it is fetched when its turn comes."""
-        return record.piece is not None and record.bytes <= QUICK_BYTES and self._is_local
+        """Whether a record takes less time than to hand it to a thread, so that it is fetched when its turn comes.
+
+        Of a store, the blocks of the object that it is in are read ahead.
+        """
+        piece = record.piece
+        if piece is None or record.bytes > QUICK_BYTES:
+            return False
+        if self._is_local:
+            return True
+        extent = piece.extent
+        if extent is None or extent[1] - extent[0] > QUICK_BYTES:
+            return False
+        with contextlib.suppress(FileNotFoundError):  # which its own turn will raise
+            self._blocks.expect(self._opened(piece, record.etag), *extent)
+        return True
 
     def _has_room(self, record: Wanted) -> bool:
-        if self._is_quick(record):
+        if record.is_quick:
             return False
         if len(self._held) < self._at_once:
             return True
@@ -257,7 +285,10 @@ class RemoteInputs:
         if record.piece is not None and self._home(record.piece) is not None:
             return room
         room.begin(record.files, are_made=record.piece is None)
-        if not self._is_quick(record):
+        if record.is_quick:
+            if not self._is_local and record.piece is not None:
+                self._begin_blocks(record.piece, record.etag)
+        else:
             for number in range(len(record.objects)):
                 record.arrivals.append(self._threads.submit(self._get, record, number, room))
         return room

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from crashing import wait_for
 from inside_files import cut, file_in
 from test_archives import tar_of, zip_of
 
 import shardkit as sk
+from shardkit.inside import blocks
 from shardkit.inside.piece import pieces_of
 from shardkit.inside.rule import Inside
 from shardkit.plan.inside import Cutter
 from shardkit.plan.records import build_records
+from shardkit.storage.objects import ObjectFolder
+from shardkit.storage.open import folder
 from shardkit.storage.places import Places
 from shardkit.workers.inputs import RemoteInputs, Wanted, record_at
 
@@ -28,11 +32,12 @@ def files_under(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def records_in(tmp_path: Path, rule: dict[str, Any]) -> Iterator[sk.Record]:
+def records_in(tmp_path: Path, rule: dict[str, Any], *, store: str = "disk") -> Iterator[sk.Record]:
     """The records of an archive one after the other, as a worker has them."""
     inside = Inside.of(rule)
     assert inside is not None
-    home = file_in(tmp_path / "in", "x", (tar_of if rule["inside"] == "tar" else zip_of)(SAMPLES))
+    home = folder(str(tmp_path / "in") if store == "disk" else f"memory://{tmp_path.name}")
+    home.write("x", (tar_of if rule["inside"] == "tar" else zip_of)(SAMPLES))
     places = Places.one(home.uri)
     table = build_records(home.objects(), records=Cutter(inside, places), pattern=["*"]).table
     inputs = RemoteInputs(places, tmp_path / "scratch")
@@ -66,13 +71,14 @@ def has_a_child_that_opens_it(record: sk.Record) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.parametrize("store", ["disk", "memory"])
 @pytest.mark.parametrize("rule", [{"inside": "tar", "by": "stem"}, {"inside": "zip", "by": "member"}])
 @pytest.mark.parametrize("does", [leaves_nothing, opens_it, leaves_a_file, has_a_child_that_opens_it])
 def test_a_record_has_its_own_files_and_no_others(
-    tmp_path: Path, rule: dict[str, Any], does: Callable[[sk.Record], None]
+    tmp_path: Path, rule: dict[str, Any], does: Callable[[sk.Record], None], store: str
 ) -> None:
     seen: dict[str, bytes] = {}
-    for number, record in enumerate(records_in(tmp_path, rule)):
+    for number, record in enumerate(records_in(tmp_path, rule, store=store)):
         held = {member: path.read_bytes() for member, path in zip(record.members, record.paths, strict=True)}
         assert files_under(tmp_path / "scratch") == {}, "what is only read needs no file"
         if number % 3 != 1:
@@ -82,6 +88,28 @@ def test_a_record_has_its_own_files_and_no_others(
         seen |= held
     assert seen == SAMPLES
     assert not list((tmp_path / "scratch").glob("*"))
+
+
+def test_blocks_of_a_store_are_read_ahead_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1024)
+    rule = {"inside": "tar", "by": "stem"}
+    expected = [record.read_bytes() for record in records_in(tmp_path, rule)]
+    read: list[int] = []
+    original = ObjectFolder.read_unchanged
+
+    def noting(self: Any, key: str, start: int, end: int, *, etag: str | None) -> Any:
+        read.append(start)
+        return original(self, key, start, end, etag=etag)
+
+    found = []
+    for record in records_in(tmp_path, rule, store="memory"):
+        if not found:
+            monkeypatch.setattr(ObjectFolder, "read_unchanged", noting)
+        found.append(record.read_bytes())
+        if len(found) == 2:
+            wait_for(lambda: max(read, default=0) >= 8 * 1024)
+    assert found == expected
+    assert len(read) == len(set(read)) >= 8
 
 
 def test_a_record_that_is_done_makes_no_files(tmp_path: Path) -> None:
