@@ -179,6 +179,15 @@ def test_the_chunk_of_a_damaged_marker_is_computed_again(place: Place, capsys: p
     assert "is damaged" not in str(sk.open_run(place.out).summary())
 
 
+def test_a_marker_of_records_that_do_not_exist_does_not_count(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = json.loads((place.out / MARKER).read_bytes())
+    (place.out / MARKER).write_text(json.dumps({**marker, "ids": [0, 99]}))
+    assert f"{MARKER.removeprefix(f'{RUN}/')} is damaged" in str(sk.open_run(place.out).summary())
+    sk.open_run(place.out).resume()
+    assert "is computed again" in capsys.readouterr().err
+    assert place.rows() == EXPECTED
+
+
 @pytest.mark.parametrize("how", ["{}", "cut", "flipped", "gone"])
 def test_what_describes_the_dataset_is_made_again_from_the_results(place: Place, how: str) -> None:
     good = (place.out / STATE / "current.json").read_bytes()
