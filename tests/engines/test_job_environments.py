@@ -16,7 +16,7 @@ from job_runs import JobProject
 import shardkit as sk
 from shardkit.engines import pyenv
 from shardkit.engines.local import LocalEngine, available_isolation
-from shardkit.runs.bundle import source_files
+from shardkit.runs.bundle import PACKAGE, source_files
 from shardkit.runs.container import bootstrap
 from shardkit.runs.requirements import Requirements
 
@@ -158,6 +158,26 @@ def test_hashes_are_for_all_of_the_users_requirements_and_not_for_ours(monkeypat
     bootstrap.install(["click>=1", "zzours"], ["zzbase", "click<99"], ["zzdeep<2"])
     assert calls == [(["zzbase", "click<99", "zzours"], ["zzdeep<2", "click>=1"])]
     assert bootstrap.missing(["click>=1 --hash=sha256:00", "--require-hashes"]) == []
+
+
+def test_another_source_of_this_package_is_another_digest(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    (package / "room").mkdir(parents=True)
+    (package / "room" / "code.py").write_text("a = 1")
+    seen = {bootstrap.source_digest(package)}
+    (package / "room" / "notes.txt").write_text("no code")
+    (package / "templates").mkdir()
+    (package / "templates" / "example.py").write_text("of the user's")
+    assert bootstrap.source_digest(package) in seen
+    (package / "room" / "code.py").write_text("a = 2")
+    seen.add(bootstrap.source_digest(package))
+    (package / "room" / "more.py").touch()
+    seen.add(bootstrap.source_digest(package))
+    (package / "room" / "more.py").rename(package / "more.py")
+    seen.add(bootstrap.source_digest(package))
+    assert len(seen) == 4
+    own = bootstrap.source_digest(PACKAGE)
+    assert [bootstrap.has_same_shardkit(digest) for digest in (own, *seen)] == [True, *[False] * 4]
 
 
 def test_an_environment_by_hand_is_one(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ PAGES: dict[str, Answer] = {
     "a page that finds nothing": (404, HTML, b"<html><body>no such page</body></html>"),
     "a page of a gateway": (400, HTML, b"<html><body>bad request</body></html>"),
 }
+LONG_AGO = "Wed, 01 Jan 2020 00:00:00 GMT"
 CURE = "(?s)the answer is none of an object store.*a proxy, or a page to sign in to the network"
 
 
@@ -102,6 +103,22 @@ def test_a_page_after_the_first_of_a_list_cuts_nothing_short(
     else:
         assert source.objects()["key"].to_pylist() == [f"{i}.txt" for i in range(7)]
     assert told
+
+
+def test_an_answer_shorter_than_its_range_is_asked_for_again(bucket: Bucket, proxy: FaultProxy) -> None:  # noqa: F811
+    bucket.put("in/a.txt", "four")
+    source = folder(f"{bucket.uri}/in")
+    (entry,) = source.entries()
+    asked: list[str] = []
+
+    def instead(request: http.server.BaseHTTPRequestHandler) -> Answer | None:
+        asked.append(request.headers.get("Range", ""))
+        headers = {"Content-Range": "bytes 0-3/4", "ETag": f'"{entry.etag}"', "Last-Modified": LONG_AGO}
+        return (206, headers, b"fo") if len(asked) == 1 else None
+
+    proxy.instead = instead
+    assert bytes(source.read_unchanged("a.txt", 0, 4, etag=entry.etag)) == b"four"
+    assert asked == ["bytes=0-3"] * 2
 
 
 @pytest.mark.parametrize("keys", [2, 0])
