@@ -29,6 +29,7 @@ from shardkit.runfolder.names import node_file
 from shardkit.runfolder.stop import Stop
 from shardkit.storage.open import folder as folder_at
 from shardkit.workers.memory import allocated_bytes
+from shardkit.workers.neighbours import neighbours_at
 from shardkit.workers.pool import WorkerPool
 from shardkit.workers.publish import Publisher, publish_chunk
 from shardkit.workers.replies import plain_error
@@ -183,7 +184,10 @@ class _Node:
         if spool is not None:
             self._publisher = Publisher(functools.partial(publish_chunk, self._folder, spool), self._stop)
             publish = functools.partial(self._upload, self._publisher)
-        self._supervisor = Supervisor(self._pool, self._stop, tally, timeout_s=work.timeout_s, publish=publish)
+        self._neighbours = neighbours_at(work.call)
+        self._supervisor = Supervisor(
+            self._pool, self._stop, tally, timeout_s=work.timeout_s, publish=publish, neighbours=self._neighbours
+        )
         threading.Thread(target=self._watch, name="shardkit-node", daemon=True).start()
 
     @functools.cached_property
@@ -252,6 +256,8 @@ class _Node:
         if self._publisher is not None:
             self._publisher.close()
         self._pool.close()
+        if self._neighbours is not None:
+            self._neighbours.close()
 
 
 _nodes: dict[str, _Node] = {}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from shardkit.workers.board import GIVE_WAY, GO_ON, REST
 from shardkit.workers.memory import Memory
 from shardkit.workers.needs import Needs
+from shardkit.workers.neighbours import END, NOTHING
+from shardkit.workers.neighbours import REST as PAUSE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.deaths import WorkerDied
     from shardkit.workers.memory import Room
+    from shardkit.workers.neighbours import Neighbours
     from shardkit.workers.pool import WorkerPool, WorkerProcess
 
 LOOK_S = 0.02
@@ -72,10 +75,15 @@ class Gate:
     room for the others before the system kills any of them. Where a worker dies for want of memory all the same,
     at most ``limit`` work from then on, as far as what they have had by then says; it rises by one after a pause, which
     is longer after each such death.
+
+    Other processes of the machine, the ``neighbours``, heed each other: a record proves itself while all of them pause,
+    and a chunk that is known to need more than is left waits until it is the only one.
     """
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, neighbours: Neighbours | None = None) -> None:
         self._pool = pool
+        self._neighbours = neighbours
+        self._wished = NOTHING  # by one of them
         self._size = self.limit = pool.size
         self._memory = Memory(pool.memory_limit)
         self._needs = Needs()
@@ -87,7 +95,7 @@ class Gate:
         self._fitting = self._size
         self._pause_s = FIRST_PAUSE_S
         self._next_rise = 0.0
-        self._next_look = self._next_try = 0.0
+        self._next_look = self._next_try = self._next_heed = 0.0
         self._plenty_until, self._plenty = 0.0, 0.0
 
     # ---- turns ---------------------------------------------------------------------------------------------------
@@ -101,8 +109,9 @@ class Gate:
         expected = self._needs.expected(record_bytes)
         turn = Turn(self, expected)
         with self._changed:
-            while not stop.asked and not self._may_enter(expected):
+            while not stop.asked and not (self._may_enter(expected) and self._joins(expected)):
                 self._changed.wait(LOOK_S)
+                self._heed_neighbours()
                 self._rise()
                 expected = turn._expected = self._needs.expected(record_bytes)  # noqa: SLF001
             self._running.append(turn)
@@ -115,6 +124,8 @@ class Gate:
                 if turn.worker is not None:
                     turn.worker.slot.wish(GO_ON)
                 self._next_try = 0.0
+                if self._neighbours is not None and not self._running:
+                    self._neighbours.leave()
                 self._update()
 
     @contextlib.contextmanager
@@ -130,23 +141,27 @@ class Gate:
         with self._changed:
             self._asking += 1
             try:
-                while self._alone or not self._is_quiet(cleared=cleared):
+                while self._alone or not (self._is_quiet(cleared=cleared) and self._has_machine(cleared=cleared)):
                     if stop.out_of_patience:
                         raise Stopped
                     if self._alone is None:
                         self._clearing = self._clearing or cleared
                         self._update()
                     self._changed.wait(LOOK_S)
+                    self._heed_neighbours()
                 self._alone = turn
             finally:
                 self._asking -= 1
                 self._clearing = False
+                if self._alone is None:
+                    self._give_back()
                 self._update()
         try:
             yield turn
         finally:
             with self._changed:
                 self._alone = None
+                self._give_back()
                 self._update()
 
     def _may_enter(self, expected: int) -> bool:
@@ -167,12 +182,53 @@ class Gate:
     def _update(self) -> None:
         """Tell each worker what it may do; the caller holds the lock."""
         at_once = min(self.limit, self._fitting)
+        takes_part = self._neighbours is None or self._neighbours.takes_part
+        all_rest = self._alone or self._asking or self._wished or not takes_part
         for number, turn in enumerate(self._running):
-            if self._clearing:
+            if self._clearing or self._wished == END:
                 turn.wish(GIVE_WAY)
             else:
-                turn.wish(REST if self._alone or self._asking or number >= at_once else GO_ON)
+                turn.wish(REST if all_rest or number >= at_once else GO_ON)
         self._changed.notify_all()
+
+    # ---- other processes of the machine --------------------------------------------------------------------------
+
+    def _joins(self, expected: int) -> bool:
+        """Whether a worker may be at work beside those of the neighbours; then this process takes part."""
+        if self._neighbours is None or self._neighbours.takes_part:
+            return True
+        if self._neighbours.wish_of_others():
+            return False
+        room = self._room() if expected else None
+        fits = room is None or room.left + self._pool.idle_bytes() - _margin(room) >= expected
+        return self._neighbours.enter(as_first=not fits)
+
+    def _heed_neighbours(self) -> None:
+        """Pause, or go on, as one of the neighbours wishes; the caller holds the lock."""
+        if self._neighbours is None or self._alone:
+            return
+        wished = self._neighbours.wish_of_others()
+        if wished != self._wished:
+            self._wished = wished
+            if wished == END:
+                self._pool.discard_idle()
+            self._update()
+        if wished and self._is_quiet(cleared=wished == END):
+            self._neighbours.leave()
+        elif not wished and not self._asking and self._running and not self._neighbours.takes_part:
+            self._neighbours.enter()
+            self._update()
+
+    def _has_machine(self, *, cleared: bool) -> bool:
+        """Whether no worker of a neighbour is at work either, and with ``cleared`` none has anything to do."""
+        if self._neighbours is None:
+            return True
+        return self._neighbours.wish(END if cleared else PAUSE) and self._neighbours.have_all()
+
+    def _give_back(self) -> None:
+        """The machine belongs to the neighbours as well again."""
+        if self._neighbours is not None:
+            self._neighbours.give_back()
 
     # ---- memory --------------------------------------------------------------------------------------------------
 
@@ -187,7 +243,12 @@ class Gate:
 
     def look(self) -> None:
         """Look after the memory and let more workers in, if it is time."""
-        if time.monotonic() < self._next_look:
+        now = time.monotonic()
+        if self._neighbours is not None and now >= self._next_heed:
+            self._next_heed = now + SHORTEST_S
+            with self._changed:
+                self._heed_neighbours()
+        if now < self._next_look:
             return
         with self._changed:
             now = time.monotonic()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shardkit.runfolder.others import Others
     from shardkit.runfolder.stop import Stop
     from shardkit.workers.gate import Turn
+    from shardkit.workers.neighbours import Neighbours
     from shardkit.workers.pool import WorkerPool
     from shardkit.workers.replies import Reply
     from shardkit.workers.tally import Tally
@@ -59,9 +60,10 @@ class Supervisor:
         timeout_s: float | None,
         publish: Callable[[Marker], object] | None = None,
         others: Others | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._pool = pool
-        self._gate = Gate(pool)
+        self._gate = Gate(pool, neighbours)
         self._publish = publish
         self._others = others
         self._stop = stop

@@ -158,3 +158,13 @@ def test_what_the_kernel_kills_beside_others_is_done_in_the_end(tmp_path: Path, 
     assert (entry["key"], entry["of_memory"]) == ("r005.txt", True), done.stderr
     assert "more memory than the 400 MB" in entry["message"]
     assert len(project.rows()) == 5
+
+
+def test_processes_that_share_a_machine_pause_for_each_others_records(tmp_path: Path, group: Path) -> None:
+    """Each is a node of its own: what the kernel kills in one, because of the others, is done alone among them all."""
+    (group / "memory.limit_in_bytes").write_text(str(650 * MB))
+    project = project_of(tmp_path, [200] * 6)
+    project.write_function(HOLDS.replace("0.02", "0.2"))
+    done = run_in(group, project, "--quiet", "--chunks", "even", "--set", "parallel={backend: loky, n_jobs: 3}")
+    assert sk.open_run(project.out).quarantine() == [], done.stderr
+    assert len(project.rows()) == 6
