@@ -43,7 +43,7 @@ MERGE = options(
         "--format",
         "format_",
         metavar="FORMAT",
-        help="parquet (default), jsonl, csv, arrow, webdataset, hf, mds or tfrecord.",
+        help="parquet (default), jsonl, csv, arrow, webdataset, hf, mds, tfrecord or lance.",
     ),
     click.option("--rows-per-file", metavar="N", help="Rows of an output file (default 1048576)."),
     click.option("--target-bytes", metavar="SIZE", help="About how large an output file may be, such as 128MB."),

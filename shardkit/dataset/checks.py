@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.current import current_result
-from shardkit.errors import PipelineError, PlanMismatch, RunNotFound, RunReplaced
+from shardkit.dataset.formats.kinds import format_of
+from shardkit.errors import PipelineError, PlanMismatch, RunNotFound, RunReplaced, SchemaConflict
 from shardkit.hints import Hint, joined
 from shardkit.runfolder.steps import advice
 from shardkit.storage.base import STATE_DIR
 from shardkit.storage.side_by_side import together
+from shardkit.tables.type_text import schema_of
 
 if TYPE_CHECKING:
     from shardkit.runfolder.document_types import PlanDocument, Result
@@ -113,6 +115,24 @@ def check_form(plan: PlanDocument, current: Result | None, form: dict[str, Any],
             ),
         )
     return kept
+
+
+def check_types(folder: RunFolder, result: Result, old: Result | None) -> None:
+    """Check that columns have the types that they have in the days that stay, if the format wants that.
+
+    Raises:
+        SchemaConflict: one has another.
+    """
+    if old is None or not format_of(result["format"]).one_type or not kept_days(folder.plan(), old):
+        return
+    before = {field.name: field.type for field in schema_of(old)}
+    for field in schema_of(result):
+        if (kind := before.get(field.name, field.type)) != field.type:
+            raise SchemaConflict(
+                f"Column {field.name!r} is {field.type} in the days that are made, and {kind} in those that stay; "
+                f"{result['format']} has one type for a column.",
+                hint="Name its type in output.schema, or run all days once.",
+            )
 
 
 def result_on_disk(folder: RunFolder) -> Result:

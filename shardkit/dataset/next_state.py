@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardkit.dataset.build import Build
 from shardkit.dataset.catalogs import check_table
-from shardkit.dataset.checks import check_name
+from shardkit.dataset.checks import check_name, check_types
 from shardkit.dataset.current import current_result
 from shardkit.dataset.held import CHECKS, check_base, check_build, check_staged, held_build
 from shardkit.dataset.switch import dataset_lock, switch
@@ -82,6 +82,7 @@ def _to(
     if build.by_day:
         from shardkit.dataset.uniform import make_uniform
 
+        check_types(folder, build.result, dataset.result)
         rewritten = make_uniform(folder, build, dataset.result)
     check_table(build.merge, folder.output, build.result)
     switch(folder, build.result, dataset, build.kept, rewritten, of_jobs=of_jobs)

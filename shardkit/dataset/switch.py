@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 
 from shardkit.dataset.checks import check_base, check_form
 from shardkit.dataset.current import current_state, missing_file, parsed, results_of_runs
-from shardkit.dataset.index_file import check_free, index_name, write_index
+from shardkit.dataset.index_file import index_name, old_index, without_versioned, write_index
 from shardkit.dataset.switch_steps import COMMIT, LockedDataset, Switch, keeps_old_files, name_of, note, remove, staging
 from shardkit.errors import Damaged, PlanMismatch, RunBusy, StorageError, WrittenByNewer
 from shardkit.hints import Hint, joined
@@ -105,7 +105,6 @@ def switch(
     """
     plan, old, before = folder.plan(), dataset.result, dataset.files
     check_base(folder.run_id, plan, old)
-    check_free(folder.output, old, result)
     if not set(kept_files) <= set(before):
         raise PlanMismatch(
             f"Run {folder.run_id}: the dataset in {folder.output.uri} has been replaced meanwhile.",
@@ -114,15 +113,12 @@ def switch(
     if old is not None and (kept := check_form(plan, old, result["form"], folder.output)):
         _carry_over(old, result, kept, rewritten or {})
     new = {file["path"] for file in result["files"]}
-    gone = [path for path in before if path not in new]
+    gone = [path for path in before if path not in new] + old_index(folder.output, old, result)
     result["switched"] = (old["switched"] if old else 0) + 1
     result["version"] = documents.FORMAT
     own, jobs = staging(folder, result["generation"]), staging(folder)
     sources = {path: File(jobs if path in of_jobs else own, path) for path in new - set(before)}
-    index, old_index = index_name(result), index_name(old)
-    if old_index not in {"", index}:
-        gone.append(old_index)
-    commit: Commit = {"result": result, "gone": gone, "index": index}
+    commit: Commit = {"result": result, "gone": gone, "index": index_name(result)}
     commit_state, result_state = _begin(dataset, folder, commit)
     under_way = Switch(dataset, commit, commit_state, of_jobs=of_jobs)
     under_way.confirm()
@@ -248,7 +244,7 @@ def _give_up(output: Folder, current: Result | None, result: Result) -> None:
 def _remove_all_but(output: Folder, current: Result | None, paths: list[str]) -> None:
     """Remove those of the files that are not the dataset's, and the note of the switch that they were for."""
     stay = {file["path"] for file in current["files"]} if current is not None else set()
-    going = [] if keeps_old_files(output) else sorted({*paths} - stay)
+    going = [] if keeps_old_files(output) else without_versioned(sorted({*paths} - stay), current)
     together([partial(remove, output, path) for path in going])
     output.remove(COMMIT)
 

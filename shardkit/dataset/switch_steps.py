@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shardkit.dataset.index_file import write_index
+from shardkit.dataset.index_file import without_versioned, write_index
 from shardkit.errors import Damaged, LockLost, StorageError
 from shardkit.runfolder import documents
 from shardkit.runfolder.folder import RunFolder
@@ -133,7 +133,7 @@ class Switch:
         self._check()
         if self._index and not write_index(self._output, self._result, self._dataset.is_present):
             raise self._overtaken()
-        gone = [] if keeps_old_files(self._output) else self._gone
+        gone = [] if keeps_old_files(self._output) else without_versioned(self._gone, self._result)
         together([*(partial(self._remove, path) for path in gone), partial(self.tidy, sources)])
         self._check()
         self.forget()

@@ -57,6 +57,8 @@ class Layout:
     @property
     def prefix(self) -> str:
         """The folder of the day, with its trailing slash; empty if there are no days."""
+        if self.kind.folder:
+            return self.kind.folder
         return f"{quote(self.day_column, safe='')}={_folder(self.day)}/" if self.day_column and self.day else ""
 
     def form(self, shards: dict[str, Any] | None) -> dict[str, Any]:
@@ -329,7 +331,8 @@ class _PartitionedWriter:
 
 
 def _name(number: int, token: str, layout: Layout) -> str:
-    return f"part-{number:05d}-{token}{layout.kind.suffix}"
+    day = f"{_folder(layout.day)}-" if layout.kind.folder and layout.day else ""
+    return f"part-{number:05d}-{day}{token}{layout.kind.suffix}"
 
 
 def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[str, pa.Table]]:

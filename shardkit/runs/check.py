@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from shardkit.dataset.accounts import Account, faults, is_ours, part_fault, rows_in, spans_of
 from shardkit.dataset.current import current_result
-from shardkit.dataset.index_file import index_name, is_right
+from shardkit.dataset.index_file import index_name, is_right, without_versioned
 from shardkit.dataset.kept_files import Contents, noted_by
 from shardkit.dataset.switch import finish_switches
 from shardkit.dataset.switch_steps import keeps_old_files
@@ -167,9 +167,9 @@ class _Checking:
                 f"{self._output.uri}/{index_name(self._current)} does not list the files of the dataset",
                 Hint("Write it again: pipeline.run()", "Write it again: shardkit run PIPELINE.yaml"),
             )
-        keeps_old = keeps_old_files(self._output)
-        for path in sorted(set(there) - set(listed)):
-            if is_ours(path) and not keeps_old:
+        others = [] if keeps_old_files(self._output) else sorted(set(there) - set(listed))
+        for path in without_versioned(others, self._current):
+            if is_ours(path):
                 self._found(
                     f"{self._output.uri}/{path} is no file of the dataset, but readers of the folder take it for one",
                     "Nothing counts on it: remove it, or move it elsewhere.",

@@ -17,6 +17,7 @@ from shardkit.dataset.current import current_result
 from shardkit.dataset.held import checks_of, held_by, is_current
 from shardkit.dataset.iceberg.expiry import expire_snapshots
 from shardkit.dataset.kept_files import noted_by
+from shardkit.dataset.lance_expiry import expire_versions
 from shardkit.dataset.switch import finish_switches
 from shardkit.errors import Damaged, LockLost, PipelineError, RunBusy, RunNotFound, StorageError, WrittenByNewer
 from shardkit.jobs.job import LIVE
@@ -149,7 +150,8 @@ def clean_folder(
     ]
     needed = _parts_needed([folder.run for folder in folders if folder.stays])
     cleaned = [folder.clean(_needed_of(folder, needed), dry_run=dry_run) for folder in folders]
-    return Cleaned(output.uri, dry_run, cleaned, expire_snapshots(output, dry_run=dry_run))
+    expired = expire_snapshots(output, dry_run=dry_run) or expire_versions(output, dry_run=dry_run)
+    return Cleaned(output.uri, dry_run, cleaned, expired)
 
 
 def _why_they_stay(output: Folder, runs: list[RunFolder], *, unfinished: bool) -> list[str]:

@@ -230,6 +230,11 @@ class Output(Section):
     origin: Annotated[bool, Expected("true or false")] = False
     shuffle: Annotated[int | None, NoTruth, Expected("a number, the seed of the rows' order")] = Field(None, ge=0)
 
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Output:
+        format_of(self.format).check_output(self.uri, self.partition_by)
+        return self
+
     @property
     def largest_bytes(self) -> int | None:
         """About how large a file may grow: as the format would have it, where the pipeline leaves the size open."""

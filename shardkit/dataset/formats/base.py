@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from shardkit.storage.local import sync_file, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
 
-    from shardkit.runfolder.document_types import ResultFile
+    from shardkit.runfolder.document_types import Result, ResultFile
     from shardkit.storage.base import Folder
     from shardkit.tables.rowgroups import Stretch
 
@@ -53,8 +53,13 @@ class Format(ABC):
         library: The module that writes the files, if shardkit does not need it otherwise.
         extra: The extra of this package that installs it.
         target_bytes: About how large a file should be if the pipeline says nothing of its size; None: it may be of any.
-        index: The name of a file in the dataset's folder where readers find which files there are; empty if they list
-            the folder, or are given the files. A switch of the dataset replaces it.
+        folder: The folder of the dataset, with its slash, in which all files lie side by side; empty if they lie in the
+            dataset's own, and in folders of partitions.
+        index: The name of a file or folder in the dataset's folder where readers find which files there are; empty if
+            they list the folder, or are given the files. A switch of the dataset replaces it.
+        keeps_versions: Whether the index has earlier states of the dataset, too, so that files in ``folder`` stay until
+            these expire.
+        one_type: Whether a column has to have the same type in all files.
     """
 
     suffix: ClassVar[str]
@@ -65,7 +70,10 @@ class Format(ABC):
     library: ClassVar[str] = ""
     extra: ClassVar[str] = ""
     target_bytes: ClassVar[int | None] = None
+    folder: ClassVar[str] = ""
     index: ClassVar[str] = ""
+    keeps_versions: ClassVar[bool] = False
+    one_type: ClassVar[bool] = False
 
     @abstractmethod
     def writer(self, path: Path, schema: pa.Schema, *, threads: int) -> FileWriter:
@@ -113,6 +121,13 @@ class Format(ABC):
         """How much of a file's size grows with its rows."""
         return os.path.getsize(path)
 
+    def check_output(self, uri: str, partition_by: Sequence[str]) -> None:  # noqa: B027  most can be anywhere
+        """Check that a dataset of this format can be there, and have these partitions.
+
+        Raises:
+            ValueError: it cannot.
+        """
+
     def index_of(self, output: Folder, files: Sequence[ResultFile], present: bytes | None) -> bytes:
         """What the file ``index`` says of a dataset of these files, which are there: always the same of the same files.
 
@@ -122,6 +137,30 @@ class Format(ABC):
             StorageError: a file cannot be read.
         """
         raise NotImplementedError
+
+    def write_index(self, output: Folder, result: Result, is_present: Callable[[], bool]) -> bool:
+        """Make the index that of the dataset that ``result`` describes; all its files are there.
+
+        ``is_present`` says whether it still is the present dataset. Returns False if another process has changed the
+        index, or the dataset, meanwhile.
+
+        Raises:
+            StorageError: a file cannot be read, or the index not written.
+        """
+        before, state = output.read_state(self.index)
+        data = self.index_of(output, result["files"], before)
+        if data == before:
+            return True
+        # Nobody else has switched the dataset before we have seen the state. Who does so later changes the index.
+        return is_present() and output.write_if(self.index, data, state) is not None
+
+    def has_index(self, output: Folder, result: Result) -> bool:
+        """Whether the index says what the files say, all of which are looked at."""
+        return output.read_state(self.index)[0] == self.index_of(output, result["files"], None)
+
+    def index_files(self, output: Folder) -> list[str]:
+        """The files that the index consists of, if it is there."""
+        return [self.index] if output.exists(self.index) else []
 
 
 class PlainWriter:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
 from shardkit.dataset.formats.base import Format, PlainWriter
-from shardkit.dataset.formats.text import is_binary
+from shardkit.dataset.formats.whole_batches import WholeBatches
 from shardkit.errors import PipelineError
 from shardkit.storage.local import writing
-from shardkit.tables.arrays import arrow
-from shardkit.tables.schema import holds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-# The rows of a batch, as the library itself chooses them: of images it takes fewer.
-BATCH_ROWS = 1000
-BATCH_ROWS_WITH_BYTES = 100
 
 
 class HuggingFace(Format):
@@ -66,33 +59,22 @@ class _Writer(PlainWriter):
 
         check_types(schema, "output.format: hf")
         super().__init__(path)
-        binary = any(holds(field.type, is_binary) for field in schema)
-        self._batch_rows = BATCH_ROWS_WITH_BYTES if binary else BATCH_ROWS
-        self._stream = ArrowWriter(schema=schema, stream=self._file, writer_batch_size=self._batch_rows)
-        self._held = schema.empty_table()
+        self._batches = WholeBatches(schema)
+        self._stream = ArrowWriter(schema=schema, stream=self._file, writer_batch_size=self._batches.rows)
 
     def write(self, table: pa.Table) -> None:
-        """Append a table: batches do not depend on how the rows arrive, so that the same rows make the same bytes."""
-        table = pa.concat_tables([self._held, table])
-        whole = len(table) // self._batch_rows * self._batch_rows
         with writing(self._path):
-            for start in range(0, whole, self._batch_rows):
-                self._stream.write_table(_copied(table.slice(start, self._batch_rows)))
-        self._held = table.slice(whole)
+            for batch in self._batches.add(table):
+                self._stream.write_table(batch)
 
     def tell(self) -> int:
         """How many bytes there are, with the rows that wait for a whole batch."""
-        return super().tell() + int(self._held.nbytes)
+        return super().tell() + self._batches.held_bytes
 
     def _end(self) -> None:
-        if len(self._held):
-            self._stream.write_table(_copied(self._held))
+        for batch in self._batches.rest():
+            self._stream.write_table(batch)
         self._stream.finalize(close_stream=False)
-
-
-def _copied(table: pa.Table) -> pa.Table:
-    """The same rows in memory of their own: a stream of slices has bits of the rows beside them, too."""
-    return table.take(arrow(np.arange(len(table))))
 
 
 def check_types(schema: pa.Schema, what: str) -> None:

@@ -28,6 +28,7 @@ FORMATS: Registry[type[Format]] = Registry(
         "parquet": "shardkit.dataset.formats.parquet:Parquet",
         "jsonl": "shardkit.dataset.formats.json_lines:JsonLines",
         "csv": "shardkit.dataset.formats.csv_text:Csv",
+        "lance": "shardkit.dataset.formats.lance_files:Lance",
         "mds": "shardkit.dataset.formats.mds_shards:Mds",
         "tfrecord": "shardkit.dataset.formats.tf_records:TfRecord",
         "webdataset": "shardkit.dataset.formats.webdataset_tar:WebDataset",
