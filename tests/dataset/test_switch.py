@@ -14,6 +14,7 @@ import warm
 from crashing import TESTS, Done, Project, dying, environment, folder_rows, rows_of, wait_for
 
 import shardkit as sk
+from shardkit.dataset import switch as commit
 from shardkit.dataset.current import current_result
 from shardkit.storage.local_folder import LocalFolder
 
@@ -167,6 +168,27 @@ def test_a_disk_that_is_full_in_the_middle_of_the_switch(after_first: Path, tmp_
     assert readable(project) == rows_of_version("second" if step > 6 else "first")
     project.command("resume", project.out, "--run-id", "second")
     check_is(project, "second")
+
+
+def test_who_was_overtaken_before_its_first_step_takes_none(
+    after_first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = copy_of(after_first, tmp_path / "project")
+    note = commit.note
+    state = project.out / "_shardkit"
+
+    def paused(*arguments: Any, **options: Any) -> Any:  # for so long that its lock is another's
+        monkeypatch.setattr(commit, "note", note)
+        (state / "lock").unlink()
+        run_version(project, "third")
+        return note(*arguments, **options)
+
+    monkeypatch.setattr(commit, "note", paused)
+    with pytest.raises(sk.LockLost, match="Run second was paused|lost its lock"):
+        run_version(project, "second")
+    assert not (state / "commit.json").exists()
+    assert not (state / "runs" / "second" / "result.json").exists()
+    check_is(project, "third")
 
 
 def test_a_retry_replaces_its_own_runs_dataset(after_first: Path, tmp_path: Path) -> None:
