@@ -16,7 +16,7 @@ import subprocess
 import threading
 import urllib.request
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pyarrow as pa
@@ -115,6 +115,34 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     else:
         with google() as url:
             yield in_google(url, monkeypatch)
+
+
+def test_a_file_is_written_only_if_it_is_in_the_state_that_its_writer_knows(uri: str) -> None:
+    place: Folder = folder(f"{uri}/out")
+    assert (place.state("a"), place.read_state("a")) == ({}, (None, {}))
+    first = place.write_if("a", b"first", {})
+    assert first and place.read_state("a") == (b"first", first)
+    assert place.write_if("a", b"beside", {}) is None
+    second = place.write_if("a", b"second", first)
+    assert second and second != first
+    assert place.write_if("a", b"late", first) is None
+    assert place.write_if("a", b"second", first) == second  # whose answer was lost
+    assert place.read("a") == b"second"
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("four")
+    (entry,) = folder(str(tmp_path)).entries()
+    read = os.pread
+
+    def changing(*arguments: Any) -> bytes:
+        (tmp_path / "a").write_text("FOURS")
+        return read(*arguments)
+
+    assert folder(str(tmp_path)).read_unchanged("a", 1, 3, etag=entry.etag) == b"ou"
+    monkeypatch.setattr(os, "pread", changing)
+    with pytest.raises(sk.ObjectChanged):
+        folder(str(tmp_path)).read_unchanged("a", 0, 4, etag=entry.etag)
 
 
 def test_files_are_written_read_listed_and_removed(uri: str, tmp_path: Path) -> None:
