@@ -75,6 +75,7 @@ switching.Switch._write_result = step("write", switching.Switch._write_result)  
 commit.note = switching.note = step("note", switching.note)
 switching.remove = step("remove", switching.remove)
 Path.unlink = step("unlink", Path.unlink, of="commit.json")  # type: ignore[method-assign]
+switching.write_index = step("index", switching.write_index)  # of formats that have one
 switching._tidy = step("tidy", switching._tidy)
 RunFolder.write = step("checks", RunFolder.write, always="checks.json")  # type: ignore[method-assign]
 

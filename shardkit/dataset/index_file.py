@@ -45,9 +45,10 @@ def old_index(output: Folder, old: Result | None, new: Result) -> list[str]:
     name, old_name = index_name(new), index_name(old)
     if name == old_name:
         return []
-    if name and format_of(new["format"]).index_files(output):
+    taken = format_of(new["format"]).index_files(output) if name else []
+    if taken:
         raise PipelineError(
-            f"{output.uri}/{name} is there, and no run has written it; {new['format']} needs that name.",
+            f"{output.uri}/{taken[0]} is there, and no run has written it; {new['format']} needs that place.",
             hint="Move it away and resume the run, or choose another output.",
         )
     return format_of(old["format"]).index_files(output) if old is not None and old_name else []

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
+from crashing import TESTS, Project, environment
 from emulators import s3_client, use_emulator
+from test_switch import KILLED, WORK, copy_of, rows_of_version
 
 import shardkit as sk
 from shardkit.dataset import lance_expiry, switch_steps
@@ -179,6 +182,31 @@ def test_days_are_replaced_in_one_version_whatever_dies(
     assert texts(lance, world.out, version="training") == old
     assert texts(lance, world.out) == new
     assert len(list((world.out / "data").iterdir())) == 6
+
+
+def test_killed_within_the_switch_readers_see_the_old_or_the_new_version(tmp_path: Path, lance: Any) -> None:
+    project = Project(tmp_path / "project")
+    project.write_function(WORK)
+    project.write_records(["x"] * 4)
+    (project.root / "version").write_text("first")
+    project.run(workers=1, rows_per_file=3, run_id="first", format="lance")
+    (project.root / "version").write_text("second")
+    steps = ["note", *["publish"] * 3, "write", "note", "index", "tidy", "unlink"]
+    for step in (steps.index("publish") + 2, steps.index("index") + 1, steps.index("tidy") + 1, len(steps) + 1):
+        killed = copy_of(project.root, tmp_path / f"killed-{step}")
+        words = [TESTS / "switch_steps.py", str(step), "kill", "run", str(killed.root), "second", "lance"]
+        done = warm.run(words, env=environment(), timeout_s=60)
+        if step > len(steps):
+            assert (done.returncode, done.stdout.split()) == (0, steps)
+        else:
+            assert done.returncode == KILLED
+        seen = "second" if step > steps.index("tidy") else "first"
+        assert lance.dataset(str(killed.out)).to_table().to_pylist() == rows_of_version(seen)
+        assert sk.open_run(killed.out).summary().status == "done"  # what had begun is finished
+        dataset = lance.dataset(str(killed.out))
+        assert dataset.to_table().to_pylist() == rows_of_version("second")
+        assert [version["version"] for version in dataset.versions()] == [1, 2]
+        assert sk.check(killed.out).ok
 
 
 def test_other_formats_and_lance_replace_each_other(world: World, lance: Any) -> None:
