@@ -282,6 +282,15 @@ def test_a_function_that_cannot_be_loaded_ends_the_run_with_its_reason(project: 
         assert len(project.rows()) == 3
 
 
+def test_an_import_that_kills_is_tried_three_times(project: Project) -> None:
+    project.write_records([content()] * 3)
+    loads = project.root / "loads"
+    project.write_function(f"import os\nopen({str(loads)!r}, 'a').write('+')\nos._exit(5)\ndef features(record): ...\n")
+    with pytest.raises(sk.RunFailed, match="A worker died 3 times while it loaded the function"):
+        project.run(workers=1)
+    assert loads.read_text() == "+++"
+
+
 @WHOLE
 def test_workers_that_cannot_be_started(project: Project) -> None:
     project.write_records([content()] * 4)
