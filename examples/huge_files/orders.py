@@ -23,9 +23,8 @@ def by_customer(record: shardkit.Record) -> pd.DataFrame:
 
 def sample(record: shardkit.Record) -> dict[str, Any]:
     """One sample, which is two members of the tar: the label, and the text."""
-    label, text = record.paths  # in the order of their names: .json, .txt
     return {
         "key": record.key,
-        "label": json.loads(label.read_text())["label"],
-        "words": len(text.read_text().split()),
+        "label": json.loads(record.files["json"].read_text())["label"],
+        "words": len(record.files["txt"].read_text().split()),
     }
