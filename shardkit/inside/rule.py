@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,7 @@ class Inside:
         return self.quoted_newlines and self.is_csv(key) and codec_of(key) is None
 
 
+@functools.lru_cache(1024)  # asked several times for each piece
 def codec_of(key: str) -> str | None:
     """How a file of that name is compressed; None if it is not."""
     return next((codec for suffix, codec in CODECS.items() if key.lower().endswith(suffix)), None)
