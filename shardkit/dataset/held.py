@@ -105,17 +105,22 @@ def checks_failed(folder: RunFolder, results: list[CheckResult], *, since: str =
     )
 
 
-def kept_aside(output: Folder, current: Result | None) -> tuple[RunFolder, HeldBuild] | None:
+def kept_aside(output: Folder, current: Result | None, *, but: str) -> tuple[RunFolder, HeldBuild] | None:
     """The run that keeps a build aside until somebody accepts it, and that build; None if there is none.
 
     It is the output's latest run, or the one that was kept aside when that was planned: it may have been of other days,
-    or have been killed.
+    or have been killed. The run ``but`` is none: it is planned once more, and has to be what it was.
     """
     folder = latest_run(output)
     try:
         while folder is not None and not _has_made_all(folder, current):
             held = held_by(checks_of(folder), folder.result())
-            if held is not None and (is_current(folder, held, current) or _days_waiting(folder, held, current)):
+            waits = held is not None and folder.run_id != but
+            if (
+                held is not None
+                and waits
+                and (is_current(folder, held, current) or _days_waiting(folder, held, current))
+            ):
                 return folder, held
             before = folder.plan().get("aside")
             folder = RunFolder(output, before) if before is not None and RunFolder(output, before).exists() else None

@@ -95,7 +95,7 @@ def make_run_plan(
         records = records.of_days(days)
     comparison, basis = None, _basis(pipeline, content, function_ref)
     if (pipeline.by_day or pipeline.is_incremental) and not recompute:
-        comparison = _compared(pipeline, records, current, basis, all_days=days is None)
+        comparison = _compared(pipeline, records, current, basis, all_days=days is None, run_id=run_id)
     # For a resumption in another directory, or on the machine that has sent the code.
     content["source_dir"] = origin or content["source_dir"] or function_ref.source_dir
     plan = make_plan(
@@ -121,21 +121,26 @@ def make_run_plan(
     return plan
 
 
-def _compared(pipeline: Spec, records: Records, current: Result | None, basis: Basis, *, all_days: bool) -> Comparison:
+def _compared(
+    pipeline: Spec, records: Records, current: Result | None, basis: Basis, *, all_days: bool, run_id: str
+) -> Comparison:
     """The records compared with what earlier runs have left."""
     from shardkit.plan.compare import compare
 
     output, again = pipeline.output_folder(), not pipeline.is_incremental
-    aside = None if again else _aside(pipeline, output, current)
+    aside = None if again else _aside(pipeline, output, current, run_id)
     return compare(records.table, output, current, basis, all_days=all_days, recompute=again, aside=aside)
 
 
-def _aside(pipeline: Spec, output: Folder, current: Result | None) -> Aside | None:
-    """The run whose new files have failed a check and are kept aside, as long as the dataset lacks them."""
+def _aside(pipeline: Spec, output: Folder, current: Result | None, run_id: str) -> Aside | None:
+    """The run whose new files have failed a check and are kept aside, as long as the dataset lacks them.
+
+    ``run_id`` is the run that is planned.
+    """
     from shardkit.dataset.held import checks_stand, kept_aside
     from shardkit.plan.compare import Aside
 
-    found = kept_aside(output, current)
+    found = kept_aside(output, current, but=run_id)
     if found is None or found[1]["result"]["by_day"] != pipeline.by_day:
         return None
     folder, held = found

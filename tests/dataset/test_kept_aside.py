@@ -11,6 +11,7 @@ import warm
 from crashing import environment
 
 import shardkit as sk
+from shardkit.runs.again import start_or_go_on
 from shardkit.runs.prepare import prepare
 from shardkit.runs.scheduler import Scheduler
 
@@ -212,9 +213,33 @@ def test_a_schedule_says_that_the_dataset_waits(world: World) -> None:
     failed = [line for line in said if "the run failed" in line]
     assert len(failed) == 3 and len(world.runs()) == 2
     assert ["the dataset waits" in line for line in failed] == [False, True, False]
-    first, last = (line.splitlines() for line in failed[1:])
-    assert first[2].endswith(f"{world.runs()[0]} --accept") and last[2].endswith(f"{world.runs()[1]} --accept")
+    last = sk.open_run(world.out).run_id
+    (first,) = set(world.runs()) - {last}
+    assert [line.splitlines()[2].split()[-2] for line in failed] == [first, first, last]
+    assert all(line.splitlines()[2].endswith("--accept") for line in failed)
     assert world.calls() == ["a", "b", "c"]
+
+
+def test_a_run_that_is_asked_for_by_its_id_again_goes_on_with_what_it_has(world: World) -> None:
+    """As a step of a workflow is, whose pipeline has other checks by then."""
+
+    def again(**fields: Any) -> list[str]:
+        (world.root / "calls").write_text("")
+        start_or_go_on(world.pipeline(**fields), "step", quiet=True)
+        return world.calls()
+
+    world.put(a=1, b=20)
+    world.failing()
+    world.put(c=3)
+    with pytest.raises(sk.errors.ChecksFailed):
+        again()
+    assert world.calls() == ["c"]
+    with pytest.raises(sk.errors.ChecksFailed, match=r"The dataset stays as it was"):
+        again()
+    assert world.calls() == []
+    assert again(checks={"unique": "key"}) == []
+    assert len(world.runs()) == 2
+    assert world.sizes() == {"a": 1, "b": 20, "c": 3}
 
 
 # ---- exit codes and acceptance
