@@ -232,7 +232,8 @@ class Output(Section):
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Output:
-        format_of(self.format).check_output(self.uri, self.partition_by)
+        if self.format != "parquet":  # which can be anywhere, and takes longer to load than all else of a pipeline
+            format_of(self.format).check_output(self.uri, self.partition_by)
         return self
 
     @property
