@@ -105,6 +105,7 @@ def project(tmp_path: Path) -> Iterator[JobProject]:
 
 @pytest.fixture
 def cloud(project: JobProject, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # another test may have left one with other keys
     known = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": REGION}
     for name, value in (known | {"AWS_ENDPOINT_URL_S3": s3_url}).items():
         monkeypatch.setenv(name, value)
