@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 READ_AT_START = ("PYTHON", "ARROW_", "JE_", "OMP_", "OPENBLAS_", "MKL_", "LD_", "MALLOC_", "GLIBC_", "LC_")
 LOADED = ("joblib", "obstore.store", "pyarrow.compute", "pyarrow.parquet", "sqlite3", "zipfile")
-LEFT_OUT = ("shardkit.__main__", "shardkit.jobs.dynamodb")  # of shardkit: a program, and what few use and is much
+# Of shardkit: a program, and what few use and is much; a fork copies the tables of all memory that its parent has.
+LEFT_OUT = ("shardkit.__main__", "shardkit.jobs.dynamodb", "shardkit.runs.frames")
 LENGTH, ENDED = struct.Struct("!I"), struct.Struct("!id")
 
 
@@ -304,8 +305,6 @@ def run_to_the_end(program: Callable[[], object]) -> None:
 
 def load() -> None:
     """Load what commands do, whichever they are."""
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as the program has it
-    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # forks do not inherit its thread
     import aws_models
     import boto3
 
@@ -324,6 +323,8 @@ def load() -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as the program has it, before anything loads pyarrow
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # forks do not inherit its thread
     from warm_forks import Spare
 
     load()
