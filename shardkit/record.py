@@ -68,7 +68,9 @@ class Record(HeldPath):
         held: Held | None = None,
     ) -> None:
         self._files = objects if files is None else files
-        super().__init__(root, self._files[main], held)
+        self._folder = root  # as the base does it: one is made for each record
+        self._local = self._files[main]
+        self._held = held
         self.key = key
         self.objects = objects
         self.bytes = bytes

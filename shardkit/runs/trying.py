@@ -134,8 +134,8 @@ class Trial:
                     record = record_at(
                         arrived,
                         piece,
-                        key=row["key"],
-                        objects=tuple(row["objects"]),
+                        row["key"],
+                        tuple(row["objects"]),
                         main=row["main"],
                         bytes=row["bytes"],
                         by_stem=self._pipeline.by_stem,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+NESTED = (list, tuple, dict)  # a union would be made for each value
+
 
 def weight_of(row: dict[str, Any]) -> int:
     """About how many bytes of memory a row's values take; 0 if it cannot be found out."""
@@ -22,6 +24,6 @@ def _weight(values: Iterable[Any]) -> int:
     total = 0
     for value in values:
         total += sys.getsizeof(value)
-        if isinstance(value, list | tuple | dict) and value:
+        if isinstance(value, NESTED) and value:
             total += len(value) * _weight([next(iter(value.values() if isinstance(value, dict) else value))])
     return total

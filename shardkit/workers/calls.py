@@ -63,15 +63,16 @@ class Calls:
 
     def chunk(self, run: ChunkRun, task: ChunkTask) -> str:
         """Work on the records of a chunk; returns why it was cut before its end, if the rest should run elsewhere."""
+        slot, guard, is_paced = self._slot, self._guard, self._pace is not None
         for i in run.positions():
-            is_simple = not self._slot.wished and i != task.until and i not in task.left and self._pace is None
+            is_simple = not (slot.wished or is_paced or i == task.until or i in task.left)
             if not is_simple and (why := self._cut_before(i, task)) is not None:
                 run.cut(i)
                 return why
             if why := self._record(run, i, task):
                 run.cut(i)
                 return why
-            if self._guard.is_crowded:
+            if guard.is_crowded:
                 if task.alone is None:
                     run.cut(i + 1)
                 return WORN
@@ -91,7 +92,7 @@ class Calls:
     def _record(self, run: ChunkRun, i: int, task: ChunkTask) -> str:
         """Work on one record; returns why the chunk should be cut before it, if it should run elsewhere."""
         slot = self._slot
-        if self._settled(run, i, task):
+        if task.settled and self._settled(run, i, task):
             return ""
         slot.begin_record(i)
         failure: BaseException | None = None

@@ -92,8 +92,8 @@ class ChunkRun:
         return record_at(
             arrived,
             self._pieces[i],
-            key=self.keys[i],
-            objects=tuple(self._objects[i]),
+            self.keys[i],
+            tuple(self._objects[i]),
             main=self._mains[i],
             bytes=self.bytes[i],
             by_stem=self._settings.by_stem,

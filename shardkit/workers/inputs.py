@@ -98,15 +98,38 @@ def open_inputs(
     return RemoteInputs(places, Path(scratch), others, at_once=at_once)
 
 
-def record_at(arrived: Arrived, piece: Piece | None, *, main: int, **fields: Any) -> Record | None:
+def record_at(
+    arrived: Arrived,
+    piece: Piece | None,
+    key: str,
+    objects: tuple[str, ...],
+    *,
+    main: int,
+    bytes: int,
+    by_stem: bool,
+    names: set[str] | None = None,
+    meta: dict[str, Any] | None = None,
+) -> Record | None:
     """The record with these files; None for a piece in which there is no line."""
     root, held, is_blank = arrived
     if is_blank:
         return None
     if piece is None:
-        return Record(root=root, main=main, **fields)
-    files, range_, members = piece.files, piece.range, piece.names
-    return Record(root=root, main=piece.main, files=files, range=range_, members=members, held=held, **fields)
+        return Record(key, objects, main=main, root=root, bytes=bytes, by_stem=by_stem, names=names, meta=meta)
+    return Record(
+        key,
+        objects,
+        main=piece.main,
+        root=root,
+        bytes=bytes,
+        by_stem=by_stem,
+        names=names,
+        meta=meta,
+        files=piece.files,
+        range=piece.range,
+        members=piece.names,
+        held=held,
+    )
 
 
 class LocalInputs:
