@@ -105,8 +105,8 @@ def record_at(
     objects: tuple[str, ...],
     *,
     main: int,
-    bytes: int,
-    by_stem: bool,
+    bytes: int = 0,
+    by_stem: bool = False,
     names: set[str] | None = None,
     meta: dict[str, Any] | None = None,
 ) -> Record | None:
