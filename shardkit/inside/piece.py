@@ -113,8 +113,10 @@ def pieces_of(table: pa.Table, rule: Inside | None) -> list[Piece | None]:
 
 def _members_of(lists: pa.ListArray) -> Iterator[tuple[tuple[Member, ...], tuple[str, ...]]]:
     """The members of each record, and their names."""
-    columns = dict(zip(Member._fields, lists.values.flatten(), strict=True))
+    edges = numpy(lists.offsets)
+    first, end = (int(edges[0]), int(edges[-1])) if len(edges) else (0, 0)  # of a table that may be a part of another
+    columns = dict(zip(Member._fields, lists.values.slice(first, end - first).flatten(), strict=True))
     names = columns["name"].to_pylist()
     members = list(map(Member, names, *(columns[name].to_pylist() for name in Member._fields[1:])))
-    for begin, end in itertools.pairwise(numpy(lists.offsets).tolist()):
+    for begin, end in itertools.pairwise((edges - first).tolist()):
         yield tuple(members[begin:end]), tuple(names[begin:end])
