@@ -16,8 +16,10 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from pathlib import Path
 
+OLD_S = 86400.0  # after which files are removed that processes have left when they were killed
 NOTHING, REST, END = b"", b"rest", b"end"
 """What another process wishes: that workers pause between two records, or commit what they have and end."""
 
@@ -42,6 +44,7 @@ class Neighbours:
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
         self._home = Path(tempfile.gettempdir(), f"shardkit-neighbours-{os.getuid()}")
         self._home.mkdir(mode=0o700, exist_ok=True)
+        _sweep(self._home)
         self._part = _Lock(self._home / f"{digest}.part")
         self._wish = _Lock(self._home / f"{digest}.wish")
         self._wishes = NOTHING
@@ -93,6 +96,14 @@ class Neighbours:
         self.leave()
         for lock in (self._part, self._wish):
             lock.close()
+
+
+def _sweep(home: Path) -> None:
+    """Remove old files that nobody has locked; who has one open finds that out when it locks it."""
+    for path in home.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > OLD_S:
+                _Lock(path).close()
 
 
 class _Lock:

@@ -25,8 +25,8 @@ from shardkit.runfolder.display import Quiet
 if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
-COMMANDS = ["try", "run", "plan", "status", "report", "logs", "stop", "failures", "checks", "replay", "query", "retry"]
-COMMANDS += ["resume", "clean", "check", "origin", "verify", "diff", "pass1", "pass2", "init", "schedule", "workflow"]
+COMMANDS = ["try", "run", "plan", "status", "report", "logs", "stop", "failures", "checks", "replay", "query"]
+COMMANDS += ["snapshots", "retry", "resume", "clean", "check", "origin", "verify", "diff", "pass1", "pass2", "init", "schedule", "workflow"]
 COMMANDS += ["deploy", "jobs", "engine"]
 MODULE = """
 import sys

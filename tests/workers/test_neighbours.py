@@ -5,6 +5,7 @@ Locks belong to opened files, so that two objects of this process are to each ot
 
 from __future__ import annotations
 
+import os
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,20 @@ def test_nobody_waits_for_one_that_has_gone_or_for_files_that_have(neighbour: Ca
     Neighbours("a run").close()  # removes the files, which nobody has locked
     c = neighbour()
     assert c.enter() and not a.enter(as_first=True), "they have found the same file"
+
+
+def test_what_was_left_is_removed_after_a_day(neighbour: Callable[[], Neighbours], tmp_path: Path) -> None:
+    a, killed = neighbour(), Neighbours("another run")
+    assert a.enter()
+    for path in tmp_path.rglob("*.*"):
+        os.utime(path, (1, 1))
+    new = Neighbours("a third")
+    assert len(list(tmp_path.rglob("*.part"))) == 2, "that which is locked, and the new one"
+    new.close()
+    b = neighbour()
+    assert not b.enter(as_first=True)
+    assert killed.enter()
+    killed.close()
 
 
 def test_where_there_are_no_files_each_is_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
