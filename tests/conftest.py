@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import time
@@ -24,6 +25,7 @@ from shardkit.workers import forkserver
 if TYPE_CHECKING:
     import subprocess
 
+pytest_plugins = ["forks"]
 START_JOB = LocalEngine._supervise
 aws_models.share()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell; programs would inherit it
@@ -37,6 +39,8 @@ os.environ.setdefault(
 BOOTSTRAP = "import sys; sys.path[:] = {{path}}; import {}; from shardkit.workers.forks import main; "
 BOOTSTRAP += "warm.run_to_the_end(lambda: main({{control}}))"
 forkserver.BOOTSTRAP = BOOTSTRAP.format("pandas, pytest, warm")
+# What most files of tests import when they begin.
+LOADED = ("pandas", "pyarrow.dataset", "pyarrow.parquet", "shardkit.runs.start", "click.testing")
 WriteFiles = Callable[..., Path]
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -59,8 +63,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
-def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what thousands of tests and all modules are, which stays until the end."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Load what forks share, and let the garbage collector pass over it and over thousands of tests until the end."""
+    if session.config.option.forks and not session.config.option.collectonly:
+        for name in LOADED:
+            importlib.import_module(name)
+        warm.server()
     gc.freeze()
 
 

@@ -80,19 +80,19 @@ class Forked:
 
 
 class Server:
-    """This process's connection to its own server, the process that forks.
+    """The server, the process that forks. It ends with this process and its forks, which have it, too.
 
-    Other processes can ask that one at an ``address``.
+    All processes ask it at its ``address``.
     """
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
+        self._open, theirs = socket.socketpair()
         self.read_at_start = read_at_start(os.environ)
         self.address = f"shardkit-tests-{os.getpid()}-{secrets.token_hex(8)}"
-        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as others:
-            others.bind(f"\0{self.address}")
-            others.listen(64)
-            passed = [theirs.fileno(), others.fileno()]
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asked:
+            asked.bind(f"\0{self.address}")
+            asked.listen(64)
+            passed = [theirs.fileno(), asked.fileno()]
             self._process = subprocess.Popen(
                 [sys.executable, __file__, *map(str, passed)], pass_fds=passed, stdin=subprocess.DEVNULL
             )
@@ -103,18 +103,18 @@ class Server:
         status, theirs = os.pipe()
         address = {warm_jobs.ADDRESS: self.address} if warm_jobs.are_forks else {}
         request = {"words": list(words), "cwd": cwd, "env": dict(env) | address, "session": session}
-        data = json.dumps(request).encode()
         try:
-            socket.send_fds(self._socket, [LENGTH.pack(len(data))], [*output, theirs])
-            self._socket.sendall(data)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+                asking.connect(f"\0{self.address}")
+                socket.send_fds(asking, [json.dumps(request).encode()], [*output, theirs])
+                (pid,) = LENGTH.unpack(asking.recv(LENGTH.size))
         finally:
             os.close(theirs)
-        (pid,) = LENGTH.unpack(_received(self._socket, LENGTH.size))
         return Forked(pid, words, status)
 
 
 @functools.cache
-def server(_: int) -> Server:
+def server() -> Server:
     return Server()
 
 
@@ -129,7 +129,7 @@ def start(
     **options: Any,
 ) -> Forked | subprocess.Popen[Any]:
     """Start Python with these words: ``-m MODULE``, ``-c CODE`` or a script, and arguments. Its stdin is empty."""
-    words, warm = list(map(str, words)), server(os.getpid())
+    words, warm = list(map(str, words)), server()
     if options or read_at_start(env) != warm.read_at_start:
         return subprocess.Popen(
             [sys.executable, *words], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
@@ -141,7 +141,7 @@ def start(
 
 def address() -> str:
     """Where other processes can ask this process's server."""
-    return server(os.getpid()).address
+    return server().address
 
 
 def run(words: Sequence[object], *, timeout_s: float, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -164,23 +164,11 @@ def read_at_start(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(READ_AT_START) and name != "PYTHONPATH"}
 
 
-def _received(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = connection.recv(size - len(data))
-        if not piece:
-            raise EOFError
-        data += piece
-    return data
-
-
 # ---- the server ------------------------------------------------------------------------------------------------------
 
 
-def requests(
-    connection: socket.socket, others: socket.socket
-) -> Iterator[tuple[dict[str, Any], list[int], socket.socket]]:
-    """The requests, with their descriptors and where to answer.
+def requests(alive: socket.socket, asked: socket.socket) -> Iterator[tuple[dict[str, Any], list[int], socket.socket]]:
+    """The requests, with their descriptors and where to answer, until nobody holds the other end of ``alive``.
 
     While it waits for one, the endings of children are reported.
     """
@@ -188,20 +176,17 @@ def requests(
     os.set_blocking(theirs, False)
     signal.set_wakeup_fd(theirs)
     while True:
-        ready, _, _ = select.select([connection, others, wakeup], [], [])
+        ready, _, _ = select.select([alive, asked, wakeup], [], [])
         if wakeup in ready:
             os.read(wakeup, 4096)
             report_endings()
-        if others in ready:
-            with others.accept()[0] as other:
-                data, descriptors, _, _ = socket.recv_fds(other, warm_jobs.SIZE, 3)
+        if asked in ready:
+            with asked.accept()[0] as asker:
+                data, descriptors, _, _ = socket.recv_fds(asker, warm_jobs.SIZE, 3)
                 if data:
-                    yield json.loads(data), descriptors, other
-        if connection in ready:
-            head, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
-            if not head:
-                return
-            yield json.loads(_received(connection, *LENGTH.unpack(head))), descriptors, connection
+                    yield json.loads(data), descriptors, asker
+        if alive in ready:
+            return
 
 
 CHILDREN: dict[int, int] = {}
@@ -216,15 +201,15 @@ def report_endings() -> None:
             os.close(CHILDREN.pop(pid))
 
 
-def serve(connection: socket.socket, others: socket.socket) -> dict[str, Any] | None:
+def serve(alive: socket.socket, asked: socket.socket) -> dict[str, Any] | None:
     """Fork for each request. Returns the request in the fork, and None in the server when it ends."""
     path = list(sys.path[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it for the commands, not for the server
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    for request, descriptors, asker in requests(connection, others):
+    for request, descriptors, asker in requests(alive, asked):
         pid = os.fork()
         if not pid:
-            for each in (connection, others, asker):
+            for each in (alive, asked, asker):
                 each.close()
             become(request, descriptors, path)
             return request
@@ -328,9 +313,9 @@ if __name__ == "__main__":
     from warm_forks import Spare
 
     load()
-    with socket.socket(fileno=int(sys.argv[1])) as control, socket.socket(fileno=int(sys.argv[2])) as more:
-        asked = serve(control, more)
-    if asked:
-        if asked["words"][:2] != warm_jobs.WORDS:
+    with socket.socket(fileno=int(sys.argv[1])) as alive, socket.socket(fileno=int(sys.argv[2])) as asked:
+        request = serve(alive, asked)
+    if request:
+        if request["words"][:2] != warm_jobs.WORDS:
             Spare(run_to_the_end)
-        run_to_the_end(functools.partial(perform, asked["words"]))
+        run_to_the_end(functools.partial(perform, request["words"]))
