@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from conftest import RunCommand, WriteFiles
 
 COMMANDS = ["try", "run", "plan", "status", "report", "logs", "stop", "failures", "checks", "replay", "query"]
-COMMANDS += ["snapshots", "retry", "resume", "clean", "check", "origin", "verify", "diff", "pass1", "pass2", "init", "schedule", "workflow"]
-COMMANDS += ["deploy", "jobs", "engine"]
+COMMANDS += ["snapshots", "retry", "resume", "clean", "check", "origin", "verify", "diff", "pass1", "pass2", "init"]
+COMMANDS += ["schedule", "workflow", "deploy", "jobs", "engine"]
 MODULE = """
 import sys
 print("module imported")
