@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import string
@@ -404,8 +405,13 @@ def test_three_hundred_needs(store: Store) -> None:
 # ---- DynamoDB only -------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def much_noise() -> str:
+    return "".join(random.Random(5).choices(string.ascii_letters + string.digits, k=600_000))
+
+
 def noise(characters: int) -> str:
-    return "".join(random.Random(5).choices(string.ascii_letters + string.digits, k=characters))
+    return much_noise()[:characters]
 
 
 @pytest.mark.whole

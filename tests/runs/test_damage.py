@@ -205,6 +205,14 @@ def test_where_nothing_tells_what_the_dataset_is_no_run_replaces_it(place: Place
     assert place.files() == before
 
 
+def test_a_result_whose_file_was_cut_short_does_not_say_what_the_dataset_is(place: Place) -> None:
+    place.damage(f"{STATE}/current.json", "gone")
+    name = place.files().pop()
+    place.damage(name, "cut")
+    with pytest.raises(Damaged, match=f"lists {name}, which is not there as it was written"):
+        place.run("y")
+
+
 def test_a_result_that_is_damaged_is_told_by_the_dataset(place: Place) -> None:
     place.damage(f"{RUN}/result.json", "flipped")
     assert sk.open_run(place.out).summary().rows == 150
