@@ -41,9 +41,10 @@ from shardkit.jobs import (
     stop,
     transitions,
 )
-from shardkit.jobs.job import SENT
+from shardkit.jobs.job import MAX_ATTEMPT, SENT
 from shardkit.jobs.pace import Pace
 from shardkit.jobs.store import Waiting
+from shardkit.jobs.transitions import tries_left, wait_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -561,6 +562,15 @@ def test_trying_again_has_a_budget_of_its_own(bench: Bench) -> None:
     assert (bench["a"].status, bench["a"].attempt, len(bench["a"].attempts)) == ("Completed", 6, 6)
     with pytest.raises(JobConflict, match="Job a has completed; only a job that failed or was stopped"):
         again(bench.store, "a")
+
+
+def test_a_new_budget_begins_with_the_shortest_wait_and_numbers_of_attempts_end() -> None:
+    died: Any = tuple({"attempt": at, "name": f"a-{at}", "cause": "died"} for at in range(1, 4))
+    job = Job("a", attempt=3, attempts=died)
+    policy = Policy(retry_wait_s=5.0, retry_wait_max_s=1000.0)
+    assert [wait_after(replace(job, base=base), "died", policy) for base in (0, 2, 3)] == [40.0, 10.0, 5.0]
+    later = [replace(job, base=3, attempt=number) for number in (MAX_ATTEMPT - 1, MAX_ATTEMPT)]
+    assert [tries_left(each, "died", policy) for each in later] == [True, False]
 
 
 def test_only_failures_without_a_reason_are_described(bench: Bench) -> None:
