@@ -16,6 +16,7 @@ from crashing import TESTS, Done, Project, dying, environment, folder_rows, rows
 import shardkit as sk
 from shardkit.dataset import switch as commit
 from shardkit.dataset.current import current_result
+from shardkit.dataset.switch_steps import COMMIT, LockedDataset, Switch, note
 from shardkit.storage.local_folder import LocalFolder
 
 WORK = """
@@ -189,6 +190,22 @@ def test_who_was_overtaken_before_its_first_step_takes_none(
     assert not (state / "commit.json").exists()
     assert not (state / "runs" / "second" / "result.json").exists()
     check_is(project, "third")
+
+
+def test_a_switch_forgets_its_own_note_and_no_other(tmp_path: Path) -> None:
+    output = LocalFolder(tmp_path)
+    mine: Any = {"result": {"run_id": "mine", "generation": 1}, "gone": [], "index": ""}
+    state = note(output, COMMIT, mine)
+    assert state
+    with output.lock("_shardkit/lock", "busy") as held:
+        switch = Switch(LockedDataset(output, held), mine, state)
+        output.write(COMMIT, b"of another, which was begun while this one was paused")
+        switch.forget()
+        assert output.exists(COMMIT)
+        output.remove(COMMIT)
+        switch = Switch(LockedDataset(output, held), mine, note(output, COMMIT, mine) or {})
+        switch.forget()
+    assert not output.exists(COMMIT)
 
 
 def test_a_retry_replaces_its_own_runs_dataset(after_first: Path, tmp_path: Path) -> None:
