@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aws_models
 import pytest
 import warm
 import warm_jobs
-from emulators import shared
+from emulators import locked, shared
 from seconds import too_long
 from slurm_cluster import Cluster, cluster
 
@@ -63,13 +65,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
+def pytest_collectstart() -> None:
+    """There is no garbage among the million objects that are made until all tests are collected."""
+    gc.disable()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Load what forks share, and let the garbage collector pass over it and over thousands of tests until the end."""
+    """Load what forks share, and let the garbage collector pass over it and over thousands of tests until the end.
+
+    It looks less often than it would by itself.
+    """
     if session.config.option.forks and not session.config.option.collectonly:
         for name in LOADED:
             importlib.import_module(name)
         warm.server()
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(20_000, 20, 10)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -133,6 +145,30 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder through which all processes of a test run find the servers that they share."""
     own = tmp_path_factory.getbasetemp()
     return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "servers"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _charts_made_once(servers: Path) -> Iterator[None]:
+    """Have the first process that needs the library of charts put it together for all: it takes two seconds."""
+    if not importlib.util.find_spec("vl_convert"):
+        yield
+        return
+    import vl_convert
+
+    make = vl_convert.javascript_bundle
+
+    def bundle(*arguments: Any) -> str:
+        file = servers / "charts.json"
+        with locked(servers / "charts"):
+            made = json.loads(file.read_text()) if file.exists() else {}
+            if (about := json.dumps(arguments)) not in made:
+                made[about] = make(*arguments)
+                file.write_text(json.dumps(made))
+        return made[about]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(vl_convert, "javascript_bundle", bundle)
+        yield
 
 
 @pytest.fixture(scope="session")
