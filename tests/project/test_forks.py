@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,30 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = {
     "conftest.py": """
 import os
+import time
+from pathlib import Path
+
 import pytest
 
 pytest_plugins = ["forks"]
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
+    with (tmp_path_factory.getbasetemp() / f"made by {os.getpid()}").open("a") as file:
+        file.write("once")
     yield os.getpid()
-    (tmp_path_factory.getbasetemp() / "torn down").touch()
+    (tmp_path_factory.getbasetemp() / f"torn down by {os.getpid()}").touch()
+
+@pytest.fixture
+def meet(tmp_path):
+    def wait(us, them):
+        beside = tmp_path.parent.parent  # of all forks
+        (beside / us).touch()
+        end = time.monotonic() + 30
+        while not (beside / them).exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    return wait
 """,
     "test_dies.py": """
 import os
@@ -31,29 +48,26 @@ def test_dies(): os._exit(41)
 def test_after(shared): assert shared == os.getpid()
 """,
     "test_says.py": """
-import os, time, warnings
-from pathlib import Path
+import os, warnings
 
-def test_fails(tmp_path, shared):
-    other, (tmp_path.parent.parent / os.environ["PYTEST_XDIST_WORKER"])
+def test_fails(meet, shared):
     print("what it has printed")
+    meet("one", "other")
     assert {"a": 1} == {"a": 2}
 
 def test_passes(shared):
     assert shared == os.getpid()
 
-def test_warns(tmp_path):
+def test_warns():
     warnings.warn("on its way out", DeprecationWarning)
-""".replace('    other, (tmp_path.parent.parent / os.environ["PYTEST_XDIST_WORKER"])\n', ""),
-    "test_waits.py": """
-import time
-
-def test_beside(tmp_path):
-    beside = tmp_path.parent.parent  # of all forks
-    end = time.monotonic() + 30
-    while len(list(beside.glob("gw*"))) < 3:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+""",
+    "test_beside.py": """
+def test_beside(meet, shared):
+    print("what is printed beside that")
+    meet("other", "one")
+""",
+    "test_more.py": """
+def test_more(shared): pass
 """,
 }
 
@@ -72,7 +86,7 @@ def pytest_here(folder: Path, *options: str) -> tuple[int, str]:
 def test_all_is_reported_and_a_death_is_a_failure(tmp_path: Path) -> None:
     code, text = pytest_here(tmp_path, "--forks", "3")
     assert code == 1, text
-    assert "2 failed, 5 passed, 1 warning" in text
+    assert "2 failed, 6 passed, 1 warning" in text
     for line in (
         *(
             "PASSED test_dies.py::test_before",
@@ -82,18 +96,28 @@ def test_all_is_reported_and_a_death_is_a_failure(tmp_path: Path) -> None:
             "PASSED test_dies.py::test_after",
             "FAILED test_says.py::test_fails - AssertionError: assert {'a': 1} == {'a': 2}",
         ),
-        *("PASSED test_says.py::test_passes", "PASSED test_says.py::test_warns", "PASSED test_waits.py::test_beside"),
-        *("what it has printed", "DeprecationWarning: on its way out"),
+        *("PASSED test_says.py::test_passes", "PASSED test_says.py::test_warns", "PASSED test_beside.py::test_beside"),
+        *("PASSED test_more.py::test_more", "DeprecationWarning: on its way out"),
     ):
         assert line in text
-    assert (
-        len(list((tmp_path / "made").glob("gw*/torn down"))) == 2
-    )  # each once in its fork; the third has no such test
+    _, *parts = re.split(r"^_+ (\w+) _+$", text, flags=re.MULTILINE)
+    said = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert "what it has printed" in said["test_fails"] and "beside that" not in said["test_fails"]
+    assert "what is printed beside that" in said["test_beside"]
+
+
+def test_what_is_of_the_session_is_made_once_in_a_fork(tmp_path: Path) -> None:
+    code, text = pytest_here(tmp_path, "--forks", "2", "test_beside.py", "test_says.py", "test_more.py")
+    assert code == 1, text
+    made = {path.name.rpartition(" ")[2]: path.read_text() for path in (tmp_path / "made").glob("gw*/made by *")}
+    assert list(made.values()) == ["once"] * 2
+    assert {path.name.rpartition(" ")[2] for path in (tmp_path / "made").glob("gw*/torn down by *")} == set(made)
 
 
 def test_after_so_many_failures_no_test_begins(tmp_path: Path) -> None:
-    code, text = pytest_here(tmp_path, "--forks", "1", "--maxfail", "1", "test_says.py", "test_waits.py")
-    assert code == 1, text
-    assert "1 failed" in text
-    assert "passed" not in text.splitlines()[-1]
-    assert "stopping after 1 failures" in text
+    (tmp_path / "test_bad.py").write_text("def test_bad(): assert False\n\ndef test_never(): pass\n")
+    for file, passed in (("test_dies.py", ", 1 passed"), ("test_bad.py", "")):
+        code, text = pytest_here(tmp_path, "--forks", "1", "--maxfail", "1", file, "test_more.py")
+        assert code == 1, text
+        assert f" 1 failed{passed} in " in text
+        assert "stopping after 1 failures" in text
