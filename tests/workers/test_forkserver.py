@@ -96,6 +96,8 @@ def test_a_worker_has_nothing_of_those_before_it(project: Project) -> None:
 
 
 def test_a_worker_is_as_the_program_is_by_then(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDKIT_TEST", "one")
+    forkserver.end_server()  # so that the next has this variable itself
     before = rows(project, "first")
     folder = project.root / "elsewhere"
     folder.mkdir()
@@ -103,10 +105,12 @@ def test_a_worker_is_as_the_program_is_by_then(project: Project, monkeypatch: py
     monkeypatch.setenv("SHARDKIT_TEST", "another")
     monkeypatch.setenv("TZ", "ABC-7")
     after = rows(project, "second")
-    assert (only(before, "variable"), only(after, "variable")) == ("", "another")
+    monkeypatch.delenv("SHARDKIT_TEST")
+    last = rows(project, "third")
+    assert [only(found, "variable") for found in (before, after, last)] == ["one", "another", ""]
     assert only(after, "folder") == str(folder)
     assert only(after, "hour") == "0007"
-    assert only(after, "server") == only(before, "server")
+    assert only(last, "server") == only(after, "server") == only(before, "server")
 
 
 def test_what_is_read_only_at_the_start_of_a_process_is_heeded(
