@@ -302,6 +302,7 @@ def load() -> None:
             with contextlib.suppress(ModuleNotFoundError):  # a module for an optional library that is not installed
                 importlib.import_module(name)
     aws_models.share()
+    os.environ.pop("AWS_PROFILE", None)  # of the test that comes first; forks get their own environment
     boto3.Session("none", "none", region_name="us-east-1").client("s3")
     gc.collect()
     gc.freeze()
