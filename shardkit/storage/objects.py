@@ -63,9 +63,10 @@ class ObjectFolder(ObjectContents):
         entries: list[Entry] = []
         with asking(f"{self.root}/{start}", self._opened.renew):
             for page in whole_list(self._opened.patient, start):
-                columns = (page[name].to_pylist() for name in ("path", "size", "e_tag", "last_modified"))
-                for path, size, etag, moment in zip(*columns, strict=True):
-                    entries.append(Entry(path[len(self.prefix) :], size, (etag or "").strip('"'), moment.timestamp()))
+                columns = [page[name].to_pylist() for name in ("path", "size", "e_tag")]
+                columns.append(page["last_modified"].cast("int64").to_pylist())  # as times they would load pandas
+                for path, size, etag, moment_us in zip(*columns, strict=True):
+                    entries.append(Entry(path[len(self.prefix) :], size, (etag or "").strip('"'), moment_us / 1e6))
         if not entries:
             self._prove_lately()
         return sorted(entries, key=lambda entry: entry.key)

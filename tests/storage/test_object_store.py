@@ -94,6 +94,19 @@ def run_here(project: JobProject, bucket: Bucket, **fields: Any) -> sk.Run:
     return sk.run("work:features", f"{bucket.uri}/in/", f"{bucket.uri}/out", **fields)
 
 
+LOOK = """
+import sys
+from shardkit.storage.open import folder
+print(*(entry.key for entry in folder(sys.argv[1]).entries()), "pandas" in sys.modules)
+"""
+
+
+def test_to_look_into_a_bucket_loads_no_pandas(bucket: Bucket) -> None:
+    bucket.put("in/a.txt", b"x")
+    done = warm.run(["-c", LOOK, f"{bucket.uri}/in"], env=os.environ, timeout_s=60)
+    assert done.stdout == "a.txt False\n", done.stderr
+
+
 def keys_of(run: sk.Run) -> list[str]:
     return sorted({row["key"] for row in rows_of(run)})
 
