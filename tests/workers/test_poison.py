@@ -266,7 +266,7 @@ def features(record):
     forks = os.getppid()
     os.kill(forks, signal.SIGSTOP)  # so that nobody hears of the end
     if os.fork() == 0:  # keeps the worker's pipe open
-        time.sleep(1.5)
+        time.sleep(3.0)
         os.kill(forks, signal.SIGCONT)
         os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -277,7 +277,7 @@ def test_a_worker_whose_death_is_seen_only_after_the_timeout_has_died_of_what_it
     project = Project(tmp_path)
     project.write_records(["x"] * 2)
     project.write_function(DIES_UNSEEN)
-    project.command(*project.run_arguments(workers=1, timeout=0.5, max_failures="100%"), "--quiet")
+    project.command(*project.run_arguments(workers=1, timeout=2, max_failures="100%"), "--quiet")
     (entry,) = sk.open_run(project.out).quarantine()
     assert (entry["error"], entry["signal"]) == ("WorkerDied", "SIGKILL")
 
