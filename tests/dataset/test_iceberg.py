@@ -184,7 +184,7 @@ def test_a_reader_in_a_loop_sees_no_redo_half(world: World) -> None:
     ended, seen = threading.Event(), set()
 
     def read() -> None:
-        while not ended.wait(0.02):
+        while not ended.wait(0.1):
             rows = world.seen()
             assert {day: len(values) for day, values in rows.items()} == dict.fromkeys(DAYS[:2], ROWS), rows
             seen.add(tuple(v for values in rows.values() for v in sorted(set(values))))
@@ -199,12 +199,12 @@ def test_a_reader_in_a_loop_sees_no_redo_half(world: World) -> None:
 
     reader = threading.Thread(target=reading)
     reader.start()
-    versions = 6  # or more, until it has read some of them
+    redos = 20  # or more, until it has read some of them
     for version in itertools.count(2):
         world.write(DAYS[0], version)
         world.write(DAYS[1], version)
         world.run()
-        if faults or (version > versions and len(seen) > 3):
+        if faults or (version > redos and len(seen) > 3):
             break
     ended.set()
     reader.join()
