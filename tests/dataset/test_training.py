@@ -180,6 +180,18 @@ def test_libraries_that_are_not_there_are_named_before_any_record_is_run(
         run.torch()
 
 
+def test_a_library_that_cannot_be_imported_says_why(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = world.root / "libraries" / "streaming"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(str(broken.parent))
+    with pytest.raises(
+        sk.PipelineError, match="cannot be imported: operator torchvision::nms does not exist"
+    ) as caught:
+        world.run(format="mds")
+    assert "import streaming" in caught.value.hint
+
+
 @pytest.mark.parametrize(("format", "extras"), [("hf", ["hf"]), ("webdataset", ["webdataset"]), ("parquet", [])])
 def test_jobs_elsewhere_install_the_library_of_their_format(
     world: World, monkeypatch: pytest.MonkeyPatch, format: str, extras: list[str]

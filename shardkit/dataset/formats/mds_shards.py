@@ -140,7 +140,13 @@ def _read(file: Any, start: int, end: int) -> bytes:
 
 class _Writer(PlainWriter):
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        from streaming import MDSWriter
+        try:
+            from streaming import MDSWriter
+        except Exception as error:  # a torchvision that does not fit PyTorch raises RuntimeError
+            raise PipelineError(
+                f"output.format: mds needs the library streaming, which cannot be imported: {error}.",
+                hint="python -c 'import streaming' shows why. Its versions of torch and torchvision have to fit.",
+            ) from error
 
         self._encodings = {field.name: _encoding(field) for field in schema}
         with tempfile.TemporaryDirectory(prefix="shardkit-mds-") as unused:  # we write the shard where it belongs
