@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from shardkit.errors import PipelineError
 from shardkit.storage.local import sync_file, writing
 
 if TYPE_CHECKING:
@@ -161,6 +162,27 @@ class Format(ABC):
     def index_files(self, output: Folder) -> list[str]:
         """The files that the index consists of, if it is there."""
         return [self.index] if output.exists(self.index) else []
+
+
+class LoaderFormat(Format):
+    """A format for loaders of training data, whose files pyarrow does not read as tables.
+
+    Attributes:
+        refusal: Why a dataset of it is not read as a table.
+        cure: What reads it, and how to have one that is.
+    """
+
+    tabular: ClassVar[bool] = False
+    refusal: ClassVar[str]
+    cure: ClassVar[str]
+
+    def reader(self, columns: pa.Schema) -> Any:
+        """There is none.
+
+        Raises:
+            PipelineError: always.
+        """
+        raise PipelineError(self.refusal, hint=self.cure)
 
 
 class PlainWriter:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from shardkit.dataset.formats.base import Format, PlainWriter
+from shardkit.dataset.formats.base import LoaderFormat, PlainWriter
 from shardkit.dataset.formats.whole_batches import WholeBatches
 from shardkit.errors import PipelineError
 from shardkit.storage.local import writing
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class HuggingFace(Format):
-    """Shards that `datasets` opens where they lie, without a conversion."""
+class HuggingFace(LoaderFormat):
+    """Shards that `datasets` opens where they lie, without a conversion.
+
+    They are Arrow's streams; pyarrow.dataset reads Arrow's files alone.
+    """
 
     suffix: ClassVar[str] = ".hf.arrow"
-    tabular: ClassVar[bool] = False
+    refusal: ClassVar[str] = "A dataset of format hf is for the library datasets."
+    cure: ClassVar[str] = "Open it with run.hf(), or run with output.format: parquet or arrow for queries."
     library: ClassVar[str] = "datasets"
     extra: ClassVar[str] = "hf"
 
@@ -31,17 +35,6 @@ class HuggingFace(Format):
             PipelineError: datasets has no type for a column.
         """
         return _Writer(path, schema)
-
-    def reader(self, columns: pa.Schema) -> Any:
-        """There is none for tables: pyarrow.dataset reads Arrow's files, but not its streams.
-
-        Raises:
-            PipelineError: always.
-        """
-        raise PipelineError(
-            "A dataset of format hf is for the library datasets.",
-            hint="Open it with run.hf(), or run with output.format: parquet or arrow for queries.",
-        )
 
     def count_rows(self, file: Any) -> int:
         """The rows of a shard, which is read to its end."""

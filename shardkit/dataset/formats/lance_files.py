@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 import pyarrow.types as pt
 
-from shardkit.dataset.formats.base import Format
+from shardkit.dataset.formats.base import LoaderFormat
 from shardkit.dataset.formats.lance_versions import (
     FILE_VERSION,
     FOLDERS,
@@ -35,12 +35,13 @@ SAME_EACH_TIME = {"lance-encoding:compression": "zstd"}
 FOOTER_BYTES = 40
 
 
-class Lance(Format):
+class Lance(LoaderFormat):
     """Files of Lance, in the folder where its datasets have them."""
 
     suffix: ClassVar[str] = ".lance"
     describes_itself: ClassVar[bool] = True
-    tabular: ClassVar[bool] = False
+    refusal: ClassVar[str] = "A dataset of Lance is read by Lance."
+    cure: ClassVar[str] = "Read it with lance.dataset(OUTPUT), or run with output.format: parquet for queries."
     library: ClassVar[str] = "lance"
     extra: ClassVar[str] = "lance"
     folder: ClassVar[str] = "data/"
@@ -55,17 +56,6 @@ class Lance(Format):
             PipelineError: the format cannot hold a column.
         """
         return _Writer(path, schema)
-
-    def reader(self, columns: pa.Schema) -> Any:
-        """There is none for tables: pyarrow does not read Lance.
-
-        Raises:
-            PipelineError: always.
-        """
-        raise PipelineError(
-            "A dataset of Lance is read by Lance.",
-            hint="Read it with lance.dataset(OUTPUT), or run with output.format: parquet for queries.",
-        )
 
     def check_output(self, uri: str, partition_by: Sequence[str]) -> None:
         """Check that it is on this machine or in S3, and has no partitions."""

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.types as pt
 
 from shardkit.dataset.formats.arrays import arrays_of, number_type
-from shardkit.dataset.formats.base import Format, PlainWriter
+from shardkit.dataset.formats.base import LoaderFormat, PlainWriter
 from shardkit.dataset.formats.json_lines import jsonable
 from shardkit.dataset.formats.text import is_binary
 from shardkit.errors import PipelineError, StorageError
@@ -35,12 +35,13 @@ LARGEST_BYTES = 1 << 32  # a shard says in 32 bits where a sample begins
 PICTURE = re.compile(r"(?:.*\.)?(jpg|jpeg|png)")  # names of columns of bytes that the loader is to open as pictures
 
 
-class Mds(Format):
+class Mds(LoaderFormat):
     """Shards of MDS: a sample for each row, with columns of the types that the library encodes."""
 
     suffix: ClassVar[str] = ".mds"
     describes_itself: ClassVar[bool] = True
-    tabular: ClassVar[bool] = False
+    refusal: ClassVar[str] = "A dataset of MDS is samples, not a table."
+    cure: ClassVar[str] = "Read it with streaming.StreamingDataset, or run with output.format: parquet for queries."
     library: ClassVar[str] = "streaming"
     extra: ClassVar[str] = "mds"
     target_bytes: ClassVar[int | None] = 64 << 20  # as the library has it; a shard is in memory until it is written
@@ -53,17 +54,6 @@ class Mds(Format):
             PipelineError: the format cannot hold a column.
         """
         return _Writer(path, schema)
-
-    def reader(self, columns: pa.Schema) -> Any:
-        """There is none for tables.
-
-        Raises:
-            PipelineError: always.
-        """
-        raise PipelineError(
-            "A dataset of MDS is samples, not a table.",
-            hint="Read it with streaming.StreamingDataset, or run with output.format: parquet for queries.",
-        )
 
     def count_rows(self, file: Any) -> int:
         """The samples of a shard, as it says at its beginning."""

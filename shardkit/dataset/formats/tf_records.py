@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow.types as pt
 
-from shardkit.dataset.formats.base import Format
+from shardkit.dataset.formats.base import LoaderFormat
 from shardkit.dataset.formats.json_lines import jsonable
 from shardkit.errors import PipelineError
 from shardkit.storage.local import sync_file, writing
@@ -24,11 +24,14 @@ BEFORE, AFTER = 12, 4  # bytes around a record: its length and the checksum of t
 QUIET = "TF_CPP_MIN_LOG_LEVEL"
 
 
-class TfRecord(Format):
+class TfRecord(LoaderFormat):
     """Files of TFRecord: an Example for each row, with a feature for each column that is not null."""
 
     suffix: ClassVar[str] = ".tfrecord"
-    tabular: ClassVar[bool] = False
+    refusal: ClassVar[str] = "A dataset of TFRecord is examples, not a table."
+    cure: ClassVar[str] = (
+        "Read it with tf.data.TFRecordDataset(run.files()), or run with output.format: parquet for queries."
+    )
     library: ClassVar[str] = "tensorflow"
     extra: ClassVar[str] = "tfrecord"
 
@@ -39,17 +42,6 @@ class TfRecord(Format):
             PipelineError: the format cannot hold a column.
         """
         return _Writer(path, schema)
-
-    def reader(self, columns: pa.Schema) -> Any:
-        """There is none for tables.
-
-        Raises:
-            PipelineError: always.
-        """
-        raise PipelineError(
-            "A dataset of TFRecord is examples, not a table.",
-            hint="Read it with tf.data.TFRecordDataset(run.files()), or run with output.format: parquet for queries.",
-        )
 
     def count_rows(self, file: Any) -> int:
         """The records of a file, from one length to the next, without TensorFlow."""

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
-from shardkit.dataset.formats.base import Format, PlainWriter
+from shardkit.dataset.formats.base import LoaderFormat, PlainWriter
 from shardkit.dataset.formats.json_lines import as_json, jsonable
 from shardkit.dataset.formats.text import is_binary
 from shardkit.errors import PipelineError
@@ -28,14 +28,17 @@ LONGEST_KEY = 100  # characters of the name of a member, with its extension
 WRITTEN_ROWS = 256  # that are Python objects at a time
 
 
-class WebDataset(Format):
+class WebDataset(LoaderFormat):
     """Shards of WebDataset: a sample for each row.
 
     Bytes are a member each, named by their column; so are numbers in lists, as ``.npy``; all else is in ``json``.
     """
 
     suffix: ClassVar[str] = ".tar"
-    tabular: ClassVar[bool] = False
+    refusal: ClassVar[str] = "A dataset of WebDataset is samples, not a table."
+    cure: ClassVar[str] = (
+        "Read it with webdataset.WebDataset(run.files()), or run with output.format: parquet for queries."
+    )
     library: ClassVar[str] = "webdataset"
     extra: ClassVar[str] = "webdataset"
 
@@ -46,17 +49,6 @@ class WebDataset(Format):
             PipelineError: the format cannot hold a column.
         """
         return _Writer(path, schema)
-
-    def reader(self, columns: pa.Schema) -> Any:
-        """There is none for tables.
-
-        Raises:
-            PipelineError: always.
-        """
-        raise PipelineError(
-            "A dataset of WebDataset is samples, not a table.",
-            hint="Read it with webdataset.WebDataset(run.files()), or run with output.format: parquet for queries.",
-        )
 
     def read_as(self, schema: pa.Schema) -> pa.Schema:
         """The types with JSON's substitutes in ``json``."""
