@@ -47,6 +47,32 @@ def session_of(folder: Any, about: str) -> Any:
         return getattr(folder, "session", None) or boto3.Session()
 
 
+class Reach(NamedTuple):
+    """How a folder in S3 is reached: what another library has to be given; None is what the library finds by itself."""
+
+    region: str | None
+    endpoint: str | None
+    access_key: str | None = None
+    secret_key: str | None = None
+    token: str | None = None
+
+
+def reach_of(folder: Any, about: str) -> Reach:
+    """How shardkit reaches a folder in S3, for a library that asks S3 itself; credentials stay in memory.
+
+    Raises:
+        PipelineError: as for `session_of` and `named_endpoint`.
+    """
+    session = session_of(folder, about)
+    with aws_settings(about):
+        credentials = session.get_credentials()
+    reach = Reach(session.region_name, named_endpoint())
+    if credentials is None:
+        return reach
+    keys = credentials.get_frozen_credentials()
+    return reach._replace(access_key=keys.access_key, secret_key=keys.secret_key, token=keys.token)
+
+
 @contextlib.contextmanager
 def aws_settings(about: str) -> Iterator[None]:
     """Turn botocore's errors about settings that it cannot use into an error of ours, which names their purpose."""

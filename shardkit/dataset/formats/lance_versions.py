@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from shardkit.errors import ShardkitError, StorageError
-from shardkit.storage.aws_locations import ENDPOINTS, aws_settings, session_of
+from shardkit.storage.aws_locations import reach_of
 from shardkit.storage.base import is_remote
 from shardkit.storage.local import sync_file
 from shardkit.storage.side_by_side import together
@@ -67,21 +66,16 @@ class Place:
 
 
 def _access(output: Folder) -> dict[str, str]:
-    """How Lance reaches the store of an output. Credentials stay in memory."""
-    session = session_of(output, "Lance")
-    with aws_settings("Lance"):
-        credentials = session.get_credentials()
-    access = {"region": session.region_name}
-    if credentials is not None:
-        frozen = credentials.get_frozen_credentials()
-        access |= {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "session_token": frozen.token,
-        }
-    endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)
-    if endpoint is not None:
-        access |= {"endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
+    """How Lance reaches the store of an output."""
+    reach = reach_of(output, "Lance")
+    access = {
+        "region": reach.region,
+        "access_key_id": reach.access_key,
+        "secret_access_key": reach.secret_key,
+        "session_token": reach.token,
+        "endpoint": reach.endpoint,
+        "allow_http": str(reach.endpoint.startswith("http://")).lower() if reach.endpoint is not None else None,
+    }
     return {name: value for name, value in access.items() if value}
 
 

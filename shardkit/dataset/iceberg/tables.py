@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from shardkit.errors import CatalogError, Damaged, PipelineError, ShardkitError
 from shardkit.runfolder.names import ICEBERG
-from shardkit.storage.aws_locations import ENDPOINTS, aws_settings, session_of
+from shardkit.storage.aws_locations import reach_of
 from shardkit.storage.base import STATE_DIR, is_remote
 from shardkit.storage.local_folder import LocalFolder
 
@@ -97,20 +96,16 @@ class IcebergTable:
 
 
 def _access(output: Folder) -> dict[str, str]:
-    """How pyiceberg reaches the store of an output in the same way as we do. Credentials stay in memory."""
-    session = session_of(output, "The Iceberg catalogue")
-    with aws_settings("The Iceberg catalogue"):
-        credentials = session.get_credentials()
-    access = {"client.region": session.region_name}
-    if credentials is not None:
-        frozen = credentials.get_frozen_credentials()
-        access |= {
-            "client.access-key-id": frozen.access_key,
-            "client.secret-access-key": frozen.secret_key,
-            "client.session-token": frozen.token,
-        }
-    endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)
-    return {name: value for name, value in (access | {"s3.endpoint": endpoint}).items() if value}
+    """How pyiceberg reaches the store of an output in the same way as we do."""
+    reach = reach_of(output, "The Iceberg catalogue")
+    access = {
+        "client.region": reach.region,
+        "client.access-key-id": reach.access_key,
+        "client.secret-access-key": reach.secret_key,
+        "client.session-token": reach.token,
+        "s3.endpoint": reach.endpoint,
+    }
+    return {name: value for name, value in access.items() if value}
 
 
 def check_installed() -> None:
