@@ -57,8 +57,8 @@ def format_of(name: str) -> Format:
     return kind()
 
 
-def check_installed(name: str) -> None:
-    """Check that the library that writes files of that format is there, if it takes one.
+def check_installed(name: str, *, what: str = "") -> None:
+    """Check that the library of that format is there, if it takes one: to write files, or for ``what`` else.
 
     Raises:
         PipelineError: it is not, or there is no such format.
@@ -66,7 +66,7 @@ def check_installed(name: str) -> None:
     kind = format_of(name)
     if kind.library and importlib.util.find_spec(kind.library) is None:
         raise PipelineError(
-            f"output.format: {name} needs the library {kind.library}, which is not installed.",
+            f"{what or f'output.format: {name}'} needs the library {kind.library}, which is not installed.",
             hint=f"Install it with: pip install 'shardkit[{kind.extra}]'" if kind.extra else "",
         )
 

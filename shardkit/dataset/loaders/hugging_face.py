@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from shardkit.dataset.formats.hugging_face import HuggingFace, check_types
+from shardkit.dataset.formats.kinds import check_installed
 from shardkit.dataset.loaders.rows import Rows
 from shardkit.dataset.read import partition_of
-from shardkit.errors import PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,13 +30,8 @@ def open_with_datasets(
         PipelineError: `datasets` is not installed, has no type for a column, or cannot read the format.
         StorageError: a file cannot be read.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise PipelineError(
-            "run.hf() needs the library datasets, which is not installed.",
-            hint="Install it with: pip install 'shardkit[hf]'",
-        ) from None
+    check_installed("hf", what="run.hf()")
+    import datasets
 
     rows = Rows(folder, result, columns)
     check_types(rows.schema, "run.hf()")
