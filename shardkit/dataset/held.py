@@ -115,12 +115,7 @@ def kept_aside(output: Folder, current: Result | None, *, but: str) -> tuple[Run
     try:
         while folder is not None and not _has_made_all(folder, current):
             held = held_by(checks_of(folder), folder.result())
-            waits = held is not None and folder.run_id != but
-            if (
-                held is not None
-                and waits
-                and (is_current(folder, held, current) or _days_waiting(folder, held, current))
-            ):
+            if held is not None and folder.run_id != but and _waits(folder, held, current):
                 return folder, held
             before = folder.plan().get("aside")
             folder = RunFolder(output, before) if before is not None and RunFolder(output, before).exists() else None
@@ -132,6 +127,11 @@ def kept_aside(output: Folder, current: Result | None, *, but: str) -> tuple[Run
 def _has_made_all(folder: RunFolder, current: Result | None) -> bool:
     """Whether the present dataset is all of that run, so that nothing that was kept aside before is still wanted."""
     return current is not None and folder.run_id == current["run_id"] and not current["by_day"]
+
+
+def _waits(folder: RunFolder, held: HeldBuild, present: Result | None) -> bool:
+    """Whether a build, or some of its days, can still be accepted."""
+    return is_current(folder, held, present) or bool(_days_waiting(folder, held, present))
 
 
 def _days_waiting(folder: RunFolder, held: HeldBuild, present: Result | None) -> list[str]:
