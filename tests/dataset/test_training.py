@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from sample_runs import World
 
 import shardkit as sk
 from shardkit.dataset import shuffle
@@ -47,30 +48,9 @@ def nested(record):
 """
 
 
-class World:
-    """Samples in a few files, and pipelines that shard them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        (root / "functions_for_training.py").write_text(CODE)
-        (root / "data").mkdir()
-        for number in range(FILES):
-            (root / "data" / f"{number}.txt").write_text("x")
-
-    def run(self, name: str = "out", function: str = "samples", workers: int = 1, **output: Any) -> sk.Run:
-        return sk.Pipeline(
-            name=name,
-            function=f"functions_for_training:{function}",
-            source_dir=self.root,
-            input=self.root / "data",
-            output={"uri": self.root / name, **output},
-            workers=workers,
-        ).run(quiet=True)
-
-
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+    return World(tmp_path, CODE, files=FILES)
 
 
 def order_of(run: sk.Run) -> list[int]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
+from sample_runs import World
 
 import shardkit as sk
 from shardkit.dataset.formats.tf_records import TfRecord
@@ -47,30 +47,9 @@ def large(record):
 """
 
 
-class World:
-    """Records in a folder, and pipelines that make examples of them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        (root / "functions_for_tfrecord.py").write_text(CODE)
-        (root / "data").mkdir()
-        for number in range(FILES):
-            (root / "data" / f"{number}.txt").write_text("x")
-
-    def run(self, name: str = "out", function: str = "samples", workers: int = 1, **output: Any) -> sk.Run:
-        return sk.Pipeline(
-            name=name,
-            function=f"functions_for_tfrecord:{function}",
-            source_dir=self.root,
-            input=self.root / "data",
-            output={"uri": self.root / name, "format": "tfrecord", **output},
-            workers=workers,
-        ).run(quiet=True)
-
-
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+    return World(tmp_path, CODE, files=FILES, format="tfrecord")
 
 
 def test_its_loader_reads_each_row_as_the_function_gave_it(world: World) -> None:
