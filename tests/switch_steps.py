@@ -1,6 +1,6 @@
 """A program that kills itself before the n-th step of a dataset's switch, or finds the disk full there.
 
-    switch_steps.py STEP kill|full|none run|days|open|checked|accept PROJECT VERSION [FORMAT]
+    switch_steps.py STEP kill|full|none run|days|resume|open|checked|accept PROJECT VERSION [FORMAT]
 
 It prints the steps that it reached.
 """
@@ -106,6 +106,8 @@ elif ACTION == "days":
     }
     shards = {"by": "date", "path": "{Y}-{m}-{d}"}
     sk.run("feed_work:rows", ROOT / "data", ROOT / "out", shards=shards, **fields)
+elif ACTION == "resume":
+    sk.open_run(ROOT / "out", VERSION).resume(quiet=True)
 else:
     sk.open_run(ROOT / "out")
 sys.stdout.write(" ".join(steps))
