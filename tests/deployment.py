@@ -1,6 +1,6 @@
-"""Runs beside ministack in its network: brings the template up, submits jobs, watches them. Prints JSON.
+"""Runs beside ministack in its network: brings the template up and submits jobs, or watches them. Prints JSON.
 
-python deployment.py deploy FOLDER | submit NUMBER TOPIC | watch NUMBER QUEUE SECONDS HURRY
+python deployment.py submit NUMBER FOLDER | watch NUMBER QUEUE SECONDS
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def deploy(folder: str) -> dict[str, str]:
     return output_values | {"Queue": queue}
 
 
-def submit(number: int, topic: str) -> dict[str, int]:
+def submit(number: int, topic: str) -> None:
     """Submit jobs through the function, a hundred in a call; make each call twice, as if the answer had been lost."""
     about = request("unused", "true")
     del about["ProcessingJobName"]
@@ -78,19 +78,14 @@ def submit(number: int, topic: str) -> dict[str, int]:
             answer = function.invoke(FunctionName="shardkit-jobs-submit", Payload=payload)
             reply = json.load(answer["Payload"])
             assert "FunctionError" not in answer and len(reply["jobs"]) == len(jobs[first : first + 100]), reply
-    return {"submitted": number}
 
 
-def watch(number: int, queue: str, seconds: float, *, hurry: bool) -> dict[str, Any]:
-    """Wait until all jobs have ended and their notices are there; send SageMaker's events of ended jobs meanwhile.
-
-    Once the schedules have fired, which they do within 70 seconds, ``hurry`` makes them fire more than once a minute.
-    """
+def watch(number: int, queue: str, seconds: float) -> dict[str, Any]:
+    """Wait until all jobs have ended and their notices are there; send SageMaker's events of ended jobs meanwhile."""
     begun = time.monotonic()
     told: dict[str, int] = {}
     sent: set[str] = set()
     store = open_store(PLACE)
-    fired = 0.0
     while time.monotonic() - begun < seconds:
         lines = listed()
         _send_events([line for line in lines if line["ProcessingJobName"] not in sent], sent)
@@ -98,10 +93,6 @@ def watch(number: int, queue: str, seconds: float, *, hurry: bool) -> dict[str, 
         counts = store.counts()
         if counts["Completed"] == number and len(told) == number:
             break
-        if hurry and (lines or time.monotonic() - begun > 80) and time.monotonic() - fired > 8:
-            fired = time.monotonic()
-            for name in ("launch", "monitor"):
-                client("lambda").invoke(FunctionName=f"shardkit-jobs-{name}", InvocationType="Event", Payload="{}")
         time.sleep(1)
     last = {job.job_id: job.notice_at for job in store.jobs()}
     return {
@@ -128,7 +119,10 @@ def _times(line: dict[str, Any]) -> list[Any]:
 
 
 def _send_events(lines: list[dict[str, Any]], sent: set[str]) -> None:
-    """Send the events of every third job, twice and in random order; the monitor finds the others by itself."""
+    """Send the events of every third job, twice and in random order; the monitor finds the others by itself.
+
+    One waits for the other, as each that runs beside another one is a process of its own.
+    """
     function = client("lambda")
     ended = [line for line in lines if line.get("ProcessingEndTime")]
     sent |= {line["ProcessingJobName"] for line in ended}
@@ -144,7 +138,7 @@ def _send_events(lines: list[dict[str, Any]], sent: set[str]) -> None:
             "ProcessingEndTime": int(line["ProcessingEndTime"].timestamp() * 1000),
         }
         event = {"source": "aws.sagemaker", "detail-type": "SageMaker Processing Job State Change", "detail": detail}
-        function.invoke(FunctionName="shardkit-jobs-monitor", InvocationType="Event", Payload=json.dumps(event))
+        function.invoke(FunctionName="shardkit-jobs-monitor", Payload=json.dumps(event))
 
 
 def _receive(queue: str, told: dict[str, int]) -> None:
@@ -161,10 +155,9 @@ def _receive(queue: str, told: dict[str, int]) -> None:
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    if what == "deploy":
-        answer: dict[str, Any] = dict(deploy(rest[0]))
-    elif what == "submit":
-        answer = dict(submit(int(rest[0]), rest[1]))
+    if what == "submit":
+        answer: dict[str, Any] = dict(deploy(rest[1]))
+        submit(int(rest[0]), answer["TopicArn"])
     else:
-        answer = watch(int(rest[0]), rest[1], float(rest[2]), hurry=rest[3] == "hurry")
+        answer = watch(int(rest[0]), rest[1], float(rest[2]))
     json.dump(answer, sys.stdout)

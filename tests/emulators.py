@@ -33,6 +33,17 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
     fcntl.ioctl(plain, 0x8914, line)  # SIOCSIFFLAGS
 os.execvp(sys.argv[1], sys.argv[1:])
 """
+# Its schedules are looked at every ten seconds, and none is shorter than a minute.
+_HASTY = """
+import runpy, sys
+from ministack.services import eventbridge
+share = float(sys.argv[1])
+eventbridge._SCHEDULER_TICK_INTERVAL *= share
+rate_s = eventbridge._parse_rate_seconds
+eventbridge._parse_rate_seconds = lambda text: rate_s(text) and rate_s(text) * share
+sys.argv[:] = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 _WAIT = """
 import sys, time, urllib.request
 until = time.monotonic() + float(sys.argv[2])
@@ -71,17 +82,18 @@ class Ministack:
 
 
 @contextlib.contextmanager
-def ministack(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Ministack]:
+def ministack(folder: Path, env: Mapping[str, str] | None = None, *, minute_s: float = 60.0) -> Iterator[Ministack]:
     """Start ministack in a network of its own, with its files in ``folder``. Skips the test where that is impossible.
 
     ``env`` is for ministack and for everything that is run beside it. It is for tests that need more than tables and
-    buckets: the code that ministack then runs may listen anywhere.
+    buckets: the code that ministack then runs may listen anywhere. ``minute_s`` is how long a minute of a schedule is.
     """
     tools = shutil.which("unshare") and shutil.which("nsenter")
     if not tools or subprocess.run(["unshare", "-Urn", "true"], check=False).returncode:
         pytest.skip("unshare cannot make a network namespace here")
     around = _around(folder, PORT) | dict(env or {})
-    with _started(["unshare", "-Urn", sys.executable, "-c", _LOOPBACK_UP, _program()], around) as (process, log):
+    program = [_program()] if minute_s == 60.0 else [sys.executable, "-c", _HASTY, str(minute_s / 60), _program()]
+    with _started(["unshare", "-Urn", sys.executable, "-c", _LOOPBACK_UP, *program], around) as (process, log):
         beside = Ministack(process.pid, around)
         ready = _wait(beside)
         assert ready.returncode == 0, f"{ready.stderr}\n{log.read_text()[-3000:]}"

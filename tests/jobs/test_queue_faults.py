@@ -94,13 +94,12 @@ def least_calls(service: SimulatedService, policy: Policy) -> float:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize(("seed", "jobs"), [(1, 200), (2, 200)])
-def test_many_jobs_on_a_bad_day(tmp_path: Path, seed: int, jobs: int) -> None:
+def test_many_jobs_on_a_bad_day(tmp_path: Path) -> None:
     clock = SimulatedClock()
-    service = make_service(clock, seed)
+    service = make_service(clock, 1)
     store = SQLiteStore(tmp_path / "jobs.sqlite", clock=clock)
-    submit(store, jobs)
-    drive(store, service, clock=clock, rng=random.Random(seed))
+    submit(store, 200)
+    drive(store, service, clock=clock, rng=random.Random(1))
     check(store, service)
     assert sum(service.calls.values()) <= 1.2 * least_calls(service, POLICY), service.answers
     assert not service.answers["CreateProcessingJob", "too fast"]
@@ -196,19 +195,19 @@ class Stage:
 
 @pytest.mark.whole
 @pytest.mark.parametrize(
-    ("seed", "jobs", "actors", "death"),
+    ("seed", "jobs", "quota", "actors", "death"),
     [
-        (1, 60, 1, 0.02),
-        (2, 60, 2, 0.0),
-        (3, 40, 2, 0.02),
-        (4, 20, 3, 0.05),
-        (5, 200, 1, 0.002),
-        pytest.param(6, 300, 2, 0.001, marks=pytest.mark.slow),
+        (1, 40, QUOTA, 1, 0.02),
+        (2, 40, QUOTA, 2, 0.0),
+        (4, 20, QUOTA, 3, 0.05),
+        (6, 150, 8, 2, 0.001),  # which takes so long that calls can be compared with the fewest
     ],
 )
-def test_launchers_that_die_and_take_turns(tmp_path: Path, seed: int, jobs: int, actors: int, death: float) -> None:
+def test_launchers_that_die_and_take_turns(
+    tmp_path: Path, *, seed: int, jobs: int, quota: int, actors: int, death: float
+) -> None:
     clock = SimulatedClock()
-    service = make_service(clock, seed)
+    service = make_service(clock, seed, quota=quota)
     stores = [SQLiteStore(tmp_path / "jobs.sqlite", clock=clock) for _ in range(actors)]
     submit(stores[0], jobs)
     rng = random.Random(seed)
@@ -221,7 +220,7 @@ def test_launchers_that_die_and_take_turns(tmp_path: Path, seed: int, jobs: int,
     stage.perform(launcher, actors)
     assert bool(stage.deaths) == bool(death)
     check(stores[0], service)
-    if jobs >= 200:
+    if jobs >= 150:
         assert sum(service.calls.values()) <= 1.2 * least_calls(service, POLICY), service.answers
 
 
@@ -422,5 +421,5 @@ class Queue(RuleBasedStateMachine):
 
 TestQueue = Queue.TestCase
 TestQueue.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )

@@ -20,10 +20,12 @@ from shardkit.engines.local import available_isolation
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CLI = shutil.which("aws", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+CLI = shutil.which("aws", path=str(Path(sys.executable).parent))  # not one of the machine's, of whatever version
 ROLE = "arn:aws:iam::123456789012:role/Data"
 pytestmark = [
-    pytest.mark.skipif(CLI is None, reason="the AWS CLI is not installed; scripts/test-sdk installs it"),
+    pytest.mark.skipif(
+        CLI is None, reason="the AWS CLI is not in this environment; scripts/test-sdk makes one that has it"
+    ),
     pytest.mark.skipif(available_isolation() == "none", reason="no instance can have its own /opt/ml here"),
     pytest.mark.slow,
 ]
