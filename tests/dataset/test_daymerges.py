@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import jobs_here
 import pytest
 from job_runs import JobProject
 
@@ -85,10 +86,18 @@ class Feed(JobProject):
 
 
 @pytest.fixture
-def feed(tmp_path: Path) -> Iterator[Feed]:
+def feed_of_processes(tmp_path: Path) -> Iterator[Feed]:
+    """A feed whose jobs are processes."""
     made = Feed(tmp_path)
     yield made
     made.end()
+
+
+@pytest.fixture
+def feed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Feed:
+    """A feed whose jobs this process does, one after another."""
+    jobs_here.use(monkeypatch)
+    return Feed(tmp_path)
 
 
 @pytest.mark.whole
@@ -176,7 +185,8 @@ def test_what_a_combine_does_is_done_by_the_days_jobs_and_its_error_is_told_by_p
 
 
 @pytest.mark.whole
-def test_a_job_that_is_killed_while_it_merges_does_so_in_its_next_attempt(feed: Feed) -> None:
+def test_a_job_that_is_killed_while_it_merges_does_so_in_its_next_attempt(feed_of_processes: Feed) -> None:
+    feed = feed_of_processes
     (feed.root / "deadly").touch()
     run = feed.make(combine="work:total")
     assert sorted(len(job["attempts"]) for job in run.jobs()) == [1, 1, 1, 2]
