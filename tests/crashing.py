@@ -242,10 +242,15 @@ def is_stopped(pid: int) -> bool:
     return text.rpartition(")")[2].split()[0] == "T"
 
 
-def wait_until_paused(command: Command) -> bool:
-    """Wait, for as long as a lease lasts, until a command has stopped itself; False if it has ended before."""
+def stops(command: Command) -> bool:
+    """Wait until a command has stopped itself; False if it has ended before."""
     wait_for(lambda: is_stopped(command.pid) or command.process.poll() is not None, what="the pause")
-    if command.process.poll() is not None:
+    return command.process.poll() is None
+
+
+def wait_until_paused(command: Command) -> bool:
+    """The same; it is then paused for as long as a lease lasts."""
+    if not stops(command):
         return False
     time.sleep(LEASE_S)
     return True

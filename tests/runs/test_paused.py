@@ -10,11 +10,12 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
-from crashing import LINUX, Project, dying, wait_for
+from crashing import LINUX, Project, dying, is_stopped, wait_for
 from emulators import s3_client
 
 import shardkit as sk
@@ -31,7 +32,7 @@ from shardkit.storage.local_folder import LocalFolder
 from shardkit.storage.open import folder as folder_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
     from pathlib import Path
 
     from shardkit.storage.base import Folder
@@ -64,7 +65,7 @@ STEPS = ["create", "confirm", *["publish"] * FILES, "result", "current", *["remo
 
 
 class Output:
-    """A dataset on disk or in S3, with what the tests do to it without shardkit."""
+    """A dataset on disk, in S3 or in memory, with what the tests do to it without shardkit."""
 
     def __init__(self, project: Project, uri: str) -> None:
         self.project, self.uri = project, uri
@@ -86,11 +87,20 @@ class Output:
     def run(self, run_id: str, **more: Any) -> sk.Run:
         return sk.run("work:features", self.project.data, self.uri, name="paused", **self.fields(run_id, **more))
 
+    def switch_to(self, run_id: str) -> None:
+        """Make the dataset that of another run, of which only the switch may be left to do."""
+        if RunFolder(self.folder, run_id).exists():
+            sk.open_run(self.uri, run_id).resume(quiet=True)
+        else:
+            self.run(run_id)
+
     def break_locks(self) -> None:
-        """End the locks of a paused process, as leases end by themselves."""
-        if isinstance(self.folder, LocalFolder):
-            for path in self.folder.root.glob(f"{STATE_DIR}/**/*lock"):
-                path.unlink()
+        """End the locks of a paused process. Leases end by themselves; nobody takes one as long as it is fresh."""
+        if not isinstance(self.folder, LocalFolder):
+            time.sleep(lease.LEASE_S * 1.1)
+            return
+        for path in self.folder.root.glob(f"{STATE_DIR}/**/*lock"):
+            path.unlink()
 
     def files(self) -> list[str]:
         return [entry.key for entry in self.folder.entries() if not entry.key.startswith(f"{STATE_DIR}/")]
@@ -110,34 +120,102 @@ class Output:
         assert not self.folder.exists(COMMIT)
 
 
+class Stopped(Exception):
+    """A run was stopped before its switch."""
+
+
+@contextlib.contextmanager
+def stopped_before_its_switch() -> Iterator[None]:
+    """Stop the run of the block when it is about to switch the dataset."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(building, "switch", stop)
+        with pytest.raises(Stopped):
+            yield
+
+
+Prepare = Callable[[Output], object]
+
+
+class Worlds:
+    """A project in one place, which runs keep in mind, as it is when it has been prepared in one way or another."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._project = folder, Project(folder / "project")
+        self._copies: dict[Prepare, Path] = {}
+
+    def make(self, prepare: Prepare) -> Project:
+        """Bring the project back to what it is when it has been prepared so."""
+        project = self._project
+        shutil.rmtree(project.root)
+        if prepare in self._copies:
+            shutil.copytree(self._copies[prepare], project.root)
+            return project
+        project.data.mkdir(parents=True)
+        project.write_function(WORK)
+        project.write_records(["x"] * RECORDS)
+        prepare(Output(project, str(project.out)))
+        self._copies[prepare] = self._folder / prepare.__name__
+        shutil.copytree(project.root, self._copies[prepare])
+        return project
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose output holds the first version."""
-    project = Project(tmp_path_factory.mktemp("paused") / "project")
-    project.write_function(WORK)
-    project.write_records(["x"] * RECORDS)
-    Output(project, str(project.out)).run("first")
-    return project.root
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
+    return Worlds(tmp_path_factory.mktemp("paused"))
+
+
+def first(output: Output) -> None:
+    """Make the first version."""
+    output.run("first")
+
+
+def ready(output: Output) -> None:
+    """Have two further runs do all but their switch."""
+    output.run("first")
+    for run_id in ("second", "third"):
+        with stopped_before_its_switch():
+            output.run(run_id)
+
+
+def unfinished(output: Output) -> None:
+    """Have a run fail, and another one replace the first version."""
+    output.run("first")
+    (output.project.root / "bad").touch()
+    with pytest.raises(sk.BudgetExceeded):
+        output.run("second", max_failures=0)
+    (output.project.root / "bad").unlink()
+    output.run("third")
 
 
 @pytest.fixture(params=["disk", "s3"])
-def output(request: pytest.FixtureRequest, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Output:
-    root = tmp_path / "project"
-    shutil.copytree(made, root)
-    project = Project.__new__(Project)
-    project.__dict__.update(root=root, data=root / "data", out=root / "out", _commands=0)
-    if request.param == "disk":
+def output(request: pytest.FixtureRequest, worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> Output:
+    """An output that holds the first version, or one that is prepared otherwise: see ``at``."""
+    place, prepare = request.param if isinstance(request.param, tuple) else (request.param, first)
+    project = worlds.make(prepare)
+    if place == "disk":
         return Output(project, str(project.out))
-    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for variable, value in (credentials | {"AWS_ENDPOINT_URL": request.getfixturevalue("s3_url")}).items():
-        monkeypatch.setenv(variable, value)
     name = f"paused-{os.getpid()}-{time.monotonic_ns()}"
-    s3_client(request.getfixturevalue("s3_url"), "us-east-1").create_bucket(Bucket=name)
-    there = folder_at(f"s3://{name}/out")
+    if place == "s3":
+        url = request.getfixturevalue("s3_url")
+        credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        for variable, value in (credentials | {"AWS_ENDPOINT_URL": url}).items():
+            monkeypatch.setenv(variable, value)
+        s3_client(url, "us-east-1").create_bucket(Bucket=name)
+    uri = f"{place}://{name}/out"
+    there = folder_at(uri)
     for entry in LocalFolder(project.out).entries():
         there.put_file(project.out / entry.key, entry.key)
     shutil.rmtree(project.out)
-    return Output(project, f"s3://{name}/out")
+    return Output(project, uri)
+
+
+def at(place: str, prepare: Prepare, *more: Any) -> Any:
+    """A case with an output there that is prepared. The memory stands for S3: only the client is another one."""
+    return pytest.param((place, prepare), *more, id="-".join(map(str, [place, *more])))
 
 
 @pytest.fixture
@@ -187,7 +265,6 @@ class Pause:
                     self.steps.append(name)
                     self.over = len(self.steps) == self._step
             if reached and self.over:
-                time.sleep(0.5)
                 self._meanwhile()
             return do(*arguments, **options)
 
@@ -222,39 +299,68 @@ def lost_or_done(run: Callable[[], object], *, done_is_fine: bool) -> None:
     assert not told or "paused" in told or "removed while it worked" in told
 
 
-OFTEN = {("seeing", 1), ("seeing", 6), ("blind", 1), ("blind", 3)}
-GRID = [
-    pytest.param(view, step, marks=() if (view, step) in OFTEN else WHOLE, id=f"{view}-{step}-{STEPS[step - 1]}")
-    for view in ("seeing", "blind")
-    for step in range(1, len(STEPS) + 1)
-]
+def cases(steps: dict[tuple[str, str], tuple[int, ...]]) -> list[Any]:
+    """The cases of a sweep: where, whether the paused process can see that time has passed, and at which step.
+
+    In S3 the runs begin anew. Elsewhere they are ready to switch.
+    """
+    return [
+        pytest.param(
+            (place, first if place == "s3" else ready), view, step, id=f"{place}-{view}-{step}-{STEPS[step - 1]}"
+        )
+        for (place, view), some in steps.items()
+        for step in some
+    ]
+
+
+# Each kind of step. A process that sees it ends at the next look at its lock, which is the same wherever the output is;
+# of one that is blind, the store has to refuse each write.
+EACH = (1, 2, 3, 5, 6, 7, 9, 10)
+REPLACED = {
+    ("disk", "seeing"): EACH,
+    ("disk", "blind"): (1, 2, 4, 5, 6, 8, 9, 10),  # the other one of its two files
+    ("memory", "seeing"): (2, 6, 10),
+    ("memory", "blind"): EACH,
+    ("s3", "seeing"): (6,),
+    ("s3", "blind"): (1, 3, 6, 10),  # those that only another client could do otherwise
+}
+# Here the result of the run and what it has staged are another process's, too.
+RESUMED = {
+    ("disk", "seeing"): (1, 6),
+    ("disk", "blind"): EACH,
+    ("memory", "seeing"): (7,),
+    ("memory", "blind"): (1, 2, 4, 5, 6, 8, 9, 10),
+    ("s3", "seeing"): (1,),
+    ("s3", "blind"): (3, 5),
+}
 
 
 @pytest.mark.whole
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize(("view", "step"), GRID)
+@pytest.mark.parametrize(("output", "view", "step"), cases(REPLACED), indirect=["output"])
 def test_another_run_replaces_the_dataset_meanwhile(
     output: Output, view: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meanwhile = meanwhile_of(output, monkeypatch, view, lambda: output.run("third"))
+    meanwhile = meanwhile_of(output, monkeypatch, view, lambda: output.switch_to("third"))
     pause = Pause(monkeypatch, step, meanwhile)
     switched = step > STEPS.index("current") + 1  # then it had done its work before it was replaced
-    lost_or_done(lambda: output.run("second"), done_is_fine=view == "blind" and switched)
+    lost_or_done(lambda: output.switch_to("second"), done_is_fine=view == "blind" and switched)
     assert pause.over, pause.steps
     output.check_is("third")
 
 
-@WHOLE
+@pytest.mark.whole
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize(("view", "step"), GRID)
+@pytest.mark.parametrize(("output", "view", "step"), cases(RESUMED), indirect=["output"])
 def test_the_same_run_is_resumed_meanwhile(
     output: Output, view: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = {"output.rows_per_file": 3}
     act = lambda: sk.open_run(output.uri, "second").resume(quiet=True, **again)  # noqa: E731
-    Pause(monkeypatch, step, meanwhile_of(output, monkeypatch, view, act))
+    pause = Pause(monkeypatch, step, meanwhile_of(output, monkeypatch, view, act))
     switched = step > STEPS.index("current") + 1
-    lost_or_done(lambda: output.run("second"), done_is_fine=view == "blind" and switched)
+    lost_or_done(lambda: output.switch_to("second"), done_is_fine=view == "blind" and switched)
+    assert pause.over, pause.steps
     output.check_is("second")
     assert len(output.files()) == 3  # as the one that was not paused has made them
 
@@ -279,11 +385,6 @@ def start(output: Output, command: str, *arguments: str) -> Any:
     return output.project.start(command, *arguments, code=code)
 
 
-def is_stopped(pid: int) -> bool:
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "T"
-
-
 @pytest.mark.whole
 @LINUX
 def test_a_command_that_was_stopped_ends_with_a_clear_word(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +395,6 @@ def test_a_command_that_was_stopped_ends_with_a_clear_word(output: Output, monke
     arguments += ["--output", output.uri, "--run-id", "second", "--name", "paused", "--workers", "1", "--quiet"]
     with dying(start(output, "run", *arguments)) as command:
         wait_for(lambda: is_stopped(command.pid), what="the pause")
-        time.sleep(1.0)  # as long as a lease lasts
         output.break_locks()
         output.run("third", combine="work:held")
         os.kill(command.pid, signal.SIGCONT)
@@ -310,27 +410,25 @@ def test_a_command_that_was_stopped_ends_with_a_clear_word(output: Output, monke
 
 @pytest.mark.whole
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("at", ["first", "second"])
+@pytest.mark.parametrize(
+    ("output", "of"),
+    [at(place, unfinished, of) for place in ("disk", "s3") for of in ("first", "second")],
+    indirect=["output"],
+)
 def test_a_run_that_is_gone_on_with_while_clean_is_paused_keeps_its_folder(
-    output: Output, at: str, monkeypatch: pytest.MonkeyPatch
+    output: Output, of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (output.project.root / "bad").touch()
-    with pytest.raises(sk.BudgetExceeded):
-        output.run("second", max_failures=0)
-    (output.project.root / "bad").unlink()
-    output.run("third")
     write, meanwhile = RunFolder.write, [lambda: sk.open_run(output.uri, "second").retry(quiet=True)]
 
     def paused(self: RunFolder, name: str, content: dict[str, Any]) -> bytes:
-        if meanwhile and name == REMOVED and self.run_id == at:
-            time.sleep(0.5)
+        if meanwhile and name == REMOVED and self.run_id == of:
             output.break_locks()
             output.set_version("second")
             meanwhile.pop()()
         return write(self, name, content)
 
     monkeypatch.setattr(RunFolder, "write", paused)
-    lost = at == "second" or isinstance(output.folder, LocalFolder)  # otherwise nobody wanted the lock
+    lost = of == "second" or isinstance(output.folder, LocalFolder)  # otherwise nobody wanted the lock
     with pytest.raises(sk.LockLost) if lost else contextlib.nullcontext():
         sk.clean(output.uri, unfinished=True)
     assert not meanwhile
@@ -353,7 +451,6 @@ def test_a_driver_that_was_stopped_in_pass_1_ends_and_what_its_workers_wrote_cou
         run = RunFolder(output.folder, "second")
         wait_for(run.markers, what="a marker")
         os.kill(command.pid, signal.SIGSTOP)
-        time.sleep(1.0)
         output.break_locks()
         slow.unlink()
         sk.open_run(output.uri, "second").resume(quiet=True)
@@ -368,34 +465,43 @@ def test_a_driver_that_was_stopped_in_pass_1_ends_and_what_its_workers_wrote_cou
 DAY_STEPS = ["create", "confirm", "publish", "result", "current", "remove", "tidy", "forget"]
 
 
+def make_days(output: Output, run_id: str, *days: str) -> None:
+    fields = output.fields(run_id, shards={"by": "date", "path": "{Y}-{m}-{d}"}, incremental=False, name="paused")
+    quiet = {"run_id": fields.pop("run_id"), "quiet": fields.pop("quiet")}
+    target = {"uri": output.uri, "rows_per_file": fields.pop("rows_per_file")}
+    sk.Pipeline(function="work:features", input=output.project.data, output=target, **fields).run(
+        days=list(days) or None, **quiet
+    )
+
+
+def of_days(output: Output) -> None:
+    """Have a dataset of two days, and a run that has done all but the switch of one."""
+    shutil.rmtree(output.project.data)
+    for day in ("2020-01-01", "2020-01-02"):
+        (output.project.data / day).mkdir(parents=True)
+        (output.project.data / day / "a.txt").write_text("x")
+    make_days(output, "first")
+    with stopped_before_its_switch():
+        make_days(output, "second", "2020-01-01")
+
+
 @pytest.mark.whole
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=WHOLE) for step in (1, 3, 4, 5, 6, 7, 8))])
+@pytest.mark.parametrize(
+    ("output", "step"),
+    # In S3 only where what the dataset is confirmed to be, and is said to be, matters: the rest is as without days.
+    [*(at("disk", of_days, step) for step in range(1, 9)), *(at("s3", of_days, step) for step in (2, 5))],
+    indirect=["output"],
+)
 def test_a_day_is_made_anew_while_the_run_that_makes_it_is_paused(
     output: Output, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = output.project.root / "days"
-    for day in ("2020-01-01", "2020-01-02"):
-        (root / day).mkdir(parents=True)
-        (root / day / "a.txt").write_text("x")
-    output.uri += "-days"
-    output.project.out = output.project.root / "out-days"
-    output.folder = folder_at(output.uri)
-
-    def make(run_id: str, *days: str) -> None:
-        shards = {"by": "date", "path": "{Y}-{m}-{d}"}
-        fields = output.fields(run_id, shards=shards, incremental=False, name="paused")
-        quiet = {"run_id": fields.pop("run_id"), "quiet": fields.pop("quiet")}
-        rows = fields.pop("rows_per_file")
-        target = {"uri": output.uri, "rows_per_file": rows}
-        sk.Pipeline(function="work:features", input=root, output=target, **fields).run(days=list(days) or None, **quiet)
-
-    make("first")
-    meanwhile = meanwhile_of(output, monkeypatch, "seeing", lambda: make("third", "2020-01-01", "2020-01-02"))
+    both = ("2020-01-01", "2020-01-02")
+    meanwhile = meanwhile_of(output, monkeypatch, "seeing", lambda: make_days(output, "third", *both))
     pause = Pause(monkeypatch, step, meanwhile)
     with pytest.raises(sk.LockLost):
-        make("second", "2020-01-01")
+        output.switch_to("second")
     assert pause.over, pause.steps
+    assert pause.steps[:step] == DAY_STEPS[:step]
     sk.open_run(output.uri)
-    expected = {(f"{day}/a.txt", "third", row) for day in ("2020-01-01", "2020-01-02") for row in range(2)}
-    assert output.rows() == Counter(expected)
+    assert output.rows() == Counter({(f"{day}/a.txt", "third", row) for day in both for row in range(2)})
