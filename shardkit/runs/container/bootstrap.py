@@ -72,11 +72,13 @@ def masked(text: str) -> str:
 
 def source_digest(folder: Path) -> str:
     """The sha256 of a package's Python files: their names and contents."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        name = path.relative_to(folder).as_posix()
+    digest, top = hashlib.sha256(), os.path.join(folder, "")
+    paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if name.endswith(".py")]
+    for path in sorted(paths):
+        name = path[len(top) :].replace(os.sep, "/")
         if not name.startswith("templates/"):
-            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+            with open(path, "rb", buffering=0) as file:
+                digest.update(f"{name}\0".encode() + file.read() + b"\0")
     return digest.hexdigest()
 
 
