@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
-import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,16 @@ import click
 import pyarrow.parquet as pq
 import pytest
 import warm
+from click.testing import CliRunner, Result
 from terminal import said_in_terminal
 
 import shardkit as sk
 from shardkit.cli.app import cli
-from shardkit.runfolder.display import Quiet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    InProcess = Callable[..., Result]
     from conftest import RunCommand, WriteFiles
 
 COMMANDS = ["try", "run", "plan", "status", "report", "logs", "stop", "failures", "checks", "replay", "query"]
@@ -69,12 +71,60 @@ KEYS = {
 }
 
 
-@pytest.fixture
-def project(files: WriteFiles, tmp_path: Path) -> Path:
+def written(folder: Path) -> Path:
     """A folder with a pipeline: nine files that are good, one that is bad."""
-    files({f"{letter}{n}.txt": "x" * n for letter in "abc" for n in range(3)} | {"bad.txt": "x"})
-    files({"module_of_cli.py": MODULE, "pipeline.yaml": YAML}, "")
-    return tmp_path
+    (folder / "data").mkdir()
+    for name, text in {f"{letter}{n}": "x" * n for letter in "abc" for n in range(3)}.items() | {("bad", "x")}:
+        (folder / "data" / f"{name}.txt").write_text(text)
+    (folder / "module_of_cli.py").write_text(MODULE)
+    (folder / "pipeline.yaml").write_text(YAML)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return written(tmp_path)
+
+
+@dataclass
+class Finished:
+    """A project with two runs that have ended, for tests that only look at them, and what the commands said."""
+
+    folder: Path
+    quiet: str
+    latest: str
+
+    @property
+    def latest_id(self) -> str:
+        (run_id,) = re.findall(r"Run (\d{8}-\d{6}-\w{4}): done\.", self.latest)
+        return str(run_id)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = written(tmp_path_factory.mktemp("finished"))
+    said = []
+    for words in (["--run-id", "first", "--quiet"], []):
+        command = ["-m", "shardkit", "run", "pipeline.yaml", *words]
+        done = warm.run(command, cwd=folder, env=os.environ | {"COLUMNS": "120"}, timeout_s=120)
+        assert (done.returncode, done.stdout) == (0, "")
+        said.append(done.stderr)
+    return Finished(folder, *said)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    """Run a command of the program in this process, in a folder, for the sake of its words and its exit code."""
+
+    def run(folder: Path, *arguments: str | Path, code: int = 0) -> Result:
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.delitem(sys.modules, "module_of_cli", raising=False)
+        done = CliRunner().invoke(cli, list(map(str, arguments)), env={"COLUMNS": "120"}, prog_name="shardkit")
+        assert done.exit_code == code, done.output
+        return done
+
+    return run
 
 
 # ---- help ------------------------------------------------------------------------------------------------------
@@ -84,10 +134,9 @@ def test_the_commands() -> None:
     assert list(cli.commands) == COMMANDS
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example_and_says_what_every_option_is(shardkit: RunCommand, command: str) -> None:
-    text = shardkit(command, "--help").stdout
+def test_help_has_an_example_and_says_what_every_option_is(tmp_path: Path, in_process: InProcess, command: str) -> None:
+    text = in_process(tmp_path, command, "--help").stdout
     assert f"shardkit {command}" in text.split("Examples:")[1]
     itself = command_itself(command)
     for parameter in itself.params:
@@ -110,17 +159,38 @@ def command_itself(name: str) -> click.Command:
     return command
 
 
-@pytest.mark.whole
-@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]], ids=str)
-def test_help_comes_at_once(command: list[str]) -> None:
-    def seconds() -> float:
-        """The CPU seconds that a command takes, which do not depend on what else runs."""
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "shardkit", *command, "--help"], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+# Forks for each command once Python and the list of commands are there, and prints the CPU seconds that it has then.
+HELP_OF_EACH = """
+import json, os, resource, sys
+from shardkit.cli import app
 
-    assert any(seconds() < 0.3 for _ in range(3))
+began = sum(os.times()[:2])
+seconds = {}
+for command in json.loads(sys.argv[1]):
+    pid = os.fork()
+    if not pid:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.argv[1:] = [command, "--help"] if command else ["--help"]
+        from shardkit.__main__ import main
+        main()
+    _, status, used = os.wait4(pid, 0)
+    assert not status, command
+    seconds[command] = began + used.ru_utime + used.ru_stime
+print(json.dumps(seconds))
+"""
+
+
+@pytest.mark.whole
+def test_help_comes_at_once() -> None:
+    """CPU seconds do not depend on what else runs."""
+    slow = ["", *COMMANDS]
+    for _ in range(3):
+        words = [sys.executable, "-c", HELP_OF_EACH, json.dumps(slow)]
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
+        slow = [command for command, seconds in json.loads(done.stdout).items() if seconds >= 0.3]
+        if not slow:
+            break
+    assert not slow
 
 
 def test_version(shardkit: RunCommand) -> None:
@@ -130,16 +200,14 @@ def test_version(shardkit: RunCommand) -> None:
 # ---- run -------------------------------------------------------------------------------------------------------
 
 
-def test_run(project: Path, shardkit: RunCommand) -> None:
-    done = shardkit("run", "pipeline.yaml")
-    assert done.stdout == ""
-    assert re.search(r"Run \d{8}-\d{6}-\w{4}: done\.", done.stderr)
-    assert "10 listed = 9 done + 1 quarantined + 0 skipped" in done.stderr
-    assert "within max_failures" in done.stderr
-    assert "bad.txt: ValueError: no good: bad.txt" in done.stderr
-    assert f"shardkit retry {project / 'out'}" in done.stderr
-    assert "printed by the function" in done.stderr
-    assert len(pq.read_table(project / "out")) == 9
+def test_run(finished: Finished) -> None:
+    assert finished.latest_id
+    assert "10 listed = 9 done + 1 quarantined + 0 skipped" in finished.latest
+    assert "within max_failures" in finished.latest
+    assert "bad.txt: ValueError: no good: bad.txt" in finished.latest
+    assert f"shardkit retry {finished.folder / 'out'}" in finished.latest
+    assert "printed by the function" in finished.latest
+    assert len(pq.read_table(finished.folder / "out")) == 9
 
 
 def test_run_json(project: Path, shardkit: RunCommand) -> None:
@@ -178,7 +246,7 @@ def test_run_without_a_file(project: Path, shardkit: RunCommand) -> None:
 
 
 @pytest.mark.whole
-def test_a_run_that_fails(project: Path, shardkit: RunCommand) -> None:
+def test_a_run_that_fails(project: Path, shardkit: RunCommand, in_process: InProcess) -> None:
     done = shardkit("run", "pipeline.yaml", "--json", "--set", "max_failures=0", code=1)
     assert "1 of 10 records is quarantined" in done.stderr or "1 of 10 records are quarantined" in done.stderr
     assert "Error: Run " in done.stderr
@@ -190,7 +258,7 @@ def test_a_run_that_fails(project: Path, shardkit: RunCommand) -> None:
     assert "no good: bad.txt" in found["reason"]
     assert found["status"] == "failed"
     assert found["records"]["quarantined"] == 1
-    assert "failed" in shardkit("status", "out").stdout
+    assert "failed" in in_process(project, "status", "out").stdout
 
 
 @pytest.mark.whole
@@ -203,7 +271,6 @@ def test_a_broken_combine_shows_the_users_own_traceback_only(project: Path, shar
     assert json.loads(done.stdout)["rows"] == 9
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -242,8 +309,8 @@ def test_a_broken_combine_shows_the_users_own_traceback_only(project: Path, shar
     ],
     ids=" ".join,
 )
-def test_usage_errors(project: Path, shardkit: RunCommand, arguments: list[str], message: str) -> None:
-    done = shardkit(*arguments, code=2)
+def test_usage_errors(project: Path, in_process: InProcess, arguments: list[str], message: str) -> None:
+    done = in_process(project, *arguments, code=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -303,44 +370,42 @@ def test_plan_shows_groups(project: Path, files: WriteFiles, shardkit: RunComman
 # ---- status, failures, retry, resume ----------------------------------------------------------------------------
 
 
-@pytest.mark.whole
-def test_looking_at_a_run(project: Path, shardkit: RunCommand) -> None:
-    shardkit("run", "pipeline.yaml", "-q", "--run-id", "first")
-    shardkit("run", "pipeline.yaml", "-q", "--run-id", "second")
-    for target in ("out", "pipeline.yaml", project / "out"):  # the YAML file will do too
-        text = shardkit("status", target).stdout
-        assert "Run second: done." in text  # the latest by default
+def test_looking_at_a_run(finished: Finished, in_process: InProcess) -> None:
+    folder, latest = finished.folder, finished.latest_id
+    for target in ("out", "pipeline.yaml", folder / "out"):  # the YAML file will do too
+        text = in_process(folder, "status", target).stdout
+        assert f"Run {latest}: done." in text  # the latest by default
         assert "9 rows in 1 file" in text
-    assert json.loads(shardkit("status", "out", "--run-id", "first", "--json").stdout)["run_id"] == "first"
-    done = shardkit("status", "out", "--run-id", "frist", code=2)
+    assert json.loads(in_process(folder, "status", "out", "--run-id", "first", "--json").stdout)["run_id"] == "first"
+    done = in_process(folder, "status", "out", "--run-id", "frist", code=2)
     assert "holds no run frist. Did you mean first?" in done.stderr
-    done = shardkit("status", "out", "--run-id", "20201121-101010-abcd", code=2)
-    assert "Its latest is second." in done.stderr
+    done = in_process(folder, "status", "out", "--run-id", "another", code=2)
+    assert f"Its latest is {latest}." in done.stderr
 
-    done = shardkit("failures", "pipeline.yaml")
+    done = in_process(folder, "failures", "pipeline.yaml")
     assert done.stdout == "bad.txt (1 B, shard 0): ValueError: no good: bad.txt\n"
-    assert "1 record of run second is in quarantine" in done.stderr
-    done = shardkit("failures", "out", "--traceback")
+    assert f"1 record of run {latest} is in quarantine" in done.stderr
+    done = in_process(folder, "failures", "out", "--traceback")
     assert 'raise ValueError(f"no good: {record.key}")' in done.stdout
-    entry = json.loads(shardkit("failures", "out", "--json").stdout)
+    entry = json.loads(in_process(folder, "failures", "out", "--json").stdout)
     assert (entry["key"], entry["error"], entry["bytes"]) == ("bad.txt", "ValueError", 1)
     assert "in rows" in entry["traceback"]
 
 
 @pytest.mark.whole
-def test_retry_and_resume(project: Path, shardkit: RunCommand) -> None:
+def test_retry_and_resume(project: Path, shardkit: RunCommand, in_process: InProcess) -> None:
     shardkit("run", "pipeline.yaml", "-q")
     (project / "module_of_cli.py").write_text(MODULE.replace('startswith("bad")', 'startswith("never")'))
-    done = shardkit("resume", "pipeline.yaml", "--set", "output.rows_per_file=5", code=2)
+    done = in_process(project, "resume", "pipeline.yaml", "--set", "output.rows_per_file=5", code=2)
     assert "The source of module_of_cli:rows has changed" in done.stderr
     found = json.loads(shardkit("retry", "pipeline.yaml", "--json", "-q").stdout)
     assert found["records"] == {"listed": 10, "done": 10, "quarantined": 0, "skipped": 0}
     assert found["rows"] == 10
     done = shardkit("resume", "out", "--set", "output.rows_per_file=5", "--changed-function", "--json", "-q")
     assert json.loads(done.stdout)["files"] == 2
-    done = shardkit("resume", "out", "--set", "records=stem", code=2)
+    done = in_process(project, "resume", "out", "--set", "records=stem", code=2)
     assert "records cannot change between a run and its resumption" in done.stderr
-    done = shardkit("resume", "out", "--set", "output.rows=5", "--changed-function", code=2)
+    done = in_process(project, "resume", "out", "--set", "output.rows=5", "--changed-function", code=2)
     assert "output.rows: unknown field" in done.stderr
 
 
@@ -348,48 +413,49 @@ def test_retry_and_resume(project: Path, shardkit: RunCommand) -> None:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("how", ["commands", "modules"])
-def test_the_two_passes_alone(project: Path, files: WriteFiles, how: str) -> None:
+def test_the_two_passes_alone(project: Path, files: WriteFiles) -> None:
+    """Each is a command and a module, which do the same."""
     files({f"g{n}/{i}.txt": "x" for n in range(2) for i in range(6)}, "groups")
+    commands = ["shardkit pass1", "shardkit pass2"]
+    modules = ["shardkit.pass1_preprocessing", "shardkit.pass2_combine"]
 
-    def call(number: int, arguments: str) -> subprocess.CompletedProcess[str]:
-        module = {1: "pass1_preprocessing", 2: "pass2_combine"}[number]
-        start = ["shardkit", f"pass{number}"] if how == "commands" else [f"shardkit.{module}"]
-        done = warm.run(["-m", *start, *arguments.split()], cwd=project, env=os.environ, timeout_s=60)
+    def call(program: str, arguments: str) -> subprocess.CompletedProcess[str]:
+        words = ["-m", *program.split(), *arguments.split()]
+        done = warm.run(words, cwd=project, env=os.environ, timeout_s=60)
         assert done.returncode == 0, done.stderr
         return done
 
-    for n in range(2):
-        done = call(1, f"--input groups/g{n} --output parts/g{n} --function module_of_cli:rows --json -q")
+    for n, pass1 in enumerate((commands[0], modules[0])):
+        done = call(pass1, f"--input groups/g{n} --output parts/g{n} --function module_of_cli:rows --json -q")
         assert json.loads(done.stdout)["rows"] == 6
         assert sum(len(pq.read_table(p)) for p in (project / "parts" / f"g{n}").glob("*.parquet")) == 6
-    found = json.loads(call(2, "--input parts/g0 parts/g1 --output all --rows-per-file 5 --json -q").stdout)
+    found = json.loads(call(commands[1], "--input parts/g0 parts/g1 --output all --rows-per-file 5 --json -q").stdout)
     assert (found["rows"], found["files"], found["status"]) == (12, 3, "done")
     assert found["records"] == {"listed": 12, "done": 12, "quarantined": 0, "skipped": 0}
     assert found["bytes_in"] > 0
-    assert "--help" in call(1, "--help").stdout
-    found = json.loads(call(2, "--input parts/g1 --output all --partition-by group --json -q").stdout)
+    assert "--help" in call(modules[0], "--help").stdout
+    found = json.loads(call(modules[1], "--input parts/g1 --output all --partition-by group --json -q").stdout)
     assert found["rows"] == 6
     assert not list((project / "all").glob("*.parquet"))  # the earlier dataset is gone
     assert list((project / "all" / "group=0").glob("*.parquet"))
 
 
 @pytest.mark.whole
-def test_looking_at_a_run_of_pass2(project: Path, shardkit: RunCommand) -> None:
+def test_looking_at_a_run_of_pass2(project: Path, shardkit: RunCommand, in_process: InProcess) -> None:
     command = "pass1 --input data --output parts --function module_of_cli:rows --max-failures 1 -q"
     shardkit(*command.split())
     shardkit("pass2", "--input", "parts", "--output", "all", "-q")
-    assert "10 listed = 9 done + 1 quarantined" in shardkit("status", "all").stdout
-    assert shardkit("failures", "all").stdout == ""
+    assert "10 listed = 9 done + 1 quarantined" in in_process(project, "status", "all").stdout
+    assert in_process(project, "failures", "all").stdout == ""
     for command in ("resume", "retry"):
-        assert "Give the pass2 command again." in shardkit(command, "all", code=2).stderr
+        assert "Give the pass2 command again." in in_process(project, command, "all", code=2).stderr
 
 
 @pytest.mark.whole
-def test_pass2_waits_for_pass1(project: Path, shardkit: RunCommand) -> None:
+def test_pass2_waits_for_pass1(project: Path, shardkit: RunCommand, in_process: InProcess) -> None:
     command = "pass1 --input data --output parts --function module_of_cli:rows --max-failures 0 -q"
     assert "max_failures" in shardkit(*command.split(), code=1).stderr
-    done = shardkit("pass2", "--input", "parts", "--output", "all", code=2)
+    done = in_process(project, "pass2", "--input", "parts", "--output", "all", code=2)
     assert re.search(r"Run \S+ in .*parts is not finished", done.stderr)
 
 
@@ -407,37 +473,36 @@ def test_init_writes_what_runs(shardkit: RunCommand, tmp_path: Path) -> None:
     assert "Traceback" not in shardkit("plan", "new/place/pipeline.yaml").stderr
 
 
-def test_init_touches_nothing_that_is_there(shardkit: RunCommand, tmp_path: Path) -> None:
+def test_init_touches_nothing_that_is_there(in_process: InProcess, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "pipeline.yaml").write_text("my own")
-    done = shardkit("init", "blank", "mine", code=2)
+    done = in_process(tmp_path, "init", "blank", "mine", code=2)
     assert "mine/pipeline.yaml exists already. Choose another folder." in done.stderr
     assert os.listdir(tmp_path / "mine") == ["pipeline.yaml"]
 
     (tmp_path / "other" / "data").mkdir(parents=True)
     (tmp_path / "other" / "data" / "file-001.txt").write_text("precious")
-    done = shardkit("init", "blank", "other", code=2)
+    done = in_process(tmp_path, "init", "blank", "other", code=2)
     assert "other/data exists already" in done.stderr
     assert (tmp_path / "other" / "data" / "file-001.txt").read_text() == "precious"
 
     (tmp_path / "file").write_text("x")
-    done = shardkit("init", "blank", "file", code=2)
+    done = in_process(tmp_path, "init", "blank", "file", code=2)
     assert "file is a file" in done.stderr
     assert (tmp_path / "file").read_text() == "x"
 
     (tmp_path / "harmless").mkdir()
     (tmp_path / "harmless" / ".git").mkdir()
-    shardkit("init", "blank", "harmless")
+    in_process(tmp_path, "init", "blank", "harmless")
 
 
 # ---- seeing it ---------------------------------------------------------------------------------------------------
 
 
-def test_quiet(project: Path, shardkit: RunCommand) -> None:
-    done = shardkit("run", "pipeline.yaml", "--quiet")
-    assert "records/s" not in done.stderr
-    assert "merging" not in done.stderr
-    assert "Run " in done.stderr  # how it ended is printed all the same
+def test_quiet(finished: Finished) -> None:
+    assert "records/s" not in finished.quiet
+    assert "merging" not in finished.quiet
+    assert "Run " in finished.quiet  # how it ended is printed all the same
 
 
 def test_plain_lines_where_stderr_is_no_terminal(project: Path, shardkit: RunCommand) -> None:
@@ -472,40 +537,50 @@ def test_a_live_bar_on_a_terminal(project: Path, files: WriteFiles) -> None:
     assert "40 listed = 40 done" in seen
     assert seen.count("\r\x1b[2Kseen ") == 40  # each print takes the bar's line, and the bar comes below
     assert "\x1b[?25h" in seen  # the cursor is back
+    command += ["--set", "input.pattern=more-0*.txt"]
     plain = in_terminal([*command, "--run-id", "dumb"], project, TERM="dumb")
     assert "\x1b" not in plain
-    assert plain.count("seen ") == 40
+    assert plain.count("seen ") == 10
     quiet = in_terminal([*command, "--run-id", "quiet", "--quiet"], project)
     assert "records/s" not in quiet
 
 
+LATE_DISPLAY = """
+import json, sys, threading
+import shardkit as sk
+from shardkit.runfolder.display import Quiet
+
 class LateDisplay(Quiet):
-    """A display that takes its time to begin, as one does on a busy machine."""
+    begun = moved = threading.Event()
+    early, lines = [], []
 
-    def __init__(self) -> None:
-        self.begun = self.moved = threading.Event()
-        self.early: list[str] = []
-        self.lines: list[str] = []
-
-    def start(self, total: int) -> None:
+    def start(self, total):
         self.begun, self.moved = threading.Event(), threading.Event()
         self.moved.wait(0.7)  # it does not come, or too early
         self.begun.set()
 
-    def update(self, done: int, line: str) -> None:
+    def update(self, done, line):
         (self.lines if self.begun.is_set() else self.early).append(line)
         self.moved.set()
 
+display = LateDisplay()
+import shardkit.runs.here
+shardkit.runs.here.make_progress = lambda **_: display
+sk.run(lambda record: {"key": record.key}, "data", "out", workers=1)
+print(json.dumps({"early": display.early, "lines": display.lines}))
+"""
 
-def test_a_display_is_not_moved_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    display = LateDisplay()
-    monkeypatch.setattr("shardkit.runs.here.make_progress", lambda **_: display)
+
+def test_a_display_is_not_moved_before_it_is_there(tmp_path: Path) -> None:
+    """One that takes its time to begin, as on a busy machine."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.txt").write_text("x")
-    sk.run(lambda record: {"key": record.key}, tmp_path / "data", tmp_path / "out", workers=1)
-    assert not display.early
-    assert any("1/1 records" in line for line in display.lines)
-    assert any("merging: 1/1 rows" in line for line in display.lines)
+    done = warm.run(["-c", LATE_DISPLAY], cwd=tmp_path, env=os.environ, timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert not told["early"]
+    assert any("1/1 records" in line for line in told["lines"])
+    assert any("merging: 1/1 rows" in line for line in told["lines"])
 
 
 # ---- the package in other hands ------------------------------------------------------------------------------------
@@ -522,12 +597,11 @@ def test_the_console_script_is_the_module(shardkit: RunCommand) -> None:
 
 
 @pytest.mark.whole
-def test_a_closed_pipe_is_no_traceback(project: Path, shardkit: RunCommand) -> None:
-    shardkit("run", "pipeline.yaml", "-q")
+def test_a_closed_pipe_is_no_traceback(finished: Finished) -> None:
     done: Any = subprocess.run(
         f"{sys.executable} -m shardkit failures out --traceback | head -c 1",
         shell=True,
-        cwd=project,
+        cwd=finished.folder,
         capture_output=True,
         text=True,
         check=True,
