@@ -6,9 +6,11 @@ process that collects tests.
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import loaded
 import pytest
 
 if TYPE_CHECKING:
@@ -22,29 +24,39 @@ needs_notebooks = pytest.mark.skipif(
 
 def cell(source: str, name: str) -> Any:
     """A cell with code."""
-    import nbformat
-
-    return nbformat.v4.new_code_cell(source, id=name)
+    return nbformat().v4.new_code_cell(source, id=name)
 
 
 def notebook(cells: Iterable[Any]) -> Any:
     """A new notebook."""
-    import nbformat
-
-    return nbformat.v4.new_notebook(cells=list(cells))
+    return nbformat().v4.new_notebook(cells=list(cells))
 
 
 def read(path: Path) -> Any:
     """A notebook that is kept in a file."""
+    return nbformat().read(path, as_version=4)
+
+
+def nbformat() -> Any:
+    """The library, without the grammar of addresses that a library of its own would read: no notebook has addresses."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import nbformat
 
-    return nbformat.read(path, as_version=4)
+    return nbformat
 
 
-def run(book: Any, folder: Path, *, allow_errors: bool = False) -> Any:
-    """Run a notebook from top to bottom in a folder; a cell that fails is an error unless ``allow_errors``."""
+def run(book: Any, folder: Path, *, allow_errors: bool = False, new: bool = False) -> Any:
+    """Run a notebook from top to bottom in a folder; a cell that fails is an error unless ``allow_errors``.
+
+    Its kernel is a fork of the process that has loaded what kernels load, or with ``new`` a new interpreter.
+    """
+    nbformat()
     import nbclient
+    from jupyter_client.provisioning import local_provisioner
 
     resources = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(book, timeout=120, allow_errors=allow_errors, resources=resources).execute()
+    with pytest.MonkeyPatch.context() as patched:
+        if not new:
+            patched.setattr(local_provisioner, "launch_kernel", loaded.start_kernel)
+        nbclient.NotebookClient(book, timeout=120, allow_errors=allow_errors, resources=resources).execute()
     return book

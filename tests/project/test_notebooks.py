@@ -14,10 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import loaded
 import notebooks
 import pandas as pd
 import pytest
-import warm
 import warm_jobs
 from notebooks import needs_notebooks
 
@@ -50,7 +50,7 @@ def copied(path: Path, folder: Path) -> Path:
 def executed(folder: Path, book: Any = None) -> Any:
     """The driver notebook in ``folder``, or another, run from top to bottom; a cell that fails fails the test."""
     book = book or notebooks.read(folder / "driver.ipynb")
-    book.cells.insert(0, notebooks.cell(f"{JOBS_AS_FORKS}({warm.address()!r})", "forks"))
+    book.cells.insert(0, notebooks.cell(f"{JOBS_AS_FORKS}({loaded.server().address!r})", "forks"))
     return notebooks.run(book, folder)
 
 
@@ -91,8 +91,7 @@ def test_both_examples_have_one() -> None:
 @pytest.mark.parametrize("path", [*NOTEBOOKS, DAYS], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_it_is_kept_clean(path: Path) -> None:
     """Valid, small, without outputs or counters, so that a change to it can be read."""
-    import nbformat
-
+    nbformat = notebooks.nbformat()
     book = nbformat.read(path, as_version=nbformat.NO_CONVERT)
     nbformat.validate(book)
     assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)

@@ -47,7 +47,7 @@ def test_a_notebook_runs_a_function_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for i in range(20):
         (tmp_path / "data" / f"{i}.txt").write_text("x" * i)
-    book = run(notebook(cell(source, f"cell-{at}") for at, source in enumerate(CELLS)), tmp_path)
+    book = run(notebook(cell(source, f"cell-{at}") for at, source in enumerate(CELLS)), tmp_path, new=True)
     _, ran, failed, retried = book.cells
     bars = [out["data"]["text/html"] for out in _outputs(ran, "display_data")]
     assert any('<progress value="20" max="20">' in bar and "1 quarantined" in bar for bar in bars)

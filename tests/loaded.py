@@ -1,0 +1,106 @@
+"""A process that has loaded the libraries of notebooks and pages, too, and forks commands, jobs and kernels for them.
+
+It is a fork of the process of `warm.py`, serves as that does, and ends with it. What it has loaded on top takes longer
+to import than most commands, jobs and cells take; and all tests of a run share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+import warm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SET_PDEATHSIG = 1
+LIBRARIES = (
+    *("pandas", "pyarrow.dataset", "matplotlib.pyplot", "duckdb", "httpx", "wfdb"),
+    *("ipykernel.kernelapp", "pyiceberg.catalog.sql", "pyiceberg.table"),
+    *("sklearn.feature_extraction.text", "sklearn.linear_model"),
+)
+
+
+class Server(warm.Server):
+    """The process, which the first to need it has begun."""
+
+    def __init__(self) -> None:
+        first = warm.server()
+        self.read_at_start, self.address = first.read_at_start, f"{first.address}-loaded"
+        said, theirs = os.pipe()
+        with open(said, "rb") as end:
+            first.fork([__file__, self.address], cwd="/", env=os.environ, output=[theirs, 2], session=True)
+            os.close(theirs)
+            end.read(1)  # it has its address, or another one has
+
+
+@functools.cache
+def server() -> Server:
+    return Server()
+
+
+def start_kernel(command: Sequence[str], *, cwd: str, env: Mapping[str, str], **_: Any) -> warm.Forked:
+    """Start a kernel, as `jupyter_client.launcher.launch_kernel` does."""
+    kernel = server().fork(command[1:], cwd=cwd, env=env, output=[1, 2], session=True)
+    kernel.stdin = kernel.stdout = kernel.stderr = None  # type: ignore[attr-defined]  # that it may close
+    return kernel
+
+
+# ---- the process -----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Be the process, unless another one has its address."""
+    ctypes.CDLL(None).prctl(SET_PDEATHSIG, signal.SIGKILL)
+    alive, _other_end = socket.socketpair()
+    with alive, _other_end, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asked:
+        try:
+            asked.bind(f"\0{sys.argv[1]}")
+            asked.listen(64)  # who asks now is answered when all is loaded
+        except OSError:
+            return
+        finally:
+            os.write(1, b"!")
+        os.dup2(2, 1)
+        warm.CHILDREN.clear()
+        for name in LIBRARIES:
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+        request = warm.serve(alive, asked)
+    if request:
+        be(request)
+
+
+def be(request: dict[str, Any]) -> None:
+    """Be the program that was asked for."""
+    import warm_forks
+    import warm_jobs
+
+    if "ipykernel_launcher" in request["words"]:
+        set_up_for_kernel()
+    if request["words"][:2] != warm_jobs.WORDS:
+        warm_forks.Spare(warm.run_to_the_end)
+    warm.run_to_the_end(functools.partial(warm.perform, request["words"]))
+
+
+def set_up_for_kernel() -> None:
+    """Set what the libraries set themselves if they are loaded in a kernel."""
+    if matplotlib := sys.modules.get("matplotlib"):
+        matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline"
+    if pandas := sys.modules.get("pandas"):
+        pandas.options.display.max_columns = 20
+
+
+if __name__ == "__main__":
+    main()
