@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
 import warm
+from click.testing import CliRunner
 from crashing import wait_for
 
 import shardkit as sk
+from shardkit.cli.app import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,8 +74,21 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, files: WriteFiles, shardkit: RunCommand) -> Project:
-    return Project(tmp_path, files, shardkit)
+def shardkit_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunCommand:
+    """Run a command in ``tmp_path``, in this process; ``code`` is the exit code that is expected."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == code, f"exit code {done.exit_code}\n{done.output}"
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def project(tmp_path: Path, files: WriteFiles, shardkit_here: RunCommand) -> Project:
+    return Project(tmp_path, files, shardkit_here)
 
 
 @pytest.mark.whole
@@ -193,11 +209,11 @@ def test_a_job_that_is_told_to_end_says_that_it_may_be_started_again(project: Pr
 
 
 @pytest.mark.whole
-def test_the_rest_can_be_done_anywhere_else(project: Project, shardkit: RunCommand) -> None:
+def test_the_rest_can_be_done_anywhere_else(project: Project, shardkit_here: RunCommand, shardkit: RunCommand) -> None:
     project.write()
     planned = project.plan()
     project.job(planned["run"], 3)
-    status = shardkit("status", "out/").stdout
+    status = shardkit_here("status", "out/").stdout
     assert "If what started the jobs will start no more of them, do the rest here: shardkit resume" in status
     shardkit("resume", "out/", "--quiet")
     assert project.keys() == sorted(GROUPS)
@@ -215,5 +231,5 @@ def test_the_rest_can_be_done_anywhere_else(project: Project, shardkit: RunComma
         (["plan", "pipeline.yaml", "--run-id", "x", "--sample", "2"], "Give --sample or --run-id"),
     ],
 )
-def test_a_command_that_makes_no_sense_says_so(shardkit: RunCommand, words: list[str], complaint: str) -> None:
-    assert complaint in " ".join(shardkit(*words, code=2).stderr.split())
+def test_a_command_that_makes_no_sense_says_so(shardkit_here: RunCommand, words: list[str], complaint: str) -> None:
+    assert complaint in " ".join(shardkit_here(*words, code=2).stderr.split())
