@@ -242,7 +242,7 @@ def files_of(out: Path) -> dict[str, list[Row]]:
 
 def rows_in(path: Path) -> list[Row]:
     if path.suffix == ".parquet":
-        return list(pq.ParquetFile(path).read().to_pylist())
+        return list(pq.ParquetFile(path).read(use_threads=False).to_pylist())
     if path.suffix == ".arrow":
         with pa.OSFile(str(path)) as file:
             return list(pa.ipc.open_file(file).read_all().to_pylist())
@@ -442,9 +442,9 @@ class Story:
 # ---- many of them ---------------------------------------------------------------------------------------------------
 
 
-def try_seed(seed: int, say: Callable[[str], None] = lambda text: None) -> str | None:
-    """What is wrong with the pipeline of a seed; None if nothing is."""
-    with tempfile.TemporaryDirectory(prefix="random-pipeline-") as root:
+def try_seed(seed: int, say: Callable[[str], None] = lambda text: None, *, folder: Path | None = None) -> str | None:
+    """What is wrong with the pipeline of a seed, which has its files below ``folder``; None if nothing is."""
+    with tempfile.TemporaryDirectory(prefix="random-pipeline-", dir=folder) as root:
         try:
             Story(seed, Path(root) / "pipeline", say).tell()
         except (Difference, sk.ShardkitError) as error:

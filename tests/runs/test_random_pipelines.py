@@ -10,14 +10,15 @@ from random_pipelines import Counter, Story, plain, try_seed
 if TYPE_CHECKING:
     from pathlib import Path
 
-SEEDS = 30
-AT_ONCE = 5
+# Of 240 seeds the cheapest that together take every branch of the program that the first thirty take, come to each
+# format, combine, kind of record and way of returning rows with days and without, and to each way of failing.
+SEEDS = ((0, 5, 16, 21), (27, 43, 50, 63, 70, 74), (105, 116, 139, 183, 220, 239))
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
-def test_the_dataset_is_that_of_a_plain_loop(first: int) -> None:
-    faults = {seed: fault for seed in range(first, first + AT_ONCE) if (fault := try_seed(seed)) is not None}
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_the_dataset_is_that_of_a_plain_loop(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    faults = {seed: fault for seed in seeds if (fault := try_seed(seed, folder=tmp_path)) is not None}
     assert not faults, f"try one again: python tests/random_pipelines.py --count 1 --first {next(iter(faults))}"
 
 
@@ -25,7 +26,7 @@ def test_the_dataset_is_that_of_a_plain_loop(first: int) -> None:
 def test_a_seed_is_the_same_pipeline_each_time(tmp_path: Path) -> None:
     told: list[list[str]] = [[], []]
     for i, said in enumerate(told):
-        Story(3, tmp_path / str(i), said.append).tell()
+        Story(139, tmp_path / str(i), said.append).tell()
     assert told[0] == told[1] and len(told[0]) > 5
 
 
