@@ -15,16 +15,13 @@ import click
 import pyarrow.parquet as pq
 import pytest
 import warm
-from click.testing import CliRunner, Result
+from in_process import InProcess
 from terminal import said_in_terminal
 
 import shardkit as sk
 from shardkit.cli.app import cli
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    InProcess = Callable[..., Result]
     from conftest import RunCommand, WriteFiles
 
 COMMANDS = ["try", "run", "plan", "status", "report", "logs", "stop", "failures", "checks", "replay", "query"]
@@ -114,17 +111,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> InProcess:
-    """Run a command of the program in this process, in a folder, for the sake of its words and its exit code."""
-
-    def run(folder: Path, *arguments: str | Path, code: int = 0) -> Result:
-        monkeypatch.chdir(folder)
-        monkeypatch.syspath_prepend(folder)
-        monkeypatch.delitem(sys.modules, "module_of_cli", raising=False)
-        done = CliRunner().invoke(cli, list(map(str, arguments)), env={"COLUMNS": "120"}, prog_name="shardkit")
-        assert done.exit_code == code, done.output
-        return done
-
-    return run
+    return InProcess(monkeypatch, "module_of_cli")
 
 
 # ---- help ------------------------------------------------------------------------------------------------------
