@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shardkit as sk
+from shardkit.dataset import source, writer
 from shardkit.dataset.merge import Merge
 from shardkit.dataset.writer import Layout
 from shardkit.runs.alone import combine_folders
+from shardkit.tables import rowgroups
 from shardkit.tables.thrift import (
     BINARY,
     BYTE,
@@ -32,9 +33,34 @@ from shardkit.tables.thrift import (
     read_struct,
     write_struct,
 )
+from shardkit.workers import parts
 
-ROWS = 70_000  # enough to be copied
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROWS = 8_750  # enough to be copied
+GROUP_ROWS = 1 << 14  # of the largest row groups
 AS_PASS_1: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
+
+
+# The sizes by which row groups are made and copied are an eighth of what they are, so that an eighth of the rows goes the
+# same ways.
+SIZES = (
+    *("ROW_GROUP_ROWS", "ROW_GROUP_BYTES", "WIDE_GROUP_BYTES", "SEVERAL_THREADS_BYTES", "DICTIONARY_SAMPLE_ROWS"),
+    *("PIECE_ROWS", "PIECE_BYTES", "STEP_BYTES", "DECODED_ROWS", "DECODED_BYTES"),
+)
+SHRUNK = [
+    (module, name, vars(module)[name] // 8)
+    for module in (parts, rowgroups, source, writer)
+    for name in SIZES
+    if name in vars(module)
+]
+
+
+@pytest.fixture(autouse=True)
+def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    for change in SHRUNK:
+        monkeypatch.setattr(*change)
 
 
 @functools.cache
@@ -137,13 +163,13 @@ def test_others_read_it(tmp_path: Path) -> None:
     found = pa.table(duckdb.sql(f"select * from read_parquet('{path}')"))
     for name in expected.column_names:
         assert found[name].cast(expected[name].type).combine_chunks().equals(expected[name].combine_chunks()), name
-    asked = duckdb.sql(f"select count(*) from read_parquet('{path}') where n >= 69000 and struct.a > 500").fetchall()
+    asked = duckdb.sql(f"select count(*) from read_parquet('{path}') where n >= 8600 and struct.a > 500").fetchall()
     wanted = pa.concat_tables([expected]).to_pandas()
-    assert asked == [(int(((wanted.n >= 69000) & wanted.struct.map(lambda s: bool(s) and s["a"] > 500)).sum()),)]
+    assert asked == [(int(((wanted.n >= 8600) & wanted.struct.map(lambda s: bool(s) and s["a"] > 500)).sum()),)]
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("rows_per_file", [ROWS, 100_000, 30_000, 1])
+@pytest.mark.parametrize("rows_per_file", [ROWS, 12_500, 3_750, 1])
 def test_files_are_cut_where_they_are_asked_to_be(tmp_path: Path, rows_per_file: int) -> None:
     size = ROWS if rows_per_file > 1 else 40
     tables = [pa.table({"n": np.arange(start, start + size)}) for start in range(0, 3 * size, size)]
@@ -160,8 +186,8 @@ def test_files_are_cut_where_they_are_asked_to_be(tmp_path: Path, rows_per_file:
         {"compression": "none", "compression_level": None},
         {"write_statistics": False},
         {"write_statistics": ["n"]},
-        {"row_group_size": 1000},
-        {"row_group_size": 1 << 20},
+        {"row_group_size": 125},
+        {"row_group_size": 1 << 17},
         {"use_compliant_nested_type": False},
         {"store_schema": False},
         {"data_page_version": "2.0", "write_page_index": True, "write_page_checksum": True},
@@ -173,7 +199,7 @@ def test_whatever_the_parts_are_like_the_dataset_is_as_readers_like_it(tmp_path:
     (path,) = merged(tmp_path, tables, **options)
     assert read([path]).equals(pa.concat_tables(tables))
     groups = groups_of(path)
-    assert all(1 << 16 <= group.num_rows <= 1 << 17 for group in groups[:-1])
+    assert all(GROUP_ROWS // 2 <= group.num_rows <= GROUP_ROWS for group in groups[:-1])
     for group in groups:
         for column in map(group.column, range(group.num_columns)):
             assert column.compression == "ZSTD" and column.is_stats_set and column.statistics.has_min_max
@@ -210,10 +236,19 @@ def test_what_another_library_wrote_is_encoded_again(tmp_path: Path) -> None:
     assert pq.read_table(path)["n"].to_pylist() == list(range(ROWS))
 
 
-def numbered(record: sk.Record) -> pa.Table:
-    """So many rows as the record's file says."""
+# A module of its own, for workers would import all that this one does. They write in small row groups, too.
+WORK = f"""
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+from shardkit.tables import rowgroups
+from shardkit.workers import parts
+
+def numbered(record):  # so many rows as the record's file says
+    parts.ROW_GROUP_ROWS = rowgroups.ROW_GROUP_ROWS = {GROUP_ROWS}
     first, count = map(int, Path(record).read_text().split())
-    return of_record(record.key, first, count)
+    return pa.table({{"n": np.arange(first, first + count), "key": pa.repeat(record.key, count)}})
+"""
 
 
 def of_record(key: str, first: int, count: int) -> pa.Table:
@@ -225,10 +260,12 @@ def of_record(key: str, first: int, count: int) -> pa.Table:
 def test_of_a_large_part_that_is_taken_over_only_what_counts(tmp_path: Path, chunks: str) -> None:
     data = tmp_path / "data"
     data.mkdir()
+    (tmp_path / "row_group_work.py").write_text(WORK)
     for i in range(8):
         (data / f"{i}").write_text(f"{i * ROWS} {ROWS}")
     pipeline = sk.Pipeline(
-        function=numbered,
+        function="row_group_work:numbered",
+        source_dir=tmp_path,
         input={"uri": data},
         output={"uri": tmp_path / "out"},
         chunks=chunks,
@@ -250,22 +287,23 @@ def test_of_a_large_part_that_is_taken_over_only_what_counts(tmp_path: Path, chu
 
 
 class Growing:
-    """A dataset of records of 20,000 rows, rebuilt whenever some of them have changed."""
+    """A dataset of records of 2,500 rows, rebuilt whenever some of them have changed."""
 
     def __init__(self, folder: Path, **output: Any) -> None:
         self.data, self.out = folder / "data", folder / "out"
         self.data.mkdir()
+        (folder / "row_group_work.py").write_text(WORK)
         self.firsts: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self.puts = 0
         self.pipeline = sk.Pipeline(
-            function=numbered, input={"uri": self.data}, output={"uri": self.out} | output, workers=1, name="growing",
+            function="row_group_work:numbered", source_dir=folder, input={"uri": self.data}, output={"uri": self.out} | output, workers=1, name="growing",
             incremental=True,
         )  # fmt: skip
 
     def put(self, key: str) -> None:
         self.puts += 1
-        self.firsts[key], self.counts[key] = self.puts * 10**6, 20_000 - self.puts
+        self.firsts[key], self.counts[key] = self.puts * 10**6, 2_500 - self.puts
         (self.data / key).write_text(f"{self.firsts[key]} {self.counts[key]}")
 
     def remove(self, key: str) -> None:
@@ -302,12 +340,12 @@ def test_row_groups_without_a_changed_row_are_copied_run_after_run(tmp_path: Pat
         groups = groups_of(path)
         copied = before & {tuple(chunk_bytes(path, group)) for group in groups}
         assert len(copied) >= len(before) - 3, turn  # one or two have a changed row, and the last is short
-        assert all(group.num_rows > 1 << 15 for group in groups[:-1]), "the groups fall to pieces"
+        assert all(group.num_rows > GROUP_ROWS // 4 for group in groups[:-1]), "the groups fall to pieces"
 
 
 @pytest.mark.slow
 def test_several_files_are_made_anew_of_what_is_left_of_them(tmp_path: Path) -> None:
-    growing, dice = Growing(tmp_path, rows_per_file=60_000), random.Random(6)
+    growing, dice = Growing(tmp_path, rows_per_file=7_450), random.Random(6)
     for number in range(20):
         growing.put(f"{number:02d}")
     before = set(growing.run())
