@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from emulators import s3_client
 from obstore import exceptions
+from one_database import one_database
 
 import shardkit as sk
 from shardkit.cli.app import cli
@@ -62,7 +63,15 @@ DOCUMENTS = [
     f"{STATE}/commit.json",
     f"{STATE}/schedule.json",
 ]
+THERE = [*DOCUMENTS[:6], f"{STATE}/current.json", f"{STATE}/latest.json"]
 DAMAGES = ["empty", "cut", "garbage", "{}", "null", "[]", "types", "flipped", "gone", "a folder"]
+# All documents are read in one way, so that it is the same for each of them why it is none: for one, all reasons are
+# tried. What each has for itself is what becomes of it if it is none, lacks its fields, is not there or is a folder.
+PAIRS = [(name, how) for name in DOCUMENTS for how in ("cut", "{}", "types", "a folder")]
+PAIRS += [(name, "gone") for name in THERE]
+PAIRS += [(f"{RUN}/plan.json", how) for how in DAMAGES if (f"{RUN}/plan.json", how) not in PAIRS]
+PAIRS += [(f"{RUN}/records.parquet", how) for how in ("empty", "garbage", "flipped")]
+PAIRS += [(name, "flipped") for name in (f"{STATE}/current.json", f"{STATE}/commit.json", MARKER, BEAT)]
 FIELDS: dict[str, Any] = {"workers": 1, "name": "x", "max_failures": "50%", "quiet": True, "incremental": True}
 
 
@@ -118,6 +127,12 @@ def of_other_types(value: Any) -> Any:
 EXPECTED = sorted((n, i) for n in (1, 2, 4) for i in range(50))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_database() -> Iterator[None]:
+    with one_database():
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(tmp_path_factory.mktemp("finished"))
@@ -147,8 +162,7 @@ def told(arguments: list[str]) -> tuple[int, str]:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize(("name", "how"), PAIRS)
 def test_whoever_looks_is_answered_or_told_which_file_it_is(place: Place, name: str, how: str) -> None:
     place.damage(name, how)
     out = str(place.out)
@@ -312,18 +326,31 @@ def test_a_flipped_bit_of_a_part_is_found_and_its_chunk_computed_again(place: Pl
 # ---- the switch --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def half_switched(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """A second run, whose switch failed because the store accepted no file."""
+@pytest.fixture(scope="module")
+def stopped(finished: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset whose second run did not come through its switch, because the store accepted no file."""
 
     def refuse(source: Any, target: Any) -> None:
         raise StorageError(f"Cannot write {target}: the store refuses it.", hint="Ask for the permission.")
 
+    place = Place(finished.root)
+    place.out = tmp_path_factory.mktemp("stopped") / "out"
+    shutil.copytree(finished.out, place.out)
     (place.root / "mended").touch()
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(switching, "_publish", refuse)
         with pytest.raises(StorageError, match="the store refuses it"):
             place.run("y", incremental=False)
+    (place.root / "mended").unlink()
+    return place.out
+
+
+@pytest.fixture
+def half_switched(finished: Place, stopped: Path, tmp_path: Path) -> Place:
+    """A copy of it; the input and the function are the original's."""
+    place = Place(finished.root)
+    place.out = tmp_path / "out"
+    shutil.copytree(stopped, place.out)
     return place
 
 
