@@ -33,9 +33,9 @@ def project(tmp_path: Path) -> Iterator[JobProject]:
     made.end()
 
 
-def held(project: JobProject) -> None:
-    """Two groups, each with a record that waits between two that do not; all have one size, so that it is not first."""
-    project.write_groups("go..", "wait", "go..", groups="ab")
+def held(project: JobProject, *, groups: str = "ab") -> None:
+    """Groups each with a record that waits between two that do not; all have one size, so that it is not first."""
+    project.write_groups("go..", "wait", "go..", groups=groups)
 
 
 def once_each(project: JobProject, *, but: tuple[str, ...] = ()) -> None:
@@ -74,7 +74,9 @@ def kill(process: int) -> None:
 
 
 @pytest.mark.whole
-def test_jobs_outlive_their_driver(project: JobProject) -> None:
+def test_jobs_outlive_their_driver_and_are_not_cleaned_away(
+    project: JobProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held(project)
     with dying(project.start_driver()) as driver:
         project.wait_for_calls("a/r1.txt", "b/r1.txt")
@@ -88,32 +90,17 @@ def test_jobs_outlive_their_driver(project: JobProject) -> None:
     assert "nobody is watching" in (run.summary().message or "")
     with pytest.raises(sk.RunBusy, match="has jobs that have not ended"):
         run.resume(quiet=True, workers=2)
+    with monkeypatch.context() as silent:  # as if they had just been launched, and silent yet
+        silent.setattr("shardkit.runs.summary.JOB_SILENCE_S", -60.0)
+        assert run.summary().status == "interrupted"
+        (told,) = sk.clean(project.out, unfinished=True).runs
+    assert (told.files, told.reason) == (0, "at work")
     project.open_gate()
     assert run.wait(quiet=True) is run
     assert project.keys_and_rows() == project.expected()
     once_each(project)
     assert [len(job["attempts"]) for job in run.jobs()] == [1, 1, 1]
     assert run.summary().status == "done"
-
-
-@pytest.mark.whole
-def test_a_run_whose_jobs_go_on_unwatched_is_not_cleaned_away(
-    project: JobProject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held(project)
-    with dying(project.start_driver()) as driver:
-        project.wait_for_calls("a/r1.txt", "b/r1.txt")
-        driver.kill_all()
-    monkeypatch.setattr(
-        "shardkit.runs.summary.JOB_SILENCE_S", -60.0
-    )  # as if they had just been launched, and silent yet
-    run = sk.open_run(project.out)
-    assert run.summary().status == "interrupted"
-    (told,) = sk.clean(project.out, unfinished=True).runs
-    assert (told.files, told.reason) == (0, "at work")
-    project.open_gate()
-    run.resume(quiet=True)
-    assert project.keys_and_rows() == project.expected()
 
 
 @pytest.mark.whole
@@ -135,17 +122,17 @@ def test_ctrl_c_leaves_the_jobs_and_says_how_to_go_on(project: JobProject) -> No
 
 @pytest.mark.whole
 def test_a_run_that_is_stopped_goes_on(project: JobProject) -> None:
-    held(project)
+    held(project, groups="a")
     run = project.run_jobs(wait=False)
-    assert [job["status"] for job in run.jobs()] == ["New"] * 3
-    assert run.stop() == 3
-    assert [job["status"] for job in run.jobs()] == ["Stopped"] * 3
+    assert [job["status"] for job in run.jobs()] == ["New"] * 2
+    assert run.stop() == 2
+    assert [job["status"] for job in run.jobs()] == ["Stopped"] * 2
     assert run.summary().status == "interrupted"
     with dying(
         project.start(project.out, code="import sys, shardkit as sk; sk.open_run(sys.argv[1]).resume()")
     ) as driver:
-        project.wait_for_calls("a/r1.txt", "b/r1.txt")
-        assert run.stop() == 3
+        project.wait_for_calls("a/r1.txt")
+        assert run.stop() == 2
         project.open_gate()  # what is in flight ends and is committed
         assert "was stopped" in driver.wait().stderr
     assert run.summary().status == "interrupted"
@@ -157,12 +144,12 @@ def test_a_run_that_is_stopped_goes_on(project: JobProject) -> None:
 
 @pytest.mark.whole
 def test_a_run_that_is_stopping_is_waited_for(project: JobProject) -> None:
-    held(project)
+    held(project, groups="a")
     with dying(project.start_driver()) as driver:
-        project.wait_for_calls("a/r1.txt", "b/r1.txt")
+        project.wait_for_calls("a/r1.txt")
         driver.kill_all()
     run = sk.open_run(project.out)
-    assert run.stop() == 3
+    assert run.stop() == 2
     project.open_gate()
     run.resume(quiet=True)
     assert project.keys_and_rows() == project.expected()
@@ -171,9 +158,8 @@ def test_a_run_that_is_stopping_is_waited_for(project: JobProject) -> None:
 
 
 @WHOLE
-@pytest.mark.parametrize("seed", range(3))
-def test_the_driver_is_killed_at_any_moment(project: JobProject, seed: int) -> None:
-    moments = random.Random(seed)
+def test_the_driver_is_killed_at_any_moment(project: JobProject) -> None:
+    moments = random.Random(0)
     project.write_groups(*["slow"] * 6)
     for _ in range(4):
         with dying(project.start_driver(workers=1) if not project.out.exists() else resuming(project)) as driver:
@@ -195,14 +181,14 @@ def resuming(project: JobProject):  # type: ignore[no-untyped-def]  # noqa: ANN2
 
 @WHOLE
 def test_a_queue_that_was_lost_is_rebuilt(project: JobProject) -> None:
-    held(project)
+    held(project, groups="a")
     with dying(project.start_driver()) as driver:
-        project.wait_for_calls("a/r1.txt", "b/r1.txt")
+        project.wait_for_calls("a/r1.txt")
         driver.kill_all()
     run = sk.open_run(project.out)
     for path in run.path.glob("jobs.sqlite*"):
         path.unlink()
-    assert [job["status"] for job in run.jobs()] == ["InProgress", "InProgress", "New"]
+    assert [job["status"] for job in run.jobs()] == ["InProgress", "New"]
     for path in run.path.glob("jobs.sqlite*"):
         path.unlink()
     project.open_gate()
@@ -223,11 +209,13 @@ def test_a_queue_that_was_lost_is_rebuilt(project: JobProject) -> None:
     "victim", ["supervisor", *(pytest.param(victim, marks=WHOLE) for victim in ("program", "worker", "forks"))]
 )
 def test_a_job_that_is_killed_is_started_again(project: JobProject, victim: str) -> None:
-    held(project)
+    groups = "ab" if victim == "supervisor" else "a"  # of jobs one is killed, of a job's own processes all
+    held(project, groups=groups)
+    at_work = [f"{group}/r1.txt" for group in groups]
     with dying(project.start_driver()) as driver:
-        project.wait_for_calls("a/r1.txt", "b/r1.txt")
+        project.wait_for_calls(*at_work)
         run = sk.open_run(project.out)
-        wait_for(lambda: len(run.folder.markers()) >= 2, what="the first chunks' markers")
+        wait_for(lambda: len(run.folder.markers()) >= len(groups), what="the first chunks' markers")
         if victim == "supervisor":
             victims = [next(pid for name, pid in project.supervisors().items() if "-00000-" in name)]
         else:
@@ -241,17 +229,17 @@ def test_a_job_that_is_killed_is_started_again(project: JobProject, victim: str)
         done = driver.wait()
     assert done.code == 0, done.stderr
     assert project.keys_and_rows() == project.expected()
-    once_each(project, but=("a/r1.txt", "b/r1.txt", "a/r2.txt", "b/r2.txt"))
+    once_each(project, but=(*at_work, *(f"{group}/r2.txt" for group in groups)))
     committed_once(run)
     attempts = [job["attempts"] for job in run.jobs()]
-    killed = {"supervisor": [2, 1, 1], "program": [2, 2, 1]}.get(victim, [1, 1, 1])
+    killed = {"supervisor": [2, 1, 1], "program": [2, 1]}.get(victim, [1, 1])
     assert [len(each) for each in attempts] == killed
     assert attempts[0][0].get("cause", "") == {"supervisor": "internal", "program": "died"}.get(victim, "")
 
 
 @pytest.mark.whole
 def test_a_record_that_kills_its_worker_is_quarantined_in_its_job(project: JobProject) -> None:
-    project.write_groups("go", "kill", "go", groups="ab")
+    project.write_groups("go", "kill", "go", groups="a")
     source = (project.code / "work.py").read_text()
     project.write_function(
         source.replace(
@@ -259,20 +247,17 @@ def test_a_record_that_kills_its_worker_is_quarantined_in_its_job(project: JobPr
             "    if text == 'kill':\n        os.kill(os.getpid(), 9)\n    if text.startswith(\"slow\")",
         )
     )
-    run = project.run_jobs(max_failures=2)
-    assert [(entry["key"], entry["signal"]) for entry in run.quarantine()] == [
-        ("a/r1.txt", "SIGKILL"),
-        ("b/r1.txt", "SIGKILL"),
-    ]
-    assert check_ledger(run).records["done"] == 4
-    assert [len(job["attempts"]) for job in run.jobs()] == [1, 1, 1]
+    run = project.run_jobs(max_failures=1)
+    assert [(entry["key"], entry["signal"]) for entry in run.quarantine()] == [("a/r1.txt", "SIGKILL")]
+    assert check_ledger(run).records["done"] == 2
+    assert [len(job["attempts"]) for job in run.jobs()] == [1, 1]
 
 
 @WHOLE
 @pytest.mark.parametrize("mode", ["stream", "download"])
 def test_an_instance_of_several_is_killed(project: JobProject, mode: str) -> None:
-    project.write_records({f"r{i:02}.txt": "wait" if i in {4, 5} else "go" for i in range(12)})
-    with dying(project.start_driver(shards={"by": "s3key", "instances": 3}, input_mode=mode)) as driver:
+    project.write_records({f"r{i:02}.txt": "wait" if i in {4, 5} else "go.." for i in range(8)})
+    with dying(project.start_driver(shards={"by": "s3key", "instances": 2}, input_mode=mode)) as driver:
         project.wait_for_calls("r04.txt", "r05.txt")
         run = sk.open_run(project.out)
         wait_for(lambda: len(run.folder.markers()) >= 4, what="the first markers")
@@ -284,15 +269,14 @@ def test_an_instance_of_several_is_killed(project: JobProject, mode: str) -> Non
         assert driver.wait().code == 0
     assert project.keys_and_rows() == project.expected()
     committed_once(run)
-    assert len(project.calls()) <= before + 12 - done_before
+    assert len(project.calls()) <= before + 8 - done_before
 
 
 @WHOLE
-@pytest.mark.parametrize("seed", range(2))
-def test_anything_is_killed_at_any_moment(project: JobProject, seed: int) -> None:
-    moments = random.Random(100 + seed)
-    project.write_groups(*["slow"] * 8)
-    deadline = time.monotonic() + 9
+def test_anything_is_killed_at_any_moment(project: JobProject) -> None:
+    moments = random.Random(100)
+    project.write_groups(*["slow"] * 40, groups="ab")
+    deadline = time.monotonic() + 6
     driver = project.start_driver(workers=1)
     run = None
     try:
@@ -313,6 +297,10 @@ def test_anything_is_killed_at_any_moment(project: JobProject, seed: int) -> Non
         with contextlib.suppress(sk.RunFailed):
             run.resume(quiet=True)
             break
+    killed = run.failures()  # whose workers were killed twice: such a record is set aside, as one that kills them
+    if len(killed):
+        assert set(killed["error"]) == {"WorkerDied"}
+        run.retry(quiet=True)
     assert project.keys_and_rows(run) == project.expected()
     committed_once(run)
     assert run.summary().status == "done"
