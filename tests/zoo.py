@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shardkit import Record
 
 RECORD_BYTES = 40  # all files have one size, so that the chunks do not depend on which records are bad
+HOARD_MIB = 200  # of the one that takes too much memory: more than a worker is by itself
 Rows = list[dict[str, Any]]
 
 
@@ -100,7 +101,7 @@ def yields_then_raises(record: Record) -> Iterator[dict[str, Any]]:
 def runs_out_of_memory(_: Record) -> Rows:
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (32 << 20), before[1]))
     hoard: list[Any] = []
     try:
         while True:
@@ -133,7 +134,7 @@ def segfaults(_: Record) -> Rows:
 
 def is_killed(_: Record) -> Rows:
     """Is killed as the system kills a process that takes too much memory."""
-    hoard = bytearray(os.urandom(1 << 20)) * 300
+    hoard = bytearray(os.urandom(1 << 20)) * HOARD_MIB
     os.kill(os.getpid(), signal.SIGKILL)
     return [{"key": len(hoard)}]
 
