@@ -1,6 +1,9 @@
 """A program that kills itself before the n-th step of a dataset's switch, or finds the disk full there.
 
-    switch_steps.py STEP kill|full|none run|days|resume|open|checked|accept PROJECT VERSION [FORMAT]
+With ``copy`` it goes on, and copies the project before each step, whichever STEP is given: to ``PROJECT-before-1`` and so
+on. That is what would be left if it were killed there.
+
+    switch_steps.py STEP kill|full|copy|none run|days|resume|open|checked|accept PROJECT VERSION [FORMAT]
 
 It prints the steps that it reached.
 """
@@ -8,6 +11,7 @@ It prints the steps that it reached.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -57,6 +61,10 @@ def step(name: str, do: Callable[..., Any], *, of: str = "", always: str = "") -
             with ONE_AT_A_TIME:
                 steps.append(name)
                 number = len(steps)
+            if HOW == "copy":
+                with ONE_AT_A_TIME:  # nothing else is done meanwhile
+                    shutil.copytree(ROOT, f"{ROOT}-before-{number}")
+                    return do(*arguments, **options)
             if number == FATAL and HOW == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if number == FATAL and HOW == "full":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import boto3
 import pytest
 import warm
 from crashing import TESTS, environment
+from in_process import InProcess
 
 import shardkit as sk
 from shardkit.dataset.current import current_result
@@ -22,7 +24,10 @@ from shardkit.runs.clean import HELD
 from shardkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from click.testing import Result
 
 WORK = """
 import json
@@ -75,6 +80,12 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
+
+
+@pytest.fixture
+def shardkit(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run a command in this process."""
+    return functools.partial(InProcess(monkeypatch), world.root)
 
 
 def many(count: int, **more: Any) -> list[dict[str, Any]]:
@@ -155,7 +166,9 @@ def test_checks_that_are_none_are_refused_before_anything_runs(world: World, che
 
 
 @pytest.mark.whole
-def test_files_kept_aside_are_accepted_or_replaced_by_a_later_run(world: World, shardkit: Any) -> None:
+def test_files_kept_aside_are_accepted_or_replaced_by_a_later_run(
+    world: World, shardkit: Callable[..., Result]
+) -> None:
     checks = {"sql": {"small": "SELECT * FROM new WHERE id > 4"}}
     world.put(a=many(5))
     world.run(checks)
@@ -180,7 +193,7 @@ def test_files_kept_aside_are_accepted_or_replaced_by_a_later_run(world: World, 
     assert not list((world.out / "_shardkit" / "runs" / run.run_id / "dataset").rglob("*.parquet"))
 
 
-def test_a_later_run_overtakes_what_is_kept_aside(world: World, shardkit: Any) -> None:
+def test_a_later_run_overtakes_what_is_kept_aside(world: World, shardkit: Callable[..., Result]) -> None:
     checks = {"sql": {"small": "SELECT * FROM new WHERE id > 4"}}
     world.put(a=many(6))
     held = world.failing(checks)
@@ -335,11 +348,22 @@ def with_held(after_first: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return root
 
 
+@pytest.fixture(scope="module")
+def before(with_held: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """What is left where a process is killed before a step of accepting these files, by the step's number."""
+    root = tmp_path_factory.mktemp("accepted") / "world"
+    shutil.copytree(with_held, root)
+    code, made = steps(root, 0, "accept", "second", how="copy")
+    # The old file and what was staged go side by side.
+    assert (code, [*made[:4], *sorted(made[4:6]), *made[6:]]) == (0, [*SWITCH, "checks"])
+    return lambda step: root.with_name(f"world-before-{step}")
+
+
 SWITCH = ["note", "publish", "write", "note", "remove", "tidy", "unlink"]
 
 
-def steps(root: Path, step: int, action: str, version: str) -> tuple[int, list[str]]:
-    arguments = [str(step), "kill", action, str(root), version]
+def steps(root: Path, step: int, action: str, version: str, *, how: str = "kill") -> tuple[int, list[str]]:
+    arguments = [str(step), how, action, str(root), version]
     done = warm.run([TESTS / "switch_steps.py", *arguments], env=environment(), timeout_s=60)
     return done.returncode, done.stdout.split()
 
@@ -347,12 +371,10 @@ def steps(root: Path, step: int, action: str, version: str) -> tuple[int, list[s
 @pytest.mark.whole
 @pytest.mark.parametrize("step", range(1, len(SWITCH) + 2))
 def test_killed_while_files_are_accepted_the_dataset_is_the_old_or_the_new(
-    with_held: Path, tmp_path: Path, step: int
+    before: Callable[[int], Path], tmp_path: Path, step: int
 ) -> None:
-    shutil.copytree(with_held, tmp_path / "world")
+    shutil.copytree(before(step), tmp_path / "world")
     world = World(tmp_path / "world")
-    code, _ = steps(world.root, step, "accept", "second")
-    assert code == -signal.SIGKILL
     switched = step > SWITCH.index("note", 1) + 1
     assert {row["version"] for row in world.dataset()} == {"second" if switched else "first"}
     run = sk.open_run(world.out, "second")  # a switch that had begun is finished

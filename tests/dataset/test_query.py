@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,14 +15,15 @@ import pyarrow as pa
 import pytest
 import warm
 from crashing import TESTS, environment
+from in_process import InProcess
 
 import shardkit as sk
 from shardkit.cli.answers import named_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+    from click.testing import Result
     from conftest import RunCommand
 
 DAYS = ("2020-01-01", "2020-01-02", "2020-01-03")
@@ -262,35 +265,40 @@ def test_a_query_sees_a_day_neither_twice_nor_half(
 def test_whoever_dies_in_the_middle_of_a_switch_a_query_sees_the_old_or_the_new(
     tmp_path: Path, files: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "feed_work.py").write_text("def rows(record):\n    return [{'text': open(record).read()}] * 5\n")
     query = "SELECT day_partition AS day, text, count(*) AS n FROM feed GROUP BY 1, 2 ORDER BY 1"
 
-    def make(state: str, step: int) -> int:
-        files({f"{DAYS[1]}/a.txt": state})
-        arguments = [str(step), "kill", "days", str(tmp_path), f"state-{state}-{step}"]
-        return warm.run([TESTS / "switch_steps.py", *arguments], env=environment(), timeout_s=60).returncode
+    root = tmp_path / "project"
 
-    def answer() -> list[tuple[str, str, int]]:
-        return list(sk.read_sql(query, tmp_path / "out").itertuples(index=False, name=None))
+    def make(state: str, how: str) -> list[str]:
+        files({f"{DAYS[1]}/a.txt": state}, "project/data")
+        done = warm.run(
+            [TESTS / "switch_steps.py", "0", how, "days", root, f"state-{state}"], env=environment(), timeout_s=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
 
-    files({f"{DAYS[0]}/a.txt": "same", f"{DAYS[1]}/a.txt": "0"})
-    assert make("0", 0) == 0
-    before = "0"
-    for step in range(1, 20):
-        state = "x" * step
-        code = make(state, step)
-        possible = [[(DAYS[0], "same", 5), (DAYS[1], text, 5)] for text in (before, state)]
+    def answer(project: Path) -> str:
+        """The text of the second day, of which no row lacks, and no row of the first."""
+        same, (day, text, count) = sk.read_sql(query, project / "out").itertuples(index=False, name=None)
+        assert (same, day, count) == ((DAYS[0], "same", 5), DAYS[1], 5)
+        return str(text)
+
+    files({f"{DAYS[0]}/a.txt": "same"}, "project/data")
+    (root / "feed_work.py").write_text("def rows(record):\n    return [{'text': open(record).read()}] * 5\n")
+    make("old", "none")
+    steps = make("new", "copy")
+    seen = []
+    for step in range(1, len(steps) + 1):
+        left = Path(f"{root}-before-{step}")  # by whoever dies before it
         with monkeypatch.context() as patched:
             patched.setattr("shardkit.dataset.query.finish_switches", lambda root: None)  # who may not write there
-            assert answer() in possible
-        found = answer()  # finishes a switch that had begun
-        assert found in possible
-        assert answer() == found
-        before = found[1][1]
-        if code == 0:
-            break
-    assert step > 5
-    assert before == state
+            seen.append(answer(left))
+        found = answer(left)  # finishes a switch that had begun
+        assert found == ("new" if step > steps.index("note") + 1 else "old")
+        assert answer(left) == found
+    assert len(steps) > 5
+    assert seen == sorted(seen, reverse=True) and {*seen} == {"old", "new"}
+    assert answer(root) == "new"
 
 
 # ---- when it cannot be answered ----------------------------------------------------------------------------------
@@ -335,55 +343,61 @@ def test_without_duckdb_it_says_how_to_get_it(world: World, monkeypatch: pytest.
 # ---- the command line --------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run a command in this process."""
+    return functools.partial(InProcess(monkeypatch), tmp_path)
+
+
 @pytest.mark.whole
-def test_a_query_on_the_command_line(world: World, shardkit: RunCommand) -> None:
+def test_a_query_on_the_command_line(world: World, command: Callable[..., Result]) -> None:
     query = "SELECT day_partition AS day, count(*) AS n, max(late) AS late FROM dataset GROUP BY 1 ORDER BY 1"
-    done = shardkit("query", query, "--output", world.ads)
+    done = command("query", query, "--output", world.ads)
     assert done.stdout.splitlines() == [
         "day         n  late", "2020-01-01  3", "2020-01-02  3", "2020-01-03  3  True",
     ]  # fmt: skip
     assert done.stderr == ""
-    done = shardkit("query", query, world.ads, "--format", "csv")
+    done = command("query", query, world.ads, "--format", "csv")
     assert done.stdout == "day,n,late\n2020-01-01,3,\n2020-01-02,3,\n2020-01-03,3,True\n"
-    done = shardkit("query", query, world.ads, "--format", "json")
+    done = command("query", query, world.ads, "--format", "json")
     assert [json.loads(line) for line in done.stdout.splitlines()][2] == {"day": "2020-01-03", "n": 3, "late": True}
 
 
 @pytest.mark.whole
-def test_a_pipeline_file_names_its_output_and_names_join(world: World, shardkit: RunCommand) -> None:
+def test_a_pipeline_file_names_its_output_and_names_join(world: World, command: Callable[..., Result]) -> None:
     (world.root / "ads.yaml").write_text(f"function: x:y\ninput: data\noutput: {world.ads}\n")
-    done = shardkit("query", "SELECT count(*) AS n FROM ads", world.root / "ads.yaml", "--format", "csv")
+    done = command("query", "SELECT count(*) AS n FROM ads", world.root / "ads.yaml", "--format", "csv")
     assert done.stdout == "n\n9\n"
     query = "SELECT count(*) AS n FROM shown JOIN clicks USING (ad)"
-    done = shardkit("query", query, "--output", f"shown={world.ads}", "--output", world.clicks, "--format", "csv")
+    done = command("query", query, "--output", f"shown={world.ads}", "--output", world.clicks, "--format", "csv")
     assert done.stdout == "n\n6\n"
 
 
-def test_what_the_command_line_says(world: World, shardkit: RunCommand, tmp_path: Path) -> None:
-    done = shardkit("query", "SELECT nope FROM ads", world.ads, code=1)
+def test_what_the_command_line_says(world: World, command: Callable[..., Result], tmp_path: Path) -> None:
+    done = command("query", "SELECT nope FROM ads", world.ads, code=1)
     assert done.stderr.startswith("Error: The query cannot be answered: Binder Error")
     assert done.stderr.count("\n") == 1
-    assert "Give a PIPELINE.yaml" in shardkit("query", "SELECT 1", code=2).stderr
-    assert "holds no dataset" in shardkit("query", "SELECT 1", tmp_path / "none", code=2).stderr
-    both = shardkit("query", "SELECT 1", world.ads, world.ads, code=2).stderr
+    assert "Give a PIPELINE.yaml" in command("query", "SELECT 1", code=2).stderr
+    assert "holds no dataset" in command("query", "SELECT 1", tmp_path / "none", code=2).stderr
+    both = command("query", "SELECT 1", world.ads, world.ads, code=2).stderr
     assert "Two of the datasets are called ads" in both
 
 
 @pytest.mark.whole
-def test_every_type_is_shown(tmp_path: Path, shardkit: RunCommand, files: Callable[..., Path]) -> None:
+def test_every_type_is_shown(tmp_path: Path, command: Callable[..., Result], files: Callable[..., Path]) -> None:
     files(["a", "b"])
     (tmp_path / "functions_for_types.py").write_text(CODE)
-    shardkit("run", "--function", "functions_for_types:typed", "--input", "data", "--output", "out", "-q")
+    command("run", "--function", "functions_for_types:typed", "--input", "data", "--output", "out", "-q")
     query = "SELECT * FROM dataset ORDER BY n NULLS FIRST"
-    first, second = map(json.loads, shardkit("query", query, "out", "--format", "json").stdout.splitlines())
+    first, second = map(json.loads, command("query", query, "out", "--format", "json").stdout.splitlines())
     assert first["n"] is None
     assert second["n"] == 2**53 + 1
     assert second["list"] == [1, 2]
     assert second["when"].startswith("2020-01-02T00:00:00")
     assert second["exact"] == "1.10"
-    lines = shardkit("query", query, "out", "--format", "csv").stdout
+    lines = command("query", query, "out", "--format", "csv").stdout
     assert str(2**53 + 1) in lines
-    assert len(shardkit("query", query, "out").stdout.splitlines()) == 3
+    assert len(command("query", query, "out").stdout.splitlines()) == 3
 
 
 def test_names_of_outputs() -> None:
