@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import warm
@@ -23,34 +24,38 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SET_PDEATHSIG = 1
-LIBRARIES = (
-    *("pandas", "pyarrow.dataset", "matplotlib.pyplot", "duckdb", "httpx", "wfdb"),
-    *("ipykernel.kernelapp", "pyiceberg.catalog.sql", "pyiceberg.table"),
-    *("sklearn.feature_extraction.text", "sklearn.linear_model"),
+KERNELS = (
+    *("pandas", "pandas.plotting._matplotlib", "pyarrow.dataset", "matplotlib.pyplot", "duckdb"),
+    *("ipykernel.kernelapp", "ipykernel.ipkernel", "IPython.core.completer"),
 )
 
 
 class Server(warm.Server):
-    """The process, which the first to need it has begun."""
+    """The process that has loaded these libraries, which the first to need it has begun."""
 
-    def __init__(self) -> None:
+    def __init__(self, libraries: Sequence[str]) -> None:
         first = warm.server()
-        self.read_at_start, self.address = first.read_at_start, f"{first.address}-loaded"
+        self.read_at_start, self.address = (
+            first.read_at_start,
+            f"{first.address}-{zlib.crc32(' '.join(libraries).encode())}",
+        )
         said, theirs = os.pipe()
         with open(said, "rb") as end:
-            first.fork([__file__, self.address], cwd="/", env=os.environ, output=[theirs, 2], session=True)
+            words = [__file__, self.address, *libraries]
+            first.fork(words, cwd="/", env=os.environ, output=[theirs, 2], session=True)
             os.close(theirs)
             end.read(1)  # it has its address, or another one has
 
 
 @functools.cache
-def server() -> Server:
-    return Server()
+def server(*libraries: str) -> Server:
+    """The process that has loaded these, as far as they are installed."""
+    return Server(libraries)
 
 
 def start_kernel(command: Sequence[str], *, cwd: str, env: Mapping[str, str], **_: Any) -> warm.Forked:
     """Start a kernel, as `jupyter_client.launcher.launch_kernel` does."""
-    kernel = server().fork(command[1:], cwd=cwd, env=env, output=[1, 2], session=True)
+    kernel = server(*KERNELS).fork(command[1:], cwd=cwd, env=env, output=[1, 2], session=True)
     kernel.stdin = kernel.stdout = kernel.stderr = None  # type: ignore[attr-defined]  # that it may close
     return kernel
 
@@ -72,7 +77,8 @@ def main() -> None:
             os.write(1, b"!")
         os.dup2(2, 1)
         warm.CHILDREN.clear()
-        for name in LIBRARIES:
+        sys.modules["debugpy"] = None  # type: ignore[assignment]  # much, and nobody looks for bugs in these kernels
+        for name in sys.argv[2:]:
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
         gc.collect()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import os
 import re
 import runpy
 import shutil
@@ -12,20 +14,21 @@ import sys
 import types
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import loaded
 import notebooks
 import pandas as pd
 import pytest
+import warm
 import warm_jobs
+from click.testing import CliRunner
 from notebooks import needs_notebooks
 
 import shardkit as sk
+from shardkit import templates
+from shardkit.cli.app import cli
 from shardkit.runs.requests import check_engine
-
-if TYPE_CHECKING:
-    from conftest import RunCommand
 
 pytestmark = [
     needs_notebooks,
@@ -38,6 +41,8 @@ LARGEST_BYTES = 15_000
 NOTEBOOKS = sorted(EXAMPLES.glob("*/driver.ipynb"))
 DAYS = EXAMPLES / "talent_jsonl/days.ipynb"
 JOBS_AS_FORKS = f"__import__('runpy').run_path({warm_jobs.__file__!r})['use_those_of']"
+# What the examples' functions import; those of the other example need nothing.
+SCIENCE = ("pandas", "scipy.signal", "wfdb.processing", "pip._vendor.packaging.requirements")
 drivers = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.parent.name)
 
 
@@ -47,10 +52,9 @@ def copied(path: Path, folder: Path) -> Path:
     return Path(shutil.copytree(path.parent, folder / "mine", ignore=made))
 
 
-def executed(folder: Path, book: Any = None) -> Any:
-    """The driver notebook in ``folder``, or another, run from top to bottom; a cell that fails fails the test."""
-    book = book or notebooks.read(folder / "driver.ipynb")
-    book.cells.insert(0, notebooks.cell(f"{JOBS_AS_FORKS}({loaded.server().address!r})", "forks"))
+def executed(folder: Path, book: Any, forks: warm.Server) -> Any:
+    """A notebook in ``folder``, run from top to bottom, with jobs from ``forks``; a cell that fails fails the test."""
+    book.cells.insert(0, notebooks.cell(f"{JOBS_AS_FORKS}({forks.address!r})", "forks"))
     return notebooks.run(book, folder)
 
 
@@ -80,6 +84,14 @@ def in_order(folder: Path, *columns: str) -> pd.DataFrame:
     return pd.read_parquet(folder).sort_values(list(columns), ignore_index=True)
 
 
+def on_one_machine(folder: Path, forks: warm.Server, *options: str) -> None:
+    """Run the example's pipeline without jobs."""
+    words = ["-m", "shardkit", "run", "pipeline.yaml", "--quiet", *options]
+    with Path(folder / "said").open("w") as said:
+        run = forks.fork(words, cwd=str(folder), env=os.environ, output=[said.fileno()] * 2, session=False)
+    assert run.wait(120) == 0, Path(said.name).read_text()
+
+
 # ---- as they are kept ------------------------------------------------------------------------------------------
 
 
@@ -106,13 +118,22 @@ def test_it_is_kept_clean(path: Path) -> None:
     assert path.read_text("utf-8") == nbformat.writes(book, indent=1) + "\n"
 
 
-def initiated(kind: str, shardkit: RunCommand, folder: Path) -> None:
-    """Write an example to ``folder``, as `init` does, with its notebooks."""
-    done = shardkit("init", kind, folder.name)
-    assert done.stdout == ""
+def initiated(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write an example to ``folder``, as `init` does, with its notebooks, but with little data."""
+    kind, few, more = {
+        "mimic_waveforms": ("mimic", {"records": 9}, []),
+        "talent_jsonl": ("talent", {"files": 9}, ["days.ipynb", "s3_server.py"]),
+    }[example]
+
+    def run_path(path: str) -> dict[str, Any]:
+        return {"generate": functools.partial(runpy.run_path(path)["generate"], **few)}
+
+    monkeypatch.chdir(folder.parent)
+    with monkeypatch.context() as patched:
+        patched.setattr(templates, "runpy", types.SimpleNamespace(run_path=run_path))
+        done = CliRunner().invoke(cli, ["init", kind, folder.name])
+    assert (done.exit_code, done.stdout) == (0, "")
     assert f"Run it: cd {folder.name} && shardkit run pipeline.yaml" in done.stderr
-    example = {"mimic": "mimic_waveforms", "talent": "talent_jsonl"}[kind]
-    more = {"mimic": [], "talent": ["days.ipynb", "s3_server.py"]}[kind]
     for name in ["driver.ipynb", *more]:
         assert name in done.stderr
         assert (folder / name).read_bytes() == (EXAMPLES / example / name).read_bytes()
@@ -123,20 +144,23 @@ def initiated(kind: str, shardkit: RunCommand, folder: Path) -> None:
 
 @pytest.mark.slow
 @drivers
-def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shardkit: RunCommand) -> None:
+def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `init` writes it: jobs, a plot, what it claims, and in the end the dataset that one machine makes."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     is_mimic = path.parent.name.startswith("mimic")
     folder = tmp_path / "mine"
-    initiated("mimic" if is_mimic else "talent", shardkit, folder)
-    book = executed(folder)
+    initiated(path.parent.name, folder, monkeypatch)
+    forks = loaded.server(*SCIENCE) if is_mimic else warm.server()
+    book = executed(folder, notebooks.read(folder / "driver.ipynb"), forks)
     if is_mimic:
-        assert "60 records in " in said(book, "data")
-        assert "records  60 of" in said(book, "plan")
-    broken = 1 if is_mimic else 2
-    assert f"60 listed = {60 - broken} done + {broken} quarantined" in said(book, "wait" if is_mimic else "run")
+        assert "30 records in " in said(book, "data")
+        assert "records  30 of" in said(book, "plan")
+    listed, broken = (30, 1) if is_mimic else (60, 2)
+    assert f"{listed} listed = {listed - broken} done + {broken} quarantined" in said(
+        book, "wait" if is_mimic else "run"
+    )
     assert "ValueError" in said(book, "failures")
-    assert "60 done + 0 quarantined" in said(book, "retry")
+    assert f"{listed} done + 0 quarantined" in said(book, "retry")
     assert "Completed" in said(book, "jobs") and "Failed" not in said(book, "jobs")
     assert "0 quarantined." in said(book, "logs")
 
@@ -146,7 +170,7 @@ def test_it_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run = sk.open_run(folder / "out")
     assert run.has_jobs and run.summary().status == "done"
     function = run.folder.plan()["pipeline"]["function"]
-    shardkit("run", "pipeline.yaml", "--function", function, "--quiet", "--set", "output.uri=one-machine/", cwd=folder)
+    on_one_machine(folder, forks, "--function", function, "--set", "output.uri=one-machine/")
     keys = ("record", "name", "signal") if path.parent.name.startswith("mimic") else ("id",)
     on_one = in_order(folder / "one-machine", *keys)
     pd.testing.assert_frame_equal(
@@ -165,7 +189,7 @@ print(server.url)
 
 
 @pytest.mark.slow
-def test_a_week_of_days_runs_whole(tmp_path: Path, shardkit: RunCommand) -> None:
+def test_a_week_of_days_runs_whole(tmp_path: Path) -> None:
     """From and to its own S3; one day redone; at its end the very dataset that a local run makes, and no server."""
     pytest.importorskip("duckdb")
     pytest.importorskip("moto.server")
@@ -173,28 +197,28 @@ def test_a_week_of_days_runs_whole(tmp_path: Path, shardkit: RunCommand) -> None
     book = notebooks.read(folder / DAYS.name)
     end = next(i for i, cell in enumerate(book.cells) if cell["id"] == "end")
     book.cells.insert(end, notebooks.cell(KEEP, "keep"))
-    book = executed(folder, book)
+    book = executed(folder, book, warm.server())
 
-    assert "records  55 of" in said(book, "plan") and "7 partitions to be rebuilt" in said(book, "plan")
-    assert "55 listed = 55 done" in said(book, "run")
+    assert "records  27 of" in said(book, "plan") and "7 partitions to be rebuilt" in said(book, "plan")
+    assert "27 listed = 27 done" in said(book, "run")
     assert said(book, "run").count("talent/impressions/day_partition=2020-01-0") == 7
     late = said(book, "late")
     assert "1 partition to be rebuilt, 6 as they are" in late
-    assert re.search(r"2020-01-04 +1 new, 7 unchanged", late)
+    assert re.search(r"2020-01-04 +1 new, 3 unchanged", late)
     redone = said(book, "redo")
-    assert "8 listed = 1 done + 0 quarantined + 7 skipped" in redone
+    assert "4 listed = 1 done + 0 quarantined + 3 skipped" in redone
     for kind in ("gone", "new"):
         assert re.search(rf"{kind} +\S+/day_partition=2020-01-04/\S+$", redone, re.MULTILINE)
-    assert "as it was 6 files" in redone and "nothing has changed in 56 records" in redone
+    assert "as it was 6 files" in redone and "nothing has changed in 28 records" in redone
     assert re.findall(r"2020-01-\d\d", said(book, "range")) == ["2020-01-03", "2020-01-04", "2020-01-05"]
     (plot,) = pictures(book)
     assert is_drawn(plot)
 
     days = ["--set", "shards={by: date, path: '{Y}/{m}/{d}'}", "--set", "output.uri=here/"]
-    shardkit("run", "pipeline.yaml", "--quiet", "--set", "input.uri=week/", *days, cwd=folder)
+    on_one_machine(folder, warm.server(), "--set", "input.uri=week/", *days)
     here = sk.open_run(folder / "here").dataset().to_table().to_pandas()
     kept = pd.read_parquet(folder / "kept.parquet")
-    assert len(kept) == 56 * 40
+    assert len(kept) == 28 * 40
     pd.testing.assert_frame_equal(
         kept.sort_values("id", ignore_index=True), here.sort_values("id", ignore_index=True), check_exact=True
     )
