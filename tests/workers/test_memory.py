@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from crashing import LINUX, Project
+from crashing import LINUX, Done, Project
 
 import shardkit as sk
 from shardkit.workers.memory import allocated_bytes
@@ -58,18 +56,18 @@ def test_records_that_need_most_of_a_limit_run_one_at_a_time_and_only_what_does_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = [10] * 14
-    needs[3] = needs[4] = needs[8] = 180  # of 300, of which a worker takes some 50 for itself
-    needs[11] = 600
+    needs[3] = needs[4] = needs[8] = 110  # of 200, of which a worker takes some 50 for itself
+    needs[11] = 250
     project = project_of(tmp_path, needs)
     monkeypatch.chdir(tmp_path)
-    run = project.run(workers=2, memory="300MB", max_failures=1)
+    run = project.run(workers=2, memory="200MB", max_failures=1)
     (entry,) = run.quarantine()
     assert (entry["key"], entry["of_memory"], entry["signal"]) == ("r011.txt", True, "SIGKILL")
-    assert entry["peak_memory_bytes"] > 150 * MB
-    assert "needs more memory than the 300 MB that there are (peak: " in entry["message"]
+    assert entry["peak_memory_bytes"] > 90 * MB
+    assert "needs more memory than the 200 MB that there are (peak: " in entry["message"]
     assert "retry with more memory" in entry["message"]
     assert sorted(row["key"] for row in project.rows()) == [f"r{i:03d}.txt" for i in range(14) if i != 11]
-    assert at_once(project) < 250
+    assert at_once(project) < 160
 
 
 def test_chunks_that_are_known_to_need_much_wait_and_smaller_ones_go_side_by_side(
@@ -77,11 +75,11 @@ def test_chunks_that_are_known_to_need_much_wait_and_smaller_ones_go_side_by_sid
 ) -> None:
     """Their needs are learnt by the size of their records, from the first one of each size."""
     project = project_of(tmp_path, [])
-    project.write_records({f"a{i}.txt": f"150{' ' * 5000}" for i in range(6)})
-    project.write_records({f"b{i:02d}.txt": "10" for i in range(40)})
+    project.write_records({f"a{i}.txt": f"150{' ' * 5000}" for i in range(4)})
+    project.write_records({f"b{i:02d}.txt": "10" for i in range(20)})
     monkeypatch.chdir(tmp_path)
     run = project.run(workers=3, memory="400MB", max_failures=0)
-    assert run.summary().records["done"] == 46
+    assert run.summary().records["done"] == 24
     held = [json.loads(line) for line in (project.root / "held.jsonl").read_text().splitlines()]
     small = [(begin, end) for key, _, begin, end in held if key.startswith("b")]
     assert any(begin < at < end for at, _ in small for begin, end in small)
@@ -119,11 +117,11 @@ def test_a_job_of_slurm_has_what_slurm_has_given_to_it(monkeypatch: pytest.Monke
 
 @pytest.fixture
 def group() -> Iterator[Path]:
-    """A control group with 400 MB."""
+    """A control group with 200 MB."""
     folder = GROUPS / f"shardkit-test-{os.getpid()}"
     try:
         folder.mkdir()
-        (folder / "memory.limit_in_bytes").write_text(str(400 * MB))
+        (folder / "memory.limit_in_bytes").write_text(str(200 * MB))
     except OSError as error:
         pytest.skip(f"no control group can be made: {error}")
     yield folder
@@ -138,33 +136,42 @@ def kills(group: Path) -> int:
     return int((group / "memory.oom_control").read_text().split()[-1])
 
 
-def run_in(group: Path, project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run in a control group, leaving it to the kernel to end processes: without a margin nobody makes room."""
-    program = "from shardkit.workers import gate; gate.MARGIN = -1; from shardkit.cli.app import main; main()"
-    words: list[Any] = [sys.executable, "-c", program, *project.run_arguments(max_failures="100%"), *arguments]
-    enter = f'echo $$ > {group}/cgroup.procs && exec "$@"'
-    return subprocess.run(
-        ["/bin/sh", "-c", enter, "sh", *words], cwd=project.root, capture_output=True, text=True, check=False
-    )
+# Enters a control group, with the process that will start the workers. It leaves it to the kernel to end processes:
+# without a margin nobody makes room. What they have from the process that they are forks of does not count.
+IN_GROUP = """
+import os, sys
+from pathlib import Path
+for pid in [os.getpid(), *Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]:
+    Path(sys.argv[1], "cgroup.procs").write_text(str(pid))
+from shardkit.workers import gate
+gate.MARGIN = -1
+from shardkit.cli.app import main
+main(sys.argv[2:])
+"""
+
+
+def run_in(group: Path, project: Project, *arguments: str) -> Done:
+    """Run in a control group."""
+    return project.start(group, *project.run_arguments(max_failures="100%"), *arguments, code=IN_GROUP).wait()
 
 
 def test_what_the_kernel_kills_beside_others_is_done_in_the_end(tmp_path: Path, group: Path) -> None:
-    needs = [30, 220, 220, 30, 30, 500]
+    needs = [15, 110, 110, 15, 15, 250]
     project = project_of(tmp_path, needs)
     project.write_function(HOLDS.replace("0.02", "0.2"))
     done = run_in(group, project, "--workers", "3", "--quiet")
     assert kills(group) >= 2, done.stderr
     (entry,) = sk.open_run(project.out).quarantine()
     assert (entry["key"], entry["of_memory"]) == ("r005.txt", True), done.stderr
-    assert "more memory than the 400 MB" in entry["message"]
+    assert "more memory than the 200 MB" in entry["message"]
     assert len(project.rows()) == 5
 
 
 def test_processes_that_share_a_machine_pause_for_each_others_records(tmp_path: Path, group: Path) -> None:
     """Each is a node of its own: what the kernel kills in one, because of the others, is done alone among them all."""
-    (group / "memory.limit_in_bytes").write_text(str(650 * MB))
-    project = project_of(tmp_path, [200] * 6)
+    (group / "memory.limit_in_bytes").write_text(str(470 * MB))
+    project = project_of(tmp_path, [180] * 4)
     project.write_function(HOLDS.replace("0.02", "0.2"))
-    done = run_in(group, project, "--quiet", "--chunks", "even", "--set", "parallel={backend: loky, n_jobs: 3}")
+    done = run_in(group, project, "--quiet", "--chunks", "even", "--set", "parallel={backend: loky, n_jobs: 2}")
     assert sk.open_run(project.out).quarantine() == [], done.stderr
-    assert len(project.rows()) == 6
+    assert len(project.rows()) == 4
