@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import warm
+import warm_jobs
 from engine_jobs import until
 from job_runs import JobProject
 
 import shardkit as sk
 from shardkit.engines import training_rules, validation
 from shardkit.engines.local import LocalEngine, available_isolation
+from shardkit.engines.local_training import LocalTraining
 from shardkit.jobs.store import resources_of, turned
 
 if TYPE_CHECKING:
@@ -20,9 +25,17 @@ if TYPE_CHECKING:
 
     from conftest import RunCommand
 
+    from shardkit.engines.jobfiles import JobFiles
+
 pytestmark = pytest.mark.skipif(available_isolation() == "none", reason="no namespaces on this machine")
 ROLE = "arn:aws:iam::123456789012:role/Jobs"
-RUN = "import json, sys; import shardkit as sk; sk.Pipeline(**json.loads(sys.argv[1])).run(quiet=True)"
+# The supervisor of a training job, in a fork of the process that has loaded the program: see `warm_jobs.py`.
+SUPERVISE = """
+import functools, warm_jobs
+from shardkit.engines import supervisor, training_supervisor
+supervisor.main = functools.partial(supervisor.main, training_supervisor.TrainingSupervisor)
+warm_jobs.supervise()
+"""
 IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/science:1"
 
 
@@ -34,15 +47,24 @@ def project(tmp_path: Path) -> Iterator[JobProject]:
     made.end()
 
 
+@pytest.fixture(autouse=True)
+def _training_jobs_as_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def supervise(engine: LocalTraining, files: JobFiles) -> None:
+        with open(os.path.join(files.logs, "supervisor.log"), "ab") as log:
+            words = ["-c", SUPERVISE, engine.root, files.name]
+            assert warm_jobs.asked(warm.address(), words, env=os.environ, output=log.fileno())
+
+    monkeypatch.setattr(LocalTraining, "_supervise", supervise)
+
+
 def trainers(project: JobProject) -> LocalEngine:
     return LocalEngine(project.engine_root, max_instances=4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("input_mode", ["stream", "download"])
-def test_the_same_dataset(project: JobProject, input_mode: str) -> None:
-    project.write_groups("go", "go")
-    run = project.run_jobs(engine=project.local(jobs="training"), input_mode=input_mode)
+def test_the_same_dataset(project: JobProject) -> None:
+    project.write_groups("go", "go", groups="a")
+    run = project.run_jobs(engine=project.local(jobs="training"), input_mode="download")  # the others stream
     assert project.keys_and_rows(run) == project.expected()
     jobs = run.jobs()
     assert {job["status"] for job in jobs} == {"Completed"}
@@ -57,7 +79,8 @@ def test_the_same_dataset(project: JobProject, input_mode: str) -> None:
 def test_an_interruption_costs_no_attempt_and_goes_on_at_the_markers(project: JobProject, restart: bool) -> None:  # noqa: FBT001
     project.write_groups("go", "wait", groups="a")
     engine = project.local(jobs="training", spot=True, max_wait=600, merge={"spot": False})
-    driver = project.start(json.dumps(project.fields(engine=engine.to_dict(), workers=2)), code=RUN)
+    driver = threading.Thread(target=project.run_jobs, kwargs={"engine": engine, "workers": 2})
+    driver.start()
     project.wait_for_calls("a/r0.txt", "a/r1.txt")
     run = project.wait_for_run()
     until(lambda: list(run.path.glob("markers/*/*.json")), seconds=60)  # the first record is committed
@@ -66,8 +89,7 @@ def test_an_interruption_costs_no_attempt_and_goes_on_at_the_markers(project: Jo
     made.interrupt_training_job(name, restart=restart)
     until(lambda: project.calls().count("a/r1.txt") == 2, seconds=60)
     project.open_gate()
-    done = driver.wait()
-    assert done.code == 0, done.stderr
+    driver.join(60)
     assert project.keys_and_rows() == project.expected()
     assert sorted(project.calls()) == ["a/r0.txt", "a/r1.txt", "a/r1.txt"]
     first, merge = sk.open_run(project.out).jobs()
