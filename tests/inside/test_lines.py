@@ -52,14 +52,14 @@ def check_lines(whole: bytes, parts: list[bytes]) -> None:
 
 
 @pytest.mark.whole
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(text=TEXT, target=st.integers(1, 60))
 def test_pieces_are_the_file(text: bytes, target: int) -> None:
     check_lines(text, pieces("a.txt", text, inside="lines", target_bytes=target))
 
 
 @pytest.mark.whole
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(text=TEXT, target=st.integers(1, 200), block=st.integers(1, 40), level=st.sampled_from([0, 6]))
 def test_pieces_of_bgzip_are_the_file(text: bytes, target: int, block: int, level: int) -> None:
     check_lines(text, pieces("a.txt.gz", bgzip(text, block, level), inside="lines", target_bytes=target))
@@ -118,7 +118,7 @@ def parsed(text: bytes) -> list[list[str]]:
 
 
 @pytest.mark.whole
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     rows=ROWS,
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),

@@ -61,7 +61,7 @@ def source_of(home: Folder, data: bytes) -> Source:
     return Source(home, "a.tar", None, len(data))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     members=MEMBERS,
     form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),

@@ -500,7 +500,7 @@ globs = st.lists(
 
 
 @pytest.mark.whole
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     listing=st.dictionaries(keys_strategy, st.integers(0, 10**9), min_size=1, max_size=12),
     rule=st.sampled_from(["file", "stem", "directory", no_vowels]),

@@ -412,7 +412,7 @@ ungrouped = (
 
 
 @pytest.mark.whole
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(sizes=listings, rule=st.none() | grouped | ungrouped)
 def test_every_record_is_in_one_shard_and_the_plan_adds_up(sizes: dict[str, int], rule: Rule | None) -> None:
     plan = plan_of(sizes, rule)
@@ -440,7 +440,7 @@ def test_every_record_is_in_one_shard_and_the_plan_adds_up(sizes: dict[str, int]
 
 
 @pytest.mark.whole
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(sizes=listings, rule=grouped)
 def test_no_group_is_split(sizes: dict[str, int], rule: Rule) -> None:
     plan = plan_of(sizes, rule)
@@ -461,7 +461,7 @@ def fullest_of(packed: np.ndarray, sizes: list[int]) -> int:
     return max(sum(s for s, b in zip(sizes, packed, strict=True) if b == bin_) for bin_ in set(packed.tolist()))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8), bins=st.integers(1, 4))
 def test_packing_is_within_the_bound_of_longest_first(sizes: list[int], bins: int) -> None:
     bins = min(bins, len(sizes))

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from simulated_service import SimulatedService
 
 import shardkit as sk
+from shardkit.cli.app import cli
 from shardkit.jobs import Policy, SimulatedClock, SQLiteStore, Submission, drive
 from shardkit.jobs.prices import KnownPrices, prices_at
 from shardkit.jobs.shipped_prices import DATED
@@ -75,7 +77,7 @@ def test_runs_end_when_they_were_predicted_to(tmp_path: Path, shape: str) -> Non
     took = seen["sample"]
     sample = sample_of(took["seconds"], took["bytes"], chunk_s=took["chunk_s"], records=records)
     asked = Asked(
-        quotas={"": seen["quota"]}, startup_s=seen["startup_s"], capacity_errors=seen["capacity_errors"], trials=20
+        quotas={"": seen["quota"]}, startup_s=seen["startup_s"], capacity_errors=seen["capacity_errors"], trials=10
     )
     option = make_forecast(pipeline, pipeline.plan(), sample, asked).as_planned
     assert option.end_s.p50 == pytest.approx(seen["run"]["end_s"], rel=0.2)
@@ -94,13 +96,13 @@ def work(record):
 
 @pytest.mark.slow
 def test_a_run_ends_when_it_was_predicted_to(tmp_path: Path) -> None:
-    """A sample, a run, and when the run would have ended by the sample, given what a job takes to start here.
+    """A sample, a run of four jobs, of which three go on at once, and when the run would have ended by the sample, given what a job takes to start here.
 
     The function sleeps, and the time to start is that of this run, so that a busy machine matters little.
     """
     (tmp_path / "work.py").write_text(SLEEPS)
     engine = sk.Local(root=tmp_path / "engine", max_instances=3)
-    pipeline = pipeline_of(tmp_path, [700] * 6, records=8, engine=engine, requirements_mode="none")
+    pipeline = pipeline_of(tmp_path, [700] * 4, records=8, engine=engine, requirements_mode="none")
     pipeline = pipeline.replace(function="work:work", source_dir=tmp_path)
     plan, sample = pipeline.plan(), take_sample(pipeline, 6, quiet=True)
     run = pipeline.run(quiet=True)
@@ -373,20 +375,25 @@ def words(tmp_path: Path) -> Path:
 
 
 @pytest.mark.whole
-def test_the_command_line(shardkit: RunCommand, words: Path) -> None:
+def test_the_command_line(shardkit: RunCommand, words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(words)
+
+    def refused(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 2, done.output
+        return done.output
+
     plan = ("plan", "words.yaml")
     said = shardkit(*plan, "--sample", "2", "--deadline", "1h", "--trials", "5", "--prices").stdout
     assert "Forecast from a sample of 2 of 8 records, over 5 simulated runs:" in said
     assert "For a deadline of 1 h 0 min:" in said and "--set shards.max_jobs=1" in said and "months old" in said
     more = ("--json", "--quota", "3", "--startup", "2m", "--capacity-errors", "10%")
-    data = json.loads(shardkit(*plan, "--sample", "2", *more, "--trials", "5").stdout)["forecast"]
+    data = json.loads(shardkit(*plan, "--sample", "2", *more, "--trials", "2").stdout)["forecast"]
     assert data["options"][0]["usd"] is None and data["options"][0]["end_s"]["p50"] > 3 * 90
     assert data["assumed"][0] == "quotas of instances: 3 of any type"
-    assert "give the pipeline first" in shardkit("plan", "--prices", "words.yaml", code=2).stderr
-    assert "give --sample 20 too" in shardkit(*plan, "--deadline", "1h", code=2).stderr
+    assert "give the pipeline first" in refused("plan", "--prices", "words.yaml")
+    assert "give --sample 20 too" in refused(*plan, "--deadline", "1h")
     for wrong in (("--budget", "much"), ("--quota", "x"), ("--capacity-errors", "2"), ("--deadline", "soon")):
-        assert wrong[1] in shardkit(*plan, "--sample", "2", *wrong, code=2).stderr
-    assert (
-        "run without an engine" in shardkit(*plan, "--engine", "none", "--sample", "2", "--quota", "1", code=2).stderr
-    )
+        assert wrong[1] in refused(*plan, "--sample", "2", *wrong)
+    assert "run without an engine" in refused(*plan, "--engine", "none", "--sample", "2", "--quota", "1")
     assert not list(words.glob("out/*"))

@@ -12,6 +12,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import warm
 
 import shardkit as sk
 
@@ -804,9 +805,13 @@ for function in (rows, Model):
 def test_functions_of_main_without_a_guard(files: WriteFiles, tmp_path: Path, how: str) -> None:
     files(["data/a", "data/b"], "")
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "script.py"] if how == "script" else [sys.executable, "-"]
-    given = None if how == "script" else SCRIPT
-    done = subprocess.run(command, cwd=tmp_path, input=given, capture_output=True, text=True, check=False, timeout=60)
+    if how == "script":
+        done = warm.run([tmp_path / "script.py"], cwd=tmp_path, env=os.environ, timeout_s=60)
+    else:
+        command = [sys.executable, "-"]
+        done = subprocess.run(
+            command, cwd=tmp_path, input=SCRIPT, capture_output=True, text=True, check=False, timeout=60
+        )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["['A!', 'B!']"] * 2
     assert done.stderr == ""
