@@ -5,22 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 from emulators import s3_client
 
 import shardkit as sk
+from shardkit.cli.app import cli
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.names import RUNS
 from shardkit.storage.local_folder import LocalFolder
 from shardkit.storage.open import folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from conftest import RunCommand
+    from click.testing import Result
 
     from shardkit.storage.base import Folder
 
@@ -37,27 +40,20 @@ def rows(record):
 DAYS, EACH = ("2020-01-01", "2020-01-02"), 4
 
 
-@pytest.fixture(params=["local", "s3"])
-def output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place for a dataset: on this machine, and in a bucket."""
-    if request.param == "local":
-        return str(tmp_path / "out")
-    url, name = request.getfixturevalue("s3_url"), f"cleaning-{next(NUMBERS)}-{os.getpid()}"
-    known = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1", "ENDPOINT_URL": url}
-    for variable, value in known.items():
-        monkeypatch.setenv(f"AWS_{variable}", value)
-    s3_client(url, "us-east-1").create_bucket(Bucket=name)
-    return f"s3://{name}/out"
-
-
 class Feed:
-    """A folder a day with four records each, and a dataset of them."""
+    """A folder a day with four records each, and a dataset of them; ``made`` has the ids of the runs, in order."""
 
-    def __init__(self, root: Path, output: str) -> None:
-        self.root, self.output = root, output
+    def __init__(self, root: Path, output: str, made: Iterable[str] = ()) -> None:
+        self.root, self.output, self.made = root, output, [*made]
+
+    @classmethod
+    def begin(cls, root: Path, output: str) -> Feed:
+        """One without a dataset yet."""
+        feed = cls(root, output)
         (root / "cleaning_work.py").write_text(WORK)
         for day, i in itertools.product(DAYS, range(EACH)):
-            self.put(f"{day}/{i}.txt", f"{day}.{i}")
+            feed.put(f"{day}/{i}.txt", f"{day}.{i}")
+        return feed
 
     def put(self, key: str, text: str) -> None:
         path = self.root / "data" / key
@@ -67,15 +63,15 @@ class Feed:
     def run(self, **fields: Any) -> sk.Run:
         given = {"function": "cleaning_work:rows", "source_dir": self.root, "name": "feed", "workers": 1}
         rules = {"shards": {"by": "date", "path": "{Y}-{m}-{d}"}, "max_failures": "100%", "chunks": "dynamic"}
-        return sk.run(input=self.root / "data", output=self.output, quiet=True, **(given | rules | fields))
+        done = sk.run(input=self.root / "data", output=self.output, quiet=True, **(given | rules | fields))
+        self.made.append(done.run_id)
+        return done
 
-    def redo(self, times: int) -> list[str]:
-        """Change a record of the second day and run, so many times; returns the runs' ids."""
-        found = []
-        for i in range(times):
-            self.put(f"{DAYS[1]}/{i % EACH}.txt", f"again {i}")
-            found.append(self.run().run_id)
-        return found
+    def redo(self) -> str:
+        """Change a record of the second day and run; returns the run's id."""
+        number = len(self.made)
+        self.put(f"{DAYS[1]}/{number % EACH}.txt", f"again {number}")
+        return self.run().run_id
 
     @property
     def folder(self) -> Folder:
@@ -96,18 +92,54 @@ class Feed:
         return {entry.key: entry.bytes for entry in self.folder.entries()}
 
 
+def redone_twice(root: Path, output: str) -> Feed:
+    """A dataset whose second day was made three times."""
+    feed = Feed.begin(root, output)
+    feed.run()
+    for _ in range(2):
+        feed.redo()
+    return feed
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """One on this machine that tests find as it was made, where it was made; a copy of it; and its runs."""
+    root = tmp_path_factory.mktemp("cleaning")
+    feed = redone_twice(root, str(root / "out"))
+    copy = tmp_path_factory.mktemp("kept") / "copy"
+    shutil.copytree(root, copy)
+    return root, copy, feed.made
+
+
 @pytest.fixture
-def feed(tmp_path: Path, output: str) -> Feed:
-    return Feed(tmp_path, output)
+def feed(kept: tuple[Path, Path, list[str]]) -> Feed:
+    """A dataset whose second day was made three times, on this machine."""
+    root, copy, made = kept
+    shutil.rmtree(root)
+    shutil.copytree(copy, root)
+    return Feed(root, str(root / "out"), made)
+
+
+@pytest.fixture(params=["local", "s3"])
+def feed_in_each(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Feed:
+    """The same, and one in a bucket, for what depends on the store: what is listed, locked and removed, and how old it is."""
+    if request.param == "local":
+        found: Feed = request.getfixturevalue("feed")
+        return found
+    url, name = request.getfixturevalue("s3_url"), f"cleaning-{next(NUMBERS)}-{os.getpid()}"
+    known = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1", "ENDPOINT_URL": url}
+    for variable, value in known.items():
+        monkeypatch.setenv(f"AWS_{variable}", value)
+    s3_client(url, "us-east-1").create_bucket(Bucket=name)
+    return redone_twice(tmp_path, f"s3://{name}/out")
 
 
 @pytest.mark.whole
-def test_runs_of_a_day_that_is_redone_go_and_the_next_redo_computes_no_more_than_else(feed: Feed) -> None:
-    first = feed.run().run_id
-    redone = feed.redo(3)
+def test_runs_of_a_day_that_is_redone_go_and_the_next_redo_computes_no_more_than_else(feed_in_each: Feed) -> None:
+    feed = feed_in_each
     before = feed.everything()
     done = sk.clean(feed.output)
-    assert feed.runs() == sorted([first, redone[-1]])  # the makers of the two days
+    assert feed.runs() == sorted([feed.made[0], feed.made[-1]])  # the makers of the two days
     assert sum(before.values()) - sum(feed.everything().values()) == done.bytes > 0
     assert len(before) - len(feed.everything()) == done.files
     feed.check()
@@ -123,8 +155,6 @@ def test_runs_of_a_day_that_is_redone_go_and_the_next_redo_computes_no_more_than
 
 @pytest.mark.whole
 def test_a_dry_run_tells_the_same_and_removes_nothing(feed: Feed) -> None:
-    feed.run()
-    feed.redo(2)
     before = feed.everything()
     told = sk.clean(feed.output, dry_run=True)
     assert feed.everything() == before
@@ -137,7 +167,7 @@ def test_a_dry_run_tells_the_same_and_removes_nothing(feed: Feed) -> None:
 
 @pytest.mark.whole
 def test_whole_datasets_that_are_replaced_leave_one_run(feed: Feed) -> None:
-    for _ in range(3):
+    for _ in range(2):
         last = feed.run(shards=None, incremental=False)
     sk.clean(feed.output)
     assert feed.folder.children(RUNS) == [last.run_id]
@@ -146,9 +176,9 @@ def test_whole_datasets_that_are_replaced_leave_one_run(feed: Feed) -> None:
 
 @pytest.mark.whole
 def test_what_is_in_quarantine_can_be_retried_after_it(feed: Feed) -> None:
-    feed.put(f"{DAYS[1]}/3.txt", "bad")
+    feed.put(f"{DAYS[1]}/2.txt", "bad")
     feed.run()
-    feed.redo(2)
+    feed.redo()
     sk.clean(feed.output)
     (feed.root / "mended").touch()
     again = sk.open_run(feed.output).retry(quiet=True)
@@ -176,12 +206,10 @@ def fail_in_pass2(feed: Feed, monkeypatch: pytest.MonkeyPatch, **fields: Any) ->
 def test_a_run_that_is_not_finished_stays_with_what_it_has_taken_over(
     feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    feed.run()
-    redone = feed.redo(2)
     feed.put(f"{DAYS[1]}/3.txt", "late")
     stopped = fail_in_pass2(feed, monkeypatch)
     done = sk.clean(feed.output)
-    assert {stopped, redone[-1]} < set(feed.runs())
+    assert {stopped, feed.made[-1]} < set(feed.runs())
     assert {run.run_id: run.reason for run in done.runs}[stopped] == "not finished, and may be resumed"
     sk.open_run(feed.output, stopped).resume(quiet=True)
     feed.check()
@@ -189,12 +217,12 @@ def test_a_run_that_is_not_finished_stays_with_what_it_has_taken_over(
 
 @pytest.mark.whole
 def test_a_run_that_is_not_finished_goes_where_that_is_asked(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = feed.run().run_id
     feed.put(f"{DAYS[1]}/3.txt", "late")
     stopped = fail_in_pass2(feed, monkeypatch)
     sk.clean(feed.output, unfinished=True)
-    assert feed.folder.children(RUNS) == [kept]
-    assert sk.open_run(feed.output).run_id == kept
+    assert feed.runs() == sorted([feed.made[0], feed.made[-1]])
+    assert stopped not in feed.folder.children(RUNS)
+    assert sk.open_run(feed.output).run_id == feed.made[-1]
     with pytest.raises(sk.RunNotFound, match=stopped):
         sk.open_run(feed.output, stopped)
     assert feed.run().summary().records["done"] == 1
@@ -202,22 +230,21 @@ def test_a_run_that_is_not_finished_goes_where_that_is_asked(feed: Feed, monkeyp
 
 
 @pytest.mark.whole
-def test_a_run_at_work_stays(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = feed.run().run_id
-    feed.redo(1)
+def test_a_run_at_work_stays(feed_in_each: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = feed_in_each
     stopped = fail_in_pass2(feed, monkeypatch, incremental=False)
     with RunFolder(feed.folder, stopped).lock():
         done = sk.clean(feed.output, unfinished=True)
         assert {run.run_id: run.reason for run in done.runs}[stopped] == "at work"
-    assert {first, stopped} < set(feed.runs())
+    assert {feed.made[0], stopped} < set(feed.runs())
     sk.open_run(feed.output, stopped).resume(quiet=True)
     feed.check()
 
 
 @pytest.mark.whole
-def test_a_run_that_begins_to_be_worked_on_meanwhile_stays(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    feed.run()
-    (between, _) = feed.redo(2)
+def test_a_run_that_begins_to_be_worked_on_meanwhile_stays(feed_in_each: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = feed_in_each
+    between = feed.made[1]
     monkeypatch.setattr(RunFolder, "is_locked", lambda _: False)
     with RunFolder(feed.folder, between).lock():
         done = sk.clean(feed.output)
@@ -226,9 +253,8 @@ def test_a_run_that_begins_to_be_worked_on_meanwhile_stays(feed: Feed, monkeypat
 
 
 @pytest.mark.whole
-def test_only_what_is_older(feed: Feed) -> None:
-    feed.run()
-    feed.redo(2)
+def test_only_what_is_older(feed_in_each: Feed) -> None:
+    feed = feed_in_each
     before = feed.everything()
     assert sk.clean(feed.output, older_than="1h").files == 0
     assert feed.everything() == before
@@ -238,9 +264,9 @@ def test_only_what_is_older(feed: Feed) -> None:
 
 
 @pytest.mark.whole
-def test_one_that_was_interrupted_is_finished_by_the_next(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    feed.run()
-    feed.redo(3)
+def test_one_that_was_interrupted_is_finished_by_the_next(feed_in_each: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = feed_in_each
+    feed.redo()
     left = iter(range(4))
 
     def failing(remove: Callable[..., None]) -> Callable[..., None]:
@@ -264,12 +290,11 @@ def test_one_that_was_interrupted_is_finished_by_the_next(feed: Feed, monkeypatc
     assert sk.clean(feed.output).files == 0
     assert len(feed.runs()) == 2
     feed.check()
-    assert feed.redo(1)
+    assert feed.redo()
     feed.check()
 
 
 def test_what_may_be_a_run_that_is_being_planned_stays(feed: Feed) -> None:
-    feed.run()
     planned = RunFolder(feed.folder, "soon")
     planned.files.write("records.parquet", b"x")
     done = sk.clean(feed.output, unfinished=True)
@@ -283,7 +308,7 @@ def test_an_output_without_runs(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_removed_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    feed = Feed(tmp_path, str(tmp_path / "out"))
+    feed = Feed.begin(tmp_path, str(tmp_path / "out"))
     for _ in range(2):
         feed.run(shards=None, incremental=False)
     remove = LocalFolder.remove
@@ -293,15 +318,17 @@ def test_files_that_cannot_be_removed_are_told(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.whole
-def test_on_the_command_line(tmp_path: Path, shardkit: RunCommand) -> None:
-    feed = Feed(tmp_path, str(tmp_path / "out"))
-    feed.run()
-    (between, _) = feed.redo(2)
-    told = shardkit("clean", "out", "--dry-run").stdout
-    assert f"{between}  " in told
-    assert "would go in out" in told.replace(str(tmp_path) + "/", "")
+def test_on_the_command_line(feed: Feed) -> None:
+    def shardkit(*words: str, code: int = 0) -> Result:
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == code, done.output
+        return done
+
+    told = shardkit("clean", feed.output, "--dry-run").stdout
+    assert f"{feed.made[1]}  " in told
+    assert f"would go in {feed.output}" in told
     assert "2 runs untouched: still in the dataset." in told
-    done = json.loads(shardkit("clean", "out", "--json").stdout)
+    done = json.loads(shardkit("clean", feed.output, "--json").stdout)
     assert done["files"] == sum(run["files"] for run in done["runs"]) > 0
-    assert "There is nothing to remove in" in shardkit("clean", "out", "--older-than", "7d").stdout
-    assert "is no time" in shardkit("clean", "out", "--older-than", "soon", code=2).stderr
+    assert "There is nothing to remove in" in shardkit("clean", feed.output, "--older-than", "7d").stdout
+    assert "is no time" in shardkit("clean", feed.output, "--older-than", "soon", code=2).stderr
