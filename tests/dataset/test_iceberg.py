@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import warm
 from emulators import use_emulator
+from in_process import InProcess
 
 import shardkit as sk
 from shardkit.dataset.iceberg import expiry, snapshots
@@ -26,7 +27,6 @@ from pyiceberg.exceptions import NoSuchTableError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import RunCommand
     from pyiceberg.table import Table
 
 DAYS = ("2020-01-01", "2020-01-02", "2020-01-03")
@@ -136,7 +136,9 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.mark.whole
-def test_each_run_is_one_snapshot_of_the_files_that_it_has_written(world: World, shardkit: RunCommand) -> None:
+def test_each_run_is_one_snapshot_of_the_files_that_it_has_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = world.run()
     table = world.table()
     assert [field.name for field in table.schema().fields] == ["ad", "v", "day_partition"]
@@ -162,8 +164,8 @@ def test_each_run_is_one_snapshot_of_the_files_that_it_has_written(world: World,
     query = "SELECT sum(v)::INT AS v FROM dataset"
     assert second.sql(query)["v"][0] == (1 + 2 + 3) * ROWS
     assert second.sql(query, as_of=first.run_id)["v"][0] == 2 * ROWS
-    asked = shardkit("query", query, "--output", world.out, "--as-of", first.run_id, "--format", "csv")
-    assert asked.stdout.splitlines() == ["v", str(2 * ROWS)]
+    asked = ["query", query, "--output", world.out, "--as-of", first.run_id, "--format", "csv"]
+    assert InProcess(monkeypatch)(world.root, *asked).stdout.splitlines() == ["v", str(2 * ROWS)]
     with pytest.raises(
         sk.RunNotFound, match=f"no snapshot of run 1999.* It has those of {second.run_id}, {first.run_id}"
     ):
@@ -174,7 +176,7 @@ def test_each_run_is_one_snapshot_of_the_files_that_it_has_written(world: World,
     world.run()
     second.resume(quiet=True)
     assert len(world.table().snapshots()) == 2
-    shardkit("pass2", "--input", world.out, "--output", world.root / "merged", "--quiet")
+    InProcess(monkeypatch)(world.root, "pass2", "--input", world.out, "--output", world.root / "merged", "--quiet")
     assert sk.open_run(world.root / "merged").dataset().count_rows() == 3 * ROWS
 
 
@@ -184,7 +186,7 @@ def test_a_reader_in_a_loop_sees_no_redo_half(world: World) -> None:
     ended, seen = threading.Event(), set()
 
     def read() -> None:
-        while not ended.wait(0.1):
+        while not ended.wait(0.25):
             rows = world.seen()
             assert {day: len(values) for day, values in rows.items()} == dict.fromkeys(DAYS[:2], ROWS), rows
             seen.add(tuple(v for values in rows.values() for v in sorted(set(values))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ pytest.importorskip("pyiceberg")
 
 import pyiceberg.catalog
 from iceberg_rest import RestCatalog, rest_catalog
+from in_process import InProcess
 from pyiceberg.catalog import load_catalog
 from pyiceberg.utils.config import Config
 from test_iceberg import DAYS, ROWS, TABLE, World, days, values_by_day
@@ -21,8 +23,6 @@ from shardkit.dataset.iceberg.snapshots import run_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from conftest import RunCommand
 
 TOKEN = "one-of-the-configuration"
 
@@ -61,7 +61,7 @@ def seen(rest: RestCatalog) -> dict[str, list[Any]]:
 
 @pytest.mark.whole
 def test_runs_redo_days_and_read_back_through_a_rest_catalogue(
-    world: World, rest: RestCatalog, shardkit: RunCommand
+    world: World, rest: RestCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = world.run(**fields(rest))
     assert seen(rest) == days(1, 1)
@@ -83,11 +83,12 @@ def test_runs_redo_days_and_read_back_through_a_rest_catalogue(
     listed = second.snapshots()
     assert listed["run_id"].tolist() == [second.run_id, first.run_id]
     assert listed[["rows", "files", "is_present"]].to_numpy().tolist() == [[3 * ROWS, 3, True], [2 * ROWS, 2, False]]
-    lines = shardkit("snapshots", world.out).stdout.splitlines()
+    command = functools.partial(InProcess(monkeypatch), world.root)
+    lines = command("snapshots", world.out).stdout.splitlines()
     assert lines[0].split() == ["made", "run", "rows", "files", "snapshot", "table"]
     assert [line.split()[2] for line in lines[1:]] == listed["run_id"].tolist()
     assert lines[1].endswith(f"{TABLE} (present)")
-    told = [json.loads(line) for line in shardkit("snapshots", world.out, "--json").stdout.splitlines()]
+    told = [json.loads(line) for line in command("snapshots", world.out, "--json").stdout.splitlines()]
     assert [one["snapshot_id"] for one in told] == listed["snapshot_id"].tolist()
 
     # What was replaced goes, and with it the earlier run.
