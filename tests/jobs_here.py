@@ -20,12 +20,30 @@ from shardkit.engines.local import LocalEngine
 from shardkit.runs.container import job as program
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shardkit.engines.jobfiles import JobFiles
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process's local engines do their jobs here."""
     monkeypatch.setattr(LocalEngine, "_supervise", lambda _, files: do(files))
+
+
+@contextlib.contextmanager
+def as_a_guest(root: Path, **environment: str) -> Iterator[None]:
+    """Leave as it is what the program of a job changes for good, as it has a process of its own.
+
+    ``root`` is the job's folder, in place of ``/opt/ml``.
+    """
+    own = {"SHARDKIT_OPT_ML": str(root), "SHARDKIT_CACHE": str(root / "cache")}
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("ARROW_DEFAULT_MEMORY_POOL", "OPENBLAS_NUM_THREADS"):
+            patched.setenv(name, os.environ.get(name, ""))
+        patched.setattr(program, "spare_what_is_loaded", lambda: None)
+        for name, value in {**environment, **own}.items():
+            patched.setenv(name, value)
+        yield
 
 
 def do(files: JobFiles) -> None:
@@ -38,16 +56,13 @@ def do(files: JobFiles) -> None:
     about = {"ProcessingJobName": files.name, "StoppingCondition": job["request"].get("StoppingCondition")}
     (root / "config" / "processingjobconfig.json").write_text(json.dumps(about))
     started = time.time()
-    own = {"SHARDKIT_OPT_ML": str(root), "SHARDKIT_CACHE": str(root / "cache")}
-    with pytest.MonkeyPatch.context() as patched, open(files.log(host), "w", encoding="utf-8") as log:
-        # The program would set these for good, and say to the garbage collector what is of a whole process.
-        for name in ("ARROW_DEFAULT_MEMORY_POOL", "OPENBLAS_NUM_THREADS"):
-            patched.setenv(name, os.environ.get(name, ""))
-        patched.setattr(program, "spare_what_is_loaded", lambda: None)
-        for name, value in {**job["request"].get("Environment", {}), **own}.items():
-            patched.setenv(name, value)
-        with contextlib.redirect_stderr(log):
-            code = program.main(job["request"]["AppSpecification"]["ContainerArguments"])
+    environment = job["request"].get("Environment", {})
+    with (
+        as_a_guest(root, **environment),
+        open(files.log(host), "w", encoding="utf-8") as log,
+        contextlib.redirect_stderr(log),
+    ):
+        code = program.main(job["request"]["AppSpecification"]["ContainerArguments"])
     end: dict[str, Any] = {"ProcessingJobStatus": "Failed" if code else "Completed"}
     message = root / "output" / "message"
     if message.exists():

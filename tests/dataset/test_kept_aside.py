@@ -6,9 +6,11 @@ import datetime
 import re
 from typing import TYPE_CHECKING, Any
 
+import jobs_here
 import pytest
 import warm
 from crashing import environment
+from in_process import InProcess
 
 import shardkit as sk
 from shardkit.runs.again import start_or_go_on
@@ -18,8 +20,6 @@ from shardkit.runs.scheduler import Scheduler
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from conftest import RunCommand
 
 WORK = """
 from pathlib import Path
@@ -245,13 +245,18 @@ def test_a_run_that_is_asked_for_by_its_id_again_goes_on_with_what_it_has(world:
 # ---- exit codes and acceptance
 
 
-def test_every_command_says_by_the_same_code_that_a_check_has_failed(world: World, shardkit: RunCommand) -> None:
+def test_every_command_says_by_the_same_code_that_a_check_has_failed(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = InProcess(monkeypatch)
     world.put(a=20)
     prepared = prepare(world.pipeline(), "nightly", quiet=True)
     home = str(world.out / "_shardkit" / "runs" / "nightly")
     assert prepared.jobs == [0]
-    shardkit("pass1", "--run", home, "--job", "0")
-    shardkit("pass2", "--run", home, code=3)
+    with jobs_here.as_a_guest(tmp_path / "ml"):
+        command(tmp_path, "pass1", "--run", home, "--job", "0")
+        command(tmp_path, "pass2", "--run", home, code=3)
+    jobs_here.use(monkeypatch)
     with pytest.raises(sk.errors.ChecksFailed, match=WAITS) as caught:
         prepare(world.pipeline(), "nightly-2", quiet=True)
     assert caught.value.exit_code == 3
