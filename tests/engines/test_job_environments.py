@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -81,13 +82,14 @@ def test_a_job_installs_into_an_environment_that_the_next_job_finds(project: Job
     project.write_function(VERSIONS.format("zzbase"))
     (project.code / "requirements.txt").write_text("zzbase==1.0\n")
     before = content(user_site)
-    run = project.run_jobs(requirements_mode="install")
+    run = project.run_jobs(requirements_mode="install", workers=1)
     assert set(run.dataset().to_table()["version"].to_pylist()) == {"1.0"}
     assert content(user_site) == before
     (kept,) = (project.engine_root / "environments").glob("*/complete")  # of three jobs, two at the same time
     made = kept.parent.stat().st_ctime
     project.out = project.root / "again"
-    again = project.run_jobs(requirements_mode="install")
+    shutil.rmtree(project.data / "b")
+    again = project.run_jobs(requirements_mode="install", workers=1)
     assert set(again.dataset().to_table()["version"].to_pylist()) == {"1.0"}
     assert kept.parent.stat().st_ctime == made
 

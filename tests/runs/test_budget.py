@@ -42,17 +42,29 @@ def keys(project: Project) -> list[str]:
 
 
 @pytest.mark.parametrize(
+    ("records", "allowed", "may_fail"),
+    [
+        (40, 0, 0),
+        (40, 2, 2),
+        (40, "5%", 2),
+        (41, "5%", 3),  # 2.05 is rounded up
+        (40, "0.1%", 1),
+        (40, "0%", 0),
+        (4, "100%", 4),
+    ],
+)
+def test_how_many_records_may_fail(records: int, allowed: int | str, may_fail: int) -> None:
+    given = sk.Pipeline(function="work:features", input="data", output="out", max_failures=allowed)
+    assert given.limits().max_quarantined(records) == may_fail
+
+
+@pytest.mark.parametrize(
     ("records", "bad", "allowed", "done"),
     [
-        (40, 1, 0, False),
-        pytest.param(40, 2, 2, True, marks=WHOLE),
-        pytest.param(40, 3, 2, False, marks=WHOLE),
-        pytest.param(40, 2, "5%", True, marks=WHOLE),
-        (40, 3, "5%", False),
-        (41, 3, "5%", True),  # 2.05 is rounded up
-        (40, 1, "0.1%", True),
-        pytest.param(40, 1, "0%", False, marks=WHOLE),
-        pytest.param(4, 3, "100%", True, marks=WHOLE),
+        pytest.param(20, 2, 2, True, marks=WHOLE),
+        pytest.param(20, 3, 2, False, marks=WHOLE),
+        (20, 2, "5%", False),
+        (21, 2, "5%", True),  # 1.05 is rounded up
     ],
 )
 def test_as_many_records_may_fail_as_allowed(

@@ -161,7 +161,7 @@ def parts_in(folder: RunFolder) -> list[str]:
 
 @pytest.mark.whole
 def test_in_every_order_the_first_marker_counts(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    orders = ORDERS if "s3" not in folder.uri else ORDERS[::4]
+    orders = ORDERS if "s3" not in folder.uri else ORDERS[::9]
     winners = set()
     for order in orders:
         clear(folder)
@@ -178,7 +178,9 @@ def test_in_every_order_the_first_marker_counts(folder: RunFolder, monkeypatch: 
 
 @pytest.mark.parametrize("victim", ["o", "t"])
 def test_wherever_one_dies_the_other_ends_it(folder: RunFolder, victim: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for alive, steps, before in itertools.product(["ot".replace(victim, "")], range(STEPS), range(STEPS)):
+    alive = "ot".replace(victim, "")
+    on_disk = itertools.product(range(STEPS), range(STEPS))
+    for steps, before in on_disk if "s3" not in folder.uri else zip(range(STEPS), range(STEPS), strict=True):
         clear(folder)
         with monkeypatch.context() as patched:
             programs = {"o": doing(folder, marker_of(folder, OWNER)), "t": doing(folder, marker_of(folder, THIEF))}

@@ -51,6 +51,7 @@ class Again(Project):
     def wanted(self, **by_record: str) -> None:
         (self.root / "wanted").write_text(json.dumps(by_record))
         (self.root / "pids").write_text("")
+        (self.root / "hangs").unlink(missing_ok=True)
 
     def pids(self) -> set[int]:
         return set(map(int, (self.root / "pids").read_text().split()))
@@ -60,9 +61,16 @@ class Again(Project):
         return sk.Pipeline(**(given | {"function": "work:features"} | fields))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Again:
+    """The project of all tests, none of which writes to its dataset."""
+    return Again(tmp_path_factory.mktemp("again") / "project")
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Again:
-    return Again(tmp_path / "project")
+def project(made: Again) -> Again:
+    made.wanted()
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +102,6 @@ def test_a_record_that_takes_too_long_is_one_that_fails(project: Again) -> None:
 
 
 def test_as_many_processes_work_as_are_asked_for(project: Again) -> None:
-    project.wanted()
     assert project.made.verify(workers=1, quiet=True).is_reproducible
     assert len(project.pids()) == 1
     project.wanted()

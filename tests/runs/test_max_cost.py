@@ -39,7 +39,7 @@ def limit(usd: float, **more: Any) -> dict[str, Any]:
 @pytest.mark.whole
 def test_a_run_stops_and_goes_on_with_a_higher_limit(project: JobProject) -> None:
     """Two jobs at a time: the rest is not launched once they have cost it, also not by a driver that comes back."""
-    project.write_groups("go", groups="abcdef")
+    project.write_groups("go", groups="abcd")
     engine = project.local(max_instances=2)
     with pytest.raises(sk.CostExceeded) as raised:
         project.run_jobs(engine=engine, max_cost=limit(0.1), workers=1)
@@ -49,7 +49,7 @@ def test_a_run_stops_and_goes_on_with_a_higher_limit(project: JobProject) -> Non
     run = sk.open_run(project.out)
     jobs = run.jobs()
     causes = [job["cause"] for job in jobs]
-    assert causes.count("cost") >= 4 and {job["status"] for job in jobs} == {"Completed", "Failed"}
+    assert causes.count("cost") >= 2 and {job["status"] for job in jobs} == {"Completed", "Failed"}
     assert all(not job["attempts"] for job in jobs if job["cause"] == "cost")
     with pytest.raises(sk.CostExceeded, match="nothing more is launched"):
         run.resume(quiet=True)
@@ -61,20 +61,20 @@ def test_a_run_stops_and_goes_on_with_a_higher_limit(project: JobProject) -> Non
 
 @pytest.mark.whole
 def test_whoever_serves_the_queue_keeps_to_it(project: JobProject) -> None:
-    project.write_groups("go", groups="abcd")
+    project.write_groups("go", groups="abc")
     place = project.root / "queue.sqlite"
     engine = project.local(max_instances=1)
     run = project.run_jobs(engine=engine, max_cost=limit(0.1), workers=1, wait=False, queue=str(place))
     store = SQLiteStore(place)
     assert [kept.usd for job in store.jobs(limit=1) if (kept := cost_limit_of(store, job.run))] == [0.1]
     serve(store, engine.client(), policy=Policy.local(max_instances=1), until_ended=True)
-    assert store.counts()["Completed"] < 4 and "cost" in {job.cause for job in store.jobs(status="Failed")}
+    assert store.counts()["Completed"] < 3 and "cost" in {job.cause for job in store.jobs(status="Failed")}
     with pytest.raises(sk.CostExceeded):
         run.wait(quiet=True)
 
 
 def test_a_run_that_would_cost_more_is_not_started(project: JobProject) -> None:
-    project.write_groups("go", "go")
+    project.write_groups("go", "go", groups="a")
     with pytest.raises(sk.CostExceeded, match=r"By a sample of 2 records the run would cost \$.* it was not started"):
         project.run_jobs(max_cost=limit(0.5, sample=2))
     assert not list(project.out.glob("_shardkit/runs/*")) and not project.supervisors()

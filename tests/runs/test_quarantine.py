@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from test_increments import Feed
+from test_increments import BY_DAY, Feed
 
 import shardkit as sk
 from shardkit.cli.app import cli
@@ -17,23 +18,34 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.whole
 
 
-def feed_of_three_runs(root: Path, **fields: Any) -> Feed:
+def feed_of_three_runs(root: Path, **of_the_first_two: Any) -> Feed:
     """Run ``first`` made three days, two with a bad record; ``second`` rebuilt the second day, ``third`` a new one."""
-    feed = Feed(root, **fields)
+    feed = Feed(root)
     feed.put_days(3, 2)
     feed.put("2020-01-01/00.txt", "bad")
     feed.put("2020-01-02/01.txt", "bad")
-    feed.run(run_id="first")
+    feed.run(run_id="first", **of_the_first_two)
     feed.put("2020-01-02/02.txt", "new")
-    feed.run(run_id="second")
+    feed.run(run_id="second", **of_the_first_two)
     feed.put("2020-01-04/00.txt", "new")
     feed.run(run_id="third")
     return feed
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Feed:
+    """The feed of all tests but one, and beside it a copy."""
+    made = feed_of_three_runs(tmp_path_factory.mktemp("quarantine") / "feed")
+    shutil.copytree(made.root, made.root.with_name("as it was"))
+    return made
+
+
 @pytest.fixture
-def feed(tmp_path: Path) -> Feed:
-    return feed_of_three_runs(tmp_path / "feed")
+def feed(made: Feed) -> Feed:
+    """The feed as it was, in the place that its plans know."""
+    shutil.rmtree(made.root)
+    shutil.copytree(made.root.with_name("as it was"), made.root)
+    return made
 
 
 def mend(feed: Feed) -> None:
@@ -135,7 +147,8 @@ def test_of_a_run_that_has_no_day_left_nothing_is_retried(feed: Feed) -> None:
 
 @pytest.mark.slow
 def test_jobs_retry_them_too(tmp_path: Path) -> None:
-    feed = feed_of_three_runs(tmp_path / "feed", engine=sk.Local(root=tmp_path / "engine"))
+    one_job = {"engine": sk.Local(root=tmp_path / "engine"), "shards": BY_DAY | {"max_jobs": 1}}
+    feed = feed_of_three_runs(tmp_path / "feed", **one_job)
     mend(feed)
     sk.open_run(feed.out).retry(quiet=True)
     assert feed.rows() == expected(feed)
