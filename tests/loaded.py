@@ -14,16 +14,26 @@ import importlib
 import os
 import signal
 import socket
+import subprocess
 import sys
+import types
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import warm
 
+from shardkit.workers import forkserver
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 SET_PDEATHSIG = 1
+CHARTS = "SHARDKIT_TESTS_CHARTS"  # the variable with the file that `charts.py` reads
+# A fork server of workers, of which the standard output is what it is asked by.
+FORK_SERVER = (
+    "import os, sys; sys.path[:] = {path}; control = os.dup(1); os.dup2(os.open(os.devnull, os.O_RDWR), 1); "
+    "import warm; from shardkit.workers.forks import main; warm.run_to_the_end(lambda: main(control))"
+)
 KERNELS = (
     *("pandas", "pandas.plotting._matplotlib", "pyarrow.dataset", "matplotlib.pyplot", "duckdb"),
     *("ipykernel.kernelapp", "ipykernel.ipkernel", "IPython.core.completer"),
@@ -58,6 +68,23 @@ def start_kernel(command: Sequence[str], *, cwd: str, env: Mapping[str, str], **
     kernel = server(*KERNELS).fork(command[1:], cwd=cwd, env=env, output=[1, 2], session=True)
     kernel.stdin = kernel.stdout = kernel.stderr = None  # type: ignore[attr-defined]  # that it may close
     return kernel
+
+
+@contextlib.contextmanager
+def fork_servers(forks: warm.Server) -> Iterator[None]:
+    """Have the fork servers of this process's workers be forks, too."""
+
+    def start(_: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int], **__: Any) -> warm.Forked:
+        words = ["-c", FORK_SERVER.format(path=sys.path)]
+        return forks.fork(words, cwd=os.getcwd(), env=env, output=[*pass_fds, 2], session=True)
+
+    forkserver.end_server()
+    forkserver.subprocess = types.SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        forkserver.subprocess = subprocess
+        forkserver.end_server()
 
 
 # ---- the process -----------------------------------------------------------------------------------------------------

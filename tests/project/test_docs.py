@@ -17,6 +17,7 @@ it is for import, and not executed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import loaded
 import pytest
 import warm
 import warm_command
@@ -37,6 +39,7 @@ import shardkit.errors
 from shardkit import Local, Pipeline, SageMaker, Slurm
 from shardkit.jobs import Policy
 from shardkit.jobs.policy import ATTEMPTS
+from shardkit.pages.write import chart_library
 from shardkit.workflows.document import Workflow
 from shardkit.workflows.parts import Calendar, Machines, Notify, Resources, Step, Webhook
 from shardkit.workflows.read import read_workflow
@@ -58,6 +61,13 @@ VARYING = (
 )
 
 ELSEWHERE = {"training.md"}  # tests/training runs it, with what it imports
+# What commands of a page load, or their workers: a process has loaded it, and the commands are its forks.
+TABLES = ("pandas", "duckdb")
+LOADED = dict.fromkeys(("checks", "engines", "lists", "pipeline", "provenance", "sql", "tutorial"), TABLES) | {
+    "batches": ("pandas", "httpx", "sklearn.feature_extraction.text", "sklearn.linear_model"),
+    "iceberg": (*TABLES, "pyiceberg.catalog.sql", "pyiceberg.table"),
+    **dict.fromkeys(("jobs", "looking"), ("charts",)),
+}
 SLOW = {"README.md", "batches.md", "engines.md", "iceberg.md", "jobs.md", "looking.md", "workflows.md"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -97,7 +107,8 @@ def blocks_of(page: Path) -> list[Block]:
 class PageRun:
     """Runs the blocks of one page."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, forks: warm.Server | None = None) -> None:
+        self.forks = forks or warm.server()
         self.commands = warm_command.folder(folder.with_name(f"{folder.name}-commands"))
         self.folder = folder
         self.home = folder
@@ -134,7 +145,8 @@ class PageRun:
                 stderr=subprocess.STDOUT,
                 text=True,
                 timeout=120,
-                env=os.environ | {"PATH": path, "COLUMNS": "120", "TERM": "dumb", warm_jobs.ADDRESS: warm.address()},
+                env=os.environ
+                | {"PATH": path, "COLUMNS": "120", "TERM": "dumb", warm_jobs.ADDRESS: self.forks.address},
             )
             said = f"{block.place}: $ {command}\n{done.stdout}"
             assert done.returncode == 0, f"{said}exit code {done.returncode}"
@@ -187,7 +199,10 @@ def expected(shown: str) -> re.Pattern[str]:
 
 @pytest.mark.whole
 @pages_to_run
-def test_blocks_run(page: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_run(
+    page: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, servers: Path
+) -> None:
+    monkeypatch.setenv(loaded.CHARTS, str(servers / "charts.json"))
     run_page(page, tmp_path_factory, monkeypatch)
 
 
@@ -197,14 +212,24 @@ def run_page(page: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     monkeypatch.syspath_prepend("")  # wherever the page goes
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))  # jobs of the local engine
     before = set(sys.modules)
-    run = PageRun(tmp_path.resolve())
+    run = PageRun(tmp_path.resolve(), forks_of(page))
     try:
-        for block in blocks_of(page):
-            run.run(block)
+        with loaded.fork_servers(run.forks):
+            for block in blocks_of(page):
+                run.run(block)
     finally:
         for name in set(sys.modules) - before:  # what the page has imported from its own folder
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
                 del sys.modules[name]
+
+
+def forks_of(page: Path) -> warm.Server:
+    """The process of which a page's commands are forks."""
+    libraries = LOADED.get(page.stem, ())
+    if "charts" in libraries:
+        with contextlib.suppress(ImportError):
+            chart_library()  # so that it need not be put together there
+    return loaded.server(*libraries) if libraries else warm.server()
 
 
 @pages
