@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from emulators import use_emulator
 from loopback_clusters import JOBS, DaskCluster, RayCluster, System, is_installed
 
 from shardkit.clusters.loky import Loky
@@ -53,14 +54,20 @@ def ray(s3_url: str) -> Iterator[RayCluster]:
 
 
 @pytest.fixture(scope="session", params=SYSTEMS)
-def system(request: pytest.FixtureRequest) -> System:
-    """One after the other, each of what chunks can be handed to."""
+def system(request: pytest.FixtureRequest, s3_url: str) -> Iterator[System]:
+    """One after the other, each of what chunks can be handed to, from a program that can reach the bucket.
+
+    If only some tests could reach it, joblib's processes would be started again for them.
+    """
     here = {"backend": request.param, "n_jobs": JOBS}
-    if request.param in {"shardkit", "loky"}:
-        return System(here)
-    cluster = request.getfixturevalue(request.param)
-    pids = cluster.workers if request.param == "dask" else cluster.pids
-    return System({**here, "address": cluster.address}, pids)
+    with pytest.MonkeyPatch.context() as patched:
+        use_emulator(patched, s3_url)
+        if request.param in {"shardkit", "loky"}:
+            yield System(here)
+            return
+        cluster = request.getfixturevalue(request.param)
+        pids = cluster.workers if request.param == "dask" else cluster.pids
+        yield System({**here, "address": cluster.address}, pids)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import boto3
 import pytest
 import zoo
 from crashing import LINUX, Project, check_ledger, dying, rows_of, wait_for
-from emulators import use_emulator
 
 import shardkit as sk
 
@@ -126,8 +125,9 @@ def test_an_interrupted_run_stops_soon_and_is_resumed(system: System, project: P
     assert summary.status == "interrupted"
     assert 0 < summary.records["done"] < 160, "what is done is committed"
     done_before = {path.name: path.read_bytes() for path in project.markers()}
-    done = project.command("resume", project.out, "--json")
-    assert done.summary["records"] == {"listed": 160, "done": 160, "quarantined": 0, "skipped": 0}
+    run = sk.open_run(project.out)
+    run.resume(quiet=True)
+    assert check_ledger(run).records == {"listed": 160, "done": 160, "quarantined": 0, "skipped": 0}
     assert {name: (project.markers()[0].parent / name).read_bytes() for name in done_before} == done_before
     assert project.rows() == [{"key": f"r{i:03d}.txt", "row": n} for i in range(160) for n in range(2)]
 
@@ -161,10 +161,7 @@ def test_what_has_not_changed_is_taken_over(system: System, project: Project) ->
 
 
 @pytest.mark.slow
-def test_input_and_output_may_be_in_a_bucket(
-    system: System, project: Project, s3_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_emulator(monkeypatch, s3_url)
+def test_input_and_output_may_be_in_a_bucket(system: System, project: Project) -> None:
     bucket = f"clusters-{system.parallel['backend']}"
     client = boto3.client("s3")
     client.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
