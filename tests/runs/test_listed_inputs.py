@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+from click.testing import CliRunner
 
 import shardkit as sk
+from shardkit.cli.app import cli
 from shardkit.runs.driver_policy import _inputs
 from shardkit.runs.requests import check_engine
 from shardkit.storage.objects import ObjectFolder
@@ -152,7 +154,9 @@ def test_several_inputs_and_a_record_that_is_in_two_of_them(world: World) -> Non
         world.pipeline({"uri": "x", "parts": [{"uri": "heads"}]})
 
 
-def test_inputs_in_yaml_count_from_its_folder_and_go_on_elsewhere(world: World, shardkit: Any) -> None:
+def test_inputs_in_yaml_count_from_its_folder_and_go_on_elsewhere(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.write("p/a/x.txt", "x")
     world.write("p/b/y.txt", "y")
     world.write("p/list.txt", "x.txt\n")
@@ -164,9 +168,11 @@ output: ../out
 workers: 1
 """
     world.write("p/pipeline.yaml", text)
-    shardkit("run", "p/pipeline.yaml", "--quiet")
+    monkeypatch.chdir(world.root)
+    assert CliRunner().invoke(cli, ["run", "p/pipeline.yaml", "--quiet"]).exit_code == 0
     assert set(rows_of(sk.open_run(world.root / "out"))) == {"first/x.txt", "b/y.txt"}
-    shown = shardkit("plan", "p/pipeline.yaml", "--set", "input=[p/a, {uri: p/b, name: second}]", cwd=world.root)
+    other = "input=[p/a, {uri: p/b, name: second}]"
+    shown = CliRunner().invoke(cli, ["plan", "p/pipeline.yaml", "--set", other])
     assert "over a: " in shown.stdout and "second: " in shown.stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,12 +31,25 @@ def no_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     yield from (batch.slice(0, 0) for batch in batches)
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    made = Project(tmp_path)
+def begun(root: Path) -> Project:
+    """Three records, and a function that gives a row for each."""
+    made = Project(root)
     made.write_records(["a", "b", "c"])
     made.write_function(GOOD)
     return made
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return begun(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of them."""
+    made = begun(tmp_path_factory.mktemp("good"))
+    made.run(workers=1)
+    return made.out
 
 
 @pytest.mark.parametrize(
@@ -49,9 +63,9 @@ def project(tmp_path: Path) -> Project:
     ],
 )
 def test_a_good_dataset_is_not_replaced_by_nothing(
-    project: Project, source: str, fields: dict[str, Any], says: str
+    project: Project, good: Path, source: str, fields: dict[str, Any], says: str
 ) -> None:
-    project.run(workers=1)
+    shutil.copytree(good, project.out)
     before = project.data_files()
     project.write_function(source)
     with pytest.raises(sk.NothingMade, match=f"(?s){says}") as caught:

@@ -186,7 +186,9 @@ def test_a_function_that_fails_and_a_job_that_does_not_exist_have_exit_code_1(pr
 
 
 @pytest.mark.whole
-def test_a_job_that_is_told_to_end_says_that_it_may_be_started_again(project: Project, shardkit: RunCommand) -> None:
+def test_a_job_that_is_told_to_end_says_that_it_may_be_started_again(
+    project: Project, shardkit_here: RunCommand
+) -> None:
     project.write({"a/1.txt": "wait", "b/1.txt": "b1"})
     planned = project.plan()
     words = ["-m", "shardkit", "pass1", "--run", planned["run"], "--job", "0"]
@@ -195,7 +197,7 @@ def test_a_job_that_is_told_to_end_says_that_it_may_be_started_again(project: Pr
     try:
         wait_for(lambda: list((project.root / "calls").iterdir()))
         assert sk.open_run(planned["output"]).summary().status == "running"
-        busy = shardkit("resume", "out/", code=1).stderr
+        busy = shardkit_here("resume", "out/", code=1).stderr
         assert "jobs are at work that something else has started" in busy
         job.send_signal(signal.SIGTERM)
         (project.root / "go").touch()
@@ -209,13 +211,13 @@ def test_a_job_that_is_told_to_end_says_that_it_may_be_started_again(project: Pr
 
 
 @pytest.mark.whole
-def test_the_rest_can_be_done_anywhere_else(project: Project, shardkit_here: RunCommand, shardkit: RunCommand) -> None:
+def test_the_rest_can_be_done_anywhere_else(project: Project, shardkit_here: RunCommand) -> None:
     project.write()
     planned = project.plan()
     project.job(planned["run"], 3)
     status = shardkit_here("status", "out/").stdout
     assert "If what started the jobs will start no more of them, do the rest here: shardkit resume" in status
-    shardkit("resume", "out/", "--quiet")
+    shardkit_here("resume", "out/", "--quiet")
     assert project.keys() == sorted(GROUPS)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Of 240 seeds the cheapest that together take every branch of the program that the first thirty take, come to each
 # format, combine, kind of record and way of returning rows with days and without, and to each way of failing.
-SEEDS = ((0, 5, 16, 21), (27, 43, 50, 63, 70, 74), (105, 116, 139, 183, 220, 239))
+SEEDS = ((0, 5, 16, 21), (50, 63, 70, 74), (105, 116, 139, 183, 220, 239))
 
 
 @pytest.mark.whole

@@ -6,7 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 from crashing import Project
+
+from shardkit.cli.app import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,6 +18,8 @@ pytestmark = pytest.mark.whole
 CODE = '''
 import linecache, sys, warnings
 import shardkit as sk
+from shardkit import carried
+carried.LARGE_BYTES = 5_000_000
 
 def cell(number, source):
     """As a notebook runs a cell: of a file that is not there, with its lines where tracebacks look for them."""
@@ -36,7 +41,7 @@ def rows(record):
     if text == "stop": breakpoint()
     return {"key": record.key, "size": len(TABLE)}
 """)
-TABLE = bytes(60_000_000)
+TABLE = bytes(6_000_000)
 sk.run(rows, sys.argv[1], sys.argv[2], max_failures=2, workers=1, quiet=True)
 '''
 
@@ -48,7 +53,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, dict[
     project.write_records(["bad", "stop", "good"])
     done = project.start(project.data, project.out, code=CODE).wait()
     assert done.code == 0, done.stderr
-    failures = project.command("failures", project.out, "--json").stdout.splitlines()
+    failures = CliRunner().invoke(cli, ["failures", str(project.out), "--json"]).stdout.splitlines()
     return done.stderr, {entry["key"]: entry for entry in map(json.loads, failures)}
 
 
@@ -71,15 +76,19 @@ def test_what_is_logged_is_shown_with_its_record(told: tuple[str, dict[str, dict
 
 
 def test_a_large_variable_is_named(told: tuple[str, dict[str, dict[str, str]]]) -> None:
-    assert "most of it 'TABLE' (60 MB)" in told[0]
+    assert "most of it 'TABLE' (6 MB)" in told[0]
 
 
+# A record is large from fewer rows on here, so that it takes less time.
 LARGE = """
+from shardkit.workers import large_record
+large_record.LARGE_ROWS, large_record.PIECE_ROWS = 1 << 15, 1 << 13
+
 def features(record):
     text = open(record).read()
-    for i in range(140_000):
-        yield {"i": i, "v": i if i < 135_000 else {"floats": 0.5, "texts": "x"}.get(text, i)}
-        if i == 139_000 and text == "fails": raise ValueError("late")
+    for i in range(35_000):
+        yield {"i": i, "v": i if i < 34_000 else {"floats": 0.5, "texts": "x"}.get(text, i)}
+        if i == 34_800 and text == "fails": raise ValueError("late")
 """
 
 
@@ -95,7 +104,7 @@ def test_a_large_record_is_what_it_would_be_as_a_whole(tmp_path: Path) -> None:
         ("d", "late"),
     ]
     table = run.dataset().to_table()
-    assert table["i"].to_pylist() == [*range(140_000)]
+    assert table["i"].to_pylist() == [*range(35_000)]
     assert str(table.schema.field("v").type) == "double"
     (marker,) = map(json.loads, (path.read_text() for path in project.markers()))
     assert len(list((project.run_folder() / "parts").rglob("*.parquet"))) == len(marker["parts"])

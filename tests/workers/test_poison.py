@@ -8,9 +8,11 @@ import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 from crashing import LINUX, Project, is_alive, wait_for
 
 import shardkit as sk
+from shardkit.cli.app import cli
 from shardkit.workers import pool, watch
 from shardkit.workers.board import Board
 
@@ -71,8 +73,10 @@ def program_that_hangs():
 def clock():
     time.monotonic_ns = time.time_ns = lambda: 0
     time.monotonic = time.time = time.perf_counter = lambda: "now"
-def hang():
-    while True: pass
+def hang():  # busily at first
+    end = time.process_time() + 0.2
+    while True:
+        if time.process_time() > end: time.sleep(600)
 def thread(): threading.Thread(target=time.sleep, args=(600,)).start()
 def child_keeps_the_pipe():
     if os.fork() == 0:
@@ -132,7 +136,7 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[st
             *project.run_arguments(workers=2, timeout=1, max_failures="100%", chunks="even"), "--quiet"
         )
     assert "Traceback" not in done.stderr
-    failures = project.command("failures", project.out, "--json").stdout.splitlines()
+    failures = CliRunner().invoke(cli, ["failures", str(project.out), "--json"]).stdout.splitlines()
     return project, {entry["key"]: entry for entry in map(json.loads, failures)}, [*map(int, pids.read_text().split())]
 
 
@@ -236,7 +240,7 @@ def test_what_fits_alone_is_not_quarantined_and_what_does_not_is(tmp_path: Path)
     project.write_records(map(str, units))
     project.write_function(CROWDED)
     project.command(*project.run_arguments(workers=3, max_failures="100%"), "--quiet")
-    failures = project.command("failures", project.out, "--json").stdout.splitlines()
+    failures = CliRunner().invoke(cli, ["failures", str(project.out), "--json"]).stdout.splitlines()
     assert [json.loads(line)["key"] for line in failures] == ["r007.txt"]
     assert len(project.rows()) == 23
 

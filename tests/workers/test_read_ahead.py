@@ -52,9 +52,9 @@ class Watch:
 @pytest.mark.parametrize(
     ("size", "count", "most"),
     [
-        (1_000, 2_000, (inputs.READ_AHEAD_RECORDS * 1_000, inputs.READ_AHEAD_RECORDS)),
-        (300_000, 40, (BOUND, 3)),
-        (3 << 20, 6, (3 << 20, 1)),  # each larger than the limit, and held alone
+        (1_000, 300, (inputs.READ_AHEAD_RECORDS * 1_000, inputs.READ_AHEAD_RECORDS)),
+        (300_000, 12, (BOUND, 3)),
+        (3 << 20, 3, (3 << 20, 1)),  # each larger than the limit, and held alone
     ],
     ids=["small", "middling", "large"],
 )
