@@ -19,9 +19,11 @@ from typing import Any
 
 import pytest
 import warm
+from click.testing import CliRunner
 from crashing import LINUX, Command, Done, Project, check_ledger, dying, environment, is_alive, rows_of, wait_for
 
 import shardkit as sk
+from shardkit.cli.app import cli
 
 pytestmark = LINUX
 SLOW = pytest.mark.slow
@@ -78,6 +80,13 @@ def held_run(project: GatedProject, **options: Any) -> Command:
     command = project.start(*project.run_arguments(workers=1, chunks="even", **options))
     project.wait_for_call("r002.txt")
     return command
+
+
+def here(*arguments: object, expect: int = 0) -> Done:
+    """Run a command of the program in this process, which is another than the one that was interrupted."""
+    done = CliRunner().invoke(cli, [*map(str, arguments)])
+    assert done.exit_code == expect, f"exit code {done.exit_code}\n{done.output}"
+    return Done(done.exit_code, done.stdout, done.stderr)
 
 
 def as_printed(command: str, *, in_a_shell: bool = False) -> Done:
@@ -220,7 +229,7 @@ def test_ctrl_c_during_pass_2_alone(project: GatedProject) -> None:
         done = command.wait()
     assert done.code == 130
     assert "give the pass2 command again" in done.stderr
-    refused = project.command("resume", project.root / "merged", expect=2)
+    refused = here("resume", project.root / "merged", expect=2)
     assert "pass2" in refused.stderr
     project.open_gate()
     project.command(*arguments)
@@ -258,7 +267,7 @@ def test_the_workers_die_with_their_parent(project: GatedProject) -> None:
         wait_for(lambda: not any(map(is_alive, family)), timeout_s=10, what="the workers' end")
     assert sk.open_run(project.out).summary().status == "interrupted"
     project.open_gate()
-    project.command("resume", project.out)
+    here("resume", project.out)
     assert project.rows() == project.expected()
 
 
@@ -290,10 +299,10 @@ def test_an_idle_worker_killed_from_outside_costs_nothing(project: GatedProject)
 def test_two_processes_cannot_work_on_one_run(project: GatedProject) -> None:
     with dying(held_run(project)) as command:
         for arguments in (["resume", project.out], ["retry", project.out]):
-            refused = project.command(*arguments, expect=1)
+            refused = here(*arguments, expect=1)
             assert "is being worked on by another process" in refused.stderr
             assert "Traceback" not in refused.stderr
-        assert project.command("status", project.out, "--json").summary["status"] == "running"
+        assert here("status", project.out, "--json").summary["status"] == "running"
         project.open_gate()
         assert command.wait().code == 0
     assert project.rows() == project.expected()
@@ -308,7 +317,7 @@ def test_a_killed_run_goes_on_under_its_id(project: GatedProject) -> None:
         command.kill_all()
     project.open_gate()
     before = Counter(key for key, _ in project.calls())
-    done = project.command(*arguments)
+    done = here(*arguments)
     assert "going on where it ended" in done.stderr
     assert project.rows() == project.expected()
     after = Counter(key for key, _ in project.calls())
@@ -322,7 +331,7 @@ def test_changed_source_is_refused_unless_allowed(project: GatedProject) -> None
         project.run(workers=2, chunks="even", max_failures=0)
     run = sk.open_run(project.out)
     project.write_function(GATED)
-    refused = project.command("resume", project.out, "--set", "max_failures=1", expect=2)
+    refused = here("resume", project.out, "--set", "max_failures=1", expect=2)
     assert "source of work:features has changed" in refused.stderr
     assert "--changed-function" in refused.stderr
     with pytest.raises(sk.PlanMismatch):
@@ -350,7 +359,7 @@ def test_another_plan_is_refused_with_what_differs(project: GatedProject) -> Non
     (project.data / "r006.txt").unlink()
     project.write_function(GATED)
     assert "the function's source has changed. Start a new run without run_id" in refused()
-    told = project.command(*project.run_arguments(**fields), expect=2).stderr
+    told = here(*project.run_arguments(**fields), expect=2).stderr
     assert "Start a new run without --run-id, or undo the change." in told
 
 
@@ -366,7 +375,7 @@ def test_what_decides_the_results_cannot_change(project: GatedProject) -> None:
     for name, value in settings.items():
         with pytest.raises(sk.PlanMismatch, match=rf"{name} cannot change.*workers, .*timeout, max_failures"):
             run.resume(quiet=True, **{name: value})
-    assert "input.uri cannot change" in project.command("resume", project.out, "--set", "input.uri=x", expect=2).stderr
+    assert "input.uri cannot change" in here("resume", project.out, "--set", "input.uri=x", expect=2).stderr
 
 
 @pytest.mark.whole
@@ -380,7 +389,7 @@ def test_to_resume_a_run_that_is_done_changes_nothing(project: GatedProject) -> 
         ["retry", project.out],
         project.run_arguments(workers=2, run_id="first"),
     ):
-        done = project.command(*arguments, "--json")
+        done = here(*arguments, "--json")
         assert "is done; there is nothing to" in done.stderr
         assert done.summary["status"] == "done"
     assert [(name, (project.out / name).stat().st_ino) for name in project.data_files()] == before
@@ -429,7 +438,7 @@ if __name__ == "__main__":
         project.wait_for_call("r002.txt")
         command.kill_all()
     project.open_gate()
-    hint = printed_command(project.command("status", project.out).stdout)
+    hint = printed_command(here("status", project.out).stdout)
     resumed = as_printed(hint)
     assert resumed.code == 0, resumed.stderr
     assert project.rows() == project.expected()
@@ -524,7 +533,7 @@ def test_killed_at_any_moment_the_dataset_is_that_of_an_undisturbed_run(tmp_path
         command.kill_all()
         ends.append(command.process.returncode)
     assert -signal.SIGKILL in ends
-    project.command(*go_on())
+    here(*go_on())
     assert project.rows() == undisturbed_rows(chunks)
     run = sk.open_run(project.out)
     assert check_ledger(run).status == "done"
