@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -36,11 +37,30 @@ RECORDS = 60
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    made = Project(tmp_path)
+    return made_in(tmp_path)
+
+
+def made_in(root: Path) -> Project:
+    made = Project(root)
     made.write_function(BULKY)
     made.write_records([f"{i}" for i in range(RECORDS)])
-    (tmp_path / "calls").mkdir()
+    (root / "calls").mkdir()
     return made
+
+
+@pytest.fixture(scope="module")
+def done_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = made_in(tmp_path_factory.mktemp("done"))
+    made.run(workers=1)
+    return made
+
+
+@pytest.fixture
+def done(done_once: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project with the output of a run, a copy for each test."""
+    shutil.copytree(done_once.out, tmp_path / "out")
+    monkeypatch.setattr(done_once, "out", tmp_path / "out")
+    return done_once
 
 
 def calls(project: Project) -> dict[str, int]:
@@ -55,11 +75,11 @@ def committed(project: Project) -> set[str]:
     return {f"{path.parent.name}/{path.name}" for path in markers}
 
 
-def check_complete(project: Project) -> None:
+def check_complete(project: Project, records: int = RECORDS) -> None:
     run = sk.open_run(project.out)
     assert check_ledger(run).status == "done"
     counts = Counter(row["key"] for row in rows_of(run))
-    assert counts == {f"r{i:03d}.txt": 2 for i in range(RECORDS)}
+    assert counts == {f"r{i:03d}.txt": 2 for i in range(records)}
 
 
 def check_one_line(done: Done, *tells: str) -> None:
@@ -157,18 +177,26 @@ def test_an_earlier_dataset_outlives_a_full_disk(project: Project, disk: Callabl
     assert not set(files) & set(project.data_files())
 
 
+LIMITED = f"""
+import resource, sys
+from shardkit.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+main(sys.argv[1:])
+"""
+
+
 def limited(project: Project, *arguments: object, expect: int) -> Done:
-    """A command that may write no file of more than LIMIT bytes, which looks much like a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    return project.command(
-        *arguments, expect=expect, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
-    )
+    """A command that may write no file of more than LIMIT bytes, which looks much like a full disk; its workers may."""
+    return project.command(*arguments, expect=expect, code=LIMITED)
 
 
 @pytest.mark.whole
 def test_parts_that_cannot_be_written(project: Project) -> None:
     arguments = project.run_arguments(workers=2, chunks="even")  # two parts of 600 kB
-    check_one_line(limited(project, *arguments, "--quiet", expect=1), "Cannot write", "parts", "File too large")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))  # noqa: E731
+    done = project.command(*arguments, "--quiet", expect=1, preexec_fn=limit)  # and so its workers may not either
+    check_one_line(done, "Cannot write", "parts", "File too large")
     assert sk.open_run(project.out).summary().status == "failed"
     assert committed(project) == set()
     project.command("resume", project.out)
@@ -178,13 +206,15 @@ def test_parts_that_cannot_be_written(project: Project) -> None:
 @pytest.mark.whole
 @pytest.mark.parametrize("kind", ["parquet", *(pytest.param(k, marks=WHOLE) for k in ("jsonl", "csv", "arrow"))])
 def test_a_dataset_that_cannot_be_written(project: Project, kind: str) -> None:
+    for path in sorted(project.data.iterdir())[15:]:
+        path.unlink()
     arguments = project.run_arguments(workers=2, format=kind)  # small parts, and one large file
     check_one_line(limited(project, *arguments, "--quiet", expect=1), "Cannot write", "File too large")
     assert len(committed(project)) > 10
     assert project.data_files() == []
     project.command("resume", project.out)
     assert set(calls(project).values()) == {1}
-    check_complete(project)
+    check_complete(project, 15)
 
 
 @pytest.mark.whole
@@ -217,22 +247,22 @@ def test_an_output_without_permission(project: Project) -> None:
     check_one_line(done, str(project.out), "Permission denied", "write permission")
 
 
-def test_a_part_that_has_gone_is_named(project: Project) -> None:
-    run = project.run(workers=1)
-    part = min(project.run_folder().glob("parts/*/*.parquet"))
+def test_a_part_that_has_gone_is_named(done: Project) -> None:
+    run = sk.open_run(done.out)
+    part = min(done.run_folder().glob("parts/*/*.parquet"))
     part.unlink()
     with pytest.raises(sk.LedgerError, match=rf"{part.name}.*missing.*Delete the marker"):
         run.resume(quiet=True, **{"output.rows_per_file": 7})
     assert len(rows_of(run)) == 2 * RECORDS  # the dataset is as it was
-    (project.run_folder() / "markers" / part.parent.name / f"{part.stem}.json").unlink()
+    (done.run_folder() / "markers" / part.parent.name / f"{part.stem}.json").unlink()
     run.resume(quiet=True)
-    check_complete(project)
+    check_complete(done)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage"])
-def test_a_part_that_is_damaged_is_named(project: Project, damage: str) -> None:
-    run = project.run(workers=1)
-    part = min(project.run_folder().glob("parts/*/*.parquet"))
+def test_a_part_that_is_damaged_is_named(done: Project, damage: str) -> None:
+    run = sk.open_run(done.out)
+    part = min(done.run_folder().glob("parts/*/*.parquet"))
     size = part.stat().st_size
     part.write_bytes(part.read_bytes()[: size // 2] if damage == "truncated" else bytes(size))
     settings: dict[str, Any] = {"output.rows_per_file": 7}
