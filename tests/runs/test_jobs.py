@@ -156,15 +156,20 @@ def test_a_folder_is_downloaded_by_its_prefix_and_any_other_shard_by_a_manifest(
 
 
 @pytest.mark.whole
-def test_streaming_jobs_have_no_input_but_the_code(project: JobProject) -> None:
+def test_streaming_jobs_have_no_input_but_the_code_and_an_engine_made_by_hand_is_found_again(
+    project: JobProject,
+) -> None:
     project.write_groups("go", groups="a")
-    run = project.run_jobs(workers=2)
+    run = project.run_jobs(engine=LocalEngine(project.engine_root, max_instances=2), workers=2)
     for name, request in requests_of(project).items():
         assert [given["InputName"] for given in request["ProcessingInputs"]] == ["code"], name
         words = request["AppSpecification"]["ContainerArguments"]
         assert words[:3] == ["pass2" if name == "merge" else "pass1", "--run", run.folder.uri]
-    assert [job["status"] for job in run.jobs()] == ["Completed", "Completed"]
     assert run.summary().status == "done"
+    again = sk.open_run(project.out)
+    assert [job["status"] for job in again.jobs()] == ["Completed"] * 2
+    assert again.resume(quiet=True).folder == run.folder
+    assert any("1 record done" in line for line in again.logs("00000"))
 
 
 @pytest.mark.whole
@@ -273,16 +278,6 @@ def test_one_job_with_too_many_failures_fails_for_good(project: JobProject) -> N
     assert any("quarantined" in line for line in run.logs())
     name = next(job["name"] for job in run.jobs() if job["job"].endswith("00000"))
     assert list(run.logs(name)) == list(run.logs(name, follow=True))
-
-
-@pytest.mark.whole
-def test_an_engine_that_was_made_by_hand_is_found_again(project: JobProject) -> None:
-    project.write_groups("go", groups="a")
-    run = project.run_jobs(engine=LocalEngine(project.engine_root, max_instances=2))
-    again = sk.open_run(project.out)
-    assert [job["status"] for job in again.jobs()] == ["Completed"] * 2
-    assert again.resume(quiet=True).folder == run.folder
-    assert any("1 record done" in line for line in again.logs("00000"))
 
 
 @SLOW
@@ -406,17 +401,6 @@ def test_code_that_cannot_travel_leaves_no_run(project: JobProject) -> None:
 
 
 @pytest.mark.whole
-def test_the_folder_of_the_engine_does_not_travel(project: JobProject) -> None:
-    project.write_groups("go", groups="a")
-    engine = project.local(root=project.code / "engine")
-    project.run_jobs(engine=engine)
-    assert (project.code / "engine" / "jobs").is_dir()
-    project.run_jobs(engine=engine, wait=False)
-    (only,) = code_folders(project)
-    assert zipfile.ZipFile(only / "source.zip").namelist() == ["work.py"]
-
-
-@pytest.mark.whole
 def test_a_function_by_value_does_not_fit_another_python(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     run = project.run_jobs(function=lambda record: {"key": record.key}, source_dir=None, wait=False)
@@ -440,7 +424,7 @@ def code_folders(project: JobProject) -> list[Path]:
 
 
 @SLOW
-def test_code_travels_once_per_content(project: JobProject) -> None:
+def test_code_travels_once_per_content_and_without_the_folder_of_the_engine(project: JobProject) -> None:
     project.write_groups("go", groups="a")
     others = (".secret", "__pycache__/work.pyc", "env/pyvenv.cfg", "env/lib/big.py", "driver.ipynb", "sub/more.txt")
     for name in others:
@@ -452,19 +436,21 @@ def test_code_travels_once_per_content(project: JobProject) -> None:
     project.write_function(
         source + "    return {'key': record.key, 'said': subprocess.check_output([tool], text=True)}\n"
     )
-    run = project.run_jobs()
+    engine = project.local(root=project.code / "engine")
+    run = project.run_jobs(engine=engine)
     assert set(run.dataset().to_table()["said"].to_pylist()) == {"used\n"}
     (first,) = code_folders(project)
     assert zipfile.ZipFile(first / "source.zip").namelist() == ["sub/more.txt", "tool.sh", "work.py"]
-    (merge,) = (request for name, request in requests_of(project).items() if name == "merge")
+    (path,) = (project.code / "engine").glob("jobs/*-merge-*/request.json")
+    merge = json.loads(path.read_text())["request"]
     assert merge["ProcessingInputs"][0]["S3Input"]["S3Uri"].startswith(f"{project.out}/_shardkit/code/")
     assert run.summary().status == "done"
     stamp = (first / "source.zip").stat().st_mtime_ns
-    project.run_jobs(wait=False)
+    project.run_jobs(engine=engine, wait=False)
     assert code_folders(project) == [first]
     assert (first / "source.zip").stat().st_mtime_ns == stamp
     (project.code / "sub" / "more.txt").write_text("y")
-    project.run_jobs(wait=False)
+    project.run_jobs(engine=engine, wait=False)
     assert len(code_folders(project)) == 2
 
 
