@@ -115,16 +115,22 @@ def bucket(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Buck
 
 
 @pytest.mark.whole
-def test_a_run_registers_its_dataset_and_days(bucket: Bucket) -> None:
+def test_a_run_registers_its_dataset_and_days_and_a_day_that_is_made_again_changes_nothing_else(bucket: Bucket) -> None:
     bucket.run()
-    table = bucket.table()
+    table, partitions = bucket.table(), bucket.partitions()
     assert table["StorageDescriptor"]["Location"] == f"{bucket.uri}/ads/"
     assert table["StorageDescriptor"]["SerdeInfo"]["SerializationLibrary"].endswith("ParquetHiveSerDe")
     assert bucket.columns() == {"ad": "string", "pay": "double", "country": "string"}
     assert [(key["Name"], key["Type"]) for key in table["PartitionKeys"]] == [("day_partition", "string")]
-    assert {day: found["StorageDescriptor"]["Location"] for day, found in bucket.partitions().items()} == {
-        day: f"{bucket.uri}/ads/day_partition={day}/" for day in DAYS[:2]
-    }
+    places = {day: f"{bucket.uri}/ads/day_partition={day}/" for day in DAYS[:2]}
+    assert {day: found["StorageDescriptor"]["Location"] for day, found in partitions.items()} == places
+
+    bucket.write(DAYS[1], "x ")
+    bucket.pipeline(function="functions_for_glue:ads").run(days=[DAYS[1]], quiet=True)
+    after = bucket.partitions()
+    assert after[DAYS[0]] == partitions[DAYS[0]]
+    assert {day: found["StorageDescriptor"]["Location"] for day, found in after.items()} == places
+    assert bucket.table()["PartitionKeys"] == table["PartitionKeys"]
 
 
 @pytest.mark.whole
@@ -132,34 +138,36 @@ def test_later_runs_add_columns_and_days_and_take_nothing_away(bucket: Bucket) -
     bucket.run()
     bucket.write(DAYS[1], "late")
     bucket.write(DAYS[2], "late")
-    bucket.run()
+    run = bucket.run()
     wanted = {"ad": "string", "pay": "double", "country": "string", "late": "boolean"}
     assert bucket.columns() == wanted
     assert list(bucket.partitions()) == list(DAYS)
     for found in bucket.partitions().values():  # without it, Athena would have no value of it where there are some
         assert {column["Name"]: column["Type"] for column in found["StorageDescriptor"]["Columns"]} == wanted
+    check_others_read(bucket, run)
     # The column goes from the data of all days: it stays in the catalogue, and so do partitions without files.
     for day in DAYS:
         bucket.write(day, "x")
-    bucket.run(incremental=False)
     shutil.rmtree(bucket.root / "data" / DAYS[0])
     bucket.run(incremental=False)
     assert bucket.columns() == wanted
     assert list(bucket.partitions()) == list(DAYS)
 
 
-@pytest.mark.whole
-def test_a_day_that_is_made_again_changes_nothing_else(bucket: Bucket) -> None:
-    bucket.run()
-    before = bucket.table(), bucket.partitions()
-    bucket.write(DAYS[1], "x ")
-    bucket.pipeline(function="functions_for_glue:ads").run(days=[DAYS[1]], quiet=True)
-    table, partitions = bucket.table(), bucket.partitions()
-    assert partitions[DAYS[0]] == before[1][DAYS[0]]
-    assert {day: found["StorageDescriptor"]["Location"] for day, found in partitions.items()} == {
-        day: found["StorageDescriptor"]["Location"] for day, found in before[1].items()
-    }
-    assert table["PartitionKeys"] == before[0]["PartitionKeys"]
+def check_others_read(bucket: Bucket, run: sk.Run) -> None:
+    """DuckDB and pyarrow read the same table."""
+    assert run.sql("SELECT * FROM ads", using="duckdb").equals(run.dataset().to_table().to_pandas())
+    # The same through the catalogue's own words: where the table is, and which days it has.
+    import pyarrow.dataset as pads
+
+    files, base = run.folder.output.arrow()
+    found = [
+        pads.dataset(f"{base}/day_partition={day}", filesystem=files)
+        .to_table()
+        .append_column("day_partition", [[day] * 3])
+        for day in bucket.partitions()
+    ]
+    assert pa.concat_tables(found).to_pandas().equals(run.sql("SELECT * FROM ads ORDER BY ad", using="duckdb"))
 
 
 @pytest.mark.whole
@@ -183,26 +191,6 @@ def test_a_dataset_in_one_piece_has_no_partitions(bucket: Bucket) -> None:
     bucket.run(shards=None)
     assert bucket.table()["PartitionKeys"] == []
     assert bucket.partitions() == {}
-
-
-@pytest.mark.whole
-def test_duckdb_and_pyarrow_read_the_same_table(bucket: Bucket) -> None:
-    bucket.run()
-    for day in DAYS[:2]:
-        bucket.write(day, "late")
-    run = bucket.run()
-    assert run.sql("SELECT * FROM ads", using="duckdb").equals(run.dataset().to_table().to_pandas())
-    # The same through the catalogue's own words: where the table is, and which days it has.
-    import pyarrow.dataset as pads
-
-    files, base = run.folder.output.arrow()
-    found = [
-        pads.dataset(f"{base}/day_partition={day}", filesystem=files)
-        .to_table()
-        .append_column("day_partition", [[day] * 3])
-        for day in bucket.partitions()
-    ]
-    assert pa.concat_tables(found).to_pandas().equals(run.sql("SELECT * FROM ads ORDER BY ad", using="duckdb"))
 
 
 @pytest.mark.whole
@@ -230,7 +218,7 @@ def test_a_catalogue_is_begun_with_ended_and_changed_without_a_new_dataset(bucke
 
 
 @pytest.mark.whole
-def test_a_table_of_another_dataset_is_left_alone(bucket: Bucket) -> None:
+def test_a_table_of_another_dataset_or_with_other_types_is_left_alone(bucket: Bucket) -> None:
     bucket.run()
     before = bucket.table()
     with pytest.raises(
@@ -246,15 +234,7 @@ def test_a_table_of_another_dataset_is_left_alone(bucket: Bucket) -> None:
     assert run.summary().status == "done"
     assert set(bucket.columns("clicks")) == {"ad", "clicks"}
 
-
-def test_a_column_that_cannot_be_registered_is_named(bucket: Bucket) -> None:
-    with pytest.raises(sk.CatalogError, match=r"column 'net pay' which Athena cannot name\. Let the function"):
-        bucket.run("bad")
-
-
-@pytest.mark.whole
-def test_a_column_of_another_type_is_named(bucket: Bucket) -> None:
-    bucket.run()
+    # And a column of another type is named.
     with pytest.raises(
         sk.CatalogError, match=r"Column 'ad' is string there, and bigint in the dataset\. Drop the table"
     ):
@@ -262,6 +242,11 @@ def test_a_column_of_another_type_is_named(bucket: Bucket) -> None:
     bucket.glue.delete_table(DatabaseName=bucket.database, Name="ads")
     sk.open_run(f"{bucket.uri}/ads").resume(quiet=True)
     assert bucket.columns() == {"ad": "bigint", "pay": "double"}
+
+
+def test_a_column_that_cannot_be_registered_is_named(bucket: Bucket) -> None:
+    with pytest.raises(sk.CatalogError, match=r"column 'net pay' which Athena cannot name\. Let the function"):
+        bucket.run("bad")
 
 
 @pytest.mark.parametrize(
