@@ -21,11 +21,13 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import loaded
 import pytest
@@ -44,12 +46,20 @@ from shardkit.workflows.document import Workflow
 from shardkit.workflows.parts import Calendar, Machines, Notify, Resources, Step, Webhook
 from shardkit.workflows.read import read_workflow
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"python", "console", "yaml", "json", "sh", "text"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_NAME = re.compile(r"# ([\w./-]+\.(?:py|yaml|txt))(?: .*)?")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+# A command of plain and quoted words; the shell would do no more with it than to say its exit code.
+CODE = '; echo "exit code $?"'
+NEEDS_NO_SHELL = re.compile(
+    r"""(?:shardkit|python -c)(?:(?:\s|\\\n)+(?:[\w./:=,+@%-]|'[^']*'|"[^"$`\\]*")+)*""" + f"(?:{re.escape(CODE)})?"
+)
 # What differs from run to run, in the order in which it is replaced.
 VARYING = (
     (re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}"), "<run id>"),
@@ -133,26 +143,47 @@ class PageRun:
             json.loads(block.text)
 
     def _console(self, block: Block) -> None:
+        path = f"{self.commands}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = os.environ | {"PATH": path, "COLUMNS": "120", "TERM": "dumb", warm_jobs.ADDRESS: self.forks.address}
         for command, shown in commands_of(block):
-            note = self.home / ".working-folder"
-            script = f"cd {self.folder}\n{command}\nstatus=$?\npwd >{note}\nexit $status\n"
-            path = f"{self.commands}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-            done = subprocess.run(
-                ["bash", "-c", script],
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=120,
-                env=os.environ
-                | {"PATH": path, "COLUMNS": "120", "TERM": "dumb", warm_jobs.ADDRESS: self.forks.address},
-            )
-            said = f"{block.place}: $ {command}\n{done.stdout}"
-            assert done.returncode == 0, f"{said}exit code {done.returncode}"
-            if shown.strip() and not expected(shown).fullmatch(plain(done.stdout, self.home)):
+            code, printed = (self._itself if NEEDS_NO_SHELL.fullmatch(command) else self._in_shell)(command, env)
+            said = f"{block.place}: $ {command}\n{printed}"
+            assert code == 0, f"{said}exit code {code}"
+            if shown.strip() and not expected(shown).fullmatch(plain(printed, self.home)):
                 pytest.fail(f"{said}\n-- is shown as --\n{shown}", pytrace=False)
-            self.folder = Path(note.read_text().strip())
+
+    def _itself(self, command: str, env: Mapping[str, str]) -> tuple[int, str]:
+        """Run a command without a shell, which would do no more with it; its exit code and its output."""
+        program, *words = shlex.split(command.removesuffix(CODE).replace("\\\n", " "))
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as out:
+            process = self.forks.fork(
+                [*(["-m", "shardkit"] if program == "shardkit" else []), *words],
+                cwd=str(self.folder),
+                env=env,
+                output=[out.fileno()] * 2,
+                session=False,
+            )
+            code = process.wait(120)
+            out.seek(0)
+            printed = out.read()
+        return (0, f"{printed}exit code {code}\n") if command.endswith(CODE) else (code, printed)
+
+    def _in_shell(self, command: str, env: Mapping[str, str]) -> tuple[int, str]:
+        """Run a line in a shell, which may go to another folder; its exit code and its output."""
+        note = self.home / ".working-folder"
+        script = f"cd {self.folder}\n{command}\nstatus=$?\npwd >{note}\nexit $status\n"
+        done = subprocess.run(
+            ["bash", "-c", script],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            env=env,
+        )
+        self.folder = Path(note.read_text().strip())
+        return done.returncode, done.stdout
 
     def _yaml(self, block: Block) -> None:
         content = yaml.safe_load(block.text)
