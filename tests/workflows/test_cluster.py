@@ -160,7 +160,11 @@ def test_jupyters_command_starts_on_the_loopback_interface_and_wants_the_token(
     words = [word.replace("8888", port).replace("/home/work", str(home)) for word in container["command"]]
     variables = {each["name"] for each in container["env"]}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # A grammar that Jupyter reads at its start, which takes a second, is not there; it is for addresses in schemas.
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "rfc3987_syntax.py").write_text("raise ImportError")
     environment = {"PATH": path, "HOME": str(home), "JUPYTER_TOKEN": "the-token"}
+    environment["PYTHONPATH"] = str(tmp_path / "modules")
     assert {"HOME", "JUPYTER_TOKEN"} <= variables
     words += ["--allow-root"] if os.geteuid() == 0 else []  # in the pod it is no special user
     words[0] = str(Path(sys.executable).parent / words[0])
