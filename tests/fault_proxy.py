@@ -25,6 +25,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Any
 
+    def setup(self) -> None:
+        super().setup()
+        self._behind = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=60)
+
+    def finish(self) -> None:
+        self._behind.close()
+        super().finish()
+
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if (other := self.server.instead(self)) is not None:
@@ -42,9 +50,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         if fault == "stall":
             time.sleep(STALL_S)
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=60)
-        connection.request(self.command, self.path, body, dict(self.headers))
-        answer = connection.getresponse()
+        self._behind.request(self.command, self.path, body, dict(self.headers))
+        answer = self._behind.getresponse()
         data = answer.read()
         self.send_response(answer.status)
         for name, value in answer.getheaders():
