@@ -171,14 +171,15 @@ def test_only_the_guilty_record_is_put_aside(
     data: Path, tmp_path: Path, function: Callable[..., Any], error: str
 ) -> None:
     timeout = 1.0 if error == "TimeoutError" else 60
-    options: dict[str, Any] = {"concurrency": 8, "workers": 2, "max_failures": 1, "timeout": timeout}
+    workers = 2 if error == "WorkerDied" else 1
+    options: dict[str, Any] = {"concurrency": 8, "workers": workers, "max_failures": 1, "timeout": timeout}
     run = sk.run(function, data, tmp_path / "out", quiet=True, **options)
     assert [(entry["key"], entry["error"]) for entry in run.quarantine()] == [(GUILTY, error)]
     assert rows_of(run) == expected(GUILTY)
 
 
 def test_batches_wait_too(data: Path, tmp_path: Path) -> None:
-    run = sk.run(batches, data, tmp_path / "out", concurrency=2, batch=4, workers=2, quiet=True, max_failures=1)
+    run = sk.run(batches, data, tmp_path / "out", concurrency=2, batch=4, workers=1, quiet=True, max_failures=1)
     assert [entry["key"] for entry in run.quarantine()] == [GUILTY]
     assert rows_of(run) == expected(GUILTY)
 
