@@ -65,6 +65,7 @@ def parallel(backend: str, address: str) -> dict[str, Any]:
     return {"backend": backend, "n_jobs": JOBS, "address": address}
 
 
+# The seeds of these tests: one kills early, before a chunk is done, the other when most are.
 def run_disturbed(project: Project, where: dict[str, Any], disturb: Callable[[], object], rng: random.Random) -> None:
     """Run while something happens at a random instant, and see that the dataset is as if it had not."""
     project.write_records(["slow"] * RECORDS)
@@ -96,7 +97,7 @@ def all_rows(records: int) -> list[dict[str, Any]]:
 
 @needs_dask
 @pytest.mark.dask
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_dask_worker_that_is_killed_and_started_again(dask: DaskCluster, project: Project, seed: int) -> None:
     rng = random.Random(seed)
     victim = rng.choice(dask.wait_for(JOBS))
@@ -105,7 +106,7 @@ def test_a_dask_worker_that_is_killed_and_started_again(dask: DaskCluster, proje
 
 @needs_dask
 @pytest.mark.dask
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_dask_worker_that_is_gone_for_good(bare_dask: DaskCluster, project: Project, seed: int) -> None:
     rng = random.Random(seed)
     victim = rng.choice(bare_dask.fill(JOBS, nanny=False))
@@ -129,7 +130,7 @@ def test_a_cluster_that_loses_all_workers_and_gets_new_ones(bare_dask: DaskClust
 
 @needs_ray
 @pytest.mark.ray
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, 2])
 def test_a_ray_node_that_is_killed(ray: RayCluster, project: Project, seed: int) -> None:
     try:
         run_disturbed(project, parallel("ray", ray.address), ray.kill, random.Random(seed))
