@@ -6,12 +6,12 @@ process that collects tests.
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import loaded
 import pytest
+from schemas import without_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,8 +38,8 @@ def read(path: Path) -> Any:
 
 
 def nbformat() -> Any:
-    """The library, without the grammar of addresses that a library of its own would read: no notebook has addresses."""
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    """The library."""
+    without_grammar()
     import nbformat
 
     return nbformat

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
+from schemas import without_grammar
 
+without_grammar()
 SCHEMAS = Path(os.environ.get("SHARDKIT_SCHEMAS", Path(__file__).parents[3] / "shared" / "data" / "schemas"))
 WORKFLOWS, EVENTS, APPLICATION = "argo-workflows.schema.json", "argo-events.schema.json", "argo-cd-application-crd.yaml"
 ARGO_KINDS = {
@@ -67,7 +69,7 @@ def _validator(kind: str) -> Any:
     file, name = ARGO_KINDS[kind]
     schema = _schema(file)
     whole = {**schema, "$ref": f"#/definitions/{name}"} if name else schema
-    from jsonschema import Draft7Validator  # which takes a second, and all processes of a test run import this module
+    from jsonschema import Draft7Validator  # which takes a while, and all processes of a test run import this module
 
     return Draft7Validator(whole)
 
