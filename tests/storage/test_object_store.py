@@ -296,7 +296,7 @@ def test_objects_are_fetched_ahead_for_all_that_are_worked_on_together(
     project: JobProject, bucket: Bucket, function: str, how: dict[str, int]
 ) -> None:
     project.write_function(CALLS)
-    texts = {f"{i:03d}.txt": "bad" if i == 90 else f"text {i}" for i in range(150)}
+    texts = {f"{i:03d}.txt": "bad" if i == 90 else f"text {i}" for i in range(100)}
     bucket.put_all({f"in/{name}": text for name, text in texts.items()})
     names = sorted(name for name in texts if name != "090.txt")
     pipeline = sk.Pipeline(
@@ -524,12 +524,12 @@ def jobs_in(project: JobProject, bucket: Bucket, **fields: Any) -> dict[str, Any
 @namespaces
 @pytest.mark.parametrize("mode", ["stream", pytest.param("download", marks=SLOW)])
 def test_jobs_with_input_and_output_in_s3(project: JobProject, bucket: Bucket, mode: str) -> None:
-    keys = ["top.txt", *(f"{group}/r {i}%20+é.txt" for group in "ab" for i in range(3))]
+    keys = ["top.txt", *(f"a/r {i}%20+é.txt" for i in range(2))]
     bucket.put_all({f"in/{key}": "go" for key in keys})
     run = sk.Pipeline(**jobs_in(project, bucket, input_mode=mode)).run(project.local(), quiet=True)
     assert keys_of(run) == sorted(keys)
     assert check_ledger(run).status == "done"
-    assert [job["status"] for job in sk.open_run(f"{bucket.uri}/out").jobs()] == ["Completed"] * 4
+    assert [job["status"] for job in sk.open_run(f"{bucket.uri}/out").jobs()] == ["Completed"] * 3
     for secret in ("a-secret-of-the-session", "AKIDEXAMPLE"):
         assert not project.files_with(secret)
         for key in bucket.keys("out/_shardkit"):
@@ -539,7 +539,7 @@ def test_jobs_with_input_and_output_in_s3(project: JobProject, bucket: Bucket, m
 @pytest.mark.slow
 @namespaces
 def test_jobs_merge_their_days_in_s3(project: JobProject, bucket: Bucket) -> None:
-    keys = [f"2020-01-0{day}/r{i}.txt" for day in (1, 2) for i in range(3)]
+    keys = [f"2020-01-0{day}/r{i}.txt" for day in (1, 2) for i in range(2)]
     bucket.put_all({f"in/{key}": "go" for key in keys})
     fields = jobs_in(project, bucket, shards={"by": "date", "path": "{Y}-{m}-{d}"})
     run = sk.Pipeline(**fields).run(project.local(), quiet=True)
@@ -549,18 +549,18 @@ def test_jobs_merge_their_days_in_s3(project: JobProject, bucket: Bucket) -> Non
     run = sk.Pipeline(**fields).run(project.local(), quiet=True)
     assert "1 day merged where they were computed, 0 here." in "\n".join(run.logs("merge"))
     assert keys_of(run) == sorted(keys)
-    assert run.summary().records == {"listed": 3, "done": 1, "quarantined": 0, "skipped": 2}
+    assert run.summary().records == {"listed": 2, "done": 1, "quarantined": 0, "skipped": 1}
     assert len(bucket.data_files()) == 2
 
 
 @namespaces
 @SLOW
 def test_objects_dealt_out_by_the_service(project: JobProject, bucket: Bucket) -> None:
-    bucket.put_all({f"in/r{i}.txt": "go" for i in range(7)} | {"in/r0.other": "no record"})
-    fields = jobs_in(project, bucket, input_mode="download", shards={"by": "s3key", "instances": 3})
+    bucket.put_all({f"in/r{i}.txt": "go" for i in range(5)} | {"in/r0.other": "no record"})
+    fields = jobs_in(project, bucket, input_mode="download", shards={"by": "s3key", "instances": 2})
     fields["input"] = {"uri": fields["input"], "pattern": "*.txt"}
     run = sk.Pipeline(**fields).run(project.local(), quiet=True)
-    assert keys_of(run) == [f"r{i}.txt" for i in range(7)]
+    assert keys_of(run) == [f"r{i}.txt" for i in range(5)]
 
 
 HELD = """
@@ -579,12 +579,12 @@ def features(record):
 @SLOW
 def test_another_machine_goes_on(project: JobProject, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     project.write_function(HELD.format(root=str(project.root)))
-    bucket.put_all({f"in/{group}/r{i}.txt": "go" for group in "abc" for i in range(3)})
+    bucket.put_all({f"in/{group}/r{i}.txt": "go" for group in "bc" for i in range(2)})
     monkeypatch.setattr(lease, "LEASE_S", 2.0)
     monkeypatch.setenv("XDG_STATE_HOME", str(project.root / "one"))
     code = "import shardkit.storage.lease as o; o.LEASE_S, o.LEASE_RENEWAL_S = 1.0, 0.2\n"
     with dying(project.start_driver(before=code, **jobs_in(project, bucket))) as driver:
-        project.wait_for_calls("b/r1.txt", "c/r2.txt")
+        project.wait_for_calls("b/r1.txt", "c/r1.txt")
         run = sk.open_run(f"{bucket.uri}/out")
         assert run.summary().status == "running"
         with pytest.raises(sk.RunBusy, match="worked on by another process on"):
@@ -594,17 +594,17 @@ def test_another_machine_goes_on(project: JobProject, bucket: Bucket, monkeypatc
     project.open_gate()
     wait_for(lambda: not run.folder.is_locked(), what="the end of the lease")
     run.resume(quiet=True)
-    assert len(keys_of(run)) == 9
-    assert len(project.calls()) == 9
+    assert len(keys_of(run)) == 4
+    assert len(project.calls()) == 4
     assert all(len(job["attempts"]) == 1 for job in run.jobs())
     run.retry(quiet=True)  # nothing to do
-    run.resume(quiet=True, **{"output.rows_per_file": 2})
+    run.resume(quiet=True, **{"output.rows_per_file": 1})
     # Back at the first machine, whose queue knows nothing of that.
     monkeypatch.setenv("XDG_STATE_HOME", str(project.root / "one"))
     assert [job["job"].rpartition("-g")[2] for job in run.jobs()] == ["2-merge"]
     run.resume(quiet=True, **{"output.rows_per_file": 3})
-    assert len(bucket.data_files()) == 3
-    assert len(project.calls()) == 9
+    assert len(bucket.data_files()) == 2
+    assert len(project.calls()) == 4
 
 
 @namespaces
