@@ -177,9 +177,11 @@ def test_another_source_of_this_package_is_another_digest(tmp_path: Path) -> Non
     seen.add(bootstrap.source_digest(package))
     (package / "room" / "more.py").rename(package / "more.py")
     seen.add(bootstrap.source_digest(package))
-    assert len(seen) == 4
+    (package / "more.py").rename(package / "other.py")
+    seen.add(bootstrap.source_digest(package))
+    assert len(seen) == 5
     own = bootstrap.source_digest(PACKAGE)
-    assert [bootstrap.has_same_shardkit(digest) for digest in (own, *seen)] == [True, *[False] * 4]
+    assert [bootstrap.has_same_shardkit(digest) for digest in (own, *seen)] == [True, *[False] * 5]
 
 
 def test_an_environment_by_hand_is_one(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from test_examples import EXAMPLES, load
 import shardkit as sk
 from shardkit.engines.local import LocalEngine, available_isolation
 from shardkit.runs import on_engine as driver
+from shardkit.runs.planning import planned_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,18 +142,27 @@ def data_input(request: dict[str, Any]) -> dict[str, Any] | None:
 
 @pytest.mark.whole
 def test_a_folder_is_downloaded_by_its_prefix_and_any_other_shard_by_a_manifest(project: JobProject) -> None:
-    for key in ("a/r.txt", "a/b/r.txt", "top.txt"):  # of a, only the folder below it is a group of its own
-        (project.data / key).parent.mkdir(exist_ok=True)
-        (project.data / key).write_text("go")
-    run = project.run_jobs(input_mode="download", shards={"by": "directory", "depth": 2})
+    project.write_groups("go", groups="a")
+    (project.data / "top.txt").write_text("go")
+    run = project.run_jobs(input_mode="download")
     assert project.keys_and_rows(run) == project.expected()
     given = {name: data_input(request) for name, request in requests_of(project).items()}
     assert given.pop("merge") is None
     kinds = {each["S3Uri"].removeprefix(str(project.root)): each["S3DataType"] for each in given.values() if each}
-    manifests = sorted(uri for uri in kinds if uri.endswith(".json"))
-    assert kinds == {"/data/a/b/": "S3Prefix", **dict.fromkeys(manifests, "ManifestFile")}
-    listed = [json.loads((project.root / uri.lstrip("/")).read_text()) for uri in manifests]
-    assert sorted(listed, key=str) == [[{"prefix": f"{project.data}/"}, key] for key in ("a/r.txt", "top.txt")]
+    manifest = next(uri for uri in kinds if uri.endswith(".json"))
+    assert kinds == {"/data/a/": "S3Prefix", manifest: "ManifestFile"}
+    assert json.loads((project.root / manifest.lstrip("/")).read_text()) == [{"prefix": f"{project.data}/"}, "top.txt"]
+
+
+def test_a_folder_with_groups_below_it_is_downloaded_by_a_manifest(project: JobProject) -> None:
+    for key in ("a/r.txt", "a/b/r.txt"):
+        (project.data / key).parent.mkdir(exist_ok=True)
+        (project.data / key).write_text("go")
+    run = project.run_jobs(input_mode="download", shards={"by": "directory", "depth": 2}, wait=False)
+    jobs = driver.RunJobs(run.folder, planned_pipeline(run.folder.plan(), {}))
+    requests = jobs.store.requests([job.job_id for job in jobs.current() if not job.job_id.endswith("merge")])
+    given = [data_input(request) for request in requests.values()]
+    assert sorted(each["S3DataType"] for each in given if each) == ["ManifestFile", "S3Prefix"]
 
 
 @pytest.mark.whole
