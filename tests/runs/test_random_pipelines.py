@@ -10,9 +10,10 @@ from random_pipelines import Counter, Story, plain, try_seed
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Of 240 seeds the cheapest that together take every branch of the program that the first thirty take, come to each
-# format, combine, kind of record and way of returning rows with days and without, and to each way of failing.
-SEEDS = ((0, 5, 16, 21), (50, 63, 70, 74), (105, 116, 139, 183, 220, 239))
+# Of 240 seeds the cheapest that together take the branches of the program that the first thirty take, come to each
+# format, combine, kind of record and way of returning rows with days and without, and to each way of failing; and 22,
+# which notices files that are kept though the notes on them are of other rows.
+SEEDS = ((0, 5, 16, 21), (22, 50, 63, 70, 74), (105, 116, 139, 183, 220, 239))
 
 
 @pytest.mark.whole
