@@ -185,7 +185,7 @@ def test_objects_come_as_they_were_listed(uri: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(objectstore, "LARGE_BYTES", 1 << 20)
     monkeypatch.setattr(objectstore, "RANGE_BYTES", 1 << 20)
     place = folder(f"{uri}/in")
-    large = os.urandom(11 << 20)  # which also goes up in several parts
+    large = os.urandom(6 << 20)  # which also goes up in several parts
     (tmp_path / "large").write_bytes(large)
     place.put_file(tmp_path / "large", "large.bin")
     place.write(ODD_KEY, b"odd")
