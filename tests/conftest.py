@@ -49,12 +49,13 @@ RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # The files whose tests take longest begin first, so that the end need not wait for one of them.
 LONGEST = (
-    *("deployed_queue", "paused", "jobs", "examples", "docs", "object_store"),
-    *("paused_commands", "notebooks", "merging", "rows", "jobs_crash", "queue_scale"),
-    *("storm", "resume", "conformance", "cleaning", "row_groups", "daymerges"),
-    *("job_environments", "days", "cli_jobs", "planning", "s3_access", "crash_safety"),
-    *("queue_faults", "forkserver", "s3_faults", "job_stores", "damage", "catalog"),
-    *("cli", "typing"),
+    *("deployed_queue", "docs", "notebooks", "object_store", "queue_scale", "jobs", "conformance"),
+    *("examples", "stealing", "paused", "paused_commands", "history", "run", "manifests"),
+    *("crash_safety", "jobs_crash", "merging", "iceberg", "s3_access", "cluster", "resume"),
+    *("example", "days", "rows", "storm", "paused_servers", "provenance", "increments"),
+    *("interrupted_store", "async", "plugins", "job_environments", "planning", "forecast"),
+    *("strange_answers", "query", "catalog", "memory", "training_carriers", "random_pipelines"),
+    *("storage_errors", "s3_faults", "report", "cleaning", "typing", "looking", "cli"),
 )
 
 

@@ -137,11 +137,9 @@ def test_logs_are_followed_until_the_steps_have_ended(tmp_path: Path) -> None:
     assert "has no step 'd'" in home.done("logs", "--follow", "--step", "d", expect=2).stderr
 
 
-@pytest.mark.parametrize(
-    ("how", "step"),
-    [*(("driver", step) for step in "abc"), *(("everything", step) for step in "abc"), ("Ctrl-C", "b")],
-)
-def test_killed_at_each_step_and_resumed(tmp_path: Path, how: str, step: str) -> None:
+# At the first step nothing is done, at the last nothing is left to begin; what is done to a step is the same at each.
+@pytest.mark.parametrize(("how", "step"), [("driver", "a"), ("driver", "c"), ("everything", "b"), ("Ctrl-C", "b")])
+def test_killed_at_a_step_and_resumed(tmp_path: Path, how: str, step: str) -> None:
     home = Home(tmp_path, THREE)
     held = home.hold(step)
     command = home.workflow("run")
