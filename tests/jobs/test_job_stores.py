@@ -211,9 +211,11 @@ def test_a_change_is_written_once(store: Store) -> None:
     assert claimed == store.get("a") and claimed.version == 2 and claimed.attempts[0]["name"] == "a-1"
     assert store.update(claim(job, START + 2, 60)) is None and store.get("a") == claimed
     running = written(store, created(claimed, START + 3))
+    stopping = written(store, stop_asked(running, START + 4))
     (flying,) = store.flight()
-    assert all(getattr(flying, name) == getattr(running, name) for name in vars(flying)) and not flying.uncertain
-    done = written(store, ended(running))
+    assert all(getattr(flying, name) == getattr(stopping, name) for name in vars(flying)) and not flying.uncertain
+    assert flying.stop_asked_at == START + 4
+    done = written(store, ended(stopping))
     assert done.notice_at == START + 50 and done == store.get("a") and store.flight() == []
 
 
