@@ -9,6 +9,7 @@ import joblib
 import pytest
 
 import shardkit as sk
+from shardkit.clusters.loky import Loky
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,3 +80,9 @@ def test_joblibs_own_processes_are_left_to_joblib(tmp_path: Path, files: Callabl
         assert squares() == [0, 1, 4, 9]
         sk.run(processes, data, tmp_path / out, quiet=True, parallel={"backend": "loky", "n_jobs": 2})
     assert squares() == [0, 1, 4, 9]
+
+
+def test_processes_have_the_environment_that_the_program_has_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("before", "after"):
+        monkeypatch.setenv("SHARDKIT_TEST", text)
+        assert Loky(1, None).submit(os.getenv, "SHARDKIT_TEST").result() == text
