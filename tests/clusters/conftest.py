@@ -53,11 +53,11 @@ def ray(s3_url: str) -> Iterator[RayCluster]:
         yield cluster
 
 
-@pytest.fixture(scope="session", params=SYSTEMS)
+@pytest.fixture(scope="module", params=SYSTEMS)
 def system(request: pytest.FixtureRequest, s3_url: str) -> Iterator[System]:
     """One after the other, each of what chunks can be handed to, from a program that can reach the bucket.
 
-    If only some tests could reach it, joblib's processes would be started again for them.
+    If only some tests of a module could reach it, joblib's processes would be started again for them.
     """
     here = {"backend": request.param, "n_jobs": JOBS}
     with pytest.MonkeyPatch.context() as patched:

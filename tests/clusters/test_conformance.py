@@ -54,13 +54,13 @@ def zoo_run(root: Path, parallel: dict[str, Any]) -> sk.Run:
     return project.run(parallel=parallel, max_failures="100%", timeout=TIMEOUT_S)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def zoo_here(tmp_path_factory: pytest.TempPathFactory) -> sk.Run:
     """The run on this machine."""
     return zoo_run(tmp_path_factory.mktemp("zoo-here"), HERE)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def zoo_there(system: System, zoo_here: sk.Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[sk.Run, bool]:
     """The same run elsewhere, and whether the nodes have lived through it."""
     if system.parallel == HERE:
