@@ -285,6 +285,7 @@ def test_names_and_quotas_are_not_those_of_processing_jobs(tmp_path: Path) -> No
         code, message = refusal(engine.describe_training_job, TrainingJobName="none")
         assert (code, message) == ("ValidationException", "Requested resource not found.")
         assert refusal(engine.describe_processing_job, ProcessingJobName="one")[0] == "ValidationException"
+        engine.stop_training_job(TrainingJobName="one")
 
 
 def test_lists_go_page_by_page(engine: Any) -> None:
