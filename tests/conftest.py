@@ -54,6 +54,7 @@ LONGEST = (
     *("crash_safety", "jobs_crash", "merging", "iceberg", "s3_access", "cluster", "resume"),
     *("example", "days", "rows", "storm", "paused_servers", "provenance", "increments"),
     *("interrupted_store", "async", "plugins", "job_environments", "planning", "forecast"),
+    *("webhook", "kept_aside", "data_checks", "computed_again", "training_jobs", "engine_contract"),
     *("strange_answers", "query", "catalog", "memory", "training_carriers", "random_pipelines"),
     *("storage_errors", "s3_faults", "report", "cleaning", "typing", "looking", "cli"),
 )

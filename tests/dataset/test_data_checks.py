@@ -92,6 +92,7 @@ def many(count: int, **more: Any) -> list[dict[str, Any]]:
     return [{"id": n, "text": f"t{n}", **more} for n in range(count)]
 
 
+@pytest.mark.whole
 def test_the_checks_by_name_pass_and_fail_as_they_say(world: World) -> None:
     checks = {"rows_within": "20%", "no_new_nulls": ["id", "text"], "unique": ["id", "text"], "same_types": True}
     world.put(a=many(10), b=[{"id": None, "text": "x"}])
@@ -386,6 +387,7 @@ def test_killed_while_files_are_accepted_the_dataset_is_the_old_or_the_new(
     assert sk.check(world.out).ok
 
 
+@pytest.mark.whole
 def test_killed_before_the_checks_are_noted_the_run_is_merged_and_checked_again(
     after_first: Path, tmp_path: Path
 ) -> None:

@@ -245,6 +245,7 @@ def test_a_run_that_is_asked_for_by_its_id_again_goes_on_with_what_it_has(world:
 # ---- exit codes and acceptance
 
 
+@pytest.mark.whole
 def test_every_command_says_by_the_same_code_that_a_check_has_failed(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +267,7 @@ def test_every_command_says_by_the_same_code_that_a_check_has_failed(
     assert world.failing(WAITS) == []
 
 
+@pytest.mark.whole
 def test_what_a_resumed_run_has_made_is_what_is_accepted(world: World) -> None:
     world.put(a=1, b=20)
     world.failing()

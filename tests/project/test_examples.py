@@ -283,6 +283,7 @@ def test_columns_have_one_type_each(waveform_rows: tuple[list[dict[str, Any]], d
 
 
 @pytest.mark.parametrize("padding", [0, 1, 30, 2000])
+@pytest.mark.whole
 def test_gaps_in_an_ecg_leave_its_heart_rate_alone(waveforms: ModuleType, tmp_path: Path, padding: int) -> None:
     signal = ecg(60, 72)
     signal[:padding] = np.nan

@@ -139,6 +139,7 @@ def test_an_interruption_ends_it_at_once_and_leaves_nothing(project: Again, numb
     assert sorted(project.out.rglob("*")) == before
 
 
+@pytest.mark.whole
 def test_a_terminal_sees_how_far_it_is_and_a_log_sees_the_outcome_alone(project: Again, shardkit: Any) -> None:
     words = ["-m", "shardkit", "verify", project.out]
     said = said_in_terminal(words, env=environment(COLUMNS="100", TERM="xterm"))

@@ -72,6 +72,7 @@ def expected(*names: str) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("output", [{"rows_per_file": 7}, {"target_bytes": 2000}], ids=["rows", "bytes"])
+@pytest.mark.whole
 def test_each_row_leads_to_its_record(project: Project, output: dict[str, Any]) -> None:
     run = run_of(project, workers=2, **output)
     table = run.dataset().to_table()
@@ -277,6 +278,7 @@ def test_of_pieces_of_a_file_and_of_batches(tmp_path: Path) -> None:
     assert run.verify().is_reproducible
 
 
+@pytest.mark.whole
 def test_input_and_output_in_a_store(project: Project, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"ENDPOINT_URL_S3": s3_url, "ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any", "DEFAULT_REGION": "us-east-1"}
     for name, value in own.items():

@@ -130,6 +130,7 @@ def expected(*without: str) -> list[dict[str, Any]]:
     return [{"key": key, "text": f"text {int(key[1:])}"} for key in keys if key not in without]
 
 
+@pytest.mark.whole
 def test_rows_are_in_order_however_calls_end(data: Path, tmp_path: Path) -> None:
     run = sk.run(unequal, data, tmp_path / "out", concurrency=8, workers=2, quiet=True)
     assert rows_of(run) == expected()
