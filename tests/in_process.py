@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     import pytest
 
 
+def command(*arguments: object, code: int = 0) -> Result:
+    """Run a command of the program; ``code`` is the exit code that is expected."""
+    done = CliRunner().invoke(cli, list(map(str, arguments)), env={"COLUMNS": "120"}, prog_name="shardkit")
+    assert done.exit_code == code, f"exit code {done.exit_code}\n{done.output}"
+    return done
+
+
 class InProcess:
     """Runs commands; ``modules`` are the user's own, of which each test has another one by the same name."""
 
@@ -30,6 +37,4 @@ class InProcess:
         self._monkeypatch.syspath_prepend(folder)
         for name in self._modules:
             self._monkeypatch.delitem(sys.modules, name, raising=False)
-        done = CliRunner().invoke(cli, list(map(str, arguments)), env={"COLUMNS": "120"}, prog_name="shardkit")
-        assert done.exit_code == code, done.output
-        return done
+        return command(*arguments, code=code)

@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import in_process
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from simulated_service import SimulatedService
 
 import shardkit as sk
-from shardkit.cli.app import cli
 from shardkit.jobs import Policy, SimulatedClock, SQLiteStore, Submission, drive
 from shardkit.jobs.prices import KnownPrices, prices_at
 from shardkit.jobs.shipped_prices import DATED
@@ -379,9 +378,7 @@ def test_the_command_line(shardkit: RunCommand, words: Path, monkeypatch: pytest
     monkeypatch.chdir(words)
 
     def refused(*arguments: str) -> str:
-        done = CliRunner().invoke(cli, arguments)
-        assert done.exit_code == 2, done.output
-        return done.output
+        return in_process.command(*arguments, code=2).output
 
     plan = ("plan", "words.yaml")
     said = shardkit(*plan, "--sample", "2", "--deadline", "1h", "--trials", "5", "--prices").stdout

@@ -8,14 +8,13 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import in_process
 import pyarrow.parquet as pq
 import pytest
 import warm
-from click.testing import CliRunner
 from crashing import wait_for
 
 import shardkit as sk
-from shardkit.cli.app import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,8 +78,7 @@ def shardkit_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunCommand
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = CliRunner().invoke(cli, words)
-        assert done.exit_code == code, f"exit code {done.exit_code}\n{done.output}"
+        done = in_process.command(*words, code=code)
         return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
 
     return run

@@ -17,13 +17,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import in_process
 import pytest
 import warm
-from click.testing import CliRunner
 from crashing import LINUX, Command, Done, Project, check_ledger, dying, environment, is_alive, rows_of, wait_for
 
 import shardkit as sk
-from shardkit.cli.app import cli
 
 pytestmark = LINUX
 SLOW = pytest.mark.slow
@@ -84,8 +83,7 @@ def held_run(project: GatedProject, **options: Any) -> Command:
 
 def here(*arguments: object, expect: int = 0) -> Done:
     """Run a command of the program in this process, which is another than the one that was interrupted."""
-    done = CliRunner().invoke(cli, [*map(str, arguments)])
-    assert done.exit_code == expect, f"exit code {done.exit_code}\n{done.output}"
+    done = in_process.command(*arguments, code=expect)
     return Done(done.exit_code, done.stdout, done.stderr)
 
 
