@@ -14,13 +14,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import in_process
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import warm
-from click.testing import CliRunner
-
-from shardkit.cli.app import cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -828,8 +826,7 @@ def run_pipeline(example: Path, *arguments: str, pipeline: str = "pipeline.yaml"
     """Run an example's pipeline in its folder; returns the JSON in the last line of its stdout."""
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(example)
-        done = CliRunner().invoke(cli, ["run", pipeline, "--json", *arguments])
-    assert done.exit_code == 0, done.output
+        done = in_process.command("run", pipeline, "--json", *arguments)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 

@@ -16,18 +16,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import in_process
 import loaded
 import notebooks
 import pandas as pd
 import pytest
 import warm
 import warm_jobs
-from click.testing import CliRunner
 from notebooks import needs_notebooks
 
 import shardkit as sk
 from shardkit import templates
-from shardkit.cli.app import cli
 from shardkit.runs.requests import check_engine
 
 pytestmark = [
@@ -131,8 +130,8 @@ def initiated(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(folder.parent)
     with monkeypatch.context() as patched:
         patched.setattr(templates, "runpy", types.SimpleNamespace(run_path=run_path))
-        done = CliRunner().invoke(cli, ["init", kind, folder.name])
-    assert (done.exit_code, done.stdout) == (0, "")
+        done = in_process.command("init", kind, folder.name)
+    assert done.stdout == ""
     assert f"Run it: cd {folder.name} && shardkit run pipeline.yaml" in done.stderr
     for name in ["driver.ipynb", *more]:
         assert name in done.stderr

@@ -8,12 +8,11 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import in_process
 import pytest
-from click.testing import CliRunner
 from emulators import s3_client
 
 import shardkit as sk
-from shardkit.cli.app import cli
 from shardkit.runfolder.folder import RunFolder
 from shardkit.runfolder.names import RUNS
 from shardkit.storage.local_folder import LocalFolder
@@ -22,8 +21,6 @@ from shardkit.storage.open import folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
-
-    from click.testing import Result
 
     from shardkit.storage.base import Folder
 
@@ -319,11 +316,7 @@ def test_files_that_cannot_be_removed_are_told(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.whole
 def test_on_the_command_line(feed: Feed) -> None:
-    def shardkit(*words: str, code: int = 0) -> Result:
-        done = CliRunner().invoke(cli, words)
-        assert done.exit_code == code, done.output
-        return done
-
+    shardkit = in_process.command
     told = shardkit("clean", feed.output, "--dry-run").stdout
     assert f"{feed.made[1]}  " in told
     assert f"would go in {feed.output}" in told

@@ -8,12 +8,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import in_process
 import pytest
-from click.testing import CliRunner
 from crashing import LINUX
 
 import shardkit as sk
-from shardkit.cli.app import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,9 +61,7 @@ def write(name: str, text: str) -> None:
 
 
 def command(*words: str, code: int = 0) -> str:
-    done = CliRunner().invoke(cli, words)
-    assert done.exit_code == code, done.output
-    return done.output
+    return in_process.command(*words, code=code).output
 
 
 def without_addresses(text: str) -> str:

@@ -7,12 +7,11 @@ import threading
 import types
 from typing import TYPE_CHECKING, Any
 
+import in_process
 import pytest
-from click.testing import CliRunner
 from crashing import LINUX, Project, is_alive, wait_for
 
 import shardkit as sk
-from shardkit.cli.app import cli
 from shardkit.workers import pool, watch
 from shardkit.workers.board import Board
 
@@ -136,7 +135,7 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[st
             *project.run_arguments(workers=2, timeout=1, max_failures="100%", chunks="even"), "--quiet"
         )
     assert "Traceback" not in done.stderr
-    failures = CliRunner().invoke(cli, ["failures", str(project.out), "--json"]).stdout.splitlines()
+    failures = in_process.command("failures", project.out, "--json").stdout.splitlines()
     return project, {entry["key"]: entry for entry in map(json.loads, failures)}, [*map(int, pids.read_text().split())]
 
 
@@ -240,7 +239,7 @@ def test_what_fits_alone_is_not_quarantined_and_what_does_not_is(tmp_path: Path)
     project.write_records(map(str, units))
     project.write_function(CROWDED)
     project.command(*project.run_arguments(workers=3, max_failures="100%"), "--quiet")
-    failures = CliRunner().invoke(cli, ["failures", str(project.out), "--json"]).stdout.splitlines()
+    failures = in_process.command("failures", project.out, "--json").stdout.splitlines()
     assert [json.loads(line)["key"] for line in failures] == ["r007.txt"]
     assert len(project.rows()) == 23
 
